@@ -1,0 +1,62 @@
+"""Files that are either whole or absent, and errors that say what to do."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+__all__ = ["InputError", "atomic_path", "require"]
+
+
+class InputError(ValueError):
+    """Something that the user gave is missing or wrong; the message says what to do about it."""
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Write a file under a temporary name; rename it to `path` once it is whole.
+
+    Parameters
+    ----------
+    path : str or Path
+        The final name. Missing folders above it are created.
+
+    Yields
+    ------
+    Path
+        A temporary path in the same folder with the same suffix. When the block raises, it is
+        removed and a file already at `path` stays as it was.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(
+        dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix or ".tmp"
+    )
+    os.close(handle)
+    # mkstemp makes private files; a result is as readable as any other file of the user.
+    umask = os.umask(0)
+    os.umask(umask)
+    os.chmod(name, 0o666 & ~umask)
+    try:
+        yield Path(name)
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def require(path: str | Path, notebook: str) -> Path:
+    """Return `path` if the file is there.
+
+    Raises
+    ------
+    InputError
+        If it is missing; the message names the notebook that writes it.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(
+            f"{path} is missing. Notebook {notebook} writes it: run that one first, with the same "
+            "`run_dir` and `subject`."
+        )
+    return path
