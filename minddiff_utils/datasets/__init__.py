@@ -1,0 +1,1 @@
+"""Recordings, each read into the same `Subject` record."""
