@@ -1,0 +1,45 @@
+# make book                                      the phantom's book: no download, minutes on a laptop
+# make book PARAMS=miyawaki MIYAWAKI=FILE.mat    the same notebooks on a real recording
+# make book PARAMS=nsd NSD=FOLDER                the same notebooks on NSD
+# make test | make lab | make clean
+
+PYTHON ?= python3
+VENV ?= .venv
+PARAMS ?= phantom
+SET ?=
+MIYAWAKI ?=
+NSD ?=
+
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+DATA_miyawaki := $(MIYAWAKI)
+DATA_nsd := $(NSD)
+DATA := $(DATA_$(PARAMS))
+
+.PHONY: book test lab clean environment
+.DEFAULT_GOAL := book
+
+book: $(READY)
+	@$(BIN)/minddiff book $(PARAMS) $(if $(DATA),--data "$(DATA)") $(foreach item,$(SET),--set $(item))
+
+test: $(READY)
+	@$(BIN)/python -m pytest -q $(TESTS)
+
+lab: $(READY)
+	@$(BIN)/minddiff data phantom
+	@cd notebooks && $(abspath $(BIN))/python -m jupyter lab
+
+clean:
+	rm -rf runs .venv .pytest_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+environment: $(READY)
+
+# The stamp comes last, so an installation that was stopped half-way is done again.
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("$(PYTHON) is Python %d.%d; the book needs 3.11 or later: make PYTHON=python3.11 …" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	@echo "Installing the packages of requirements.lock into $(VENV): a few minutes, the first time only."
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@

@@ -1,0 +1,417 @@
+"""What a run is: parameters, the notebooks' order, and what must be done again after a change.
+
+A *plan* is a file of `notebooks/params/` read and checked. From it come *jobs*, one a notebook and
+subject: small JSON files, rewritten only when something that the notebook depends on has changed.
+Snakemake compares their dates with those of the executed notebooks and so knows what is left.
+"""
+
+import ast
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import yaml
+
+from minddiff_utils.files import InputError, atomic_path
+
+__all__ = [
+    "Job",
+    "Plan",
+    "Sheet",
+    "code_digest",
+    "declared_parameters",
+    "find_sheets",
+    "load_plan",
+    "make_jobs",
+    "read_job",
+]
+
+PACKAGE = Path(__file__).parent
+# Modules that draw and build pages: a change there redoes the page, not the computation.
+DISPLAY = frozenset({"figures", "book", "runs", "cli", "execution"})
+# Keys of a parameter file that are for the book, not for the notebooks.
+BOOK_KEYS = frozenset({"title", "about", "pages", "subjects", "phantom", "parameters"})
+HASHED_WHOLE = 64 * 2**20  # bytes; larger files count by size and date
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """One notebook of the chain: its name, source file and declared parameters with defaults."""
+
+    name: str
+    path: Path
+    defaults: Mapping[str, Any]
+
+    @property
+    def group(self) -> bool:
+        """Whether it looks at all subjects together."""
+        return "subjects" in self.defaults
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run: which notebooks, for whom, with which parameters, written where."""
+
+    name: str
+    title: str
+    about: str
+    pages: tuple[str, ...]
+    subjects: tuple[str, ...]
+    phantom: Mapping[str, Any] | None
+    parameters: Mapping[str, Any]
+    notebooks: Path
+    sheets: tuple[Sheet, ...] = field(default=())
+
+    def path(self, parameter: str) -> Path:
+        """A path parameter, which is relative to the folder of the notebooks, made absolute."""
+        return (self.notebooks / str(self.parameters[parameter])).resolve()
+
+    @property
+    def run(self) -> Path:
+        """The folder that everything of this run goes to."""
+        return self.path("run_dir")
+
+    @property
+    def chapters(self) -> tuple[Sheet, ...]:
+        """The notebooks that run once a subject."""
+        return tuple(sheet for sheet in self.sheets if not sheet.group)
+
+    @property
+    def group(self) -> tuple[Sheet, ...]:
+        """The notebooks that run once, after all subjects."""
+        return tuple(sheet for sheet in self.sheets if sheet.group)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One notebook to execute. `subject` is "" for a notebook about all subjects."""
+
+    notebook: str
+    subject: str
+    source: str
+    output: str
+    cwd: str
+    run: str
+    parameters: dict[str, Any]
+    data: str
+    page: str
+
+    @property
+    def label(self) -> str:
+        """Subject and notebook, for messages."""
+        return f"{self.subject or 'all subjects'} · {self.notebook}"
+
+
+def declared_parameters(notebook: nbformat.NotebookNode, name: str = "notebook") -> dict[str, Any]:
+    """Names and defaults of the cell tagged `parameters`: plain scalars, read without running it.
+
+    Raises
+    ------
+    InputError
+        If there is not exactly one such cell, or it holds anything else than `name = scalar`.
+    """
+    cells = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+    if len(cells) != 1:
+        raise InputError(f"{name}: expected one cell tagged `parameters`, found {len(cells)}.")
+    values = {}
+    for node in ast.parse(cells[0].source).body:
+        try:
+            (target,) = node.targets
+            values[target.id] = ast.literal_eval(node.value)
+        except (AttributeError, ValueError, TypeError):
+            raise InputError(
+                f"{name}: `{ast.unparse(node)}` in the cell tagged `parameters`; expected lines "
+                "such as `seed = 0`: one name, one plain value."
+            ) from None
+    return values
+
+
+def find_sheets(notebooks: str | Path) -> tuple[Sheet, ...]:
+    """The notebooks `NN_name.ipynb` of a folder in their order, with their declared parameters.
+
+    Raises
+    ------
+    InputError
+        If there are none, or one cannot be read.
+    """
+    sheets = []
+    for path in sorted(Path(notebooks).glob("[0-9][0-9]_*.ipynb")):
+        try:
+            notebook = nbformat.read(path, as_version=4)
+        except (nbformat.reader.NotJSONError, json.JSONDecodeError) as error:
+            raise InputError(f"{path} is not a notebook: {error}") from None
+        sheets.append(Sheet(path.stem, path.resolve(), declared_parameters(notebook, path.name)))
+    if not sheets:
+        raise InputError(f"{notebooks} holds no notebooks named NN_name.ipynb.")
+    return tuple(sheets)
+
+
+def load_plan(
+    path: str | Path, notebooks: str | Path, changes: Mapping[str, Any] | None = None
+) -> Plan:
+    """Read and check a parameter file.
+
+    Parameters
+    ----------
+    path : str or Path
+        A YAML file: `title`, `about`, `pages`, `subjects`, `phantom` for the book, every other key
+        a parameter of at least one notebook. Paths in it are relative to `notebooks`.
+    notebooks : str or Path
+        Folder of the notebooks `NN_name.ipynb`.
+    changes : mapping, optional
+        Values that replace those of the file.
+
+    Raises
+    ------
+    InputError
+        If the file is missing or no YAML, or a key or a value's type does not fit.
+    """
+    path, notebooks = Path(path), Path(notebooks).resolve()
+    values = {**_read_yaml(path), **(changes or {})}
+    sheets = find_sheets(notebooks)
+    subjects = values.get("subjects", ["subj01"])
+    if isinstance(subjects, str):
+        subjects = [name.strip() for name in subjects.split(",") if name.strip()]
+    if not isinstance(subjects, list) or not subjects or len(set(subjects)) < len(subjects):
+        raise InputError(f"{path}: `subjects` is {subjects!r}; expected a list of different names.")
+    for subject in subjects:
+        _check_name(path, subject)
+    parameters = {key: value for key, value in values.items() if key not in BOOK_KEYS}
+    if "run_dir" not in parameters:
+        raise InputError(f"{path}: `run_dir` is missing; for example ../runs/{path.stem}.")
+    _check_parameters(path, parameters, sheets)
+    return Plan(
+        name=path.stem,
+        title=str(values.get("title", path.stem)),
+        about=str(values.get("about", "")),
+        pages=tuple(values.get("pages", ("method",))),
+        subjects=tuple(subjects),
+        phantom=values.get("phantom"),
+        parameters=parameters,
+        notebooks=notebooks,
+        sheets=sheets,
+    )
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        known = ", ".join(sorted(other.stem for other in path.parent.glob("*.yaml")))
+        raise InputError(f"There is no parameter file {path}. Known: {known or 'none'}.")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: expected lines `name: value`.")
+    return values
+
+
+def _check_name(path: Path, subject: object) -> None:
+    """A subject names a folder and labels in the pages, so it must be a plain word."""
+    if not isinstance(subject, str) or not subject.isidentifier():
+        raise InputError(
+            f"{path}: subject {subject!r}; expected a name of letters and digits such as subj01."
+        )
+
+
+def _check_parameters(path: Path, parameters: Mapping[str, Any], sheets: Iterable[Sheet]) -> None:
+    """Every key must be a parameter of some notebook and have the type of its default."""
+    defaults = {name: value for sheet in sheets for name, value in sheet.defaults.items()}
+    for name, value in parameters.items():
+        if name not in defaults:
+            close = difflib.get_close_matches(name, defaults, n=1)
+            hint = f" Did you mean `{close[0]}`?" if close else ""
+            raise InputError(
+                f"{path}: no notebook has a parameter `{name}`.{hint} "
+                f"Known: {', '.join(sorted(defaults))}."
+            )
+        expected = type(defaults[name])
+        fits = type(value) is expected or (expected is float and type(value) is int)
+        if not fits and defaults[name] is not None and value is not None:
+            raise InputError(
+                f"{path}: `{name}` is {value!r}; expected {_IN_WORDS.get(expected, expected)}, "
+                f"such as {defaults[name]!r}."
+            )
+
+
+_IN_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+
+
+def make_jobs(plan: Plan, state: Path, package: Path = PACKAGE) -> list[tuple[Path, Job]]:
+    """Write one job file a notebook and subject into `state`, touching only those that changed.
+
+    Parameters
+    ----------
+    plan : Plan
+    state : Path
+        Folder of the job files, `<subject>-<notebook>.json`.
+    package : Path
+        The source whose code the notebooks use.
+
+    Returns
+    -------
+    list of (Path, Job)
+        In the order of execution.
+    """
+    digests: dict[Path, str] = {}
+    jobs, last = [], []
+    for subject in plan.subjects:
+        upstream = ""
+        for sheet in plan.chapters:
+            job = _job(plan, sheet, subject, upstream, package, digests)
+            upstream = job.data
+            jobs.append(job)
+        last.append(upstream)
+    for sheet in plan.group:
+        jobs.append(_job(plan, sheet, "", "".join(last), package, digests))
+    return [(_write_job(state, job), job) for job in jobs]
+
+
+def _job(
+    plan: Plan,
+    sheet: Sheet,
+    subject: str,
+    upstream: str,
+    package: Path,
+    digests: dict[Path, str],
+) -> Job:
+    """The job of one notebook; `data` names all that its numbers depend on, `page` all else."""
+    own = {"subject": subject} if subject else {"subjects": ",".join(plan.subjects)}
+    given = {**plan.parameters, **own}
+    parameters = {name: given.get(name, value) for name, value in sheet.defaults.items()}
+    notebook = nbformat.read(sheet.path, as_version=4)
+    used = _modules(notebook, package)
+    inputs = [
+        _path_digest((plan.notebooks / str(parameters[name])).resolve(), digests)
+        for name in ("data_path", "models")
+        if parameters.get(name)
+    ]
+    computing = {name: path for name, path in used.items() if name.split(".")[0] not in DISPLAY}
+    data = _digest(parameters, upstream, inputs, code_digest(computing.values()))
+    cells = [[cell.cell_type, cell.source, cell.metadata] for cell in notebook.cells]
+    page = _digest(cells, code_digest(used.values()))
+    folder = plan.run / subject / "notebooks"
+    return Job(
+        notebook=sheet.name,
+        subject=subject,
+        source=str(sheet.path),
+        output=str(folder / f"{sheet.name}.ipynb"),
+        cwd=str(plan.notebooks),
+        run=str(plan.run),
+        parameters=parameters,
+        data=data,
+        page=page,
+    )
+
+
+def _write_job(state: Path, job: Job) -> Path:
+    """Write a job unless the same one is there: its date then says when it last changed."""
+    path = state / f"{job.subject or 'group'}-{job.notebook}.json"
+    text = json.dumps(vars(job), indent=1, ensure_ascii=False)
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        with atomic_path(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return path
+
+
+def read_job(path: str | Path) -> Job:
+    """Read a job file written by `make_jobs`."""
+    return Job(**json.loads(Path(path).read_text(encoding="utf-8")))
+
+
+def code_digest(paths: Iterable[Path]) -> str:
+    """A digest of what Python files do: comments, docstrings and layout do not count."""
+    total = hashlib.sha256()
+    for path in sorted(paths):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            if isinstance(body, list) and body and _is_text(body[0]):
+                body[0] = ast.Pass()
+        total.update(path.name.encode() + ast.dump(tree).encode())
+    return total.hexdigest()
+
+
+def _is_text(node: ast.AST) -> bool:
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )
+
+
+def _modules(notebook: nbformat.NotebookNode, package: Path) -> dict[str, Path]:
+    """The package's modules that a notebook imports, directly or through one another."""
+    found: dict[str, Path] = {}
+    waiting = set()
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            waiting |= _imports(cell.source, package)
+    while waiting:
+        name = waiting.pop()
+        path = _module_path(package, name)
+        if path is None or name in found:
+            continue
+        found[name] = path
+        waiting |= _imports(path.read_text(encoding="utf-8"), package)
+    return found
+
+
+def _imports(source: str, package: Path) -> set[str]:
+    """Names below the package that a source text imports, `datasets.nsd` and its parents."""
+    # Magics such as `%matplotlib inline` are no Python; they import nothing of ours.
+    lines = [line for line in source.splitlines() if not line.lstrip().startswith(("%", "!"))]
+    try:
+        tree = ast.parse("\n".join(lines))
+    except SyntaxError:
+        return set()
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    prefix = f"{package.name}."
+    ours = {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
+    parents = {name.rsplit(".", depth)[0] for name in ours for depth in range(1, name.count(".") + 1)}
+    return ours | parents
+
+
+def _module_path(package: Path, name: str) -> Path | None:
+    stem = package.joinpath(*name.split("."))
+    for path in (stem.with_suffix(".py"), stem / "__init__.py"):
+        if path.is_file():
+            return path
+    return None
+
+
+def _path_digest(path: Path, known: dict[Path, str]) -> str:
+    """A digest of a file, or of the files of a folder; of a big data tree, its `phantom.json`."""
+    if path not in known:
+        record = path / "phantom.json"
+        if record.is_file():
+            files = [record]
+        elif path.is_dir():
+            files = [file for file in sorted(path.glob("**/*")) if file.is_file()][:2000]
+        else:
+            files = [path] if path.is_file() else []
+        known[path] = _digest([str(path), [_file_digest(file, path) for file in files]])
+    return known[path]
+
+
+def _file_digest(file: Path, folder: Path) -> list[Any]:
+    facts = file.stat()
+    name = str(file.relative_to(folder)) if file != folder else file.name
+    if facts.st_size > HASHED_WHOLE:
+        return [name, facts.st_size, facts.st_mtime_ns]
+    return [name, hashlib.sha256(file.read_bytes()).hexdigest()]
+
+
+def _digest(*things: object) -> str:
+    text = json.dumps(things, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
