@@ -1,1 +1,69 @@
 """Recordings, each read into the same `Subject` record."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from minddiff_utils.datasets.miyawaki import load_miyawaki
+from minddiff_utils.datasets.nsd import load_nsd
+from minddiff_utils.datasets.subject import (
+    Fold,
+    Split,
+    Subject,
+    estimate_ncsnr,
+    noise_ceiling,
+    prepare_fold,
+)
+from minddiff_utils.files import InputError
+
+__all__ = [
+    "DATASETS",
+    "Fold",
+    "Split",
+    "Subject",
+    "estimate_ncsnr",
+    "load_subject",
+    "noise_ceiling",
+    "prepare_fold",
+]
+
+DATASETS = ("nsd", "miyawaki")
+
+
+def load_subject(
+    dataset: str,
+    path: str | Path,
+    subject: str,
+    *,
+    rois: str = "kastner2015",
+    sessions: int | Sequence[int] | None = None,
+) -> Subject:
+    """Read one subject of a recording.
+
+    Parameters
+    ----------
+    dataset : {"nsd", "miyawaki"}
+        The layout of the files. The phantom is written in the layout of NSD.
+    path : str or Path
+        The top folder of the NSD tree, or the file `V1_mean_figure.mat`.
+    subject : str
+        For example "subj01"; "S1" for the recording of Miyawaki et al.
+    rois : str
+        Which regions: "kastner2015" (eleven groups), "nsdgeneral", or names of groups separated
+        by commas ("V1,V2,hV4"). A recording with one region ignores "kastner2015".
+    sessions : int, sequence of int, or None
+        The first so many sessions, exactly these (from 1), or all that are there.
+
+    Returns
+    -------
+    Subject
+
+    Raises
+    ------
+    InputError
+        If the dataset or subject is unknown, or a file is missing, damaged or of a wrong shape.
+    """
+    if dataset == "nsd":
+        return load_nsd(path, subject, rois=rois, sessions=sessions)
+    if dataset == "miyawaki":
+        return load_miyawaki(path, subject, rois=rois)
+    raise InputError(f"dataset={dataset!r} is unknown; choose one of {', '.join(DATASETS)}")

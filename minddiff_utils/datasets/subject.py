@@ -1,0 +1,270 @@
+"""One person's recording: responses, what was seen, where the voxels are, and the splits."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from minddiff_utils.files import InputError
+
+__all__ = [
+    "Fold",
+    "Split",
+    "Stimuli",
+    "Subject",
+    "estimate_ncsnr",
+    "noise_ceiling",
+    "prepare_fold",
+]
+
+
+class Stimuli(Protocol):
+    """Where the pictures and captions of a recording come from."""
+
+    ids: np.ndarray  # int64 (n,), sorted
+
+    def pictures(self, ids: Sequence[int]) -> np.ndarray:
+        """Return uint8 (n, height, width, 3), in the order of `ids`."""
+
+    def captions(self, ids: Sequence[int]) -> list[tuple[str, ...]]:
+        """Return the captions of each picture, in the order of `ids`."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which stimuli train the decoders and which test them.
+
+    Parameters
+    ----------
+    name : str
+        Also the name of a folder, so letters, digits, `_` and `-` only.
+    train, test : int64 arrays
+        Stimulus ids; no id is in both.
+    """
+
+    name: str
+    train: np.ndarray
+    test: np.ndarray
+
+    def __post_init__(self) -> None:
+        both = np.intersect1d(self.train, self.test)
+        if both.size:
+            raise ValueError(f"split {self.name}: stimuli {both[:5]} are in train and in test")
+        if not len(self.train) or not len(self.test):
+            raise InputError(
+                f"split {self.name} has {len(self.train)} training and {len(self.test)} test "
+                "stimuli; both are needed. Load more sessions."
+            )
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A recording of one subject, the same for every dataset.
+
+    Parameters
+    ----------
+    name, dataset : str
+    responses : float32 array of shape (n_trials, n_voxels)
+        One row a trial, in the dataset's own unit (per cent signal change for NSD).
+    stimulus_id, session : int64 arrays of shape (n_trials,)
+        What was seen, and in which session (from 1).
+    roi : dict of str to bool array of shape (n_voxels,)
+    splits : tuple of Split
+    stimuli : Stimuli
+    ncsnr : float32 array of shape (n_voxels,) or None
+        Noise-ceiling signal-to-noise ratio of a single trial; None if the dataset gives none.
+    voxel_ijk : int array of shape (n_voxels, 3) or None
+        Place in the volume; None if unknown, as are then `volume_shape` and `affine`.
+    volume_shape : tuple of three int, or None
+    affine : float array of shape (4, 4) or None
+        From voxel indices to millimetres.
+    n_dropped : int
+        Voxels of the regions that were left out because they never changed.
+    """
+
+    name: str
+    dataset: str
+    responses: np.ndarray
+    stimulus_id: np.ndarray
+    session: np.ndarray
+    roi: dict[str, np.ndarray]
+    splits: tuple[Split, ...]
+    stimuli: Stimuli
+    ncsnr: np.ndarray | None = None
+    voxel_ijk: np.ndarray | None = None
+    volume_shape: tuple[int, int, int] | None = None
+    affine: np.ndarray | None = None
+    n_dropped: int = field(default=0)
+
+    def __post_init__(self) -> None:
+        n_trials, n_voxels = self.responses.shape
+        for name in ("stimulus_id", "session"):
+            if getattr(self, name).shape != (n_trials,):
+                shape = getattr(self, name).shape
+                raise ValueError(f"{name} has shape {shape}; expected {(n_trials,)}")
+        for name, mask in self.roi.items():
+            if mask.shape != (n_voxels,) or mask.dtype != bool:
+                raise ValueError(f"ROI {name}: expected a bool array of {n_voxels} voxels")
+
+    @property
+    def stimulus_ids(self) -> np.ndarray:
+        """Ids of all stimuli that were seen, sorted, each once; int64 (n_stimuli,)."""
+        return np.unique(self.stimulus_id)
+
+    def n_repetitions(self, ids: Sequence[int]) -> np.ndarray:
+        """How many trials showed each stimulus; int64, in the order of `ids`."""
+        seen, count = np.unique(self.stimulus_id, return_counts=True)
+        place = np.minimum(np.searchsorted(seen, ids), len(seen) - 1)
+        return np.where(seen[place] == np.asarray(ids), count[place], 0).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Fold:
+    """What a decoder sees: one row a stimulus, standardised and averaged over repetitions.
+
+    `train_x` float32 (n_train, n_voxels), `train_id` int64 (n_train,), likewise for test.
+    """
+
+    split_name: str
+    train_x: np.ndarray
+    train_id: np.ndarray
+    test_x: np.ndarray
+    test_id: np.ndarray
+
+
+def prepare_fold(subject: Subject, split: Split) -> Fold:
+    """Standardise the responses with training statistics, then average the repetitions.
+
+    Each voxel is z-scored in each session with mean and standard deviation of that session's
+    *training* trials; test trials never enter a statistic.
+
+    Parameters
+    ----------
+    subject : Subject
+    split : Split
+
+    Returns
+    -------
+    Fold
+        Rows are in the order of `split.train` and `split.test`.
+
+    Raises
+    ------
+    InputError
+        If a stimulus of the split was never seen, a session has fewer than two training trials,
+        or a voxel is constant or not finite in the training trials of a session.
+    """
+    ids = np.concatenate([split.train, split.test]).astype(np.int64)
+    count = subject.n_repetitions(ids)
+    if not count.all():
+        raise InputError(
+            f"{subject.name}: stimulus {ids[count == 0][0]} of split {split.name} was not seen in "
+            "the loaded sessions. Load more sessions, or leave it out of the split."
+        )
+    order = np.argsort(ids)
+    rows = np.full(len(subject.stimulus_id), -1)
+    place = np.minimum(np.searchsorted(ids[order], subject.stimulus_id), len(ids) - 1)
+    known = ids[order][place] == subject.stimulus_id
+    rows[known] = order[place[known]]
+    total = np.zeros((len(ids), subject.responses.shape[1]), np.float32)
+    for session in np.unique(subject.session):
+        trials = np.flatnonzero((subject.session == session) & known)
+        if trials.size:
+            training = rows[trials] < len(split.train)
+            z = _standardise(subject, trials, training, int(session))
+            np.add.at(total, rows[trials], z)
+    total /= count[:, None].astype(np.float32)
+    n_train = len(split.train)
+    return Fold(split.name, total[:n_train], ids[:n_train], total[n_train:], ids[n_train:])
+
+
+def _standardise(
+    subject: Subject, trials: np.ndarray, training: np.ndarray, session: int
+) -> np.ndarray:
+    """Z-score the `trials` of one session with the statistics of its `training` trials."""
+    if training.sum() < 2:
+        raise InputError(
+            f"{subject.name}, session {session}: {int(training.sum())} training trials; at least "
+            "2 are needed to standardise. Leave the session out or load more pictures."
+        )
+    x = subject.responses[trials]
+    mean = x[training].mean(axis=0, dtype=np.float64)
+    sd = x[training].std(axis=0, dtype=np.float64)
+    # Rounding leaves a constant voxel with a tiny non-zero spread, hence the relative bound.
+    bad = ~np.isfinite(sd) | (sd <= 1e-6 * np.abs(mean))
+    if bad.any():
+        raise InputError(
+            f"{subject.name}, session {session}: {int(bad.sum())} of {bad.size} voxels are "
+            f"constant or not finite in the training trials (the first is voxel "
+            f"{int(np.flatnonzero(bad)[0])}). Drop them before making a Subject."
+        )
+    return ((x - mean) / sd).astype(np.float32)
+
+
+def noise_ceiling(ncsnr: np.ndarray, n: int | np.ndarray = 1) -> np.ndarray:
+    r"""Share of a voxel's variance that any model could explain, in per cent.
+
+    .. math:: 100 \, \frac{s^2}{s^2 + 1/n}
+
+    Parameters
+    ----------
+    ncsnr : array
+        Signal-to-noise ratio `s` of a single trial (Allen et al. 2022).
+    n : int
+        How many repetitions are averaged.
+
+    Returns
+    -------
+    array of the shape of `ncsnr`
+    """
+    power = np.square(np.asarray(ncsnr, dtype=np.float64))
+    return 100 * power / (power + 1 / np.asarray(n))
+
+
+def estimate_ncsnr(
+    responses: np.ndarray, stimulus_id: np.ndarray, session: np.ndarray | None = None
+) -> np.ndarray:
+    """Estimate each voxel's noise-ceiling signal-to-noise ratio from repeated trials.
+
+    As Allen et al. (2022) do: z-score each voxel within a session; the noise variance is the
+    variance over the repetitions of a stimulus, averaged over stimuli; the signal variance is
+    what is left of the total, and not below zero.
+
+    Parameters
+    ----------
+    responses : array of shape (n_trials, n_voxels)
+    stimulus_id : int array of shape (n_trials,)
+    session : int array of shape (n_trials,), optional
+        Without it, all trials are one session.
+
+    Returns
+    -------
+    float32 array of shape (n_voxels,)
+        Zero for a voxel that never changes.
+
+    Raises
+    ------
+    InputError
+        If no stimulus was shown twice.
+    """
+    session = np.ones(len(stimulus_id), int) if session is None else np.asarray(session)
+    unique, rows, count = np.unique(stimulus_id, return_inverse=True, return_counts=True)
+    repeated = count > 1
+    if not repeated.any():
+        raise InputError("no stimulus was shown twice: a noise ceiling needs repetitions")
+    n_voxels = responses.shape[1]
+    total = np.zeros((len(unique), n_voxels))
+    squares = np.zeros((len(unique), n_voxels))
+    for value in np.unique(session):
+        trials = np.flatnonzero(session == value)
+        x = responses[trials].astype(np.float64)
+        sd = x.std(axis=0, ddof=1)
+        x = (x - x.mean(axis=0)) / np.where(sd > 0, sd, 1)
+        np.add.at(total, rows[trials], x)
+        np.add.at(squares, rows[trials], np.square(x))
+    n = count[repeated, None]
+    within = (squares[repeated] - np.square(total[repeated]) / n) / (n - 1)
+    noise = within.mean(axis=0)
+    signal = np.where(noise > 0, np.maximum(1 - noise, 0), 0)
+    return np.sqrt(signal / np.where(noise > 0, noise, 1)).astype(np.float32)
