@@ -36,7 +36,7 @@ PACKAGE = Path(__file__).parent
 DISPLAY = frozenset({"figures", "book", "runs", "cli", "execution"})
 # Keys of a parameter file that are for the book, not for the notebooks.
 BOOK_KEYS = frozenset({"title", "about", "pages", "subjects", "phantom", "parameters"})
-HASHED_WHOLE = 64 * 2**20  # bytes; larger files count by size and date
+HASHED_WHOLE = 256 * 2**20  # bytes; files that are more than this count by size and date
 
 
 @dataclass(frozen=True)
@@ -378,7 +378,9 @@ def _imports(source: str, package: Path) -> set[str]:
             names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
     prefix = f"{package.name}."
     ours = {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
-    parents = {name.rsplit(".", depth)[0] for name in ours for depth in range(1, name.count(".") + 1)}
+    parents = {
+        name.rsplit(".", depth)[0] for name in ours for depth in range(1, name.count(".") + 1)
+    }
     return ours | parents
 
 
@@ -397,19 +399,19 @@ def _path_digest(path: Path, known: dict[Path, str]) -> str:
         if record.is_file():
             files = [record]
         elif path.is_dir():
-            files = [file for file in sorted(path.glob("**/*")) if file.is_file()][:2000]
+            files = [file for file in sorted(path.glob("**/*")) if file.is_file()]
         else:
             files = [path] if path.is_file() else []
-        known[path] = _digest([str(path), [_file_digest(file, path) for file in files]])
+        small = sum(file.stat().st_size for file in files) <= HASHED_WHOLE
+        known[path] = _digest([str(path), [_file_digest(file, small) for file in files]])
     return known[path]
 
 
-def _file_digest(file: Path, folder: Path) -> list[Any]:
+def _file_digest(file: Path, small: bool) -> list[str]:
+    if small:
+        return [str(file), hashlib.sha256(file.read_bytes()).hexdigest()]
     facts = file.stat()
-    name = str(file.relative_to(folder)) if file != folder else file.name
-    if facts.st_size > HASHED_WHOLE:
-        return [name, facts.st_size, facts.st_mtime_ns]
-    return [name, hashlib.sha256(file.read_bytes()).hexdigest()]
+    return [str(file), str(facts.st_size), str(facts.st_mtime_ns)]
 
 
 def _digest(*things: object) -> str:

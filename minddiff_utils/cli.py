@@ -1,0 +1,326 @@
+"""The command `minddiff`: what the Makefile and Snakemake call."""
+
+import fcntl
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+import yaml
+
+from minddiff_utils.files import InputError, atomic_path
+from minddiff_utils.runs import Job, Plan, load_plan, make_jobs, read_job
+
+__all__ = ["app", "main"]
+
+ROOT = Path(__file__).resolve().parent.parent
+WAIT_SECONDS = 20.0  # for the rest of a killed run to notice and end
+
+app = typer.Typer(
+    help="MindDiffuser, from brain activity to pictures, as a book.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ParamsArgument = Annotated[
+    str, typer.Argument(help="A name from notebooks/params, or the path of a YAML file.")
+]
+SetOption = Annotated[
+    Optional[list[str]],
+    typer.Option("--set", metavar="KEY=VALUE", help="Replace a value of the parameter file."),
+]
+DataOption = Annotated[
+    Optional[Path], typer.Option("--data", help="Where the recording is: replaces data_path.")
+]
+CoresOption = Annotated[
+    int, typer.Option(min=0, help="CPU cores to use; 0 for all that there are.")
+]
+
+
+@app.command()
+def book(
+    params: ParamsArgument,
+    cores: CoresOption = 0,
+    changes: SetOption = None,
+    data: DataOption = None,
+    root: Annotated[Path, typer.Option(help="The project's folder.")] = ROOT,
+    snakemake: Annotated[str, typer.Option(help="More arguments for Snakemake.")] = "",
+) -> None:
+    """Run every notebook for every subject and build the HTML; do only what is left to do."""
+    from minddiff_utils import book as pages
+
+    started = time.monotonic()
+    plan = _plan(root, params, changes, data)
+    with _locked(plan.run) as lock:
+        _make_phantom(plan)
+        _run_notebooks(plan, root, cores or os.cpu_count() or 1, snakemake.split(), lock)
+        source = pages.assemble(plan, root / "book", root / "_config.yml")
+        built = pages.build_html(source, plan.run / "html", _say)
+    _say(f"The book is {'ready' if built else 'up to date'} ({_clock(started)}). Open it:")
+    print(plan.run / "html" / "index.html")
+
+
+@app.command()
+def run(
+    notebook: Annotated[str, typer.Argument(help="Such as 02_decoding.")],
+    params: ParamsArgument,
+    subject: Annotated[str, typer.Argument(help="Such as subj01; - for a page about all.")],
+    changes: SetOption = None,
+    data: DataOption = None,
+    root: Annotated[Path, typer.Option(help="The project's folder.")] = ROOT,
+) -> None:
+    """Execute one notebook for one subject, as the book does."""
+    plan = _plan(root, params, changes, data)
+    subject = "" if subject == "-" else subject
+    with _locked(plan.run):
+        _make_phantom(plan)
+        jobs = [job for _, job in make_jobs(plan, plan.run / ".state")]
+        chosen = [job for job in jobs if (job.notebook, job.subject) == (notebook, subject)]
+        if not chosen:
+            known = ", ".join(f"{job.notebook} {job.subject or '-'}" for job in jobs)
+            raise InputError(
+                f"There is no {notebook} {subject or '-'} in {params}. Known: {known}."
+            )
+        _execute(chosen[0], _say)
+
+
+@app.command(hidden=True)
+def job(
+    file: Path,
+    parent: Annotated[str, typer.Option(help="HOST:PID without which to stop.")] = "",
+    log: Annotated[Optional[Path], typer.Option(help="Where lines about progress go.")] = None,
+) -> None:
+    """Execute one notebook from its job file; Snakemake calls this."""
+    from minddiff_utils.execution import watch_parent
+
+    host, _, pid = parent.rpartition(":")
+    if host == os.uname().nodename:
+        watch_parent(int(pid))
+    _execute(read_job(file), _appender(log) if log else _say)
+
+
+@app.command()
+def data(params: ParamsArgument, root: Path = ROOT) -> None:
+    """Make the phantom that a parameter file asks for, if it is not there yet."""
+    _make_phantom(_plan(root, params, None, None))
+
+
+@app.command()
+def phantom(
+    out: Annotated[Path, typer.Argument(help="Folder for the NSD tree.")],
+    subjects: Annotated[str, typer.Option(help="Names, with commas between.")] = "subj01,subj02",
+    n_train: Annotated[int, typer.Option(min=1, help="Training pictures a subject.")] = 1200,
+    n_test: Annotated[int, typer.Option(min=1, help="Test pictures, shared by all.")] = 64,
+    repetitions: Annotated[int, typer.Option(min=1, help="Trials a picture, at most.")] = 3,
+) -> None:
+    """Simulate a recording of brain activity and write it as an NSD tree."""
+    from minddiff_utils.phantom.tree import write_tree
+
+    names = tuple(name.strip() for name in subjects.split(","))
+    write_tree(out, subjects=names, n_train=n_train, n_test=n_test, repetitions=repetitions)
+    print(out)
+
+
+def _plan(root: Path, params: str, changes: list[str] | None, data: Path | None) -> Plan:
+    """The plan of a parameter file with the changes of the command line."""
+    is_path = params.endswith((".yaml", ".yml"))
+    path = Path(params) if is_path else root / "notebooks" / "params" / f"{params}.yaml"
+    values = dict(_change(text) for text in changes or [])
+    if data is not None:
+        if not data.exists():
+            raise InputError(f"There is no {data}: expected the recording for `{path.stem}`.")
+        values["data_path"] = str(data.resolve())
+    plan = load_plan(path, root / "notebooks", values)
+    if not plan.parameters.get("data_path"):
+        name = path.stem.upper()
+        raise InputError(
+            f"Say where the recording is: make book PARAMS={path.stem} {name}=path, or "
+            f"minddiff book {path.stem} --data path."
+        )
+    return plan
+
+
+def _change(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise InputError(f"--set {text}: expected KEY=VALUE, such as seed=1.")
+    try:
+        return name, yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise InputError(f"--set {text}: the value is not valid YAML.") from None
+
+
+def _make_phantom(plan: Plan) -> None:
+    """Write the phantom's tree if the plan asks for one; what exists is left alone."""
+    if plan.phantom is None:
+        return
+    from minddiff_utils.phantom.tree import write_tree
+
+    write_tree(plan.path("data_path"), subjects=plan.subjects, **plan.phantom)
+
+
+def _run_notebooks(plan: Plan, root: Path, cores: int, more: list[str], lock: int) -> None:
+    """Let Snakemake execute what is not up to date; show the progress; explain a failure."""
+    state = plan.run / ".state"
+    make_jobs(plan, state)
+    for note in state.glob("*.failure"):
+        note.unlink()
+    log = state / "progress.log"
+    log.write_text("", encoding="utf-8")
+    order = _write_order(plan, state, log)
+    at_once = max(1, min(cores, len(plan.subjects)))
+    environment = {
+        **os.environ,
+        # Subjects run side by side; together they use the cores once.
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // at_once))),
+        "PYTHONHASHSEED": "0",
+    }
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(root / "notebooks/Snakefile")]
+    command += ["--configfile", str(order), "--directory", str(state), "--cores", str(at_once)]
+    command += ["--nolock", "--rerun-incomplete", "--rerun-triggers", "mtime", "--keep-going"]
+    with open(state / "snakemake.log", "w", encoding="utf-8") as chatter:
+        process = subprocess.Popen(
+            command + more,
+            stdout=chatter,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=environment,
+            pass_fds=(lock,),  # the folder stays locked as long as Snakemake lives
+        )
+        _follow(log, process)
+    if process.returncode:
+        _explain_failure(plan, state)
+
+
+def _write_order(plan: Plan, state: Path, log: Path) -> Path:
+    """What the Snakefile reads."""
+    parent = f"{os.uname().nodename}:{os.getpid()}"
+    order = {
+        "run": str(plan.run),
+        "state": str(state),
+        "subjects": list(plan.subjects),
+        "chapters": [sheet.name for sheet in plan.chapters],
+        "group": [sheet.name for sheet in plan.group],
+        "python": sys.executable,
+        "options": shlex.join(["--parent", parent, "--log", str(log)]),
+    }
+    path = state / "order.json"
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(order, indent=1), encoding="utf-8")
+    return path
+
+
+def _follow(log: Path, process: subprocess.Popen) -> None:
+    """Print what the jobs append to `log` until the process has ended."""
+    with open(log, encoding="utf-8") as lines:
+        while True:
+            ended = process.poll() is not None
+            for line in lines:
+                _say(line.rstrip("\n"))
+            if ended:
+                return
+            time.sleep(0.2)
+
+
+def _explain_failure(plan: Plan, state: Path) -> None:
+    """Raise the errors that the jobs left; without any, show what Snakemake said."""
+    from minddiff_utils.execution import NotebookError
+
+    failures = [json.loads(path.read_text("utf-8")) for path in sorted(state.glob("*.failure"))]
+    if not failures:
+        said = (state / "snakemake.log").read_text(encoding="utf-8").strip().splitlines()
+        raise NotebookError(
+            "Snakemake stopped:\n" + "\n".join(said[-15:]) + f"\nAll of it: {state}/snakemake.log"
+        )
+    kept = "The last good book stays: " if (plan.run / "html").exists() else "No book was built: "
+    text = "\n\n".join(failure["message"] for failure in failures)
+    raise NotebookError(
+        f"{text}\n\n{kept}{plan.run / 'html'}", all(failure["user"] for failure in failures)
+    )
+
+
+def _execute(todo: Job, say: Callable[[str], None]) -> None:
+    """Execute a job; leave a note of its failure beside the other state, none after success."""
+    from minddiff_utils.execution import NotebookError, execute
+
+    note = Path(todo.run) / ".state" / f"{todo.subject or 'group'}-{todo.notebook}.failure"
+    note.unlink(missing_ok=True)
+    try:
+        execute(todo, say)
+    except NotebookError as error:
+        with atomic_path(note) as temporary:
+            temporary.write_text(
+                json.dumps({"message": str(error), "user": error.user}), encoding="utf-8"
+            )
+        raise
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[int]:
+    """Hold a run's folder, so that no two processes write into it; the lock dies with its holder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ".state").mkdir(exist_ok=True)
+    with open(folder / ".state" / "lock", "a", encoding="utf-8") as file:
+        patience = time.monotonic() + WAIT_SECONDS
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > patience:
+                    raise InputError(
+                        f"Another process is at work in {folder}. Wait for it, or stop it."
+                    ) from None
+                time.sleep(0.2)
+        yield file.fileno()
+
+
+def _appender(log: Path) -> Callable[[str], None]:
+    def say(line: str) -> None:
+        with open(log, "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    return say
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _clock(started: float) -> str:
+    from minddiff_utils.execution import clock
+
+    return clock(time.monotonic() - started)
+
+
+def main() -> None:
+    """Run the command line; what a user can mend is one line and exit code 2."""
+    from minddiff_utils.book import BuildError
+    from minddiff_utils.execution import NotebookError
+
+    try:
+        app()
+    except InputError as error:
+        _say(f"Error: {error}")
+        sys.exit(2)
+    except NotebookError as error:
+        _say(f"\nError: {error}")
+        sys.exit(2 if error.user else 1)
+    except BuildError as error:
+        _say(f"\nError: {error}")
+        sys.exit(1)
+    except OSError as error:
+        _say(f"Error: {error.strerror or error}: {error.filename or 'writing a file'}")
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

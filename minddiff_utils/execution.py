@@ -1,0 +1,246 @@
+"""Execute one notebook so that what lies in its place is whole, and say how far it is."""
+
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import papermill
+from nbclient.exceptions import DeadKernelError
+from papermill.exceptions import PapermillExecutionError
+
+from minddiff_utils.files import InputError, atomic_path
+from minddiff_utils.runs import Job
+
+__all__ = ["NotebookError", "Progress", "execute", "forget", "watch_parent"]
+
+# What each notebook leaves in the subject's folder. A computation whose parameters, data or code
+# have changed starts without these; one that was merely stopped finds them and goes on.
+WRITES = {
+    "02_decoding": ("features.h5", "decoders", "decoded.h5"),
+    "03_stage1": ("reconstructions.h5",),
+    "04_stage2": ("trace.h5",),
+    "05_metrics": ("metrics.csv",),
+}
+QUIET_SECONDS = 5.0  # between two lines about the same cell
+
+
+class NotebookError(RuntimeError):
+    """A notebook stopped with an error. `user` says that the cause lies in what was given."""
+
+    def __init__(self, message: str, user: bool = False) -> None:
+        super().__init__(message)
+        self.user = user
+
+
+class Progress:
+    """Turns cells and the `tqdm` bars inside them into single lines of text.
+
+    Parameters
+    ----------
+    label : str
+        What every line begins with.
+    n_cells : int
+        Number of cells, for "cell 3 of 14".
+    say : callable
+        Takes a line.
+    """
+
+    def __init__(self, label: str, n_cells: int, say: Callable[[str], None]) -> None:
+        self.label, self.n_cells, self.say = label, n_cells, say
+        self.started = self.spoken = time.monotonic()
+        self.cell = 0
+
+    def on_cell(self, cell: nbformat.NotebookNode, cell_index: int) -> None:
+        """Remember where we are; nbclient calls this before each cell."""
+        self.cell = cell_index + 1
+        self._line(f"cell {self.cell} of {self.n_cells}")
+
+    def write(self, text: str) -> None:
+        """Take what a cell prints; papermill calls this as it comes."""
+        parts = [part.strip() for part in text.replace("\r", "\n").split("\n")]
+        bars = [part for part in parts if "%|" in part or "it/s" in part or "s/it" in part]
+        if bars:
+            self._line(f"cell {self.cell} of {self.n_cells} · {bars[-1]}")
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+    def _line(self, text: str) -> None:
+        now = time.monotonic()
+        if now - self.spoken >= QUIET_SECONDS:
+            self.spoken = now
+            self.say(f"{self.label} · {text} · {clock(now - self.started)}")
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 1:02:03 or 2:03."""
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def execute(job: Job, say: Callable[[str], None] = print) -> Path:
+    """Execute a job's notebook; its output appears under its name only when it ran to the end.
+
+    Parameters
+    ----------
+    job : Job
+    say : callable
+        Takes lines about the progress.
+
+    Returns
+    -------
+    Path
+        The executed notebook.
+
+    Raises
+    ------
+    NotebookError
+        If a cell fails; the notebook up to there is kept as `NN_name.failed.ipynb`.
+    """
+    output = Path(job.output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    failed = output.with_suffix(".failed.ipynb")
+    failed.unlink(missing_ok=True)
+    _begin(job)
+    begun = time.monotonic()
+    running = output.with_name(f".{output.stem}.running.ipynb")
+    try:
+        _papermill(job, running, say)
+    except PapermillExecutionError as error:
+        os.replace(running, failed)
+        raise NotebookError(_explain(job, error, failed), error.ename == "InputError") from None
+    except DeadKernelError:
+        os.replace(running, failed)
+        raise NotebookError(
+            f"{job.label}: its Python process was ended from outside, most often because the "
+            f"machine ran out of memory. What it had done is in {failed}."
+        ) from None
+    os.replace(running, output)
+    seconds = time.monotonic() - begun
+    _record(job, seconds)
+    say(f"{job.label} · done in {clock(seconds)}")
+    return output
+
+
+def _papermill(job: Job, running: Path, say: Callable[[str], None]) -> None:
+    n_cells = len(nbformat.read(job.source, as_version=4).cells)
+    progress = Progress(job.label, n_cells, say)
+    # The kernel must be this environment's Python, not one of the same name in the user's home.
+    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
+    say(f"{job.label} · started")
+    papermill.execute_notebook(
+        job.source,
+        str(running),
+        parameters=job.parameters,
+        kernel_name="python3",
+        cwd=job.cwd,
+        progress_bar=False,
+        stderr_file=progress,
+        stdout_file=progress,
+        on_cell_start=progress.on_cell,
+    )
+
+
+def _explain(job: Job, error: PapermillExecutionError, failed: Path) -> str:
+    """The notebook, the cell, the beginning of its source, and the error."""
+    place = f"{job.label}: cell {_source_cell(job, error.cell_index)}"
+    if error.ename == "InputError":
+        return f"{place}: {error.evalue}"
+    head = [line for line in error.source.splitlines() if line.strip()][:4]
+    source = "\n".join(f"    {line}" for line in head)
+    return f"{place} failed:\n{source}\n{error.ename}: {error.evalue}\nAll of it: {failed}"
+
+
+def _source_cell(job: Job, index: int) -> int:
+    """Which cell of the source, from 1: papermill has put one after the parameters' cell."""
+    cells = nbformat.read(job.source, as_version=4).cells
+    tagged = [i for i, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", [])]
+    return index if tagged and index > tagged[0] else index + 1
+
+
+def _begin(job: Job) -> None:
+    """Start afresh unless the same computation was begun before and only has to go on."""
+    folder = Path(job.run) / job.subject
+    mark = Path(job.output).with_name(f".{job.notebook}.begun")
+    if not mark.exists() or mark.read_text(encoding="utf-8") != job.data:
+        forget(folder, job.notebook)
+        with atomic_path(mark) as temporary:
+            temporary.write_text(job.data, encoding="utf-8")
+
+
+def forget(folder: Path, notebook: str) -> None:
+    """Remove what a notebook wrote into a subject's folder."""
+    for name in WRITES.get(notebook, ()):
+        path = folder / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _record(job: Job, seconds: float) -> None:
+    """Add a notebook to the `provenance.json` of its subject."""
+    path = Path(job.run) / job.subject / "provenance.json"
+    record: dict[str, Any] = {}
+    if path.exists():
+        record = json.loads(path.read_text(encoding="utf-8"))
+    record |= {
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "git_commit": _git_commit(Path(job.cwd)),
+        "packages": _versions(),
+    }
+    record.setdefault("notebooks", {})[job.notebook] = {
+        "parameters": job.parameters,
+        "computation": job.data,
+        "wall_time_s": round(seconds, 1),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def _git_commit(folder: Path) -> str | None:
+    """The commit that is checked out, with "+changes" if files differ from it; None without git."""
+    try:
+        answer = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--dirty=+changes", "--exclude=*"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return answer.stdout.strip()
+
+
+def _versions() -> dict[str, str]:
+    found = {dist.metadata["Name"]: dist.version for dist in metadata.distributions()}
+    return {name: found[name] for name in sorted(found, key=str.lower) if name}
+
+
+def watch_parent(pid: int, every: float = 1.0) -> None:
+    """End this process when the process `pid` has gone, so that no orphan writes into a run."""
+
+    def watch() -> None:
+        while True:
+            time.sleep(every)
+            try:
+                os.kill(pid, 0)
+            except ProcessLookupError:
+                # The kernel notices by itself that we have gone and ends too.
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()

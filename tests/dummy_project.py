@@ -1,0 +1,94 @@
+"""A small project with notebooks that run in seconds: the machinery's tests use it."""
+
+from pathlib import Path
+
+import nbformat
+import yaml
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from minddiff_utils import runs
+
+__all__ = ["make_project", "notebook", "write_params"]
+
+ROOT = Path(runs.__file__).resolve().parent.parent
+
+FIRST = """from pathlib import Path
+folder = Path(run_dir) / subject
+folder.mkdir(parents=True, exist_ok=True)
+(folder / "first.txt").write_text(f"{subject} {seed}")
+print("first", subject)"""
+
+FIGURE = """import matplotlib.pyplot as plt
+figure, axes = plt.subplots(figsize=(3, 2))
+axes.plot([0, 1]);"""
+
+SECOND = """from pathlib import Path
+folder = Path(run_dir) / subject
+text = (folder / "first.txt").read_text()
+(folder / "second.txt").write_text(text + f" {gain}")"""
+
+GROUP = """from pathlib import Path
+texts = [(Path(run_dir) / name / "second.txt").read_text() for name in subjects.split(",")]
+(Path(run_dir) / "results.md").write_text("| who |\\n|---|\\n" + "".join(f"| {t} |\\n" for t in texts))
+print(texts)"""
+
+
+def notebook(title: str, parameters: str, *sources: str) -> nbformat.NotebookNode:
+    """A notebook with a title, a parameters cell and code cells."""
+    cells = [
+        new_markdown_cell(
+            f"({title.lower()}-start)=\n# {title}\n\nSee {{numref}}`fig-{title.lower()}`."
+        )
+    ]
+    cells.append(new_code_cell(parameters, metadata={"tags": ["parameters"]}))
+    cells += [new_code_cell(source) for source in sources]
+    return new_notebook(
+        cells=cells,
+        metadata={
+            "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}
+        },
+    )
+
+
+def make_project(folder: Path) -> Path:
+    """Write notebooks `01_first`, `02_second`, `03_group`, pages and `tiny.yaml` into `folder`."""
+    notebooks = folder / "notebooks"
+    (notebooks / "params").mkdir(parents=True)
+    common = 'subject = "subj01"\nrun_dir = "../runs/tiny"\ndata_path = "."'
+    first = notebook("First", f"{common}\nseed = 0  # any whole number", FIRST, FIGURE)
+    first.cells[-1].metadata["mystnb"] = {"figure": {"caption": "A line.", "name": "fig-first"}}
+    second = notebook("Second", f"{common}\ngain = 0.5", SECOND, FIGURE)
+    second.cells[-1].metadata["mystnb"] = {
+        "figure": {"caption": "A line.", "name": "fig-second"},
+        "image": {"alt": "A rising line."},
+    }
+    group = notebook("Group", 'subjects = "subj01"\nrun_dir = "../runs/tiny"', GROUP)
+    group.cells[0].source = "# Group"
+    for name, content in (("01_first", first), ("02_second", second), ("03_group", group)):
+        nbformat.write(content, notebooks / f"{name}.ipynb")
+    (notebooks / "Snakefile").write_text((ROOT / "notebooks" / "Snakefile").read_text())
+    write_params(folder)
+    pages = folder / "book"
+    (pages / "static").mkdir(parents=True)
+    (pages / "static" / "book.css").write_text("")
+    (pages / "static" / "logo.svg").write_text((ROOT / "book" / "static" / "logo.svg").read_text())
+    (pages / "index.md").write_text("# Book\n\n```{include} generated/results.md\n```\n")
+    (pages / "method.md").write_text("# Method\n\nSaid by {cite}`someone2020`.\n")
+    (pages / "references.md").write_text("# References\n\n```{bibliography}\n```\n")
+    (pages / "references.bib").write_text(
+        "@article{someone2020, author={One, Some}, title={It}, journal={J}, year={2020}}\n"
+    )
+    (folder / "_config.yml").write_text((ROOT / "_config.yml").read_text())
+    return folder
+
+
+def write_params(folder: Path, **changes: object) -> None:
+    """Write `tiny.yaml`, two subjects, with changed or further keys."""
+    values = {
+        "title": "Tiny",
+        "subjects": ["subj01", "subj02"],
+        "data_path": ".",
+        "run_dir": "../runs/tiny",
+        **changes,
+    }
+    (folder / "notebooks" / "params" / "tiny.yaml").write_text(yaml.safe_dump(values))
