@@ -1,0 +1,195 @@
+"""The phantom's cortex: a small volume, its visual areas and their receptive fields.
+
+Each hemisphere is half an ellipsoid's shell. An area is the part of the shell nearest to a seed;
+seeds lie as the areas of the Kastner2015 atlas (Wang et al. 2015) lie on a real brain: V1 at the
+back, V2 and V3 around it, ventral areas below, dorsal and parietal areas above.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+__all__ = [
+    "KASTNER_LABELS",
+    "SHAPE",
+    "VOXEL_MM",
+    "Anatomy",
+    "AreaShape",
+    "anatomy",
+    "affine",
+]
+
+SHAPE = (32, 36, 28)  # voxels: left to right, back to front, bottom to top
+VOXEL_MM = 1.8
+
+# The atlas's integer labels, as in NSD's Kastner2015.mgz.ctab.
+KASTNER_LABELS = {
+    name: number
+    for number, name in enumerate(
+        "Unknown V1v V1d V2v V2d V3v V3d hV4 VO1 VO2 PHC1 PHC2 TO2 TO1 LO2 LO1 V3B V3A "
+        "IPS0 IPS1 IPS2 IPS3 IPS4 IPS5 SPL1 FEF".split()
+    )
+}
+
+
+class AreaShape(NamedTuple):
+    """Place of an area on a hemisphere and law of its receptive fields.
+
+    `tilt` is the angle from the back pole and `turn` that from the lateral direction towards the
+    top (negative: bottom), both in degrees; `radius` is the patch's radius in degrees of arc. A
+    receptive field has the standard deviation `width` + `slope` x eccentricity, in pixels of the
+    64-pixel picture. `field` is the part of the opposite half field that is covered.
+    """
+
+    tilt: float
+    turn: float
+    radius: float
+    width: float
+    slope: float
+    field: str = "half"
+
+
+AREAS = {
+    "V1v": AreaShape(20, -34, 21, 1.6, 0.05, "upper"),
+    "V1d": AreaShape(20, 34, 21, 1.6, 0.05, "lower"),
+    "V2v": AreaShape(44, -66, 18, 1.9, 0.07, "upper"),
+    "V2d": AreaShape(44, 66, 18, 1.9, 0.07, "lower"),
+    "V3v": AreaShape(52, -38, 16, 2.4, 0.10, "upper"),
+    "V3d": AreaShape(52, 36, 16, 2.4, 0.10, "lower"),
+    "hV4": AreaShape(70, -56, 15, 3.5, 0.15),
+    "VO1": AreaShape(86, -66, 11, 5.0, 0.18),
+    "VO2": AreaShape(98, -72, 10, 5.5, 0.18),
+    "PHC1": AreaShape(112, -74, 10, 8.0, 0.20),
+    "PHC2": AreaShape(125, -72, 10, 9.0, 0.20),
+    "TO1": AreaShape(82, -22, 9, 6.0, 0.20),
+    "TO2": AreaShape(95, -18, 9, 8.0, 0.20),
+    "LO1": AreaShape(56, -4, 11, 4.5, 0.16),
+    "LO2": AreaShape(70, -6, 11, 5.0, 0.18),
+    "V3B": AreaShape(68, 22, 9, 4.0, 0.15),
+    "V3A": AreaShape(70, 46, 11, 4.0, 0.15),
+    "IPS0": AreaShape(84, 40, 10, 6.0, 0.20),
+    "IPS1": AreaShape(94, 58, 9, 7.0, 0.20),
+    "IPS2": AreaShape(104, 46, 8, 8.0, 0.20),
+    "IPS3": AreaShape(114, 60, 8, 8.0, 0.20),
+    "IPS4": AreaShape(122, 46, 7, 9.0, 0.20),
+    "IPS5": AreaShape(132, 58, 7, 9.0, 0.20),
+}
+FIELD_ANGLES = {"half": (-85, 85), "upper": (2, 88), "lower": (-88, -2)}  # degrees above horizon
+MAX_ECCENTRICITY = 43.0  # px; a corner of the picture is 45 px from fixation
+
+
+class Anatomy(NamedTuple):
+    """Voxels of one phantom subject that respond to pictures.
+
+    Parameters
+    ----------
+    ijk : int array of shape (n_voxels, 3)
+        Place in the volume.
+    area : str array of shape (n_voxels,)
+        Name of the area, "" for a voxel of `nsdgeneral` that is in no area.
+    prf : float array of shape (n_voxels, 3)
+        Centre x, y from the top left corner and standard deviation of the population receptive
+        field; px of the 64-pixel picture.
+    """
+
+    ijk: np.ndarray
+    area: np.ndarray
+    prf: np.ndarray
+
+
+def affine() -> np.ndarray:
+    """Return the 4 x 4 matrix from voxel indices to millimetres (right, anterior, superior)."""
+    matrix = np.diag([VOXEL_MM] * 3 + [1.0])
+    matrix[:3, 3] = -VOXEL_MM * (np.array(SHAPE) - 1) / 2
+    return matrix
+
+
+def anatomy(rng: np.random.Generator, size: float = 1.0) -> Anatomy:
+    """Grow one subject's visual cortex.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+        Moves the seeds and the receptive fields, so that subjects differ.
+    size : float
+        Scales the extent of all areas; 1 gives about 2,500 voxels.
+
+    Returns
+    -------
+    Anatomy
+    """
+    ijk, side, direction = _shell()
+    area = np.full(len(ijk), "", dtype="<U4")
+    margin = np.full(len(ijk), np.inf)
+    names = list(AREAS)
+    seeds = np.array([_direction(*_moved(AREAS[name], rng)) for name in names])
+    radius = np.array([AREAS[name].radius for name in names]) * size
+    for sign in (-1, 1):
+        here = side == sign
+        mirrored = direction[here] * np.array([sign, 1, 1])
+        distance = np.degrees(np.arccos(np.clip(mirrored @ seeds.T, -1, 1))) - radius
+        nearest = distance.argmin(axis=1)
+        margin[here] = distance.min(axis=1)
+        area[here] = np.where(margin[here] < 0, np.array(names)[nearest], "")
+    keep = margin < 1.2
+    ijk, side, direction, area = ijk[keep], side[keep], direction[keep], area[keep]
+    return Anatomy(ijk, area, _receptive_fields(side, direction, area, rng))
+
+
+def _shell() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return voxels of the shell (n, 3), side (-1 left, 1 right) and unit direction (n, 3)."""
+    ijk = np.indices(SHAPE).reshape(3, -1).T
+    centred = ijk - (np.array(SHAPE) - 1) / 2
+    # The hemispheres stand one voxel apart; the axes leave one empty voxel at the border.
+    scaled = centred / (np.array(SHAPE) / 2 - 1)
+    radius = np.linalg.norm(scaled, axis=1)
+    shell = (radius <= 1) & (radius > 0.80) & (np.abs(centred[:, 0]) > 0.9)
+    direction = scaled[shell] / radius[shell, None]
+    return ijk[shell], np.sign(centred[shell, 0]).astype(int), direction
+
+
+def _moved(shape: AreaShape, rng: np.random.Generator) -> tuple[float, float]:
+    """Return tilt and turn of an area's seed in one subject, in degrees."""
+    return shape.tilt + rng.normal(0, 1.2), shape.turn + rng.normal(0, 1.5)
+
+
+def _direction(tilt: float, turn: float) -> np.ndarray:
+    """Return the unit vector (right, front, up) of a place on the right hemisphere."""
+    a, b = np.radians([tilt, turn])
+    return np.array([np.sin(a) * np.cos(b), -np.cos(a), np.sin(a) * np.sin(b)])
+
+
+def _receptive_fields(
+    side: np.ndarray, direction: np.ndarray, area: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """Return centres and widths (n, 3): each area of each hemisphere maps the opposite field.
+
+    Along an area eccentricity grows with the distance from the back pole, across it the polar
+    angle turns. Ranks make the map cover the field evenly whatever the shape of the patch.
+    """
+    prf = np.empty((len(area), 3))
+    for name in np.unique(area):
+        shape = AREAS.get(str(name), AreaShape(0, 0, 0, 9.0, 0.2))
+        for sign in (-1, 1):
+            here = np.flatnonzero((area == name) & (side == sign))
+            if not here.size:
+                continue
+            d = direction[here] * np.array([sign, 1, 1])
+            along = d[:, 1]  # from the back pole forwards
+            across = np.arctan2(d[:, 2], d[:, 0])
+            u = _rank(along + 0.05 * rng.normal(size=here.size))
+            v = _rank(across + 0.05 * rng.normal(size=here.size))
+            eccentricity = MAX_ECCENTRICITY * u**0.62
+            low, high = FIELD_ANGLES[shape.field]
+            angle = np.radians(low + (high - low) * v)
+            # The left hemisphere sees the right half of the field, and the other way round.
+            prf[here, 0] = 32 - sign * eccentricity * np.cos(angle)
+            prf[here, 1] = 32 - eccentricity * np.sin(angle)
+            width = shape.width + shape.slope * eccentricity
+            prf[here, 2] = width * np.exp(rng.normal(0, 0.15, here.size))
+    return prf
+
+
+def _rank(values: np.ndarray) -> np.ndarray:
+    """Return the ranks of `values`, spread evenly over 0 to 1."""
+    return (values.argsort().argsort() + 0.5) / len(values)

@@ -1,0 +1,557 @@
+"""The phantom's brain: how each voxel answers a picture, and the noise of a scanner.
+
+Early areas see the picture: Gabor energy, luminance and colour inside a population receptive
+field. Higher areas see what is in it: kinds, colours, sizes, places, the scene. Nothing here comes
+from a trained network, so decoding a network's features from these responses is no circle.
+"""
+
+import argparse
+from collections.abc import Sequence
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+from scipy import fft
+
+from minddiff_utils.datasets import load_subject
+from minddiff_utils.datasets.nsd import KASTNER_GROUPS
+from minddiff_utils.datasets.subject import Subject, noise_ceiling, prepare_fold
+from minddiff_utils.phantom import world
+from minddiff_utils.phantom.anatomy import anatomy
+
+__all__ = [
+    "Brain",
+    "CeilingTarget",
+    "decoding_check",
+    "feature_maps",
+    "label_check",
+    "make_brain",
+    "noise_ceiling_targets",
+    "report",
+]
+
+GRID = 32  # feature maps are kept on every second pixel
+WAVELENGTHS = (5.0, 9.0, 16.0)  # px
+ORIENTATIONS = np.arange(4) * np.pi / 4
+REFERENCE_IDS = range(2_000_000, 2_000_400)  # pictures that set each voxel's zero and unit
+CHUNK = 128  # pictures worked on at once
+FRAME = 96  # px; pictures are filtered inside a frame of grey, so that borders do not wrap
+PERSONAL = 0.3  # share of the reliable variance that no property of the picture explains
+N_ASSOCIATIONS = 30  # dimensions of that part that many voxels share
+
+EARLY = ("V1", "V2", "V3", "V3ab", "hV4")
+# Share of variance of: Gabor energy, local luminance, local colour, things and scene.
+MIXTURES = {
+    "V1": (0.66, 0.18, 0.16, 0.0),
+    "V2": (0.66, 0.16, 0.18, 0.0),
+    "V3": (0.70, 0.16, 0.14, 0.0),
+    "V3ab": (0.75, 0.17, 0.08, 0.0),
+    "hV4": (0.42, 0.13, 0.30, 0.15),
+    "LO": (0.15, 0.05, 0.05, 0.75),
+    "VO": (0.05, 0.10, 0.25, 0.60),
+    "PHC": (0.05, 0.10, 0.10, 0.75),
+    "MT": (0.25, 0.05, 0.0, 0.70),
+    "MST": (0.15, 0.05, 0.0, 0.80),
+    "IPS": (0.10, 0.05, 0.0, 0.85),
+    "": (0.25, 0.15, 0.10, 0.50),
+}
+# Share of tuning to: kind, colour, size, presence of things; setting; patterns.
+TUNINGS = {
+    "hV4": (0.3, 1.0, 0.2, 0.4, 0.3, 0.5),
+    "LO": (1.0, 0.4, 0.5, 0.5, 0.3, 0.6),
+    "VO": (0.8, 1.0, 0.2, 0.3, 0.6, 0.4),
+    "PHC": (0.4, 0.2, 0.2, 0.3, 1.2, 0.6),
+    "MT": (0.5, 0.1, 0.6, 1.0, 0.3, 0.6),
+    "MST": (0.5, 0.1, 0.6, 1.0, 0.5, 0.6),
+    "IPS": (0.5, 0.3, 0.7, 1.0, 0.3, 0.5),
+    "": (0.6, 0.6, 0.4, 0.5, 0.6, 0.5),
+}
+PATTERN_KINDS = ("random", "frame", "cross", "letter")
+# Subjects differ in the extent of their areas and in how clean their data are.
+SIZES = (0.95, 0.89, 0.93, 0.86, 0.92, 0.88, 0.90, 0.84)
+QUALITIES = (1.0, 0.92, 0.86, 0.74, 1.02, 0.84, 0.82, 0.66)
+
+
+class CeilingTarget(NamedTuple):
+    """Noise ceiling aimed at: mean over an ROI's voxels for three repetitions, in per cent."""
+
+    roi: str
+    mean: float
+
+
+def noise_ceiling_targets() -> tuple[CeilingTarget, ...]:
+    """Return the noise ceilings aimed at for a subject of average quality.
+
+    NSD's papers show noise ceilings as maps: about 36 % on average over `nsdgeneral` for the mean
+    of three trials of the best preparation (Allen et al. 2022), single voxels of early visual
+    cortex far above that, and a fall from early and ventral to parietal areas. No table by area
+    was found, so the figure of each area is a choice that keeps to this mean and this order.
+
+    Returns
+    -------
+    tuple of CeilingTarget
+        In the order of the ROI groups; "" is cortex of `nsdgeneral` outside the areas.
+    """
+    means = {
+        "V1": 50, "V2": 47, "V3": 44, "V3ab": 36, "hV4": 42, "VO": 36,
+        "PHC": 34, "MT": 30, "MST": 25, "LO": 36, "IPS": 20, "": 16,
+    }  # fmt: skip
+    return tuple(CeilingTarget(roi, float(mean)) for roi, mean in means.items())
+
+
+class Tuning(NamedTuple):
+    """What the higher part of each voxel prefers; rows are voxels."""
+
+    kind: np.ndarray
+    colour: np.ndarray
+    size: np.ndarray
+    presence: np.ndarray
+    setting: np.ndarray
+    pattern: np.ndarray
+    coverage: np.ndarray
+
+
+class Brain:
+    """One phantom subject.
+
+    Parameters
+    ----------
+    index : int
+        Number of the subject, from 0.
+    seed : int
+        Seed of everything that differs between subjects.
+
+    Attributes
+    ----------
+    ijk : int array (n_voxels, 3)
+    area, group : str arrays (n_voxels,)
+        Kastner area and ROI group; "" outside the areas.
+    prf : float array (n_voxels, 3)
+    signal_sd, noise_sd, baseline : float32 arrays (n_voxels,)
+        In per cent signal change.
+    """
+
+    def __init__(self, index: int, seed: int = 0):
+        self._key = (seed, index)
+        rng = np.random.default_rng([*self._key, 1])
+        self.ijk, self.area, self.prf = anatomy(rng, SIZES[index % len(SIZES)])
+        group_of = {area: name for name, areas in KASTNER_GROUPS.items() for area in areas}
+        self.group = np.array([group_of.get(str(area), "") for area in self.area])
+        self._mixture = self._draw_mixture(rng)
+        self._energy_weights = self._draw_energy_weights(rng)
+        self._colour_weights = rng.normal(size=(len(self.area), 2))
+        self._luminance_sign = np.where(rng.random(len(self.area)) < 0.75, 1, -1)
+        self._tuning = self._draw_tuning(rng)
+        loadings = rng.standard_normal((N_ASSOCIATIONS, len(self.area)), np.float32)
+        self._associations = loadings / np.sqrt(np.float32(N_ASSOCIATIONS))
+        ceiling = self._draw_ceiling(rng, QUALITIES[index % len(QUALITIES)])
+        self.noise_sd = (1.4 * np.exp(rng.normal(0, 0.25, len(self.area)))).astype(np.float32)
+        snr = np.sqrt(ceiling / (1 - ceiling) / 3)
+        self.signal_sd = (snr * self.noise_sd).astype(np.float32)
+        self.baseline = rng.normal(0.8, 0.5, len(self.area)).astype(np.float32)
+
+    def _draw_mixture(self, rng: np.random.Generator) -> np.ndarray:
+        """Return the weights (n_voxels, 4) of energy, luminance, colour, content; squares sum to 1.
+
+        A Dirichlet draw around the area's mean lets voxels differ: some follow colour, some edges.
+        """
+        shares = np.empty((len(self.group), 4))
+        for row, group in enumerate(self.group):
+            mean = np.array(MIXTURES[str(group)])
+            shares[row, mean > 0] = rng.dirichlet(5 * mean[mean > 0])
+            shares[row, mean == 0] = 0
+        return np.sqrt(shares)
+
+    def _draw_energy_weights(self, rng: np.random.Generator) -> np.ndarray:
+        """Return weights (n_voxels, n_energy_maps): tuning to orientation and wavelength."""
+        n = len(self.area)
+        angle = np.pi * rng.random(n)
+        orientation = np.exp(0.8 * np.cos(2 * (ORIENTATIONS[None] - angle[:, None])))
+        # Larger receptive fields prefer coarser edges.
+        best = np.log(np.clip(2.2 * self.prf[:, 2], 4, 18) * np.exp(rng.normal(0, 0.25, n)))
+        distance = (np.log(WAVELENGTHS)[None] - best[:, None]) / 0.6
+        wavelength = np.exp(-np.square(distance) / 2) + 0.05
+        grey = (wavelength[:, :, None] * orientation[:, None]).reshape(n, -1)
+        colour = 0.5 * grey.mean(axis=1, keepdims=True) * rng.gamma(1.0, 2.0, (n, 2))
+        return np.concatenate([grey, colour], axis=1)
+
+    def _draw_tuning(self, rng: np.random.Generator) -> Tuning:
+        """Return what each voxel prefers among things, scenes and patterns."""
+        n = len(self.group)
+        share = np.array([TUNINGS.get(str(group), (0,) * 6) for group in self.group])
+        kind, colour, size, presence, setting, pattern = (share[:, k, None] for k in range(6))
+        n_kinds, n_colours, n_settings = (
+            len(world.KINDS), len(world.COLOURS), len(world.SETTINGS) + 1
+        )  # fmt: skip
+        return Tuning(
+            kind * rng.normal(size=(n, n_kinds)),
+            colour * rng.normal(size=(n, n_colours)),
+            size * rng.normal(size=(n, 1)),
+            presence * np.abs(rng.normal(size=(n, 1))),
+            setting * rng.normal(size=(n, n_settings)),
+            pattern * rng.normal(size=(n, len(PATTERN_KINDS))),
+            2 * pattern * np.abs(rng.normal(size=(n, 1))),
+        )
+
+    def _draw_ceiling(self, rng: np.random.Generator, quality: float) -> np.ndarray:
+        """Return the noise ceiling of each voxel (three repetitions, 0 to 1): a long-tailed draw."""
+        target = {roi: mean for roi, mean in noise_ceiling_targets()}
+        mean = np.array([target[str(group)] for group in self.group]) / 100 * quality
+        concentration = 3.2
+        draw = rng.beta(concentration * mean, concentration * (1 - mean))
+        return np.clip(draw, 0.005, 0.93)
+
+    def signal(self, ids: Sequence[int]) -> np.ndarray:
+        """Return the noise-free response to each picture of the world.
+
+        A part of it comes back with every repetition but follows from nothing that is in the
+        picture: memories, associations, what caught the eye. In NSD too the best models leave a
+        good part of the reliable variance unexplained.
+
+        Parameters
+        ----------
+        ids : sequence of int
+
+        Returns
+        -------
+        float32 array of shape (n_ids, n_voxels)
+            Mean 0 and standard deviation 1 over a fixed set of reference pictures.
+        """
+        mean, sd = self._mix_scale
+        seen = (self._mix(self._parts(ids)) - mean) / sd
+        share = np.float32(PERSONAL)
+        return np.sqrt(1 - share) * seen + np.sqrt(share) * self._personal(ids)
+
+    def _personal(self, ids: Sequence[int]) -> np.ndarray:
+        """Return what each picture evokes in this subject alone; float32 (n, n_voxels)."""
+        out = np.empty((len(ids), len(self.area)), np.float32)
+        for row, i in enumerate(ids):
+            rng = np.random.default_rng([*self._key, 2, int(i)])
+            shared = rng.standard_normal(N_ASSOCIATIONS, np.float32) @ self._associations
+            own = rng.standard_normal(len(self.area), np.float32)
+            out[row] = np.sqrt(0.5, dtype=np.float32) * (shared + own)
+        return out
+
+    @cached_property
+    def _reference(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Mean and standard deviation (4, n_voxels) of each part over the reference pictures."""
+        parts = self._parts(REFERENCE_IDS)
+        sd = parts.std(axis=1)
+        return parts.mean(axis=1), np.where(sd > 0, sd, 1), parts
+
+    @cached_property
+    def _mix_scale(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation (n_voxels,) of the mixed response."""
+        mixed = self._mix(self._reference[2])
+        return mixed.mean(axis=0), mixed.std(axis=0)
+
+    def _mix(self, parts: np.ndarray) -> np.ndarray:
+        """Add the four standardised parts (4, n, n_voxels) with the voxel's weights."""
+        mean, sd, _ = self._reference
+        out = np.zeros(parts.shape[1:], np.float32)
+        for k, part in enumerate(parts):
+            out += ((part - mean[k]) * (self._mixture[:, k] / sd[k])).astype(np.float32)
+        return out
+
+    def _parts(self, ids: Sequence[int]) -> np.ndarray:
+        """Return energy, luminance, colour and content, each unscaled; float32 (4, n, n_voxels)."""
+        ids = list(ids)
+        out = np.empty((4, len(ids), len(self.area)), np.float32)
+        for start in range(0, len(ids), CHUNK):
+            some = ids[start : start + CHUNK]
+            pictures = np.stack([world.picture(i) for i in some])
+            out[:3, start : start + len(some)] = self._local(feature_maps(pictures))
+            out[3, start : start + len(some)] = self._content([world.scene(i) for i in some])
+        return out
+
+    @cached_property
+    def _pooling(self) -> np.ndarray:
+        """Receptive fields on the grid of the feature maps; float32 (GRID * GRID, n_voxels)."""
+        axis = (np.arange(GRID) + 0.5) * 64 / GRID
+        x = np.exp(-np.square((axis[:, None] - self.prf[:, 0]) / self.prf[:, 2]) / 2)
+        y = np.exp(-np.square((axis[:, None] - self.prf[:, 1]) / self.prf[:, 2]) / 2)
+        field = (y[:, None] * x[None]).reshape(GRID * GRID, -1)
+        # A field partly outside the picture keeps the gain of a whole one: grey surrounds it.
+        return (field / (2 * np.pi * np.square(self.prf[:, 2]) / 4)).astype(np.float32)
+
+    def _local(self, maps: np.ndarray) -> np.ndarray:
+        """Pool feature maps (n_maps, n, GRID * GRID) into energy, luminance and colour."""
+        pooled = [each @ self._pooling for each in maps]
+        weights = self._energy_weights.astype(np.float32)
+        energy = sum(weights[:, k] * pooled[k] for k in range(weights.shape[1]))
+        luminance = self._luminance_sign * pooled[-3]
+        colour = self._colour_weights[:, 0] * pooled[-2] + self._colour_weights[:, 1] * pooled[-1]
+        # Responses grow less than in proportion to contrast (Kay et al. 2013).
+        return np.stack([np.sqrt(energy), luminance, colour])
+
+    def _content(self, scenes: Sequence[world.Scene]) -> np.ndarray:
+        """Return the response to what is shown; float32 (n, n_voxels)."""
+        tuning = self._tuning
+        out = np.zeros((len(scenes), len(self.area)))
+        settings = (*world.SETTINGS, "pattern")
+        for row, scene in enumerate(scenes):
+            out[row] = tuning.setting[:, settings.index(scene.setting)]
+            if scene.pattern is not None:
+                on = self._pooling_of_patches @ scene.pattern.ravel()
+                kind = PATTERN_KINDS.index(scene.pattern_kind)
+                out[row] += tuning.pattern[:, kind] + tuning.coverage[:, 0] * on
+            for thing in scene.things:
+                out[row] += self._near(thing) * self._liking(thing)
+        return out.astype(np.float32)
+
+    def _near(self, thing: world.Thing) -> np.ndarray:
+        """Return how much of a thing lies in each receptive field, 0 to 1."""
+        distance2 = np.square(self.prf[:, 0] - thing.x) + np.square(self.prf[:, 1] - thing.y)
+        return np.exp(-distance2 / (2 * (np.square(self.prf[:, 2]) + np.square(thing.size / 3))))
+
+    def _liking(self, thing: world.Thing) -> np.ndarray:
+        """Return how much each voxel likes a thing for what it is."""
+        tuning = self._tuning
+        return (
+            tuning.kind[:, world.KINDS.index(thing.kind)]
+            + tuning.colour[:, list(world.COLOURS).index(thing.colour)]
+            + tuning.size[:, 0] * (thing.size - 24) / 8
+            + tuning.presence[:, 0]
+        )
+
+    @cached_property
+    def _pooling_of_patches(self) -> np.ndarray:
+        """Share of each patch of a pattern in each receptive field; (n_voxels, 100)."""
+        centre = 2 + 6 * (np.arange(10) + 0.5)
+        x = np.exp(-np.square((centre[:, None] - self.prf[:, 0]) / self.prf[:, 2]) / 2)
+        y = np.exp(-np.square((centre[:, None] - self.prf[:, 1]) / self.prf[:, 2]) / 2)
+        field = (y[:, None] * x[None]).reshape(100, -1).T
+        return field * 36 / (2 * np.pi * np.square(self.prf[:, 2]))[:, None]
+
+    @cached_property
+    def _blur(self) -> np.ndarray:
+        """Matrix that turns independent noise into noise shared by neighbours, variance 1."""
+        difference = self.ijk[:, None].astype(np.float32) - self.ijk[None]
+        kernel = np.exp(-np.square(difference).sum(axis=2) / (2 * 1.5**2))
+        return kernel / np.sqrt(np.square(kernel).sum(axis=1, keepdims=True))
+
+    def betas(self, signal: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Return one session's single-trial responses: signal, drift and noise.
+
+        Of the noise's variance 76 % is each voxel's own, 20 % is shared by neighbours and 4 % by
+        the whole brain. Gain and offset of each voxel differ a little between sessions.
+
+        Parameters
+        ----------
+        signal : float32 array of shape (n_trials, n_voxels)
+            From `signal`, one row a trial.
+        rng : numpy.random.Generator
+
+        Returns
+        -------
+        float32 array of shape (n_trials, n_voxels)
+            Per cent signal change.
+        """
+        n_trials, n_voxels = signal.shape
+        noise = np.sqrt(0.76, dtype=np.float32) * rng.standard_normal(signal.shape, np.float32)
+        shared = rng.standard_normal(signal.shape, np.float32) @ self._blur.T
+        noise += np.sqrt(0.20, dtype=np.float32) * shared
+        noise += np.sqrt(0.04, dtype=np.float32) * rng.standard_normal((n_trials, 1), np.float32)
+        gain = (1 + 0.06 * rng.standard_normal(n_voxels)).astype(np.float32)
+        offset = (0.15 * rng.standard_normal(n_voxels)).astype(np.float32) * self.noise_sd
+        return self.baseline + offset + gain * (self.signal_sd * signal + self.noise_sd * noise)
+
+
+def make_brain(subject: str, seed: int = 0) -> Brain:
+    """Return the phantom subject of that name, "subj01" to "subj08".
+
+    Returns
+    -------
+    Brain
+    """
+    return Brain(int(subject[4:]) - 1, seed)
+
+
+def feature_maps(pictures: np.ndarray) -> np.ndarray:
+    """Filter pictures: what early areas pool.
+
+    Parameters
+    ----------
+    pictures : uint8 array of shape (n, 64, 64, 3)
+
+    Returns
+    -------
+    float32 array of shape (17, n, 1024)
+        Gabor energy of luminance (three wavelengths, four orientations), energy of red-green and
+        of blue-yellow contrast, then luminance, red-green and blue-yellow themselves, all relative
+        to mid-grey and on every second pixel.
+    """
+    rgb = pictures.astype(np.float32) / 255 - 0.5
+    luminance = rgb @ np.array([0.299, 0.587, 0.114], np.float32)
+    red_green = rgb[..., 0] - rgb[..., 1]
+    blue_yellow = rgb[..., 2] - (rgb[..., 0] + rgb[..., 1]) / 2
+    filters = _gabors()
+    maps = list(_energy(luminance, filters))
+    middle = filters[len(ORIENTATIONS) : 2 * len(ORIENTATIONS)]
+    maps += [_energy(each, middle).mean(axis=0) for each in (red_green, blue_yellow)]
+    maps += [_halved(each) for each in (luminance, red_green, blue_yellow)]
+    return np.stack(maps).reshape(len(maps), len(pictures), -1)
+
+
+def _gabors() -> np.ndarray:
+    """Return transfer functions of complex Gabor filters; float32 (12, FRAME, FRAME)."""
+    frequency = fft.fftfreq(FRAME)
+    fy, fx = frequency[:, None], frequency[None]
+    filters = []
+    for wavelength in WAVELENGTHS:
+        for angle in ORIENTATIONS:
+            along = fx * np.cos(angle) + fy * np.sin(angle)
+            across = -fx * np.sin(angle) + fy * np.cos(angle)
+            spread = 0.22 / wavelength * np.sqrt(2)
+            distance2 = np.square(along - 1 / wavelength) + np.square(across)
+            filters.append(2 * np.exp(-distance2 / (2 * spread**2)))
+    return np.array(filters, dtype=np.float32)
+
+
+def _energy(maps: np.ndarray, filters: np.ndarray) -> np.ndarray:
+    """Return the local energy sqrt(even² + odd²) of `maps` (n, 64, 64), for each filter."""
+    edge = (FRAME - maps.shape[1]) // 2
+    inside = slice(edge, FRAME - edge)
+    spectrum = fft.fft2(np.pad(maps, ((0, 0), (edge, edge), (edge, edge))))
+    # One-sided filters make the inverse transform complex: even and odd part at once.
+    return np.stack(
+        [_halved(np.abs(fft.ifft2(spectrum * each)[:, inside, inside])) for each in filters]
+    )
+
+
+def _halved(maps: np.ndarray) -> np.ndarray:
+    """Average 2 x 2 pixels; (n, 64, 64) to (n, 32, 32)."""
+    return maps.reshape(len(maps), GRID, 2, GRID, 2).mean(axis=(2, 4), dtype=np.float32)
+
+
+# ------------------------------------------------------------------------- does it measure up?
+
+
+def decoding_check(subject: Subject) -> float:
+    """Decode 16 x 16 colour pictures with ridge regression.
+
+    Returns
+    -------
+    float
+        Correlation over the test pictures, averaged over 16 x 16 x 3 pixels.
+    """
+    fold = prepare_fold(subject, subject.splits[0])
+    train, test = (
+        subject.stimuli.pictures(ids).reshape(len(ids), 16, 4, 16, 4, 3).mean(axis=(2, 4))
+        for ids in (fold.train_id, fold.test_id)
+    )
+    predicted = _ridge(fold.train_x, train.reshape(len(train), -1), fold.test_x)
+    return float(np.mean(_columnwise_correlation(predicted, test.reshape(len(test), -1))))
+
+
+def label_check(subject: Subject) -> dict[str, float]:
+    """Tell from the areas beyond hV4 which kinds, colours and settings a picture has.
+
+    Returns
+    -------
+    dict of str to float
+        Area under the ROC curve, averaged over the kinds, the colours and the settings.
+    """
+    fold = prepare_fold(subject, subject.splits[0])
+    higher = np.any([mask for name, mask in subject.roi.items() if name not in EARLY], axis=0)
+    names, train = _labels(fold.train_id)
+    _, test = _labels(fold.test_id)
+    predicted = _ridge(fold.train_x[:, higher], train, fold.test_x[:, higher])
+    scores: dict[str, list[float]] = {}
+    for name, score, truth in zip(names, predicted.T, test.T, strict=True):
+        if 0 < truth.sum() < len(truth):
+            scores.setdefault(name, []).append(_area_under_curve(score, truth.astype(bool)))
+    return {name: float(np.mean(values)) for name, values in scores.items()}
+
+
+def _labels(ids: Sequence[int]) -> tuple[list[str], np.ndarray]:
+    """Return for each label what it is about, and presence (n, n_labels)."""
+    scenes = [world.scene(int(i)) for i in ids]
+    columns = [("kind", k, [any(t.kind == k for t in s.things) for s in scenes])
+               for k in world.KINDS]  # fmt: skip
+    columns += [("colour", c, [any(t.colour == c for t in s.things) for s in scenes])
+                for c in world.COLOURS]  # fmt: skip
+    columns += [("setting", v, [s.setting == v for s in scenes])
+                for v in (*world.SETTINGS, "pattern")]  # fmt: skip
+    return [name for name, _, _ in columns], np.array([c for _, _, c in columns], float).T
+
+
+def _ridge(x: np.ndarray, y: np.ndarray, x_new: np.ndarray) -> np.ndarray:
+    """Predict by ridge regression; the penalty is the best on the last sixth of the training."""
+    n = len(x) * 5 // 6
+    penalties = x.shape[1] * np.array([0.03, 0.1, 0.3, 1, 3])
+    trials = [
+        np.nanmean(_columnwise_correlation(_dual(x[:n], y[:n], x[n:], p), y[n:])) for p in penalties
+    ]
+    return _dual(x, y, x_new, penalties[int(np.argmax(trials))])
+
+
+def _dual(x: np.ndarray, y: np.ndarray, x_new: np.ndarray, penalty: float) -> np.ndarray:
+    """Ridge regression through the kernel: there are more voxels than pictures."""
+    mean, centre = x.mean(axis=0), y.mean(axis=0)
+    x, x_new = x - mean, x_new - mean
+    kernel = x @ x.T + penalty * np.eye(len(x), dtype=x.dtype)
+    return x_new @ (x.T @ np.linalg.solve(kernel, y - centre)) + centre
+
+
+def _columnwise_correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Pearson correlation of each column of `a` with the same column of `b`; NaN if constant."""
+    a, b = a - a.mean(axis=0), b - b.mean(axis=0)
+    norm = np.sqrt((a * a).sum(axis=0) * (b * b).sum(axis=0))
+    return (a * b).sum(axis=0) / np.where(norm > 0, norm, np.nan)
+
+
+def _area_under_curve(score: np.ndarray, truth: np.ndarray) -> float:
+    """Chance that a positive scores above a negative."""
+    return float(np.mean(score[truth][:, None] > score[~truth][None]))
+
+
+def report(tree: str, subject: str) -> str:
+    """Describe one phantom subject as read from the tree: ceilings by area, and what decodes.
+
+    Parameters
+    ----------
+    tree : str
+        The folder that `write_tree` wrote.
+    subject : str
+
+    Returns
+    -------
+    str
+        Text of several lines.
+    """
+    data = load_subject("nsd", tree, subject)
+    index = int(subject[4:]) - 1
+    quality = QUALITIES[index % len(QUALITIES)]
+    aims = {roi: quality * mean for roi, mean in noise_ceiling_targets()}
+    ceiling = noise_ceiling(data.ncsnr, 3)
+    lines = [
+        f"{subject}: {data.responses.shape[0]} trials, {data.responses.shape[1]} voxels",
+        "Noise ceiling, three repetitions, per cent:",
+        f"{'ROI':8s}{'voxels':>8s}{'aim':>8s}{'mean':>8s}{'median':>8s}{'90th':>8s}",
+    ]
+    for name, mask in [*data.roi.items(), ("all", np.ones(len(ceiling), bool))]:
+        values = ceiling[mask]
+        aim = f"{aims[name]:8.0f}" if name in aims else f"{'':8s}"
+        lines.append(
+            f"{name:8s}{mask.sum():8d}{aim}{values.mean():8.1f}{np.median(values):8.1f}"
+            f"{np.percentile(values, 90):8.1f}"
+        )
+    lines.append(f"Ridge to 16 x 16 pixels, test correlation: {decoding_check(data):.3f}")
+    for name, value in label_check(data).items():
+        lines.append(f"{name} from areas beyond hV4, area under the curve: {value:.3f}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Print the report of a tree on the terminal."""
+    parser = argparse.ArgumentParser(prog="python -m minddiff_utils.phantom.brain")
+    parser.add_argument("--report", metavar="TREE", required=True, help="folder of the phantom")
+    parser.add_argument("--subjects", default="subj01,subj02", help="separated by commas")
+    options = parser.parse_args()
+    for subject in options.subjects.split(","):
+        print(report(options.report, subject))
+
+
+if __name__ == "__main__":
+    main()
