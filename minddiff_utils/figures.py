@@ -62,7 +62,7 @@ FAMILIES = {
     "z": "z",
     "c": "c",
     **{f"block_{i}": f"block {i}" for i in range(1, 13)},
-    "embedding": "embed-\nding",
+    "embedding": "embedding",
 }
 JITTER_SEED = 0  # dots are spread sideways to be seen; the same way every time
 
@@ -228,12 +228,19 @@ def _picture_bands(
 
     `width` pictures fill the page; `below` is free space at the foot of the figure, in inches.
     """
-    left = 0.08 + 0.085 * max((len(line) for t in row_labels for line in t.split("\n")), default=0)
+    longest = max((len(line) for label in row_labels for line in label.split("\n")), default=0)
+    left = 0.08 + 0.085 * longest  # inches
     zoom, gap = _zoom(bands[0].shape[3], (WIDTH - left) * DPI / width)
     mosaics = [_mosaic(band, zoom, gap) for band in bands]
-    above = [0.06 + 0.17 * _most_lines(labels) if labels else 0.0 for labels in column_labels]
+    mosaic_width = max(mosaic.shape[1] for mosaic in mosaics) / DPI
+    # A page shrinks what is wider than itself and leaves the rest: letters come out the same size.
+    letters = max((left + mosaic_width) / WIDTH, 700 / DPI / WIDTH)
+    left *= letters
+    figure_width = left + mosaic_width
+    above = [
+        letters * (0.06 + 0.17 * _most_lines(labels)) if labels else 0 for labels in column_labels
+    ]
     space = 0.12  # inches between bands
-    figure_width = left + max(mosaic.shape[1] for mosaic in mosaics) / DPI
     heights = [mosaic.shape[0] / DPI for mosaic in mosaics]
     figure_height = sum(heights) + sum(above) + space * (len(bands) - 1) + below
     with style():
@@ -249,6 +256,7 @@ def _picture_bands(
             axes.imshow(mosaic, interpolation="nearest", aspect="auto")
             cells = (mosaic.shape[1] + gap) / band.shape[1], (mosaic.shape[0] + gap) / len(band)
             _name_cells(axes, cells, gap, row_labels, labels)
+            axes.tick_params(labelsize=9.5 * letters)
             top -= space
         return _finish(fig)
 
@@ -266,11 +274,12 @@ def _name_cells(axes: Axes, cells, gap: int, row_labels, column_labels) -> None:
 def _zoom(pixels: int, room: float) -> tuple[float, int]:
     """Enlargement of a picture `pixels` wide for `room` screen pixels, and the gap beside it.
 
-    Small pictures grow by a whole factor, so that every pixel stays a sharp square.
+    Small pictures grow by a whole factor, so that every pixel stays a sharp square, even if the
+    figure gets somewhat wider than the page; large ones shrink to the room there is.
     """
     gap = max(3, round(room * 0.05))
     room = min(room - gap, 1.6 * DPI)  # a lone picture need not fill the page
-    return (max(1, round(room / pixels)) if room >= pixels else room / pixels), gap
+    return (max(1, int(room / pixels + 0.75)) if pixels <= 128 else min(1.0, room / pixels)), gap
 
 
 def _mosaic(band: np.ndarray, zoom: float, gap: int) -> np.ndarray:
@@ -368,8 +377,8 @@ def roi_accuracy(frame: pd.DataFrame) -> Figure:
     high = np.nanmax(means) if np.isfinite(means).any() else 1.0
     low = min(0.0, np.nanmin(means)) if np.isfinite(means).any() else 0.0
     with style():
-        width = min(WIDTH, 2.6 + 0.55 * len(rois))
-        fig, axes = plt.subplots(figsize=(width, 1.1 + 0.34 * len(families)), layout="constrained")
+        size = WIDTH, 1.1 + 0.34 * len(families)
+        fig, axes = plt.subplots(figsize=size, layout="constrained")
         image = axes.imshow(means, cmap="cividis", vmin=low, vmax=max(high, 0.01), aspect="auto")
         for (row, column), value in np.ndenumerate(means):
             dark = (value - low) < 0.55 * (max(high, 0.01) - low)
@@ -377,9 +386,7 @@ def roi_accuracy(frame: pd.DataFrame) -> Figure:
             colour = "white" if dark and np.isfinite(value) else "black"
             axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8.5)
         axes.set_xticks(range(len(rois)), rois)
-        axes.set_yticks(
-            range(len(families)), [FAMILIES.get(f, f).replace("-\n", "") for f in families]
-        )
+        axes.set_yticks(range(len(families)), [FAMILIES.get(f, f) for f in families])
         axes.set_xlabel("region of interest")
         axes.tick_params(length=0)
         axes.grid(False)
@@ -465,7 +472,7 @@ def layer_contributions(
             intervals = np.array([bootstrap_interval(v, n_resamples=1999) for v in values.T])
             axes.bar(layers + shift, means, 0.38, color=colour, label=label)
             axes.vlines(layers + shift, *intervals.T, color="#333333", linewidth=1.2)
-        axes.set_xticks(layers, [FAMILIES.get(label, label).replace("-\n", "") for label in labels])
+        axes.set_xticks(layers, [FAMILIES.get(label, label) for label in labels])
         axes.grid(axis="x", visible=False)
         axes.set_ylabel("weighted structure loss")
         fig.legend(loc="outside upper center", ncols=2)
@@ -600,7 +607,7 @@ def permutation_null(null: np.ndarray, observed: float, label: str) -> Figure:
         axes.set_xlabel(label)
         axes.set_ylabel("permutations")
         axes.margins(x=0.05)
-        fig.legend(loc="outside upper right", ncols=2)
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 0.97), ncols=2)
         return _finish(fig)
 
 
@@ -619,7 +626,7 @@ def _metric_panels(metrics, n_rows: int, what: str) -> tuple[Figure, dict[str, A
     for metric, axes in panels.items():
         axes.set_title(METRICS.get(metric, metric), loc="left", fontweight="bold")
         axes.grid(axis="y", visible=False)
-        axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(5))
+        axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     for axes in list(panels.values())[-columns:]:
         axes.set_xlabel(what)
     return fig, panels
