@@ -207,7 +207,7 @@ def identification_accuracy(predicted: np.ndarray, true: np.ndarray, n_way: int 
         raise InputError(f"n_way is {n_way}: it must be between 2 and the {n} pictures there are.")
     own = np.diag(similarity)[:, None]
     less = (similarity < own).sum(axis=1)
-    equal = (similarity == own).sum(axis=1) - 1
+    equal = np.maximum((similarity == own).sum(axis=1) - 1, 0)  # NaN does not equal itself
     values = [
         (comb(w + e + 1, k + 1) - comb(w, k + 1)) / ((e + 1) * comb(n - 1, k))
         for w, e in zip(less.tolist(), equal.tolist(), strict=True)
