@@ -413,17 +413,20 @@ def _gather(
     n_planned: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return responses, the trials' places in the design, and their sessions."""
-    parts = [read_betas(tree.session(number), ijk, shape) for number in numbers]
-    n_trials = len(parts[0])
-    for number, part in zip(numbers, parts, strict=True):
+    first = read_betas(tree.session(numbers[0]), ijk, shape)
+    n_trials = len(first)
+    responses = np.empty((len(numbers) * n_trials, len(ijk)), np.float32)
+    for row, number in enumerate(numbers):
+        part = first if row == 0 else read_betas(tree.session(number), ijk, shape)
         if len(part) != n_trials or number * n_trials > n_planned:
             raise InputError(
                 f"{tree.session(number)} has {len(part)} trials; expected {n_trials}, and "
                 f"{n_planned} trials in all sessions as in {tree.design}"
             )
         _check_finite(tree.session(number), part)
+        responses[row * n_trials : (row + 1) * n_trials] = part
     trials = np.concatenate([(n - 1) * n_trials + np.arange(n_trials) for n in numbers])
-    return np.concatenate(parts), trials, np.repeat(np.array(numbers, np.int64), n_trials)
+    return responses, trials, np.repeat(np.array(numbers, np.int64), n_trials)
 
 
 def _check_finite(path: Path, responses: np.ndarray) -> None:

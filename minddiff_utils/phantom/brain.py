@@ -36,17 +36,17 @@ ORIENTATIONS = np.arange(4) * np.pi / 4
 REFERENCE_IDS = range(2_000_000, 2_000_400)  # pictures that set each voxel's zero and unit
 CHUNK = 128  # pictures worked on at once
 FRAME = 96  # px; pictures are filtered inside a frame of grey, so that borders do not wrap
-PERSONAL = 0.3  # share of the reliable variance that no property of the picture explains
+PERSONAL = 0.15  # share of the reliable variance that no property of the picture explains
 N_ASSOCIATIONS = 30  # dimensions of that part that many voxels share
 
 EARLY = ("V1", "V2", "V3", "V3ab", "hV4")
 # Share of variance of: Gabor energy, local luminance, local colour, things and scene.
 MIXTURES = {
-    "V1": (0.66, 0.18, 0.16, 0.0),
-    "V2": (0.66, 0.16, 0.18, 0.0),
-    "V3": (0.70, 0.16, 0.14, 0.0),
-    "V3ab": (0.75, 0.17, 0.08, 0.0),
-    "hV4": (0.42, 0.13, 0.30, 0.15),
+    "V1": (0.40, 0.32, 0.28, 0.0),
+    "V2": (0.40, 0.30, 0.30, 0.0),
+    "V3": (0.45, 0.29, 0.26, 0.0),
+    "V3ab": (0.50, 0.34, 0.16, 0.0),
+    "hV4": (0.25, 0.22, 0.40, 0.13),
     "LO": (0.15, 0.05, 0.05, 0.75),
     "VO": (0.05, 0.10, 0.25, 0.60),
     "PHC": (0.05, 0.10, 0.10, 0.75),
@@ -194,7 +194,7 @@ class Brain:
         )
 
     def _draw_ceiling(self, rng: np.random.Generator, quality: float) -> np.ndarray:
-        """Return the noise ceiling of each voxel (three repetitions, 0 to 1): a long-tailed draw."""
+        """Return a long-tailed draw of each voxel's noise ceiling: three repetitions, 0 to 1."""
         target = {roi: mean for roi, mean in noise_ceiling_targets()}
         mean = np.array([target[str(group)] for group in self.group]) / 100 * quality
         concentration = 3.2
