@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 import yaml
@@ -34,11 +34,11 @@ ParamsArgument = Annotated[
     str, typer.Argument(help="A name from notebooks/params, or the path of a YAML file.")
 ]
 SetOption = Annotated[
-    Optional[list[str]],
+    list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Replace a value of the parameter file."),
 ]
 DataOption = Annotated[
-    Optional[Path], typer.Option("--data", help="Where the recording is: replaces data_path.")
+    Path | None, typer.Option("--data", help="Where the recording is: replaces data_path.")
 ]
 CoresOption = Annotated[
     int, typer.Option(min=0, help="CPU cores to use; 0 for all that there are.")
@@ -96,7 +96,7 @@ def run(
 def job(
     file: Path,
     parent: Annotated[str, typer.Option(help="HOST:PID without which to stop.")] = "",
-    log: Annotated[Optional[Path], typer.Option(help="Where lines about progress go.")] = None,
+    log: Annotated[Path | None, typer.Option(help="Where lines about progress go.")] = None,
 ) -> None:
     """Execute one notebook from its job file; Snakemake calls this."""
     from minddiff_utils.execution import watch_parent
@@ -265,7 +265,7 @@ def _execute(todo: Job, say: Callable[[str], None]) -> None:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[int]:
-    """Hold a run's folder, so that no two processes write into it; the lock dies with its holder."""
+    """Hold a run's folder: no two processes write into it; the lock ends with its holder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / ".state").mkdir(exist_ok=True)
     with open(folder / ".state" / "lock", "a", encoding="utf-8") as file:

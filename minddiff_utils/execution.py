@@ -18,7 +18,7 @@ import papermill
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from minddiff_utils.files import InputError, atomic_path
+from minddiff_utils.files import atomic_path
 from minddiff_utils.runs import Job
 
 __all__ = ["NotebookError", "Progress", "execute", "forget", "watch_parent"]

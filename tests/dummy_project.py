@@ -29,7 +29,8 @@ text = (folder / "first.txt").read_text()
 
 GROUP = """from pathlib import Path
 texts = [(Path(run_dir) / name / "second.txt").read_text() for name in subjects.split(",")]
-(Path(run_dir) / "results.md").write_text("| who |\\n|---|\\n" + "".join(f"| {t} |\\n" for t in texts))
+rows = "".join(f"| {text} |\\n" for text in texts)
+(Path(run_dir) / "results.md").write_text("| who |\\n|---|\\n" + rows)
 print(texts)"""
 
 

@@ -1,0 +1,361 @@
+"""The book's machinery on a small project: order, changes, failures, kills, pages."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+from dummy_project import ROOT, make_project, notebook, write_params
+from nbformat.v4 import new_markdown_cell, new_notebook
+
+from minddiff_utils import book, execution, runs
+from minddiff_utils.files import InputError
+
+
+def minddiff(*arguments, **more):
+    """Run the command line as the Makefile does."""
+    command = [sys.executable, "-m", "minddiff_utils.cli", *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, **more)
+
+
+def executed(project):
+    """When each executed notebook was written."""
+    paths = sorted((project / "runs" / "tiny").rglob("notebooks/[0-9]*.ipynb"))
+    return {str(p.relative_to(project / "runs" / "tiny")): p.stat().st_mtime_ns for p in paths}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A project whose book has been built once."""
+    project = make_project(tmp_path_factory.mktemp("built"))
+    answer = minddiff("book", "tiny", "--root", project)
+    assert answer.returncode == 0, answer.stderr
+    return project, answer
+
+
+@pytest.fixture
+def plan(tmp_path):
+    project = make_project(tmp_path)
+    return runs.load_plan(project / "notebooks/params/tiny.yaml", project / "notebooks")
+
+
+# --- the whole road -------------------------------------------------------------------------------
+
+
+def test_book_is_built_and_its_path_is_printed(built):
+    project, answer = built
+    index = Path(answer.stdout.strip())
+    assert index == project / "runs/tiny/html/index.html" and index.is_file()
+    assert "subj01 0 0.5" in index.read_text()  # the results' table
+    page = (project / "runs/tiny/html/subj02/01_first.html").read_text()
+    assert "First — subj02" in page and 'id="fig-first-subj02"' in page
+    assert 'alt="A line."' in page
+
+
+def test_terminal_names_subject_and_notebook_and_nothing_of_snakemake(built):
+    _, answer = built
+    assert "subj01 · 01_first · done" in answer.stderr
+    assert "all subjects · 03_group · done" in answer.stderr
+    assert "snakemake" not in answer.stderr.lower() and "jobid" not in answer.stderr
+
+
+def test_executed_notebooks_hold_their_parameters(built):
+    project, _ = built
+    page = nbformat.read(project / "runs/tiny/subj02/notebooks/02_second.ipynb", 4)
+    assert page.metadata.papermill.parameters["subject"] == "subj02"
+    record = json.loads((project / "runs/tiny/subj02/provenance.json").read_text())
+    assert record["notebooks"]["02_second"]["parameters"]["gain"] == 0.5
+    assert record["packages"]["papermill"]
+
+
+def test_changes_redo_what_depends_on_them_and_no_more(built):
+    project, _ = built
+    before = executed(project)
+    index = project / "runs/tiny/html/index.html"
+    html = index.stat().st_mtime_ns
+
+    begun = time.monotonic()
+    answer = minddiff("book", "tiny", "--root", project)
+    assert answer.returncode == 0 and "up to date" in answer.stderr
+    assert executed(project) == before and index.stat().st_mtime_ns == html
+    assert time.monotonic() - begun < 60
+
+    answer = minddiff("book", "tiny", "--root", project, "--set", "gain=2")
+    after = executed(project)
+    assert answer.returncode == 0, answer.stderr
+    redone = {name for name in before if before[name] != after[name]}
+    assert redone == {
+        "subj01/notebooks/02_second.ipynb",
+        "subj02/notebooks/02_second.ipynb",
+        "notebooks/03_group.ipynb",
+    }
+    assert "subj01 0 2" in index.read_text()
+
+
+def test_failing_notebook_stops_the_build_and_the_last_book_stays(tmp_path):
+    project = make_project(tmp_path)
+    assert minddiff("book", "tiny", "--root", project).returncode == 0
+    path = project / "notebooks" / "02_second.ipynb"
+    broken = nbformat.read(path, 4)
+    broken.cells[2].source = "x = 1\nraise RuntimeError('no such luck')"
+    nbformat.write(broken, path)
+
+    answer = minddiff("book", "tiny", "--root", project)
+    assert answer.returncode == 1
+    for said in ("subj01 · 02_second", "cell 3 failed", "x = 1", "RuntimeError: no such luck"):
+        assert said in answer.stderr
+    assert "last good book stays" in answer.stderr
+    assert "subj01 0 0.5" in (project / "runs/tiny/html/index.html").read_text()
+    folder = project / "runs/tiny/subj01/notebooks"
+    assert (folder / "02_second.failed.ipynb").is_file()
+    assert not (folder / "02_second.ipynb").exists()
+
+    broken.cells[
+        2
+    ].source = (
+        "from minddiff_utils.files import InputError\nraise InputError('x is missing. Fetch x.')"
+    )
+    nbformat.write(broken, path)
+    answer = minddiff("book", "tiny", "--root", project)
+    assert answer.returncode == 2
+    assert "subj01 · 02_second: cell 3: x is missing. Fetch x." in answer.stderr
+    assert "raise InputError" not in answer.stderr
+
+
+def test_warning_of_the_page_builder_fails_and_the_last_book_stays(tmp_path):
+    project = make_project(tmp_path)
+    assert minddiff("book", "tiny", "--root", project, "--set", "subjects=subj01").returncode == 0
+    (project / "book" / "method.md").write_text("# Method\n\n[nowhere](missing.md)\n")
+    answer = minddiff("book", "tiny", "--root", project, "--set", "subjects=subj01")
+    assert answer.returncode == 1 and "missing.md" in answer.stderr
+    assert "Said by" in (project / "runs/tiny/html/method.html").read_text()
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+def test_killed_run_goes_on_with_the_same_result(tmp_path, sent):
+    project = make_project(tmp_path)
+    write_params(project, subjects=["subj01"])
+    path = project / "notebooks" / "02_second.ipynb"
+    slow = nbformat.read(path, 4)
+    slow.cells[2].source = "import time\ntime.sleep(4)\n" + slow.cells[2].source
+    nbformat.write(slow, path)
+    command = [sys.executable, "-m", "minddiff_utils.cli", "book", "tiny", "--root", str(project)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    first = project / "runs/tiny/subj01/notebooks/01_first.ipynb"
+    running = project / "runs/tiny/subj01/notebooks/.02_second.running.ipynb"
+    _wait_for(lambda: first.exists() and running.exists())
+    process.send_signal(sent)
+    process.wait(timeout=30)
+    assert not (project / "runs/tiny/subj01/notebooks/02_second.ipynb").exists()
+    stamp = first.stat().st_mtime_ns
+
+    answer = minddiff("book", "tiny", "--root", project)
+    assert answer.returncode == 0, answer.stderr
+    assert first.stat().st_mtime_ns == stamp  # what was done stays done
+    assert (project / "runs/tiny/subj01/second.txt").read_text() == "subj01 0 0.5"
+
+
+def _wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+# --- parameters and digests -----------------------------------------------------------------------
+
+
+def test_parameters_come_from_the_file_and_only_where_declared(plan):
+    first, second = plan.chapters
+    assert plan.subjects == ("subj01", "subj02") and plan.group[0].name == "03_group"
+    jobs = {(j.notebook, j.subject): j for _, j in runs.make_jobs(plan, plan.run / ".state")}
+    assert len(jobs) == 5
+    assert "gain" not in jobs["01_first", "subj01"].parameters
+    assert jobs["02_second", "subj02"].parameters["subject"] == "subj02"
+    assert jobs["03_group", ""].parameters["subjects"] == "subj01,subj02"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"gian": 1.0}, "Did you mean `gain`"),
+        ({"seed": "many"}, "expected a whole number"),
+        ({"seed": True}, "expected a whole number"),
+        ({"subjects": []}, "expected a list of different names"),
+        ({"subjects": ["a", "a"]}, "expected a list of different names"),
+        ({"subjects": ["../x"]}, "expected a name of letters and digits"),
+    ],
+)
+def test_bad_parameters_are_named(tmp_path, changes, said):
+    project = make_project(tmp_path)
+    write_params(project, **changes)
+    with pytest.raises(InputError, match=said):
+        runs.load_plan(project / "notebooks/params/tiny.yaml", project / "notebooks")
+
+
+@pytest.mark.parametrize("text", ["[1, 2", "just words", "- a\n- b"])
+def test_bad_yaml_is_named(tmp_path, text):
+    project = make_project(tmp_path)
+    path = project / "notebooks/params/tiny.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match="tiny.yaml"):
+        runs.load_plan(path, project / "notebooks")
+
+
+def test_parameters_cell_must_hold_plain_values():
+    for source in ("seed = int('3')", "import os", "a = b = 3", "a, b = 1, 2"):
+        with pytest.raises(InputError, match="plain value"):
+            runs.declared_parameters(notebook("T", source))
+    with pytest.raises(InputError, match="found 0"):
+        runs.declared_parameters(new_notebook())
+    assert runs.declared_parameters(notebook("T", "a = -0.5  # s\nb = 'x'")) == {
+        "a": -0.5,
+        "b": "x",
+    }
+
+
+def _digests(plan, package=runs.PACKAGE):
+    jobs = runs.make_jobs(plan, plan.run / ".state", package)
+    return {(job.notebook, job.subject): (job.data, job.page) for _, job in jobs}
+
+
+def test_code_counts_but_comments_do_not(plan, tmp_path):
+    package = tmp_path / "pack"
+    package.mkdir()
+    sources = {"a": "from pack.b import f", "b": "f = 1", "c": "g = 1", "figures": ""}
+    for name, text in sources.items():
+        (package / f"{name}.py").write_text(text)
+    path = plan.notebooks / "02_second.ipynb"
+    source = nbformat.read(path, 4)
+    source.cells[2].source += "\nfrom pack import a, figures"
+    nbformat.write(source, path)
+    before = _digests(plan, package)
+
+    (package / "b.py").write_text('"""Words."""\n# more words\nf = 1')
+    (package / "c.py").write_text("g = 2")
+    assert _digests(plan, package) == before
+
+    (package / "figures.py").write_text("colour = 'blue'")
+    drawn = _digests(plan, package)
+    assert drawn["02_second", "subj01"][0] == before["02_second", "subj01"][0]
+    assert drawn["02_second", "subj01"][1] != before["02_second", "subj01"][1]
+
+    (package / "b.py").write_text("f = 2")
+    after = _digests(plan, package)
+    assert after["01_first", "subj01"] == before["01_first", "subj01"]
+    assert after["02_second", "subj01"][0] != before["02_second", "subj01"][0]
+    assert after["03_group", ""][0] != before["03_group", ""][0]
+
+
+def test_job_files_are_rewritten_only_when_something_changed(plan):
+    (path, job), *_ = runs.make_jobs(plan, plan.run / ".state")
+    os.utime(path, ns=(1, 1))
+    runs.make_jobs(plan, plan.run / ".state")
+    assert path.stat().st_mtime_ns == 1
+    assert runs.read_job(path) == job
+
+
+def test_data_files_count_by_content(plan, tmp_path):
+    data = plan.notebooks / "data.bin"
+    data.write_bytes(b"one")
+    changed = {**plan.parameters, "data_path": "data.bin"}
+    plan = runs.Plan(**{**vars(plan), "parameters": changed})
+    before = _digests(plan)
+    data.write_bytes(b"two")
+    assert _digests(plan)["01_first", "subj01"] != before["01_first", "subj01"]
+
+
+def test_a_new_computation_forgets_and_a_stopped_one_goes_on(tmp_path):
+    job = runs.Job(
+        notebook="02_decoding",
+        subject="s",
+        source="",
+        output=str(tmp_path / "s" / "notebooks" / "02_decoding.ipynb"),
+        cwd=".",
+        run=str(tmp_path),
+        parameters={},
+        data="A",
+        page="",
+    )
+    execution._begin(job)
+    features = tmp_path / "s" / "features.h5"
+    features.write_text("half")
+    (tmp_path / "s" / "decoders").mkdir()
+    execution._begin(job)
+    assert features.exists()
+    execution._begin(runs.Job(**{**vars(job), "data": "B"}))
+    assert not features.exists() and not (tmp_path / "s" / "decoders").exists()
+
+
+# --- pages ----------------------------------------------------------------------------------------
+
+
+def test_labels_carry_the_subject_and_prose_does_not():
+    text = (
+        "(loss)=\n# Stage 2\n\nThe loss of {eq}`loss` and [here](#loss), {ref}`so <loss>`; "
+        "fig-a is a word.\n\n$$ (eq-x)\na = b\n$$\n\n```{math}\n:label: eq-y\nc\n```\n"
+        "{numref}`fig-a` {eq}`eq-x` {eq}`eq-y` {eq}`elsewhere`"
+    )
+    page = notebook("T", "a = 1", "1")
+    page.cells.append(new_markdown_cell(text))
+    page.cells[2].metadata["mystnb"] = {"figure": {"name": "fig-a", "caption": "c"}}
+    source = book.finish_page(page, "subj01").cells[-1].source
+    for label in ("loss", "eq-x", "eq-y", "fig-a"):
+        assert f"`{label}`" not in source and f"{label}-subj01" in source
+    assert "(loss-subj01)=" in source and "[here](#loss-subj01)" in source
+    assert "<loss-subj01>" in source and "The loss of" in source
+    assert "fig-a is a word" in source and "{eq}`elsewhere`" in source
+    assert "$$ (eq-x-subj01)" in source and ":label: eq-y-subj01" in source
+
+
+def test_page_has_title_folded_parameters_and_alternative_text():
+    page = notebook("Title", "a = 1", "1")
+    page.cells[2].metadata["mystnb"] = {"figure": {"name": "fig-a", "caption": "What is seen."}}
+    page = book.finish_page(page, "subj07")
+    assert "# Title — subj07\n" in page.cells[0].source
+    assert page.cells[1].metadata["tags"] == ["parameters", "hide-input"]
+    assert page.cells[2].metadata["mystnb"]["image"]["alt"] == "What is seen."
+    assert page.cells[2].metadata["mystnb"]["figure"]["name"] == "fig-a-subj07"
+
+
+def test_a_notebook_with_an_error_makes_no_page():
+    page = notebook("T", "a = 1")
+    page.metadata["papermill"] = {"exception": True}
+    with pytest.raises(InputError, match="stopped with an error"):
+        book.finish_page(page, "s")
+
+
+def test_contents_have_a_part_a_subject(plan):
+    toc = book.table_of_contents(plan)
+    assert [part["caption"] for part in toc["parts"]] == [
+        "The idea",
+        "Subject subj01",
+        "Subject subj02",
+        "Subjects compared",
+        "Sources",
+    ]
+    assert toc["parts"][1]["chapters"][1] == {"file": "subj01/02_second"}
+
+
+def test_included_headings_move_down_but_comments_in_code_do_not():
+    text = "# A\n\n```bash\n# no heading\n```\n\n## B\n"
+    assert book.demote_headings(text) == "## A\n\n```bash\n# no heading\n```\n\n### B\n"
+
+
+def test_progress_says_cell_and_bar(monkeypatch):
+    said = []
+    now = [0.0]
+    monkeypatch.setattr(execution.time, "monotonic", lambda: now[0])
+    progress = execution.Progress("subj01 · 04_stage2", 12, said.append)
+    progress.on_cell(None, 4)
+    now[0] = 65.0
+    progress.write("\rstage 2:  10%|█    | 3/30\rstage 2:  20%|██   | 6/30 [00:10<00:40]")
+    progress.write("\rstage 2:  30%|███  | 9/30")
+    bar = "stage 2:  20%|██   | 6/30 [00:10<00:40]"
+    assert said == [f"subj01 · 04_stage2 · cell 5 of 12 · {bar} · 1:05"]
