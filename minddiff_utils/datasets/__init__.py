@@ -12,6 +12,9 @@ from minddiff_utils.datasets.subject import (
     estimate_ncsnr,
     noise_ceiling,
     prepare_fold,
+    single_trial_ncsnr,
+    summarise,
+    write_summary,
 )
 from minddiff_utils.files import InputError
 
@@ -24,6 +27,9 @@ __all__ = [
     "load_subject",
     "noise_ceiling",
     "prepare_fold",
+    "single_trial_ncsnr",
+    "summarise",
+    "write_summary",
 ]
 
 DATASETS = ("nsd", "miyawaki")

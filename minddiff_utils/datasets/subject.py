@@ -1,12 +1,14 @@
 """One person's recording: responses, what was seen, where the voxels are, and the splits."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
-from minddiff_utils.files import InputError
+from minddiff_utils.files import InputError, atomic_path
 
 __all__ = [
     "Fold",
@@ -16,6 +18,9 @@ __all__ = [
     "estimate_ncsnr",
     "noise_ceiling",
     "prepare_fold",
+    "single_trial_ncsnr",
+    "summarise",
+    "write_summary",
 ]
 
 
@@ -268,3 +273,54 @@ def estimate_ncsnr(
     noise = within.mean(axis=0)
     signal = np.where(noise > 0, np.maximum(1 - noise, 0), 0)
     return np.sqrt(signal / np.where(noise > 0, noise, 1)).astype(np.float32)
+
+
+def single_trial_ncsnr(subject: Subject) -> np.ndarray:
+    """Return the dataset's own signal-to-noise ratios, or estimate them where it gives none.
+
+    Returns
+    -------
+    float32 array of shape (n_voxels,)
+    """
+    if subject.ncsnr is not None:
+        return subject.ncsnr
+    return estimate_ncsnr(subject.responses, subject.stimulus_id, subject.session)
+
+
+def summarise(subject: Subject) -> dict[str, Any]:
+    """Count what a recording holds.
+
+    Returns
+    -------
+    dict
+        Plain numbers and texts: name, dataset, trials, stimuli, sessions, repetitions, voxels,
+        voxels of each region, voxels left out, and for each split its stimuli.
+    """
+    repetitions = subject.n_repetitions(subject.stimulus_ids)
+    return {
+        "subject": subject.name,
+        "dataset": subject.dataset,
+        "n_trials": len(subject.stimulus_id),
+        "n_stimuli": len(repetitions),
+        "n_sessions": len(np.unique(subject.session)),
+        "repetitions": [int(repetitions.min()), int(repetitions.max())],
+        "n_voxels": subject.responses.shape[1],
+        "n_dropped_voxels": subject.n_dropped,
+        "rois": {name: int(mask.sum()) for name, mask in subject.roi.items()},
+        "splits": {
+            split.name: {"train": len(split.train), "test": len(split.test)}
+            for split in subject.splits
+        },
+    }
+
+
+def write_summary(subject: Subject, path: str | Path) -> Path:
+    """Write `summarise(subject)` as JSON; the file is whole or absent.
+
+    Returns
+    -------
+    Path
+    """
+    with atomic_path(path) as tmp:
+        tmp.write_text(json.dumps(summarise(subject), indent=1))
+    return Path(path)

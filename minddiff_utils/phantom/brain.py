@@ -68,7 +68,7 @@ TUNINGS = {
 }
 PATTERN_KINDS = ("random", "frame", "cross", "letter")
 # Subjects differ in the extent of their areas and in how clean their data are.
-SIZES = (0.95, 0.89, 0.93, 0.86, 0.92, 0.88, 0.90, 0.84)
+SIZES = (0.90, 0.82, 0.88, 0.80, 0.87, 0.83, 0.86, 0.79)
 QUALITIES = (1.0, 0.92, 0.86, 0.74, 1.02, 0.84, 0.82, 0.66)
 
 

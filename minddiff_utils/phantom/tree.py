@@ -13,16 +13,17 @@ import pandas as pd
 import scipy.io
 from tqdm import tqdm
 
+from minddiff_utils.datasets import patterns
 from minddiff_utils.datasets.nsd import NsdTree
 from minddiff_utils.datasets.subject import estimate_ncsnr
 from minddiff_utils.files import InputError, atomic_path
-from minddiff_utils.phantom import world
+from minddiff_utils.phantom import anatomy, brain, world
 from minddiff_utils.phantom.anatomy import KASTNER_LABELS, SHAPE, affine
 from minddiff_utils.phantom.brain import Brain, make_brain
+from minddiff_utils.runs import code_digest
 
 __all__ = ["SETTINGS_FILE", "Experiment", "plan_experiment", "write_tree"]
 
-VERSION = 1  # of what is written; a tree of another version is written again
 SETTINGS_FILE = "phantom.json"
 SESSION_TRIALS = 240  # about how many; a divisor of the number of trials near it is taken
 N_SUBJECTS = 8  # at most, as in NSD
@@ -32,13 +33,13 @@ FIRST_COCO_ID = 700_000  # far from the picture ids, so that mixing the two up i
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides the contents of a tree."""
+    """What decides the contents of a tree; `code` changes when what writes it does."""
 
     n_train: int
     n_test: int
     repetitions: int
     seed: int
-    version: int = VERSION
+    code: str
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def write_tree(
         If a parameter is outside its range, or the folder holds something else.
     """
     path = Path(path)
-    settings = _checked(subjects, Settings(n_train, n_test, repetitions, seed))
+    settings = _checked(subjects, Settings(n_train, n_test, repetitions, seed, _code()))
     _claim(path, settings)
     done = _done(path)
     todo = [subject for subject in subjects if not _complete(path, subject, done)]
@@ -180,6 +181,12 @@ def _checked(subjects: Sequence[str], settings: Settings) -> Settings:
             bound = f"at least {low}" if high is None else f"{low} to {high}"
             raise InputError(f"{name}={value} is outside its range: {bound}")
     return settings
+
+
+def _code() -> str:
+    """Return a digest of the modules that decide what a tree holds."""
+    sources = [patterns.__file__, world.__file__, anatomy.__file__, brain.__file__, __file__]
+    return code_digest(Path(source) for source in sources)[:16]
 
 
 def _claim(path: Path, settings: Settings) -> None:
@@ -396,12 +403,12 @@ def _write_subject(
     """Write regions, betas, noise ceiling and behaviour of one subject; return the files."""
     tree = NsdTree(path, subject)
     bar.set_postfix_str(f"{subject}, receptive fields")
-    brain = make_brain(subject, seed)
+    simulated = make_brain(subject, seed)
     trials = experiment.trials(subject)
     sessions = [tree.session(number + 1) for number in range(experiment.n_sessions)]
     seen, rows = np.unique(trials, return_inverse=True)
-    signal = brain.signal(seen.tolist())
-    _write_regions(tree, brain)
+    signal = simulated.signal(seen.tolist())
+    _write_regions(tree, simulated)
     bar.update()
     responses = []
     for number, file in enumerate(sessions):
@@ -409,26 +416,26 @@ def _write_subject(
         here = slice(number * experiment.session_trials, (number + 1) * experiment.session_trials)
         # Each session has a generator of its own, so that a session made again is the same.
         rng = np.random.default_rng([seed, _index(subject), 3, number])
-        counts = np.rint(brain.betas(signal[rows[here]], rng) * 300)
+        counts = np.rint(simulated.betas(signal[rows[here]], rng) * 300)
         responses.append(np.clip(counts, -32767, 32767).astype(np.int16))
         if not file.exists():
-            _write_betas(file, brain.ijk, responses[-1])
+            _write_betas(file, simulated.ijk, responses[-1])
         bar.update()
     session = np.repeat(np.arange(len(sessions)), experiment.session_trials)
     ncsnr = estimate_ncsnr(np.concatenate(responses) / np.float32(300), trials, session)
-    _write_volume(tree.ncsnr, _filled(brain.ijk, ncsnr, np.float32))
+    _write_volume(tree.ncsnr, _filled(simulated.ijk, ncsnr, np.float32))
     with atomic_path(tree.responses) as tmp:
         _behaviour(subject, trials, experiment).to_csv(tmp, sep="\t", index=False, na_rep="NaN")
     regions = [tree.roi("Kastner2015"), tree.roi("nsdgeneral")]
     return [*regions, *sessions, tree.ncsnr, tree.responses]
 
 
-def _write_regions(tree: NsdTree, brain: Brain) -> None:
+def _write_regions(tree: NsdTree, simulated: Brain) -> None:
     """Write the atlas and `nsdgeneral` as volumes of integer labels."""
-    labels = np.array([KASTNER_LABELS.get(str(area), 0) for area in brain.area])
-    _write_volume(tree.roi("Kastner2015"), _filled(brain.ijk, labels, np.int16))
+    labels = np.array([KASTNER_LABELS.get(str(area), 0) for area in simulated.area])
+    _write_volume(tree.roi("Kastner2015"), _filled(simulated.ijk, labels, np.int16))
     everywhere = np.ones(len(labels))
-    _write_volume(tree.roi("nsdgeneral"), _filled(brain.ijk, everywhere, np.int16))
+    _write_volume(tree.roi("nsdgeneral"), _filled(simulated.ijk, everywhere, np.int16))
 
 
 def _filled(ijk: np.ndarray, values: np.ndarray, dtype: type) -> np.ndarray:
