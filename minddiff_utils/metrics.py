@@ -7,7 +7,9 @@ differences and permutation tests all work on the same tidy table
 
 from collections.abc import Callable, Mapping, Sequence
 from math import comb
+from pathlib import Path
 
+import h5py
 import numpy as np
 import pandas as pd
 from scipy import stats
@@ -15,7 +17,7 @@ from scipy.ndimage import gaussian_filter
 from skimage.color import rgb2gray
 from skimage.transform import resize
 
-from minddiff_utils.files import InputError
+from minddiff_utils.files import InputError, require
 
 __all__ = [
     "METHODS",
@@ -27,10 +29,13 @@ __all__ = [
     "differences",
     "evaluate",
     "identification_accuracy",
+    "identification_table",
     "in_order",
     "markdown_table",
     "paired_difference",
     "pcc",
+    "read_metrics",
+    "read_reconstructions",
     "similarity_matrix",
     "ssim",
     "summary",
@@ -332,6 +337,87 @@ def _finite(values: np.ndarray) -> np.ndarray:
     return values[~np.isnan(values)]
 
 
+# --- files ---------------------------------------------------------------------------------
+
+
+def read_reconstructions(
+    path: str | Path,
+) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
+    """Read the pictures that were seen and every method's reconstructions of them.
+
+    Parameters
+    ----------
+    path : str or Path
+        `reconstructions.h5` of a subject. Each dataset of the shape of `truth` is a method.
+
+    Returns
+    -------
+    truth : uint8 (n, h, w, 3)
+    reconstructions : dict of uint8 (n, h, w, 3)
+        In the order of `METHODS`.
+    stimulus_id : int64 (n,)
+
+    Raises
+    ------
+    InputError
+        If the file is missing, damaged, or holds no reconstruction.
+    """
+    path = require(path, "04_stage2")
+    try:
+        with h5py.File(path, "r") as file:
+            truth, stimulus_id = file["truth"][:], file["stimulus_id"][:].astype(np.int64)
+            found = [n for n in file if n != "truth" and _shape(file[n]) == truth.shape]
+            reconstructions = {name: file[name][:] for name in in_order(found, METHODS)}
+    except (OSError, KeyError) as error:
+        raise InputError(
+            f"{path} cannot be read ({error}). Delete it and run notebooks 03_stage1 and "
+            "04_stage2 again."
+        ) from None
+    if not reconstructions:
+        raise InputError(
+            f"{path} holds no reconstructions of the shape of `truth`, {truth.shape}. "
+            "Run notebooks 03_stage1 and 04_stage2 first."
+        )
+    return truth, reconstructions, stimulus_id
+
+
+def _shape(item: h5py.Dataset | h5py.Group) -> tuple[int, ...] | None:
+    return item.shape if isinstance(item, h5py.Dataset) else None
+
+
+def read_metrics(run_dir: str | Path, subjects: Sequence[str]) -> pd.DataFrame:
+    """Read `metrics.csv` of several subjects of a run into one tidy table.
+
+    Parameters
+    ----------
+    run_dir : str or Path
+    subjects : sequence of str
+        Names of the subjects' folders.
+
+    Returns
+    -------
+    DataFrame
+        `subject, method, stimulus_id, metric, value`.
+
+    Raises
+    ------
+    InputError
+        If no subject is named, or one's file is missing or lacks a column.
+    """
+    if not subjects:
+        raise InputError('`subjects` is empty; name at least one, such as "subj01".')
+    columns = ["subject", "method", "stimulus_id", "metric", "value"]
+    parts = []
+    for subject in subjects:
+        path = require(Path(run_dir) / subject / "metrics.csv", f"05_metrics (subject {subject})")
+        part = pd.read_csv(path)
+        missing = [column for column in columns if column not in part]
+        if missing:
+            raise InputError(f"{path} lacks the columns {missing}. Run notebook 05_metrics again.")
+        parts.append(part.assign(subject=subject)[columns])
+    return pd.concat(parts, ignore_index=True)
+
+
 # --- tables --------------------------------------------------------------------------------
 
 
@@ -494,6 +580,44 @@ def difference_table(
         "over pictures in brackets and the two-sided p of a sign-flip permutation test, not "
         "corrected for the number of comparisons; n is the number of pictures."
     )
+    return table
+
+
+def identification_table(
+    embedded: Mapping[str, np.ndarray], true: np.ndarray, n_ways: Sequence[int], seed: int = 0
+) -> pd.DataFrame:
+    """Identification accuracy of every method, `mean [low, high]` in each cell.
+
+    Parameters
+    ----------
+    embedded : dict of float (n, d)
+        Method -> embeddings of its reconstructions.
+    true : float (n, d)
+        Embeddings of the pictures seen.
+    n_ways : sequence of int
+        Numbers of candidates, a column each; those above n are left out.
+    seed : int
+        Seed of the bootstrap.
+
+    Returns
+    -------
+    DataFrame of str
+        One row a method, in the order of `METHODS`.
+    """
+    n_ways = sorted({n for n in n_ways if n <= len(true)})
+    frame = pd.concat(
+        pd.DataFrame(
+            {
+                "method": method,
+                "metric": f"{n_way}-way (chance {1 / n_way:.3f})",
+                "value": identification_accuracy(rows, true, n_way),
+            }
+        )
+        for method, rows in embedded.items()
+        for n_way in n_ways
+    )
+    table = summary_table(frame, seed)
+    table.attrs["note"] += " Candidates are shared between pictures, so the intervals are a guide."
     return table
 
 

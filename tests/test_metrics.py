@@ -2,6 +2,7 @@
 
 from itertools import combinations
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -332,3 +333,70 @@ def test_a_missing_value_is_counted_out():
     frame.loc[gap, "value"] = np.nan
     assert set(metrics.summary(frame).query("metric == 'pcc'")["n"]) == {9}
     assert set(metrics.summary_table(frame)["n"]) == {"9–10"}
+
+
+def test_identification_table_states_chance():
+    truth = pictures(10)
+    table = metrics.identification_table(
+        {"stage2": embed(truth), "mean": np.ones_like(embed(truth))}, embed(truth), [2, 10, 50]
+    )
+    assert list(table.columns) == ["2-way (chance 0.500)", "10-way (chance 0.100)", "n"]
+    assert table.loc["full (MindDiffuser)"].iloc[1] == "1.000 [1.000, 1.000]"
+    assert table.loc["mean picture"].iloc[0].startswith("0.500")
+
+
+# --- files ---
+
+
+def write_reconstructions(path, **datasets):
+    with h5py.File(path, "w") as file:
+        for name, values in datasets.items():
+            file[name] = values
+        file.create_group("settings")
+
+
+def test_read_reconstructions_takes_every_method(tmp_path):
+    truth, path = pictures(3), tmp_path / "reconstructions.h5"
+    write_reconstructions(
+        path, truth=truth, stimulus_id=[5, 6, 7], flag=[0, 0, 1], stage2=truth, mine=truth,
+        no_z=pictures(3, seed=1),
+    )  # fmt: skip
+    seen, found, stimulus_id = metrics.read_reconstructions(path)
+    assert list(found) == ["no_z", "stage2", "mine"]
+    assert stimulus_id.tolist() == [5, 6, 7]
+    np.testing.assert_array_equal(seen, truth)
+
+
+def test_read_reconstructions_names_what_is_wrong(tmp_path):
+    path = tmp_path / "reconstructions.h5"
+    with pytest.raises(InputError, match="04_stage2"):
+        metrics.read_reconstructions(path)
+    write_reconstructions(path, truth=pictures(3), stimulus_id=[5, 6, 7], stage1=pictures(2))
+    with pytest.raises(InputError, match="no reconstructions"):
+        metrics.read_reconstructions(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="cannot be read"):
+        metrics.read_reconstructions(path)
+    path.unlink()
+    write_reconstructions(path, truth=pictures(3))
+    with pytest.raises(InputError, match="stimulus_id"):
+        metrics.read_reconstructions(path)
+
+
+def test_read_metrics_joins_subjects(tmp_path):
+    for subject, n in (("subj01", 10), ("subj02", 8)):
+        (tmp_path / subject).mkdir()
+        frame = evaluated(n)
+        frame.insert(0, "subject", subject)
+        frame.to_csv(tmp_path / subject / "metrics.csv", index=False)
+    both = metrics.read_metrics(tmp_path, ["subj02", "subj01"])
+    assert both["subject"].unique().tolist() == ["subj02", "subj01"]
+    assert len(both) == 5 * 4 * 18
+    with pytest.raises(InputError, match="subj03.*05_metrics"):
+        metrics.read_metrics(tmp_path, ["subj03"])
+    with pytest.raises(InputError, match="at least one"):
+        metrics.read_metrics(tmp_path, [])
+    frame.drop(columns="value").to_csv(tmp_path / "subj01" / "metrics.csv", index=False)
+    with pytest.raises(InputError, match="value"):
+        metrics.read_metrics(tmp_path, ["subj01"])
