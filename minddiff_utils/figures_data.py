@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
 from minddiff_utils.datasets import Subject, noise_ceiling, single_trial_ncsnr, summarise
 from minddiff_utils.figures import BLUE, GREY, ORANGE, WIDTH, style
@@ -25,6 +26,10 @@ __all__ = [
 ]
 
 PLANES = ((0, 1, "from above"), (1, 2, "from the side"), (0, 2, "from behind"))
+ROI_COLOURS = (
+    "#0072B2", "#E69F00", "#56B4E9", "#882255", "#009E73", "#D55E00",
+    "#F0E442", "#332288", "#999999", "#CC79A7", "#1b5e20",
+)  # fmt: skip
 AXES = ("left → right", "back → front", "bottom → top")
 
 
@@ -79,7 +84,7 @@ def pictures_with_captions(subject: Subject, ids: Sequence[int], columns: int = 
         for axis, picture, texts in zip(axes.flat, pictures, captions, strict=False):
             axis.imshow(picture)
             wrapped = textwrap.fill(texts[0], 92 // columns, max_lines=4, placeholder=" …")
-            axis.set_title(wrapped, y=-0.04, va="top", fontsize=9)
+            axis.set_title(wrapped, y=-0.08, va="top", fontsize=9)
     return _closed(figure)
 
 
@@ -148,13 +153,9 @@ def roi_voxels(subject: Subject) -> Figure:
     return _closed(figure)
 
 
-def _roi_colours(n: int) -> np.ndarray:
-    """Return `n` colours whose lightness rises, so that they can be told apart without hue."""
-    return (
-        plt.get_cmap("turbo")(np.linspace(0.05, 0.95, n))
-        if n > 1
-        else np.array([[0, 0.45, 0.7, 1]])
-    )
+def _roi_colours(n: int) -> list[str]:
+    """Return `n` colours, those of Okabe and Ito first."""
+    return [ROI_COLOURS[k % len(ROI_COLOURS)] for k in range(n)]
 
 
 def _projection(axis: Axes, subject: Subject, across: int, up: int, colours: np.ndarray) -> None:
@@ -176,6 +177,16 @@ def _projection(axis: Axes, subject: Subject, across: int, up: int, colours: np.
     axis.grid(False)
     for spine in axis.spines.values():
         spine.set_visible(False)
+    # Names on the map: eleven colours alone cannot be told apart by everyone.
+    for number, name in enumerate(subject.roi):
+        rows, columns = np.nonzero(image == number)
+        if len(rows) < 12:
+            continue
+        middle = np.hypot(rows - np.median(rows), columns - np.median(columns)).argmin()
+        axis.text(
+            columns[middle], rows[middle], name, ha="center", va="center", fontsize=7.5,
+            path_effects=[withStroke(linewidth=2.2, foreground="white")],
+        )  # fmt: skip
 
 
 def ceiling_by_roi(subject: Subject, n_repetitions: int) -> Figure:

@@ -33,7 +33,7 @@ __all__ = [
 GRID = 32  # feature maps are kept on every second pixel
 WAVELENGTHS = (5.0, 9.0, 16.0)  # px
 ORIENTATIONS = np.arange(4) * np.pi / 4
-REFERENCE_IDS = range(2_000_000, 2_000_400)  # pictures that set each voxel's zero and unit
+REFERENCE_IDS = range(2_000_000, 2_000_256)  # pictures that set each voxel's zero and unit
 CHUNK = 128  # pictures worked on at once
 FRAME = 96  # px; pictures are filtered inside a frame of grey, so that borders do not wrap
 PERSONAL = 0.15  # share of the reliable variance that no property of the picture explains
@@ -393,29 +393,49 @@ def feature_maps(pictures: np.ndarray) -> np.ndarray:
     return np.stack(maps).reshape(len(maps), len(pictures), -1)
 
 
-def _gabors() -> np.ndarray:
-    """Return transfer functions of complex Gabor filters; float32 (12, FRAME, FRAME)."""
-    frequency = fft.fftfreq(FRAME)
-    fy, fx = frequency[:, None], frequency[None]
+def _gabors() -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Return complex Gabor filters: rows and columns of the spectrum that each passes, and gain.
+
+    A filter passes a band around its own frequency. Its output, moved to frequency zero, has the
+    same magnitude and needs half the samples along each axis.
+    """
+    n = FRAME // 2
+    offset = np.arange(n) - n // 2
     filters = []
     for wavelength in WAVELENGTHS:
+        spread = 0.22 / wavelength * np.sqrt(2)
         for angle in ORIENTATIONS:
-            along = fx * np.cos(angle) + fy * np.sin(angle)
-            across = -fx * np.sin(angle) + fy * np.cos(angle)
-            spread = 0.22 / wavelength * np.sqrt(2)
-            distance2 = np.square(along - 1 / wavelength) + np.square(across)
-            filters.append(2 * np.exp(-distance2 / (2 * spread**2)))
-    return np.array(filters, dtype=np.float32)
+            centre = np.array([np.sin(angle), np.cos(angle)]) / wavelength
+            middle = np.rint(centre * FRAME).astype(int)
+            fy, fx = ((middle[k] + offset) / FRAME - centre[k] for k in range(2))
+            gain = 2 * np.exp(-(np.square(fy[:, None]) + np.square(fx[None])) / (2 * spread**2))
+            # The order that an inverse transform expects: frequency zero first.
+            rows, columns = ((fft.ifftshift(middle[k] + offset)) % FRAME for k in range(2))
+            filters.append((rows, columns, fft.ifftshift(gain).astype(np.float32) / 4))
+    return filters
 
 
-def _energy(maps: np.ndarray, filters: np.ndarray) -> np.ndarray:
-    """Return the local energy sqrt(even² + odd²) of `maps` (n, 64, 64), for each filter."""
+def _energy(
+    maps: np.ndarray, filters: list[tuple[np.ndarray, np.ndarray, np.ndarray]]
+) -> np.ndarray:
+    """Return the local energy sqrt(even² + odd²) of `maps` (n, 64, 64), for each filter.
+
+    Returns
+    -------
+    float32 array of shape (n_filters, n, 32, 32)
+    """
     edge = (FRAME - maps.shape[1]) // 2
-    inside = slice(edge, FRAME - edge)
     spectrum = fft.fft2(np.pad(maps, ((0, 0), (edge, edge), (edge, edge))))
+    # Samples lie in the middle of 2 x 2 pixels, half a pixel from the first of them.
+    shift = np.exp(1j * np.pi * fft.fftfreq(FRAME)).astype(np.complex64)
+    spectrum *= shift[:, None] * shift[None]
+    inside = slice(edge // 2, (FRAME - edge) // 2)
     # One-sided filters make the inverse transform complex: even and odd part at once.
     return np.stack(
-        [_halved(np.abs(fft.ifft2(spectrum * each)[:, inside, inside])) for each in filters]
+        [
+            np.abs(fft.ifft2(spectrum[:, rows[:, None], columns] * gain)[:, inside, inside])
+            for rows, columns, gain in filters
+        ]
     )
 
 
