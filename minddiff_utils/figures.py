@@ -25,6 +25,7 @@ from minddiff_utils.metrics import (
     bootstrap_interval,
     differences,
     in_order,
+    pair_name,
     summary,
 )
 
@@ -545,9 +546,7 @@ def paired_differences(frame: pd.DataFrame, pairs: Sequence[tuple[str, str]] = P
                 which = subjects.index(getattr(row, "subject", None))
                 place = present.index((row.method, row.baseline)) + _offset(which, len(subjects))
                 _interval(axes, row, place, SUBJECT_COLOURS[which % 8], SUBJECT_MARKERS[which % 8])
-        short = {"stage2": "full"}
-        names = [f"{short.get(m, METHODS.get(m, m))} − {METHODS.get(b, b)}" for m, b in present]
-        _name_methods(panels, names)
+        _name_methods(panels, [pair_name(method, baseline) for method, baseline in present])
         _name_subjects(fig, subjects)
         return _finish(fig)
 

@@ -32,6 +32,7 @@ __all__ = [
     "identification_table",
     "in_order",
     "markdown_table",
+    "pair_name",
     "paired_difference",
     "pcc",
     "read_metrics",
@@ -571,8 +572,7 @@ def difference_table(
     numbers = differences(frame, pairs, seed)
     numbers["text"] = [f"{_text(row, '+')}, {_p_text(row.p)}" for row in numbers.itertuples()]
     numbers["method"] = [
-        f"{METHODS.get(m, m)} − {METHODS.get(b, b)}"
-        for m, b in zip(numbers["method"], numbers["baseline"], strict=True)
+        pair_name(m, b) for m, b in zip(numbers["method"], numbers["baseline"], strict=True)
     ]
     table = _wide(numbers, _keys(frame)[:-1])
     table.attrs["note"] = (
@@ -619,6 +619,12 @@ def identification_table(
     table = summary_table(frame, seed)
     table.attrs["note"] += " Candidates are shared between pictures, so the intervals are a guide."
     return table
+
+
+def pair_name(method: str, baseline: str) -> str:
+    """Return "full − no z" for the pair ("stage2", "no_z")."""
+    first, second = (METHODS.get(name, name).split(" (")[0] for name in (method, baseline))
+    return f"{first} − {second}"
 
 
 def markdown_table(table: pd.DataFrame) -> str:

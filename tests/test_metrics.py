@@ -322,7 +322,7 @@ def test_difference_table_pairs_the_same_pictures():
     row = found.query("metric == 'ssim' and baseline == 'stage1'").iloc[0]
     assert row["mean"] == pytest.approx((wide["stage2"] - wide["stage1"]).mean())
     table = metrics.difference_table(frame)
-    assert table.index[0] == "full (MindDiffuser) − no stage 2"
+    assert table.index[0] == "full − no stage 2"
     assert "p = 0.002" in table.iloc[0]["SSIM"]  # 2 of 2^10 flips
     assert "not corrected" in table.attrs["note"]
 
