@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import scipy.io
 
+from minddiff_utils.datasets.matlab import read_matlab
 from minddiff_utils.datasets.patterns import N_PATCHES, pattern_picture
 from minddiff_utils.datasets.subject import Split, Subject
 from minddiff_utils.files import InputError
@@ -138,16 +138,7 @@ def load_miyawaki(
 
 def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Return patterns bool (n_trials, 10, 10), upright, and responses (n_trials, n_voxels)."""
-    if not path.is_file():
-        raise InputError(f"{path} is missing. {SOURCE}")
-    try:
-        content = scipy.io.loadmat(path, variable_names=["I2", "R2"])
-    # scipy names no one error for a damaged file: these are what its readers raise.
-    except (OSError, ValueError, TypeError, NotImplementedError, KeyError, EOFError) as error:
-        raise InputError(f"{path} is not a readable MATLAB file ({error}). {SOURCE}") from error
-    missing = {"I2", "R2"} - set(content)
-    if missing:
-        raise InputError(f"{path} lacks {', '.join(sorted(missing))}. {SOURCE}")
+    content = read_matlab(path, ("I2", "R2"), SOURCE)
     flat, responses = content["I2"], content["R2"]
     if (
         flat.ndim != 2

@@ -12,9 +12,9 @@ import h5py
 import nibabel as nib
 import numpy as np
 import pandas as pd
-import scipy.io
 from nibabel.filebasedimages import ImageFileError
 
+from minddiff_utils.datasets.matlab import read_matlab
 from minddiff_utils.datasets.subject import Split, Subject
 from minddiff_utils.files import InputError
 
@@ -288,16 +288,9 @@ def read_design(tree: NsdTree) -> Design:
     InputError
         If the file is missing or damaged, lacks a variable, or has no such subject.
     """
-    path = _existing(tree.design, "It is part of NSD's nsddata/experiments.")
-    names = ["masterordering", "subjectim", "sharedix"]
-    try:
-        content = scipy.io.loadmat(path, variable_names=names)
-    # scipy names no one error for a damaged file: these are what its readers raise.
-    except (OSError, ValueError, TypeError, NotImplementedError, KeyError, EOFError) as error:
-        raise InputError(f"{path} is not a readable MATLAB file ({error})") from error
-    missing = [name for name in names if name not in content]
-    if missing:
-        raise InputError(f"{path} lacks {', '.join(missing)}; is it NSD's nsd_expdesign.mat?")
+    path = tree.design
+    names = ("masterordering", "subjectim", "sharedix")
+    content = read_matlab(path, names, "It is part of NSD's nsddata/experiments/nsd.")
     order = content["masterordering"].ravel().astype(np.int64)
     pictures = content["subjectim"].astype(np.int64)
     row = int(tree.subject[4:]) - 1

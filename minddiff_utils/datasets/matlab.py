@@ -1,0 +1,59 @@
+"""MATLAB files, with one clear error for whatever is wrong with them."""
+
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import scipy.io
+from scipy.io.matlab import MatReadError
+
+from minddiff_utils.files import InputError
+
+__all__ = ["read_matlab"]
+
+# scipy names no one error for a damaged file: these are what its readers were seen to raise.
+DAMAGED = (
+    MatReadError,
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    NotImplementedError,
+    zlib.error,
+)
+
+
+def read_matlab(path: str | Path, names: Sequence[str], hint: str) -> dict[str, np.ndarray]:
+    """Read variables of a MATLAB file (up to version 7).
+
+    Parameters
+    ----------
+    path : str or Path
+    names : sequence of str
+        The variables that must be there.
+    hint : str
+        A sentence on where to get the file, for error messages.
+
+    Returns
+    -------
+    dict of str to array
+
+    Raises
+    ------
+    InputError
+        If the file is missing or damaged, or lacks a variable.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path} is missing. {hint}")
+    try:
+        content = scipy.io.loadmat(path, variable_names=list(names))
+    except DAMAGED as error:
+        raise InputError(f"{path} is not a readable MATLAB file ({error}). {hint}") from error
+    missing = [name for name in names if name not in content]
+    if missing:
+        raise InputError(f"{path} lacks {', '.join(missing)}. {hint}")
+    return {name: content[name] for name in names}

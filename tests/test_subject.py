@@ -1,0 +1,171 @@
+"""Standardising, averaging and noise ceilings, against loops a reader can check by eye."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minddiff_utils.datasets import (
+    Split,
+    Subject,
+    estimate_ncsnr,
+    load_subject,
+    noise_ceiling,
+    prepare_fold,
+    summarise,
+    write_summary,
+)
+from minddiff_utils.files import InputError
+
+
+def make_subject(seed=0, n_stimuli=12, n_repetitions=3, n_sessions=2, n_voxels=5):
+    rng = np.random.default_rng(seed)
+    ids = 10 * np.arange(n_stimuli) + 3
+    stimulus = rng.permutation(np.repeat(ids, n_repetitions))
+    session = np.sort(np.arange(len(stimulus)) % n_sessions + 1)
+    responses = rng.normal(3, 2, (len(stimulus), n_voxels)) + session[:, None]
+    return Subject(
+        name="s",
+        dataset="made",
+        responses=responses.astype(np.float32),
+        stimulus_id=stimulus,
+        session=session,
+        roi={"V1": np.ones(n_voxels, bool)},
+        splits=(Split("all", train=ids[::-1][:8], test=ids[:4]),),
+        stimuli=None,
+    )
+
+
+def slow_fold(subject, split):
+    """The same as `prepare_fold`, one stimulus, session and trial at a time."""
+    z = np.full(subject.responses.shape, np.nan)
+    for session in set(subject.session):
+        here = [i for i, s in enumerate(subject.session) if s == session]
+        train = [i for i in here if subject.stimulus_id[i] in split.train]
+        mean = subject.responses[train].astype(float).mean(axis=0)
+        sd = subject.responses[train].astype(float).std(axis=0)
+        for i in here:
+            z[i] = (subject.responses[i] - mean) / sd
+    return [
+        np.stack([z[subject.stimulus_id == i].mean(axis=0) for i in ids])
+        for ids in (split.train, split.test)
+    ]
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 10**6), n_repetitions=st.integers(1, 4), n_sessions=st.integers(1, 2))
+def test_fold_agrees_with_a_loop(seed, n_repetitions, n_sessions):
+    subject = make_subject(seed, n_repetitions=n_repetitions, n_sessions=n_sessions)
+    fold = prepare_fold(subject, subject.splits[0])
+    train, test = slow_fold(subject, subject.splits[0])
+    assert fold.train_id.tolist() == subject.splits[0].train.tolist()
+    np.testing.assert_allclose(fold.train_x, train, atol=2e-5)
+    np.testing.assert_allclose(fold.test_x, test, atol=2e-5)
+    assert fold.train_x.dtype == np.float32
+
+
+def test_test_trials_enter_no_statistic():
+    subject = make_subject()
+    (split,) = subject.splits
+    before = prepare_fold(subject, split)
+    subject.responses[np.isin(subject.stimulus_id, split.test)] *= 100
+    after = prepare_fold(subject, split)
+    np.testing.assert_array_equal(before.train_x, after.train_x)
+    assert not np.allclose(before.test_x, after.test_x)
+
+
+def test_constant_voxel_is_named():
+    subject = make_subject()
+    subject.responses[:, 3] = 0.1
+    with pytest.raises(InputError, match=r"session 1: 1 of 5 voxels.*voxel 3"):
+        prepare_fold(subject, subject.splits[0])
+
+
+def test_nan_voxel_is_named():
+    subject = make_subject()
+    subject.responses[0, 2] = np.nan
+    if subject.stimulus_id[0] in subject.splits[0].test:
+        subject.responses[:, 2] = np.nan
+    with pytest.raises(InputError, match="voxel 2"):
+        prepare_fold(subject, subject.splits[0])
+
+
+def test_unseen_stimulus_is_named():
+    subject = make_subject()
+    with pytest.raises(InputError, match="stimulus 999"):
+        prepare_fold(subject, Split("odd", np.array([3, 13]), np.array([999])))
+
+
+def test_too_few_training_trials():
+    subject = make_subject(n_sessions=1)
+    (one,) = [np.array([i]) for i in subject.stimulus_ids[:1]]
+    rest = subject.stimulus_ids[1:]
+    single = np.flatnonzero(subject.stimulus_id == one[0])[1:]
+    keep = np.setdiff1d(np.arange(len(subject.stimulus_id)), single)
+    small = Subject(
+        **{
+            **vars(subject),
+            "responses": subject.responses[keep],
+            "stimulus_id": subject.stimulus_id[keep],
+            "session": subject.session[keep],
+        }
+    )
+    with pytest.raises(InputError, match="1 training trials"):
+        prepare_fold(small, Split("few", train=one, test=rest))
+
+
+def test_split_must_be_disjoint_and_full():
+    with pytest.raises(ValueError, match="in train and in test"):
+        Split("x", np.array([1, 2]), np.array([2]))
+    with pytest.raises(InputError, match="0 test"):
+        Split("x", np.array([1, 2]), np.array([], int))
+
+
+def test_repetitions_are_counted():
+    subject = make_subject(n_repetitions=3)
+    assert subject.n_repetitions([3, 999, 13, -1]).tolist() == [3, 0, 3, 0]
+
+
+def test_noise_ceiling_of_known_ratios():
+    np.testing.assert_allclose(noise_ceiling(np.array([0, 1, 1]), np.array([3, 1, 3])), [0, 50, 75])
+
+
+def test_ncsnr_is_recovered_from_made_trials():
+    rng = np.random.default_rng(0)
+    truth = np.array([0.0, 0.3, 0.7, 1.5])
+    stimulus = np.repeat(np.arange(2000), 3)
+    signal = rng.normal(size=(2000, 4)) * truth
+    responses = 5 + 2 * (signal[stimulus] + rng.normal(size=(6000, 4)))
+    estimate = estimate_ncsnr(responses, stimulus)
+    # Without signal the estimate is the root of a chance remainder, never below zero.
+    assert 0 <= estimate[0] < 0.25
+    np.testing.assert_allclose(estimate[1:], truth[1:], rtol=0.15)
+
+
+def test_ncsnr_agrees_with_a_loop():
+    subject = make_subject(n_stimuli=30, n_sessions=1)
+    x = subject.responses.astype(float)
+    z = (x - x.mean(axis=0)) / x.std(axis=0, ddof=1)
+    noise = np.mean(
+        [z[subject.stimulus_id == i].var(axis=0, ddof=1) for i in subject.stimulus_ids], axis=0
+    )
+    expected = np.sqrt(np.maximum(1 - noise, 0) / noise)
+    got = estimate_ncsnr(subject.responses, subject.stimulus_id, subject.session)
+    np.testing.assert_allclose(got, expected, atol=1e-4)
+
+
+def test_ncsnr_needs_repetitions():
+    with pytest.raises(InputError, match="repetitions"):
+        estimate_ncsnr(np.zeros((3, 2)), np.arange(3))
+
+
+def test_unknown_dataset():
+    with pytest.raises(InputError, match="'bold5000' is unknown; choose one of nsd, miyawaki"):
+        load_subject("bold5000", ".", "subj01")
+
+
+def test_summary_is_written(tmp_path):
+    subject = make_subject()
+    text = write_summary(subject, tmp_path / "s" / "subject.json").read_text()
+    assert '"n_trials": 36' in text
+    assert summarise(subject)["splits"] == {"all": {"train": 8, "test": 4}}
