@@ -198,10 +198,10 @@ def _place_notebook(source: Path, target: Path, name: str, subject: str) -> None
 def _write_generated(plan: Plan, folder: Path) -> None:
     """Pieces that the hand-written pages include: what is missing becomes an empty piece."""
     folder.mkdir()
-    pieces = {"about": plan.about, "results": "", "overview": "", "model_card": ""}
-    results = plan.run / "results.md"
-    if results.is_file():
-        pieces["results"] = "## What came out\n\n" + results.read_text(encoding="utf-8")
+    pieces = {"about": plan.about, "model_card": ""}
+    for name, before in TEXTS.items():
+        path = plan.run / f"{name}.md"
+        pieces[name] = before + path.read_text(encoding="utf-8") if path.is_file() else ""
     for image, caption in PICTURES.items():
         if (plan.run / f"{image}.png").is_file():
             shutil.copy(plan.run / f"{image}.png", folder)
@@ -215,6 +215,12 @@ def _write_generated(plan: Plan, folder: Path) -> None:
         (folder / f"{name}.md").write_text(text.strip() + "\n", encoding="utf-8")
 
 
+# Texts that a run may leave, and what goes above them.
+TEXTS = {
+    "results": "## What came out\n\n",
+    "captions": "Five people, so to speak, describe the second picture:\n\n",
+    "ceilings": "",
+}
 # Pictures that a run may leave: (caption, alternative text)
 PICTURES = {
     "overview": (

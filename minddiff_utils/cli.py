@@ -162,9 +162,17 @@ def _make_phantom(plan: Plan) -> None:
     """Write the phantom's tree if the plan asks for one; what exists is left alone."""
     if plan.phantom is None:
         return
+    from minddiff_utils.phantom.pages import write_pieces
     from minddiff_utils.phantom.tree import write_tree
 
-    write_tree(plan.path("data_path"), subjects=plan.subjects, **plan.phantom)
+    try:
+        write_tree(plan.path("data_path"), subjects=plan.subjects, **plan.phantom)
+    except TypeError:
+        raise InputError(
+            f"{plan.name}: `phantom` is {plan.phantom!r}; expected n_train, n_test, repetitions "
+            "and seed, each with a whole number."
+        ) from None
+    write_pieces(plan.run, plan.path("data_path"), plan.subjects)
 
 
 def _run_notebooks(plan: Plan, root: Path, cores: int, more: list[str], lock: int) -> None:

@@ -1,0 +1,88 @@
+"""The command line: one clear line and exit code 2 for what a user can mend."""
+
+import fcntl
+import os
+import subprocess
+import sys
+
+import pytest
+from dummy_project import ROOT, make_project, write_params
+
+from minddiff_utils import cli
+from minddiff_utils.files import InputError
+
+
+@pytest.fixture
+def project(tmp_path):
+    return make_project(tmp_path)
+
+
+def call(capsys, monkeypatch, *arguments):
+    """Run `main` in this process; return exit code and what went to the terminal."""
+    monkeypatch.setattr(sys, "argv", ["minddiff", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    return stop.value.code or 0, capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["book", "nothing"], "nothing.yaml. Known: tiny"),
+        (["book", "tiny", "--data", "/no/such.mat"], "There is no /no/such.mat"),
+        (["book", "tiny", "--set", "gain"], "expected KEY=VALUE"),
+        (["book", "tiny", "--set", "gain=much"], "`gain` is 'much'; expected a number"),
+        (["book", "tiny", "--set", "seed=[1"], "not valid YAML"),
+        (["run", "09_none", "tiny", "subj01"], "Known: 01_first subj01"),
+        (["run", "01_first", "tiny", "subj09"], "Known: 01_first subj01"),
+        (["book", "tiny", "--set", "phantom={n_trian: 3}"], "expected n_train, n_test"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line(project, capsys, monkeypatch, arguments, said):
+    code, shown = call(capsys, monkeypatch, *arguments, "--root", project)
+    assert code == 2
+    assert said in shown.err
+    assert shown.err.count("\n") == 1 and "Traceback" not in shown.err
+    assert not (project / "runs" / "tiny" / "html").exists()
+
+
+def test_recording_without_a_path_says_how_to_give_one(project, capsys, monkeypatch):
+    write_params(project, data_path="")
+    code, shown = call(capsys, monkeypatch, "book", "tiny", "--root", project)
+    assert code == 2 and "make book PARAMS=tiny TINY=path" in shown.err
+
+
+def test_no_space_left_is_one_line(project, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device", "runs/x")
+
+    monkeypatch.setattr(cli, "_plan", full)
+    code, shown = call(capsys, monkeypatch, "book", "tiny", "--root", project)
+    assert code == 1 and shown.err == "Error: No space left on device: runs/x\n"
+
+
+def test_run_executes_one_notebook(project, capsys, monkeypatch):
+    code, shown = call(capsys, monkeypatch, "run", "01_first", "tiny", "subj02", "--root", project)
+    assert code == 0 and "subj02 · 01_first · done" in shown.err
+    assert (project / "runs/tiny/subj02/notebooks/01_first.ipynb").is_file()
+    assert not (project / "runs/tiny/subj01").exists()
+
+
+def test_a_busy_folder_is_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "WAIT_SECONDS", 0.3)
+    with cli._locked(tmp_path):
+        with open(tmp_path / ".state" / "lock") as other:
+            with pytest.raises(BlockingIOError):
+                fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with pytest.raises(InputError, match="Another process is at work"):
+            with cli._locked(tmp_path):
+                pass
+    with cli._locked(tmp_path):
+        pass  # free again
+
+
+def test_command_is_there_as_a_module():
+    command = [sys.executable, "-m", "minddiff_utils.cli", "--help"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    answer = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert answer.returncode == 0 and "book" in answer.stdout

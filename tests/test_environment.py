@@ -1,0 +1,94 @@
+"""The lock, conda's file, the package's own list and the licence files agree."""
+
+import re
+import shutil
+import subprocess
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from minddiff_utils import runs
+
+ROOT = Path(runs.__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def lock():
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    return {canonicalize_name(pin.name): pin for pin in pins}
+
+
+@pytest.fixture(scope="module")
+def project():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def test_lock_pins_one_version_of_each_package(lock):
+    for pin in lock.values():
+        assert re.fullmatch(r"==[\w.]+", str(pin.specifier)), pin
+        assert pin.url is None and not pin.extras
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    assert len([line for line in lines if "==" in line]) == len(lock)
+
+
+def test_lock_holds_every_direct_dependency_in_a_fitting_version(lock, project):
+    wanted = project["dependencies"] + project["optional-dependencies"]["dev"]
+    for requirement in map(Requirement, wanted):
+        pin = lock[canonicalize_name(requirement.name)]
+        (specifier,) = pin.specifier
+        assert requirement.specifier.contains(specifier.version), requirement
+
+
+def test_lock_is_closed(lock):
+    """What a locked package needs on this machine is locked too."""
+    for name in lock:
+        for text in metadata.requires(name) or []:
+            needed = Requirement(text)
+            # A CUDA build of torch brings NVIDIA's packages, a CPU build does not.
+            if name == "torch" and re.match("nvidia|cuda|triton", needed.name):
+                continue
+            if needed.marker is None or needed.marker.evaluate({"extra": ""}):
+                assert canonicalize_name(needed.name) in lock, f"{name} needs {needed}"
+
+
+def test_installed_packages_are_those_of_the_lock(lock):
+    for name, pin in lock.items():
+        (specifier,) = pin.specifier
+        assert metadata.version(name).split("+")[0] == specifier.version, name
+
+
+def test_conda_installs_the_lock():
+    """`environment.yml` has no list of its own that could fall out of step."""
+    content = yaml.safe_load((ROOT / "environment.yml").read_text())
+    (pip,) = [entry for entry in content["dependencies"] if isinstance(entry, dict)]
+    assert pip == {"pip": ["-r requirements.lock"]}
+    rest = [entry for entry in content["dependencies"] if not isinstance(entry, dict)]
+    assert {re.split("[=<>]", entry)[0] for entry in rest} == {"python", "pip", "make", "git"}
+
+
+def test_python_is_bounded_from_below_only(project):
+    assert project["requires-python"] == ">=3.11"
+
+
+def test_citation_and_licence():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["license"] == "MIT" and citation["cff-version"] == "1.2.0"
+    assert (ROOT / "LICENSE").read_text().startswith("MIT License")
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_makefile_hands_data_only_to_the_book_that_reads_them():
+    def shown(*arguments):
+        command = ["make", "--dry-run", "--always-make", "book", *arguments]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
+
+    assert "minddiff book phantom" in shown("MIYAWAKI=x.mat")
+    assert "--data" not in shown("MIYAWAKI=x.mat")
+    assert 'book miyawaki --data "x.mat"' in shown("PARAMS=miyawaki", "MIYAWAKI=x.mat")
+    assert "--set seed=1 --set gain=2" in shown("SET=seed=1 gain=2")
