@@ -65,6 +65,7 @@ PAIRS = (("stage2", "stage1"), ("stage2", "no_z"), ("stage2", "no_c"))
 # Wang et al. 2004: constants of SSIM, and the 11-pixel window of a Gaussian cut at 3.5 sigma.
 SSIM_SIGMA, SSIM_TRUNCATE, SSIM_BORDER = 1.5, 3.5, 5
 SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2
+NBSP = "\u00a0"  # a narrow table breaks a line before an interval, not inside it
 BLOCK = 64  # pictures handled at once, so that 982 large pictures do not fill the memory
 
 
@@ -668,8 +669,8 @@ def _wide(numbers: pd.DataFrame, index: list[str]) -> pd.DataFrame:
 
 
 def _text(row, sign: str = "") -> str:
-    return f"{row.mean:{sign}.3f} [{row.low:{sign}.3f}, {row.high:{sign}.3f}]"
+    return f"{row.mean:{sign}.3f} [{row.low:{sign}.3f},{NBSP}{row.high:{sign}.3f}]"
 
 
 def _p_text(p: float) -> str:
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+    return f"p{NBSP}<{NBSP}0.001" if p < 0.001 else f"p{NBSP}={NBSP}{p:.3f}"

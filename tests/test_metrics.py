@@ -280,7 +280,7 @@ def test_summary_table_has_the_layout_of_the_paper():
     ]  # fmt: skip
     assert list(table.columns) == ["CLIP (judge)", "CLIP (guide)", "SSIM", "PCC", "n"]
     assert set(table["n"]) == {"10"}
-    assert table.loc["mine", "SSIM"] == "1.000 [1.000, 1.000]"
+    assert table.loc["mine", "SSIM"] == "1.000 [1.000,\u00a01.000]"
     assert "over pictures" in table.attrs["note"]
     text = metrics.markdown_table(table)
     assert text.startswith("| method | CLIP (judge) |")
@@ -323,7 +323,7 @@ def test_difference_table_pairs_the_same_pictures():
     assert row["mean"] == pytest.approx((wide["stage2"] - wide["stage1"]).mean())
     table = metrics.difference_table(frame)
     assert table.index[0] == "full − no stage 2"
-    assert "p = 0.002" in table.iloc[0]["SSIM"]  # 2 of 2^10 flips
+    assert "p\u00a0=\u00a00.002" in table.iloc[0]["SSIM"]  # 2 of 2^10 flips
     assert "not corrected" in table.attrs["note"]
 
 
@@ -341,7 +341,7 @@ def test_identification_table_states_chance():
         {"stage2": embed(truth), "mean": np.ones_like(embed(truth))}, embed(truth), [2, 10, 50]
     )
     assert list(table.columns) == ["2-way (chance 0.500)", "10-way (chance 0.100)", "n"]
-    assert table.loc["full (MindDiffuser)"].iloc[1] == "1.000 [1.000, 1.000]"
+    assert table.loc["full (MindDiffuser)"].iloc[1] == "1.000 [1.000,\u00a01.000]"
     assert table.loc["mean picture"].iloc[0].startswith("0.500")
 
 
