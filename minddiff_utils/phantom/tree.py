@@ -153,6 +153,7 @@ def write_tree(
     shared = any(_complete(path, f"shared{n}", done) for n in range(n_subjects, N_SUBJECTS + 1))
     if shared and not todo:
         return path
+    _clear(path, done)
     experiment = plan_experiment(n_subjects, n_train, n_test, repetitions, seed)
     steps = 1 + len(todo) * (experiment.n_sessions + 1)
     with tqdm(total=steps, desc="phantom", unit="file", disable=not progress) as bar:
@@ -202,7 +203,7 @@ def _claim(path: Path, settings: Settings) -> None:
         if _read_marker(marker)["settings"] == asdict(settings):
             return
         _remove_written(path)
-    elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+    elif path.exists() and (not path.is_dir() or not all(_unfinished(p) for p in path.iterdir())):
         raise InputError(
             f"{path} holds files that the phantom did not write, and none of them is changed. Give "
             "an empty folder or a new one."
@@ -241,6 +242,22 @@ def _complete(path: Path, part: str, done: dict[str, dict[str, int]]) -> bool:
         (path / name).is_file() and (path / name).stat().st_size == size
         for name, size in files.items()
     )
+
+
+def _unfinished(file: Path) -> bool:
+    """Return whether a file is one that a killed run was writing: see `atomic_path`."""
+    return file.name.startswith(".") and "-" in file.name and file.is_file()
+
+
+def _clear(path: Path, done: dict[str, dict[str, int]]) -> None:
+    """Remove what a killed run left half written, and finished files that changed in size."""
+    for file in path.rglob(".*-*"):
+        if _unfinished(file):
+            file.unlink()
+    for files in done.values():
+        for name, size in files.items():
+            if (path / name).is_file() and (path / name).stat().st_size != size:
+                (path / name).unlink()
 
 
 def _mark(path: Path, part: str, files: Sequence[Path]) -> None:

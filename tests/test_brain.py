@@ -1,0 +1,160 @@
+"""The phantom's cortex and its answers to pictures."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.ndimage import label
+
+from minddiff_utils.phantom import anatomy, brain, world
+from minddiff_utils.phantom.brain import feature_maps, make_brain, noise_ceiling_targets
+
+IDS = list(range(300))
+
+
+@pytest.fixture(scope="module")
+def subjects():
+    return [make_brain(name) for name in ("subj01", "subj02")]
+
+
+def test_areas_are_contiguous_in_each_hemisphere(subjects):
+    for subject in subjects:
+        for area in anatomy.AREAS:
+            volume = np.zeros(anatomy.SHAPE, bool)
+            volume[tuple(subject.ijk[subject.area == area].T)] = True
+            assert label(volume, np.ones((3, 3, 3)))[1] == 2, area
+
+
+def test_number_of_voxels(subjects):
+    counts = [int((subject.area != "").sum()) for subject in subjects]
+    assert 2300 < counts[0] < 2800 and 2000 < counts[1] < 2400
+    assert len(np.unique(subjects[0].ijk, axis=0)) == len(subjects[0].ijk)
+
+
+def test_receptive_fields_grow_along_the_hierarchy_and_cross_the_midline(subjects):
+    for subject in subjects:
+        width = [
+            np.median(subject.prf[subject.group == g, 2]) for g in ("V1", "V2", "V3", "hV4", "PHC")
+        ]
+        assert (np.diff(width) > 0).all()
+        left = subject.ijk[:, 0] < anatomy.SHAPE[0] / 2
+        assert (subject.prf[left, 0] > 32).all() and (subject.prf[~left, 0] < 32).all()
+        upper = np.char.endswith(subject.area, "v")
+        assert (subject.prf[upper, 1] < 32).all()
+        early = subject.group == "V1"
+        eccentricity = np.hypot(*(subject.prf[early, :2] - 32).T)
+        assert np.corrcoef(eccentricity, subject.prf[early, 2])[0, 1] > 0.6
+
+
+def test_signal_depends_on_the_picture_alone(subjects):
+    one = subjects[0].signal([5, 9, 5])
+    np.testing.assert_array_equal(one[0], one[2])
+    np.testing.assert_allclose(one[1], make_brain("subj01").signal([9])[0], atol=1e-5)
+    assert not np.allclose(make_brain("subj01", seed=1).signal_sd[:10], subjects[0].signal_sd[:10])
+
+
+def test_signal_has_unit_variance(subjects):
+    signal = subjects[0].signal(IDS)
+    assert np.isfinite(signal).all() and signal.dtype == np.float32
+    assert abs(signal.mean()) < 0.1 and abs(np.mean(signal.std(axis=0)) - 1) < 0.1
+
+
+def test_early_voxels_see_only_their_receptive_field(subjects):
+    """A spot far from the field changes nothing; one inside it does."""
+    subject = subjects[0]
+    voxel = np.flatnonzero(
+        (subject.group == "V1") & (np.abs(subject.prf[:, :2] - [45, 20]).max(1) < 6)
+    )
+    grey = np.full((64, 64, 3), 128, np.uint8)
+    inside, outside = grey.copy(), grey.copy()
+    for x, y in np.round(subject.prf[voxel, :2]).astype(int):
+        inside[y - 2 : y + 3, x - 2 : x + 3] = 255
+    outside[50:60, 4:14] = 255
+    blank, near, far = subject._local(feature_maps(np.stack([grey, inside, outside])))[
+        :, :, voxel
+    ].transpose(1, 0, 2)
+    assert voxel.size > 3
+    assert (np.abs(near - blank)[1] > 20 * np.abs(far - blank)[1] + 1e-3).all()
+
+
+def test_energy_prefers_its_orientation_and_wavelength():
+    x, y = np.meshgrid(np.arange(64), np.arange(64))
+    for w, wavelength in enumerate(brain.WAVELENGTHS):
+        for o, angle in enumerate(brain.ORIENTATIONS):
+            along = x * np.cos(angle) + y * np.sin(angle)
+            grating = 128 + 60 * np.sin(2 * np.pi * along / wavelength)
+            picture = np.repeat(grating[None, :, :, None], 3, axis=3).astype(np.uint8)
+            energy = feature_maps(picture)[:12, 0].reshape(12, 32, 32)[:, 8:24, 8:24].mean((1, 2))
+            assert energy.argmax() == 4 * w + o
+
+
+def test_energy_does_not_depend_on_phase():
+    x = np.arange(64)
+    maps = [
+        feature_maps(
+            np.broadcast_to(
+                (128 + 60 * np.sin(2 * np.pi * x / 9 + phase))[None, None, :, None], (1, 64, 64, 3)
+            ).astype(np.uint8)
+        )[4, 0].reshape(32, 32)[8:24, 8:24]
+        for phase in (0, 1, 2)
+    ]
+    np.testing.assert_allclose(maps[0], maps[1], rtol=0.08)
+    np.testing.assert_allclose(maps[0], maps[2], rtol=0.08)
+
+
+def test_higher_areas_follow_content(subjects):
+    """The voxels of VO tell red from blue things better than those of IPS tell them."""
+    subject = subjects[0]
+    content = subject._content([world.scene(i) for i in IDS])
+    settings = [world.scene(i).setting for i in IDS]
+    phc = content[:, subject.group == "PHC"]
+    between = np.var([phc[[s == v for s in settings]].mean(0) for v in set(settings)], axis=0)
+    assert np.median(between / phc.var(axis=0)) > 0.3
+    assert (content[:, subject.group == "V1"] == 0).all()
+
+
+def test_betas_have_the_asked_noise(subjects):
+    subject = subjects[0]
+    rng = np.random.default_rng(0)
+    noise = subject.betas(np.zeros((1500, len(subject.area)), np.float32), rng)
+    # One session: its gain, of a spread of 6 per cent, is in the noise too.
+    ratio = noise.std(axis=0) / subject.noise_sd
+    assert abs(ratio.mean() - 1) < 0.02 and ratio.std() < 0.09
+    # Neighbours share noise, distant voxels hardly do.
+    z = (noise - noise.mean(0)) / noise.std(0)
+    r = z.T @ z / len(z)
+    distance = np.linalg.norm(subject.ijk[:, None] - subject.ijk[None], axis=2)
+    assert r[(distance > 0) & (distance < 1.5)].mean() > 0.1
+    assert r[distance > 15].mean() < 0.08
+
+
+def test_noise_ceilings_resemble_the_targets(subjects):
+    for subject, quality in zip(subjects, brain.QUALITIES, strict=False):
+        snr2 = np.square(subject.signal_sd / subject.noise_sd)
+        ceiling = 100 * snr2 / (snr2 + 1 / 3)
+        for roi, mean in noise_ceiling_targets():
+            assert abs(ceiling[subject.group == roi].mean() - quality * mean) < 10
+        assert np.percentile(ceiling[subject.group == "V1"], 95) > 75
+
+
+def test_no_trained_network_is_near():
+    """Nothing that the brain imports can hold learnt weights."""
+    code = "import minddiff_utils.phantom.brain, sys; print(*sys.modules)"
+    modules = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert not {"torch", "diffusers", "transformers", "sklearn"} & set(modules)
+    source = Path(brain.__file__).read_text()
+    assert not re.search(r"weights/|generator|safetensors", source)
+
+
+def test_ridge_agrees_with_the_primal_solution():
+    rng = np.random.default_rng(0)
+    x, y, new = rng.normal(size=(40, 7)), rng.normal(size=(40, 3)), rng.normal(size=(5, 7))
+    centred = x - x.mean(0)
+    w = np.linalg.solve(centred.T @ centred + 2.5 * np.eye(7), centred.T @ (y - y.mean(0)))
+    expected = (new - x.mean(0)) @ w + y.mean(0)
+    np.testing.assert_allclose(brain._dual(x, y, new, 2.5), expected)

@@ -1,0 +1,231 @@
+"""Bad input to the reader of NSD's layout: one clear error each, naming the thing."""
+
+import shutil
+
+import h5py
+import nibabel as nib
+import numpy as np
+import pytest
+import scipy.io
+from test_tree import BETAS, SMALL
+
+from minddiff_utils.datasets import load_subject
+from minddiff_utils.datasets.nsd import read_betas
+from minddiff_utils.files import InputError
+from minddiff_utils.phantom.tree import write_tree
+
+DESIGN = "nsddata/experiments/nsd/nsd_expdesign.mat"
+ROI = "nsddata/ppdata/subj01/func1pt8mm/roi/Kastner2015.nii.gz"
+TABLE = "nsddata/freesurfer/fsaverage/label/Kastner2015.mgz.ctab"
+SESSION = BETAS.format("subj01") + "/betas_session{:02d}.hdf5"
+NCSNR = BETAS.format("subj01") + "/ncsnr.nii.gz"
+PICTURES = "nsddata_stimuli/stimuli/nsd/nsd_stimuli.hdf5"
+STIMULI = "nsddata/experiments/nsd/nsd_stim_info_merged.csv"
+CAPTIONS = "coco/annotations/captions_train2017.json"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return write_tree(tmp_path_factory.mktemp("phantom") / "tree", ("subj01",), **SMALL)
+
+
+@pytest.fixture
+def tree(whole, tmp_path):
+    return shutil.copytree(whole, tmp_path / "tree")
+
+
+def load(tree, **more):
+    return load_subject("nsd", tree, "subj01", **more)
+
+
+def fails(tree, message, **more):
+    with pytest.raises(InputError, match=message):
+        load(tree, **more)
+
+
+def edit_betas(tree, change, number=1):
+    """Replace a session's betas by what `change` makes of them, as float32."""
+    path = tree / SESSION.format(number)
+    with h5py.File(path) as file:
+        betas = file["betas"][()].astype(np.float32)
+    with h5py.File(path, "w") as file:
+        file["betas"] = change(betas)
+
+
+def test_not_a_tree(tmp_path):
+    with pytest.raises(InputError, match="is no NSD tree"):
+        load_subject("nsd", tmp_path, "subj01")
+
+
+def test_unknown_subject_lists_those_present(tree):
+    with pytest.raises(InputError, match="'subj05' is not in .* which has subj01"):
+        load_subject("nsd", tree, "subj05")
+
+
+@pytest.mark.parametrize("file", [DESIGN, ROI, TABLE, NCSNR])
+def test_missing_file_is_named(tree, file):
+    (tree / file).unlink()
+    fails(tree, f"{(tree / file).name} is missing")
+
+
+@pytest.mark.parametrize("file", [DESIGN, ROI, NCSNR, SESSION.format(2)])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
+def test_truncated_file_is_named(tree, file, share):
+    content = (tree / file).read_bytes()
+    (tree / file).write_bytes(content[: int(share * len(content))])
+    fails(tree, (tree / file).name)
+
+
+def test_missing_session_is_named(tree):
+    (tree / SESSION.format(1)).unlink()
+    fails(tree, r"betas_session01.hdf5 is missing; subj01 has sessions 2, 3")
+    assert set(load(tree, sessions=[2, 3]).session) == {2, 3}
+    fails(tree, "betas_session09.hdf5 is missing", sessions=[2, 9])
+    fails(tree, "sessions=0 is missing", sessions=0)
+
+
+def test_no_sessions(tree):
+    for path in (tree / BETAS.format("subj01")).glob("betas_*"):
+        path.unlink()
+    fails(tree, "fetch the subject's betas")
+
+
+def test_session_of_another_length(tree):
+    edit_betas(tree, lambda betas: betas[:-1], number=2)
+    fails(tree, "betas_session02.hdf5 has 199 trials; expected 200")
+
+
+def test_more_trials_than_planned(tree):
+    shutil.copy(tree / SESSION.format(3), tree / SESSION.format(4))
+    fails(tree, "betas_session04.hdf5 has 200 trials; .* 600 trials in all")
+
+
+def test_axes_in_the_wrong_order(tree):
+    edit_betas(tree, lambda betas: betas.transpose(0, 3, 2, 1))
+    fails(tree, r"betas have shape \(200, 32, 36, 28\); expected \(n_trials, 28, 36, 32\)")
+
+
+def test_nan_in_some_trials(tree):
+    x, y, z = load(tree).voxel_ijk[7]
+
+    def spoil(betas):
+        betas[11, z, y, x] = np.nan
+        return betas
+
+    edit_betas(tree, spoil)
+    fails(tree, r"betas_session01.hdf5: betas of 1 voxels are NaN .* \(first in trial 11\)")
+
+
+@pytest.mark.parametrize("value", [np.nan, 0.0, 2.5])
+def test_voxel_without_data_is_dropped_and_counted(tree, value):
+    before = load(tree)
+
+    def blank(betas):
+        x, y, z = before.voxel_ijk[7]
+        betas[:, z, y, x] = value
+        return betas
+
+    edit_betas(tree, blank, number=3)
+    after = load(tree)
+    assert after.n_dropped == 1
+    np.testing.assert_array_equal(after.voxel_ijk, np.delete(before.voxel_ijk, 7, axis=0))
+    np.testing.assert_array_equal(after.ncsnr, np.delete(before.ncsnr, 7))
+
+
+def test_region_without_changing_voxels(tree):
+    subject = load(tree)
+
+    def blank(betas):
+        x, y, z = subject.voxel_ijk[subject.roi["hV4"]].T
+        betas[:, z, y, x] = 0
+        return betas
+
+    edit_betas(tree, blank)
+    fails(tree, "every voxel of ROI hV4 is constant")
+
+
+def test_empty_region(tree):
+    image = nib.load(tree / ROI)
+    volume = np.asarray(image.dataobj).copy()
+    volume[volume == 12] = 0
+    nib.save(nib.Nifti1Image(volume, image.affine), tree / ROI)
+    fails(tree, "ROI MST is empty.*label 12")
+
+
+def test_unknown_region(tree):
+    fails(tree, "'FFA' is unknown; give kastner2015, nsdgeneral or some of V1,V2", rois="V1,FFA")
+
+
+def test_label_table_of_another_atlas(tree):
+    (tree / TABLE).write_text("0 Unknown\n1 FFA\n")
+    fails(tree, "has none of V1v, V1d")
+    (tree / TABLE).write_text("V1v one\n")
+    fails(tree, "cannot read 'V1v one'")
+
+
+def test_label_table_with_colours_and_the_subjects_own(tree):
+    lines = [f"{line} 10 20 30 0" for line in (tree / TABLE).read_text().splitlines()]
+    own = tree / "nsddata/freesurfer/subj01/label/Kastner2015.mgz.ctab"
+    own.parent.mkdir(parents=True)
+    own.write_text("# colours\n\n" + "\n".join(lines))
+    (tree / TABLE).unlink()
+    assert list(load(tree).roi)[0] == "V1"
+
+
+def test_design_of_another_experiment(tree):
+    scipy.io.savemat(tree / DESIGN, {"masterordering": np.ones((1, 5))})
+    fails(tree, "lacks subjectim, sharedix")
+    bad = {"masterordering": [[1, 7]], "subjectim": np.ones((1, 5)), "sharedix": [[1]]}
+    scipy.io.savemat(tree / DESIGN, bad)
+    fails(tree, r"subjectim has shape \(1, 5\) and masterordering values 1 to 7")
+
+
+def test_ncsnr_of_another_shape(tree):
+    nib.save(nib.Nifti1Image(np.ones((3, 4, 5), np.float32), np.eye(4)), tree / NCSNR)
+    fails(tree, r"ncsnr.nii.gz has shape \(3, 4, 5\); expected \(32, 36, 28\)")
+
+
+def test_pictures_missing_or_damaged(tree):
+    stimuli = load(tree).stimuli
+    with pytest.raises(InputError, match="has pictures 0 to 199; asked for 200"):
+        stimuli.pictures([3, 200])
+    (tree / PICTURES).write_bytes((tree / PICTURES).read_bytes()[:3000])
+    with pytest.raises(InputError, match="nsd_stimuli.hdf5 is truncated"):
+        stimuli.pictures([3])
+    with h5py.File(tree / PICTURES, "w") as file:
+        file["imgBrick"] = np.zeros((2, 8, 8), np.uint8)
+    with pytest.raises(InputError, match=r"imgBrick is uint8 \(2, 8, 8\)"):
+        stimuli.pictures([1])
+    with h5py.File(tree / PICTURES, "w") as file:
+        file["other"] = 1
+    with pytest.raises(InputError, match="no dataset 'imgBrick'; it has other"):
+        stimuli.pictures([1])
+
+
+def test_captions_missing_or_damaged(tree):
+    (tree / CAPTIONS).write_text('{"annotations": []}')
+    with pytest.raises(InputError, match=r"stimulus 1 \(COCO id 700001\) has 0 captions"):
+        load(tree).stimuli.captions([1])
+    (tree / CAPTIONS).write_text('{"annotat')
+    with pytest.raises(InputError, match="not a COCO caption file"):
+        load(tree).stimuli.captions([1])
+    (tree / CAPTIONS).unlink()
+    with pytest.raises(InputError, match="annotations_trainval2017.zip"):
+        load(tree).stimuli.captions([1])
+    (tree / STIMULI).write_text("nsdId\n1\n")
+    with pytest.raises(InputError, match="lacks column cocoId"):
+        load(tree).stimuli.captions([1])
+
+
+@pytest.mark.parametrize("chunks", [None, (1, 5, 6, 7), (7, 1, 6, 7), (4, 2, 3, 3)])
+def test_any_chunking_and_float_betas(tmp_path, chunks, monkeypatch):
+    monkeypatch.setattr("minddiff_utils.datasets.nsd.BLOCK_BYTES", 3000)
+    rng = np.random.default_rng(0)
+    stored = rng.integers(-3000, 3000, (11, 5, 6, 7)).astype(np.int16)
+    ijk = np.argwhere(rng.random((7, 6, 5)) < 0.2)
+    for name, values, scale in (("i", stored, 300), ("f", stored.astype(np.float32), 1)):
+        with h5py.File(tmp_path / f"{name}.hdf5", "w") as file:
+            file.create_dataset("betas", data=values, chunks=chunks)
+        got = read_betas(tmp_path / f"{name}.hdf5", ijk, (7, 6, 5))
+        expected = [[values[t, z, y, x] / scale for x, y, z in ijk] for t in range(11)]
+        np.testing.assert_allclose(got, expected, rtol=1e-6)

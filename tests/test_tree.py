@@ -1,0 +1,304 @@
+"""The phantom's tree, read by an independent few-line reader and by the project's own."""
+
+import json
+import shutil
+import time
+
+import h5py
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.io
+
+from minddiff_utils.datasets import load_subject, prepare_fold
+from minddiff_utils.files import InputError
+from minddiff_utils.phantom import world
+from minddiff_utils.phantom.brain import make_brain
+from minddiff_utils.phantom.tree import plan_experiment, write_tree
+
+SMALL = {"n_train": 180, "n_test": 20, "repetitions": 3, "progress": False}
+BETAS = "nsddata_betas/ppdata/{}/func1pt8mm/betas_fithrf_GLMdenoise_RR"
+SUBJECTS = ("subj01", "subj02")
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    return write_tree(tmp_path_factory.mktemp("phantom") / "tree", SUBJECTS, **SMALL)
+
+
+@pytest.fixture
+def copy(tree, tmp_path):
+    """A tree that a test may change."""
+    return shutil.copytree(tree, tmp_path / "tree")
+
+
+def contents(folder):
+    """Bytes of every file but `phantom.json`; HDF5 by what it holds, it may note times."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix == ".hdf5":
+            with h5py.File(path) as file:
+                found[path.relative_to(folder)] = {k: file[k][()].tobytes() for k in file}
+        elif path.suffix == ".mat":
+            mat = scipy.io.loadmat(path)
+            found[path.relative_to(folder)] = {
+                k: v.tobytes() for k, v in mat.items() if not k.startswith("__")
+            }
+        elif path.is_file() and path.name != "phantom.json":
+            found[path.relative_to(folder)] = path.read_bytes()
+    return found
+
+
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_reader_agrees_trial_for_trial_and_voxel_for_voxel(tree, name):
+    subject = load_subject("nsd", tree, name)
+    design = scipy.io.loadmat(tree / "nsddata/experiments/nsd/nsd_expdesign.mat")
+    files = sorted((tree / BETAS.format(name)).glob("betas_session*.hdf5"))
+    trial = 0
+    for number, path in enumerate(files, start=1):
+        with h5py.File(path) as file:
+            betas = file["betas"][()]
+        assert betas.dtype == np.int16
+        volume = betas.transpose(3, 2, 1, 0)
+        for k in range(len(betas)):
+            ours = subject.responses[trial]
+            theirs = volume[..., k][tuple(subject.voxel_ijk.T)] / 300
+            np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+            place = int(design["masterordering"][0, trial])
+            picture = int(design["subjectim"][int(name[4:]) - 1, place - 1]) - 1
+            assert subject.stimulus_id[trial] == picture
+            assert (picture in subject.splits[0].test) == (place <= design["sharedix"].size)
+            assert subject.session[trial] == number
+            trial += 1
+    assert trial == len(subject.stimulus_id) == 3 * 200
+
+
+def test_regions_agree_with_atlas_and_table(tree):
+    subject = load_subject("nsd", tree, "subj01")
+    folder = tree / "nsddata/ppdata/subj01/func1pt8mm/roi"
+    atlas = nib.load(folder / "Kastner2015.nii.gz")
+    label = np.asarray(atlas.dataobj)
+    table = tree / "nsddata/freesurfer/fsaverage/label/Kastner2015.mgz.ctab"
+    names = dict(line.split() for line in table.read_text().splitlines())
+    areas = [names[str(v)] for v in label[tuple(subject.voxel_ijk.T)]]
+    groups = {name: {name + "v", name + "d"} for name in ("V1", "V2", "V3")}
+    groups |= {name: {name + "1", name + "2"} for name in ("VO", "PHC", "LO")}
+    groups |= {"MT": {"TO1"}, "MST": {"TO2"}, "V3ab": {"V3A", "V3B"}, "hV4": {"hV4"}}
+    groups["IPS"] = {f"IPS{i}" for i in range(6)}
+    for name, mask in subject.roi.items():
+        assert {area for area, here in zip(areas, mask, strict=True) if here} == groups[name]
+    assert list(subject.roi) == "V1 V2 V3 V3ab hV4 VO PHC MT MST LO IPS".split()
+    # Every voxel of the groups is there, each once; all lie in nsdgeneral.
+    assert len(subject.voxel_ijk) == (label > 0).sum()
+    assert np.sum(list(subject.roi.values()), axis=0).tolist() == [1] * len(areas)
+    general = np.asarray(nib.load(folder / "nsdgeneral.nii.gz").dataobj)
+    assert (general[label > 0] == 1).all() and set(np.unique(general)) == {0, 1}
+    np.testing.assert_array_equal(subject.affine, atlas.affine)
+
+
+def test_some_regions_and_nsdgeneral(tree):
+    some = load_subject("nsd", tree, "subj01", rois="V1,hV4")
+    every = load_subject("nsd", tree, "subj01")
+    assert list(some.roi) == ["V1", "hV4"]
+    mask = every.roi["V1"] | every.roi["hV4"]
+    np.testing.assert_array_equal(some.responses, every.responses[:, mask])
+    general = load_subject("nsd", tree, "subj01", rois="nsdgeneral")
+    assert general.responses.shape[1] > every.responses.shape[1]
+
+
+def test_ncsnr_is_that_of_the_trials(tree):
+    """NSD's recipe in loops: z-score within a session, variance over repetitions."""
+    subject = load_subject("nsd", tree, "subj01", rois="V1")
+    z = subject.responses.astype(float)
+    for session in np.unique(subject.session):
+        here = subject.session == session
+        z[here] = (z[here] - z[here].mean(axis=0)) / z[here].std(axis=0, ddof=1)
+    noise = np.mean(
+        [z[subject.stimulus_id == i].var(axis=0, ddof=1) for i in subject.stimulus_ids], axis=0
+    )
+    np.testing.assert_allclose(
+        subject.ncsnr, np.sqrt(np.maximum(1 - noise, 0) / noise), rtol=1e-3, atol=2e-3
+    )
+
+
+def test_pictures_and_captions_are_those_of_the_world(tree):
+    stimuli = load_subject("nsd", tree, "subj02").stimuli
+    ids = stimuli.ids[[5, 0, 17, 5]]
+    for picture, texts, i in zip(stimuli.pictures(ids), stimuli.captions(ids), ids, strict=True):
+        np.testing.assert_array_equal(picture, world.picture(i))
+        assert texts == world.captions(int(i))
+
+
+def test_picture_table(tree):
+    table = pd.read_csv(tree / "nsddata/experiments/nsd/nsd_stim_info_merged.csv", index_col=0)
+    subject = load_subject("nsd", tree, "subj02")
+    assert table["nsdId"].tolist() == list(range(len(table)))
+    assert sorted(table.query("shared1000")["nsdId"]) == subject.splits[0].test.tolist()
+    assert np.flatnonzero(table["subject2"]).tolist() == subject.stimulus_ids.tolist()
+    for repetition in range(3):
+        trials = table.loc[subject.stimulus_ids, f"subject2_rep{repetition}"]
+        assert subject.stimulus_id[trials - 1].tolist() == subject.stimulus_ids.tolist()
+    coco = json.loads((tree / "coco/annotations/captions_val2017.json").read_text())
+    val = set(table.query("cocoSplit == 'val2017'")["cocoId"])
+    assert {item["image_id"] for item in coco["annotations"]} == val
+
+
+def test_behaviour_names_every_trial(tree):
+    table = pd.read_csv(tree / "nsddata/ppdata/subj01/behav/responses.tsv", sep="\t")
+    subject = load_subject("nsd", tree, "subj01")
+    assert (table["73KID"] - 1).tolist() == subject.stimulus_id.tolist()
+    assert table["SESSION"].tolist() == subject.session.tolist()
+    assert not table.duplicated(["SESSION", "RUN", "TRIAL"]).any()
+    assert table["ISOLD"].sum() == len(table) - len(subject.stimulus_ids)
+
+
+def test_subjects_share_test_pictures_only(tree):
+    one, two = (load_subject("nsd", tree, name) for name in SUBJECTS)
+    assert one.splits[0].test.tolist() == two.splits[0].test.tolist()
+    assert not np.intersect1d(one.splits[0].train, two.splits[0].train).size
+    assert one.responses.shape[1] != two.responses.shape[1]
+
+
+def test_sessions_can_be_chosen(tree):
+    every = load_subject("nsd", tree, "subj01")
+    second = load_subject("nsd", tree, "subj01", sessions=[2])
+    np.testing.assert_array_equal(second.stimulus_id, every.stimulus_id[every.session == 2])
+    np.testing.assert_array_equal(second.responses, every.responses[every.session == 2])
+    first = load_subject("nsd", tree, "subj01", sessions=1)
+    assert set(first.session) == {1}
+
+
+def test_fold_of_the_phantom(tree):
+    subject = load_subject("nsd", tree, "subj01")
+    fold = prepare_fold(subject, subject.splits[0])
+    assert fold.train_x.shape == (180, subject.responses.shape[1])
+    assert fold.test_id.tolist() == subject.splits[0].test.tolist()
+    assert np.isfinite(fold.train_x).all() and np.isfinite(fold.test_x).all()
+
+
+def test_responses_follow_the_signal(tree):
+    """Single trials correlate with the noise-free response as their noise ceiling says."""
+    subject = load_subject("nsd", tree, "subj01", rois="V1")
+    brain = make_brain("subj01")
+    signal = brain.signal(subject.stimulus_ids.tolist())[:, brain.group == "V1"]
+    rows = np.searchsorted(subject.stimulus_ids, subject.stimulus_id)
+    order = np.lexsort(brain.ijk[brain.group == "V1"].T[::-1])
+    signal = signal[rows][:, order]
+    r = np.array(
+        [np.corrcoef(a, b)[0, 1] for a, b in zip(signal.T, subject.responses.T, strict=True)]
+    )
+    expected = np.sqrt(subject.ncsnr**2 / (1 + subject.ncsnr**2))
+    assert abs(np.mean(r - expected)) < 0.05
+    assert np.corrcoef(r, expected)[0, 1] > 0.9
+
+
+# ------------------------------------------------------------------------- writing and resuming
+
+
+def test_second_call_does_nothing(copy):
+    before = {path: path.stat().st_mtime_ns for path in copy.rglob("*")}
+    start = time.perf_counter()
+    write_tree(copy, SUBJECTS, **SMALL)
+    assert time.perf_counter() - start < 1
+    assert before == {path: path.stat().st_mtime_ns for path in copy.rglob("*")}
+
+
+def test_a_lost_session_is_written_again_the_same(copy, tree):
+    lost = copy / BETAS.format("subj02") / "betas_session02.hdf5"
+    lost.unlink()
+    write_tree(copy, SUBJECTS, **SMALL)
+    assert contents(copy) == contents(tree)
+
+
+def test_a_cut_session_is_written_again_the_same(copy, tree):
+    cut = copy / BETAS.format("subj01") / "betas_session01.hdf5"
+    cut.write_bytes(cut.read_bytes()[:5000])
+    write_tree(copy, SUBJECTS, **SMALL)
+    assert contents(copy) == contents(tree)
+
+
+def test_killed_midway_and_run_again(tree, tmp_path, monkeypatch):
+    import minddiff_utils.phantom.tree as module
+
+    write, calls = module._write_betas, []
+
+    def killed(path, ijk, betas):
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        calls.append(path)
+        write(path, ijk, betas)
+
+    monkeypatch.setattr(module, "_write_betas", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_tree(tmp_path / "tree", SUBJECTS, **SMALL)
+    monkeypatch.setattr(module, "_write_betas", write)
+    write_tree(tmp_path / "tree", SUBJECTS, **SMALL)
+    assert contents(tmp_path / "tree") == contents(tree)
+
+
+def test_what_a_killed_run_left_is_cleared(copy, tree):
+    marker = json.loads((copy / "phantom.json").read_text())
+    del marker["done"]["subj02"]
+    (copy / "phantom.json").write_text(json.dumps(marker))
+    half = copy / BETAS.format("subj02") / ".betas_session02-abc.hdf5"
+    half.write_bytes(b"half")
+    write_tree(copy, SUBJECTS, **SMALL)
+    assert contents(copy) == contents(tree)
+
+
+def test_killed_at_the_very_first_file(tree, tmp_path):
+    (tmp_path / ".phantom-abc.json").write_text("{")
+    write_tree(tmp_path, SUBJECTS, **SMALL)
+    assert contents(tmp_path) == contents(tree)
+
+
+def test_another_subject_joins(tree, tmp_path):
+    write_tree(tmp_path / "tree", ("subj01",), **SMALL)
+    write_tree(tmp_path / "tree", SUBJECTS, **SMALL)
+    assert contents(tmp_path / "tree") == contents(tree)
+
+
+def test_other_settings_replace_the_tree(copy):
+    write_tree(copy, ("subj01",), **{**SMALL, "n_train": 30, "n_test": 10})
+    subject = load_subject("nsd", copy, "subj01")
+    assert len(subject.stimulus_id) == 120
+    with pytest.raises(InputError, match="which has subj01$"):
+        load_subject("nsd", copy, "subj02")
+
+
+def test_a_folder_of_somebody_else_is_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(InputError, match="did not write"):
+        write_tree(tmp_path, **SMALL)
+    assert (tmp_path / "thesis.txt").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n_train": 3}, "n_train=3"),
+        ({"n_test": 0}, "n_test=0"),
+        ({"repetitions": 0}, "repetitions=0"),
+        ({"subjects": ("subj09",)}, "subj09"),
+        ({"subjects": ()}, "expected some of subj01"),
+        ({"seed": -1}, "seed=-1"),
+    ],
+)
+def test_settings_out_of_range(tmp_path, change, message):
+    with pytest.raises(InputError, match=message):
+        write_tree(tmp_path / "new", **{**SMALL, **change})
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("n", [(1200, 64, 3), (120, 8, 2), (1201, 60, 3), (200, 12, 1)])
+def test_sessions_are_equally_long(n):
+    plan = plan_experiment(2, *n, seed=0)
+    assert 1 <= plan.session_trials <= 400
+    assert len(plan.masterordering) == plan.n_sessions * plan.session_trials
+    assert len(plan.masterordering) > 0.8 * n[2] * (n[0] + n[1])
+
+
+def test_what_one_sees_does_not_depend_on_the_others():
+    one, two = (plan_experiment(n, 100, 10, 3, seed=1) for n in (1, 2))
+    np.testing.assert_array_equal(one.trials("subj01"), two.trials("subj01"))
