@@ -5,6 +5,7 @@ differences and permutation tests all work on the same tidy table
 (`subject, method, stimulus_id, metric, value`).
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from math import comb
 from pathlib import Path
@@ -557,8 +558,8 @@ def summary_table(frame: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     numbers["text"] = [_text(row) for row in numbers.itertuples()]
     table = _wide(numbers, _keys(frame)[:-1])
     table.attrs["note"] = (
-        "Mean over the test pictures, with its 95 % bootstrap interval (BCa) over pictures in "
-        "brackets; n is the number of pictures."
+        f"Mean over the test pictures, with its 95{NBSP}% bootstrap interval (BCa) over pictures "
+        "in brackets; n is the number of pictures."
     )
     return table
 
@@ -577,8 +578,8 @@ def difference_table(
     ]
     table = _wide(numbers, _keys(frame)[:-1])
     table.attrs["note"] = (
-        "Mean paired difference over the test pictures, with its 95 % bootstrap interval (BCa) "
-        "over pictures in brackets and the two-sided p of a sign-flip permutation test, not "
+        f"Mean paired difference over the test pictures, with its 95{NBSP}% bootstrap interval "
+        "(BCa) over pictures in brackets and the two-sided p of a sign-flip permutation test, not "
         "corrected for the number of comparisons; n is the number of pictures."
     )
     return table
@@ -669,7 +670,8 @@ def _wide(numbers: pd.DataFrame, index: list[str]) -> pd.DataFrame:
 
 
 def _text(row, sign: str = "") -> str:
-    return f"{row.mean:{sign}.3f} [{row.low:{sign}.3f},{NBSP}{row.high:{sign}.3f}]"
+    text = f"{row.mean:{sign}.3f} [{row.low:{sign}.3f},{NBSP}{row.high:{sign}.3f}]"
+    return re.sub(r"(?<!\d)0\.", ".", text)  # .765, as the paper's table has it
 
 
 def _p_text(p: float) -> str:
