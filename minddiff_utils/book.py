@@ -15,7 +15,7 @@ import nbformat
 import yaml
 
 from minddiff_utils.files import InputError, atomic_path
-from minddiff_utils.runs import Plan
+from minddiff_utils.runs import Plan, Sheet
 
 __all__ = [
     "BuildError",
@@ -27,7 +27,14 @@ __all__ = [
 ]
 
 # Builders whose version shapes the HTML: a new one builds the book again.
-BUILDERS = ("jupyter-book", "sphinx", "myst-nb", "sphinx-book-theme", "sphinxcontrib-bibtex")
+BUILDERS = (
+    "jupyter-book",
+    "sphinx",
+    "myst-nb",
+    "sphinx-book-theme",
+    "sphinxcontrib-bibtex",
+    "sphinx-mathjax-offline",
+)
 
 
 class BuildError(RuntimeError):
@@ -58,8 +65,9 @@ def finish_page(notebook: nbformat.NotebookNode, subject: str = "") -> nbformat.
     labels = _labels(notebook)
     for cell in notebook.cells:
         tags = cell.metadata.get("tags", [])
-        if {"parameters", "injected-parameters"} & set(tags) and "hide-input" not in tags:
+        for tag in PROMPTS.keys() & set(tags):
             cell.metadata["tags"] = [*tags, "hide-input"]
+            cell.metadata.setdefault("mystnb", {})["code_prompt_show"] = PROMPTS[tag]
         settings = cell.metadata.get("mystnb", {})
         figure = settings.get("figure", {})
         if figure and not settings.get("image", {}).get("alt"):
@@ -72,6 +80,12 @@ def finish_page(notebook: nbformat.NotebookNode, subject: str = "") -> nbformat.
         _add_to_title(notebook, subject)
     return notebook
 
+
+# What stands on the button that unfolds a cell.
+PROMPTS = {
+    "parameters": "Parameters: their meaning and defaults",
+    "injected-parameters": "Parameters of this run",
+}
 
 # How a label is defined in a markdown cell: (name)=, :label: name, :name: name, $$ (name)
 DEFINITIONS = (
@@ -122,13 +136,26 @@ def table_of_contents(plan: Plan) -> dict:
     """The contents of `_toc.yml`: hand-written pages, a part a subject, the comparison."""
     parts = [{"caption": "The idea", "chapters": [{"file": page} for page in plan.pages]}]
     for subject in plan.subjects:
-        files = [{"file": f"{subject}/{sheet.name}"} for sheet in plan.chapters]
+        # The caption names the subject, so the side bar leaves it out of the chapters' titles.
+        files = [
+            {"file": f"{subject}/{sheet.name}", "title": _short_title(sheet)}
+            for sheet in plan.chapters
+        ]
         parts.append({"caption": f"Subject {subject}", "chapters": files})
     if plan.group:
-        files = [{"file": sheet.name} for sheet in plan.group]
+        files = [{"file": sheet.name, "title": _short_title(sheet)} for sheet in plan.group]
         parts.append({"caption": "Subjects compared", "chapters": files})
     parts.append({"caption": "Sources", "chapters": [{"file": "references"}]})
     return {"format": "jb-book", "root": "index", "parts": parts}
+
+
+def _short_title(sheet: Sheet) -> str:
+    """The title of a notebook up to a colon; its file's name if it has none."""
+    for cell in nbformat.read(sheet.path, as_version=4).cells:
+        found = re.search(r"^# +(.+?)[ \t]*$", cell.source, flags=re.MULTILINE)
+        if cell.cell_type == "markdown" and found:
+            return found[1].split(":")[0]
+    return sheet.name
 
 
 def demote_headings(text: str, levels: int = 1) -> str:
@@ -172,15 +199,27 @@ def assemble(plan: Plan, pages: Path, config: Path) -> Path:
         shutil.copy(pages / f"{name}.md", book)
     shutil.copy(pages / "references.bib", book)
     shutil.copytree(pages / "static", book / "static")
+    _copy_mathjax(book / "static" / "mathjax")
     for subject in ("", *plan.subjects):
         for sheet in plan.chapters if subject else plan.group:
             _place_notebook(plan.run / subject / "notebooks", book / subject, sheet.name, subject)
     _write_generated(plan, book / "generated")
     settings = yaml.safe_load(config.read_text(encoding="utf-8"))
     settings["title"] = plan.title
+    settings["sphinx"]["config"]["html_theme_options"]["logo"]["text"] = plan.title
     _write_yaml(book / "_config.yml", settings)
     _write_yaml(book / "_toc.yml", table_of_contents(plan))
     return book
+
+
+def _copy_mathjax(folder: Path) -> None:
+    """Put MathJax with its fonts into the book, so that formulas need no network."""
+    for file in importlib.metadata.files("sphinx-mathjax-offline") or ():
+        *_, above, name = file.parts
+        if name == "tex-chtml.js" or above == "woff-v2":
+            target = folder / str(file).split("/mathjax/")[1]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file.locate(), target)
 
 
 def _place_notebook(source: Path, target: Path, name: str, subject: str) -> None:

@@ -340,7 +340,7 @@ def test_contents_have_a_part_a_subject(plan):
         "Subjects compared",
         "Sources",
     ]
-    assert toc["parts"][1]["chapters"][1] == {"file": "subj01/02_second"}
+    assert toc["parts"][1]["chapters"][1] == {"file": "subj01/02_second", "title": "Second"}
 
 
 def test_included_headings_move_down_but_comments_in_code_do_not():
