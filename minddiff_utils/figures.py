@@ -508,7 +508,8 @@ def metric_points(frame: pd.DataFrame) -> Figure:
                 values = frame.loc[rows, "value"].to_numpy()
                 heights = place + rng.uniform(-0.22, 0.22, len(values))
                 colour = METHOD_COLOURS.get(method, GREY)
-                axes.plot(values, heights, "o", color=colour, alpha=0.35, markersize=3.5, mew=0)
+                size, alpha = (5, 0.6) if len(values) <= 20 else (3.5, 0.35)
+                axes.plot(values, heights, "o", color=colour, alpha=alpha, markersize=size, mew=0)
             for row in numbers[numbers["metric"] == metric].itertuples():
                 _interval(axes, row, methods.index(row.method), "#111111")
         _name_methods(panels, [METHODS.get(method, method) for method in methods])
