@@ -147,9 +147,7 @@ def roi_voxels(subject: Subject) -> Figure:
         bars.grid(False, axis="y")
         bars.set_xlabel("voxels")
         if known:
-            for axis, (across, up, title) in zip(top.subplots(1, 3), PLANES, strict=True):
-                _projection(axis, subject, across, up, colours)
-                axis.set_title(title)
+            _views(top.subplots(1, 3), subject, colours)
     return _closed(figure)
 
 
@@ -158,8 +156,46 @@ def _roi_colours(n: int) -> list[str]:
     return [ROI_COLOURS[k % len(ROI_COLOURS)] for k in range(n)]
 
 
-def _projection(axis: Axes, subject: Subject, across: int, up: int, colours: np.ndarray) -> None:
-    """Draw the region nearest to the viewer in each column of voxels."""
+def _views(axes: Sequence[Axes], subject: Subject, colours: Sequence[str]) -> None:
+    """Draw the regions from three sides, and name each where most of it is seen."""
+    images = [_projection(subject, across, up) for across, up, _ in PLANES]
+    half = max(subject.volume_shape) / 2
+    for axis, image, (across, up, title) in zip(axes, images, PLANES, strict=True):
+        axis.imshow(
+            image, origin="lower", cmap=ListedColormap(colours), vmin=-0.5,
+            vmax=len(colours) - 0.5, interpolation="nearest",
+        )  # fmt: skip
+        middle = [(n - 1) / 2 for n in image.shape]
+        axis.set(
+            xlim=(middle[1] - half, middle[1] + half), ylim=(middle[0] - half, middle[0] + half)
+        )
+        axis.set(xlabel=AXES[across], ylabel=AXES[up], xticks=[], yticks=[], title=title)
+        axis.grid(False)
+        axis.spines[:].set_visible(False)
+    # Names on the map: eleven colours alone cannot be told apart by everyone.
+    for number, name in enumerate(subject.roi):
+        seen = [int((image == number).sum()) for image in images]
+        best = int(np.argmax(seen))
+        if seen[best]:
+            _name(axes[best], images[best] == number, name)
+
+
+def _name(axis: Axes, mask: np.ndarray, name: str) -> None:
+    """Write a region's name on its larger half, the left one if both are alike."""
+    rows, columns = np.nonzero(mask)
+    centre = (mask.shape[1] - 1) / 2
+    left = columns < centre
+    half = left if 2 * left.sum() >= left.size else ~left
+    rows, columns = rows[half], columns[half]
+    nearest = np.hypot(rows - rows.mean(), columns - columns.mean()).argmin()
+    axis.text(
+        columns[nearest], rows[nearest], name, ha="center", va="center", fontsize=8,
+        path_effects=[withStroke(linewidth=2.5, foreground="white")],
+    )  # fmt: skip
+
+
+def _projection(subject: Subject, across: int, up: int) -> np.ndarray:
+    """Return the number of the region nearest to the viewer in each column of voxels, or NaN."""
     depth = 3 - across - up
     # From above and from the side the viewer stands at the high end, from behind at the low end.
     order = np.argsort(subject.voxel_ijk[:, depth] * (1 if depth != 1 else -1), kind="stable")
@@ -169,24 +205,7 @@ def _projection(axis: Axes, subject: Subject, across: int, up: int, colours: np.
     ijk = subject.voxel_ijk[order]
     image = np.full([subject.volume_shape[up], subject.volume_shape[across]], np.nan)
     image[ijk[:, up], ijk[:, across]] = label[order]
-    axis.imshow(
-        image, origin="lower", cmap=ListedColormap(colours), vmin=-0.5, vmax=len(colours) - 0.5,
-        interpolation="nearest",
-    )  # fmt: skip
-    axis.set(xlabel=AXES[across], ylabel=AXES[up], xticks=[], yticks=[])
-    axis.grid(False)
-    for spine in axis.spines.values():
-        spine.set_visible(False)
-    # Names on the map: eleven colours alone cannot be told apart by everyone.
-    for number, name in enumerate(subject.roi):
-        rows, columns = np.nonzero(image == number)
-        if len(rows) < 12:
-            continue
-        middle = np.hypot(rows - np.median(rows), columns - np.median(columns)).argmin()
-        axis.text(
-            columns[middle], rows[middle], name, ha="center", va="center", fontsize=7.5,
-            path_effects=[withStroke(linewidth=2.2, foreground="white")],
-        )  # fmt: skip
+    return image
 
 
 def ceiling_by_roi(subject: Subject, n_repetitions: int) -> Figure:

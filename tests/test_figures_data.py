@@ -1,0 +1,69 @@
+"""The figures of chapter 01, for recordings with and without places, ceilings and sessions."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from minddiff_utils import figures_data
+from minddiff_utils.datasets import Split, Subject
+from minddiff_utils.datasets.miyawaki import MiyawakiStimuli
+
+
+def make_subject(places):
+    rng = np.random.default_rng(0)
+    stimulus = np.tile(np.arange(10), 4)
+    n_voxels = 30
+    known = {
+        "voxel_ijk": rng.permutation(np.argwhere(np.ones((4, 5, 6))))[:n_voxels],
+        "volume_shape": (4, 5, 6),
+        "affine": np.eye(4),
+        "ncsnr": rng.random(n_voxels).astype(np.float32),
+    }
+    half = np.arange(n_voxels) < 20
+    return Subject(
+        name="s",
+        dataset="made",
+        responses=rng.normal(size=(40, n_voxels)).astype(np.float32),
+        stimulus_id=stimulus,
+        session=np.repeat([1, 2], 20),
+        roi={"V1": half, "V2": ~half} if places else {"V1": np.ones(n_voxels, bool)},
+        splits=(Split("x", np.arange(9), np.arange(9, 10)),),
+        stimuli=MiyawakiStimuli(rng.random((10, 10, 10)) < 0.5),
+        **(known if places else {}),
+    )
+
+
+@pytest.mark.parametrize("places", [True, False])
+def test_every_figure_is_drawn_and_let_go(places):
+    subject = make_subject(places)
+    figures = [
+        figures_data.pictures_with_captions(subject, figures_data.example_ids(subject, 5)),
+        figures_data.trial_raster(subject),
+        figures_data.roi_voxels(subject),
+        figures_data.ceiling_by_roi(subject, 4),
+        figures_data.voxel_responses(subject, figures_data.clearest_voxel(subject)),
+    ]
+    assert all(isinstance(figure, Figure) for figure in figures)
+    assert not plt.get_fignums()
+
+
+def test_nearest_region_hides_the_ones_behind():
+    subject = make_subject(True)
+    across, up, _ = figures_data.PLANES[0]
+    image = figures_data._projection(subject, across, up)
+    for (x, y, z), first in zip(subject.voxel_ijk, subject.roi["V1"], strict=True):
+        if z == subject.voxel_ijk[(subject.voxel_ijk[:, :2] == (x, y)).all(axis=1), 2].max():
+            assert image[y, x] == (0 if first else 1)
+
+
+def test_counts():
+    table = figures_data.counts_table(make_subject(False))["count"]
+    assert table["repetitions of a picture"] == "4"
+    assert table["train pictures in a split"] == "9"
+    assert table["trials"] == 40
+
+
+def test_examples_are_spread():
+    assert figures_data.example_ids(make_subject(False), 3).tolist() == [0, 4, 9]
+    assert figures_data.example_ids(make_subject(False), 99).tolist() == list(range(10))
