@@ -216,7 +216,7 @@ def _copy_mathjax(folder: Path) -> None:
     """Put MathJax with its fonts into the book, so that formulas need no network."""
     for file in importlib.metadata.files("sphinx-mathjax-offline") or ():
         *_, above, name = file.parts
-        if name == "tex-chtml.js" or above == "woff-v2":
+        if name == "tex-chtml-full.js" or above == "woff-v2":
             target = folder / str(file).split("/mathjax/")[1]
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(file.locate(), target)

@@ -1,0 +1,212 @@
+"""The notebooks: how they are written, and that they run as a reader runs them."""
+
+import ast
+import json
+import shutil
+from pathlib import Path
+
+import h5py
+import nbformat
+import numpy as np
+import pandas as pd
+import papermill
+import pytest
+import yaml
+from papermill.exceptions import PapermillExecutionError
+
+from minddiff_utils import runs
+from minddiff_utils.phantom.tree import write_tree
+
+ROOT = Path(runs.__file__).resolve().parent.parent
+NOTEBOOKS = ROOT / "notebooks"
+SHEETS = runs.find_sheets(NOTEBOOKS)
+CHAPTERS = [sheet for sheet in SHEETS if not sheet.group]
+PARAMS = sorted((NOTEBOOKS / "params").glob("*.yaml"))
+TREE = {"n_train": 60, "n_test": 4, "repetitions": 2}
+SUBJECT = "subj01"
+
+
+def by_name(sheets):
+    return {"argvalues": sheets, "ids": [sheet.name for sheet in sheets]}
+
+
+# --- how they are written -------------------------------------------------------------------------
+
+
+def test_the_chain_is_complete():
+    names = [sheet.name for sheet in SHEETS]
+    assert names == [
+        "01_data",
+        "02_decoding",
+        "03_stage1",
+        "04_stage2",
+        "05_metrics",
+        "06_subjects",
+    ]
+
+
+@pytest.mark.parametrize("sheet", **by_name(SHEETS))
+def test_notebook_is_clean(sheet):
+    notebook = nbformat.read(sheet.path, as_version=4)
+    nbformat.validate(notebook)
+    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert len({cell.id for cell in notebook.cells}) == len(notebook.cells)
+    assert notebook.cells[0].cell_type == "markdown" and notebook.cells[0].source.startswith("# ")
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert not cell.outputs and cell.execution_count is None
+
+
+@pytest.mark.parametrize("sheet", **by_name(SHEETS))
+def test_cells_are_short_and_define_nothing(sheet):
+    notebook = nbformat.read(sheet.path, as_version=4)
+    for number, cell in enumerate(notebook.cells, start=1):
+        tags = cell.metadata.get("tags", [])
+        if cell.cell_type != "code" or "parameters" in tags:
+            continue
+        assert len(cell.source.splitlines()) <= 12, f"{sheet.name}, cell {number}"
+        kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+        found = [node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, kinds)]
+        assert not found, f"{sheet.name}, cell {number} defines {found[0].name}"
+
+
+@pytest.mark.parametrize("sheet", **by_name(SHEETS))
+def test_parameters_have_comments(sheet):
+    notebook = nbformat.read(sheet.path, as_version=4)
+    (cell,) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+    for line in cell.source.splitlines():
+        assert not line or line.startswith("#") or "  # " in line, line
+    assert "run_dir" in sheet.defaults
+
+
+def test_figures_have_captions_names_and_alternative_texts():
+    names = []
+    for sheet in SHEETS:
+        for cell in nbformat.read(sheet.path, as_version=4).cells:
+            settings = cell.metadata.get("mystnb", {})
+            if "figure" in settings:
+                names.append(settings["figure"]["name"])
+                assert len(settings["figure"]["caption"]) > 20, names[-1]
+                assert len(settings["image"]["alt"]) > 20, names[-1]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("path", PARAMS, ids=[path.stem for path in PARAMS])
+def test_parameter_files_fit_the_notebooks(path):
+    plan = runs.load_plan(path, NOTEBOOKS)
+    assert plan.run == ROOT / "runs" / path.stem
+    for page in plan.pages:
+        assert (ROOT / "book" / f"{page}.md").is_file()
+
+
+def test_defaults_are_those_of_the_phantom():
+    """A notebook opened in JupyterLab does what the phantom's book does for its first subject."""
+    plan = runs.load_plan(NOTEBOOKS / "params" / "phantom.yaml", NOTEBOOKS)
+    for sheet in CHAPTERS:
+        for name, value in sheet.defaults.items():
+            assert plan.parameters.get(name, value) == value, f"{sheet.name}: {name}"
+        assert sheet.defaults["subject"] == plan.subjects[0]
+
+
+# --- that they run --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def tree(tmp_path_factory):
+    """A small phantom."""
+    folder = tmp_path_factory.mktemp("phantom") / "tree"
+    return write_tree(folder, subjects=[SUBJECT], progress=False, **TREE)
+
+
+def run(sheet, run_dir, tree, **changes):
+    """Execute a notebook in its own folder, with its defaults but for places and the fast values."""
+    fast = yaml.safe_load((NOTEBOOKS / "params" / "fast.yaml").read_text())
+    given = {
+        **fast,
+        "run_dir": str(run_dir),
+        "data_path": str(tree),
+        "subjects": SUBJECT,
+        **changes,
+    }
+    parameters = {name: value for name, value in given.items() if name in sheet.defaults}
+    output = Path(run_dir) / f"{sheet.name}.ipynb"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    papermill.execute_notebook(
+        sheet.path,
+        output,
+        parameters=parameters,
+        kernel_name="python3",
+        cwd=NOTEBOOKS,
+        progress_bar=False,
+    )
+    return nbformat.read(output, as_version=4)
+
+
+@pytest.fixture(scope="session")
+def chain(tree, tmp_path_factory):
+    """Folder of a run of all notebooks, and the notebooks as executed."""
+    run_dir = tmp_path_factory.mktemp("run")
+    return run_dir, {sheet.name: run(sheet, run_dir, tree) for sheet in SHEETS}
+
+
+@pytest.mark.parametrize("sheet", **by_name(SHEETS))
+def test_notebook_runs_and_shows_something(chain, sheet):
+    _, executed = chain
+    cells = [cell for cell in executed[sheet.name].cells if cell.cell_type == "code"]
+    shown = [output for cell in cells for output in cell.outputs]
+    assert any("image/png" in output.get("data", {}) for output in shown)
+    text = json.dumps(shown)
+    assert "widget" not in text and "Traceback" not in text
+
+
+def test_chain_leaves_its_files(chain):
+    folder = chain[0] / SUBJECT
+    with h5py.File(folder / "features.h5") as features:
+        assert {"z", "c", "stimulus_id"} <= set(features)
+        assert len(features["z"]) == len(features["stimulus_id"])
+    assert list((folder / "decoders").rglob("*.safetensors"))
+    with h5py.File(folder / "reconstructions.h5") as pictures:
+        shape = pictures["truth"].shape
+        assert shape[0] == TREE["n_test"] and shape[3] == 3
+        for name in ("stage1", "stage2", "no_z", "no_c"):
+            assert pictures[name].shape == shape and pictures[name].dtype == np.uint8
+    metrics = pd.read_csv(folder / "metrics.csv")
+    assert list(metrics) == ["subject", "method", "stimulus_id", "metric", "value"]
+    assert {"clip_judge", "clip_guide", "ssim", "pcc"} <= set(metrics.metric)
+    assert metrics.value.notna().all()
+    assert (chain[0] / "results.md").is_file() and (chain[0] / "overview.png").is_file()
+
+
+def test_same_seed_gives_the_same_pictures(chain, tree, tmp_path):
+    """Both stages again from the same decoded features."""
+    before = chain[0] / SUBJECT
+    after = tmp_path / SUBJECT
+    again = ("reconstructions.h5", "trace.h5", "metrics.csv")
+    shutil.copytree(before, after, ignore=shutil.ignore_patterns(*again))
+    for sheet in CHAPTERS[2:4]:
+        run(sheet, tmp_path, tree)
+    with (
+        h5py.File(before / "reconstructions.h5") as one,
+        h5py.File(after / "reconstructions.h5") as two,
+    ):
+        for name in ("stage1", "stage2"):
+            np.testing.assert_array_equal(one[name][:], two[name][:])
+
+
+@pytest.mark.parametrize("sheet", **by_name(CHAPTERS[2:]))
+def test_missing_files_are_named_with_the_notebook_that_writes_them(sheet, tree, tmp_path):
+    with pytest.raises(PapermillExecutionError) as error:
+        run(sheet, tmp_path, tree)
+    assert error.value.ename == "InputError"
+    assert "is missing" in error.value.evalue and "run that one first" in error.value.evalue
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [({"subject": "subj09"}, "subj09"), ({"data_path": "/no/such/folder"}, "/no/such/folder")],
+)
+def test_bad_input_is_named(tree, tmp_path, changes, said):
+    with pytest.raises(PapermillExecutionError) as error:
+        run(CHAPTERS[0], tmp_path, tree, **changes)
+    assert error.value.ename == "InputError" and said in error.value.evalue
