@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import label
 
-from minddiff_utils.phantom import anatomy, brain, world
+from minddiff_utils.phantom import anatomy, brain, brain_report, world
 from minddiff_utils.phantom.brain import feature_maps, make_brain, noise_ceiling_targets
 
 IDS = list(range(300))
@@ -157,4 +157,4 @@ def test_ridge_agrees_with_the_primal_solution():
     centred = x - x.mean(0)
     w = np.linalg.solve(centred.T @ centred + 2.5 * np.eye(7), centred.T @ (y - y.mean(0)))
     expected = (new - x.mean(0)) @ w + y.mean(0)
-    np.testing.assert_allclose(brain._dual(x, y, new, 2.5), expected)
+    np.testing.assert_allclose(brain_report._dual(x, y, new, 2.5), expected)
