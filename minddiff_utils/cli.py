@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from minddiff_utils.runs import Job, Plan, load_plan, make_jobs, read_job
 __all__ = ["app", "main"]
 
 ROOT = Path(__file__).resolve().parent.parent
+DONE = "· done in"  # in the line that ends a notebook
 WAIT_SECONDS = 20.0  # for the rest of a killed run to notice and end
 
 app = typer.Typer(
@@ -178,7 +180,7 @@ def _make_phantom(plan: Plan) -> None:
 def _run_notebooks(plan: Plan, root: Path, cores: int, more: list[str], lock: int) -> None:
     """Let Snakemake execute what is not up to date; show the progress; explain a failure."""
     state = plan.run / ".state"
-    make_jobs(plan, state)
+    jobs = [job for _, job in make_jobs(plan, state)]
     for note in state.glob("*.failure"):
         note.unlink()
     log = state / "progress.log"
@@ -201,9 +203,17 @@ def _run_notebooks(plan: Plan, root: Path, cores: int, more: list[str], lock: in
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             env=environment,
+            process_group=0,
             pass_fds=(lock,),  # the folder stays locked as long as Snakemake lives
         )
-        _follow(log, process)
+        try:
+            _follow(log, process, [Path(job.output) for job in jobs])
+        except KeyboardInterrupt:
+            # All of it bears being killed, and Snakemake would wait for the running notebooks.
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            _say("Stopped. The same command goes on from here.")
+            sys.exit(130)
     if process.returncode:
         _explain_failure(plan, state)
 
@@ -226,13 +236,15 @@ def _write_order(plan: Plan, state: Path, log: Path) -> Path:
     return path
 
 
-def _follow(log: Path, process: subprocess.Popen) -> None:
-    """Print what the jobs append to `log` until the process has ended."""
+def _follow(log: Path, process: subprocess.Popen, outputs: list[Path]) -> None:
+    """Print what the jobs append to `log` until the process has ended, and how much is done."""
     with open(log, encoding="utf-8") as lines:
         while True:
             ended = process.poll() is not None
             for line in lines:
-                _say(line.rstrip("\n"))
+                n_done = sum(output.exists() for output in outputs)
+                far = f" ({n_done} of {len(outputs)} notebooks)" if DONE in line else ""
+                _say(line.rstrip("\n") + far)
             if ended:
                 return
             time.sleep(0.2)
@@ -262,7 +274,10 @@ def _execute(todo: Job, say: Callable[[str], None]) -> None:
     note = Path(todo.run) / ".state" / f"{todo.subject or 'group'}-{todo.notebook}.failure"
     note.unlink(missing_ok=True)
     try:
-        execute(todo, say)
+        try:
+            execute(todo, say)
+        except OSError as error:
+            raise NotebookError(f"{todo.label}: {_trouble(error)}") from error
     except NotebookError as error:
         with atomic_path(note) as temporary:
             temporary.write_text(
@@ -289,6 +304,11 @@ def _locked(folder: Path) -> Iterator[int]:
                     ) from None
                 time.sleep(0.2)
         yield file.fileno()
+
+
+def _trouble(error: OSError) -> str:
+    """What the operating system refused, and for which file."""
+    return f"{error.strerror or error}: {error.filename or 'writing a file'}"
 
 
 def _appender(log: Path) -> Callable[[str], None]:
@@ -326,7 +346,7 @@ def main() -> None:
         _say(f"\nError: {error}")
         sys.exit(1)
     except OSError as error:
-        _say(f"Error: {error.strerror or error}: {error.filename or 'writing a file'}")
+        _say(f"Error: {_trouble(error)}")
         sys.exit(1)
 
 

@@ -120,7 +120,7 @@ def tree(tmp_path_factory):
 
 
 def run(sheet, run_dir, tree, **changes):
-    """Execute a notebook in its own folder, with its defaults but for places and the fast values."""
+    """Execute a notebook in its folder, with its defaults but for places and fast values."""
     fast = yaml.safe_load((NOTEBOOKS / "params" / "fast.yaml").read_text())
     given = {
         **fast,
