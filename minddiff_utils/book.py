@@ -144,7 +144,8 @@ def table_of_contents(plan: Plan) -> dict:
         parts.append({"caption": f"Subject {subject}", "chapters": files})
     if plan.group:
         files = [{"file": sheet.name, "title": _short_title(sheet)} for sheet in plan.group]
-        parts.append({"caption": "Subjects compared", "chapters": files})
+        caption = "Subjects compared" if len(plan.subjects) > 1 else "In short"
+        parts.append({"caption": caption, "chapters": files})
     parts.append({"caption": "Sources", "chapters": [{"file": "references"}]})
     return {"format": "jb-book", "root": "index", "parts": parts}
 

@@ -161,11 +161,14 @@ def _change(text: str) -> tuple[str, Any]:
 
 
 def _make_phantom(plan: Plan) -> None:
-    """Write the phantom's tree if the plan asks for one; what exists is left alone."""
-    if plan.phantom is None:
-        return
+    """Write the phantom's tree if the plan asks for one, and what the page about it shows."""
     from minddiff_utils.phantom.pages import write_pieces
     from minddiff_utils.phantom.tree import write_tree
+
+    if plan.phantom is None:
+        if "phantom" in plan.pages:
+            write_pieces(plan.run, None, plan.subjects)
+        return
 
     try:
         write_tree(plan.path("data_path"), subjects=plan.subjects, **plan.phantom)

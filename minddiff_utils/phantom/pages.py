@@ -86,19 +86,21 @@ def _cell(subject, roi: str) -> str:
     return f"{mean:.0f} % ({mask.sum()} voxels)"
 
 
-def write_pieces(run: str | Path, tree: str | Path, subjects: Sequence[str]) -> None:
+def write_pieces(run: str | Path, tree: str | Path | None, subjects: Sequence[str]) -> None:
     """Write `world.png`, `captions.md` and `ceilings.md` into the folder of a run.
 
     Parameters
     ----------
     run : str or Path
-    tree : str or Path
-        The phantom's tree.
+    tree : str or Path or None
+        The phantom's tree; None in a book about another recording, which has no table of it.
     subjects : sequence of str
     """
     run = Path(run)
     write_world_sheet(run / "world.png")
-    pieces = {"captions": caption_list(EXAMPLE), "ceilings": ceiling_table(tree, subjects)}
-    for name, text in pieces.items():
+    ceilings = (
+        ceiling_table(tree, subjects) if tree else "The table is in the phantom's own book.\n"
+    )
+    for name, text in {"captions": caption_list(EXAMPLE), "ceilings": ceilings}.items():
         with atomic_path(run / f"{name}.md") as temporary:
             temporary.write_text(text, encoding="utf-8")
