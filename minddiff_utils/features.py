@@ -1,0 +1,162 @@
+"""The targets of decoding for every stimulus: `z`, `c` and CLIP structure, in one HDF5 file."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from minddiff_utils.datasets import Subject
+from minddiff_utils.files import InputError
+from minddiff_utils.generator import Generator, to_rgb
+
+__all__ = ["families", "read_features", "write_features"]
+
+
+def families(path: str | Path) -> list[str]:
+    """Return the names of the feature families in a file: z, c, block_1 …, embedding."""
+    with _open(path) as file:
+        names = [name for name in file if name != "stimulus_id"]
+    order = {"z": 0, "c": 1, "embedding": 1000}
+    return sorted(names, key=lambda name: order.get(name) or (name != "z") * _block(name))
+
+
+def _block(name: str) -> int:
+    return 1 + int(name.removeprefix("block_")) if name.startswith("block_") else 500
+
+
+def read_features(path: str | Path, family: str, stimulus_ids: Sequence[int]) -> np.ndarray:
+    """Read one family for some stimuli.
+
+    Parameters
+    ----------
+    path : str or Path
+        A file that `write_features` wrote.
+    family : str
+        "z", "c", "block_1" …, "embedding".
+    stimulus_ids : sequence of n int
+
+    Returns
+    -------
+    ndarray of float32, shape (n, …)
+        In the order of `stimulus_ids`.
+
+    Raises
+    ------
+    InputError
+        If the file is damaged, or holds no such family or stimulus.
+    """
+    with _open(path) as file:
+        if family not in file:
+            raise InputError(f"{path} holds no features {family!r}; it has {', '.join(file)}.")
+        known = file["stimulus_id"][:]
+        place = np.searchsorted(known, stimulus_ids)
+        place = np.minimum(place, len(known) - 1)
+        if (known[place] != np.asarray(stimulus_ids)).any():
+            wrong = np.asarray(stimulus_ids)[known[place] != np.asarray(stimulus_ids)][0]
+            raise InputError(f"{path} holds no features of stimulus {wrong}; run 02_decoding again.")
+        rows, inverse = np.unique(place, return_inverse=True)
+        return file[family][rows].astype(np.float32)[inverse]
+
+
+def _open(path: str | Path) -> h5py.File:
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read as HDF5 ({error}). Delete it and run 02_decoding again."
+        ) from None
+
+
+def write_features(
+    path: str | Path,
+    subject: Subject,
+    generator: Generator,
+    n_blocks: int = 6,
+    batch: int = 64,
+) -> Path:
+    """Compute the features of all stimuli of a subject, block by block; go on where a run stopped.
+
+    Parameters
+    ----------
+    path : str or Path
+        The HDF5 file. Until it is whole it is called `<path>.partial`.
+    subject : Subject
+        Its `stimuli` give pictures and captions.
+    generator : Generator
+    n_blocks : int
+        Structure is taken from vision blocks 1 to `n_blocks` of the guide.
+    batch : int
+        Pictures at a time.
+
+    Returns
+    -------
+    Path
+        Datasets `stimulus_id` int64 (n,), sorted; `z` float32 (n, channels, h, w); `c` float32
+        (n, tokens, width); `block_1` … float16 (n, tokens, width); `embedding` float32 (n, dims).
+
+    Raises
+    ------
+    InputError
+        If the guide has fewer than `n_blocks` blocks.
+    """
+    path = Path(path)
+    if not 1 <= n_blocks <= generator.guide.n_blocks:
+        raise InputError(
+            f"n_blocks={n_blocks}: the guide has {generator.guide.n_blocks} vision blocks; choose "
+            f"1 to {generator.guide.n_blocks}."
+        )
+    ids = subject.stimulus_ids
+    partial = path.with_name(path.name + ".partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    done = _resume(partial, ids, n_blocks)
+    with h5py.File(partial, "a" if done else "w") as file:
+        starts = range(done, len(ids), batch)
+        for start in tqdm(starts, "features", initial=done // batch, total=-(-len(ids) // batch)):
+            rows = slice(start, min(start + batch, len(ids)))
+            computed = _compute(generator, subject, ids[rows], n_blocks)
+            if "stimulus_id" not in file:
+                _create(file, ids, computed, n_blocks)
+            for name, values in computed.items():
+                file[name][rows] = values
+            file.attrs["done"] = rows.stop
+            file.flush()
+    partial.replace(path)
+    return path
+
+
+def _resume(partial: Path, ids: np.ndarray, n_blocks: int) -> int:
+    """How many stimuli a stopped run has left whole; 0 where its file cannot be used."""
+    try:
+        with h5py.File(partial, "r") as file:
+            same = np.array_equal(file["stimulus_id"][:], ids) and file.attrs["blocks"] == n_blocks
+            return int(file.attrs.get("done", 0)) if same else 0
+    except (OSError, KeyError):
+        return 0
+
+
+def _create(file: h5py.File, ids: np.ndarray, first: dict, n_blocks: int) -> None:
+    file["stimulus_id"] = ids.astype(np.int64)
+    file.attrs["blocks"] = n_blocks
+    for name, values in first.items():
+        file.create_dataset(name, (len(ids), *values.shape[1:]), values.dtype)
+
+
+@torch.no_grad()
+def _compute(generator: Generator, subject: Subject, ids, n_blocks: int) -> dict[str, np.ndarray]:
+    """All families of some stimuli, as arrays with one row a stimulus."""
+    pictures = subject.stimuli.pictures(ids)
+    rgb = to_rgb(pictures, generator.device).to(generator.dtype)
+    structure = generator.structure(rgb, range(1, n_blocks + 1))
+    found = {
+        "z": generator.encode_pictures(pictures),
+        "c": generator.encode_captions(subject.stimuli.captions(ids)),
+        **structure,
+    }
+    # Blocks are by far the largest and need no more than float16's three digits.
+    return {
+        name: values.float().cpu().numpy().astype("f2" if name.startswith("block") else "f4")
+        for name, values in found.items()
+    }
