@@ -1,4 +1,4 @@
-"""Train the phantom's small models from nothing: autoencoder, two CLIPs, UNet with its text encoder.
+"""Train the phantom's small models from nothing: autoencoder, two CLIPs, UNet and text encoder.
 
 `python -m minddiff_utils.phantom.training` trains, resumes after a kill and exports;
 `python -m minddiff_utils.phantom.training --evaluate` prints the held-out bars.
@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import nn
 from tqdm import tqdm
 
-from minddiff_utils.files import atomic_path
+from minddiff_utils.files import InputError, atomic_path
 from minddiff_utils.phantom import models, world
 
 __all__ = ["FIRST_TRAINING_ID", "STAGES", "encode_latents", "export", "train_stage"]
@@ -175,11 +175,11 @@ def unet_loss(model: ConditionedUNet, batch, levels: torch.Tensor) -> torch.Tens
     return (weight * (out - velocity).square()).mean() / weight.mean()
 
 
-# ----------------------------------------------------------------------------------- the loop itself
+# ---------------------------------------------------------------------------------- the loop itself
 
 
 def save_checkpoint(path: Path, model, ema, optimiser, progress: dict) -> None:
-    """Write weights, their running mean, Adam's moments and the progress as one safetensors file."""
+    """Write weights, their running mean, Adam's moments and the progress, as safetensors."""
     tensors = {f"model.{k}": v.contiguous().cpu() for k, v in model.state_dict().items()}
     tensors |= {f"ema.{k}": v.contiguous().cpu().clone() for k, v in ema.items()}
     for k, state in optimiser.state_dict()["state"].items():
@@ -194,7 +194,7 @@ def load_checkpoint(path: Path, model, optimiser) -> tuple[dict, dict]:
     """Restore what `save_checkpoint` wrote; return the running mean and the progress."""
     with safe_open(path, "pt") as file:
         progress = json.loads(file.metadata()["progress"])
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        tensors = {key: file.get_tensor(key) for key in file.keys()}
     model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
     moments: dict = {}
     for key, value in tensors.items():
@@ -207,7 +207,7 @@ def load_checkpoint(path: Path, model, optimiser) -> tuple[dict, dict]:
 
 
 def learning_rate(stage: str, step: int, share: float) -> float:
-    """Return the rate: a linear warm-up, then half a cosine over the share of time that is spent."""
+    """Return the rate: a linear warm-up, then half a cosine over the `share` of time spent."""
     warm = min(1.0, (step + 1) / WARM_UP_STEPS)
     return LEARNING_RATE[stage] * warm * (0.02 + 0.98 * (1 + math.cos(math.pi * share)) / 2)
 
@@ -250,10 +250,25 @@ def train_stage(
     if path.exists():
         ema, progress = load_checkpoint(path, model, optimiser)
         ema = {k: v.to(device) for k, v in ema.items()}
+    if progress["seconds"] < 60 * minutes:
+        progress["settings"] = _settings(stage, n_pictures, seed, device)
     torch.manual_seed(seed + 1000 + progress["step"])
     rng = np.random.default_rng(seed + progress["step"])
     _loop(stage, model, ema, optimiser, loss_of, progress, minutes, (path, len(data), rng, device))
     return path
+
+
+def _settings(stage: str, n_pictures: int, seed: int, device: str) -> dict:
+    """Return what the model card says about a training."""
+    kind = torch.device(device).type
+    cores = f"CPU, {torch.get_num_threads()} cores"
+    return {
+        "pictures": n_pictures,
+        "batch": BATCH[stage],
+        "learning_rate": LEARNING_RATE[stage],
+        "seed": seed + STAGES.index(stage),
+        "device": torch.cuda.get_device_name(device) if kind == "cuda" else cores,
+    }
 
 
 def _loop(stage, model, ema, optimiser, loss_of, progress, minutes, rest) -> None:
@@ -326,7 +341,7 @@ def _prepare(stage: str, work: Path, data: TrainingSet, tokenizer, device: str):
 
 def _text_tower(path: Path) -> dict:
     with safe_open(path, "pt") as file:
-        names = [k for k in file.keys() if k.startswith("ema.text_model.")]  # noqa: SIM118
+        names = [k for k in file.keys() if k.startswith("ema.text_model.")]
         return {k.removeprefix("ema.text_model."): file.get_tensor(k) for k in names}
 
 
@@ -355,7 +370,7 @@ def _blocks(n: int, size: int) -> Iterator[np.ndarray]:
 
 def _load_ema(model: nn.Module, path: Path) -> nn.Module:
     with safe_open(path, "pt") as file:
-        names = [k for k in file.keys() if k.startswith("ema.")]  # noqa: SIM118
+        names = [k for k in file.keys() if k.startswith("ema.")]
         model.load_state_dict({k[4:]: file.get_tensor(k) for k in names})
     return model.eval()
 
@@ -391,6 +406,35 @@ def export(work: Path, out: Path) -> None:
         feature_extractor=None,
         requires_safety_checker=False,
     ).save_pretrained(out / "stable_diffusion")
+    _export_records(work, out)
+
+
+def _export_records(work: Path, out: Path) -> None:
+    """Write the settings and loss curves of all stages, for the model card."""
+    settings, curves = {}, [("stage", "step", "minutes", "loss")]
+    for stage in STAGES:
+        with safe_open(work / f"{stage}.safetensors", "pt") as file:
+            progress = json.loads(file.metadata()["progress"])
+        settings[stage] = {
+            **progress.get("settings", {}),
+            "steps": progress["step"],
+            "minutes": round(progress["seconds"] / 60, 1),
+        }
+        curves += [(stage, *row) for row in _read_log(work / f"{stage}.csv")]
+    with atomic_path(out / "training.json") as temporary:
+        temporary.write_text(json.dumps(settings, indent=1) + "\n")
+    with atomic_path(out / "curves.csv") as temporary, temporary.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(curves)
+
+
+def _read_log(path: Path) -> list[list[str]]:
+    """Rows of a log, without those that a run after a kill has written again."""
+    rows: list[list[str]] = []
+    if path.exists():
+        with path.open(newline="") as file:
+            for row in list(csv.reader(file))[1:]:
+                rows = [old for old in rows if int(old[0]) < int(row[0])] + [row]
+    return rows
 
 
 # ------------------------------------------------------------------------------------- command line
@@ -406,14 +450,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--pictures", type=int, default=48_000)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=None, help="processor cores to use")
-    parser.add_argument("--evaluate", action="store_true", help="only print the held-out bars")
+    parser.add_argument(
+        "--evaluate", action="store_true", help="only print the held-out bars and write the card"
+    )
     options = parser.parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
     if options.evaluate:
-        from minddiff_utils.phantom.evaluation import evaluate
+        # Here, so that training itself needs neither metrics nor the generator.
+        from minddiff_utils.phantom.evaluation import evaluate, write_model_card
 
-        evaluate(options.out, options.device)
+        try:
+            write_model_card(options.out, evaluate(options.out, options.device))
+        except InputError as error:
+            parser.exit(2, f"{error}\n")
         return
     options.work.mkdir(parents=True, exist_ok=True)
     for stage in [name for name in options.stages.split(",") if name]:
