@@ -4,9 +4,16 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minddiff_utils.datasets import Subject
 from minddiff_utils.files import InputError
 
-__all__ = ["PermutationTest", "mean_picture", "permutation_test", "shuffled_rows"]
+__all__ = [
+    "PermutationTest",
+    "mean_picture",
+    "mean_pictures",
+    "permutation_test",
+    "shuffled_rows",
+]
 
 
 class PermutationTest(NamedTuple):
@@ -34,6 +41,25 @@ def mean_picture(pictures: np.ndarray) -> np.ndarray:
     if len(pictures) == 0:
         raise InputError("The mean picture needs at least one training picture; none was given.")
     return np.rint(np.mean(pictures, axis=0, dtype=np.float64)).astype(np.uint8)
+
+
+def mean_pictures(subject: Subject) -> np.ndarray:
+    """Return, for every test picture of every split, the mean of that split's training pictures.
+
+    Parameters
+    ----------
+    subject : Subject
+
+    Returns
+    -------
+    uint8 array, shape (n_test, height, width, 3)
+        In the order of the splits and their test stimuli, as decoded features are.
+    """
+    rows = []
+    for split in subject.splits:
+        mean = mean_picture(subject.stimuli.pictures(split.train))
+        rows.append(np.repeat(mean[None], len(split.test), axis=0))
+    return np.concatenate(rows)
 
 
 def permutation_test(

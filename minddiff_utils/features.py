@@ -56,7 +56,9 @@ def read_features(path: str | Path, family: str, stimulus_ids: Sequence[int]) ->
         place = np.minimum(place, len(known) - 1)
         if (known[place] != np.asarray(stimulus_ids)).any():
             wrong = np.asarray(stimulus_ids)[known[place] != np.asarray(stimulus_ids)][0]
-            raise InputError(f"{path} holds no features of stimulus {wrong}; run 02_decoding again.")
+            raise InputError(
+                f"{path} holds no features of stimulus {wrong}; run 02_decoding again."
+            )
         rows, inverse = np.unique(place, return_inverse=True)
         return file[family][rows].astype(np.float32)[inverse]
 

@@ -1,4 +1,4 @@
-"""Stable Diffusion and CLIP behind one class: pictures to features, and the differentiable way back.
+"""Stable Diffusion and CLIP behind one class: pictures to features, and differentiably back.
 
 The only module that knows diffusers and transformers. It knows no brain.
 """

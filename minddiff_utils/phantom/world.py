@@ -276,7 +276,8 @@ class _Pen:
         if self.thing is not None:
             thing, turn = self.thing, math.radians(self.thing.angle)
             x = -x if thing.flip else x
-            x, y = (x * math.cos(turn) - y * math.sin(turn), x * math.sin(turn) + y * math.cos(turn))
+            cosine, sine = math.cos(turn), math.sin(turn)
+            x, y = x * cosine - y * sine, x * sine + y * cosine
             x, y = thing.x + x * thing.size / 2, thing.y + y * thing.size / 2
         return round(x * OVERSAMPLING), round(y * OVERSAMPLING)
 

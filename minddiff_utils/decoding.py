@@ -1,0 +1,338 @@
+"""Linear decoders from voxels to features: kernel ridge with a penalty for every target."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+from himalaya.kernel_ridge import KernelRidgeCV
+from himalaya.scoring import correlation_score, r2_score
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from sklearn.model_selection import KFold
+from tqdm import tqdm
+
+from minddiff_utils.datasets import Fold, Subject, prepare_fold
+from minddiff_utils.features import families, read_features
+from minddiff_utils.files import InputError, atomic_path
+
+__all__ = [
+    "Decoder",
+    "decode_subject",
+    "decoding_accuracy",
+    "fit_decoder",
+    "load_decoder",
+    "read_decoded",
+    "roi_accuracies",
+    "save_decoder",
+]
+
+FORMAT = "minddiff-decoder-1"
+# Penalties a voxel: with standardised responses the kernel grows with the number of voxels.
+PENALTIES = np.logspace(-3, 2, 11)
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A fitted linear map from voxels to the selected targets of one family.
+
+    Parameters
+    ----------
+    train_x : float32 array, shape (n_train, n_voxels)
+    dual : float32 array, shape (n_train, n_selected)
+        Dual coefficients; the weights of the voxels are `train_x.T @ dual`.
+    mean_x : float32 array, shape (n_voxels,)
+    mean_y : float32 array, shape (n_targets,)
+    selected : bool array, shape (n_targets,)
+        Targets that are decoded; constant ones are among them and predicted by their mean.
+    penalty, score : float32 arrays, shape (n_targets,)
+        Ridge penalty and cross-validated R²; NaN where a target is constant.
+    """
+
+    train_x: np.ndarray
+    dual: np.ndarray
+    mean_x: np.ndarray
+    mean_y: np.ndarray
+    selected: np.ndarray
+    penalty: np.ndarray
+    score: np.ndarray
+
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        """Decode responses.
+
+        Parameters
+        ----------
+        x : array, shape (n, n_voxels)
+
+        Returns
+        -------
+        float32 array, shape (n, n_targets)
+            NaN in targets that were not selected.
+        """
+        kernel = (x - self.mean_x) @ self.train_x.T
+        out = np.full((len(x), len(self.selected)), np.nan, np.float32)
+        out[:, self.selected] = kernel @ self.dual + self.mean_y[self.selected]
+        return out
+
+
+def fit_decoder(
+    x: np.ndarray, y: np.ndarray, keep: float = 1.0, n_folds: int = 5, block: int = 4096
+) -> Decoder:
+    r"""Fit ridge regression from voxels to every target, each with its own penalty.
+
+    .. math:: \hat W = \arg\min_W \lVert Y - X W \rVert^2 + \sum_j \alpha_j \lVert w_j \rVert^2
+
+    Parameters
+    ----------
+    x : float32 array, shape (n_stimuli, n_voxels)
+        Standardised responses.
+    y : float32 array, shape (n_stimuli, n_targets)
+    keep : float
+        Share of the targets that are decoded: those with the best cross-validated R².
+    n_folds : int
+        Folds of the cross-validation, consecutive blocks of stimuli; at most one a stimulus pair.
+    block : int
+        Targets at a time, which bounds the memory.
+
+    Returns
+    -------
+    Decoder
+
+    Raises
+    ------
+    InputError
+        If responses or targets are not finite, there are fewer than four stimuli, or `keep` is
+        not in (0, 1].
+    """
+    _check(x, y, keep)
+    mean_x, mean_y = x.mean(0), y.mean(0)
+    x, y = x - mean_x, y - mean_y
+    varies = y.std(0) > 1e-6 * np.maximum(1, np.abs(mean_y))
+    folds = KFold(min(n_folds, len(x) // 2))
+    model = KernelRidgeCV(
+        alphas=x.shape[1] * PENALTIES,
+        cv=folds,
+        warn=False,
+        solver_params={
+            "score_func": r2_score,
+            "n_targets_batch": block,
+            "n_targets_batch_refit": block,
+        },
+    )
+    score = np.full(y.shape[1], np.nan, np.float32)
+    penalty, dual = score.copy(), np.zeros_like(y, dtype=np.float32)
+    if varies.any():
+        model.fit(x, y[:, varies])
+        score[varies], penalty[varies] = model.cv_scores_.ravel(), model.best_alphas_
+        dual[:, varies] = model.dual_coef_
+    selected = _best(score, keep)
+    return Decoder(x, dual[:, selected], mean_x, mean_y, selected, penalty, score)
+
+
+def _check(x: np.ndarray, y: np.ndarray, keep: float) -> None:
+    if not 0 < keep <= 1:
+        raise InputError(f"keep={keep}: the share of targets to keep must be above 0, at most 1.")
+    if len(x) < 4:
+        raise InputError(f"{len(x)} training stimuli; a cross-validated decoder needs at least 4.")
+    for name, values in (("responses", x), ("features", y)):
+        if not np.isfinite(values).all():
+            n = int((~np.isfinite(values)).sum())
+            raise InputError(f"{n} of the training {name} are not finite; leave those trials out.")
+
+
+def _best(score: np.ndarray, keep: float) -> np.ndarray:
+    """Mark the share `keep` of targets with the highest score; constant ones have none."""
+    n = max(1, round(keep * len(score)))
+    order = np.argsort(-np.nan_to_num(score, nan=0.0 if keep == 1 else -np.inf), kind="stable")
+    chosen = np.zeros(len(score), bool)
+    chosen[order[:n]] = True
+    return chosen
+
+
+# --------------------------------------------------------------------------------- saved decoders
+
+
+def save_decoder(decoder: Decoder, path: str | Path) -> Path:
+    """Write a decoder as safetensors, which holds numbers only and runs no code when read."""
+    tensors = {name: np.ascontiguousarray(value) for name, value in vars(decoder).items()}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={"format": FORMAT})
+    return Path(path)
+
+
+def load_decoder(path: str | Path) -> Decoder:
+    """Read a decoder that `save_decoder` wrote.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, damaged, or something else.
+    """
+    try:
+        with safe_open(path, "np") as file:
+            if (file.metadata() or {}).get("format") != FORMAT:
+                raise InputError(f"{path} is no decoder of this version ({FORMAT}).")
+            return Decoder(**{name: file.get_tensor(name) for name in file.keys()})
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} cannot be read ({error}). Run 02_decoding again.") from None
+
+
+# ------------------------------------------------------------------------------ a whole recording
+
+
+def decode_subject(
+    subject: Subject,
+    features_path: str | Path,
+    decoded_path: str | Path,
+    *,
+    keep_structure: float = 0.25,
+    n_folds: int = 5,
+    shuffle_seed: int | None = None,
+    decoders: str | Path | None = None,
+) -> Path:
+    """Fit decoders on the training stimuli of every split; decode its test stimuli.
+
+    Parameters
+    ----------
+    subject : Subject
+    features_path : str or Path
+        From `write_features`.
+    decoded_path : str or Path
+        HDF5: `stimulus_id` int64 (n_test,), `split` str (n_test,), and each family, float32
+        (n_test, …), NaN where a value was not selected.
+    keep_structure : float
+        Share of the values of each block that is decoded, the best by cross-validation.
+    n_folds : int
+    shuffle_seed : int, optional
+        Control: deal the training responses out to the wrong stimuli first.
+    decoders : str or Path, optional
+        Folder to save the decoders in, `<split>/<family>.safetensors`.
+
+    Returns
+    -------
+    Path
+    """
+    names = families(features_path)
+    found: dict[str, list[np.ndarray]] = {name: [] for name in [*names, "stimulus_id", "split"]}
+    folds = [prepare_fold(subject, split) for split in subject.splits]
+    bar = tqdm(total=len(folds) * len(names), desc="decoders")
+    for fold in folds:
+        train_x = _shuffled(fold, shuffle_seed)
+        found["stimulus_id"].append(fold.test_id)
+        found["split"].append(np.full(len(fold.test_id), fold.split_name, object))
+        for name in names:
+            y = read_features(features_path, name, fold.train_id)
+            keep = keep_structure if name.startswith("block_") else 1.0
+            decoder = fit_decoder(train_x, y.reshape(len(y), -1), keep, n_folds)
+            found[name].append(decoder.predict(fold.test_x).reshape(-1, *y.shape[1:]))
+            if decoders is not None:
+                save_decoder(decoder, Path(decoders) / fold.split_name / f"{name}.safetensors")
+            bar.update()
+    bar.close()
+    settings = {"keep_structure": keep_structure, "n_folds": n_folds, "shuffle": shuffle_seed}
+    with atomic_path(decoded_path) as temporary, h5py.File(temporary, "w") as file:
+        file.attrs["settings"] = json.dumps(settings)
+        for name, parts in found.items():
+            file[name] = np.concatenate(parts)
+    return Path(decoded_path)
+
+
+def _shuffled(fold: Fold, seed: int | None) -> np.ndarray:
+    if seed is None:
+        return fold.train_x
+    return fold.train_x[np.random.default_rng(seed).permutation(len(fold.train_x))]
+
+
+def read_decoded(path: str | Path) -> dict[str, np.ndarray]:
+    """Read what `decode_subject` wrote: every family, and `stimulus_id`.
+
+    Raises
+    ------
+    InputError
+        If the file is damaged.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            return {name: file[name][:] for name in file if name != "split"}
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error}). Run 02_decoding again.") from None
+
+
+def decoding_accuracy(
+    features_path: str | Path, decoded_path: str | Path, *, control: bool = False
+) -> pd.DataFrame:
+    """Correlate decoded with true values over the test stimuli, one row a value.
+
+    Returns
+    -------
+    DataFrame
+        `family`, `correlation` (NaN where the true value is constant), `control`.
+    """
+    decoded = read_decoded(decoded_path)
+    frames = []
+    for name in families(features_path):
+        true = read_features(features_path, name, decoded["stimulus_id"])
+        r = _correlation(true.reshape(len(true), -1), decoded[name].reshape(len(true), -1))
+        frames.append(pd.DataFrame({"family": name, "correlation": r, "control": control}))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _correlation(true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """Signed correlation over rows of every column; only columns that vary and were decoded."""
+    kept = np.isfinite(predicted).all(0)
+    true, predicted = true[:, kept], predicted[:, kept]
+    small = (true.std(0) < 1e-4) | (predicted.std(0) < 1e-7)
+    out = np.full(true.shape[1], np.nan)
+    if len(true) > 1 and not small.all():
+        out[~small] = correlation_score(true[:, ~small], predicted[:, ~small])
+    return out
+
+
+def roi_accuracies(
+    subject: Subject,
+    features_path: str | Path,
+    *,
+    names: Sequence[str] = ("z", "c", "block_1", "block_6"),
+    n_targets: int = 300,
+    n_folds: int = 5,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Decode a sample of each family's values from the voxels of each region alone.
+
+    Parameters
+    ----------
+    subject : Subject
+    features_path : str or Path
+    names : sequence of str
+        Families.
+    n_targets : int
+        Values of each family, drawn at random: enough for a mean, and quick.
+    n_folds : int
+    seed : int
+
+    Returns
+    -------
+    DataFrame
+        `family`, `roi`, `correlation`: one row a value.
+    """
+    rng = np.random.default_rng(seed)
+    folds = [prepare_fold(subject, split) for split in subject.splits]
+    rows = []
+    for name in tqdm([name for name in names if name in families(features_path)], "regions"):
+        true = [read_features(features_path, name, fold.test_id) for fold in folds]
+        y = [read_features(features_path, name, fold.train_id) for fold in folds]
+        size = true[0][0].size
+        chosen = np.sort(rng.choice(size, min(n_targets, size), replace=False))
+        y = [part.reshape(len(part), -1)[:, chosen] for part in y]
+        truth = np.concatenate([part.reshape(len(part), -1)[:, chosen] for part in true])
+        for roi, mask in subject.roi.items():
+            predicted = [
+                fit_decoder(fold.train_x[:, mask], part, 1.0, n_folds).predict(fold.test_x[:, mask])
+                for fold, part in zip(folds, y, strict=True)
+            ]
+            r = _correlation(truth, np.concatenate(predicted))
+            rows.append(pd.DataFrame({"family": name, "roi": roi, "correlation": r}))
+    return pd.concat(rows, ignore_index=True)
