@@ -9,8 +9,8 @@ import pytest
 def tiny_models(tmp_path_factory) -> Path:
     """The phantom's models with random weights, saved as training saves them, in float32.
 
-    The folder holds `stable_diffusion`, `clip_guide` and `clip_judge`. Nobody may change it: copy it
-    first. Tests thus need no trained weights.
+    The folder holds `stable_diffusion`, `clip_guide` and `clip_judge`. Copy it before
+    changing anything. Tests thus need no trained weights.
     """
     # Imported here, so that tests without models start fast.
     import torch

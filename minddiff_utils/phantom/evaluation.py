@@ -27,6 +27,7 @@ from minddiff_utils.generator import (
 )
 from minddiff_utils.metrics import cosine, ssim
 from minddiff_utils.phantom import world
+from minddiff_utils.reconstruction import Settings, stage1
 
 __all__ = ["FIRST_HELD_OUT_ID", "Bar", "evaluate", "write_model_card"]
 
@@ -64,9 +65,9 @@ def evaluate(
     device: str = "auto",
     *,
     n_pictures: int = 256,
-    n_steps: int = 20,
-    strength: float = 0.6,
-    guidance: float = 2.0,
+    n_steps: int = Settings.n_steps,
+    strength: float = Settings.strength,
+    guidance: float = Settings.guidance,
 ) -> dict[str, Bar]:
     """Measure the models on held-out pictures and print each bar as it is known.
 
@@ -80,7 +81,7 @@ def evaluate(
         The pictures are the ids from 900,000, none of which any model has been trained on; as many
         captions are the candidates of each retrieval.
     n_steps, strength, guidance : int, float, float
-        Settings of stage 1 for the img2img bars; see `Generator.timesteps` and `Generator.denoise`.
+        Of stage 1, for the img2img bars; see `minddiff_utils.reconstruction.Settings`.
 
     Returns
     -------
@@ -93,13 +94,16 @@ def evaluate(
     """
     weights, ids = Path(weights), range(FIRST_HELD_OUT_ID, FIRST_HELD_OUT_ID + n_pictures)
     found: dict[str, Bar] = {}
-    for key, bar in _measure(weights, device, ids, (n_steps, strength, guidance)):
+    stage1_settings = Settings(n_steps=n_steps, strength=strength, guidance=guidance)
+    for key, bar in _measure(weights, device, ids, stage1_settings):
         print(bar, flush=True)
         found[key] = bar
     return found
 
 
-def _measure(weights: Path, device: str, ids: range, stage1: tuple) -> Iterator[tuple[str, Bar]]:
+def _measure(
+    weights: Path, device: str, ids: range, settings: Settings
+) -> Iterator[tuple[str, Bar]]:
     """Yield the bars one by one; the slow ones come last."""
     pictures = np.stack([world.picture(i) for i in ids])
     sentences = [world.captions(i)[CAPTION] for i in ids]
@@ -118,8 +122,9 @@ def _measure(weights: Path, device: str, ids: range, stage1: tuple) -> Iterator[
     share = _retrieved(clip.embed(drawn), texts, sentences)
     what = f"Picture made from a caption finds it, judge's {among}"
     yield "caption_to_picture", Bar(what, share, 0.60)
-    again = _image_to_image(generator, ids, pictures, stage1)
-    where = "True z and c through {} steps, strength {}, guidance {}".format(*stage1)
+    again = _image_to_image(generator, ids, pictures, settings)
+    where = f"True z, c, {settings.n_steps} steps, strength {settings.strength:g}"
+    where += f", guidance {settings.guidance:g}"
     yield "img2img_ssim", Bar(f"{where}: SSIM", ssim(pictures, again).mean(), 0.80)
     alike = cosine(clip.embed(pictures), clip.embed(again)).mean()
     yield "img2img_judge", Bar(f"{where}: judge", alike, 0.85)
@@ -185,17 +190,14 @@ def _drawn_from_captions(generator: Generator, ids: range, sentences: list[str])
     return np.concatenate(drawn)
 
 
-@torch.no_grad()
-def _image_to_image(generator: Generator, ids: range, pictures, settings) -> np.ndarray:
+def _image_to_image(generator: Generator, ids: range, pictures, settings: Settings) -> np.ndarray:
     """Stage 1 from the true features of pictures, uint8 (n, h, w, 3)."""
-    n_steps, strength, guidance = settings
     made = []
     for rows in _batches(len(ids)):
-        c = generator.encode_captions([world.captions(i) for i in ids[rows]])
         z = generator.encode_pictures(pictures[rows])
-        steps = generator.timesteps(n_steps, strength)
-        z = generator.add_noise(z, noise_like(z, NOISE_SEED, ids[rows]), steps[:1])
-        made.append(to_pictures(generator.decode(generator.denoise(z, c, steps, guidance))))
+        c = generator.encode_captions([world.captions(i) for i in ids[rows]])
+        noise = noise_like(z, NOISE_SEED, ids[rows])
+        made.append(to_pictures(stage1(generator, z, c, noise, settings)))
     return np.concatenate(made)
 
 

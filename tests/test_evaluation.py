@@ -1,0 +1,138 @@
+"""The held-out bars and the model card, on models with random weights."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+from skimage.metrics import peak_signal_noise_ratio
+from transformers import CLIPModel, CLIPTokenizer
+
+from minddiff_utils.generator import load_clip
+from minddiff_utils.phantom import evaluation, world
+from minddiff_utils.phantom.evaluation import Bar, evaluate, write_model_card
+
+KEYS = [
+    "psnr",
+    "psnr_pooled",
+    "retrieval_guide",
+    "retrieval_judge",
+    "caption_to_picture",
+    "img2img_ssim",
+    "img2img_judge",
+]
+
+
+@pytest.fixture(scope="module")
+def results(tiny_models):
+    return evaluate(tiny_models, "cpu", n_pictures=4, n_steps=2)
+
+
+def test_every_bar_of_random_models_is_known_and_finite(results):
+    assert list(results) == KEYS
+    assert all(np.isfinite(bar.value) for bar in results.values())
+    assert results["psnr"].verdict == "below" and results["psnr"].value < 20
+    assert [bar.least for bar in results.values()] == [30, 30, 0.7, 0.7, 0.6, 0.8, 0.85]
+
+
+def test_bars_are_printed_one_a_line(tiny_models, results, capsys):
+    again = evaluate(tiny_models, "cpu", n_pictures=4, n_steps=2)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [str(bar) for bar in results.values()]
+    assert again == results
+    assert len({len(line.rsplit("≥")[0]) for line in lines}) == 1  # the columns are in line
+
+
+@pytest.mark.parametrize(
+    "bar, words",
+    [
+        (Bar("A", 31.24, 30, "dB"), "A 31.2 ≥ 30.0 dB ok"),
+        (Bar("B", 0.6999, 0.7), "B 0.700 ≥ 0.700 below"),
+        (Bar("C", 0.7, 0.7), "C 0.700 ≥ 0.700 ok"),
+        (Bar("D", float("nan"), 0.7), "D nan ≥ 0.700 below"),
+    ],
+)
+def test_a_bar_in_words(bar, words):
+    assert str(bar).split() == words.split()
+
+
+def test_psnr_is_scikit_images():
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 256, (5, 16, 16, 3)).astype(np.uint8)
+    other = (truth // 2 + 40).astype(np.uint8)
+    other[0] = truth[0] // 8 * 8
+    each, pooled = evaluation._psnr(truth, other)
+    theirs = [
+        peak_signal_noise_ratio(a, b, data_range=255) for a, b in zip(truth, other, strict=True)
+    ]
+    assert each == pytest.approx(np.mean(theirs))
+    assert pooled == pytest.approx(peak_signal_noise_ratio(truth, other, data_range=255))
+    assert np.isfinite(evaluation._psnr(truth, truth)).all()
+
+
+def test_sentences_are_embedded_as_transformers_does(tiny_models):
+    folder = tiny_models / "clip_judge"
+    sentences = [world.captions(i)[0] for i in range(4)]
+    ours = evaluation._embed_sentences(load_clip(folder, "cpu"), folder, sentences)
+    tokens = CLIPTokenizer.from_pretrained(folder)(sentences, padding=True, return_tensors="pt")
+    out = CLIPModel.from_pretrained(folder).get_text_features(**tokens)
+    theirs = getattr(out, "pooler_output", out).detach().numpy()
+    theirs /= np.linalg.norm(theirs, axis=1, keepdims=True)
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_equal_sentences_are_one():
+    pictures = np.eye(4)[[0, 1, 3, 2]]
+    texts = np.eye(4)
+    assert evaluation._retrieved(pictures, texts, ["a", "b", "c", "d"]) == 0.5
+    assert evaluation._retrieved(pictures, texts, ["a", "b", "c", "c"]) == 1.0
+
+
+# ---------------------------------------------------------------------------------------- the card
+
+
+@pytest.fixture
+def weights(tiny_models, tmp_path):
+    """A folder of models as training leaves it, with its records."""
+    folder = shutil.copytree(tiny_models, tmp_path / "weights")
+    known = {"pictures": 48000, "batch": 16, "learning_rate": 1.5e-3, "seed": 0, "device": "abacus"}
+    settings = {"autoencoder": {**known, "steps": 12345, "minutes": 67.8}}
+    (folder / "training.json").write_text(json.dumps(settings))
+    with (folder / "curves.csv").open("w", newline="") as file:
+        rows = [("autoencoder", 50 * k, k, 1 / k) for k in range(1, 101)]
+        csv.writer(file).writerows([("stage", "step", "minutes", "loss"), *rows])
+    return folder
+
+
+def test_card_says_what_is_and_what_is_not_met(weights, results):
+    card = write_model_card(weights, results).read_text(encoding="utf-8")
+    for bar in results.values():
+        assert f"| {bar.name} |" in card
+    n_below = sum(bar.verdict == "below" for bar in results.values())
+    assert n_below and f"Aims not met: {n_below}" in card
+    met = {key: bar._replace(value=99.0) for key, bar in results.items()}
+    assert "All aims are met." in write_model_card(weights, met).read_text(encoding="utf-8")
+
+
+def test_card_gives_sizes_and_training(weights, results):
+    card = write_model_card(weights, results).read_text(encoding="utf-8")
+    judge = CLIPModel.from_pretrained(weights / "clip_judge")
+    n = sum(p.numel() for p in judge.parameters())
+    assert f"{n:,}" in card and "patches 6 px, 5 blocks of 144" in card
+    (row,) = (line for line in card.splitlines() if line.startswith("| Autoencoder | 48,000"))
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[2:8] == ["16", "0.0015", "12,345", "67.8", "0", "abacus"]
+    assert cells[8] == "1 → 0.1 → 0.02 → 0.01"
+    assert "| UNet and text encoder | not noted" in card
+
+
+def test_card_without_records_is_still_written(tiny_models, tmp_path, results):
+    folder = shutil.copytree(tiny_models, tmp_path / "weights")
+    assert "not noted" in write_model_card(folder, results).read_text(encoding="utf-8")
+
+
+def test_headings_of_the_card_begin_at_the_top(weights, results):
+    lines = write_model_card(weights, results).read_text(encoding="utf-8").splitlines()
+    headings = [line for line in lines if line.startswith("#")]
+    assert headings[0].startswith("# ") and all(h.startswith("## ") for h in headings[1:])

@@ -1,0 +1,385 @@
+"""The generator against diffusers, transformers and finite differences."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+from diffusers import PNDMScheduler, StableDiffusionImg2ImgPipeline
+from torch.nn import functional as F
+from transformers import CLIPImageProcessorPil, CLIPModel
+
+from minddiff_utils.files import InputError
+from minddiff_utils.generator import (
+    PARTS,
+    load_clip,
+    load_generator,
+    noise_like,
+    resolve_device,
+    to_pictures,
+    to_rgb,
+)
+from minddiff_utils.phantom import world
+
+IDS = (3, 7)
+
+
+@pytest.fixture(scope="module")
+def generator(tiny_models):
+    return load_generator(tiny_models, "cpu")
+
+
+@pytest.fixture(scope="module")
+def exact(tiny_models):
+    """The same models in float64, for finite differences."""
+    return load_generator(tiny_models, "cpu", torch.float64)
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return np.stack([world.picture(i) for i in IDS])
+
+
+@pytest.fixture(scope="module")
+def captions():
+    return [world.captions(i) for i in IDS]
+
+
+def generate(generator, z, c, noise, n_steps=4, strength=0.5, guidance=2.0, recompute=False):
+    steps = generator.timesteps(n_steps, strength)
+    z = generator.add_noise(z, noise, steps[:1])
+    return generator.denoise(z, c, steps, guidance, recompute)
+
+
+# ------------------------------------------------------------------------------- against diffusers
+
+
+@pytest.mark.parametrize(
+    "n_steps, strength, guidance",
+    [(10, 0.6, 2.0), (20, 0.6, 5.0), (50, 0.1, 1.0), (4, 1.0, 3.0), (3, 0.4, 2.0)],
+)
+def test_img2img_equals_the_pipeline_of_diffusers(
+    generator, pictures, captions, n_steps, strength, guidance
+):
+    z, c = generator.encode_pictures(pictures), generator.encode_captions(captions)
+    pipeline = StableDiffusionImg2ImgPipeline(
+        vae=generator.vae,
+        unet=generator.unet,
+        text_encoder=generator.text_encoder,
+        tokenizer=generator.tokenizer,
+        scheduler=copy.deepcopy(generator.scheduler),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    theirs = pipeline(
+        image=z,
+        prompt_embeds=c,
+        negative_prompt_embeds=generator.empty_condition().expand_as(c),
+        strength=strength,
+        num_inference_steps=n_steps,
+        guidance_scale=guidance,
+        generator=[torch.Generator().manual_seed(5 * 1_000_003 + i) for i in IDS],
+        output_type="latent",
+    ).images
+    with torch.no_grad():
+        ours = generate(generator, z, c, noise_like(z, 5, IDS), n_steps, strength, guidance)
+    assert (ours - theirs).norm() <= 1e-4 * theirs.norm()
+    decoded = pipeline.image_processor.postprocess(
+        pipeline.vae.decode(theirs / pipeline.vae.config.scaling_factor).sample, output_type="np"
+    )
+    found = to_pictures(generator.decode(ours))
+    assert np.abs(found - 255 * decoded).max() < 0.6
+
+
+def test_one_step_is_ddims_formula(exact):
+    """From one noise level to the next by hand, for a UNet that predicts velocity."""
+    z, c = some_inputs(exact)
+    steps = exact.timesteps(10, 1.0)
+    a, b = (exact.scheduler.alphas_cumprod[step].double() for step in steps[:2])
+    with torch.no_grad():
+        velocity = exact.unet(z, steps[0], c).sample
+        found = exact.denoise(z, c, steps[:1], 1.0)
+    clean = a.sqrt() * z - (1 - a).sqrt() * velocity
+    noise = a.sqrt() * velocity + (1 - a).sqrt() * z
+    torch.testing.assert_close(
+        found, b.sqrt() * clean + (1 - b).sqrt() * noise, rtol=1e-5, atol=1e-7
+    )
+
+
+def test_guidance_one_leaves_only_the_condition(exact):
+    z, c = some_inputs(exact)
+    steps = exact.timesteps(10, 0.3)
+    with torch.no_grad():
+        one = exact.denoise(z, c, steps, 1.0)
+        nearly = exact.denoise(z, c, steps, 1.0 + 1e-9)
+    torch.testing.assert_close(one, nearly, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("n_steps, strength, n", [(50, 0.58, 29), (10, 1.0, 10), (10, 0.01, 1)])
+def test_strength_is_a_share_of_the_steps(generator, n_steps, strength, n):
+    steps = generator.timesteps(n_steps, strength)
+    assert len(steps) == n
+    assert (steps.diff() < 0).all() and steps[-1] == 1
+
+
+@pytest.mark.parametrize("n_steps, strength", [(10, 0.0), (10, 1.1), (0, 0.5), (10, float("nan"))])
+def test_settings_out_of_range_are_named(generator, n_steps, strength):
+    with pytest.raises(InputError, match="strength"):
+        generator.timesteps(n_steps, strength)
+
+
+def test_a_picture_does_not_depend_on_its_batch(generator, pictures, captions):
+    z, c = generator.encode_pictures(pictures), generator.encode_captions(captions)
+    noise = noise_like(z, 0, IDS)
+    with torch.no_grad():
+        both = generate(generator, z, c, noise)
+        second = generate(generator, z[1:], c[1:], noise[1:])
+    torch.testing.assert_close(both[1:], second, rtol=1e-4, atol=1e-5)
+
+
+# ------------------------------------------------------------------------------------- the noise
+
+
+def test_noise_depends_on_seed_and_stimulus_alone():
+    z = torch.zeros(3, 4, 16, 16)
+    noise = noise_like(z, 1, (5, 6, 7))
+    torch.testing.assert_close(noise_like(z, 1, (7, 5, 6))[[1, 2, 0]], noise, rtol=0, atol=0)
+    torch.testing.assert_close(noise_like(z[:1], 1, (6,)), noise[1:2], rtol=0, atol=0)
+    torch.manual_seed(123)
+    torch.testing.assert_close(noise_like(z, 1, np.array([5, 6, 7])), noise, rtol=0, atol=0)
+    assert not torch.allclose(noise_like(z, 2, (5, 6, 7)), noise)
+    assert not torch.allclose(noise[0], noise[1])
+    double = noise_like(z.double(), 1, (5, 6, 7))
+    assert double.dtype == torch.float64
+    torch.testing.assert_close(double.float(), noise, rtol=0, atol=0)
+
+
+def test_noise_is_standard_normal():
+    noise = noise_like(torch.zeros(64, 4, 16, 16), 0, range(64))
+    assert abs(noise.mean()) < 0.01 and abs(noise.std() - 1) < 0.01
+    assert abs((noise.abs() < 1).float().mean() - 0.6827) < 0.01
+
+
+# ----------------------------------------------------------------------------------- text and z
+
+
+def test_condition_is_the_mean_over_captions(generator):
+    several = generator.encode_captions([("a red house", "one house , red"), ("a blue cat",)])
+    single = generator.encode_captions([("a red house",), ("one house , red",), ("a blue cat",)])
+    torch.testing.assert_close(several[0], single[:2].mean(0))
+    torch.testing.assert_close(several[1], single[2])
+    assert several.shape == (2, 32, 128)
+
+
+def test_length_of_the_condition_can_be_chosen(tiny_models):
+    short = load_generator(tiny_models, "cpu", n_tokens=15)
+    assert short.encode_captions([world.captions(1)]).shape == (1, 15, 128)
+    assert short.empty_condition().shape == (1, 15, 128)
+
+
+def test_latents_have_the_size_of_the_unets_input(generator, pictures):
+    z = generator.encode_pictures(pictures)
+    assert z.shape == (2, 4, 16, 16) and not z.requires_grad
+    assert generator.decode(z).shape == (2, 3, 64, 64)
+
+
+def test_pictures_survive_the_way_to_a_tensor_and_back():
+    pictures = np.arange(256 * 3, dtype=np.uint32).astype(np.uint8).reshape(1, 16, 16, 3)
+    rgb = to_rgb(pictures, "cpu")
+    assert rgb.shape == (1, 3, 16, 16) and rgb.min() == -1 and rgb.max() == 1
+    np.testing.assert_array_equal(to_pictures(rgb), pictures)
+    np.testing.assert_array_equal(to_pictures(3 * torch.ones(1, 3, 2, 2)), 255)
+
+
+# ----------------------------------------------------------------------------- against transformers
+
+
+def reference_structure(folder, pictures):
+    """Outputs of the MLP's second layers and the embedding, by hooks on transformers' own model."""
+    model = CLIPModel.from_pretrained(folder).eval()
+    pixels = CLIPImageProcessorPil.from_pretrained(folder)(
+        images=list(pictures), return_tensors="pt"
+    ).pixel_values
+    found = {}
+    for number, layer in enumerate(model.vision_model.encoder.layers, start=1):
+        layer.mlp.fc2.register_forward_hook(
+            lambda module, given, out, number=number: found.__setitem__(f"block_{number}", out)
+        )
+    with torch.no_grad():
+        out = model.get_image_features(pixel_values=pixels)
+    found["embedding"] = out if isinstance(out, torch.Tensor) else out.pooler_output
+    return found
+
+
+# The judge resizes; its processor rounds to 8 bits there, we cannot if it is to have a gradient.
+@pytest.mark.parametrize("name, tolerance", [("clip_guide", 1e-5), ("clip_judge", 0.02)])
+def test_structure_equals_hooks_on_the_model(tiny_models, pictures, name, tolerance):
+    clip = load_clip(tiny_models / name, "cpu")
+    theirs = reference_structure(tiny_models / name, pictures)
+    ours = clip.structure(to_rgb(pictures, "cpu"), range(1, clip.n_blocks + 1))
+    assert set(ours) == set(theirs) and clip.n_blocks >= 5
+    for key, values in theirs.items():
+        assert (ours[key] - values).norm() <= tolerance * values.norm(), key
+
+
+@pytest.mark.parametrize("size", [(64, 64), (104, 104), (425, 425), (90, 71), (49, 80)])
+@pytest.mark.parametrize("name", ["clip_guide", "clip_judge"])
+def test_preprocessing_is_the_processors(tiny_models, name, size):
+    smooth = np.random.default_rng(0).integers(0, 256, (1, 3, 6, 6))
+    rgb = F.interpolate(torch.tensor(smooth).double(), size, mode="bicubic").clamp(0, 255)
+    picture = rgb.round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    theirs = CLIPImageProcessorPil.from_pretrained(tiny_models / name)(
+        images=list(picture), return_tensors="pt"
+    ).pixel_values
+    ours = load_clip(tiny_models / name, "cpu").preprocess(to_rgb(picture, "cpu"))
+    assert ours.shape == theirs.shape
+    assert (ours - theirs).abs().max() < 2.5 / 255 / 0.3  # two roundings to 8 bits
+
+
+def test_structure_leaves_no_hook_behind(generator, pictures):
+    generator.structure(to_rgb(pictures, "cpu"), (1, 2))
+    layers = generator.guide.model.vision_model.encoder.layers
+    assert not any(layer.mlp.fc2._forward_hooks for layer in layers)
+
+
+def test_embeddings_have_length_one_in_any_batch(tiny_models, pictures):
+    judge = load_clip(tiny_models / "clip_judge", "cpu")
+    both, single = judge.embed(pictures), judge.embed(pictures, batch=1)
+    assert both.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(both, axis=1), 1, rtol=1e-6)
+    np.testing.assert_allclose(both, single, atol=1e-5)
+
+
+# ------------------------------------------------------------------------------------- gradients
+
+
+def some_inputs(generator):
+    source = torch.Generator().manual_seed(1)
+    z = torch.randn(2, 4, 16, 16, generator=source, dtype=torch.float64)
+    c = torch.randn(2, generator.n_tokens, 128, generator=source, dtype=torch.float64)
+    return z, c
+
+
+def loss_of(generator, z, c, recompute=False):
+    """A number at the far end of the chain: noise, denoise, decode, structure."""
+    z_0 = generate(generator, z, c, noise_like(z, 0, IDS), recompute=recompute)
+    found = generator.structure(generator.decode(z_0), (1, 6))
+    return sum((values.square() * weight(values)).sum() for values in found.values())
+
+
+def weight(values):
+    return torch.linspace(-1, 1, values.numel(), dtype=values.dtype).view_as(values)
+
+
+@pytest.mark.parametrize("name", ["z", "c"])
+def test_gradient_equals_finite_differences(exact, name):
+    z, c = (value.requires_grad_(True) for value in some_inputs(exact))
+    chosen = {"z": z, "c": c}[name]
+    (gradient,) = torch.autograd.grad(loss_of(exact, z, c), chosen)
+    source = torch.Generator().manual_seed(2)
+    for _ in range(3):
+        direction = torch.randn(chosen.shape, generator=source, dtype=torch.float64)
+        direction /= direction.norm()
+        ends = []
+        with torch.no_grad():
+            for sign in (1, -1):
+                moved = {"z": z, "c": c, name: chosen + sign * 1e-5 * direction}
+                ends.append(loss_of(exact, moved["z"], moved["c"]))
+        slope = (ends[0] - ends[1]) / 2e-5
+        torch.testing.assert_close((gradient * direction).sum(), slope, rtol=1e-5, atol=1e-8)
+
+
+def test_recomputing_gives_the_same_gradient(exact):
+    z, c = (value.requires_grad_(True) for value in some_inputs(exact))
+    kept = torch.autograd.grad(loss_of(exact, z, c), (z, c))
+    again = torch.autograd.grad(loss_of(exact, z, c, recompute=True), (z, c))
+    for one, other in zip(kept, again, strict=True):
+        assert one.norm() > 0
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+def test_scheduler_of_the_published_model_becomes_ddim(tiny_models, tmp_path, pictures):
+    """Stable Diffusion v1-4 comes with another sampler, of the same noise levels."""
+    folder = without(tiny_models, tmp_path, "stable_diffusion/scheduler")
+    index = json.loads((tiny_models / "stable_diffusion/model_index.json").read_text())
+    (folder / "stable_diffusion/model_index.json").unlink()
+    index["scheduler"] = ["diffusers", "PNDMScheduler"]
+    (folder / "stable_diffusion/model_index.json").write_text(json.dumps(index))
+    settings = load_generator(tiny_models, "cpu").scheduler.config
+    PNDMScheduler.from_config(settings, skip_prk_steps=True).save_pretrained(
+        folder / "stable_diffusion/scheduler"
+    )
+    ours, theirs = (load_generator(f, "cpu") for f in (tiny_models, folder))
+    z = ours.encode_pictures(pictures)
+    c, noise = ours.encode_captions([("a red house",)] * 2), noise_like(z, 0, IDS)
+    with torch.no_grad():
+        torch.testing.assert_close(generate(theirs, z, c, noise), generate(ours, z, c, noise))
+
+
+def test_models_are_frozen(generator):
+    parts = (generator.vae, generator.unet, generator.text_encoder, generator.guide.model)
+    assert not any(p.requires_grad for part in parts for p in part.parameters())
+    assert not any(part.training for part in parts)
+
+
+# ------------------------------------------------------------------------------------- bad input
+
+
+def without(source, target, missing):
+    """A copy of a folder, in links, that lacks one part."""
+    for path in source.rglob("*"):
+        place = path.relative_to(source)
+        if path.is_file() and missing not in (str(place), *map(str, place.parents)):
+            (target / place).parent.mkdir(parents=True, exist_ok=True)
+            (target / place).symlink_to(path)
+    return target
+
+
+@pytest.mark.parametrize("part", ["model_index.json", *PARTS])
+def test_missing_part_of_the_pipeline_is_named(tiny_models, tmp_path, part):
+    folder = without(tiny_models, tmp_path, f"stable_diffusion/{part}")
+    with pytest.raises(InputError, match=f"lacks {part}"):
+        load_generator(folder, "cpu")
+
+
+@pytest.mark.parametrize("part", ["config.json", "preprocessor_config.json"])
+def test_missing_part_of_the_guide_is_named(tiny_models, tmp_path, part):
+    folder = without(tiny_models, tmp_path, f"clip_guide/{part}")
+    with pytest.raises(InputError, match=f"clip_guide lacks {part}"):
+        load_generator(folder, "cpu")
+
+
+def test_missing_folder_is_named(tmp_path):
+    with pytest.raises(InputError, match="nowhere.* lacks"):
+        load_clip(tmp_path / "nowhere", "cpu")
+
+
+WEIGHTS = (
+    "stable_diffusion/vae/diffusion_pytorch_model.safetensors",
+    "stable_diffusion/text_encoder/model.safetensors",
+    "clip_guide/model.safetensors",
+)
+
+
+@pytest.mark.parametrize("file", WEIGHTS)
+@pytest.mark.parametrize("damage", ["missing", "truncated"])
+def test_missing_or_truncated_weights_are_one_clear_error(tiny_models, tmp_path, file, damage):
+    folder = without(tiny_models, tmp_path, file)
+    if damage == "truncated":
+        (folder / file).write_bytes((tiny_models / file).read_bytes()[:5000])
+    with pytest.raises(InputError, match="Restore the folder"):
+        load_generator(folder, "cpu")
+
+
+@pytest.mark.parametrize("device", ["warp drive", "cpu:x", "cuda:99"])
+def test_unusable_device_is_named(device):
+    with pytest.raises(InputError, match=device):
+        resolve_device(device)
+
+
+def test_automatic_device_is_one_that_works():
+    assert torch.ones(2, device=resolve_device("auto")).sum() == 2
+    assert resolve_device("cpu").type == "cpu"

@@ -1,0 +1,179 @@
+"""The phantom's world: the same everywhere, varied, and described truthfully."""
+
+import hashlib
+import subprocess
+import sys
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minddiff_utils.phantom import world
+
+# A change here means other pictures, and models that were trained on pictures that are no more.
+SHA256 = {
+    0: "d75f62849e53fa37afa0cef62d6895bff5244a4526acff01f45f58af7a4afdb8",
+    1: "f616fa040c5bff6460de85fb7ca9f90cf9e40139eac0ff1141123da1c8377b6b",
+    2: "76c2e8a4a6be9a8fdf9bb2f943916bc63dc85c4519da956db0f34676774e30c5",
+    4: "2d58798368d53e429f05f5bdfe5da6e5754ee6cb9b5f1384ad56e517bcef7dc8",
+    5: "b39f46a807cf732e575a8a150068a445e7bcdce49f5d4968d27a1d2355a80148",
+    7: "1e6fac11e869a3423226ffe7b914a2979483f1cc2dadcf6b7ecce3a7840a3ae2",
+    9: "93ded23a225dec5b3ceb83b8bef1466ef2d70865c1e26098ad90b01c571d06ba",
+    900_000: "7718deed0ed665cfffb866f519bbedf0002478bf4299df5cea2b9efa05e0f23f",
+    1_000_000: "2ddc0316c24f64470c9640a2854160dcde713a0a0fd0e6f09a4c2f53f2e00b3c",
+}
+CAPTIONS_SHA256 = "f23f3dec802ee90aa7656bc3075b4011f890a883420a6c30cc4873931d96919d"
+MANY = range(3000)
+any_id = st.integers(0, 2_000_000)
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return [world.scene(i) for i in MANY]
+
+
+@pytest.mark.parametrize("i", SHA256)
+def test_a_picture_is_the_same_on_every_machine(i):
+    picture = world.picture(i)
+    assert picture.shape == (64, 64, 3) and picture.dtype == np.uint8
+    assert digest(picture.tobytes()) == SHA256[i]
+
+
+def test_captions_are_the_same_on_every_machine():
+    text = "\n".join(caption for i in range(200) for caption in world.captions(i))
+    assert digest(text.encode()) == CAPTIONS_SHA256
+
+
+def test_another_process_with_another_hash_seed_draws_the_same():
+    code = (
+        "import hashlib; from minddiff_utils.phantom import world;"
+        "data = b''.join(world.picture(i).tobytes() for i in range(8));"
+        "text = ''.join(c for i in range(8) for c in world.captions(i));"
+        "print(hashlib.sha256(data + text.encode()).hexdigest())"
+    )
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+        for seed in ("1", "2")
+    }
+    data = b"".join(world.picture(i).tobytes() for i in range(8))
+    text = "".join(caption for i in range(8) for caption in world.captions(i))
+    assert found == {digest(data + text.encode())}
+
+
+def test_order_of_calls_does_not_matter():
+    forwards = [world.picture(i) for i in range(5)]
+    backwards = [world.picture(i) for i in reversed(range(5))][::-1]
+    np.testing.assert_array_equal(forwards, backwards)
+
+
+def test_there_is_enough_to_see():
+    assert len(world.KINDS) >= 10 and len(world.COLOURS) >= 8 and len(world.SETTINGS) >= 6
+
+
+def test_everything_occurs_about_as_often(scenes):
+    things = [thing for scene in scenes for thing in scene.things]
+    n_patterns = sum(scene.pattern is not None for scene in scenes)
+    assert abs(n_patterns / len(scenes) - 1 / 7) < 0.03
+    for counts, names in (
+        (Counter(s.setting for s in scenes if not s.pattern_kind), world.SETTINGS),
+        (Counter(s.pattern_kind for s in scenes if s.pattern_kind), world.PATTERN_KINDS),
+        (Counter(thing.kind for thing in things), world.KINDS),
+        (Counter(thing.colour for thing in things), tuple(world.COLOURS)),
+    ):
+        assert set(counts) == set(names)
+        assert min(counts.values()) > 0.7 * sum(counts.values()) / len(names)
+
+
+def test_pictures_differ():
+    assert len({world.picture(i).tobytes() for i in range(500) if world.scene(i).things}) > 400
+
+
+@given(any_id)
+@settings(max_examples=60, deadline=None)
+def test_a_scene_is_either_things_or_a_pattern(i):
+    scene = world.scene(i)
+    if scene.pattern is not None:
+        assert scene.setting == "pattern" and scene.things == ()
+        assert scene.pattern.shape == (10, 10) and scene.pattern.dtype == bool
+        assert scene.pattern.any()
+        assert scene.pattern_kind in world.PATTERN_KINDS
+        return
+    assert scene.setting in world.SETTINGS and 1 <= len(scene.things) <= 3
+    assert 0 < scene.horizon < 64
+    for thing in scene.things:
+        assert thing.kind in world.KINDS and thing.colour in world.COLOURS
+        assert 12 <= thing.size <= 38
+        assert 0 < thing.x < 64 and 0 < thing.y < 64
+
+
+@given(any_id)
+@settings(max_examples=60, deadline=None)
+def test_five_short_captions_name_everything(i):
+    scene, texts = world.scene(i), world.captions(i)
+    assert len(texts) == len(set(texts)) == 5
+    for number, text in enumerate(texts):
+        assert len(text.split()) <= 30 and text == text.lower()
+        for thing in scene.things:
+            assert thing.kind in text.split() and thing.colour in text.split()
+            assert any(word in text.split() for word in world.WORDS[world.size_word(thing.size)])
+            across = world.place(thing)[0]
+            assert any(word.split()[-1] in text.split() for word in world.WORDS[across])
+        if scene.things:
+            assert any(phrase in text for phrase in world.WORDS[scene.setting])
+        elif number in (0, 1, 2, 4):
+            assert "grey" in text
+    if scene.things:
+        upright = {world.place(thing)[1] for thing in scene.things}
+        assert all(word in " ".join(texts) for word in upright)
+
+
+@given(any_id)
+@settings(max_examples=40, deadline=None)
+def test_a_thing_shows_its_colour_where_it_is_said_to_be(i):
+    scene = world.scene(i)
+    for thing in scene.things[-1:]:  # the last is drawn over the others
+        alone = scene._replace(things=())
+        with_it, without = (
+            world.render(s, i).astype(int) for s in (scene._replace(things=(thing,)), alone)
+        )
+        changed = np.abs(with_it - without).sum(axis=2) > 30
+        rows, columns = np.nonzero(changed)
+        assert 20 < changed.sum() < 40 * 40
+        assert abs(columns.mean() - thing.x) < thing.size / 3
+        assert abs(rows.mean() - thing.y) < thing.size / 3
+        distance = np.abs(with_it[changed] - world.COLOURS[thing.colour]).sum(axis=1)
+        assert (distance < 60).mean() > 0.08
+
+
+def test_edges_are_smooth():
+    """Between a thing and its background lie mixtures: there is supersampling."""
+    scene = world.Scene(
+        "day", 32.0, (world.Thing("house", "red", 34.0, 32.0, 34.0, 5.0, False),), None, None
+    )
+    assert len(np.unique(world.render(scene).reshape(-1, 3), axis=0)) > 200
+
+
+def test_patterns_are_two_greys():
+    i = next(i for i in MANY if world.scene(i).pattern is not None)
+    picture = world.picture(i)
+    np.testing.assert_array_equal(picture, world.pattern_picture(world.scene(i).pattern))
+    assert set(np.unique(picture)) == {128, 235}
+
+
+@pytest.mark.parametrize(
+    "size, word", [(12, "small"), (20.4, "small"), (24, "medium"), (28.5, "large"), (38, "large")]
+)
+def test_size_words(size, word):
+    assert world.size_word(size) == word
