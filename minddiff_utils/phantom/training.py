@@ -392,6 +392,7 @@ def export(work: Path, out: Path) -> None:
     for name in ("clip_guide", "clip_judge"):
         model = _load_ema(models.build_clip(name, tokenizer), work / f"{name}.safetensors")
         model.half().save_pretrained(out / name)
+        _open_as_float32(out / name)
         tokenizer.save_pretrained(out / name)
         models.build_image_processor(name).save_pretrained(out / name)
     text = models.build_text_encoder(tokenizer, 128, 4)
@@ -406,7 +407,20 @@ def export(work: Path, out: Path) -> None:
         feature_extractor=None,
         requires_safety_checker=False,
     ).save_pretrained(out / "stable_diffusion")
+    _open_as_float32(out / "stable_diffusion" / "text_encoder")
     _export_records(work, out)
+
+
+def _open_as_float32(folder: Path) -> None:
+    """Let transformers open half-precision weights in float32, as diffusers does.
+
+    Otherwise a pipeline that is loaded without naming a precision is float16 in one part
+    and float32 in another, and fails.
+    """
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps({**config, "dtype": "float32"}, indent=2) + "\n")
 
 
 def _export_records(work: Path, out: Path) -> None:

@@ -1,0 +1,172 @@
+"""Features of all stimuli: right, in order, and the same after a kill."""
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from minddiff_utils import features
+from minddiff_utils.datasets import Split, Subject
+from minddiff_utils.features import families, read_features, write_features
+from minddiff_utils.files import InputError
+from minddiff_utils.generator import load_generator, to_rgb
+from minddiff_utils.phantom import world
+
+IDS = np.array([2, 3, 5, 8, 13, 21, 34, 55, 89])
+NAMES = ["z", "c", *(f"block_{k}" for k in range(1, 7)), "embedding"]
+
+
+class Drawn:
+    """Stimuli straight from the phantom's world."""
+
+    ids = IDS
+
+    def pictures(self, ids):
+        return np.stack([world.picture(int(i)) for i in ids])
+
+    def captions(self, ids):
+        return [world.captions(int(i)) for i in ids]
+
+
+def make_subject(ids=IDS):
+    return Subject(
+        name="s",
+        dataset="nsd",
+        responses=np.zeros((len(ids), 2), np.float32),
+        stimulus_id=ids[::-1].copy(),
+        session=np.ones(len(ids), np.int64),
+        roi={"V1": np.ones(2, bool)},
+        splits=(Split("all", ids[:-1], ids[-1:]),),
+        stimuli=Drawn(),
+    )
+
+
+@pytest.fixture(scope="module")
+def generator(tiny_models):
+    return load_generator(tiny_models, "cpu")
+
+
+@pytest.fixture(scope="module")
+def whole(generator, tmp_path_factory):
+    path = tmp_path_factory.mktemp("features") / "features.h5"
+    return write_features(path, make_subject(), generator, batch=4)
+
+
+def contents(path):
+    with h5py.File(path) as file:
+        return {name: file[name][()] for name in file}
+
+
+def assert_equal(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def test_values_are_the_generators_own(generator, whole):
+    pictures, captions = Drawn().pictures(IDS), Drawn().captions(IDS)
+    assert families(whole) == NAMES
+    with torch.no_grad():
+        expected = {
+            "z": generator.encode_pictures(pictures),
+            "c": generator.encode_captions(captions),
+            **generator.structure(to_rgb(pictures, "cpu"), range(1, 7)),
+        }
+    for name, values in expected.items():
+        found = read_features(whole, name, IDS)
+        assert found.dtype == np.float32 and found.shape == values.shape
+        half = name.startswith("block")
+        np.testing.assert_allclose(found, values, rtol=2e-3 if half else 1e-4, atol=1e-4)
+
+
+def test_shapes_of_the_contract(whole):
+    shapes = {name: values.shape[1:] for name, values in contents(whole).items()}
+    assert shapes["z"] == (4, 16, 16) and shapes["c"] == (32, 128)
+    assert shapes["block_1"] == shapes["block_6"] == (65, 128)
+    assert not whole.with_name("features.h5.partial").exists()
+
+
+def test_rows_come_in_the_order_asked_for(whole):
+    z = read_features(whole, "z", IDS)
+    np.testing.assert_array_equal(read_features(whole, "z", [55, 2, 55]), z[[7, 0, 7]])
+
+
+@pytest.mark.parametrize("n_done", [0, 1, 2])
+def test_after_a_kill_the_result_is_the_same(generator, whole, tmp_path, monkeypatch, n_done):
+    path, compute, calls = tmp_path / "features.h5", features._compute, []
+
+    def killed(*arguments):
+        if len(calls) == n_done:
+            raise KeyboardInterrupt
+        calls.append(1)
+        return compute(*arguments)
+
+    monkeypatch.setattr(features, "_compute", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_features(path, make_subject(), generator, batch=4)
+    assert not path.exists()
+    calls.clear()
+    monkeypatch.setattr(features, "_compute", lambda *a: calls.append(1) or compute(*a))
+    write_features(path, make_subject(), generator, batch=4)
+    assert len(calls) == 3 - n_done
+    assert_equal(contents(path), contents(whole))
+
+
+@pytest.mark.parametrize("rest", [b"", b"not HDF5", None])
+def test_a_damaged_partial_file_is_begun_again(generator, whole, tmp_path, rest):
+    path = tmp_path / "features.h5"
+    rest = whole.read_bytes()[:3000] if rest is None else rest
+    path.with_name("features.h5.partial").write_bytes(rest)
+    write_features(path, make_subject(), generator, batch=4)
+    assert_equal(contents(path), contents(whole))
+
+
+def test_a_partial_file_of_other_stimuli_is_not_used(generator, whole, tmp_path):
+    path, partial = tmp_path / "features.h5", tmp_path / "features.h5.partial"
+    partial.write_bytes(whole.read_bytes())
+    write_features(path, make_subject(IDS[:3]), generator)
+    np.testing.assert_array_equal(contents(path)["stimulus_id"], IDS[:3])
+
+
+def test_a_failing_run_leaves_the_old_file_alone(generator, whole, tmp_path, monkeypatch):
+    path = tmp_path / "features.h5"
+    path.write_bytes(whole.read_bytes())
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(features, "_compute", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_features(path, make_subject(), generator)
+    assert_equal(contents(path), contents(whole))
+
+
+@pytest.mark.parametrize("stimulus", [0, 4, 1000])
+def test_missing_stimulus_is_named(whole, stimulus):
+    with pytest.raises(InputError, match=f"stimulus {stimulus}"):
+        read_features(whole, "z", [2, stimulus])
+
+
+def test_unknown_family_is_named(whole):
+    with pytest.raises(InputError, match="'block_9'.*embedding"):
+        read_features(whole, "block_9", IDS)
+
+
+def test_truncated_or_missing_file_is_named(whole, tmp_path):
+    short = tmp_path / "short.h5"
+    short.write_bytes(whole.read_bytes()[:3000])
+    with pytest.raises(InputError, match="short.h5"):
+        read_features(short, "z", IDS)
+    with pytest.raises(InputError, match="none.h5"):
+        families(tmp_path / "none.h5")
+
+
+@pytest.mark.parametrize("n_blocks", [0, 9])
+def test_number_of_blocks_has_bounds(generator, tmp_path, n_blocks):
+    with pytest.raises(InputError, match=f"n_blocks={n_blocks}.*8"):
+        write_features(tmp_path / "features.h5", make_subject(), generator, n_blocks)
+
+
+def test_fewer_blocks_can_be_asked_for(generator, tmp_path):
+    path = write_features(tmp_path / "f.h5", make_subject(IDS[:2]), generator, n_blocks=2)
+    assert families(path) == ["z", "c", "block_1", "block_2", "embedding"]

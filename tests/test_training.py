@@ -1,0 +1,317 @@
+"""Training in seconds: every stage, going on after a stop, and the folders it leaves."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors import safe_open
+from transformers import CLIPModel
+
+from minddiff_utils.generator import load_clip, load_generator
+from minddiff_utils.phantom import evaluation, models, training, world
+from minddiff_utils.phantom.training import STAGES, TrainingSet, train_stage
+
+N_PICTURES = 260
+SECONDS = 1.5
+
+
+@pytest.fixture(scope="module")
+def small_batches():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "BATCH", dict.fromkeys(STAGES, 8))
+        yield
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_models):
+    return models.CLIPTokenizer.from_pretrained(tiny_models / "clip_guide")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, tiny_models, small_batches):
+    """The folders of a whole training, by the command line: (work, out)."""
+    folder = tmp_path_factory.mktemp("training")
+    work, out = folder / "work", folder / "out"
+    work.mkdir()
+    keep_tokenizer(tiny_models, work)
+    minutes = str(SECONDS / 60 / min(training.SHARES.values()))
+    arguments = ["--work", str(work), "--out", str(out), "--minutes", minutes]
+    training.main([*arguments, "--pictures", str(N_PICTURES), "--device", "cpu"])
+    return work, out
+
+
+def keep_tokenizer(tiny_models, work):
+    """Spare the seconds that learning a tokenizer takes."""
+    tokens = models.CLIPTokenizer.from_pretrained(tiny_models / "clip_guide")
+    tokens.save_pretrained(work / "tokenizer")
+
+
+def progress_of(path):
+    with safe_open(path, "pt") as file:
+        return json.loads(file.metadata()["progress"])
+
+
+def ema_of(path):
+    with safe_open(path, "pt") as file:
+        return {k: file.get_tensor(k) for k in file.keys() if k.startswith("ema.")}
+
+
+# ------------------------------------------------------------------------------------ all stages
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_trains_within_its_time(trained, stage):
+    progress = progress_of(trained[0] / f"{stage}.safetensors")
+    assert progress["step"] >= 1
+    assert SECONDS <= progress["seconds"]
+    assert progress["settings"]["batch"] == 8
+    assert progress["settings"]["pictures"] == N_PICTURES
+    assert "CPU" in progress["settings"]["device"]
+
+
+def test_exported_folders_load_with_diffusers_and_transformers(trained):
+    out = trained[1]
+    pipeline = StableDiffusionPipeline.from_pretrained(out / "stable_diffusion")
+    pipeline.set_progress_bar_config(disable=True)
+    assert len(pipeline("a blue cat at sea", num_inference_steps=2).images) == 1
+    for name in ("clip_guide", "clip_judge"):
+        model = CLIPModel.from_pretrained(out / name)
+        assert model.dtype == torch.float32
+        assert all(torch.isfinite(p).all() for p in model.parameters())
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    assert size < 25e6
+
+
+def test_export_keeps_the_running_mean_in_half_precision(trained):
+    work, out = trained
+    kept = ema_of(work / "clip_guide.safetensors")
+    with safe_open(out / "clip_guide/model.safetensors", "pt") as file:
+        for name in file.keys():
+            tensor = file.get_tensor(name)
+            if tensor.is_floating_point():
+                assert tensor.dtype == torch.float16
+                torch.testing.assert_close(tensor, kept[f"ema.{name}"].half())
+
+
+def test_latents_have_unit_variance(trained):
+    generator = load_generator(trained[1], "cpu")
+    first = training.FIRST_TRAINING_ID
+    pictures = np.stack([world.picture(i) for i in range(first, first + 64)])
+    assert 0.85 < generator.encode_pictures(pictures).std() < 1.15
+
+
+def test_notebooks_and_training_preprocess_alike(trained):
+    """What the judge was trained on is what it is asked about."""
+    rgb = training.to_rgb(np.stack([world.picture(1)]), "cpu")
+    for name in ("clip_guide", "clip_judge"):
+        clip = load_clip(trained[1] / name, "cpu")
+        theirs = training.clip_normalise(rgb, clip.edge)
+        torch.testing.assert_close(clip.preprocess(rgb), theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_records_go_with_the_weights(trained):
+    settings = json.loads((trained[1] / "training.json").read_text())
+    assert list(settings) == list(STAGES)
+    for stage in STAGES:
+        assert settings[stage]["steps"] == progress_of(trained[0] / f"{stage}.safetensors")["step"]
+        assert settings[stage]["minutes"] >= round(SECONDS / 60, 1)
+    with (trained[1] / "curves.csv").open(newline="") as file:
+        assert next(csv.reader(file)) == ["stage", "step", "minutes", "loss"]
+
+
+def test_evaluate_prints_the_bars_and_writes_the_card(trained, monkeypatch, capsys):
+    evaluate = evaluation.evaluate
+    monkeypatch.setattr(
+        evaluation, "evaluate", lambda out, device: evaluate(out, device, n_pictures=2, n_steps=2)
+    )
+    training.main(["--out", str(trained[1]), "--evaluate", "--device", "cpu"])
+    assert len(capsys.readouterr().out.splitlines()) == 7
+    card = (trained[1] / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert "| UNet and text encoder | 260 | 8 |" in card
+
+
+def test_evaluate_without_weights_is_one_line(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        training.main(["--out", str(tmp_path / "none"), "--evaluate", "--device", "cpu"])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "none" in error and "lacks" in error
+
+
+# ---------------------------------------------------------------------------------- going on again
+
+
+def test_a_second_call_goes_on_and_a_third_does_nothing(trained, tmp_path, small_batches):
+    work = shutil.copytree(trained[0], tmp_path / "work")
+    path, before = work / "clip_judge.safetensors", progress_of(work / "clip_judge.safetensors")
+    minutes = (before["seconds"] + 0.6) / 60
+    train_stage("clip_judge", work, minutes, N_PICTURES, "cpu")
+    after, kept = progress_of(path), ema_of(path)
+    assert after["step"] > before["step"] and after["seconds"] >= 60 * minutes
+    train_stage("clip_judge", work, minutes, N_PICTURES, "cpu")
+    assert progress_of(path)["step"] == after["step"]
+    for name, value in ema_of(path).items():
+        torch.testing.assert_close(value, kept[name], rtol=0, atol=0)
+
+
+def steps(model, optimiser, ema, n, seed):
+    """A few optimiser steps on fixed random pictures, as the loop makes them."""
+    source = torch.Generator().manual_seed(seed)
+    for _ in range(n):
+        for group in optimiser.param_groups:
+            group["lr"] = 1e-3
+        rgb = torch.rand(2, 3, 64, 64, generator=source) * 2 - 1
+        loss = (model(rgb).sample - rgb).square().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        training._average(ema, model, 0.9)
+
+
+def fresh():
+    torch.manual_seed(0)
+    model = models.build_autoencoder()
+    optimiser = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99), weight_decay=1e-4)
+    return model, optimiser, {k: v.clone() for k, v in model.state_dict().items()}
+
+
+def test_a_checkpoint_restores_weights_moments_and_mean_exactly(tmp_path):
+    model, optimiser, ema = fresh()
+    steps(model, optimiser, ema, 3, seed=1)
+    path = tmp_path / "checkpoint.safetensors"
+    training.save_checkpoint(path, model, ema, optimiser, {"step": 3, "seconds": 1.5})
+    steps(model, optimiser, ema, 2, seed=2)
+
+    again, its_optimiser, _ = fresh()
+    its_ema, progress = training.load_checkpoint(path, again, its_optimiser)
+    assert progress == {"step": 3, "seconds": 1.5}
+    steps(again, its_optimiser, its_ema, 2, seed=2)
+
+    moments = optimiser.state_dict()["state"]
+    for index, state in its_optimiser.state_dict()["state"].items():
+        for name, value in state.items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(moments[index][name]))
+    for name, value in again.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name]), name
+        assert torch.equal(its_ema[name], ema[name]), name
+
+
+def test_a_stop_while_saving_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    model, optimiser, ema = fresh()
+    path = tmp_path / "checkpoint.safetensors"
+    training.save_checkpoint(path, model, ema, optimiser, {"step": 1, "seconds": 0.0})
+
+    def stopped(tensors, name, metadata):
+        name.write_bytes(b"half of it")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "save_file", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        training.save_checkpoint(path, model, ema, optimiser, {"step": 2, "seconds": 0.0})
+    assert progress_of(path)["step"] == 1
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_lines_logged_twice_count_once(tmp_path):
+    log = tmp_path / "log.csv"
+    rows = [
+        ("step", "minutes", "loss"),
+        *((n, n / 50, 1 / n) for n in (50, 100, 150, 100, 150, 200)),
+    ]
+    with log.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    assert [int(row[0]) for row in training._read_log(log)] == [50, 100, 150, 200]
+    assert training._read_log(tmp_path / "none.csv") == []
+
+
+# ------------------------------------------------------------------------------------ the pieces
+
+
+def test_training_pictures_are_none_of_the_experiments(trained, tokenizer):
+    data = TrainingSet(trained[0], N_PICTURES, tokenizer)
+    assert training.FIRST_TRAINING_ID > evaluation.FIRST_HELD_OUT_ID + 256
+    np.testing.assert_array_equal(data.pictures[7], world.picture(training.FIRST_TRAINING_ID + 7))
+    text = tokenizer.decode(data.tokens[7, 2], skip_special_tokens=True)
+    assert text == world.captions(training.FIRST_TRAINING_ID + 7)[2]
+
+
+def test_pictures_and_captions_of_a_batch_belong_together(trained, tokenizer):
+    """Rows are sorted for the picture file: the captions must follow."""
+    data, seen = TrainingSet(trained[0], N_PICTURES, tokenizer), {}
+
+    class Spy(torch.nn.Module):
+        config = CLIPModel.from_pretrained(trained[1] / "clip_guide").config
+
+        def forward(self, input_ids, pixel_values):
+            seen.update(tokens=input_ids, pixels=pixel_values)
+            output = torch.zeros(len(input_ids), len(input_ids))
+            return type("Output", (), {"logits_per_image": output})
+
+    training.clip_loss(Spy(), data, np.array([9, 2, 5]), "cpu")
+    for place, row in enumerate((2, 5, 9)):
+        rgb = training.to_rgb(data.pictures[row : row + 1], "cpu")
+        torch.testing.assert_close(
+            seen["pixels"][place : place + 1], training.clip_normalise(rgb, 64)
+        )
+        assert (data.tokens[row] == seen["tokens"][place]).all(1).any()
+
+
+def test_conditions_are_five_averaged_one_or_none(tokenizer):
+    text = models.build_text_encoder(tokenizer, 128, 4).eval()
+    captions = [c for i in range(10) for c in world.captions(i)]
+    tokens = training.tokenize(tokenizer, captions).reshape(10, 5, -1)
+    empty = training.tokenize(tokenizer, [""])
+    with torch.no_grad():
+        found = training.conditions(text, tokens, empty)
+        every = text(input_ids=tokens.flatten(0, 1)).last_hidden_state.unflatten(0, (10, 5))
+        nothing = text(input_ids=empty).last_hidden_state
+    assert found.shape == (10, 32, 128)
+    torch.testing.assert_close(found[:4], every[:4].mean(1), rtol=1e-3, atol=1e-4)
+    for row in range(4, 9):
+        distance = (found[row] - every[row]).flatten(1).norm(dim=1)
+        assert distance.min() < 1e-3 < distance.median()
+    torch.testing.assert_close(found[9:], nothing, rtol=1e-3, atol=1e-4)
+
+
+def test_the_loss_of_a_perfect_velocity_is_zero():
+    levels = models.build_scheduler().alphas_cumprod
+    latents = torch.randn(6, 4, 16, 16)
+
+    class Knows(torch.nn.Module):
+        """Knows the clean latents, hence noise and velocity."""
+
+        text = None
+
+        def unet(self, noised, step, condition):
+            signal = levels[step].view(-1, 1, 1, 1)
+            noise = (noised - signal.sqrt() * latents) / (1 - signal).sqrt()
+            velocity = signal.sqrt() * noise - (1 - signal).sqrt() * latents
+            return type("Output", (), {"sample": velocity})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "conditions", lambda *given: None)
+        loss = training.unet_loss(Knows(), (latents, None, None), levels)
+    assert loss < 1e-6
+
+
+def test_learning_rate_warms_up_and_falls():
+    rates = [training.learning_rate("unet", step, step / 1000) for step in range(1001)]
+    peak = int(np.argmax(rates))
+    assert rates[0] < 0.01 * rates[peak] and 100 < peak <= 160
+    assert np.all(np.diff(rates[:140]) > 0) and np.all(np.diff(rates[160:]) < 0)
+    assert rates[-1] == pytest.approx(0.02 * training.LEARNING_RATE["unet"])
+
+
+@pytest.mark.slow
+def test_the_autoencoder_learns(tmp_path, tiny_models, small_batches):
+    keep_tokenizer(tiny_models, tmp_path)
+    train_stage("autoencoder", tmp_path, 0.5, N_PICTURES, "cpu")
+    model = training.trained_autoencoder(tmp_path)
+    rgb = training.to_rgb(np.stack([world.picture(900_000 + i) for i in range(16)]), "cpu")
+    with torch.no_grad():
+        error = (model(rgb).sample - rgb).square().mean()
+    assert error < 0.5 * rgb.var()
