@@ -270,11 +270,15 @@ def test_conditions_are_five_averaged_one_or_none(tokenizer):
         every = text(input_ids=tokens.flatten(0, 1)).last_hidden_state.unflatten(0, (10, 5))
         nothing = text(input_ids=empty).last_hidden_state
     assert found.shape == (10, 32, 128)
-    torch.testing.assert_close(found[:4], every[:4].mean(1), rtol=1e-3, atol=1e-4)
-    for row in range(4, 9):
+    n_all, n_none = round(10 * training.ALL_CAPTIONS), round(10 * training.NO_CAPTION)
+    assert n_all and n_none
+    averages = every[:n_all].mean(1)
+    torch.testing.assert_close(found[:n_all], averages, rtol=1e-3, atol=1e-4)
+    for row in range(n_all, 10 - n_none):
         distance = (found[row] - every[row]).flatten(1).norm(dim=1)
         assert distance.min() < 1e-3 < distance.median()
-    torch.testing.assert_close(found[9:], nothing, rtol=1e-3, atol=1e-4)
+    nothing = nothing.expand(n_none, -1, -1)
+    torch.testing.assert_close(found[10 - n_none :], nothing, rtol=1e-3, atol=1e-4)
 
 
 def test_the_loss_of_a_perfect_velocity_is_zero():
