@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import StableDiffusionPipeline
+from diffusers import DDIMScheduler, StableDiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
+from safetensors import SafetensorError
 from torch.utils.checkpoint import checkpoint
 from transformers import CLIPModel
 from transformers.image_processing_utils import BaseImageProcessor
@@ -104,8 +105,9 @@ class Clip:
         Tensor, shape (n, 3, edge, edge)
         """
         height, width = rgb.shape[-2:]
-        scale = self.edge / min(height, width)
-        size = [int(height * scale), int(width * scale)]
+        short = min(height, width)
+        # In whole numbers: 425 * (64 / 425) is less than 64.
+        size = [self.edge * height // short, self.edge * width // short]
         if size != [height, width]:
             rgb = F.interpolate(rgb, size, mode="bicubic", antialias=True, align_corners=False)
             top, left = (size[0] - self.edge) // 2, (size[1] - self.edge) // 2
@@ -191,7 +193,10 @@ class Generator:
     def __init__(self, pipeline: StableDiffusionPipeline, guide: Clip, n_tokens: int = 0):
         self.vae, self.unet = pipeline.vae, pipeline.unet
         self.text_encoder, self.tokenizer = pipeline.text_encoder, pipeline.tokenizer
-        self.scheduler, self.guide = pipeline.scheduler, guide
+        # Stable Diffusion v1-4 comes with PNDM; the method samples with DDIM at the same levels.
+        settings = pipeline.scheduler.config
+        self.scheduler = DDIMScheduler.from_config(settings, clip_sample=False)
+        self.guide = guide
         self.n_tokens = n_tokens or self.tokenizer.model_max_length
         for part in (self.vae, self.unet, self.text_encoder):
             part.eval().requires_grad_(False)
@@ -393,7 +398,7 @@ def load_generator(
         pipeline = _reported(
             pipeline_folder,
             StableDiffusionPipeline.from_pretrained,
-            torch_dtype=dtype,
+            dtype=dtype,
             safety_checker=None,
             feature_extractor=None,
         )
@@ -417,7 +422,7 @@ def _checked_folder(folder: str | Path, needed: Sequence[str]) -> Path:
 def _reported(folder: Path, load, **arguments):
     try:
         return load(folder, local_files_only=True, **arguments)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise InputError(
             f"{folder} cannot be loaded: {str(error).splitlines()[0]} Restore the folder."
         ) from None
