@@ -1,5 +1,6 @@
 """The targets of decoding for every stimulus: `z`, `c` and CLIP structure, in one HDF5 file."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -113,14 +114,15 @@ def write_features(
     ids = subject.stimulus_ids
     partial = path.with_name(path.name + ".partial")
     path.parent.mkdir(parents=True, exist_ok=True)
-    done = _resume(partial, ids, n_blocks)
+    record = _record(generator, n_blocks)
+    done = _resume(partial, ids, record)
     with h5py.File(partial, "a" if done else "w") as file:
         starts = range(done, len(ids), batch)
         for start in tqdm(starts, "features", initial=done // batch, total=-(-len(ids) // batch)):
             rows = slice(start, min(start + batch, len(ids)))
             computed = _compute(generator, subject, ids[rows], n_blocks)
             if "stimulus_id" not in file:
-                _create(file, ids, computed, n_blocks)
+                _create(file, ids, computed, record)
             for name, values in computed.items():
                 file[name][rows] = values
             file.attrs["done"] = rows.stop
@@ -129,19 +131,26 @@ def write_features(
     return path
 
 
-def _resume(partial: Path, ids: np.ndarray, n_blocks: int) -> int:
+def _record(generator: Generator, n_blocks: int) -> str:
+    """A text that differs between models, so that a stopped run never mixes two of them."""
+    parts = (generator.vae, generator.text_encoder, generator.guide.model)
+    sums = [sum(p.double().abs().sum().item() for p in part.parameters()) for part in parts]
+    return json.dumps({"blocks": n_blocks, "tokens": generator.n_tokens, "weights": sums})
+
+
+def _resume(partial: Path, ids: np.ndarray, record: str) -> int:
     """How many stimuli a stopped run has left whole; 0 where its file cannot be used."""
     try:
         with h5py.File(partial, "r") as file:
-            same = np.array_equal(file["stimulus_id"][:], ids) and file.attrs["blocks"] == n_blocks
+            same = np.array_equal(file["stimulus_id"][:], ids) and file.attrs["record"] == record
             return int(file.attrs.get("done", 0)) if same else 0
     except (OSError, KeyError):
         return 0
 
 
-def _create(file: h5py.File, ids: np.ndarray, first: dict, n_blocks: int) -> None:
+def _create(file: h5py.File, ids: np.ndarray, first: dict, record: str) -> None:
     file["stimulus_id"] = ids.astype(np.int64)
-    file.attrs["blocks"] = n_blocks
+    file.attrs["record"] = record
     for name, values in first.items():
         file.create_dataset(name, (len(ids), *values.shape[1:]), values.dtype)
 

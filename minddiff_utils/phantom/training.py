@@ -28,16 +28,18 @@ from minddiff_utils.phantom import models, world
 __all__ = ["FIRST_TRAINING_ID", "STAGES", "encode_latents", "export", "train_stage"]
 
 FIRST_TRAINING_ID = 1_000_000
-STAGES = ("autoencoder", "clip_guide", "clip_judge", "unet")
+STAGES = ("autoencoder", "decoder", "clip_guide", "clip_judge", "unet")
 # Share of the time budget, pictures a step, peak learning rate of each stage.
-SHARES = {"autoencoder": 0.2, "clip_guide": 0.15, "clip_judge": 0.15, "unet": 0.5}
-BATCH = {"autoencoder": 16, "clip_guide": 192, "clip_judge": 128, "unet": 48}
-LEARNING_RATE = {"autoencoder": 1.5e-3, "clip_guide": 1e-3, "clip_judge": 1e-3, "unet": 1e-3}
+SHARES = dict(zip(STAGES, (0.15, 0.1, 0.125, 0.125, 0.5), strict=True))
+BATCH = dict(zip(STAGES, (16, 16, 192, 128, 48), strict=True))
+LEARNING_RATE = dict(zip(STAGES, (1.5e-3, 1e-3, 1e-3, 1e-3, 1e-3), strict=True))
 CHECKPOINT_SECONDS = 60
 WARM_UP_STEPS = 150
 EMA_DECAY = 0.998
 NO_CAPTION, ALL_CAPTIONS = 0.1, 0.3
 MIN_SNR_GAMMA = 5.0
+# A share of the latents' deviation: what the UNet hands over is never exact.
+DECODER_JITTER = 0.02
 
 
 # --------------------------------------------------------------------------------------------- data
@@ -106,6 +108,15 @@ def autoencoder_loss(model: nn.Module, data: TrainingSet, rows, device) -> torch
     posterior = model.encode(rgb).latent_dist
     out = model.decode(posterior.sample()).sample.float()
     return F.mse_loss(out, rgb) + 0.1 * F.l1_loss(out, rgb) + 2e-7 * posterior.kl().mean()
+
+
+def decoder_loss(model: nn.Module, data: TrainingSet, latents, rows, device) -> torch.Tensor:
+    """Squared and absolute error of pictures decoded from fixed latents, slightly jittered."""
+    rows = np.sort(rows)
+    z = latents[rows].to(device)
+    out = model.decode(z + DECODER_JITTER * torch.randn_like(z)).sample.float()
+    rgb = data.rgb(rows, device)
+    return F.mse_loss(out, rgb) + 0.1 * F.l1_loss(out, rgb)
 
 
 def clip_loss(model: nn.Module, data: TrainingSet, rows, device) -> torch.Tensor:
@@ -221,9 +232,10 @@ def train_stage(
 
     Parameters
     ----------
-    stage : {"autoencoder", "clip_guide", "clip_judge", "unet"}
-        "unet" needs the checkpoint of "autoencoder"; it starts its text encoder from the guide's
-        text tower where that has been trained.
+    stage : {"autoencoder", "decoder", "clip_guide", "clip_judge", "unet"}
+        "decoder" goes on with the decoding half alone, so that the latents stay as they are and
+        the UNet can learn beside it. It and "unet" need the checkpoint of "autoencoder"; "unet"
+        starts its text encoder from the guide's text tower where that has been trained.
     work : Path
         Folder of checkpoints, logs and cached pictures.
     minutes : float
@@ -245,7 +257,8 @@ def train_stage(
     data = TrainingSet(work, n_pictures, tokenizer)
     model, loss_of = _prepare(stage, work, data, tokenizer, device)
     decay = 0.1 if stage.startswith("clip") else 1e-4
-    optimiser = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99), weight_decay=decay)
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.AdamW(learning, betas=(0.9, 0.99), weight_decay=decay)
     path = work / f"{stage}.safetensors"
     ema = {k: v.clone() for k, v in model.state_dict().items()}
     progress = {"step": 0, "seconds": 0.0}
@@ -324,6 +337,12 @@ def _prepare(stage: str, work: Path, data: TrainingSet, tokenizer, device: str):
     if stage == "autoencoder":
         model = models.build_autoencoder().to(device, memory_format=torch.channels_last)
         return model, lambda m, rows: autoencoder_loss(m, data, rows, device)
+    if stage == "decoder":
+        model = trained_autoencoder(work).to(device, memory_format=torch.channels_last).train()
+        model.encoder.requires_grad_(False)
+        model.quant_conv.requires_grad_(False)
+        latents = encode_latents(work, data, device) / model.config.scaling_factor
+        return model, lambda m, rows: decoder_loss(m, data, latents, rows, device)
     if stage.startswith("clip"):
         model = models.build_clip(stage, tokenizer).to(device)
         # On short sequences and a CPU, plain attention trains twice as fast as the fused kernel.
@@ -350,8 +369,8 @@ def _text_tower(path: Path) -> dict:
 @torch.no_grad()
 def encode_latents(work: Path, data: TrainingSet, device: str) -> torch.Tensor:
     """Return the latents of all training pictures in unit variance, float32 (n, 4, 16, 16)."""
-    path = work / f"latents-{len(data)}.npy"
-    if not path.exists():
+    path, trained = work / f"latents-{len(data)}.npy", work / "autoencoder.safetensors"
+    if not path.exists() or path.stat().st_mtime < trained.stat().st_mtime:
         model = trained_autoencoder(work).to(device)
         with torch.autocast(torch.device(device).type, torch.bfloat16):
             latents = [
@@ -378,8 +397,10 @@ def _load_ema(model: nn.Module, path: Path) -> nn.Module:
 
 
 def trained_autoencoder(work: Path):
-    """Return the autoencoder of a checkpoint, its `scaling_factor` set for unit variance."""
-    model = _load_ema(models.build_autoencoder(), work / "autoencoder.safetensors")
+    """Return the autoencoder as far as it is, its `scaling_factor` set for unit variance."""
+    paths = [work / f"{stage}.safetensors" for stage in ("decoder", "autoencoder")]
+    path = next(path for path in paths if path.exists() or path == paths[-1])
+    model = _load_ema(models.build_autoencoder(), path)
     ids = range(FIRST_TRAINING_ID, FIRST_TRAINING_ID + 256)
     rgb = to_rgb(np.stack([world.picture(i) for i in ids]), "cpu")
     with torch.no_grad():
@@ -428,7 +449,7 @@ def _open_as_float32(folder: Path) -> None:
 def _export_records(work: Path, out: Path) -> None:
     """Write the settings and loss curves of all stages, for the model card."""
     settings, curves = {}, [("stage", "step", "minutes", "loss")]
-    for stage in STAGES:
+    for stage in [name for name in STAGES if (work / f"{name}.safetensors").exists()]:
         with safe_open(work / f"{stage}.safetensors", "pt") as file:
             progress = json.loads(file.metadata()["progress"])
         settings[stage] = {
@@ -485,7 +506,8 @@ def main(arguments: list[str] | None = None) -> None:
     for stage in [name for name in options.stages.split(",") if name]:
         minutes = options.minutes * SHARES[stage]
         train_stage(stage, options.work, minutes, options.pictures, options.device)
-    if all((options.work / f"{stage}.safetensors").exists() for stage in STAGES):
+    needed = [name for name in STAGES if name != "decoder"]
+    if all((options.work / f"{name}.safetensors").exists() for name in needed):
         export(options.work, options.out)
 
 

@@ -1,0 +1,150 @@
+"""Choose the settings of both stages on training pictures, so that test pictures stay unseen.
+
+`python -m minddiff_utils.tuning --vary strength=0.4,0.6 --vary iterations=0,10` decodes held-out
+*training* pictures of a subject and prints what every combination of values reaches on them.
+"""
+
+import argparse
+import itertools
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from minddiff_utils.datasets import Split, Subject, load_subject
+from minddiff_utils.decoding import decode_subject, read_decoded
+from minddiff_utils.features import write_features
+from minddiff_utils.files import InputError
+from minddiff_utils.generator import Generator, load_clip, load_generator
+from minddiff_utils.metrics import evaluate
+from minddiff_utils.reconstruction import Settings, read_trace, reconstruct
+
+__all__ = ["compare_settings", "tuning_subject"]
+
+
+def tuning_subject(subject: Subject, n: int, seed: int = 0) -> Subject:
+    """Return the subject with some of its training stimuli in the place of the test stimuli.
+
+    Parameters
+    ----------
+    subject : Subject
+    n : int
+        How many training stimuli to hold out.
+    seed : int
+
+    Returns
+    -------
+    Subject
+        With one split, "tuning"; no test stimulus of `subject` is in it.
+
+    Raises
+    ------
+    InputError
+        If too few training stimuli would be left.
+    """
+    train = subject.splits[0].train
+    if not 1 <= n <= len(train) - 4:
+        raise InputError(f"n={n}: expected from 1 to {len(train) - 4} held-out training pictures.")
+    held_out = np.random.default_rng(seed).choice(train, n, replace=False)
+    split = Split("tuning", np.setdiff1d(train, held_out), held_out)
+    return replace(subject, splits=(split,))
+
+
+def compare_settings(
+    generator: Generator,
+    decoded: Mapping[str, np.ndarray],
+    truth: np.ndarray,
+    embed: Mapping[str, object],
+    variants: Sequence[Settings],
+    batch: int = 8,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Reconstruct the same pictures with different settings.
+
+    Parameters
+    ----------
+    generator : Generator
+    decoded : mapping of str to array
+        Of the held-out training pictures.
+    truth : uint8 array, shape (n, h, w, 3)
+    embed : mapping of metric name to function
+        As `metrics.evaluate` takes them.
+    variants : sequence of Settings
+    batch, seed : int
+
+    Returns
+    -------
+    DataFrame
+        One row a variant: its settings, seconds a picture, the loss at the end as a share of that
+        at the start, and the mean of every metric.
+    """
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for number, settings in enumerate(variants):
+            path, started = Path(folder) / f"{number}.h5", time.monotonic()
+            reconstruct(generator, decoded, settings, path, seed=seed, batch=batch, n_films=0)
+            seconds = (time.monotonic() - started) / len(truth)
+            losses, _, pictures = read_trace(path)
+            total = losses.sum(2)
+            values = evaluate(truth, {"made": pictures}, decoded["stimulus_id"], embed)
+            means = values.groupby("metric").value.mean()
+            fall = float((total[:, -1] / total[:, 0]).mean())
+            rows.append({**vars(settings), "seconds": seconds, "loss": fall, **means})
+            print(pd.DataFrame(rows[-1:]).round(3).to_string(header=number == 0), flush=True)
+    return pd.DataFrame(rows)
+
+
+def _variants(varied: Sequence[str]) -> list[Settings]:
+    """Every combination of `name=value,value` over the default settings."""
+    kinds = {item.name: item.type for item in fields(Settings)}
+    choices: dict[str, list] = {}
+    for text in varied:
+        name, _, values = text.partition("=")
+        if name not in kinds or not values:
+            raise InputError(f"--vary {text}: expected name=value,value with {', '.join(kinds)}.")
+        kind = kinds[name]
+        choices[name] = [
+            value == "True" if kind is bool else kind(value) for value in values.split(",")
+        ]
+    return [
+        Settings(**dict(zip(choices, values, strict=True)))
+        for values in itertools.product(*choices.values())
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Decode held-out training pictures and print what each combination of settings reaches."""
+    parser = argparse.ArgumentParser(prog="python -m minddiff_utils.tuning")
+    parser.add_argument("--dataset", default="nsd")
+    parser.add_argument("--data", default="runs/phantom/tree")
+    parser.add_argument("--subject", default="subj01")
+    parser.add_argument("--models", default=str(Path(__file__).parent / "phantom" / "weights"))
+    parser.add_argument("--work", type=Path, default=Path("runs/tuning"))
+    parser.add_argument("--pictures", type=int, default=32, help="held-out training pictures")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--vary", action="append", default=[], help="name=value,value")
+    options = parser.parse_args(arguments)
+    variants = _variants(options.vary)
+    person = load_subject(options.dataset, options.data, options.subject)
+    person = tuning_subject(person, options.pictures)
+    generator = load_generator(options.models, options.device)
+    out = options.work / options.subject
+    write_features(out / "features.h5", person, generator)
+    decode_subject(person, out / "features.h5", out / "decoded.h5")
+    clips = {name: load_clip(f"{options.models}/{name}", options.device) for name in CLIPS}
+    decoded = read_decoded(out / "decoded.h5")
+    truth = person.stimuli.pictures(decoded["stimulus_id"])
+    embed = {name: clip.embed for name, clip in clips.items()}
+    table = compare_settings(generator, decoded, truth, embed, variants, options.batch)
+    table.to_csv(out / "settings.csv", index=False)
+
+
+CLIPS = ("clip_judge", "clip_guide")
+
+if __name__ == "__main__":
+    main()
