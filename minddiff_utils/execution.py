@@ -23,15 +23,23 @@ from minddiff_utils.runs import Job
 
 __all__ = ["NotebookError", "Progress", "execute", "forget", "watch_parent"]
 
-# What each notebook leaves in the subject's folder. A computation whose parameters, data or code
-# have changed starts without these; one that was merely stopped finds them and goes on.
+# What each notebook leaves in the subject's folder, `.partial` files among it. A computation whose
+# parameters, data or code have changed starts without these; one that was merely stopped finds them
+# and goes on.
 WRITES = {
-    "02_decoding": ("features.h5", "decoders", "decoded.h5"),
-    "03_stage1": ("reconstructions.h5",),
-    "04_stage2": ("trace.h5",),
+    "02_decoding": (
+        "features.h5*",
+        "decoders",
+        "decoded.h5",
+        "decoded_shuffled.h5",
+        "accuracy*.csv",
+    ),
+    "03_stage1": ("stage1.h5*", "reconstructions.h5"),
+    "04_stage2": ("trace*.h5*",),
     "05_metrics": ("metrics.csv",),
 }
 QUIET_SECONDS = 5.0  # between two lines about the same cell
+START_SECONDS = 600  # for a kernel to answer, also on a machine that is very busy
 
 
 class NotebookError(RuntimeError):
@@ -138,12 +146,15 @@ def _papermill(job: Job, running: Path, say: Callable[[str], None]) -> None:
     progress = Progress(job.label, n_cells, say)
     # The kernel must be this environment's Python, not one of the same name in the user's home.
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
+    # All models lie in folders; without this, their libraries may ask the network for news.
+    os.environ["HF_HUB_OFFLINE"] = "1"
     say(f"{job.label} · started")
     papermill.execute_notebook(
         job.source,
         str(running),
         parameters=job.parameters,
         kernel_name="python3",
+        start_timeout=START_SECONDS,
         cwd=job.cwd,
         progress_bar=False,
         stderr_file=progress,
@@ -181,12 +192,12 @@ def _begin(job: Job) -> None:
 
 def forget(folder: Path, notebook: str) -> None:
     """Remove what a notebook wrote into a subject's folder."""
-    for name in WRITES.get(notebook, ()):
-        path = folder / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+    for pattern in WRITES.get(notebook, ()):
+        for path in folder.glob(pattern):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 def _record(job: Job, seconds: float) -> None:

@@ -286,12 +286,12 @@ def _job(
     parameters = {name: given.get(name, value) for name, value in sheet.defaults.items()}
     notebook = nbformat.read(sheet.path, as_version=4)
     used = _modules(notebook, package)
+    computing = _modules(notebook, package, without=DISPLAY)
     inputs = [
         _path_digest((plan.notebooks / str(parameters[name])).resolve(), digests)
         for name in ("data_path", "models")
         if parameters.get(name)
     ]
-    computing = {name: path for name, path in used.items() if name.split(".")[0] not in DISPLAY}
     data = _digest(parameters, upstream, inputs, code_digest(computing.values()))
     cells = [[cell.cell_type, cell.source, cell.metadata] for cell in notebook.cells]
     page = _digest(cells, code_digest(used.values()))
@@ -345,8 +345,13 @@ def _is_text(node: ast.AST) -> bool:
     )
 
 
-def _modules(notebook: nbformat.NotebookNode, package: Path) -> dict[str, Path]:
-    """The package's modules that a notebook imports, directly or through one another."""
+def _modules(
+    notebook: nbformat.NotebookNode, package: Path, without: frozenset[str] = frozenset()
+) -> dict[str, Path]:
+    """The package's modules that a notebook imports, directly or through one another.
+
+    Modules in `without` do not count, nor does what only they import.
+    """
     found: dict[str, Path] = {}
     waiting = set()
     for cell in notebook.cells:
@@ -355,7 +360,7 @@ def _modules(notebook: nbformat.NotebookNode, package: Path) -> dict[str, Path]:
     while waiting:
         name = waiting.pop()
         path = _module_path(package, name)
-        if path is None or name in found:
+        if path is None or name in found or name.split(".")[0] in without:
             continue
         found[name] = path
         waiting |= _imports(path.read_text(encoding="utf-8"), package)
@@ -399,7 +404,9 @@ def _path_digest(path: Path, known: dict[Path, str]) -> str:
         if record.is_file():
             files = [record]
         elif path.is_dir():
-            files = [file for file in sorted(path.glob("**/*")) if file.is_file()]
+            # Notes such as a model card change no number.
+            found = sorted(path.glob("**/*"))
+            files = [file for file in found if file.is_file() and file.suffix != ".md"]
         else:
             files = [path] if path.is_file() else []
         small = sum(file.stat().st_size for file in files) <= HASHED_WHOLE
