@@ -1,0 +1,382 @@
+"""Both stages against a plain transcription of Algorithm 1; resuming; the file of pictures."""
+
+import dataclasses
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from minddiff_utils import reconstruction
+from minddiff_utils.files import InputError
+from minddiff_utils.generator import load_generator, noise_like, to_pictures
+from minddiff_utils.reconstruction import (
+    Settings,
+    ablate,
+    add_reconstructions,
+    read_pictures,
+    read_trace,
+    reconstruct,
+    stage1,
+    stage2,
+    structure_loss,
+    structure_weights,
+)
+
+QUICK = Settings(n_steps=3, strength=0.7, guidance=2.0, iterations=2)
+N = 3
+
+
+@pytest.fixture(scope="module")
+def generator(tiny_models):
+    return load_generator(tiny_models, "cpu")
+
+
+def inputs(generator, n=N, seed=0):
+    """Latents, conditions and a target that has holes, as tensors."""
+    source = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=source).to(generator.dtype)
+
+    z, c = draw(n, 4, 16, 16), draw(n, generator.n_tokens, 128)
+    with torch.no_grad():
+        target = generator.structure(draw(n, 3, 64, 64) / 2, range(1, 7))
+    del target["embedding"]
+    for number, values in enumerate(target.values()):
+        values += 0.1 * draw(*values.shape)
+        values.reshape(n, -1)[:, number::3] = torch.nan
+    return z, c, target, noise_like(z, 0, range(n))
+
+
+def decoded(generator, n=N):
+    """The same as arrays, as a decoder leaves them."""
+    z, c, target, _ = inputs(generator, n)
+    arrays = {name: value.float().numpy() for name, value in {"z": z, "c": c, **target}.items()}
+    return {**arrays, "stimulus_id": np.arange(n)}
+
+
+# --- Algorithm 1, once more, without the package --------------------------------------------------
+
+
+def plain_picture(generator, z, c, noise, settings):
+    """Noise, denoise with DDIM and guidance, decode: closed forms for a model of velocity."""
+    alphas = generator.scheduler.alphas_cumprod
+    stride = 1000 // settings.n_steps
+    steps = [k * stride + 1 for k in range(round(settings.n_steps * settings.strength))][::-1]
+    empty = generator.empty_condition()
+    a = alphas[steps[0]]
+    z = a.sqrt() * z + (1 - a).sqrt() * noise
+    for step in steps:
+        a = alphas[step]
+        before = alphas[step - stride] if step >= stride else alphas[0]
+        without = generator.unet(z, step, empty).sample
+        v = without + settings.guidance * (generator.unet(z, step, c).sample - without)
+        clean, eps = a.sqrt() * z - (1 - a).sqrt() * v, a.sqrt() * v + (1 - a).sqrt() * z
+        z = before.sqrt() * clean + (1 - before).sqrt() * eps
+    return generator.vae.decode(z / generator.vae.config.scaling_factor).sample
+
+
+def plain_structure(generator, rgb):
+    """The MLP outputs of vision blocks 1 to 6, layer after layer."""
+    tower = generator.guide.model.vision_model
+    mean, deviation = generator.guide.mean.to(rgb), generator.guide.deviation.to(rgb)
+    h = tower.pre_layrnorm(tower.embeddings(((rgb.clamp(-1, 1) + 1) / 2 - mean) / deviation))
+    found = []
+    for layer in tower.encoder.layers[:6]:
+        h = h + layer.self_attn(layer.layer_norm1(h), attention_mask=None)[0]
+        found.append(layer.mlp(layer.layer_norm2(h)))
+        h = h + found[-1]
+    return found
+
+
+def plain_loss(generator, rgb, target):
+    kept = [value[torch.isfinite(value)] for value in target.values()]
+    inverse = [1 / value.norm() for value in kept]
+    extra = [1.5, 1.2, 1, 1, 1, 1]
+    total = 0
+    for k, (found, value) in enumerate(
+        zip(plain_structure(generator, rgb), target.values(), strict=True)
+    ):
+        weight = extra[k] * inverse[k] / sum(inverse)
+        total = total + weight * (found[torch.isfinite(value)] - kept[k]).square().mean()
+    return total
+
+
+def plain_stage2(generator, z, c, target, noise, settings):
+    """One picture; Adam written out."""
+    values, losses = [z.clone(), c.clone()], []
+    first, second = ([torch.zeros_like(value) for value in values] for _ in range(2))
+    for k in range(settings.iterations):
+        values = [value.detach().requires_grad_(True) for value in values]
+        rgb = plain_picture(generator, *values, noise, settings)
+        loss = plain_loss(generator, rgb, target)
+        losses.append(loss.item())
+        rate = settings.learning_rate * settings.decay**k
+        for i, g in enumerate(torch.autograd.grad(loss, values)):
+            first[i] = 0.9 * first[i] + 0.1 * g
+            second[i] = 0.999 * second[i] + 0.001 * g**2
+            m, v = first[i] / (1 - 0.9 ** (k + 1)), second[i] / (1 - 0.999 ** (k + 1))
+            values[i] = values[i].detach() - rate * m / (v.sqrt() + 1e-8)
+    with torch.no_grad():
+        rgb = plain_picture(generator, *values, noise, settings)
+        losses.append(plain_loss(generator, rgb, target).item())
+    return rgb, *values, losses
+
+
+def close(found, wanted, tolerance):
+    """Whether two tensors agree, relative to the size of the second."""
+    return float((found - wanted).norm() / wanted.norm()) <= tolerance
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-5), (torch.float32, 1e-4)])
+def test_stage2_is_algorithm_1(tiny_models, dtype, tolerance):
+    generator = load_generator(tiny_models, "cpu", dtype)
+    z, c, target, noise = inputs(generator, n=2)
+    settings = dataclasses.replace(QUICK, iterations=3, decay=0.9)
+    found = stage2(generator, z, c, target, noise, settings)
+    for i in range(2):
+        row = slice(i, i + 1)
+        part = {name: value[row] for name, value in target.items()}
+        picture, plain_z, plain_c, losses = plain_stage2(
+            generator, z[row], c[row], part, noise[row], settings
+        )
+        assert close(found.pictures[row], picture, tolerance)
+        assert close(found.z[row] - z[row], plain_z - z[row], 10 * tolerance)
+        assert close(found.c[row] - c[row], plain_c - c[row], 10 * tolerance)
+        np.testing.assert_allclose(found.losses[i].sum(1), losses, rtol=tolerance)
+
+
+def test_the_loss_falls(generator):
+    losses = stage2(generator, *inputs(generator), QUICK).losses.sum(2)
+    assert (losses[:, -1] < losses[:, 0]).all()
+
+
+def test_computing_steps_again_changes_nothing(generator):
+    kept = stage2(generator, *inputs(generator), QUICK)
+    again = stage2(generator, *inputs(generator), dataclasses.replace(QUICK, recompute=True))
+    torch.testing.assert_close(again.pictures, kept.pictures, rtol=0, atol=1e-6)
+    torch.testing.assert_close(again.losses, kept.losses, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(("optimise", "kept"), [("z", "c"), ("c", "z")])
+def test_only_what_is_asked_for_changes(generator, optimise, kept):
+    z, c, target, noise = inputs(generator, n=1)
+    settings = dataclasses.replace(QUICK, optimise=optimise, iterations=1)
+    found = stage2(generator, z, c, target, noise, settings)
+    before = {"z": z, "c": c}
+    assert torch.equal(getattr(found, kept), before[kept])
+    assert not torch.equal(getattr(found, optimise), before[optimise])
+
+
+def test_no_iterations_are_stage_1_and_the_inputs_stay(generator):
+    z, c, target, noise = inputs(generator)
+    before = z.clone(), c.clone()
+    found = stage2(generator, z, c, target, noise, dataclasses.replace(QUICK, iterations=0))
+    assert torch.equal(found.pictures, stage1(generator, z, c, noise, QUICK))
+    assert found.losses.shape == (N, 1, 6)
+    stage2(generator, z, c, target, noise, dataclasses.replace(QUICK, iterations=1))
+    assert torch.equal(z, before[0]) and torch.equal(c, before[1])
+
+
+# --- the loss on small numbers --------------------------------------------------------------------
+
+
+def test_loss_in_closed_form_and_holes_count_for_nothing():
+    nan = torch.nan
+    target = {
+        "block_1": torch.tensor([[3.0, nan, 4.0], [nan, nan, 2.0]]),
+        "block_2": torch.tensor([[0.0, 10.0], [2.0, nan]]),
+    }
+    found = {
+        "block_1": torch.tensor([[4.0, 99.0, 6.0], [-99.0, 0.0, 5.0]]),
+        "block_2": torch.tensor([[1.0, 10.0], [2.0, 7.0]]),
+    }
+    # Lengths 5 and 10, then 2 and 2; mean squares (1+4)/2 and 1/2, then 9 and 0.
+    shares = torch.tensor([[2 / 3, 1 / 3], [1 / 2, 1 / 2]])
+    wanted = shares * torch.tensor([1.5, 1.2]) * torch.tensor([[2.5, 0.5], [9.0, 0.0]])
+    torch.testing.assert_close(structure_loss(found, target), wanted)
+
+
+def test_gradient_ignores_holes():
+    target = {"block_1": torch.tensor([[1.0, torch.nan]])}
+    found = {"block_1": torch.tensor([[3.0, torch.inf]], requires_grad=True)}
+    structure_loss(found, target).sum().backward()
+    np.testing.assert_array_equal(found["block_1"].grad, [[6.0, 0.0]])
+
+
+def test_weights_before_the_factors_sum_to_one():
+    source = torch.Generator().manual_seed(0)
+    target = {f"block_{k}": torch.randn(4, k, 5, generator=source) for k in range(1, 9)}
+    weights = structure_weights(target)
+    factors = [1.5, 1.2, 1, 1, 1, 1, 1, 1]
+    total = sum(weights[f"block_{k}"] / factor for k, factor in enumerate(factors, start=1))
+    torch.testing.assert_close(total, torch.ones(4))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("n_steps", 0),
+        ("n_steps", 1001),
+        ("strength", 0.0),
+        ("strength", 1.1),
+        ("guidance", -1.0),
+        ("iterations", -1),
+        ("learning_rate", float("nan")),
+        ("decay", 1.5),
+        ("optimise", "y"),
+    ],
+)
+def test_settings_out_of_range_are_named(name, value):
+    with pytest.raises(InputError, match=f"{name}={value}|{name}='{value}'"):
+        Settings(**{name: value})
+
+
+# --- a whole recording ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole(generator, tmp_path_factory):
+    """All pictures in one batch, run without a stop."""
+    path = tmp_path_factory.mktemp("whole") / "trace.h5"
+    return reconstruct(generator, decoded(generator), QUICK, path, batch=N, n_films=2)
+
+
+def test_result_has_its_shapes_and_begins_with_stage_1(generator, whole):
+    losses, films, pictures = read_trace(whole)
+    assert losses.shape == (N, 3, 6) and films.shape == (2, 3, 64, 64, 3)
+    assert pictures.shape == (N, 64, 64, 3) and pictures.dtype == np.uint8
+    np.testing.assert_array_equal(films[:, -1], pictures[:2])
+    z, c, _, noise = inputs(generator)
+    first = to_pictures(stage1(generator, z, c, noise, QUICK))
+    assert np.abs(films[:, 0].astype(int) - first[:2]).max() <= 1
+    assert not whole.with_name("trace.h5.partial").exists()
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_batches_change_nothing_but_rounding(generator, whole, tmp_path, batch):
+    path = reconstruct(
+        generator, decoded(generator), QUICK, tmp_path / "t.h5", batch=batch, n_films=2
+    )
+    for found, wanted in zip(read_trace(path), read_trace(whole), strict=True):
+        assert np.abs(found.astype(float) - wanted).max() <= (
+            1 if found.dtype == np.uint8 else 1e-4
+        )
+
+
+def test_order_changes_nothing_but_rounding(generator, whole, tmp_path):
+    order = [2, 0, 1]
+    given = {name: values[order] for name, values in decoded(generator).items()}
+    path = reconstruct(generator, given, QUICK, tmp_path / "t.h5", batch=N)
+    found, wanted = read_pictures(path).astype(int), read_pictures(whole)[order]
+    assert np.abs(found - wanted).max() <= 1
+
+
+def test_same_seed_same_numbers_and_another_seed_others(generator, whole, tmp_path):
+    again = reconstruct(generator, decoded(generator), QUICK, tmp_path / "a.h5", batch=N, n_films=2)
+    other = reconstruct(
+        generator, decoded(generator), QUICK, tmp_path / "b.h5", batch=N, n_films=2, seed=1
+    )
+    for found, wanted in zip(read_trace(again), read_trace(whole), strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    assert not np.array_equal(read_pictures(other), read_pictures(whole))
+
+
+class Stopped(Exception):
+    """Stands for a kill."""
+
+
+def stopping_after(n, monkeypatch):
+    """Let `reconstruct` compute `n` batches, then stop; returns the rows that were computed."""
+    computed, run = [], reconstruction._run
+
+    def counted(generator, given, rows, settings, seed):
+        if len(computed) == n:
+            raise Stopped
+        computed.append(rows.start)
+        return run(generator, given, rows, settings, seed)
+
+    monkeypatch.setattr(reconstruction, "_run", counted)
+    return computed
+
+
+def test_stopped_run_goes_on_with_the_same_result(generator, tmp_path, monkeypatch):
+    given = decoded(generator)
+    straight = reconstruct(generator, given, QUICK, tmp_path / "straight.h5", batch=1, n_films=2)
+    path = tmp_path / "stopped.h5"
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stopping_after(1, patch)
+        reconstruct(generator, given, QUICK, path, batch=1, n_films=2)
+    assert not path.exists() and path.with_name("stopped.h5.partial").exists()
+    with monkeypatch.context() as patch:
+        computed = stopping_after(N, patch)
+        reconstruct(generator, given, QUICK, path, batch=1, n_films=2)
+    assert computed == [1, 2]
+    for found, wanted in zip(read_trace(path), read_trace(straight), strict=True):
+        np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("change", ["settings", "seed", "inputs", "damage"])
+def test_what_another_run_left_is_not_taken_over(generator, tmp_path, monkeypatch, change):
+    given, path = decoded(generator), tmp_path / "trace.h5"
+    quick = dataclasses.replace(QUICK, iterations=0)
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stopping_after(1, patch)
+        reconstruct(generator, given, quick, path, batch=1)
+    if change == "damage":
+        partial = path.with_name("trace.h5.partial")
+        partial.write_bytes(partial.read_bytes()[:100])
+    settings = dataclasses.replace(quick, guidance=1.5) if change == "settings" else quick
+    if change == "inputs":
+        given = {**given, "c": given["c"] + 1}
+    computed = stopping_after(N, monkeypatch)
+    reconstruct(generator, given, settings, path, batch=1, seed=int(change == "seed"))
+    assert computed == [0, 1, 2]
+
+
+# --- ablations and the file of pictures -----------------------------------------------------------
+
+
+def test_without_z_the_picture_begins_from_noise_and_passes_as_many_steps(generator):
+    given = decoded(generator)
+    settings = Settings(n_steps=10, strength=0.6, iterations=0)
+    changed, whole = ablate(generator, given, settings, "z")
+    assert not changed["z"].any() and changed["z"].shape == given["z"].shape
+    np.testing.assert_array_equal(changed["c"], given["c"])
+    assert (whole.n_steps, whole.strength) == (6, 1.0)
+    assert dataclasses.replace(whole, n_steps=10, strength=0.6) == settings
+    steps = generator.timesteps(whole.n_steps, whole.strength)
+    assert len(steps) == len(generator.timesteps(10, 0.6))
+
+
+def test_without_c_the_caption_is_empty(generator):
+    given = decoded(generator)
+    changed, settings = ablate(generator, given, QUICK, "c")
+    assert settings == QUICK
+    np.testing.assert_array_equal(changed["z"], given["z"])
+    for row in changed["c"]:
+        np.testing.assert_array_equal(row, generator.empty_condition()[0])
+    with pytest.raises(InputError, match="part='y'"):
+        ablate(generator, given, QUICK, "y")
+
+
+def test_methods_are_added_and_replaced_and_others_kept(tmp_path):
+    path, ids = tmp_path / "deep" / "reconstructions.h5", [3, 9]
+    pictures = {
+        name: np.full((2, 4, 4, 3), k, np.uint8) for k, name in enumerate(("truth", "a", "b"))
+    }
+    add_reconstructions(path, ids, {"truth": pictures["truth"], "a": pictures["a"]})
+    add_reconstructions(path, ids, {"a": pictures["b"], "b": pictures["b"]})
+    with h5py.File(path) as file:
+        assert set(file) == {"stimulus_id", "truth", "a", "b"}
+        np.testing.assert_array_equal(file["stimulus_id"], ids)
+        np.testing.assert_array_equal(file["truth"], pictures["truth"])
+        np.testing.assert_array_equal(file["a"], pictures["b"])
+    before = path.read_bytes()
+    with pytest.raises(InputError, match="holds other stimuli"):
+        add_reconstructions(path, [3, 8], {"c": pictures["b"]})
+    assert path.read_bytes() == before
+    add_reconstructions(path, [3, 8], {"truth": pictures["truth"]}, fresh=True)
+    with h5py.File(path) as file:
+        assert set(file) == {"stimulus_id", "truth"}
