@@ -1,7 +1,7 @@
 """Linear decoders from voxels to features: kernel ridge with a penalty for every target."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from sklearn.model_selection import KFold
 from tqdm import tqdm
 
 from minddiff_utils.datasets import Fold, Subject, prepare_fold
-from minddiff_utils.features import families, read_features
+from minddiff_utils.features import families, feature_size, read_features
 from minddiff_utils.files import InputError, atomic_path
 
 __all__ = [
@@ -32,7 +32,9 @@ __all__ = [
 
 FORMAT = "minddiff-decoder-1"
 # Penalties a voxel: with standardised responses the kernel grows with the number of voxels.
-PENALTIES = np.logspace(-3, 2, 11)
+PENALTIES = np.logspace(-2, 2, 9)
+# Features that are decoded together, in bytes: they share the costly part of the fit.
+TOGETHER = 2**29
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,21 @@ class Decoder:
     selected: np.ndarray
     penalty: np.ndarray
     score: np.ndarray
+
+    def part(self, columns: slice, keep: float) -> "Decoder":
+        """Return the decoder of some targets, the best share `keep` of them by `score`."""
+        score = self.score[columns]
+        chosen = _best(score, keep)
+        places = (np.cumsum(self.selected) - 1)[columns][chosen]
+        return Decoder(
+            self.train_x,
+            self.dual[:, places],
+            self.mean_x,
+            self.mean_y[columns],
+            chosen,
+            self.penalty[columns],
+            score,
+        )
 
     def predict(self, x: np.ndarray) -> np.ndarray:
         """Decode responses.
@@ -132,9 +149,13 @@ def fit_decoder(
     return Decoder(x, dual[:, selected], mean_x, mean_y, selected, penalty, score)
 
 
-def _check(x: np.ndarray, y: np.ndarray, keep: float) -> None:
+def _check_keep(keep: float) -> None:
     if not 0 < keep <= 1:
         raise InputError(f"keep={keep}: the share of targets to keep must be above 0, at most 1.")
+
+
+def _check(x: np.ndarray, y: np.ndarray, keep: float) -> None:
+    _check_keep(keep)
     if len(x) < 4:
         raise InputError(f"{len(x)} training stimuli; a cross-validated decoder needs at least 4.")
     for name, values in (("responses", x), ("features", y)):
@@ -215,6 +236,7 @@ def decode_subject(
     -------
     Path
     """
+    _check_keep(keep_structure)
     names = families(features_path)
     found: dict[str, list[np.ndarray]] = {name: [] for name in [*names, "stimulus_id", "split"]}
     folds = [prepare_fold(subject, split) for split in subject.splits]
@@ -223,14 +245,16 @@ def decode_subject(
         train_x = _shuffled(fold, shuffle_seed)
         found["stimulus_id"].append(fold.test_id)
         found["split"].append(np.full(len(fold.test_id), fold.split_name, object))
-        for name in names:
-            y = read_features(features_path, name, fold.train_id)
-            keep = keep_structure if name.startswith("block_") else 1.0
-            decoder = fit_decoder(train_x, y.reshape(len(y), -1), keep, n_folds)
-            found[name].append(decoder.predict(fold.test_x).reshape(-1, *y.shape[1:]))
-            if decoders is not None:
-                save_decoder(decoder, Path(decoders) / fold.split_name / f"{name}.safetensors")
-            bar.update()
+        for group in _groups(features_path, names, len(fold.train_id)):
+            y = {name: read_features(features_path, name, fold.train_id) for name in group}
+            fitted = _fit_families(train_x, y, keep_structure, n_folds)
+            for name, decoder in fitted.items():
+                decoded = decoder.predict(fold.test_x)
+                found[name].append(decoded.reshape(-1, *y[name].shape[1:]))
+                if decoders is not None:
+                    path = Path(decoders) / fold.split_name / f"{name}.safetensors"
+                    save_decoder(decoder, path)
+            bar.update(len(group))
     bar.close()
     settings = {"keep_structure": keep_structure, "n_folds": n_folds, "shuffle": shuffle_seed}
     with atomic_path(decoded_path) as temporary, h5py.File(temporary, "w") as file:
@@ -238,6 +262,36 @@ def decode_subject(
         for name, parts in found.items():
             file[name] = np.concatenate(parts)
     return Path(decoded_path)
+
+
+def _groups(features_path: str | Path, names: Sequence[str], n: int) -> list[list[str]]:
+    """Split the families into groups whose features of `n` stimuli fit into `TOGETHER` bytes."""
+    groups: list[list[str]] = []
+    room = 0
+    for name in names:
+        size = 4 * n * feature_size(features_path, name)
+        if not groups or size > room:
+            groups.append([])
+            room = TOGETHER
+        groups[-1].append(name)
+        room -= size
+    return groups
+
+
+def _fit_families(
+    x: np.ndarray, y: Mapping[str, np.ndarray], keep_structure: float, n_folds: int
+) -> dict[str, Decoder]:
+    """Fit several families at once; of each block only the best values are kept."""
+    rows = [values.reshape(len(values), -1) for values in y.values()]
+    whole = fit_decoder(x, np.concatenate(rows, axis=1), 1.0, n_folds)
+    ends = np.cumsum([0] + [values.shape[1] for values in rows])
+    return {
+        name: whole.part(
+            slice(ends[place], ends[place + 1]),
+            keep_structure if name.startswith("block_") else 1.0,
+        )
+        for place, name in enumerate(y)
+    }
 
 
 def _shuffled(fold: Fold, seed: int | None) -> np.ndarray:

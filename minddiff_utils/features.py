@@ -13,7 +13,7 @@ from minddiff_utils.datasets import Subject
 from minddiff_utils.files import InputError
 from minddiff_utils.generator import Generator, to_rgb
 
-__all__ = ["families", "read_features", "write_features"]
+__all__ = ["families", "feature_size", "read_features", "write_features"]
 
 
 def families(path: str | Path) -> list[str]:
@@ -62,6 +62,12 @@ def read_features(path: str | Path, family: str, stimulus_ids: Sequence[int]) ->
             )
         rows, inverse = np.unique(place, return_inverse=True)
         return file[family][rows].astype(np.float32)[inverse]
+
+
+def feature_size(path: str | Path, family: str) -> int:
+    """Return how many values a family has for one stimulus."""
+    with _open(path) as file:
+        return int(np.prod(file[family].shape[1:]))
 
 
 def _open(path: str | Path) -> h5py.File:

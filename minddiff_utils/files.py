@@ -34,12 +34,12 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix or ".tmp"
     )
     os.close(handle)
-    # mkstemp makes private files; a result is as readable as any other file of the user.
-    umask = os.umask(0)
-    os.umask(umask)
-    os.chmod(name, 0o666 & ~umask)
     try:
         yield Path(name)
+        # Temporary files are private; a result is as readable as any other file of the user.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(name, 0o666 & ~umask)
         os.replace(name, path)
     finally:
         Path(name).unlink(missing_ok=True)
