@@ -25,7 +25,7 @@ from tqdm import tqdm
 from minddiff_utils.files import InputError, atomic_path
 from minddiff_utils.phantom import models, world
 
-__all__ = ["FIRST_TRAINING_ID", "STAGES", "encode_latents", "export", "train_stage"]
+__all__ = ["FIRST_TRAINING_ID", "STAGES", "adopt", "encode_latents", "export", "train_stage"]
 
 FIRST_TRAINING_ID = 1_000_000
 STAGES = ("autoencoder", "decoder", "clip_guide", "clip_judge", "unet")
@@ -434,6 +434,31 @@ def export(work: Path, out: Path) -> None:
     _export_records(work, out)
 
 
+def adopt(weights: Path, work: Path) -> None:
+    """Write checkpoints from exported weights, so that training goes on from them.
+
+    Parameters
+    ----------
+    weights : Path
+        What `export` wrote. Adam's moments are not in it and begin anew.
+    work : Path
+        Folder of checkpoints; those that are there stay as they are.
+    """
+    pipeline = StableDiffusionPipeline.from_pretrained(weights / "stable_diffusion")
+    if not (work / "tokenizer").exists():
+        pipeline.tokenizer.save_pretrained(work / "tokenizer")
+    both = ConditionedUNet(pipeline.unet, pipeline.text_encoder)
+    known = {"autoencoder": pipeline.vae, "decoder": pipeline.vae, "unet": both}
+    for stage in STAGES:
+        path = work / f"{stage}.safetensors"
+        if path.exists():
+            continue
+        model = known.get(stage) or models.CLIPModel.from_pretrained(weights / stage)
+        state = {k: v.float() for k, v in model.state_dict().items()}
+        nothing = torch.optim.AdamW(model.parameters())
+        save_checkpoint(path, model.float(), state, nothing, {"step": 0, "seconds": 0.0})
+
+
 def _open_as_float32(folder: Path) -> None:
     """Let transformers open half-precision weights in float32, as diffusers does.
 
@@ -487,6 +512,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--pictures", type=int, default=48_000)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=None, help="processor cores to use")
+    parser.add_argument("--start", type=Path, help="exported weights to go on from")
     parser.add_argument(
         "--evaluate", action="store_true", help="only print the held-out bars and write the card"
     )
@@ -503,6 +529,8 @@ def main(arguments: list[str] | None = None) -> None:
             parser.exit(2, f"{error}\n")
         return
     options.work.mkdir(parents=True, exist_ok=True)
+    if options.start:
+        adopt(options.start, options.work)
     for stage in [name for name in options.stages.split(",") if name]:
         minutes = options.minutes * SHARES[stage]
         train_stage(stage, options.work, minutes, options.pictures, options.device)
