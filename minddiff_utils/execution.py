@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import h5py
 import nbformat
 import papermill
 from nbclient.exceptions import DeadKernelError
@@ -38,6 +39,8 @@ WRITES = {
     "04_stage2": ("trace*.h5*",),
     "05_metrics": ("metrics.csv",),
 }
+# What it adds to a file of an earlier notebook.
+ADDS = {"04_stage2": ("reconstructions.h5", frozenset({"stage2", "no_z", "no_c", "shuffled"}))}
 QUIET_SECONDS = 5.0  # between two lines about the same cell
 START_SECONDS = 600  # for a kernel to answer, also on a machine that is very busy
 
@@ -142,7 +145,8 @@ def execute(job: Job, say: Callable[[str], None] = print) -> Path:
 
 
 def _papermill(job: Job, running: Path, say: Callable[[str], None]) -> None:
-    n_cells = len(nbformat.read(job.source, as_version=4).cells)
+    # papermill adds a cell with the parameters of this run.
+    n_cells = len(nbformat.read(job.source, as_version=4).cells) + 1
     progress = Progress(job.label, n_cells, say)
     # The kernel must be this environment's Python, not one of the same name in the user's home.
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
@@ -198,6 +202,19 @@ def forget(folder: Path, notebook: str) -> None:
                 shutil.rmtree(path)
             else:
                 path.unlink()
+    name, methods = ADDS.get(notebook, ("", frozenset()))
+    if name and (folder / name).exists():
+        _drop(folder / name, methods)
+
+
+def _drop(path: Path, names: frozenset[str]) -> None:
+    """Take datasets out of an HDF5 file."""
+    with h5py.File(path) as old:
+        if names.isdisjoint(old):
+            return
+        with atomic_path(path) as temporary, h5py.File(temporary, "w") as new:
+            for name in old.keys() - names:
+                old.copy(name, new)
 
 
 def _record(job: Job, seconds: float) -> None:

@@ -8,7 +8,9 @@ import sys
 import time
 from pathlib import Path
 
+import h5py
 import nbformat
+import numpy as np
 import pytest
 from dummy_project import ROOT, make_project, notebook, write_params
 from nbformat.v4 import new_markdown_cell, new_notebook
@@ -228,7 +230,8 @@ def _digests(plan, package=runs.PACKAGE):
 def test_code_counts_but_comments_do_not(plan, tmp_path):
     package = tmp_path / "pack"
     package.mkdir()
-    sources = {"a": "from pack.b import f", "b": "f = 1", "c": "g = 1", "figures": ""}
+    sources = {"a": "from pack.b import f", "b": "f = 1", "c": "g = 1", "d": "h = 1"}
+    sources["figures"] = "from pack.d import h"
     for name, text in sources.items():
         (package / f"{name}.py").write_text(text)
     path = plan.notebooks / "02_second.ipynb"
@@ -241,10 +244,11 @@ def test_code_counts_but_comments_do_not(plan, tmp_path):
     (package / "c.py").write_text("g = 2")
     assert _digests(plan, package) == before
 
-    (package / "figures.py").write_text("colour = 'blue'")
-    drawn = _digests(plan, package)
-    assert drawn["02_second", "subj01"][0] == before["02_second", "subj01"][0]
-    assert drawn["02_second", "subj01"][1] != before["02_second", "subj01"][1]
+    for name in ("figures", "d"):  # figures, and what only they use
+        (package / f"{name}.py").write_text("colour = 'blue'\nfrom pack import d")
+        drawn = _digests(plan, package)
+        assert drawn["02_second", "subj01"][0] == before["02_second", "subj01"][0]
+        assert drawn["02_second", "subj01"][1] != before["02_second", "subj01"][1]
 
     (package / "b.py").write_text("f = 2")
     after = _digests(plan, package)
@@ -271,26 +275,46 @@ def test_data_files_count_by_content(plan, tmp_path):
     assert _digests(plan)["01_first", "subj01"] != before["01_first", "subj01"]
 
 
-def test_a_new_computation_forgets_and_a_stopped_one_goes_on(tmp_path):
-    job = runs.Job(
-        notebook="02_decoding",
+def job_of(tmp_path, name):
+    return runs.Job(
+        notebook=name,
         subject="s",
         source="",
-        output=str(tmp_path / "s" / "notebooks" / "02_decoding.ipynb"),
+        output=str(tmp_path / "s" / "notebooks" / f"{name}.ipynb"),
         cwd=".",
         run=str(tmp_path),
         parameters={},
         data="A",
         page="",
     )
+
+
+def test_a_new_computation_forgets_and_a_stopped_one_goes_on(tmp_path):
+    job = job_of(tmp_path, "02_decoding")
     execution._begin(job)
-    features = tmp_path / "s" / "features.h5"
+    features = tmp_path / "s" / "features.h5.partial"
     features.write_text("half")
     (tmp_path / "s" / "decoders").mkdir()
     execution._begin(job)
     assert features.exists()
     execution._begin(runs.Job(**{**vars(job), "data": "B"}))
     assert not features.exists() and not (tmp_path / "s" / "decoders").exists()
+
+
+def test_stage_2_forgets_its_own_pictures_and_leaves_those_of_stage_1(tmp_path):
+    job = job_of(tmp_path, "04_stage2")
+    execution._begin(job)
+    pictures = tmp_path / "s" / "reconstructions.h5"
+    for names in (("truth", "stage1", "stage2", "no_z"), ("truth", "stage1")):
+        with h5py.File(pictures, "w") as file:
+            for name in names:
+                file[name] = np.arange(3)
+        (tmp_path / "s" / "trace_no_z.h5.partial").write_text("half")
+        execution.forget(tmp_path / "s", "04_stage2")
+        assert not (tmp_path / "s" / "trace_no_z.h5.partial").exists()
+        with h5py.File(pictures) as file:
+            assert set(file) == {"truth", "stage1"}
+            np.testing.assert_array_equal(file["truth"], np.arange(3))
 
 
 # --- pages ----------------------------------------------------------------------------------------
