@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from torch.utils.checkpoint import checkpoint
 from transformers import CLIPModel
 from transformers.image_processing_utils import BaseImageProcessor
+from transformers.utils import logging as transformers_logging
 
 from minddiff_utils.files import InputError
 
@@ -420,6 +421,8 @@ def _checked_folder(folder: str | Path, needed: Sequence[str]) -> Path:
 
 
 def _reported(folder: Path, load, **arguments):
+    # Seconds of loading need no bar; it would stand where the bars of the work belong.
+    transformers_logging.disable_progress_bar()
     try:
         return load(folder, local_files_only=True, **arguments)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
