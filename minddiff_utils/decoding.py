@@ -297,7 +297,11 @@ def _fit_families(
 def _shuffled(fold: Fold, seed: int | None) -> np.ndarray:
     if seed is None:
         return fold.train_x
-    return fold.train_x[np.random.default_rng(seed).permutation(len(fold.train_x))]
+    order = np.random.default_rng(seed).permutation(len(fold.train_x))
+    # Each row takes the place of the one before it in a random order: none stays where it was.
+    out = np.empty_like(fold.train_x)
+    out[order] = fold.train_x[np.roll(order, 1)]
+    return out
 
 
 def read_decoded(path: str | Path) -> dict[str, np.ndarray]:

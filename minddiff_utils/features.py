@@ -121,6 +121,8 @@ def write_features(
     partial = path.with_name(path.name + ".partial")
     path.parent.mkdir(parents=True, exist_ok=True)
     record = _record(generator, n_blocks)
+    if _resume(path, ids, record) == len(ids):
+        return path
     done = _resume(partial, ids, record)
     with h5py.File(partial, "a" if done else "w") as file:
         starts = range(done, len(ids), batch)
@@ -139,9 +141,8 @@ def write_features(
 
 def _record(generator: Generator, n_blocks: int) -> str:
     """A text that differs between models, so that a stopped run never mixes two of them."""
-    parts = (generator.vae, generator.text_encoder, generator.guide.model)
-    sums = [sum(p.double().abs().sum().item() for p in part.parameters()) for part in parts]
-    return json.dumps({"blocks": n_blocks, "tokens": generator.n_tokens, "weights": sums})
+    record = {"blocks": n_blocks, "tokens": generator.n_tokens, "models": generator.fingerprint()}
+    return json.dumps(record)
 
 
 def _resume(partial: Path, ids: np.ndarray, record: str) -> int:

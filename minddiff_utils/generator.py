@@ -212,6 +212,11 @@ class Generator:
         """In what precision the models compute."""
         return self.unet.dtype
 
+    def fingerprint(self) -> list[float]:
+        """Return numbers that differ between models, to tell results of one from another's."""
+        parts = (self.vae, self.unet, self.text_encoder, self.guide.model)
+        return [sum(p.double().abs().sum().item() for p in part.parameters()) for part in parts]
+
     # ------------------------------------------------------------------------ pictures to features
 
     @torch.no_grad()

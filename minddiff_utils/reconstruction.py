@@ -53,16 +53,24 @@ class Settings:
         "zc", "z" or "c": what stage 2 changes.
     recompute : bool
         Compute each step again in the backward pass: slower, with the memory of one step.
+    adapt : str
+        What Adam divides a gradient by: "element", the running size of that very element, as in
+        the authors' code; "picture", that of the whole picture's `z` or `c`, which keeps the
+        direction of the gradient and leaves alone what the loss does not care about.
+    rate_c : float
+        Factor on the learning rate for `c`, whose values have another scale than those of `z`.
     """
 
     n_steps: int = 10
     strength: float = 0.6
-    guidance: float = 2.0
-    iterations: int = 10
-    learning_rate: float = 0.05
+    guidance: float = 3.0
+    iterations: int = 6
+    learning_rate: float = 0.1
     decay: float = 0.999
     optimise: str = "zc"
     recompute: bool = False
+    adapt: str = "picture"
+    rate_c: float = 0.1
 
     def __post_init__(self) -> None:
         bounds = {
@@ -72,6 +80,7 @@ class Settings:
             "iterations": (0, 100_000),
             "learning_rate": (0, 10),
             "decay": (0, 1),
+            "rate_c": (0, 1000),
         }
         for name, (low, high) in bounds.items():
             value = getattr(self, name)
@@ -79,6 +88,8 @@ class Settings:
                 raise InputError(f"{name}={value}: expected a value from {low:g} to {high:g}.")
         if self.optimise not in ("zc", "z", "c"):
             raise InputError(f'optimise={self.optimise!r}: expected "zc", "z" or "c".')
+        if self.adapt not in ("element", "picture"):
+            raise InputError(f'adapt={self.adapt!r}: expected "element" or "picture".')
 
 
 def generate(
@@ -223,10 +234,7 @@ def stage2(
         Every picture's result depends on its own row alone.
     """
     z, c = z.detach().clone(), c.detach().clone()
-    changed = [value for name, value in (("z", z), ("c", c)) if name in settings.optimise]
-    for value in changed:
-        value.requires_grad_(True)
-    adam = torch.optim.Adam(changed, lr=settings.learning_rate)
+    adam = _optimiser(z, c, settings)
     schedule = torch.optim.lr_scheduler.ExponentialLR(adam, settings.decay)
     blocks = [int(name.removeprefix("block_")) for name in target]
     losses, iterates = [], []
@@ -243,6 +251,51 @@ def stage2(
             adam.step()
             schedule.step()
     return Stage2(iterates[-1], torch.stack(losses, 1), z.detach(), c.detach(), iterates)
+
+
+def _optimiser(z: torch.Tensor, c: torch.Tensor, settings: Settings) -> torch.optim.Optimizer:
+    """Make what is to change learnable, each with its own rate."""
+    rates = {"z": (z, settings.learning_rate), "c": (c, settings.learning_rate * settings.rate_c)}
+    groups = [
+        {"params": [value.requires_grad_(True)], "lr": rate}
+        for name, (value, rate) in rates.items()
+        if name in settings.optimise
+    ]
+    kind = torch.optim.Adam if settings.adapt == "element" else PictureAdam
+    return kind(groups, lr=settings.learning_rate)
+
+
+class PictureAdam(torch.optim.Optimizer):
+    """Adam whose second moment is the mean over all elements of a picture's tensor.
+
+    Parameters
+    ----------
+    params : iterable of Tensor, shape (n, …)
+        One row a picture; no row touches another.
+    lr : float
+        Root mean square of the first step.
+    betas : tuple of two float
+        Decay of the first and the second moment (Kingma & Ba, 1412.6980).
+    """
+
+    def __init__(self, params, lr: float, betas: tuple[float, float] = (0.9, 0.999)):
+        super().__init__(params, {"lr": lr, "betas": betas})
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:
+        """Move every parameter once down its gradient."""
+        for group in self.param_groups:
+            first, second = group["betas"]
+            for value in group["params"]:
+                state = self.state[value]
+                mean, square, n = (state.get(key, 0.0) for key in ("mean", "square", "n"))
+                state["n"] = n = n + 1
+                power = value.grad.square().flatten(1).mean(1)
+                state["mean"] = mean = first * mean + (1 - first) * value.grad
+                state["square"] = square = second * square + (1 - second) * power
+                size = (square / (1 - second**n)).sqrt().clamp(min=1e-20)
+                size = size.view(-1, *[1] * (value.ndim - 1))
+                value -= group["lr"] * mean / (1 - first**n) / size
 
 
 # ------------------------------------------------------------------------------ a whole recording
@@ -268,7 +321,8 @@ def reconstruct(
         `stimulus_id`, `z`, `c`, and "block_1" … with NaN where a value was not decoded.
     settings : Settings
     path : str or Path
-        HDF5 file of the results. Until it is whole it is called `<path>.partial`.
+        HDF5 file of the results. Until it is whole it is called `<path>.partial`; one that is
+        whole and was made from the same inputs, models and settings is left as it is.
     seed : int
         Of the diffusion noise.
     batch : int
@@ -288,7 +342,10 @@ def reconstruct(
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     ids = np.asarray(decoded["stimulus_id"])
-    record = json.dumps({**asdict(settings), "seed": seed, "inputs": _fingerprint(decoded)})
+    about = {"seed": seed, "films": n_films, "inputs": _fingerprint(decoded)}
+    record = json.dumps({**asdict(settings), **about, "models": generator.fingerprint()})
+    if _done(path, record) == len(ids):
+        return path
     done = _done(partial, record)
     with h5py.File(partial, "a" if done else "w") as file:
         file.attrs["record"] = record

@@ -137,7 +137,15 @@ def test_a_failing_run_leaves_the_old_file_alone(generator, whole, tmp_path, mon
 
     monkeypatch.setattr(features, "_compute", full)
     with pytest.raises(OSError, match="No space left"):
-        write_features(path, make_subject(), generator)
+        write_features(path, make_subject(), generator, n_blocks=3)
+    assert_equal(contents(path), contents(whole))
+
+
+def test_a_whole_file_is_not_made_again(generator, whole, tmp_path, monkeypatch):
+    path = tmp_path / "features.h5"
+    path.write_bytes(whole.read_bytes())
+    monkeypatch.setattr(features, "_compute", None)
+    write_features(path, make_subject(), generator)
     assert_equal(contents(path), contents(whole))
 
 

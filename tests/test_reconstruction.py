@@ -115,9 +115,12 @@ def plain_stage2(generator, z, c, target, noise, settings):
         rate = settings.learning_rate * settings.decay**k
         for i, g in enumerate(torch.autograd.grad(loss, values)):
             first[i] = 0.9 * first[i] + 0.1 * g
-            second[i] = 0.999 * second[i] + 0.001 * g**2
+            power = g**2 if settings.adapt == "element" else (g**2).mean().expand_as(g)
+            second[i] = 0.999 * second[i] + 0.001 * power
             m, v = first[i] / (1 - 0.9 ** (k + 1)), second[i] / (1 - 0.999 ** (k + 1))
-            values[i] = values[i].detach() - rate * m / (v.sqrt() + 1e-8)
+            factor = rate * (1, settings.rate_c)[i]
+            eps = 1e-8 if settings.adapt == "element" else 0
+            values[i] = values[i].detach() - factor * m / (v.sqrt() + eps)
     with torch.no_grad():
         rgb = plain_picture(generator, *values, noise, settings)
         losses.append(plain_loss(generator, rgb, target).item())
@@ -129,11 +132,12 @@ def close(found, wanted, tolerance):
     return float((found - wanted).norm() / wanted.norm()) <= tolerance
 
 
+@pytest.mark.parametrize("adapt", ["element", "picture"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-5), (torch.float32, 1e-4)])
-def test_stage2_is_algorithm_1(tiny_models, dtype, tolerance):
+def test_stage2_is_algorithm_1(tiny_models, dtype, tolerance, adapt):
     generator = load_generator(tiny_models, "cpu", dtype)
     z, c, target, noise = inputs(generator, n=2)
-    settings = dataclasses.replace(QUICK, iterations=3, decay=0.9)
+    settings = dataclasses.replace(QUICK, iterations=3, decay=0.9, adapt=adapt, rate_c=0.5)
     found = stage2(generator, z, c, target, noise, settings)
     for i in range(2):
         row = slice(i, i + 1)
