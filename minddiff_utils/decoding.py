@@ -209,7 +209,7 @@ def decode_subject(
     features_path: str | Path,
     decoded_path: str | Path,
     *,
-    keep_structure: float = 0.25,
+    keep_structure: float = 1.0,
     n_folds: int = 5,
     shuffle_seed: int | None = None,
     decoders: str | Path | None = None,

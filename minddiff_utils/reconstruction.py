@@ -64,7 +64,7 @@ class Settings:
     n_steps: int = 10
     strength: float = 0.6
     guidance: float = 3.0
-    iterations: int = 6
+    iterations: int = 10
     learning_rate: float = 0.1
     decay: float = 0.999
     optimise: str = "zc"

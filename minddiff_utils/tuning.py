@@ -127,6 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--pictures", type=int, default=32, help="held-out training pictures")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--keep", default="1", help="shares of the structure to decode: 0.25,1")
     parser.add_argument("--vary", action="append", default=[], help="name=value,value")
     options = parser.parse_args(arguments)
     variants = _variants(options.vary)
@@ -135,13 +136,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     generator = load_generator(options.models, options.device)
     out = options.work / options.subject
     write_features(out / "features.h5", person, generator)
-    decode_subject(person, out / "features.h5", out / "decoded.h5")
     clips = {name: load_clip(f"{options.models}/{name}", options.device) for name in CLIPS}
-    decoded = read_decoded(out / "decoded.h5")
-    truth = person.stimuli.pictures(decoded["stimulus_id"])
     embed = {name: clip.embed for name, clip in clips.items()}
-    table = compare_settings(generator, decoded, truth, embed, variants, options.batch)
-    table.to_csv(out / "settings.csv", index=False)
+    tables = []
+    for keep in map(float, options.keep.split(",")):
+        path = out / f"decoded-{keep:g}.h5"
+        decoded = read_decoded(
+            decode_subject(person, out / "features.h5", path, keep_structure=keep)
+        )
+        truth = person.stimuli.pictures(decoded["stimulus_id"])
+        print(f"keep_structure = {keep:g}")
+        table = compare_settings(generator, decoded, truth, embed, variants, options.batch)
+        tables.append(table.assign(keep_structure=keep))
+    pd.concat(tables).to_csv(out / "settings.csv", index=False)
 
 
 CLIPS = ("clip_judge", "clip_guide")
