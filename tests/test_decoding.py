@@ -180,7 +180,11 @@ def world(tmp_path_factory):
 def test_decoded_file_holds_every_family_and_marks_what_was_not_kept(world, tmp_path):
     features, ids, subject = world
     path = decoding.decode_subject(
-        subject, features, tmp_path / "out" / "decoded.h5", decoders=tmp_path / "decoders"
+        subject,
+        features,
+        tmp_path / "out" / "decoded.h5",
+        keep_structure=0.25,
+        decoders=tmp_path / "decoders",
     )
     found = decoding.read_decoded(path)
     assert set(found) == {*SHAPES, "stimulus_id"}
