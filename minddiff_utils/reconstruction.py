@@ -372,8 +372,7 @@ def _run(generator: Generator, decoded, rows: slice, settings: Settings, seed: i
 
 
 def _tensor(generator: Generator, values: np.ndarray) -> torch.Tensor:
-    # A copy: memory that torch allocates is always aligned alike, and so is then the rounding.
-    return torch.tensor(np.asarray(values, np.float32)).to(generator.device, generator.dtype)
+    return torch.from_numpy(np.asarray(values, np.float32)).to(generator.device, generator.dtype)
 
 
 def _fingerprint(decoded: Mapping[str, np.ndarray]) -> list[float]:
