@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 from sklearn.model_selection import KFold
 from tqdm import tqdm
 
+from minddiff_utils.components import Components, evidence, fit_components
 from minddiff_utils.datasets import Fold, Subject, prepare_fold
 from minddiff_utils.features import families, feature_size, read_features
 from minddiff_utils.files import InputError, atomic_path
@@ -210,6 +211,8 @@ def decode_subject(
     decoded_path: str | Path,
     *,
     keep_structure: float = 1.0,
+    n_components: int = 128,
+    reliability: tuple[float, float] = (0.02, 0.8),
     n_folds: int = 5,
     shuffle_seed: int | None = None,
     decoders: str | Path | None = None,
@@ -222,10 +225,17 @@ def decode_subject(
     features_path : str or Path
         From `write_features`.
     decoded_path : str or Path
-        HDF5: `stimulus_id` int64 (n_test,), `split` str (n_test,), and each family, float32
-        (n_test, …), NaN where a value was not selected.
+        HDF5: `stimulus_id` int64 (n_test,), `split` int64 (n_test,), and each family, float32
+        (n_test, …), NaN where a value was not selected. For each block also what `evidence`
+        returns, `evidence_<i>` float32 (n_test, n_components) and `projection_<i>` float32
+        (n_splits, n_values, n_components), and `reliability_<i>` float32 (n_splits,
+        n_components), the cross-validated R² of each component.
     keep_structure : float
         Share of the values of each block that is decoded, the best by cross-validation.
+    n_components : int
+        Components of each block that are decoded, at most.
+    reliability : tuple of two float
+        Least and most of a component's R²; see `evidence`.
     n_folds : int
     shuffle_seed : int, optional
         Control: deal the training responses out to the wrong stimuli first.
@@ -238,30 +248,81 @@ def decode_subject(
     """
     _check_keep(keep_structure)
     names = families(features_path)
-    found: dict[str, list[np.ndarray]] = {name: [] for name in [*names, "stimulus_id", "split"]}
+    rows: dict[str, list[np.ndarray]] = {}
     folds = [prepare_fold(subject, split) for split in subject.splits]
     bar = tqdm(total=len(folds) * len(names), desc="decoders")
-    for fold in folds:
+    for number, fold in enumerate(folds):
         train_x = _shuffled(fold, shuffle_seed)
-        found["stimulus_id"].append(fold.test_id)
-        found["split"].append(np.full(len(fold.test_id), fold.split_name, object))
+        found = {
+            "stimulus_id": fold.test_id,
+            "split": np.full(len(fold.test_id), number, np.int64),
+        }
         for group in _groups(features_path, names, len(fold.train_id)):
             y = {name: read_features(features_path, name, fold.train_id) for name in group}
             fitted = _fit_families(train_x, y, keep_structure, n_folds)
             for name, decoder in fitted.items():
-                decoded = decoder.predict(fold.test_x)
-                found[name].append(decoded.reshape(-1, *y[name].shape[1:]))
+                found[name] = decoder.predict(fold.test_x).reshape(-1, *y[name].shape[1:])
                 if decoders is not None:
                     path = Path(decoders) / fold.split_name / f"{name}.safetensors"
                     save_decoder(decoder, path)
+            for name in [name for name in group if name.startswith("block_")]:
+                flat = y[name].reshape(len(train_x), -1)
+                components = fit_components(flat, n_components)
+                found |= _decode_evidence(
+                    name, train_x, flat, fold.test_x, components, reliability, n_folds
+                )
             bar.update(len(group))
+        for name, values in found.items():
+            rows.setdefault(name, []).append(values)
     bar.close()
-    settings = {"keep_structure": keep_structure, "n_folds": n_folds, "shuffle": shuffle_seed}
+    settings = {
+        "keep_structure": keep_structure,
+        "n_components": n_components,
+        "reliability": reliability,
+        "n_folds": n_folds,
+        "shuffle": shuffle_seed,
+    }
     with atomic_path(decoded_path) as temporary, h5py.File(temporary, "w") as file:
         file.attrs["settings"] = json.dumps(settings)
-        for name, parts in found.items():
-            file[name] = np.concatenate(parts)
+        for name, parts in rows.items():
+            file[name] = _joined(name, parts)
     return Path(decoded_path)
+
+
+def _decode_evidence(
+    name: str,
+    train_x: np.ndarray,
+    train_y: np.ndarray,
+    test_x: np.ndarray,
+    components: Components,
+    reliability: tuple[float, float],
+    n_folds: int,
+) -> dict[str, np.ndarray]:
+    """Decode the components of a block; return what the responses to each test stimulus say."""
+    decoder = fit_decoder(train_x, components.scores(train_y), 1.0, n_folds)
+    projection, value = evidence(components, decoder.predict(test_x), decoder.score, *reliability)
+    number = name.removeprefix("block_")
+    return {
+        f"evidence_{number}": value,
+        f"projection_{number}": projection[None],
+        f"reliability_{number}": decoder.score[None],
+    }
+
+
+def _joined(name: str, parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Put the splits together; one with fewer components gets columns that say nothing."""
+    if name.startswith(("evidence_", "projection_", "reliability_")):
+        width = max(part.shape[-1] for part in parts)
+        missing = np.nan if name.startswith("reliability_") else 0
+        parts = [
+            np.pad(
+                part,
+                [(0, 0)] * (part.ndim - 1) + [(0, width - part.shape[-1])],
+                constant_values=missing,
+            )
+            for part in parts
+        ]
+    return np.concatenate(parts)
 
 
 def _groups(features_path: str | Path, names: Sequence[str], n: int) -> list[list[str]]:
@@ -305,7 +366,7 @@ def _shuffled(fold: Fold, seed: int | None) -> np.ndarray:
 
 
 def read_decoded(path: str | Path) -> dict[str, np.ndarray]:
-    """Read what `decode_subject` wrote: every family, and `stimulus_id`.
+    """Read what `decode_subject` wrote.
 
     Raises
     ------
@@ -314,7 +375,7 @@ def read_decoded(path: str | Path) -> dict[str, np.ndarray]:
     """
     try:
         with h5py.File(path, "r") as file:
-            return {name: file[name][:] for name in file if name != "split"}
+            return {name: file[name][:] for name in file}
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error}). Run 02_decoding again.") from None
 

@@ -187,7 +187,13 @@ def test_decoded_file_holds_every_family_and_marks_what_was_not_kept(world, tmp_
         decoders=tmp_path / "decoders",
     )
     found = decoding.read_decoded(path)
-    assert set(found) == {*SHAPES, "stimulus_id"}
+    blocks = [name for name in SHAPES if name.startswith("block_")]
+    evidence = {
+        f"{part}_{name[-1]}"
+        for name in blocks
+        for part in ("evidence", "projection", "reliability")
+    }
+    assert set(found) == {*SHAPES, *evidence, "stimulus_id", "split"}
     np.testing.assert_array_equal(found["stimulus_id"], ids[:30])
     for name, shape in SHAPES.items():
         assert found[name].shape == (30, *shape) and found[name].dtype == np.float32
@@ -215,6 +221,32 @@ def test_several_splits_stand_below_one_another_each_with_its_own_decoder(world,
         alone = dataclasses.replace(subject, splits=(split,))
         path = decoding.decode_subject(alone, features, tmp_path / f"{split.name}.h5")
         np.testing.assert_array_equal(decoding.read_decoded(path)["c"], found["c"][rows])
+
+
+def test_evidence_is_that_of_each_split_by_hand(world, tmp_path):
+    features, ids, subject = world
+    splits = [Split("a", ids[30:], ids[:30]), Split("b", ids[:5], ids[100:])]
+    subject = dataclasses.replace(subject, splits=tuple(splits))
+    path = decoding.decode_subject(
+        subject, features, tmp_path / "decoded.h5", n_components=8, reliability=(0.05, 0.9)
+    )
+    found = decoding.read_decoded(path)
+    np.testing.assert_array_equal(found["split"], np.repeat([0, 1], [30, 50]))
+    assert found["evidence_1"].shape == (80, 8) and found["projection_1"].shape == (2, 24, 8)
+    for number, rows in enumerate((slice(0, 30), slice(30, None))):
+        fold = decoding.prepare_fold(subject, splits[number])
+        y = decoding.read_features(features, "block_1", fold.train_id).reshape(-1, 24)
+        components = decoding.fit_components(y, 8)
+        decoder = fit_decoder(fold.train_x, components.scores(y))
+        wanted = decoding.evidence(
+            components, decoder.predict(fold.test_x), decoder.score, 0.05, 0.9
+        )
+        n = components.variance.size  # five stimuli have four components, the rest are padding
+        np.testing.assert_allclose(found["projection_1"][number, :, :n], wanted[0], atol=1e-6)
+        np.testing.assert_allclose(found["evidence_1"][rows, :n], wanted[1], atol=1e-5)
+        assert not found["projection_1"][number, :, n:].any()
+        assert not found["evidence_1"][rows, n:].any()
+        assert np.isnan(found["reliability_1"][number, n:]).all()
 
 
 def test_same_input_same_numbers(world, tmp_path):

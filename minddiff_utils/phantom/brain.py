@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy import fft
+from scipy.spatial.distance import pdist, squareform
 
 from minddiff_utils.datasets.nsd import KASTNER_GROUPS
 from minddiff_utils.phantom import world
@@ -35,11 +36,11 @@ N_ASSOCIATIONS = 30  # dimensions of that part that many voxels share
 
 # Share of variance of: Gabor energy, local luminance, local colour, things and scene.
 MIXTURES = {
-    "V1": (0.40, 0.32, 0.28, 0.0),
-    "V2": (0.40, 0.30, 0.30, 0.0),
-    "V3": (0.45, 0.29, 0.26, 0.0),
-    "V3ab": (0.50, 0.34, 0.16, 0.0),
-    "hV4": (0.25, 0.22, 0.40, 0.13),
+    "V1": (0.88, 0.06, 0.06, 0.0),
+    "V2": (0.86, 0.05, 0.09, 0.0),
+    "V3": (0.88, 0.05, 0.07, 0.0),
+    "V3ab": (0.92, 0.05, 0.03, 0.0),
+    "hV4": (0.50, 0.05, 0.30, 0.15),
     "LO": (0.15, 0.05, 0.05, 0.75),
     "VO": (0.05, 0.10, 0.25, 0.60),
     "PHC": (0.05, 0.10, 0.10, 0.75),
@@ -319,8 +320,9 @@ class Brain:
     @cached_property
     def _blur(self) -> np.ndarray:
         """Matrix that turns independent noise into noise shared by neighbours, variance 1."""
-        difference = self.ijk[:, None].astype(np.float32) - self.ijk[None]
-        kernel = np.exp(-np.square(difference).sum(axis=2) / (2 * 1.5**2))
+        distance2 = pdist(self.ijk.astype(np.float32), "sqeuclidean").astype(np.float32)
+        kernel = squareform(np.exp(-distance2 / (2 * 1.5**2)))
+        np.fill_diagonal(kernel, 1)
         return kernel / np.sqrt(np.square(kernel).sum(axis=1, keepdims=True))
 
     def betas(self, signal: np.ndarray, rng: np.random.Generator) -> np.ndarray:
