@@ -10,8 +10,8 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-from scipy import fft
-from scipy.spatial.distance import pdist, squareform
+from scipy import fft, sparse
+from scipy.spatial import KDTree
 
 from minddiff_utils.datasets.nsd import KASTNER_GROUPS
 from minddiff_utils.phantom import world
@@ -32,6 +32,7 @@ REFERENCE_IDS = range(2_000_000, 2_000_256)  # pictures that set each voxel's ze
 CHUNK = 128  # pictures worked on at once
 FRAME = 96  # px; pictures are filtered inside a frame of grey, so that borders do not wrap
 PERSONAL = 0.15  # share of the reliable variance that no property of the picture explains
+BLUR_REACH = 5.0  # voxels; beyond it neighbours share less than half a per cent of their noise
 N_ASSOCIATIONS = 30  # dimensions of that part that many voxels share
 
 # Share of variance of: Gabor energy, local luminance, local colour, things and scene.
@@ -318,12 +319,13 @@ class Brain:
         return field * 36 / (2 * np.pi * np.square(self.prf[:, 2]))[:, None]
 
     @cached_property
-    def _blur(self) -> np.ndarray:
+    def _blur(self) -> sparse.csr_array:
         """Matrix that turns independent noise into noise shared by neighbours, variance 1."""
-        distance2 = pdist(self.ijk.astype(np.float32), "sqeuclidean").astype(np.float32)
-        kernel = squareform(np.exp(-distance2 / (2 * 1.5**2)))
-        np.fill_diagonal(kernel, 1)
-        return kernel / np.sqrt(np.square(kernel).sum(axis=1, keepdims=True))
+        tree = KDTree(self.ijk)
+        kernel = tree.sparse_distance_matrix(tree, BLUR_REACH, output_type="coo_matrix").tocsr()
+        kernel.data = np.exp(-np.square(kernel.data) / (2 * 1.5**2))
+        size = np.sqrt(kernel.multiply(kernel).sum(axis=1))
+        return sparse.csr_array(kernel.multiply(1 / size), dtype=np.float32)
 
     def betas(self, signal: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Return one session's single-trial responses: signal, drift and noise.
@@ -344,7 +346,7 @@ class Brain:
         """
         n_trials, n_voxels = signal.shape
         noise = np.sqrt(0.76, dtype=np.float32) * rng.standard_normal(signal.shape, np.float32)
-        shared = rng.standard_normal(signal.shape, np.float32) @ self._blur.T
+        shared = (self._blur @ rng.standard_normal(signal.shape, np.float32).T).T
         noise += np.sqrt(0.20, dtype=np.float32) * shared
         noise += np.sqrt(0.04, dtype=np.float32) * rng.standard_normal((n_trials, 1), np.float32)
         gain = (1 + 0.06 * rng.standard_normal(n_voxels)).astype(np.float32)
