@@ -208,16 +208,10 @@ def _examine_lengths(found: OwnFile) -> None:
             return
     n_pictures = found.pictures_shape[0] if found.pictures_shape else 0
     for name, count, unit in _expected_lengths(n_trials, n_voxels, n_pictures):
-        if not count or name not in found.values:
-            continue
-        length = len(found.values[name])
-        if length != count:
-            per = {"split": "trial", "fold": "trial", "captions": "trial"}.get(name)
-            hint = (
-                f" It looks like one a {per}: give one a {unit}."
-                if length == n_trials and per
-                else ""
-            )
+        length = len(found.values.get(name, ()))
+        if count and name in found.values and length != count:
+            by_trial = unit == "picture" and length == n_trials
+            hint = " It looks like one a trial: give one a picture." if by_trial else ""
             found.blame(f"`{name}` has {length} entries; expected {count}, one a {unit}.{hint}")
     for name, shape in (("affine", (4, 4)), ("volume_shape", (3,))):
         if name in found.values and found.values[name].shape != shape:
@@ -241,18 +235,9 @@ def _expected_lengths(
 
 def _examine_values(found: OwnFile) -> None:
     """Note numbers and words that mean nothing."""
-    values = found.values
-    for check in (_responses, _stimulus_id, _split, _fold, _session, _ncsnr, _places):
-        name = check.__name__.removeprefix("_")
-        if name == "places" or name in values:
+    for name, check in CHECKS.items():
+        if name in found.values:
             check(found)
-    if "roi" in values:
-        names = [name for name in dict.fromkeys(values["roi"].tolist()) if name]
-        if not names:
-            found.blame("`roi` is empty for every voxel; expected a region's name, such as V1.")
-        for name in names:
-            if "," in name or name in ("all", "kastner2015"):
-                found.blame(f"`roi` has the name {name!r}; choose one without a comma, not 'all'.")
 
 
 def _responses(found: OwnFile) -> None:
@@ -306,6 +291,15 @@ def _ncsnr(found: OwnFile) -> None:
         found.blame(f"`ncsnr` is below zero for {_some('voxel', bad)}; expected 0 or more.")
 
 
+def _roi(found: OwnFile) -> None:
+    names = [name for name in dict.fromkeys(found.values["roi"].tolist()) if name]
+    if not names:
+        found.blame("`roi` is empty for every voxel; expected a region's name, such as V1.")
+    for name in names:
+        if "," in name or name in ("all", "kastner2015"):
+            found.blame(f"`roi` has the name {name!r}; choose one without a comma, not 'all'.")
+
+
 def _places(found: OwnFile) -> None:
     if not found.has(*PLACES):
         return
@@ -320,6 +314,18 @@ def _places(found: OwnFile) -> None:
         )
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         found.blame("`affine` cannot be inverted; expected millimetres from voxel places.")
+
+
+CHECKS = {
+    "responses": _responses,
+    "stimulus_id": _stimulus_id,
+    "split": _split,
+    "fold": _fold,
+    "roi": _roi,
+    "session": _session,
+    "ncsnr": _ncsnr,
+    "voxel_ijk": _places,
+}
 
 
 def _some(unit: str, places: np.ndarray | list[int]) -> str:
