@@ -16,7 +16,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DATA_miyawaki := $(MIYAWAKI)
 DATA_nsd := $(NSD)
-DATA_paper := $(NSD)
+DATA_paper := $(or $(PAPER),$(NSD))
 DATA_own := $(OWN)
 DATA := $(DATA_$(PARAMS))
 
