@@ -54,7 +54,7 @@ def test_page_has_what_the_command_counts():
     assert f"{counts.decoder / 1e12:.2f} · 10¹²" in PAGE
     table = costs.time_table(counts)
     for start, name in (("the paper's", table.index[0]), ("this book's", table.index[1])):
-        (line,) = [line for line in PAGE.splitlines() if line.startswith(f"| {start}")]
+        (line,) = re.findall(rf"^\| {start}.* s \|.*$", PAGE, flags=re.MULTILINE)
         row = table.loc[name]
         assert re.findall(r"([\d,.]+) (?:s|h)\b", line) == [
             _shown(row[f"{gpu}: {unit}"]) for gpu in costs.GPUS for unit in ("s", "h")
