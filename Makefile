@@ -1,6 +1,7 @@
 # make book                                      the phantom's book: no download, minutes on a laptop
 # make book PARAMS=miyawaki MIYAWAKI=FILE.mat    the same notebooks on a real recording
 # make book PARAMS=nsd NSD=FOLDER                the same notebooks on NSD
+# make book PARAMS=own OWN=FILE.h5               the same notebooks on your own recording
 # make test | make lab | make clean
 
 PYTHON ?= python3
@@ -9,11 +10,14 @@ PARAMS ?= phantom
 SET ?=
 MIYAWAKI ?=
 NSD ?=
+OWN ?=
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DATA_miyawaki := $(MIYAWAKI)
 DATA_nsd := $(NSD)
+DATA_paper := $(or $(PAPER),$(NSD))
+DATA_own := $(OWN)
 DATA := $(DATA_$(PARAMS))
 
 .PHONY: book test lab clean environment

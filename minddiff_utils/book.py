@@ -35,6 +35,8 @@ BUILDERS = (
     "sphinxcontrib-bibtex",
     "sphinx-mathjax-offline",
 )
+# Pages that tell how to run the book on other data; they stand after the chapters.
+GUIDES = ("run_nsd", "own_data", "data_layouts")
 
 
 class BuildError(RuntimeError):
@@ -134,7 +136,9 @@ def _add_to_title(notebook: nbformat.NotebookNode, subject: str) -> None:
 
 def table_of_contents(plan: Plan) -> dict:
     """The contents of `_toc.yml`: hand-written pages, a part a subject, the comparison."""
-    parts = [{"caption": "The idea", "chapters": [{"file": page} for page in plan.pages]}]
+    idea = [page for page in plan.pages if page not in GUIDES]
+    guides = [page for page in plan.pages if page in GUIDES]
+    parts = [{"caption": "The idea", "chapters": [{"file": page} for page in idea]}]
     for subject in plan.subjects:
         # The caption names the subject, so the side bar leaves it out of the chapters' titles.
         files = [
@@ -146,6 +150,9 @@ def table_of_contents(plan: Plan) -> dict:
         files = [{"file": sheet.name, "title": _short_title(sheet)} for sheet in plan.group]
         caption = "Subjects compared" if len(plan.subjects) > 1 else "In short"
         parts.append({"caption": caption, "chapters": files})
+    if guides:
+        chapters = [{"file": page} for page in guides]
+        parts.append({"caption": "Run it on other data", "chapters": chapters})
     parts.append({"caption": "Sources", "chapters": [{"file": "references"}]})
     return {"format": "jb-book", "root": "index", "parts": parts}
 

@@ -221,13 +221,14 @@ def ceiling_by_roi(subject: Subject, n_repetitions: int) -> Figure:
     -------
     Figure
         A box from the lower to the upper quartile with the median, whiskers from the 5th to the
-        95th percentile.
+        95th percentile. Empty, and saying so, where no stimulus was shown twice.
     """
     ceiling = noise_ceiling(single_trial_ncsnr(subject), n_repetitions)
+    known = np.isfinite(ceiling)
     with style():
         figure, axis = plt.subplots(figsize=(WIDTH, 3.2), layout="constrained")
         axis.boxplot(
-            [ceiling[mask] for mask in subject.roi.values()],
+            [ceiling[mask & known] for mask in subject.roi.values()],
             tick_labels=list(subject.roi),
             whis=(5, 95),
             widths=min(0.6, 0.1 * len(subject.roi)),
@@ -241,12 +242,18 @@ def ceiling_by_roi(subject: Subject, n_repetitions: int) -> Figure:
         axis.grid(False, axis="x")
         averaged = f"mean of {n_repetitions} trials" if n_repetitions > 1 else "single trial"
         axis.set(ylim=(0, 100), ylabel=f"noise ceiling, %\n({averaged})")
+        if not known.any():
+            axis.text(
+                0.5, 0.5, "not known: no picture was shown twice", ha="center",
+                transform=axis.transAxes,
+            )  # fmt: skip
     return _closed(figure)
 
 
 def clearest_voxel(subject: Subject) -> int:
-    """Return the voxel with the highest noise ceiling."""
-    return int(np.nanargmax(single_trial_ncsnr(subject)))
+    """Return the voxel with the highest noise ceiling; where none is known, the one most varied."""
+    ratio = single_trial_ncsnr(subject)
+    return int(np.nanargmax(ratio if np.isfinite(ratio).any() else subject.responses.std(axis=0)))
 
 
 def voxel_responses(subject: Subject, voxel: int, n_pictures: int = 5) -> Figure:

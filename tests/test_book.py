@@ -367,6 +367,14 @@ def test_contents_have_a_part_a_subject(plan):
     assert toc["parts"][1]["chapters"][1] == {"file": "subj01/02_second", "title": "Second"}
 
 
+def test_guides_stand_after_the_chapters(plan):
+    plan = runs.Plan(**{**vars(plan), "pages": ("method", "own_data", "data_layouts")})
+    parts = {part["caption"]: part["chapters"] for part in book.table_of_contents(plan)["parts"]}
+    assert parts["The idea"] == [{"file": "method"}]
+    assert parts["Run it on other data"] == [{"file": "own_data"}, {"file": "data_layouts"}]
+    assert list(parts).index("Run it on other data") == len(parts) - 2
+
+
 def test_included_headings_move_down_but_comments_in_code_do_not():
     text = "# A\n\n```bash\n# no heading\n```\n\n## B\n"
     assert book.demote_headings(text) == "## A\n\n```bash\n# no heading\n```\n\n### B\n"

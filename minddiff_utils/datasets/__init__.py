@@ -5,6 +5,7 @@ from pathlib import Path
 
 from minddiff_utils.datasets.miyawaki import load_miyawaki
 from minddiff_utils.datasets.nsd import load_nsd
+from minddiff_utils.datasets.own import check_own, load_own
 from minddiff_utils.datasets.subject import (
     Fold,
     Split,
@@ -23,6 +24,7 @@ __all__ = [
     "Fold",
     "Split",
     "Subject",
+    "check_own",
     "estimate_ncsnr",
     "load_subject",
     "noise_ceiling",
@@ -32,7 +34,7 @@ __all__ = [
     "write_summary",
 ]
 
-DATASETS = ("nsd", "miyawaki")
+DATASETS = ("nsd", "miyawaki", "own")
 
 
 def load_subject(
@@ -47,15 +49,18 @@ def load_subject(
 
     Parameters
     ----------
-    dataset : {"nsd", "miyawaki"}
-        The layout of the files. The phantom is written in the layout of NSD.
+    dataset : {"nsd", "miyawaki", "own"}
+        The layout of the files. The phantom is written in the layout of NSD; "own" is the HDF5
+        file described in `minddiff_utils.datasets.own`.
     path : str or Path
-        The top folder of the NSD tree, or the file `V1_mean_figure.mat`.
+        The top folder of the NSD tree, the file `V1_mean_figure.mat`, or an HDF5 file (or a folder
+        with one a subject) in the layout of "own".
     subject : str
         For example "subj01"; "S1" for the recording of Miyawaki et al.
     rois : str
         Which regions: "kastner2015" (eleven groups), "nsdgeneral", or names of groups separated
-        by commas ("V1,V2,hV4"). A recording with one region ignores "kastner2015".
+        by commas ("V1,V2,hV4"). A recording with one region ignores "kastner2015", and an own one
+        takes it, like "all", for all regions of the file.
     sessions : int, sequence of int, or None
         The first so many sessions, exactly these (from 1), or all that are there.
 
@@ -72,4 +77,6 @@ def load_subject(
         return load_nsd(path, subject, rois=rois, sessions=sessions)
     if dataset == "miyawaki":
         return load_miyawaki(path, subject, rois=rois)
+    if dataset == "own":
+        return load_own(path, subject, rois=rois)
     raise InputError(f"dataset={dataset!r} is unknown; choose one of {', '.join(DATASETS)}")

@@ -281,9 +281,12 @@ def single_trial_ncsnr(subject: Subject) -> np.ndarray:
     Returns
     -------
     float32 array of shape (n_voxels,)
+        NaN where they cannot be known: none are given, and no stimulus was shown twice.
     """
     if subject.ncsnr is not None:
         return subject.ncsnr
+    if subject.n_repetitions(subject.stimulus_ids).max() < 2:
+        return np.full(subject.responses.shape[1], np.nan, np.float32)
     return estimate_ncsnr(subject.responses, subject.stimulus_id, subject.session)
 
 

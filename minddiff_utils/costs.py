@@ -1,0 +1,289 @@
+"""What NSD with Stable Diffusion v1-4 takes, estimated: `python -m minddiff_utils.costs`.
+
+Bytes of files follow from their shapes. Operations and memory of the models are counted on tensors
+without content (PyTorch's meta device): no weights, no GPU and little memory are needed. Only the
+share of a GPU's peak that is reached is assumed.
+"""
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from unittest import mock
+
+import pandas as pd
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch.utils.flop_counter import FlopCounterMode
+
+__all__ = [
+    "GPUS",
+    "LOOPS",
+    "Counts",
+    "Loop",
+    "betas_bytes",
+    "count",
+    "feature_bytes",
+    "files",
+    "memory",
+    "stimuli_bytes",
+    "time_table",
+]
+
+# Shape (X, Y, Z) of each subject's func1pt8mm volume, and sessions.
+VOLUMES = {
+    "subj01": ((81, 104, 83), 40),
+    "subj02": ((82, 106, 84), 40),
+    "subj03": ((81, 106, 82), 32),
+    "subj04": ((85, 99, 80), 30),
+    "subj05": ((79, 97, 78), 40),
+    "subj06": ((85, 113, 83), 32),
+    "subj07": ((78, 95, 81), 40),
+    "subj08": ((80, 103, 78), 30),
+}
+TRIALS = 750  # a session
+PICTURES = (73_000, 425, 425, 3)  # of nsd_stimuli.hdf5, uint8
+TEST_PICTURES = 982  # seen by the subjects 1, 2, 5 and 7 in 37 sessions
+
+# Dense bfloat16 peak in operations a second, from the maker's data sheets.
+GPUS = {"24 GB (RTX 4090)": 165e12, "80 GB (A100)": 312e12}
+SHARE = 0.4  # of the peak that is reached: assumed
+
+# The parts of Stable Diffusion v1-4 whose configuration differs from diffusers' defaults.
+UNET = {"sample_size": 64, "cross_attention_dim": 768}
+VAE = {
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+    "sample_size": 512,
+}
+OTHERS = {"text encoder": 123_060_480, "CLIP ViT-B/32": 151_277_313}  # parameters
+JUDGE = {"CLIP ViT-L/14": 427_616_513}  # judges the pictures when all are made
+
+# What `features.h5` keeps of a picture: values, bytes of each.
+FEATURES = {
+    "z": (4 * 64 * 64, 4),
+    "c": (77 * 768, 4),
+    "blocks": (6 * 50 * 768, 2),
+    "embedding": (512, 4),
+}
+SEEN = 10_000  # pictures that a subject sees in 40 sessions
+VOXELS = 11_694  # of the paper's eleven regions in subject 1
+
+
+@dataclass(frozen=True)
+class Loop:
+    """Stage 2: so many denoising steps, each with and without condition, so many times over."""
+
+    denoising: int
+    iterations: int
+
+    @property
+    def forwards(self) -> int:
+        """Passes through the UNet, one picture and one condition each."""
+        return self.denoising * 2 * self.iterations
+
+    @property
+    def equivalents(self) -> int:
+        """The same with the way back: compute, compute again, and twice as much for gradients."""
+        return 4 * self.forwards
+
+    def operations(self, counts: "Counts") -> float:
+        """Operations a picture; the autoencoder's decoder runs once an iteration, and back."""
+        return self.equivalents * counts.unet + 3 * self.iterations * counts.decoder
+
+
+LOOPS = {
+    "the paper's: 35 steps, 300 iterations": Loop(35, 300),
+    "this book's: 6 steps, 10 iterations": Loop(6, 10),
+}
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Operations (a multiplication and an addition are two) and bytes of the models."""
+
+    unet: float  # operations of one pass, one picture, one condition
+    decoder: float  # of the autoencoder's decoder
+    parameters: dict[str, int]
+    unet_saved: int  # bytes kept for the gradient of one denoising step, bfloat16, two conditions
+    decoder_saved: int  # bytes kept for the gradient of the decoder, bfloat16
+
+
+def betas_bytes(subject: str) -> int:
+    """Bytes of one session's betas: trials × voxels of the volume × 2."""
+    (x, y, z), _ = VOLUMES[subject]
+    return TRIALS * x * y * z * 2
+
+
+def files() -> pd.DataFrame:
+    """Sizes of the large files, in gigabytes of 10⁹ bytes, one row a subject."""
+    rows = {
+        subject: {
+            "volume": " × ".join(map(str, shape)),
+            "sessions": sessions,
+            "a session, GB": betas_bytes(subject) / 1e9,
+            "all, GB": sessions * betas_bytes(subject) / 1e9,
+        }
+        for subject, (shape, sessions) in VOLUMES.items()
+    }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def stimuli_bytes() -> int:
+    """Bytes of `nsd_stimuli.hdf5`."""
+    pictures, height, width, colours = PICTURES
+    return pictures * height * width * colours
+
+
+def feature_bytes() -> int:
+    """Bytes that `features.h5` keeps of one picture."""
+    return sum(values * size for values, size in FEATURES.values())
+
+
+def count() -> Counts:
+    """Count operations and bytes on Stable Diffusion v1-4's architecture, for 512 × 512 pictures.
+
+    Returns
+    -------
+    Counts
+    """
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**UNET).bfloat16()
+        vae = AutoencoderKL(**VAE).bfloat16()
+        z = torch.empty(2, 4, 64, 64, dtype=torch.bfloat16)
+        c = torch.empty(2, 77, 768, dtype=torch.bfloat16)
+    unet.requires_grad_(False)
+    vae.requires_grad_(False)
+    step = torch.zeros((), device="meta")
+
+    def denoise(n: int) -> torch.Tensor:
+        return unet(z[:n].requires_grad_(), step, encoder_hidden_states=c[:n]).sample
+
+    def decode() -> torch.Tensor:
+        return vae.decode(z[:1].requires_grad_()).sample
+
+    return Counts(
+        unet=_operations(lambda: denoise(1)),
+        decoder=_operations(decode),
+        parameters={"UNet": unet.num_parameters(), "autoencoder": vae.num_parameters(), **OTHERS},
+        unet_saved=_saved_bytes(lambda: denoise(2)),
+        decoder_saved=_saved_bytes(decode),
+    )
+
+
+@torch.no_grad()
+def _operations(run: Callable[[], torch.Tensor]) -> float:
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return float(counter.get_total_flops())
+
+
+def _saved_bytes(run: Callable[[], torch.Tensor]) -> int:
+    """Bytes that autograd keeps for the way back; parameters do not count."""
+    kept = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if not isinstance(tensor, torch.nn.Parameter):
+            kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), _flash():
+        run()
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+class _Flash(torch.autograd.Function):
+    """Attention that keeps what fused kernels keep: not the matrix of all pairs of places."""
+
+    @staticmethod
+    def forward(ctx, query, key, value):
+        out = torch.empty_like(query)
+        ctx.save_for_backward(query, key, value, out)
+        return out
+
+    @staticmethod
+    def backward(ctx, gradient):
+        query, key, value, _ = ctx.saved_tensors
+        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+
+
+@contextmanager
+def _flash():
+    """Let attention on the meta device keep as little as on a GPU."""
+
+    def attention(query, key, value, *_, **__):
+        return _Flash.apply(query, key, value)
+
+    with mock.patch("torch.nn.functional.scaled_dot_product_attention", attention):
+        yield
+
+
+def time_table(counts: Counts) -> pd.DataFrame:
+    """Estimate stage 2 on each GPU: one row a loop.
+
+    Returns
+    -------
+    DataFrame
+        Passes through the UNet and 10¹⁵ operations a picture; for each GPU, seconds a picture and
+        hours for all test pictures of a subject.
+    """
+    rows = {}
+    for name, loop in LOOPS.items():
+        operations = loop.operations(counts)
+        row = {"UNet passes": loop.forwards, "10^15 operations": operations / 1e15}
+        for gpu, peak in GPUS.items():
+            seconds = operations / (SHARE * peak)
+            row |= {f"{gpu}: s": seconds, f"{gpu}: h": TEST_PICTURES * seconds / 3600}
+        rows[name] = row
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def memory(counts: Counts, loop: Loop, batch: int, recompute: bool) -> float:
+    """Estimate the bytes on the GPU in stage 2: the weights, and what the way back needs.
+
+    Parameters
+    ----------
+    counts : Counts
+    loop : Loop
+    batch : int
+        Pictures at a time.
+    recompute : bool
+        Whether denoising steps are computed again on the way back, one after the other.
+    """
+    if recompute:
+        kept = max(counts.unet_saved, counts.decoder_saved)
+    else:
+        kept = loop.denoising * counts.unet_saved + counts.decoder_saved
+    return 2 * sum(counts.parameters.values()) + batch * kept
+
+
+def main() -> None:
+    """Print sizes, counts, times and memory."""
+    print("Betas (10^9 bytes):")
+    print(files().round(2).to_string())
+    print(f"\nnsd_stimuli.hdf5: {stimuli_bytes() / 1e9:.1f} GB")
+    print(f"features.h5: {feature_bytes()} bytes a picture, {SEEN * feature_bytes() / 1e9:.1f} GB")
+    print(f"voxels of subj01: {40 * TRIALS * VOXELS * 4 / 1e9:.1f} GB in float32")
+    counts = count()
+    print(f"\nOne pass through the UNet: {counts.unet / 1e12:.2f} · 10^12 operations")
+    print(f"One pass through the decoder: {counts.decoder / 1e12:.2f} · 10^12 operations")
+    total = sum(counts.parameters.values())
+    for name, number in {**counts.parameters, **JUDGE}.items():
+        size = 4 * number / 1e9
+        print(f"{name}: {number / 1e6:.0f} million parameters, {size:.2f} GB in float32")
+    print(f"All but the judge: {total / 1e6:.0f} million, {2 * total / 1e9:.1f} GB in bfloat16")
+    for name in ("unet_saved", "decoder_saved"):
+        print(f"{name}: {getattr(counts, name) / 1e9:.1f} GB")
+    print(f"\nStage 2, estimated at {SHARE:.0%} of each GPU's peak:")
+    print(time_table(counts).round(2).T.to_string())
+    print("\nMemory of stage 2, estimated, GB:")
+    for name, loop in LOOPS.items():
+        for batch in (1, 4):
+            for recompute in (True, False):
+                size = memory(counts, loop, batch, recompute) / 1e9
+                print(f"  {name}; batch={batch}, recompute={recompute}: {size:.1f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""Estimates of what NSD takes: arithmetic against numbers known from elsewhere, and the page."""
+
+import re
+
+import pytest
+from dummy_project import ROOT
+
+from minddiff_utils import costs
+
+PAGE = (ROOT / "book" / "run_nsd.md").read_text("utf-8")
+MADE = costs.Counts(1e12, 2e12, {"all": 10**9}, unet_saved=2 * 10**9, decoder_saved=3 * 10**9)
+
+
+def test_loop_of_the_paper_has_the_published_passes():
+    loop = costs.Loop(denoising=35, iterations=300)
+    assert (loop.forwards, loop.equivalents) == (21_000, 84_000)
+    assert loop.operations(MADE) == 84_000e12 + 900 * 2e12
+
+
+def test_sizes_of_files():
+    assert costs.betas_bytes("subj01") == 750 * 81 * 104 * 83 * 2
+    assert costs.files().loc["subj01", "all, GB"] == pytest.approx(42, abs=0.1)  # as published
+    assert costs.stimuli_bytes() == 73_000 * 425 * 425 * 3
+
+
+def test_times_and_memory_follow_from_the_counts():
+    table = costs.time_table(MADE)
+    row = table.loc["this book's: 6 steps, 10 iterations"]
+    operations = 480e12 + 30 * 2e12
+    assert row["80 GB (A100): s"] == pytest.approx(operations / (0.4 * 312e12))
+    assert row["80 GB (A100): h"] == pytest.approx(982 * row["80 GB (A100): s"] / 3600)
+    loop = costs.Loop(6, 10)
+    assert costs.memory(MADE, loop, 2, recompute=True) == 2e9 + 2 * 3e9
+    assert costs.memory(MADE, loop, 2, recompute=False) == 2e9 + 2 * (6 * 2e9 + 3e9)
+
+
+def test_page_has_the_sizes_of_every_subject():
+    for subject, row in costs.files().iterrows():
+        (line,) = [line for line in PAGE.splitlines() if line.startswith(f"| `{subject}`")]
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert cells[1:] == [
+            row["volume"],
+            str(row["sessions"]),
+            f"{row['a session, GB']:.2f} GB",
+            f"{row['all, GB']:.1f} GB",
+        ]
+
+
+@pytest.mark.slow
+def test_page_has_what_the_command_counts():
+    counts = costs.count()
+    assert counts.parameters["UNet"] == 859_520_964  # as published with the weights
+    assert f"{counts.unet / 1e12:.2f} · 10¹²" in PAGE
+    assert f"{counts.decoder / 1e12:.2f} · 10¹²" in PAGE
+    table = costs.time_table(counts)
+    for start, name in (("the paper's", table.index[0]), ("this book's", table.index[1])):
+        (line,) = re.findall(rf"^\| {start}.* s \|.*$", PAGE, flags=re.MULTILINE)
+        row = table.loc[name]
+        assert re.findall(r"([\d,.]+) (?:s|h)\b", line) == [
+            _shown(row[f"{gpu}: {unit}"]) for gpu in costs.GPUS for unit in ("s", "h")
+        ]
+    for recompute in (True, False):
+        for loop in costs.LOOPS.values():
+            for batch in (1, 4):
+                size = costs.memory(counts, loop, batch, recompute) / 1e9
+                assert f"{size:.0f} GB" in PAGE, (loop, batch, recompute)
+    assert f"{costs.feature_bytes() / 1e3:.0f} kB" in PAGE
+
+
+def _shown(value: float) -> str:
+    return f"{value:.1f}" if value < 10 else f"{value:,.0f}"

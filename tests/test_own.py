@@ -1,0 +1,300 @@
+"""Own recordings: the page's example, the reader, and every fault in words."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from dummy_project import ROOT
+from test_book import minddiff
+
+from minddiff_utils.datasets import check_own, load_subject, noise_ceiling, prepare_fold
+from minddiff_utils.datasets.own_file import LAYOUT, REQUIRED
+from minddiff_utils.datasets.subject import single_trial_ncsnr
+from minddiff_utils.figures_data import ceiling_by_roi, clearest_voxel
+from minddiff_utils.files import InputError
+
+PAGE = ROOT / "book" / "own_data.md"
+
+
+def example() -> str:
+    """The page's own example."""
+    (source,) = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), flags=re.DOTALL)
+    return source
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> Path:
+    """The file that the page's example writes, run as a reader runs it."""
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "example.py").write_text(example())
+    subprocess.run([sys.executable, "example.py"], cwd=folder, check=True)
+    return folder / "own.h5"
+
+
+@pytest.fixture
+def made(tmp_path):
+    """A valid file with everything optional, and the arrays in it."""
+    rng = np.random.default_rng(1)
+    content = {
+        "responses": rng.normal(5, 2, (48, 10)),
+        "stimulus_id": rng.permutation(np.repeat(np.arange(12), 4)),
+        "pictures": rng.integers(0, 256, (12, 8, 8, 3), np.uint8),
+        "captions": [[f"picture {i}", "words" if i % 2 else ""] for i in range(12)],
+        "split": ["train"] * 8 + ["test"] * 4,
+        "roi": ["V1"] * 4 + [""] + ["LO"] * 5,
+        "session": np.repeat([1, 2, 3], 16),
+        "ncsnr": rng.random(10),
+        "voxel_ijk": rng.integers(0, 5, (10, 3)),
+        "affine": np.diag([2.0, 2, 2, 1]),
+        "volume_shape": [5, 5, 5],
+    }
+    return tmp_path / "made.h5", content
+
+
+def write(path, content):
+    with h5py.File(path, "w") as file:
+        for name, value in content.items():
+            if value is not None:
+                file[name] = value
+    return path
+
+
+# --- the page -------------------------------------------------------------------------------------
+
+
+def test_example_has_ten_lines_after_the_imports():
+    lines = [line for line in example().splitlines() if line and not line.startswith("import")]
+    assert len(lines) == 10
+
+
+def test_example_writes_a_good_file_that_the_reader_reads(written):
+    assert check_own(written) == []
+    subject = load_subject("own", written, "S1", rois="all")
+    assert subject.responses.shape == (120, 48) and subject.dataset == "own"
+    (split,) = subject.splits
+    assert (len(split.train), len(split.test)) == (32, 8)
+    pictures = subject.stimuli.pictures(subject.stimulus_id)
+    # Each voxel sees one colour of one square, so picture and response go together.
+    seen = pictures[:, ::16, ::16].reshape(120, 48).astype(float)
+    assert np.corrcoef(seen.ravel(), subject.responses.ravel())[0, 1] > 0.9
+    fold = prepare_fold(subject, split)
+    assert fold.train_x.shape == (32, 48)
+
+
+def test_page_describes_every_dataset_and_no_other():
+    tables = re.findall(r"^\| `(\w+)` \|", PAGE.read_text("utf-8"), flags=re.MULTILINE)
+    assert sorted(tables) == sorted(LAYOUT)
+
+
+@pytest.mark.slow
+def test_make_book_from_the_pages_own_example(written, tmp_path):
+    changes = ["n_steps=5", "iterations=2", "n_gallery=16", f"run_dir={tmp_path / 'run'}"]
+    sets = [word for change in changes for word in ("--set", change)]
+    answer = minddiff("book", "own", "--data", written, *sets)
+    assert answer.returncode == 0, answer.stderr
+    pages = {page.name for page in (tmp_path / "run/html").glob("*.html")}
+    assert {"own_data.html", "data_layouts.html", "run_nsd.html"} <= pages
+    assert (tmp_path / "run/html/S1/05_metrics.html").is_file()
+
+
+# --- the reader -----------------------------------------------------------------------------------
+
+
+def test_reader_agrees_with_the_arrays(made):
+    path, content = made
+    assert check_own(write(path, content)) == []
+    subject = load_subject("own", path, "anyone", rois="all")
+    inside = np.array([name != "" for name in content["roi"]])
+    np.testing.assert_allclose(subject.responses, content["responses"][:, inside], rtol=1e-6)
+    np.testing.assert_array_equal(subject.stimulus_id, content["stimulus_id"])
+    np.testing.assert_array_equal(subject.session, content["session"])
+    np.testing.assert_allclose(subject.ncsnr, content["ncsnr"][inside], rtol=1e-6)
+    np.testing.assert_array_equal(subject.voxel_ijk, content["voxel_ijk"][inside])
+    assert subject.volume_shape == (5, 5, 5) and subject.affine[0, 0] == 2
+    assert {name: mask.tolist() for name, mask in subject.roi.items()} == {
+        "V1": [True] * 4 + [False] * 5,
+        "LO": [False] * 4 + [True] * 5,
+    }
+    assert subject.splits[0].test.tolist() == [8, 9, 10, 11]
+    np.testing.assert_array_equal(
+        subject.stimuli.pictures([11, 3, 11]), content["pictures"][[11, 3, 11]]
+    )
+    assert subject.stimuli.captions([3, 2]) == [("picture 3", "words"), ("picture 2",)]
+
+
+def test_some_regions_and_wrong_ones(made):
+    path, content = made
+    write(path, content)
+    subject = load_subject("own", path, "S1", rois="LO")
+    assert list(subject.roi) == ["LO"] and subject.responses.shape == (48, 5)
+    assert list(load_subject("own", path, "S1").roi) == ["V1", "LO"]  # the notebooks' default
+    with pytest.raises(InputError, match="has no region 'V9'; give all, or some of V1,LO"):
+        load_subject("own", path, "S1", rois="V1,V9")
+
+
+def test_folds_test_each_picture_once_and_grey_pictures_have_three_colours(made):
+    path, content = made
+    fold = np.arange(12) % 3
+    grey = content["pictures"][..., 0]
+    write(path, {**content, "split": None, "fold": fold, "pictures": grey})
+    subject = load_subject("own", path, "S1", rois="all")
+    assert [split.name for split in subject.splits] == ["fold_0", "fold_1", "fold_2"]
+    for number, split in enumerate(subject.splits):
+        assert split.test.tolist() == np.flatnonzero(fold == number).tolist()
+        assert sorted([*split.train, *split.test]) == list(range(12))
+    found = subject.stimuli.pictures([4])
+    np.testing.assert_array_equal(found, np.stack([grey[[4]]] * 3, axis=-1))
+
+
+def test_dead_voxels_are_left_out_and_counted(made):
+    path, content = made
+    x = content["responses"].copy()
+    x[:, 0] = np.nan
+    training = np.isin(content["stimulus_id"], range(8))
+    x[training & (content["session"] == 2), 6] = 3.0
+    write(path, {**content, "responses": x})
+    assert check_own(path) == []
+    subject = load_subject("own", path, "S1", rois="all")
+    assert subject.n_dropped == 2 and subject.responses.shape == (48, 7)
+    assert np.isfinite(prepare_fold(subject, subject.splits[0]).test_x).all()
+
+
+def test_pictures_shown_once_have_no_noise_ceiling_but_a_chapter(made):
+    path, content = made
+    once = {"responses": content["responses"][:12], "stimulus_id": np.arange(12)}
+    write(path, {**content, **once, "session": None, "ncsnr": None})
+    assert check_own(path) == []
+    subject = load_subject("own", path, "S1", rois="all")
+    assert np.isnan(noise_ceiling(single_trial_ncsnr(subject), 1)).all()
+    (axis,) = ceiling_by_roi(subject, 1).axes
+    assert "no picture was shown twice" in axis.texts[0].get_text()
+    assert clearest_voxel(subject) == subject.responses.std(axis=0).argmax()
+
+
+def test_a_folder_has_a_file_a_subject(made):
+    path, content = made
+    write(path.with_name("anna.h5"), content)
+    write(path.with_name("ben.hdf5"), {**content, "responses": content["responses"] + 1})
+    folder = path.parent
+    assert check_own(folder) == []
+    anna, ben = (load_subject("own", folder, name) for name in ("anna", "ben"))
+    np.testing.assert_allclose(ben.responses, anna.responses + 1, rtol=1e-5)
+    with pytest.raises(InputError, match=r"carl.h5 is missing; subjects in .*: anna, ben"):
+        load_subject("own", folder, "carl")
+
+
+def test_a_file_that_names_its_subject_is_no_one_elses(made):
+    path, content = made
+    with h5py.File(write(path, content), "a") as file:
+        file.attrs["subject"] = "anna"
+    assert load_subject("own", path, "anna").name == "anna"
+    with pytest.raises(InputError, match="is of subject 'anna', not 'S1'.*subjects=anna"):
+        load_subject("own", path, "S1")
+
+
+def test_reader_says_the_first_fault_and_where_to_see_the_rest(made):
+    path, content = made
+    write(path, {**content, "roi": None, "split": None})
+    with pytest.raises(InputError) as error:
+        load_subject("own", path, "S1")
+    assert str(error.value).startswith(f"{path}: there is no dataset `roi`")
+    assert "And 1 more: `minddiff check own" in str(error.value) and "\n" not in str(error.value)
+
+
+# --- faults ---------------------------------------------------------------------------------------
+
+PICTURES = np.zeros((12, 8, 8, 3), np.uint8)
+SHOWN = np.repeat(np.arange(12), 4)
+X = np.random.default_rng(0).normal(size=(48, 10))
+HOLE = np.where(np.arange(480).reshape(48, 10) == 123, np.nan, X)
+FLAT = np.where(np.arange(10) < 4, 1.0, X)
+FAULTS = [
+    ({"responses": X.T}, "it lies on its side. Write responses.T"),
+    ({"responses": X[0]}, r"`responses` is float64 (10,); expected numbers (n_trials, n_voxels)"),
+    ({"responses": HOLE}, "NaN or infinite in some trials for 1 of 10 voxels, first in trial 12"),
+    ({"responses": FLAT}, "every voxel of region V1 is NaN or constant"),
+    ({"stimulus_id": SHOWN + 1}, "`stimulus_id` goes from 1 to 12; expected rows of `pictures`, 0"),
+    ({"stimulus_id": SHOWN + 1}, "They seem to count from 1: subtract 1."),
+    ({"stimulus_id": SHOWN[:-1]}, "`stimulus_id` has 47 entries; expected 48, one a trial"),
+    ({"stimulus_id": SHOWN / 2}, "`stimulus_id` is float64 (48,); expected whole numbers"),
+    ({"stimulus_id": SHOWN % 8}, "no picture that some trial shows is for testing"),
+    ({"stimulus_id": np.maximum(SHOWN, 6)}, "2 shown pictures are for training; expected 4"),
+    ({"stimulus_id": np.minimum(SHOWN, 8)}, "one shown picture is for testing; expected 2"),
+    ({"pictures": PICTURES / 255}, "Values from 0 to 1 become it with np.uint8"),
+    ({"pictures": np.moveaxis(PICTURES, -1, 1)}, "write np.moveaxis(pictures, 1, -1)"),
+    ({"pictures": PICTURES[:, :6]}, "6 pixels high and 8 wide; expected squares"),
+    ({"pictures": PICTURES[0, 0]}, "`pictures` is uint8 (8, 3); expected uint8 (n_pictures"),
+    ({"captions": ["a"] * 11}, "`captions` has 11 entries; expected 12, one a picture"),
+    ({"captions": ["a"] * 48}, "It looks like one a trial: give one a picture."),
+    ({"captions": ["a", " "] * 6}, "`captions` has none for pictures 1, 3, 5 and 3 more"),
+    ({"captions": np.arange(12)}, "`captions` is int64 (12,); expected texts"),
+    ({"split": ["train"] * 48}, "`split` has 48 entries; expected 12, one a picture. It looks"),
+    ({"split": ["training"] * 12}, '`split` has \'training\'; expected "train" or "test"'),
+    ({"fold": np.arange(12)}, "the file has both `split` and `fold`; expected one"),
+    ({"split": None}, "the file has no `split` and no `fold`; expected one"),
+    ({"split": None, "fold": [1] * 12}, "`fold` has 1 only; expected two or more"),
+    ({"split": None, "fold": np.arange(12) % 12 // 10}, "2 shown pictures are for training when"),
+    ({"roi": ["V1"] * 9}, "`roi` has 9 entries; expected 10, one a voxel"),
+    ({"roi": np.arange(10)}, "`roi` is int64 (10,); expected texts (n_voxels,)"),
+    ({"roi": [""] * 10}, "`roi` is empty for every voxel"),
+    ({"roi": ["V1,V2"] * 10}, "`roi` has the name 'V1,V2'; choose one without a comma"),
+    ({"session": np.arange(48) // 16}, "`session` has 0; sessions count from 1"),
+    ({"session": 1 + SHOWN // 8}, "session 2 has 0 trials with a training picture"),
+    ({"ncsnr": np.full(10, -1.0)}, "`ncsnr` is below zero for voxels 0, 1, 2 and 7 more"),
+    ({"ncsnr": np.full(10, np.nan)}, "`ncsnr` of voxels 0, 1, 2 and 6 more is not finite"),
+    ({"affine": None}, "`affine` missing beside `voxel_ijk`"),
+    ({"affine": np.zeros((4, 4))}, "`affine` cannot be inverted"),
+    ({"affine": np.eye(3)}, "`affine` has shape (3, 3); expected (4, 4)"),
+    ({"volume_shape": [5, 5, 1]}, "lies outside `volume_shape` (5, 5, 1)"),
+    ({"voxel_ijk": np.zeros((10, 2), int)}, "`voxel_ijk` has shape (10, 2); expected (10, 3)"),
+]
+FAULTS += [({name: None}, f"there is no dataset `{name}`; expected") for name in REQUIRED]
+
+
+@pytest.mark.parametrize(("changes", "said"), FAULTS, ids=[said[:50] for _, said in FAULTS])
+def test_each_fault_is_explained(made, changes, said):
+    path, content = made
+    regular = {"responses": X, "stimulus_id": SHOWN, "session": None}
+    faults = check_own(write(path, {**content, **regular, **changes}))
+    assert len(faults) <= 2 and any(said in fault for fault in faults), faults
+    assert all(fault.startswith(f"{path}: ") for fault in faults)
+
+
+def test_a_good_file_stays_good_without_changes(made):
+    path, content = made
+    regular = {"responses": X, "stimulus_id": SHOWN, "session": None}
+    assert check_own(write(path, {**content, **regular})) == []
+
+
+def test_a_misspelt_dataset_is_recognised(made):
+    path, content = made
+    renamed = {**content, "stimulus_id": None, "stimulus_ids": content["stimulus_id"]}
+    (fault,) = check_own(write(path, renamed))
+    assert "there is no dataset `stimulus_id`" in fault
+    assert "Is it what you called `stimulus_ids`?" in fault
+
+
+def test_groups_missing_and_broken_files(made, tmp_path):
+    path, content = made
+    write(path, {**content, "roi": None, "pictures": None})
+    with h5py.File(path, "a") as file:
+        file["roi/V1"] = [True] * 10
+        file["pictures/0"] = [0]
+    faults = check_own(path)
+    assert any("`roi` is a group; expected texts" in fault for fault in faults)
+    assert any("`pictures` is a group; expected uint8" in fault for fault in faults)
+
+    whole = write(path, content).read_bytes()
+    for length in (0, 100, len(whole) - 2000):
+        path.write_bytes(whole[:length])
+        (fault,) = check_own(path)
+        assert "no whole HDF5 file" in fault
+    (fault,) = check_own(tmp_path / "nothing.h5")
+    assert "nothing.h5 is missing: expected an HDF5 file" in fault
+    (tmp_path / "empty").mkdir()
+    (fault,) = check_own(tmp_path / "empty")
+    assert "holds no file *.h5" in fault

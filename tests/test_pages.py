@@ -1,0 +1,65 @@
+"""What the hand-written pages tell a reader to type is what the programs understand."""
+
+import re
+import shlex
+
+import pytest
+import typer
+from dummy_project import ROOT
+
+from minddiff_utils import cli
+
+PAGES = sorted((ROOT / "book").glob("*.md"))
+PARAMS = ROOT / "notebooks" / "params"
+
+
+def commands(start: str) -> list[tuple[str, str]]:
+    """Page and line of every command in a shell block that starts with a word."""
+    found = []
+    for page in PAGES:
+        for block in re.findall(r"```bash\n(.*?)```", page.read_text("utf-8"), flags=re.DOTALL):
+            lines = block.replace("\\\n", " ").splitlines()
+            found += [(page.name, line) for line in lines if line.startswith(f"{start} ")]
+    return found
+
+
+def parse(words: list[str]) -> None:
+    """Let the command line's own parser read the words, without running anything."""
+    command = typer.main.get_command(cli.app)
+    while hasattr(command, "commands"):
+        name, *words = words
+        command = command.commands[name]
+    command.make_context(name, words)
+
+
+@pytest.mark.parametrize(("page", "line"), commands("minddiff"))
+def test_commands_of_the_pages_are_understood(page, line):
+    words = shlex.split(line, comments=True)[1:]
+    known = typer.main.get_command(cli.app).commands
+    if words[0] not in known:
+        pytest.skip(f"there is no command {words[0]} yet")
+    parse(words)
+
+
+def test_a_wrong_command_is_noticed():
+    with pytest.raises(Exception, match="No such option"):
+        parse(["book", "nsd", "--no-such-option"])
+
+
+@pytest.mark.parametrize(("page", "line"), commands("make book"))
+def test_books_of_the_pages_are_made_with_what_the_makefile_reads(page, line):
+    given = dict(word.split("=", 1) for word in shlex.split(line, comments=True)[2:])
+    read = set(re.findall(r"^(\w+) \?=", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    assert set(given) <= read
+    assert (PARAMS / f"{given['PARAMS']}.yaml").is_file()
+
+
+def test_models_of_the_page_are_those_that_are_loaded():
+    checkpoints = pytest.importorskip("minddiff_utils.checkpoints")
+    for _, line in commands("hf"):
+        words = shlex.split(line)
+        assert words[:2] == ["hf", "download"]
+        assert checkpoints.REVISIONS[words[2]] == words[words.index("--revision") + 1]
+        chosen = {words[i + 1] for i, word in enumerate(words) if word == "--include"}
+        clip = "clip" in words[2]
+        assert chosen == set(checkpoints.CLIP_FILES if clip else checkpoints.DIFFUSION_FILES)
