@@ -219,7 +219,7 @@ def test_captions_missing_or_damaged(tree):
 
 @pytest.mark.parametrize("chunks", [None, (1, 5, 6, 7), (7, 1, 6, 7), (4, 2, 3, 3)])
 def test_any_chunking_and_float_betas(tmp_path, chunks, monkeypatch):
-    monkeypatch.setattr("minddiff_utils.datasets.nsd.BLOCK_BYTES", 3000)
+    monkeypatch.setattr("minddiff_utils.datasets.betas.BLOCK_BYTES", 3000)
     rng = np.random.default_rng(0)
     stored = rng.integers(-3000, 3000, (11, 5, 6, 7)).astype(np.int16)
     ijk = np.argwhere(rng.random((7, 6, 5)) < 0.2)

@@ -9,7 +9,9 @@ from minddiff_utils.datasets.subject import (
     Fold,
     Split,
     Subject,
+    describe_dropped,
     estimate_ncsnr,
+    mean_repetitions,
     noise_ceiling,
     prepare_fold,
     single_trial_ncsnr,
@@ -23,8 +25,10 @@ __all__ = [
     "Fold",
     "Split",
     "Subject",
+    "describe_dropped",
     "estimate_ncsnr",
     "load_subject",
+    "mean_repetitions",
     "noise_ceiling",
     "prepare_fold",
     "single_trial_ncsnr",
@@ -41,7 +45,10 @@ def load_subject(
     subject: str,
     *,
     rois: str = "kastner2015",
-    sessions: int | Sequence[int] | None = None,
+    sessions: int | str | Sequence[int] | None = None,
+    protocol: int | None = None,
+    repetitions: str = "average",
+    cache: str | Path | None = None,
 ) -> Subject:
     """Read one subject of a recording.
 
@@ -56,8 +63,16 @@ def load_subject(
     rois : str
         Which regions: "kastner2015" (eleven groups), "nsdgeneral", or names of groups separated
         by commas ("V1,V2,hV4"). A recording with one region ignores "kastner2015".
-    sessions : int, sequence of int, or None
-        The first so many sessions, exactly these (from 1), or all that are there.
+        Any atlas of NSD's: see `minddiff_utils.datasets.regions.read_regions`.
+    sessions : int, str, sequence of int, or None
+        Of NSD the first so many sessions, exactly these (from 1; also "1-10,12"), or all.
+    protocol : {982, 1000, None}
+        NSD's test pictures: 982 takes the first 37 sessions, 1000 the first 40.
+    repetitions : {"average", "keep"}
+        Whether NSD's training pictures give the decoders their mean response or every trial.
+    cache : str or Path, optional
+        Folder for the file into which the responses of a big recording are gathered, and from
+        which they are then read; the folder of the subject's results, for example.
 
     Returns
     -------
@@ -69,7 +84,10 @@ def load_subject(
         If the dataset or subject is unknown, or a file is missing, damaged or of a wrong shape.
     """
     if dataset == "nsd":
-        return load_nsd(path, subject, rois=rois, sessions=sessions)
+        choice = {"sessions": sessions, "protocol": protocol, "repetitions": repetitions}
+        return load_nsd(path, subject, rois=rois, **choice, cache=cache)
+    if (sessions, protocol, repetitions) != (None, None, "average"):
+        raise InputError(f"sessions, protocol and repetitions are for NSD, not dataset={dataset!r}")
     if dataset == "miyawaki":
         return load_miyawaki(path, subject, rois=rois)
     raise InputError(f"dataset={dataset!r} is unknown; choose one of {', '.join(DATASETS)}")
