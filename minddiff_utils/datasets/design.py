@@ -188,6 +188,8 @@ def _recorded(tree: NsdTree, design: Design, n_trials: Mapping[int, int]) -> Tri
     table = read_table(path, "\t", ("SESSION", "73KID", "10KID"))
     rows = [np.flatnonzero(table["SESSION"] == number) for number in n_trials]
     for (number, n), here in zip(n_trials.items(), rows, strict=True):
+        if not here.size:
+            raise InputError(f"{path} has no trials of session {number}: fetch it again")
         if len(here) != n:
             raise InputError(
                 f"{tree.session(number)} has {n} trials; expected {len(here)}, as {path} has them"
