@@ -85,9 +85,12 @@ def choose_sessions(
     wanted = list(range(1, found[-1] + 1)) if sessions is None else _parse_sessions(sessions)
     missing = [number for number in wanted if number not in found]
     if missing:
+        what = "name the sessions to read with `sessions`"
+        if protocol is not None:
+            what = f"leave out `protocol`, whose {protocol} test pictures take {sessions} sessions"
         raise InputError(
             f"{tree.session(missing[0])} is missing; {tree.subject} has sessions "
-            f"{_spans(found)}. Fetch it, or name the sessions to read with `sessions`."
+            f"{_spans(found)}. Fetch it, or {what}."
         )
     return wanted
 
