@@ -38,6 +38,7 @@ class StoredResponses:
     """Responses in a file, (n_trials, n_voxels) float32, of which only what is asked for is read.
 
     Indexing with rows, or with rows and columns, gives an ordinary array, as does `np.asarray`.
+    Lists of rows and of columns give each of the rows at each of the columns.
 
     Parameters
     ----------
@@ -372,4 +373,7 @@ def _squeeze(responses: np.ndarray, keep: np.ndarray) -> np.ndarray:
 
 
 def _plain(index: Rows) -> int | slice | np.ndarray:
-    return index if isinstance(index, int | slice | np.integer) else np.asarray(index)
+    """Return an index as numpy takes it; of an empty list it would make one of floats."""
+    if isinstance(index, int | slice | np.integer):
+        return index
+    return np.asarray(index) if len(index) else np.empty(0, np.int64)

@@ -239,7 +239,9 @@ def _standardise(
             f"constant or not finite in the training trials (the first is voxel "
             f"{int(np.flatnonzero(bad)[0])}). Drop them before making a Subject."
         )
-    return ((x - mean) / sd).astype(np.float32)
+    z = x - mean
+    z /= sd
+    return z.astype(np.float32)
 
 
 def noise_ceiling(ncsnr: np.ndarray, n: float | np.ndarray = 1) -> np.ndarray:
