@@ -208,14 +208,14 @@ def _projection(subject: Subject, across: int, up: int) -> np.ndarray:
     return image
 
 
-def ceiling_by_roi(subject: Subject, n_repetitions: int) -> Figure:
+def ceiling_by_roi(subject: Subject, n_repetitions: float) -> Figure:
     """Show the noise ceiling of every voxel, region by region.
 
     Parameters
     ----------
     subject : Subject
-    n_repetitions : int
-        How many trials of a picture are averaged.
+    n_repetitions : float
+        How many trials of a picture are averaged; for several pictures, `mean_repetitions`.
 
     Returns
     -------
@@ -240,7 +240,7 @@ def ceiling_by_roi(subject: Subject, n_repetitions: int) -> Figure:
             medianprops={"color": ORANGE, "linewidth": 2.2},
         )
         axis.grid(False, axis="x")
-        averaged = f"mean of {n_repetitions} trials" if n_repetitions > 1 else "single trial"
+        averaged = f"mean of {n_repetitions:.3g} trials" if n_repetitions > 1 else "single trial"
         axis.set(ylim=(0, 100), ylabel=f"noise ceiling, %\n({averaged})")
         if not known.any():
             axis.text(

@@ -21,6 +21,7 @@ SESSION = BETAS.format("subj01") + "/betas_session{:02d}.hdf5"
 NCSNR = BETAS.format("subj01") + "/ncsnr.nii.gz"
 PICTURES = "nsddata_stimuli/stimuli/nsd/nsd_stimuli.hdf5"
 STIMULI = "nsddata/experiments/nsd/nsd_stim_info_merged.csv"
+RECORD = "nsddata/ppdata/subj01/behav/responses.tsv"
 CAPTIONS = "coco/annotations/captions_train2017.json"
 
 
@@ -78,10 +79,12 @@ def test_truncated_file_is_named(tree, file, share):
 
 def test_missing_session_is_named(tree):
     (tree / SESSION.format(1)).unlink()
-    fails(tree, r"betas_session01.hdf5 is missing; subj01 has sessions 2, 3")
+    fails(tree, r"betas_session01.hdf5 is missing; subj01 has sessions 2-3")
     assert set(load(tree, sessions=[2, 3]).session) == {2, 3}
     fails(tree, "betas_session09.hdf5 is missing", sessions=[2, 9])
-    fails(tree, "sessions=0 is missing", sessions=0)
+    fails(tree, "sessions=0: expected how many", sessions=0)
+    fails(tree, "sessions='2-x': expected how many", sessions="2-x")
+    assert set(load(tree, sessions="2-3").session) == {2, 3}
 
 
 def test_no_sessions(tree):
@@ -97,6 +100,8 @@ def test_session_of_another_length(tree):
 
 def test_more_trials_than_planned(tree):
     shutil.copy(tree / SESSION.format(3), tree / SESSION.format(4))
+    fails(tree, "responses.tsv has no trials of session 4")
+    (tree / RECORD).unlink()
     fails(tree, "betas_session04.hdf5 has 200 trials; .* 600 trials in all")
 
 
@@ -219,7 +224,7 @@ def test_captions_missing_or_damaged(tree):
 
 @pytest.mark.parametrize("chunks", [None, (1, 5, 6, 7), (7, 1, 6, 7), (4, 2, 3, 3)])
 def test_any_chunking_and_float_betas(tmp_path, chunks, monkeypatch):
-    monkeypatch.setattr("minddiff_utils.datasets.nsd.BLOCK_BYTES", 3000)
+    monkeypatch.setattr("minddiff_utils.datasets.betas.BLOCK_BYTES", 3000)
     rng = np.random.default_rng(0)
     stored = rng.integers(-3000, 3000, (11, 5, 6, 7)).astype(np.int16)
     ijk = np.argwhere(rng.random((7, 6, 5)) < 0.2)

@@ -10,7 +10,9 @@ from minddiff_utils.datasets.subject import (
     Fold,
     Split,
     Subject,
+    describe_dropped,
     estimate_ncsnr,
+    mean_repetitions,
     noise_ceiling,
     prepare_fold,
     single_trial_ncsnr,
@@ -25,8 +27,10 @@ __all__ = [
     "Split",
     "Subject",
     "check_own",
+    "describe_dropped",
     "estimate_ncsnr",
     "load_subject",
+    "mean_repetitions",
     "noise_ceiling",
     "prepare_fold",
     "single_trial_ncsnr",
@@ -43,7 +47,10 @@ def load_subject(
     subject: str,
     *,
     rois: str = "kastner2015",
-    sessions: int | Sequence[int] | None = None,
+    sessions: int | str | Sequence[int] | None = None,
+    protocol: int | None = None,
+    repetitions: str = "average",
+    cache: str | Path | None = None,
 ) -> Subject:
     """Read one subject of a recording.
 
@@ -59,10 +66,18 @@ def load_subject(
         For example "subj01"; "S1" for the recording of Miyawaki et al.
     rois : str
         Which regions: "kastner2015" (eleven groups), "nsdgeneral", or names of groups separated
-        by commas ("V1,V2,hV4"). A recording with one region ignores "kastner2015", and an own one
-        takes it, like "all", for all regions of the file.
-    sessions : int, sequence of int, or None
-        The first so many sessions, exactly these (from 1), or all that are there.
+        by commas ("V1,V2,hV4"), or any atlas of NSD's: see
+        `minddiff_utils.datasets.regions.read_regions`. A recording with one region ignores
+        "kastner2015", and an own one takes it, like "all", for all regions of the file.
+    sessions : int, str, sequence of int, or None
+        Of NSD the first so many sessions, exactly these (from 1; also "1-10,12"), or all.
+    protocol : {982, 1000, None}
+        NSD's test pictures: 982 takes the first 37 sessions, 1000 the first 40.
+    repetitions : {"average", "keep"}
+        Whether NSD's training pictures give the decoders their mean response or every trial.
+    cache : str or Path, optional
+        Folder for the file into which the responses of a big recording are gathered, and from
+        which they are then read; the folder of the subject's results, for example.
 
     Returns
     -------
@@ -74,7 +89,10 @@ def load_subject(
         If the dataset or subject is unknown, or a file is missing, damaged or of a wrong shape.
     """
     if dataset == "nsd":
-        return load_nsd(path, subject, rois=rois, sessions=sessions)
+        choice = {"sessions": sessions, "protocol": protocol, "repetitions": repetitions}
+        return load_nsd(path, subject, rois=rois, **choice, cache=cache)
+    if (sessions, protocol, repetitions) != (None, None, "average"):
+        raise InputError(f"sessions, protocol and repetitions are for NSD, not dataset={dataset!r}")
     if dataset == "miyawaki":
         return load_miyawaki(path, subject, rois=rois)
     if dataset == "own":

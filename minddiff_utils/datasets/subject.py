@@ -1,13 +1,14 @@
 """One person's recording: responses, what was seen, where the voxels are, and the splits."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from minddiff_utils.datasets.responses import StoredResponses
 from minddiff_utils.files import InputError, atomic_path
 
 __all__ = [
@@ -15,7 +16,9 @@ __all__ = [
     "Split",
     "Stimuli",
     "Subject",
+    "describe_dropped",
     "estimate_ncsnr",
+    "mean_repetitions",
     "noise_ceiling",
     "prepare_fold",
     "single_trial_ncsnr",
@@ -70,8 +73,9 @@ class Subject:
     Parameters
     ----------
     name, dataset : str
-    responses : float32 array of shape (n_trials, n_voxels)
-        One row a trial, in the dataset's own unit (per cent signal change for NSD).
+    responses : float32 array of shape (n_trials, n_voxels), or StoredResponses
+        One row a trial, in the dataset's own unit (per cent signal change for NSD). What is on
+        disk is read when indexed.
     stimulus_id, session : int64 arrays of shape (n_trials,)
         What was seen, and in which session (from 1).
     roi : dict of str to bool array of shape (n_voxels,)
@@ -86,11 +90,15 @@ class Subject:
         From voxel indices to millimetres.
     n_dropped : int
         Voxels of the regions that were left out because they never changed.
+    dropped : dict of str to int
+        The same, by reason, where the reader tells reasons apart.
+    repetitions : {"average", "keep"}
+        Whether decoders see the mean of a training picture's trials or each trial.
     """
 
     name: str
     dataset: str
-    responses: np.ndarray
+    responses: np.ndarray | StoredResponses
     stimulus_id: np.ndarray
     session: np.ndarray
     roi: dict[str, np.ndarray]
@@ -101,8 +109,12 @@ class Subject:
     volume_shape: tuple[int, int, int] | None = None
     affine: np.ndarray | None = None
     n_dropped: int = field(default=0)
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    repetitions: str = "average"
 
     def __post_init__(self) -> None:
+        if self.repetitions not in ("average", "keep"):
+            raise InputError(f"repetitions={self.repetitions!r}; expected average or keep")
         n_trials, n_voxels = self.responses.shape
         for name in ("stimulus_id", "session"):
             if getattr(self, name).shape != (n_trials,):
@@ -128,6 +140,8 @@ class Subject:
 class Fold:
     """What a decoder sees: one row a stimulus, standardised and averaged over repetitions.
 
+    Where the repetitions of training stimuli are kept, each trial of theirs is a row.
+
     `train_x` float32 (n_train, n_voxels), `train_id` int64 (n_train,), likewise for test.
     """
 
@@ -142,7 +156,7 @@ def prepare_fold(subject: Subject, split: Split) -> Fold:
     """Standardise the responses with training statistics, then average the repetitions.
 
     Each voxel is z-scored in each session with mean and standard deviation of that session's
-    *training* trials; test trials never enter a statistic.
+    *training* trials; test trials never enter a statistic. One session is in memory at a time.
 
     Parameters
     ----------
@@ -152,7 +166,9 @@ def prepare_fold(subject: Subject, split: Split) -> Fold:
     Returns
     -------
     Fold
-        Rows are in the order of `split.train` and `split.test`.
+        Rows are in the order of `split.train` and `split.test`. If the subject's `repetitions`
+        are kept, a training stimulus has as many neighbouring rows as trials; trials of a test
+        stimulus are averaged all the same, for one picture is reconstructed from them.
 
     Raises
     ------
@@ -161,27 +177,46 @@ def prepare_fold(subject: Subject, split: Split) -> Fold:
         or a voxel is constant or not finite in the training trials of a session.
     """
     ids = np.concatenate([split.train, split.test]).astype(np.int64)
-    count = subject.n_repetitions(ids)
-    if not count.all():
+    if not subject.n_repetitions(ids).all():
+        unseen = ids[subject.n_repetitions(ids) == 0][0]
         raise InputError(
-            f"{subject.name}: stimulus {ids[count == 0][0]} of split {split.name} was not seen in "
+            f"{subject.name}: stimulus {unseen} of split {split.name} was not seen in "
             "the loaded sessions. Load more sessions, or leave it out of the split."
         )
+    place = _places(subject.stimulus_id, ids)
+    training = (place >= 0) & (place < len(split.train))
+    n_train, train_id = len(split.train), ids[: len(split.train)]
+    if subject.repetitions == "keep":
+        trials = np.flatnonzero(training)
+        trials = trials[np.argsort(place[trials], kind="stable")]
+        place[place >= n_train] += len(trials) - n_train
+        place[trials] = np.arange(len(trials))
+        n_train, train_id = len(trials), subject.stimulus_id[trials]
+    rows = _mean_rows(subject, place, training, n_train + len(split.test))
+    return Fold(split.name, rows[:n_train], train_id, rows[n_train:], ids[len(split.train) :])
+
+
+def _places(stimulus_id: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Return where each trial's stimulus stands in `ids`, -1 where it does not."""
     order = np.argsort(ids)
-    rows = np.full(len(subject.stimulus_id), -1)
-    place = np.minimum(np.searchsorted(ids[order], subject.stimulus_id), len(ids) - 1)
-    known = ids[order][place] == subject.stimulus_id
-    rows[known] = order[place[known]]
-    total = np.zeros((len(ids), subject.responses.shape[1]), np.float32)
+    near = np.minimum(np.searchsorted(ids[order], stimulus_id), len(ids) - 1)
+    return np.where(ids[order][near] == stimulus_id, order[near], -1)
+
+
+def _mean_rows(
+    subject: Subject, place: np.ndarray, training: np.ndarray, n_rows: int
+) -> np.ndarray:
+    """Z-score each session and average the trials with the same place; -1 belongs nowhere."""
+    total = np.zeros((n_rows, subject.responses.shape[1]), np.float32)
     for session in np.unique(subject.session):
-        trials = np.flatnonzero((subject.session == session) & known)
+        trials = np.flatnonzero((subject.session == session) & (place >= 0))
         if trials.size:
-            training = rows[trials] < len(split.train)
-            z = _standardise(subject, trials, training, int(session))
-            np.add.at(total, rows[trials], z)
+            z = _standardise(subject, trials, training[trials], int(session))
+            for row, values in zip(place[trials], z, strict=True):
+                total[row] += values
+    count = np.bincount(place[place >= 0], minlength=n_rows)
     total /= count[:, None].astype(np.float32)
-    n_train = len(split.train)
-    return Fold(split.name, total[:n_train], ids[:n_train], total[n_train:], ids[n_train:])
+    return total
 
 
 def _standardise(
@@ -204,10 +239,12 @@ def _standardise(
             f"constant or not finite in the training trials (the first is voxel "
             f"{int(np.flatnonzero(bad)[0])}). Drop them before making a Subject."
         )
-    return ((x - mean) / sd).astype(np.float32)
+    z = x - mean
+    z /= sd
+    return z.astype(np.float32)
 
 
-def noise_ceiling(ncsnr: np.ndarray, n: int | np.ndarray = 1) -> np.ndarray:
+def noise_ceiling(ncsnr: np.ndarray, n: float | np.ndarray = 1) -> np.ndarray:
     r"""Share of a voxel's variance that any model could explain, in per cent.
 
     .. math:: 100 \, \frac{s^2}{s^2 + 1/n}
@@ -216,8 +253,9 @@ def noise_ceiling(ncsnr: np.ndarray, n: int | np.ndarray = 1) -> np.ndarray:
     ----------
     ncsnr : array
         Signal-to-noise ratio `s` of a single trial (Allen et al. 2022).
-    n : int
-        How many repetitions are averaged.
+    n : float
+        How many repetitions are averaged; for pictures shown differently often, the
+        `mean_repetitions` of them.
 
     Returns
     -------
@@ -225,6 +263,26 @@ def noise_ceiling(ncsnr: np.ndarray, n: int | np.ndarray = 1) -> np.ndarray:
     """
     power = np.square(np.asarray(ncsnr, dtype=np.float64))
     return 100 * power / (power + 1 / np.asarray(n))
+
+
+def mean_repetitions(count: np.ndarray) -> float:
+    r"""Harmonic mean of how often pictures were shown, for their noise ceiling.
+
+    Averaging `n` trials leaves 1/n of the noise variance, so it is 1/n that is averaged over the
+    pictures: with A pictures shown three times, B twice and C once, NSD's manual has
+
+    .. math:: \frac{1}{n} = \frac{A/3 + B/2 + C/1}{A + B + C}
+
+    Parameters
+    ----------
+    count : int array of shape (n_pictures,)
+        Trials of each picture; at least 1.
+
+    Returns
+    -------
+    float
+    """
+    return float(1 / np.mean(1 / np.asarray(count, dtype=np.float64)))
 
 
 def estimate_ncsnr(
@@ -288,6 +346,14 @@ def single_trial_ncsnr(subject: Subject) -> np.ndarray:
     if subject.n_repetitions(subject.stimulus_ids).max() < 2:
         return np.full(subject.responses.shape[1], np.nan, np.float32)
     return estimate_ncsnr(subject.responses, subject.stimulus_id, subject.session)
+
+
+def describe_dropped(subject: Subject) -> str:
+    """Say in one line how many voxels of the regions were left out, and why."""
+    n_kept = subject.responses.shape[1]
+    why = ", ".join(f"{count:,} {reason}" for reason, count in subject.dropped.items())
+    line = f"{subject.n_dropped:,} of {n_kept + subject.n_dropped:,} voxels left out"
+    return f"{line}: {why}" if why else line
 
 
 def summarise(subject: Subject) -> dict[str, Any]:

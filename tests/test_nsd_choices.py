@@ -1,0 +1,206 @@
+"""What one can choose of NSD: regions of any atlas, sessions, protocols; and what a crop is."""
+
+import shutil
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.io
+from test_tree import SMALL
+
+from minddiff_utils.bench.betas import make_tree
+from minddiff_utils.datasets import load_subject, mean_repetitions, noise_ceiling
+from minddiff_utils.datasets.nsd import NsdTree
+from minddiff_utils.datasets.regions import read_regions
+from minddiff_utils.files import InputError
+from minddiff_utils.phantom.tree import write_tree
+
+LABELS = {0: "Unknown", 1: "early", 2: "midventral", 5: "ventral", 7: "parietal"}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A phantom with a second atlas, of which label 7 has no voxel."""
+    root = write_tree(tmp_path_factory.mktemp("choices") / "tree", ("subj01",), **SMALL)
+    tree = NsdTree(root, "subj01")
+    shape = nib.load(tree.roi("nsdgeneral")).shape
+    volume = np.random.default_rng(0).choice([-1, 0, 1, 2, 5], shape).astype(np.int16)
+    for name in ("streams", "lh.streams"):
+        nib.save(nib.Nifti1Image(volume, np.eye(4)), tree.roi(name))
+    table = "\n".join(f"{number} {name}" for number, name in LABELS.items())
+    path = tree.labels("streams")
+    path.parent.mkdir(parents=True)
+    path.write_text(table)
+    return root
+
+
+@pytest.fixture
+def tree(root):
+    return NsdTree(root, "subj01")
+
+
+@pytest.mark.parametrize(
+    ("rois", "expected"),
+    [
+        ("streams", {"early": [1], "midventral": [2], "ventral": [5]}),
+        ("lh.streams", {"early": [1], "midventral": [2], "ventral": [5]}),
+        ("streams:ventral, EARLY", {"ventral": [5], "early": [1]}),
+        ("streams:2,5", {"streams:2": [2], "streams:5": [5]}),
+    ],
+)
+def test_any_atlas(tree, rois, expected):
+    regions = read_regions(tree, rois)
+    volume = np.asarray(nib.load(tree.roi("streams")).dataobj)
+    assert list(regions.roi) == list(expected)
+    wanted = np.isin(volume, sum(expected.values(), []))
+    np.testing.assert_array_equal(regions.ijk, np.argwhere(wanted))
+    for name, labels in expected.items():
+        label = volume[tuple(regions.ijk[regions.roi[name]].T)]
+        assert set(label) == set(labels) and len(label) == np.isin(volume, labels).sum()
+
+
+def test_several_atlases_together(tree):
+    both = read_regions(tree, "V1+streams:early+lh.streams:early")
+    assert list(both.roi) == ["V1", "early", "lh.streams:early"]
+    np.testing.assert_array_equal(both.roi["early"], both.roi["lh.streams:early"])
+    places = [tuple(place) for place in both.ijk]
+    assert len(set(places)) == len(places)
+    for rois, name in (("V1", "V1"), ("streams:early", "early")):
+        alone = {tuple(place) for place in read_regions(tree, rois).ijk}
+        assert alone == {p for p, here in zip(places, both.roi[name], strict=True) if here}
+
+
+@pytest.mark.parametrize(
+    ("rois", "message"),
+    [
+        ("stream", r"'stream' is unknown; .* \(Kastner2015, lh.streams, nsdgeneral, streams\)"),
+        ("stream:early", "'stream' is unknown"),
+        ("streams:FFA", "has no label 'FFA'; it has early, midventral, ventral, parietal"),
+        ("streams:parietal", "ROI parietal is empty.* label 7. Leave it out"),
+        ("streams:9", "ROI streams:9 is empty"),
+        ("", "'' is unknown"),
+    ],
+)
+def test_unknown_or_empty_regions(tree, rois, message):
+    with pytest.raises(InputError, match=message):
+        read_regions(tree, rois)
+
+
+def test_atlas_without_a_table(root, tmp_path):
+    copy = NsdTree(shutil.copytree(root, tmp_path / "tree"), "subj01")
+    copy.labels("streams").unlink()
+    with pytest.raises(InputError, match=r"streams.mgz.ctab is missing.* give label numbers"):
+        read_regions(copy, "streams:early")
+    assert list(read_regions(copy, "streams:1").roi) == ["streams:1"]
+    shape = nib.load(copy.roi("streams")).shape[:2] + (3,)
+    nib.save(nib.Nifti1Image(np.ones(shape, np.int16), np.eye(4)), copy.roi("streams"))
+    with pytest.raises(InputError, match=r"streams.nii.gz has shape .* expected"):
+        read_regions(copy, "V1+streams:1")
+
+
+def test_crops(root):
+    stimuli = load_subject("nsd", root, "subj01").stimuli
+    np.testing.assert_array_equal(stimuli.crops([3, 1]), np.zeros((2, 4)))
+    with pytest.raises(InputError, match="no picture with nsdId 9999"):
+        stimuli.crops([9999])
+
+
+# --- sessions and protocols -----------------------------------------------------------------------
+
+
+def full_design():
+    """An order of 30,000 trials in which 18 shared and 141 other pictures come after session 37."""
+    rng = np.random.default_rng(0)
+    late = np.r_[np.arange(983, 1001), np.arange(9860, 10001)]
+    others = np.setdiff1d(np.arange(1, 10001), late)
+    last = rng.permutation(np.r_[np.repeat(late, 3), others[: 3 * 750 - 3 * len(late)]])
+    first = np.r_[others, others, others[3 * 750 - 3 * len(late) :]]
+    return np.r_[rng.permutation(first), last]
+
+
+@pytest.fixture(scope="module")
+def forty(tmp_path_factory):
+    tree = NsdTree(tmp_path_factory.mktemp("forty") / "tree", "subj01")
+    make_tree(tree, (3, 2, 2), 750, 5, 40)
+    rng = np.random.default_rng(1)
+    pictures = rng.permutation(73000)[None, :10000] + 1
+    design = {"masterordering": full_design()[None], "subjectim": pictures}
+    scipy.io.savemat(tree.design, {**design, "sharedix": pictures[:, :1000]})
+    return tree
+
+
+def load(tree, **more):
+    return load_subject("nsd", tree.root, tree.subject, rois="nsdgeneral", **more)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "n_sessions", "train", "test"), [(982, 37, 8859, 982), (1000, 40, 9000, 1000)]
+)
+def test_protocols_have_the_published_numbers(forty, protocol, n_sessions, train, test):
+    subject = load(forty, protocol=protocol)
+    (split,) = subject.splits
+    assert set(subject.session) == set(range(1, n_sessions + 1))
+    assert (len(split.train), len(split.test)) == (train, test)
+    pictures = scipy.io.loadmat(forty.design)["subjectim"][0] - 1
+    assert set(split.test) <= set(pictures[:1000]) and set(split.train) <= set(pictures[1000:])
+    assert load(forty).splits[0].test.size == 1000
+
+
+def test_protocols_that_do_not_fit(forty, tmp_path):
+    with pytest.raises(InputError, match="protocol=5 .* give protocol 982"):
+        load(forty, protocol=5)
+    with pytest.raises(InputError, match="protocol=982 with sessions=3: give"):
+        load(forty, protocol=982, sessions=3)
+    few = NsdTree(tmp_path / "few", "subj03")
+    shutil.copytree(forty.root, few.root)
+    (few.betas.parents[1]).parent.joinpath("subj01").rename(few.betas.parents[1])
+    few.rois.parents[1].parent.joinpath("subj01").rename(few.rois.parents[1])
+    for number in range(33, 41):
+        few.session(number).unlink()
+    with pytest.raises(InputError, match="subj03 has sessions 1-32. .* leave out `protocol`"):
+        load(few, protocol=982)
+    other = NsdTree(shutil.copytree(forty.root, tmp_path / "other"), "subj01")
+    design = scipy.io.loadmat(forty.design)
+    design = {name: design[name] for name in ("subjectim", "sharedix", "masterordering")}
+    design["masterordering"] = np.roll(design["masterordering"], 750)
+    scipy.io.savemat(other.design, design)
+    with pytest.raises(InputError, match=r"protocol=982: subj01 saw 9\d\d of the shared pictures"):
+        load(other, protocol=982)
+
+
+def test_sessions_by_number_and_by_name(forty):
+    for sessions, expected in ((3, [1, 2, 3]), ("2, 5-6", [2, 5, 6]), ([9, 4], [4, 9])):
+        subject = load(forty, sessions=sessions)
+        assert sorted(set(subject.session)) == expected
+        order = scipy.io.loadmat(forty.design)["masterordering"][0]
+        shown = np.concatenate([order[(n - 1) * 750 : n * 750] for n in expected])
+        pictures = scipy.io.loadmat(forty.design)["subjectim"][0]
+        np.testing.assert_array_equal(subject.stimulus_id, pictures[shown - 1] - 1)
+
+
+def test_record_and_design_must_agree(root, tmp_path):
+    copy = NsdTree(shutil.copytree(root, tmp_path / "tree"), "subj01")
+    before = load_subject("nsd", copy.root, "subj01")
+    table = pd.read_csv(copy.responses, sep="\t")
+    copy.responses.unlink()
+    after = load_subject("nsd", copy.root, "subj01")
+    np.testing.assert_array_equal(after.stimulus_id, before.stimulus_id)
+    table.loc[5, "73KID"] += 1
+    table.to_csv(copy.responses, sep="\t", index=False)
+    with pytest.raises(InputError, match="responses.tsv and .*expdesign.mat name different"):
+        load_subject("nsd", copy.root, "subj01")
+
+
+def test_choices_of_nsd_are_refused_elsewhere(tmp_path):
+    with pytest.raises(InputError, match="are for NSD, not dataset='miyawaki'"):
+        load_subject("miyawaki", tmp_path, "S1", protocol=982)
+
+
+def test_noise_ceiling_of_unequal_repetitions():
+    """NSD's manual: ncsnr² / (ncsnr² + (A/3 + B/2 + C/1) / (A + B + C))."""
+    a, b, c = 6234, 8355 - 6234, 9411 - 8355  # subjects 3 and 6
+    count = np.repeat([3, 2, 1], [a, b, c])
+    expected = 100 * 0.6**2 / (0.6**2 + (a / 3 + b / 2 + c / 1) / (a + b + c))
+    assert noise_ceiling(np.array([0.6]), mean_repetitions(count)) == pytest.approx(expected)
+    assert mean_repetitions(np.full(7, 3)) == pytest.approx(3)

@@ -1,0 +1,351 @@
+"""NSD's betas against a few lines of h5py and nibabel, and against running out of memory or time.
+
+The tree is a phantom made awkward: one session as NSD's HDF5, one as NIfTI integers and cut short,
+one as NIfTI in per cent, one missing; every picture was shown more than once.
+"""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import h5py
+import nibabel as nib
+import numpy as np
+import pytest
+from test_tree import BETAS, SMALL
+
+from minddiff_utils.bench.betas import make_tree
+from minddiff_utils.datasets import describe_dropped, load_subject, prepare_fold, responses
+from minddiff_utils.datasets.betas import inspect_betas, read_betas
+from minddiff_utils.datasets.nsd import NsdTree
+from minddiff_utils.datasets.responses import GATHERED, StoredResponses
+from minddiff_utils.files import InputError
+from minddiff_utils.phantom.tree import write_tree
+
+SUBJECT = "subj02"
+RECORD = f"nsddata/ppdata/{SUBJECT}/behav/responses.tsv"
+SHORT = 130  # trials of the session that was cut short
+READ = [1, 3, 4]
+
+
+def volumes(path):
+    """A session as nibabel or h5py gives it, in per cent, (X, Y, Z, trial)."""
+    if path.name.endswith(".hdf5"):
+        with h5py.File(path) as file:
+            return file["betas"][()].transpose(3, 2, 1, 0) / 300
+    image = nib.load(path)
+    stored_in_per_cent = image.get_data_dtype().kind == "f" or image.dataobj.slope != 1
+    return image.get_fdata() / (1 if stored_in_per_cent else 300)
+
+
+def as_nifti(path, change, suffix, n_trials=None):
+    """Turn a session's HDF5 file into a NIfTI file of what `change` makes of its integers."""
+    with h5py.File(path) as file:
+        betas = change(file["betas"][:n_trials].transpose(3, 2, 1, 0))
+    nib.save(nib.Nifti1Image(betas, np.eye(4)), path.with_name(path.stem + suffix))
+    path.unlink()
+
+
+def in_nsds_chunks(path):
+    with h5py.File(path) as file:
+        betas = file["betas"][()]
+    with h5py.File(path, "w") as file:
+        file.create_dataset("betas", data=betas, chunks=(len(betas), 1, 1, 1))
+
+
+@pytest.fixture(scope="module")
+def awkward(tmp_path_factory):
+    settings = {**SMALL, "repetitions": 4}
+    tree = write_tree(tmp_path_factory.mktemp("awkward") / "tree", ("subj01", SUBJECT), **settings)
+    folder = tree / BETAS.format(SUBJECT)
+    assert len(list(folder.glob("betas_*"))) == 4
+    in_nsds_chunks(folder / "betas_session01.hdf5")
+    (folder / "betas_session02.hdf5").unlink()
+    as_nifti(folder / "betas_session03.hdf5", np.array, ".nii.gz", SHORT)
+    as_nifti(folder / "betas_session04.hdf5", lambda b: (b / 300).astype(np.float32), ".nii")
+    lines = (tree / RECORD).read_text().splitlines()
+    third = [i for i, line in enumerate(lines) if line.split("\t")[1] == "3"]
+    cut = set(third[SHORT:])
+    (tree / RECORD).write_text("\n".join(x for i, x in enumerate(lines) if i not in cut) + "\n")
+    return tree
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+@pytest.mark.parametrize("rois", ["kastner2015", "nsdgeneral"])
+def test_agrees_trial_for_trial_and_voxel_for_voxel(awkward, tmp_path, on_disk, rois):
+    cache = tmp_path if on_disk else None
+    subject = load_subject("nsd", awkward, SUBJECT, rois=rois, sessions=READ, cache=cache)
+    with open(awkward / RECORD) as file:
+        record = [
+            row for row in csv.DictReader(file, delimiter="\t") if int(row["SESSION"]) in READ
+        ]
+    assert isinstance(subject.responses, StoredResponses) == on_disk
+    assert len(record) == len(subject.stimulus_id) == 400 + SHORT
+    tree, trial, found = NsdTree(awkward, SUBJECT), 0, np.asarray(subject.responses)
+    for number in READ:
+        theirs = volumes(tree.session(number))
+        for k in range(theirs.shape[3]):
+            for voxel in (0, -1):
+                i, j, k3 = subject.voxel_ijk[voxel]
+                assert found[trial, voxel] == pytest.approx(theirs[i, j, k3, k], rel=1e-6, abs=1e-7)
+            expected = theirs[..., k][tuple(subject.voxel_ijk.T)]
+            np.testing.assert_allclose(found[trial], expected, rtol=1e-6, atol=1e-7)
+            assert subject.session[trial] == number == int(record[trial]["SESSION"])
+            assert subject.stimulus_id[trial] == int(record[trial]["73KID"]) - 1
+            shared = int(record[trial]["10KID"]) <= SMALL["n_test"]
+            assert (subject.stimulus_id[trial] in subject.splits[0].test) == shared
+            trial += 1
+    assert trial == len(found)
+    assert subject.n_repetitions(subject.stimulus_ids).max() > 1
+    every = np.asarray(
+        nib.load(tree.roi("nsdgeneral" if rois == "nsdgeneral" else "Kastner2015")).dataobj
+    )
+    assert len(subject.voxel_ijk) == (every > 0).sum()
+
+
+def test_responses_on_disk_index_like_an_array(awkward, tmp_path):
+    plain = load_subject("nsd", awkward, SUBJECT, rois="V1,MT", sessions=READ)
+    stored = load_subject("nsd", awkward, SUBJECT, rois="V1,MT", sessions=READ, cache=tmp_path)
+    there, n = plain.responses, len(plain.responses)
+    rows = (3, -1, slice(None), slice(5, 9), [4, 2, 2, 400], np.arange(n) % 7 == 0, [])
+    both = ((slice(None), 4), (7, 3), (slice(2, 5), plain.roi["MT"]), (slice(3), []))
+    for index in rows + both:
+        got = stored.responses[index]
+        assert got.dtype == np.float32
+        np.testing.assert_array_equal(got, there[index])
+    np.testing.assert_array_equal(
+        stored.responses[[1, 0], [5, 2, 2]], there[np.ix_([1, 0], [5, 2, 2])]
+    )
+    assert (len(stored.responses), stored.responses.shape) == (n, there.shape)
+    for repetitions in ("average", "keep"):
+        changed = {"rois": "V1,MT", "sessions": READ, "repetitions": repetitions}
+        one, two = (
+            load_subject("nsd", awkward, SUBJECT, **changed, cache=cache)
+            for cache in (None, tmp_path)
+        )
+        a, b = prepare_fold(one, one.splits[0]), prepare_fold(two, two.splits[0])
+        for name in ("train_x", "train_id", "test_x", "test_id"):
+            np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+
+
+def test_kept_repetitions_are_the_trials_of_each_picture(awkward):
+    choice = {"rois": "hV4", "sessions": READ}
+    mean = load_subject("nsd", awkward, SUBJECT, **choice)
+    each = load_subject("nsd", awkward, SUBJECT, **choice, repetitions="keep")
+    mean, each = (prepare_fold(subject, subject.splits[0]) for subject in (mean, each))
+    assert len(each.train_x) > len(mean.train_x)
+    for row, picture in zip(mean.train_x, mean.train_id, strict=True):
+        trials = np.flatnonzero(each.train_id == picture)
+        assert np.ptp(trials) == len(trials) - 1  # neighbours
+        np.testing.assert_allclose(each.train_x[trials].mean(axis=0), row, atol=1e-6)
+    np.testing.assert_array_equal(each.test_x, mean.test_x)
+    np.testing.assert_array_equal(each.test_id, mean.test_id)
+    with pytest.raises(InputError, match="expected average or keep"):
+        load_subject("nsd", awkward, SUBJECT, **choice, repetitions="all")
+
+
+def test_integers_that_the_header_scales_are_per_cent(tmp_path):
+    rng = np.random.default_rng(0)
+    counts = rng.integers(-999, 999, (4, 3, 2, 5)).astype(np.int16)
+    image = nib.Nifti1Image(counts / 300, np.eye(4))
+    image.set_data_dtype(np.int16)
+    nib.save(image, tmp_path / "betas_session01.nii.gz")
+    assert nib.load(tmp_path / "betas_session01.nii.gz").dataobj.slope != 1
+    ijk = np.argwhere(np.ones((4, 3, 2)))
+    got = read_betas(tmp_path / "betas_session01.nii.gz", ijk, (4, 3, 2))
+    np.testing.assert_allclose(got, counts.reshape(24, 5).T / 300, atol=1e-3)
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("share", [0.0, 0.4, 0.95])
+def test_truncated_nifti_is_named(tmp_path, suffix, share):
+    path = tmp_path / f"betas_session01{suffix}"
+    values = np.random.default_rng(0).normal(size=(6, 5, 4, 50)).astype(np.float32)
+    nib.save(nib.Nifti1Image(values, np.eye(4)), path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(InputError, match=f"betas_session01{suffix} is (damaged|not a readable)"):
+        read_betas(path, np.array([[1, 2, 3]]), (6, 5, 4))
+
+
+def test_files_of_another_form_are_named(tmp_path):
+    path = tmp_path / "betas_session01.nii"
+    nib.save(nib.Nifti1Image(np.zeros((6, 5, 4, 3), np.int16), np.eye(4)), path)
+    with pytest.raises(InputError, match=r"has shape \(6, 5, 4, 3\); expected \(4, 5, 6, n_trials"):
+        inspect_betas(path, (4, 5, 6))
+    with h5py.File(tmp_path / "betas_session01.hdf5", "w") as file:
+        file["betas"] = np.zeros((3, 4, 5, 6), complex)
+    with pytest.raises(InputError, match="betas are complex128; expected int16"):
+        inspect_betas(tmp_path / "betas_session01.hdf5", (6, 5, 4))
+
+
+def test_faults_are_counted_by_reason(tmp_path):
+    tree = NsdTree(tmp_path / "tree", "subj01")
+    make_tree(tree, (6, 6, 6), 12, 40, 3)
+    x, y, z = load_subject("nsd", tree.root, "subj01", rois="nsdgeneral").voxel_ijk[:4].T
+    with h5py.File(tree.session(2)) as file:
+        betas = file["betas"][()].astype(np.float32) / 300
+    tree.session(2).unlink()
+    betas[:, z[:2], y[:2], x[:2]] = 0
+    betas[:, z[2], y[2], x[2]] = np.nan
+    betas[:, z[3], y[3], x[3]] = 1.5
+    with h5py.File(tree.session(2), "w") as file:
+        file["betas"] = betas
+    for cache in (None, tmp_path / "cache"):
+        subject = load_subject("nsd", tree.root, "subj01", rois="nsdgeneral", cache=cache)
+        line = "4 of 40 voxels left out: 1 not a number, 2 zero throughout, 1 constant"
+        assert describe_dropped(subject) == line
+        with h5py.File(tree.session(1)) as file:
+            i, j, k = subject.voxel_ijk.T
+            expected = file["betas"][()][:, k, j, i] / 300
+        np.testing.assert_allclose(subject.responses[:12], expected, rtol=1e-6)
+        np.testing.assert_allclose(subject.responses[12:24], betas[:, k, j, i], rtol=1e-6)
+
+
+# --- one file, written once, whatever happens -----------------------------------------------------
+
+
+@pytest.fixture
+def small(tmp_path):
+    tree = NsdTree(tmp_path / "tree", "subj01")
+    make_tree(tree, (7, 6, 5), 20, 60, 4)
+    return tree
+
+
+def load_small(tree, cache, **more):
+    return load_subject("nsd", tree.root, "subj01", rois="nsdgeneral", cache=cache, **more)
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """The names of the files that are read from now on."""
+    names, read = [], responses.read_stored
+
+    def counted(file, *rest):
+        names.append(file.path.name)
+        return read(file, *rest)
+
+    monkeypatch.setattr(responses, "read_stored", counted)
+    return names
+
+
+def test_gathered_once_and_again_when_something_changed(small, tmp_path, reads):
+    cache = tmp_path / "cache"
+    first = load_small(small, cache)
+    values = np.asarray(first.responses)
+    assert len(reads) == 4
+    np.testing.assert_array_equal(load_small(small, cache).responses, values)
+    assert len(reads) == 4
+    load_small(small, cache, sessions=2)
+    assert len(reads) == 6
+    with pytest.raises(InputError, match="gathered anew with other parameters"):
+        first.responses[0]
+    os.utime(small.session(1), (1, 1))
+    load_small(small, cache, sessions=2)
+    assert len(reads) == 8
+    with open(cache / GATHERED, "r+b") as file:
+        file.truncate(100)
+    np.testing.assert_array_equal(load_small(small, cache).responses, values)
+    assert [path.name for path in cache.iterdir()] == [GATHERED]
+
+
+KILLED = """
+import os, signal, sys
+from minddiff_utils.datasets import load_subject, responses
+
+name, calls = {name!r}, []
+function = getattr(responses, name)
+
+def deadly(*arguments):
+    calls.append(0)
+    if len(calls) == {call}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return function(*arguments)
+
+setattr(responses, name, deadly)
+load_subject("nsd", sys.argv[1], "subj01", rois="nsdgeneral", cache=sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "call", "left"),
+    # Before the third session is read; when its values are written but not its checksum.
+    [("read_stored", 3, 2), ("_checksum", 3, 2)],
+)
+def test_killed_gathering_goes_on(small, tmp_path, reads, name, call, left):
+    cache = tmp_path / "cache"
+    program = KILLED.format(name=name, call=call)
+    arguments = [sys.executable, "-c", program, str(small.root), str(cache)]
+    assert subprocess.run(arguments, capture_output=True).returncode == -signal.SIGKILL
+    assert not (cache / GATHERED).exists()
+    subject = load_small(small, cache)
+    assert reads == [small.session(4 - i).name for i in reversed(range(left))]
+    np.testing.assert_array_equal(subject.responses, load_small(small, None).responses)
+    assert [path.name for path in cache.iterdir()] == [GATHERED]
+
+
+def test_what_a_crash_garbled_is_read_again(small, tmp_path, reads, monkeypatch):
+    cache = tmp_path / "cache"
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            responses.os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "full"))
+        )
+        with pytest.raises(OSError, match="full"):
+            load_small(small, cache)
+    (partial,) = cache.iterdir()
+    with h5py.File(partial, "r+") as file:
+        file["responses"][25, 3] += 1
+    reads.clear()
+    subject = load_small(small, cache)
+    assert reads == ["betas_session02.hdf5"]
+    np.testing.assert_array_equal(subject.responses, load_small(small, None).responses)
+
+
+def test_no_room_is_said_before_reading(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(responses.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 0))
+    with pytest.raises(InputError, match="betas.h5 needs .* make room or choose another run_dir"):
+        load_small(small, tmp_path / "cache")
+
+
+PEAK = """
+import json, sys
+import numpy as np
+from minddiff_utils.bench.betas import peak_memory
+from minddiff_utils.datasets import load_subject, prepare_fold
+
+before = peak_memory()
+cache = sys.argv[2] or None
+subject = load_subject(
+    "nsd", sys.argv[1], "subj01", rois="nsdgeneral", sessions=int(sys.argv[3]), cache=cache
+)
+gathered = peak_memory()
+fold = prepare_fold(subject, subject.splits[0])
+size = subject.responses.shape[0] * subject.responses.shape[1] * 4
+print(json.dumps([before, gathered, peak_memory(), size, float(np.abs(fold.train_x).sum())]))
+"""
+
+
+def test_memory_does_not_grow_with_the_sessions(tmp_path):
+    """Twelve sessions take the memory of three, though nine times 18 MB of responses are more."""
+    tree = NsdTree(tmp_path / "tree", "subj01")
+    make_tree(tree, (30, 30, 20), 300, 15000, 12, (300, 1, 30, 30))
+
+    def peak(n_sessions, cache):
+        arguments = [sys.executable, "-c", PEAK, str(tree.root), str(cache), str(n_sessions)]
+        done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+        return json.loads(done.stdout)
+
+    few, many = peak(3, tmp_path / "few"), peak(12, tmp_path / "many")
+    assert many[3] == 300 * 12 * 15000 * 4
+    for stage in (1, 2):
+        growth = [found[stage] - found[0] for found in (few, many)]
+        # The allocator's ups and downs are a quarter of that at the most.
+        assert growth[1] < growth[0] + (many[3] - few[3]) / 4, (stage, growth)
+    # The measurement sees what it is there to see: read into memory, they do fill it.
+    held = peak(12, "")
+    assert held[1] - held[0] > many[3]
+    assert held[4] == pytest.approx(many[4])
