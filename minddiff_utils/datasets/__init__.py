@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from minddiff_utils.datasets.kay import load_kay
 from minddiff_utils.datasets.miyawaki import load_miyawaki
+from minddiff_utils.datasets.miyawaki_full import load_miyawaki_full
 from minddiff_utils.datasets.nsd import load_nsd
 from minddiff_utils.datasets.subject import (
     Fold,
@@ -32,7 +34,7 @@ __all__ = [
     "write_summary",
 ]
 
-DATASETS = ("nsd", "miyawaki")
+DATASETS = ("nsd", "miyawaki", "miyawaki_full", "kay")
 
 
 def load_subject(
@@ -47,12 +49,13 @@ def load_subject(
 
     Parameters
     ----------
-    dataset : {"nsd", "miyawaki"}
+    dataset : {"nsd", "miyawaki", "miyawaki_full", "kay"}
         The layout of the files. The phantom is written in the layout of NSD.
     path : str or Path
-        The top folder of the NSD tree, or the file `V1_mean_figure.mat`.
+        The top folder of the NSD tree, the file `V1_mean_figure.mat` ("miyawaki"), or the folder
+        that `minddiff fetch` filled ("miyawaki_full", "kay").
     subject : str
-        For example "subj01"; "S1" for the recording of Miyawaki et al.
+        For example "subj01"; "S1" for those of Miyawaki et al. and of Kay et al.
     rois : str
         Which regions: "kastner2015" (eleven groups), "nsdgeneral", or names of groups separated
         by commas ("V1,V2,hV4"). A recording with one region ignores "kastner2015".
@@ -72,4 +75,8 @@ def load_subject(
         return load_nsd(path, subject, rois=rois, sessions=sessions)
     if dataset == "miyawaki":
         return load_miyawaki(path, subject, rois=rois)
+    if dataset == "miyawaki_full":
+        return load_miyawaki_full(path, subject, rois=rois)
+    if dataset == "kay":
+        return load_kay(path, subject, rois=rois)
     raise InputError(f"dataset={dataset!r} is unknown; choose one of {', '.join(DATASETS)}")
