@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
+from minddiff_utils.data_commands import check, fetch_app
 from minddiff_utils.files import InputError, atomic_path
 from minddiff_utils.runs import Job, Plan, load_plan, make_jobs, read_job
 
@@ -31,6 +32,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command()(check)
+app.add_typer(fetch_app, name="fetch")
 
 ParamsArgument = Annotated[
     str, typer.Argument(help="A name from notebooks/params, or the path of a YAML file.")
