@@ -84,7 +84,7 @@ def nsd_entries(
     path : Path
         The folder with `nsddata`, `nsddata_betas` and `nsddata_stimuli`.
     subjects : sequence of str
-        None for those whose betas are there, or "subj01".
+        Empty for those whose betas are there, or "subj01".
     rois : str
     sessions : int, optional
         The first so many; None for all that the subject has.
@@ -100,9 +100,10 @@ def nsd_entries(
             raise InputError(f"subject={name!r} is unknown; NSD has subj01 to subj08")
     designs = {}
     shared = _shared(NsdTree(path, names[0]), names, designs)
-    return shared + [
-        entry for name in names for entry in _of_subject(path, name, rois, sessions, designs[name])
-    ]
+    for name in names:
+        shared += _of_subject(path, name, rois, sessions, designs[name])
+    # Subjects may share a label table.
+    return list({entry.path: entry for entry in shared}.values())
 
 
 def _present(path: Path) -> list[str]:
@@ -231,6 +232,8 @@ def _of_subject(
     entries = [_entry(item, usual, trials) for item in [*volumes, *looked]]
     if atlas == "Kastner2015":
         labels = tree.labels(atlas)
+        if not labels.is_file():
+            labels = path / f"nsddata/freesurfer/fsaverage/label/{atlas}.mgz.ctab"
         entries.insert(1, examine(labels, "nsd", SMALL_BYTES, _labels_fault(labels)))
     return entries
 
