@@ -14,7 +14,7 @@ from minddiff_utils.datasets.nsd import NsdTree
 from minddiff_utils.downloads import HttpSource, Source, download, require_space, show_bytes
 from minddiff_utils.files import InputError, atomic_path
 from minddiff_utils.inventory import is_ready, report, take_stock
-from minddiff_utils.inventory.nsd import N_SESSIONS, atlas_of, session_count
+from minddiff_utils.inventory.nsd import N_SESSIONS, atlases_of, label_table, session_count
 
 if TYPE_CHECKING:
     from botocore.client import BaseClient
@@ -64,14 +64,14 @@ def nsd_files(
         raise InputError(f"subject={(unknown or [''])[0]!r} is unknown; NSD has subj01 to subj08")
     if sessions is not None and sessions < 1:
         raise InputError(f"sessions={sessions}: expected at least 1")
-    first, atlas = NsdTree(root, subjects[0]), atlas_of(rois)
-    files = [first.design, first.stimulus_table]
-    if atlas != "nsdgeneral":
-        files.append(root / f"nsddata/freesurfer/fsaverage/label/{atlas}.mgz.ctab")
+    first, atlases = NsdTree(root, subjects[0]), atlases_of(rois)
+    tables = [label_table(root, atlas) for atlas in atlases]
+    files = [first.design, first.stimulus_table, *(table for table in tables if table)]
     for subject in subjects:
         tree = NsdTree(root, subject)
         numbers = range(1, session_count(subject, sessions) + 1)
-        files += [tree.roi(atlas), tree.ncsnr, *(tree.session(number) for number in numbers)]
+        betas = [tree.betas / f"betas_session{number:02d}.hdf5" for number in numbers]
+        files += [*(tree.roi(atlas) for atlas in atlases), tree.ncsnr, *betas]
     return [*files, first.pictures]
 
 
@@ -149,8 +149,9 @@ def _wanted(
     """Look every file up; return those that are not here in their full size."""
     wanted = []
     for path in files:
-        nifti = path.with_name(path.name.removesuffix(".hdf5") + ".nii.gz")
-        if path.name.startswith("betas_session") and nifti.is_file() and not path.is_file():
+        niftis = [path.with_suffix(suffix) for suffix in (".nii.gz", ".nii")]
+        is_session = path.name.startswith("betas_session")
+        if is_session and not path.is_file() and any(nifti.is_file() for nifti in niftis):
             continue  # the same betas in NSD's other format
         source = find(client, BUCKET, path.relative_to(root).as_posix())
         if not path.is_file() or path.stat().st_size != source.size:

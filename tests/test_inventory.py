@@ -7,6 +7,7 @@ import h5py
 import miyawaki_tree
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 import test_kay
 from test_nsd import CAPTIONS, DESIGN, NCSNR, PICTURES, ROI, SESSION, STIMULI, TABLE
@@ -15,9 +16,10 @@ from test_tree import SMALL
 from minddiff_utils import cli
 from minddiff_utils.files import InputError
 from minddiff_utils.inventory import download_size, is_ready, report, take_stock
-from minddiff_utils.inventory.nsd import session_count
+from minddiff_utils.inventory.nsd import atlases_of, session_count
 from minddiff_utils.phantom.tree import write_tree
 
+RESPONSES = "nsddata/ppdata/subj01/behav/responses.tsv"  # read if it is there
 FILES = [DESIGN, STIMULI, PICTURES, CAPTIONS, CAPTIONS.replace("train", "val"), ROI, TABLE, NCSNR]
 
 
@@ -67,9 +69,9 @@ def test_whole_tree_is_ready(capsys, monkeypatch, tree):
     code, lines = check(capsys, monkeypatch, "nsd", tree)
     assert code == 0
     listed = {line.split()[-1] for line in lines[1:-2]}
-    assert listed == {*FILES, *(SESSION.format(n) for n in (1, 2, 3))}
+    assert listed == {*FILES, RESPONSES, *(SESSION.format(n) for n in (1, 2, 3))}
     assert all(line.startswith("present ") for line in lines[1:-2])
-    assert lines[-1].startswith(f"Ready: all 11 files of {tree} are there (")
+    assert lines[-1].startswith(f"Ready: all 12 files of {tree} are there (")
 
 
 def test_empty_folder(capsys, monkeypatch, tmp_path):
@@ -116,7 +118,7 @@ def test_one_removed_one_truncated_one_of_wrong_shape(capsys, monkeypatch, tree)
         f"volumes of {(*shape[:2], shape[2] - 1)} voxels; expected {shape}",
     ]
     assert lines[-1].startswith(
-        "Not ready: 8 of 11 files are there, 1 missing, 1 wrong size, 1 wrong shape; about 2."
+        "Not ready: 9 of 12 files are there, 1 missing, 1 wrong size, 1 wrong shape; about 2."
     )
 
 
@@ -126,7 +128,7 @@ def test_each_missing_file_is_named_alone(tree, file):
     assert faults(tree) == {file: ("missing", "")}
 
 
-@pytest.mark.parametrize("file", [*FILES, SESSION.format(1), SESSION.format(3)])
+@pytest.mark.parametrize("file", [*FILES, RESPONSES, SESSION.format(1), SESSION.format(3)])
 @pytest.mark.parametrize("share", [0.0, 0.7])
 def test_each_truncated_file_is_named_alone(tree, file, share):
     # A label table cut between two lines cannot be told from a shorter one.
@@ -156,6 +158,21 @@ def test_session_with_other_trials_is_named_alone(tree):
         file["betas"] = betas
     n = len(betas)
     assert faults(tree) == {SESSION.format(2): ("wrong shape", f"{n} trials; expected {n + 3}")}
+
+
+def test_session_that_was_cut_short_by_the_recording_is_right(tree):
+    path = tree / SESSION.format(2)
+    with h5py.File(path) as file:
+        betas = file["betas"][:-3]
+    with h5py.File(path, "w") as file:
+        file["betas"] = betas
+    table = pd.read_csv(tree / RESPONSES, sep="\t")
+    last = table.index[table["SESSION"] == 2][-3:]
+    table.drop(last).to_csv(tree / RESPONSES, sep="\t", index=False)
+    assert faults(tree) == {}
+    # Without that table all sessions must be equally long.
+    (tree / RESPONSES).unlink()
+    assert list(faults(tree)) == [SESSION.format(2)]
 
 
 def test_pictures_of_wrong_shape_are_named_alone(tree):
@@ -189,6 +206,20 @@ def test_subjects_and_sessions_that_are_asked_for(tree):
     assert not faults(tree, subjects=("subj01",), sessions=2)
     with pytest.raises(InputError, match="'subj09' is unknown"):
         take_stock("nsd", tree, ("subj09",))
+
+
+@pytest.mark.parametrize(
+    ("rois", "atlases"),
+    [
+        ("kastner2015", ["Kastner2015"]),
+        ("V1, hV4", ["Kastner2015"]),
+        ("nsdgeneral", ["nsdgeneral"]),
+        ("streams:ventral,lateral", ["streams"]),
+        ("nsdgeneral+floc-faces+V1", ["nsdgeneral", "floc-faces", "Kastner2015"]),
+    ],
+)
+def test_atlases_of_regions(rois, atlases):
+    assert atlases_of(rois) == atlases
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from nibabel.filebasedimages import ImageFileError
 
-from minddiff_utils.datasets.nsd import Design, NsdTree, read_design
+from minddiff_utils.datasets.nsd import KASTNER_GROUPS, NsdTree, read_design
 from minddiff_utils.files import InputError
 from minddiff_utils.inventory.entry import (
     DAMAGED,
@@ -30,7 +30,8 @@ __all__ = [
     "CAPTIONS_ZIP_BYTES",
     "N_SESSIONS",
     "VOLUMES",
-    "atlas_of",
+    "atlases_of",
+    "label_table",
     "nsd_entries",
     "session_count",
 ]
@@ -49,6 +50,7 @@ VOLUMES = {
     "subj07": (78, 95, 81),
     "subj08": (80, 103, 78),
 }
+KASTNER = "Kastner2015"
 TRIALS = 750  # in a session of NSD
 PLANNED = 30_000  # trials in NSD's design
 PICTURES_BYTES = 73_000 * 425 * 425 * 3
@@ -98,10 +100,9 @@ def nsd_entries(
     for name in names:
         if name not in N_SESSIONS:
             raise InputError(f"subject={name!r} is unknown; NSD has subj01 to subj08")
-    designs = {}
-    shared = _shared(NsdTree(path, names[0]), names, designs)
+    shared, planned = _shared(NsdTree(path, names[0]), names)
     for name in names:
-        shared += _of_subject(path, name, rois, sessions, designs[name])
+        shared += _of_subject(path, name, rois, sessions, planned.get(name))
     # Subjects may share a label table.
     return list({entry.path: entry for entry in shared}.values())
 
@@ -111,9 +112,30 @@ def _present(path: Path) -> list[str]:
     return sorted(p.name for p in folder.glob("subj*") if p.name in N_SESSIONS)
 
 
-def atlas_of(rois: str) -> str:
-    """Return which atlas of the folder `roi` holds the regions asked for."""
-    return "nsdgeneral" if rois == "nsdgeneral" else "Kastner2015"
+def atlases_of(rois: str) -> list[str]:
+    """Return the atlases of the folder `roi` that hold the regions asked for, each once.
+
+    Parameters
+    ----------
+    rois : str
+        As the reader takes it: "kastner2015", "nsdgeneral", groups such as "V1,V2", an atlas such
+        as "streams" or "streams:ventral"; several with "+" between.
+    """
+    found = []
+    for part in rois.split("+"):
+        atlas, colon, _ = part.strip().partition(":")
+        grouped = {name.strip() for name in atlas.split(",")} <= {*KASTNER_GROUPS, "kastner2015"}
+        found.append(KASTNER if grouped and not colon else atlas)
+    return list(dict.fromkeys(found))
+
+
+def label_table(root: Path, atlas: str) -> Path | None:
+    """Return where the names of an atlas's labels are; None for nsdgeneral, which has one label."""
+    if atlas == "nsdgeneral":
+        return None
+    # Both hemispheres share a table.
+    name = re.sub(r"^[lr]h\.", "", atlas)
+    return root / f"nsddata/freesurfer/fsaverage/label/{name}.mgz.ctab"
 
 
 def session_count(
@@ -140,24 +162,21 @@ def session_count(
 # ---------------------------------------------------------------------------- what subjects share
 
 
-def _shared(
-    tree: NsdTree, subjects: Sequence[str], designs: dict[str, Design | None]
-) -> list[Entry]:
-    """Look at design, picture table, pictures and captions; fill `designs`."""
-    fault = None
+def _shared(tree: NsdTree, subjects: Sequence[str]) -> tuple[list[Entry], dict[str, int]]:
+    """Look at design, picture table, pictures and captions; return how many trials are planned."""
+    fault, planned, n_pictures = None, {}, 0
     for name in subjects:
-        designs[name] = None
         try:
             if tree.design.is_file():
-                designs[name] = read_design(NsdTree(tree.root, name))
+                shown = read_design(NsdTree(tree.root, name)).stimulus_id
+                planned[name] = len(shown)
+                n_pictures = max(n_pictures, int(shown.max()) + 1)
         except InputError as error:
             fault = Fault(DAMAGED, _short(error, tree.design))
-    known = [int(design.stimulus_id.max()) + 1 for design in designs.values() if design]
-    n_pictures = max(known, default=0)
     train, val = tree.captions
     # One archive holds both.
     val_about = 0 if not train.is_file() else CAPTIONS_ZIP_BYTES
-    return [
+    entries = [
         examine(tree.design, "nsd", SMALL_BYTES, fault),
         examine(
             tree.stimulus_table, "nsd", TABLE_BYTES, _table_fault(tree.stimulus_table, n_pictures)
@@ -166,6 +185,7 @@ def _shared(
         examine(train, "coco", CAPTIONS_ZIP_BYTES, _captions_fault(train)),
         examine(val, "coco", val_about, _captions_fault(val)),
     ]
+    return entries, planned
 
 
 def _short(error: InputError, path: Path) -> str:
@@ -217,57 +237,77 @@ def _captions_fault(path: Path) -> Fault | None:
 
 
 def _of_subject(
-    path: Path, subject: str, rois: str, sessions: int | None, design: Design | None
+    path: Path, subject: str, rois: str, sessions: int | None, planned: int | None
 ) -> list[Entry]:
     """Look at regions, noise ceiling and sessions of a subject, and compare their shapes."""
     tree = NsdTree(path, subject)
-    atlas = atlas_of(rois)
-    volumes = [
-        _volume(tree.roi(atlas), SMALL_BYTES),
-        _volume(tree.ncsnr, NCSNR_BYTES),
-    ]
-    looked = [_session(tree, number) for number in _numbers(tree, subject, sessions, design)]
-    usual = _usual(item.volume for item in [*volumes, *looked])
-    trials = _usual(item.trials for item in looked)
-    entries = [_entry(item, usual, trials) for item in [*volumes, *looked]]
-    if atlas == "Kastner2015":
-        labels = tree.labels(atlas)
-        if not labels.is_file():
-            labels = path / f"nsddata/freesurfer/fsaverage/label/{atlas}.mgz.ctab"
-        entries.insert(1, examine(labels, "nsd", SMALL_BYTES, _labels_fault(labels)))
-    return entries
+    atlases = atlases_of(rois)
+    volumes = [_volume(tree.roi(atlas), SMALL_BYTES) for atlas in atlases]
+    volumes.append(_volume(tree.ncsnr, NCSNR_BYTES))
+    recorded, fault = _recorded(tree.responses)
+    numbers = _numbers(tree, sessions, planned, recorded)
+    looked = {number: _session(tree, number) for number in numbers}
+    usual = _usual(item.volume for item in [*volumes, *looked.values()])
+    trials = _usual(item.trials for item in looked.values())
+    for number, item in looked.items():
+        # A table that says otherwise than a session as long as the others is itself wrong.
+        if recorded and item.trials == trials != recorded.get(number):
+            there = recorded.pop(number, 0)
+            fault = Fault(
+                WRONG_SHAPE, f"{there} trials of session {number}; expected {item.trials}"
+            )
+    entries = [_entry(item, usual, None) for item in volumes]
+    entries += [_label_entry(tree, atlas) for atlas in atlases if label_table(path, atlas)]
+    if tree.responses.is_file():
+        entries.append(examine(tree.responses, "nsd", TABLE_BYTES, fault))
+    return entries + [_entry(item, usual, recorded.get(n, trials)) for n, item in looked.items()]
+
+
+def _recorded(path: Path) -> tuple[dict[int, int], Fault | None]:
+    """Return how many trials each session had, as the subject's answers say; empty without them."""
+    if not path.is_file():
+        return {}, None
+    try:
+        number = pd.read_csv(path, sep="\t", usecols=["SESSION"])["SESSION"]
+        return {int(n): int(count) for n, count in number.value_counts().items()}, None
+    except (ValueError, UnicodeDecodeError) as error:
+        return {}, Fault(DAMAGED, f"cannot be read as a table with SESSION ({error})")
 
 
 def _numbers(
-    tree: NsdTree, subject: str, sessions: int | None, design: Design | None
+    tree: NsdTree, sessions: int | None, planned: int | None, recorded: dict[int, int]
 ) -> Iterable[int]:
     """Return the sessions that a run reads, from 1."""
-    here = [_session(tree, number) for number in _found(tree)]
-    trials = _usual(item.trials for item in here) or TRIALS
-    if design is not None:
-        return range(1, session_count(subject, sessions, len(design.stimulus_id), trials) + 1)
-    if trials == TRIALS:
-        return range(1, session_count(subject, sessions) + 1)
-    # A tree in smaller numbers, whose design is missing: at least what is there.
-    return range(1, max(_found(tree), default=1) + 1)
+    found = _found(tree)
+    trials = _usual(_session(tree, number).trials for number in found) or TRIALS
+    if planned is not None:
+        count = session_count(tree.subject, sessions, planned, trials)
+    elif trials == TRIALS:
+        count = session_count(tree.subject, sessions)
+    else:
+        # A tree in smaller numbers, whose design is missing: at least what is there.
+        count = max(found, default=1)
+    # Where sessions differ in length, what was recorded knows better.
+    count = max(count, max(recorded, default=0))
+    return range(1, (count if sessions is None else min(count, sessions)) + 1)
 
 
 def _found(tree: NsdTree) -> list[int]:
     names = [p.name for p in tree.betas.glob("betas_session*.*")]
-    found = (re.fullmatch(r"betas_session(\d\d+)\.(hdf5|nii\.gz)", name) for name in names)
+    found = (re.fullmatch(r"betas_session(\d\d+)\.(hdf5|nii|nii\.gz)", name) for name in names)
     return sorted({int(match[1]) for match in found if match})
 
 
 def _session(tree: NsdTree, number: int) -> Looked:
     """Look at the betas of one session, in HDF5 or else in NIfTI."""
-    path = tree.session(number)
-    nifti = path.with_name(path.name.removesuffix(".hdf5") + ".nii.gz")
+    stem = f"betas_session{number:02d}"
+    path = tree.betas / f"{stem}.hdf5"
     about = TRIALS * int(np.prod(VOLUMES[tree.subject])) * 2
-    if nifti.is_file() and not path.is_file():
-        # Only the header: to unpack a gigabyte takes minutes.
-        return _volume(nifti, about, read=False)
     if not path.is_file():
-        return Looked(path, about)
+        niftis = [tree.betas / f"{stem}{suffix}" for suffix in (".nii.gz", ".nii")]
+        there = [nifti for nifti in niftis if nifti.is_file()]
+        # Only the header: to unpack a gigabyte takes minutes.
+        return _volume(there[0], about, read=False) if there else Looked(path, about)
     try:
         shape, _ = _hdf5_shape(path, "betas")
     except Fault as fault:
@@ -309,14 +349,17 @@ def _entry(item: Looked, volume: tuple[int, ...] | None, trials: int | None) -> 
     return examine(item.path, "nsd", item.about, fault)
 
 
-def _labels_fault(path: Path) -> Fault | None:
+def _label_entry(tree: NsdTree, atlas: str) -> Entry:
+    path = tree.labels(atlas)
     if not path.is_file():
-        return None
+        path = label_table(tree.root, atlas)
+        return examine(path, "nsd", SMALL_BYTES)
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     rows = [line.split() for line in lines if line.strip() and not line.startswith("#")]
+    fault = None
     if not rows or not all(len(row) > 1 and row[0].isdigit() for row in rows):
-        return Fault(DAMAGED, "expected a number and a name in each line")
-    return None
+        fault = Fault(DAMAGED, "expected a number and a name in each line")
+    return examine(path, "nsd", SMALL_BYTES, fault)
 
 
 def _hdf5_shape(path: Path, name: str) -> tuple[tuple[int, ...], np.dtype]:
