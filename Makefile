@@ -9,11 +9,15 @@ PARAMS ?= phantom
 SET ?=
 MIYAWAKI ?=
 NSD ?=
+MIYAWAKI_FULL ?=
+KAY ?=
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DATA_miyawaki := $(MIYAWAKI)
 DATA_nsd := $(NSD)
+DATA_miyawaki_full := $(MIYAWAKI_FULL)
+DATA_kay := $(KAY)
 DATA := $(DATA_$(PARAMS))
 
 .PHONY: book test lab clean environment
