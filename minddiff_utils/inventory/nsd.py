@@ -359,6 +359,12 @@ def _label_entry(tree: NsdTree, atlas: str) -> Entry:
     fault = None
     if not rows or not all(len(row) > 1 and row[0].isdigit() for row in rows):
         fault = Fault(DAMAGED, "expected a number and a name in each line")
+    elif atlas == KASTNER:
+        names = {row[1].lower() for row in rows}
+        groups = KASTNER_GROUPS.items()
+        lost = [group for group, parts in groups if not names & {part.lower() for part in parts}]
+        if lost:
+            fault = Fault(DAMAGED, f"cut short: it names no label of {', '.join(lost)}")
     return examine(path, "nsd", SMALL_BYTES, fault)
 
 
