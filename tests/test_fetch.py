@@ -309,7 +309,7 @@ def test_fetch_then_check_through_a_bad_connection(capsys, monkeypatch, tmp_path
 def test_kay_through_pooch_and_bad_connections(tmp_path):
     path, content = test_kay.make(tmp_path)
     with serve({"/kay": path.read_bytes()}) as server:
-        server.cuts, server.cut_after = 3, 20_000
+        server.cuts, server.cut_after = 3, 10_000
         said = []
         fetch.fetch_kay(tmp_path / "kay", url=server.url + "/kay", say=said.append, pause=0)
         assert files_in(tmp_path / "kay") == {"kay_images.npz"}

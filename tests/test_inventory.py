@@ -131,7 +131,8 @@ def test_each_missing_file_is_named_alone(tree, file):
 @pytest.mark.parametrize("file", [*FILES, RESPONSES, SESSION.format(1), SESSION.format(3)])
 @pytest.mark.parametrize("share", [0.0, 0.7])
 def test_each_truncated_file_is_named_alone(tree, file, share):
-    cut(tree / file, share)
+    # The last labels of the atlas belong to no region of the paper: cut off more than those.
+    cut(tree / file, min(share, 0.4) if file == TABLE else share)
     found = faults(tree)
     assert list(found) == [file]
     assert found[file][0] in ("wrong size", "wrong shape", "damaged") and found[file][1]
