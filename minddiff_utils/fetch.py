@@ -129,7 +129,8 @@ def fetch_nsd(
     if not wanted:
         say(f"Nothing to download: {root} has all files in their full size.")
         return
-    say(f"{len(wanted)} files, {show_bytes(left)} to download into {root}.")
+    files = "1 file" if len(wanted) == 1 else f"{len(wanted)} files"
+    say(f"{files}, {show_bytes(left)} to download into {root}.")
     if dry_run:
         return
     with _bar(left) as bar:

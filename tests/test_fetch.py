@@ -208,7 +208,7 @@ def test_second_time_nothing_is_downloaded(s3, web, tmp_path):
     assert "Nothing to download" in fetch_tree(tmp_path, s3, web)[-1]
     short = tmp_path / "nsddata_stimuli/stimuli/nsd/nsd_stimuli.hdf5"
     short.write_bytes(short.read_bytes()[:1000])
-    assert "1 files" in fetch_tree(tmp_path, s3, web)[1]
+    assert "1 file," in fetch_tree(tmp_path, s3, web)[1]
     after = {name: (tmp_path / name).stat().st_mtime_ns for name in files_in(tmp_path)}
     changed = {name for name in before if before[name] != after[name]}
     assert changed == {"nsddata_stimuli/stimuli/nsd/nsd_stimuli.hdf5"}

@@ -297,7 +297,7 @@ def test_photographs(capsys, monkeypatch, tmp_path):
     assert lines[-2] == f"OSF: osf.io/ymnjv, nothing to sign: minddiff fetch kay {tmp_path}"
     path, _ = test_kay.make(tmp_path)
     code, lines = check(capsys, monkeypatch, "kay", path)
-    assert code == 0 and lines[-1].startswith("Ready: all 1 files")
+    assert code == 0 and lines[-1].startswith("Ready: the one file of")
     cut(path)
     assert wrong("kay", path) == {"kay_images.npz": "wrong size"}
     test_kay.make(tmp_path, responses=np.zeros((3, 40)))

@@ -157,10 +157,12 @@ def _sum(entries: Sequence[Entry], path: Path) -> str:
     present = count.pop(PRESENT)
     if is_ready(entries):
         total = show_bytes(sum(entry.size for entry in entries))
-        return f"Ready: all {present} files of {path} are there ({total})."
+        what = f"all {present} files of {path} are" if present > 1 else f"the one file of {path} is"
+        return f"Ready: {what} there ({total})."
     wrong = ", ".join(f"{n} {state}" for state, n in count.items() if n)
+    files = f"{present} of {len(entries)} files are" if len(entries) > 1 else "the one file is not"
     return (
-        f"Not ready: {present} of {len(entries)} files are there, {wrong}; about "
+        f"Not ready: {files} there, {wrong}; about "
         f"{show_bytes(download_size(entries))} to download."
     )
 
