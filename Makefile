@@ -8,16 +8,16 @@ VENV ?= .venv
 PARAMS ?= phantom
 SET ?=
 MIYAWAKI ?=
-NSD ?=
 MIYAWAKI_FULL ?=
 KAY ?=
+NSD ?=
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DATA_miyawaki := $(MIYAWAKI)
-DATA_nsd := $(NSD)
 DATA_miyawaki_full := $(MIYAWAKI_FULL)
 DATA_kay := $(KAY)
+DATA_nsd := $(NSD)
 DATA := $(DATA_$(PARAMS))
 
 .PHONY: book test lab clean environment
