@@ -9,12 +9,16 @@ VENV ?= .venv
 PARAMS ?= phantom
 SET ?=
 MIYAWAKI ?=
+MIYAWAKI_FULL ?=
+KAY ?=
 NSD ?=
 OWN ?=
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DATA_miyawaki := $(MIYAWAKI)
+DATA_miyawaki_full := $(MIYAWAKI_FULL)
+DATA_kay := $(KAY)
 DATA_nsd := $(NSD)
 DATA_paper := $(or $(PAPER),$(NSD))
 DATA_own := $(OWN)

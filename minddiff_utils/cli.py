@@ -17,6 +17,7 @@ import typer
 import yaml
 
 from minddiff_utils import bench
+from minddiff_utils.data_commands import check, fetch_app
 from minddiff_utils.files import InputError, atomic_path
 from minddiff_utils.runs import Job, Plan, load_plan, make_jobs, read_job
 
@@ -32,7 +33,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
+app.command()(check)
+app.add_typer(fetch_app, name="fetch")
 app.add_typer(bench.app, name="bench")
 
 ParamsArgument = Annotated[

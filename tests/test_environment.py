@@ -38,7 +38,7 @@ def test_lock_pins_one_version_of_each_package(lock):
 
 
 def test_lock_holds_every_direct_dependency_in_a_fitting_version(lock, project):
-    wanted = project["dependencies"] + project["optional-dependencies"]["dev"]
+    wanted = project["dependencies"] + sum(project["optional-dependencies"].values(), [])
     for requirement in map(Requirement, wanted):
         pin = lock[canonicalize_name(requirement.name)]
         (specifier,) = pin.specifier

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from minddiff_utils.datasets.kay import load_kay
 from minddiff_utils.datasets.miyawaki import load_miyawaki
+from minddiff_utils.datasets.miyawaki_full import load_miyawaki_full
 from minddiff_utils.datasets.nsd import load_nsd
 from minddiff_utils.datasets.own import check_own, load_own
 from minddiff_utils.datasets.subject import (
@@ -38,7 +40,13 @@ __all__ = [
     "write_summary",
 ]
 
-DATASETS = ("nsd", "miyawaki", "own")
+READERS = {
+    "miyawaki": load_miyawaki,
+    "miyawaki_full": load_miyawaki_full,
+    "kay": load_kay,
+    "own": load_own,
+}
+DATASETS = ("nsd", *READERS)
 
 
 def load_subject(
@@ -56,14 +64,15 @@ def load_subject(
 
     Parameters
     ----------
-    dataset : {"nsd", "miyawaki", "own"}
+    dataset : {"nsd", "miyawaki", "miyawaki_full", "kay", "own"}
         The layout of the files. The phantom is written in the layout of NSD; "own" is the HDF5
         file described in `minddiff_utils.datasets.own`.
     path : str or Path
-        The top folder of the NSD tree, the file `V1_mean_figure.mat`, or an HDF5 file (or a folder
-        with one a subject) in the layout of "own".
+        The top folder of the NSD tree, the file `V1_mean_figure.mat` ("miyawaki"), the folder
+        that `minddiff fetch` filled ("miyawaki_full", "kay"), or an HDF5 file (or a folder with
+        one a subject) in the layout of "own".
     subject : str
-        For example "subj01"; "S1" for the recording of Miyawaki et al.
+        For example "subj01"; "S1" for those of Miyawaki et al. and of Kay et al.
     rois : str
         Which regions: "kastner2015" (eleven groups), "nsdgeneral", or names of groups separated
         by commas ("V1,V2,hV4"), or any atlas of NSD's: see
@@ -93,8 +102,6 @@ def load_subject(
         return load_nsd(path, subject, rois=rois, **choice, cache=cache)
     if (sessions, protocol, repetitions) != (None, None, "average"):
         raise InputError(f"sessions, protocol and repetitions are for NSD, not dataset={dataset!r}")
-    if dataset == "miyawaki":
-        return load_miyawaki(path, subject, rois=rois)
-    if dataset == "own":
-        return load_own(path, subject, rois=rois)
+    if dataset in READERS:
+        return READERS[dataset](path, subject, rois=rois)
     raise InputError(f"dataset={dataset!r} is unknown; choose one of {', '.join(DATASETS)}")

@@ -1,0 +1,170 @@
+"""The reader of `kay_images.npz`, on a small file with the same keys."""
+
+import json
+
+import numpy as np
+import pytest
+
+from minddiff_utils.datasets import load_subject, prepare_fold
+from minddiff_utils.datasets.kay import kay_path
+from minddiff_utils.files import InputError
+
+NAMES = ["Other", "V1", "V2", "V3", "V3A", "V3B", "V4", "LatOcc"]
+N_TRAIN, N_TEST, N_VOXELS = 30, 6, 40
+
+
+def make(folder, **changes):
+    """Write a small file; `changes` replace or, if None, remove keys."""
+    rng = np.random.default_rng(0)
+    content = {
+        "stimuli": rng.random((N_TRAIN, 16, 16), np.float32),
+        "stimuli_test": rng.random((N_TEST, 16, 16), np.float32),
+        "responses": rng.standard_normal((N_TRAIN, N_VOXELS)),
+        "responses_test": rng.standard_normal((N_TEST, N_VOXELS)),
+        "roi": np.arange(N_VOXELS) % 7 + 1,
+        "roi_names": np.array(NAMES),
+    } | changes
+    path = folder / "kay_images.npz"
+    np.savez_compressed(path, **{k: v for k, v in content.items() if v is not None})
+    return path, content
+
+
+def load(path, **more):
+    return load_subject("kay", path, "S1", **more)
+
+
+def test_trial_for_trial_and_voxel_for_voxel(tmp_path):
+    path, content = make(tmp_path)
+    subject = load(path)
+    rows = np.concatenate([content["responses"], content["responses_test"]])
+    np.testing.assert_allclose(subject.responses, rows, rtol=1e-6)
+    pictures = np.concatenate([content["stimuli"], content["stimuli_test"]])
+    for i in (0, 29, 30, 35):
+        (picture,) = subject.stimuli.pictures([i])
+        assert picture.dtype == np.uint8 and picture.shape == (16, 16, 3)
+        for channel in range(3):
+            np.testing.assert_array_equal(picture[..., channel], np.rint(255 * pictures[i]))
+
+
+def test_split_keeps_the_recordings_own(tmp_path):
+    subject = load(make(tmp_path)[0])
+    (split,) = subject.splits
+    assert split.train.tolist() == list(range(30)) and split.test.tolist() == list(range(30, 36))
+    fold = prepare_fold(subject, split)
+    np.testing.assert_allclose(fold.train_x.std(axis=0), 1, atol=1e-5)
+
+
+def test_folder_is_a_path_too(tmp_path):
+    path, _ = make(tmp_path)
+    assert kay_path(tmp_path) == kay_path(path) == path
+    assert load(tmp_path).responses.shape == (36, 40)
+
+
+def test_regions_by_name(tmp_path):
+    path, content = make(tmp_path)
+    every = load(path)
+    assert list(every.roi) == NAMES[1:]
+    for number, name in enumerate(NAMES[1:], start=1):
+        np.testing.assert_array_equal(every.roi[name], content["roi"] == number)
+    some = load(path, rois="V1,LatOcc")
+    wanted = np.isin(content["roi"], (1, 7))
+    np.testing.assert_allclose(some.responses[0], content["responses"][0, wanted], rtol=1e-6)
+    with pytest.raises(InputError, match="'hV4' is unknown; give kastner2015 or some of V1,V2"):
+        load(path, rois="hV4")
+
+
+def test_voxels_of_no_region_are_left_out(tmp_path):
+    path, _ = make(tmp_path, roi=np.arange(N_VOXELS) % 8)
+    subject = load(path)
+    assert subject.responses.shape[1] == 35 and "Other" not in subject.roi
+
+
+def test_empty_voxels_are_dropped_and_counted(tmp_path):
+    path, content = make(tmp_path)
+    content["responses"][:, 3] = 0.5
+    content["responses_test"][2, 4] = np.nan
+    make(tmp_path, **content)
+    subject = load(path)
+    assert subject.responses.shape[1] == 38 and subject.n_dropped == 2
+
+
+@pytest.mark.parametrize(("low", "high"), [(-0.5, 0.5), (0, 255), (-40, 90)])
+def test_other_scales_of_luminance(tmp_path, low, high):
+    rng = np.random.default_rng(1)
+    pictures = rng.uniform(low, high, (N_TRAIN, 8, 8)).astype(np.float32)
+    pictures[0, 0, :2] = low, high
+    path, _ = make(tmp_path, stimuli=pictures, stimuli_test=pictures[:N_TEST])
+    shown = load(path).stimuli.pictures(range(N_TRAIN))[..., 0]
+    assert shown.min() == 0 and shown.max() == 255
+    np.testing.assert_allclose(shown, 255 * (pictures - low) / (high - low), atol=0.51)
+
+
+def test_without_captions_all_have_the_empty_one(tmp_path):
+    subject = load(make(tmp_path)[0])
+    assert subject.stimuli.captions([0, 35]) == [("",), ("",)]
+
+
+def test_captions_from_a_file_beside(tmp_path):
+    path, _ = make(tmp_path)
+    texts = {str(i): [f"photograph {i}", "in grey"] for i in range(36)}
+    (tmp_path / "kay_captions.json").write_text(json.dumps(texts))
+    assert load(path).stimuli.captions([33]) == [("photograph 33", "in grey")]
+    del texts["7"]
+    (tmp_path / "kay_captions.json").write_text(json.dumps(texts))
+    with pytest.raises(InputError, match="no caption for picture 7"):
+        load(path)
+    (tmp_path / "kay_captions.json").write_text("[1]")
+    with pytest.raises(InputError, match="no file of captions"):
+        load(path)
+
+
+def test_empty_captions_make_one_condition_for_all(tmp_path, tiny_models):
+    from minddiff_utils.features import read_features, write_features
+    from minddiff_utils.generator import load_generator
+
+    subject = load(make(tmp_path)[0])
+    generator = load_generator(tiny_models, "cpu")
+    file = write_features(tmp_path / "features.h5", subject, generator, n_blocks=1)
+    c = read_features(file, "c", subject.stimulus_ids)
+    empty = generator.empty_condition().numpy()
+    np.testing.assert_allclose(c, np.broadcast_to(empty, c.shape), atol=1e-5)
+
+
+def test_unknown_subject_and_missing_file(tmp_path):
+    with pytest.raises(InputError, match=r"kay_images.npz is missing. Fetch it \(249 MB\)"):
+        load(tmp_path)
+    with pytest.raises(InputError, match="S1 only"):
+        load_subject("kay", make(tmp_path)[0], "S2")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4, 0.99])
+def test_truncated_file(tmp_path, share):
+    path, _ = make(tmp_path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(InputError, match="kay_images.npz is truncated or no npz"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"roi": None}, "lacks roi"),
+        ({"roi": np.ones(39, int)}, r"responses has shape \(30, 40\); expected \(30, 39\)"),
+        ({"roi": np.full(40, 8)}, "roi holds 8 to 8, roi_names 8 names"),
+        ({"stimuli_test": np.zeros((6, 8, 8))}, r"stimuli_test has shape \(6, 8, 8\); expected"),
+        ({"stimuli": np.zeros((30, 16))}, "stimuli has shape"),
+    ],
+)
+def test_another_file(tmp_path, changes, message):
+    path, _ = make(tmp_path, **changes)
+    with pytest.raises(InputError, match=message):
+        load(path)
+
+
+def test_region_without_data(tmp_path):
+    path, content = make(tmp_path)
+    content["responses"][:, content["roi"] == 2] = 0
+    make(tmp_path, **content)
+    with pytest.raises(InputError, match="every voxel of V2"):
+        load(path)

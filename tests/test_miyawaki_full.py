@@ -1,0 +1,200 @@
+"""The full recording of Miyawaki et al. (2008), read from a tree in nilearn's layout."""
+
+import shutil
+
+import miyawaki_tree
+import nibabel as nib
+import numpy as np
+import pytest
+from miyawaki_tree import pattern_of, response_of
+from nilearn.masking import apply_mask
+
+from minddiff_utils.datasets import load_subject, prepare_fold
+from minddiff_utils.datasets.miyawaki import CAPTIONS
+from minddiff_utils.datasets.miyawaki_full import FIGURES, block_means, read_labels
+from minddiff_utils.files import InputError
+from minddiff_utils.phantom import world
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("miyawaki")
+    return folder, miyawaki_tree.write_tree(folder)
+
+
+@pytest.fixture
+def copy(whole, tmp_path):
+    return shutil.copytree(whole[0], tmp_path / "tree")
+
+
+def load(path, **more):
+    return load_subject("miyawaki_full", path, "S1", **more)
+
+
+def upright(subject, trial):
+    (picture,) = subject.stimuli.pictures([subject.stimulus_id[trial]])
+    return (picture[5::6, 5::6, 0][:10, :10] == 235).astype(int)
+
+
+def test_every_block_is_a_trial_with_its_picture(whole):
+    folder, shown = whole
+    subject = load(folder)
+    blocks = shown["random"] + shown["figure"]
+    assert len(subject.stimulus_id) == len(blocks) == 20 * 2 + 12 * 3
+    for trial, pattern in enumerate(blocks):
+        np.testing.assert_array_equal(upright(subject, trial), pattern)
+
+
+def test_responses_are_the_simulated_signal_change(whole):
+    """The simulated answer, two volumes late, comes back for each block."""
+    folder, shown = whole
+    subject = load(folder, rois="V1,V4")
+    voxel = np.ravel_multi_index(subject.voxel_ijk.T, miyawaki_tree.SHAPE)
+    for trial, pattern in enumerate(shown["random"] + shown["figure"]):
+        expected = [response_of(pattern, v) for v in voxel]
+        found = subject.responses[trial]
+        # In so short a run the trend that is removed holds a part of the answers.
+        assert np.corrcoef(found, expected)[0, 1] > 0.9
+
+
+def test_responses_agree_with_nilearns_masking(whole):
+    """An independent few lines with nilearn, for one run."""
+    folder, _ = whole
+    top = folder / "miyawaki2008"
+    signals = apply_mask(top / "func/data_random_run03.nii.gz", top / "mask/LHV1d.nii.gz")
+    signals = signals.astype(float)
+    time = np.arange(len(signals)) - (len(signals) - 1) / 2
+    fit = np.polynomial.polynomial.polyfit(time, signals, 1)
+    signals = signals - np.outer(time, fit[1])
+    labels = np.loadtxt(top / "label/data_random_run03_label.csv", delimiter=",")[:-2, 0]
+    signals = signals[2:]
+    rest = signals[labels == -1].mean(0)
+    first = np.flatnonzero(labels != -1)[:3]
+    expected = 100 * (signals[first].mean(0) / rest - 1)
+    subject = load(folder, rois="V1")
+    left = subject.voxel_ijk[:, 0] * 20 + subject.voxel_ijk[:, 1] * 4 + subject.voxel_ijk[:, 2] < 7
+    np.testing.assert_allclose(subject.responses[4, left], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_random_patterns_train_and_figures_test(whole):
+    folder, shown = whole
+    subject = load(folder)
+    (split,) = subject.splits
+    assert (split.name, len(split.train), len(split.test)) == ("figures", 40, 11)
+    test = {subject.stimuli.patterns[i].tobytes() for i in split.test}
+    assert test == {pattern.astype(bool).tobytes() for pattern in shown["figure"]}
+    fold = prepare_fold(subject, split)
+    np.testing.assert_allclose(fold.train_x.mean(axis=0), 0, atol=1e-4)
+    assert fold.test_x.shape == (11, subject.responses.shape[1])
+
+
+def test_a_figure_among_the_random_patterns_does_not_train(copy):
+    top = copy / "miyawaki2008"
+    for name in ("func/data_{}.nii.gz", "label/data_{}_label.csv"):
+        shutil.copy(top / name.format("figure_run01"), top / name.format("random_run01"))
+    (split,) = load(copy).splits
+    assert not np.intersect1d(split.train, split.test).size and len(split.test) == 11
+
+
+def test_regions_join_both_hemispheres_and_the_parts(whole):
+    folder, _ = whole
+    subject = load(folder)
+    sizes = {name: int(mask.sum()) for name, mask in subject.roi.items()}
+    assert sizes == {"V1": 28, "V2": 28, "V3": 28, "V3A": 14, "V4": 14}
+    assert subject.n_dropped == 0 and subject.volume_shape == miyawaki_tree.SHAPE
+    union = np.any([nib.load(p).get_fdata() > 0 for p in (folder / "miyawaki2008/mask").glob(
+        "[LR]HV[1]*.nii.gz")], axis=0)  # fmt: skip
+    chosen = load(folder, rois="V1")
+    np.testing.assert_array_equal(chosen.voxel_ijk, np.argwhere(union))
+
+
+def test_voxel_without_signal_is_dropped_and_counted(whole):
+    subject = load(whole[0], rois="mask")
+    assert list(subject.roi) == ["mask"] and subject.n_dropped == 1
+    assert np.isfinite(subject.responses).all()
+
+
+def test_folder_itself_is_a_path_too(whole):
+    folder, _ = whole
+    assert load(folder / "miyawaki2008").responses.shape == load(folder).responses.shape
+
+
+def test_captions_name_known_figures_and_count_patches(whole):
+    folder, shown = whole
+    subject = load(folder)
+    texts = subject.stimuli.captions(subject.stimulus_id)
+    assert texts[40] == CAPTIONS["small_frame"]  # figures[1] opens the first figure run
+    assert texts[41][0] == "a medium figure of patches in white in the middle on grey"
+    share = shown["random"][0].mean()
+    assert ("many" in texts[0][0]) == (share >= 0.45)
+    known = {w for i in range(2000) for t in world.captions(i) for w in t.split()}
+    assert {w for five in texts for t in five for w in t.split()} <= known
+    assert all(len(five) == 5 for five in texts)
+
+
+def test_known_figures_are_those_of_the_small_recording():
+    assert list(FIGURES.values()) == list(CAPTIONS)
+    assert pattern_of("letter_u")[2:7, 3:7].tolist() == [[1, 0, 0, 1]] * 4 + [[1, 1, 1, 1]]
+
+
+def test_block_means_shift_and_average():
+    labels = -np.ones((12, 10, 10), int)
+    labels[3:6] = 1
+    labels[6:8] = 0  # a second pattern right after the first
+    series = np.full((12, 2), 100.0)
+    series[5:8, 0] += [1, 2, 3]
+    series[8:10, 0] += 10
+    series[:, 1] = np.nan
+    patterns, responses = block_means(series, labels, delay=2)
+    assert patterns.shape == (2, 10, 10) and patterns[0].all() and not patterns[1].any()
+    time = np.arange(12) - 5.5
+    flat = series[:, 0] - time * (time @ series[:, 0]) / (time @ time)
+    base = flat[[2, 3, 4, 10, 11]].mean()
+    expected = [100 * (flat[5:8].mean() / base - 1), 100 * (flat[8:10].mean() / base - 1)]
+    np.testing.assert_allclose(responses[:, 0], expected, rtol=1e-5)
+    assert np.isnan(responses[:, 1]).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("func/data_random_run07.nii.gz", "data_random_run07.nii.gz is missing.*fetch miyawaki"),
+        ("label/data_figure_run12_label.csv", "data_figure_run12_label.csv is missing"),
+        ("mask/RHV4v.nii.gz", "RHV4v.nii.gz is missing"),
+    ],
+)
+def test_missing_file_is_named(copy, change, message):
+    (copy / "miyawaki2008" / change).unlink()
+    with pytest.raises(InputError, match=message):
+        load(copy)
+
+
+def test_truncated_run_is_named(copy):
+    path = copy / "miyawaki2008/func/data_random_run02.nii.gz"
+    path.write_bytes(path.read_bytes()[:-400])
+    with pytest.raises(InputError, match="data_random_run02.nii.gz is damaged"):
+        load(copy)
+
+
+def test_table_that_does_not_fit_is_named(copy):
+    path = copy / "miyawaki2008/label/data_random_run01_label.csv"
+    path.write_text("\n".join(path.read_text().splitlines()[:-1]))
+    with pytest.raises(InputError, match=r"data_random_run01.nii.gz has shape .* one volume for"):
+        load(copy)
+
+
+@pytest.mark.parametrize(
+    "text", ["1,2,3", "a,b", ",".join(["2"] * 100), ",".join(["0", *["-1"] * 99])]
+)
+def test_other_tables(tmp_path, text):
+    path = tmp_path / "label.csv"
+    path.write_text(text)
+    with pytest.raises(InputError, match="label.csv"):
+        read_labels(path)
+
+
+def test_unknown_subject_and_region(whole):
+    with pytest.raises(InputError, match="S1 only"):
+        load_subject("miyawaki_full", whole[0], "S2")
+    with pytest.raises(InputError, match="'V9' is unknown"):
+        load(whole[0], rois="V1,V9")
