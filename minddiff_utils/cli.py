@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
+from minddiff_utils import bench
 from minddiff_utils.files import InputError, atomic_path
 from minddiff_utils.runs import Job, Plan, load_plan, make_jobs, read_job
 
@@ -31,6 +32,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(bench.app, name="bench")
 
 ParamsArgument = Annotated[
     str, typer.Argument(help="A name from notebooks/params, or the path of a YAML file.")
@@ -332,13 +335,13 @@ def _clock(started: float) -> str:
     return clock(time.monotonic() - started)
 
 
-def main() -> None:
-    """Run the command line; what a user can mend is one line and exit code 2."""
+def main(command: typer.Typer = app) -> None:
+    """Run a command line; what a user can mend is one line and exit code 2."""
     from minddiff_utils.book import BuildError
     from minddiff_utils.execution import NotebookError
 
     try:
-        app()
+        command()
     except InputError as error:
         _say(f"Error: {error}")
         sys.exit(2)

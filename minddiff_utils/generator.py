@@ -122,9 +122,17 @@ class Generator:
     guide : Clip
     n_tokens : int
         Length of the text condition `c`; 0 takes the tokenizer's own.
+    save_memory : str
+        As for `load_generator`.
     """
 
-    def __init__(self, pipeline: StableDiffusionPipeline, guide: Clip, n_tokens: int = 0):
+    def __init__(
+        self,
+        pipeline: StableDiffusionPipeline,
+        guide: Clip,
+        n_tokens: int = 0,
+        save_memory: str = "",
+    ):
         self.vae, self.unet = pipeline.vae, pipeline.unet
         self.text_encoder, self.tokenizer = pipeline.text_encoder, pipeline.tokenizer
         # Stable Diffusion v1-4 comes with PNDM; the method samples with DDIM at the same levels.
@@ -134,6 +142,7 @@ class Generator:
         self.n_tokens = n_tokens or self.tokenizer.model_max_length
         for part in (self.vae, self.unet, self.text_encoder):
             part.eval().requires_grad_(False)
+        _save_memory(pipeline, self.size, _savings(save_memory))
 
     @property
     def device(self) -> torch.device:
@@ -412,12 +421,10 @@ def load_generator(
     """
     device = resolve_device(device)
     dtype = resolve_dtype(dtype, device)
-    savings = _savings(save_memory)
+    _savings(save_memory)  # a typing error is told before minutes of loading
     pipeline = _load_pipeline(models, dtype)
     clip = load_clip(clip_name(models, "guide", guide), str(device), dtype)
-    generator = Generator(pipeline.to(device), clip, n_tokens)
-    _save_memory(pipeline, generator.size, savings)
-    return generator
+    return Generator(pipeline.to(device), clip, n_tokens, save_memory)
 
 
 def _load_pipeline(models: str | Path, dtype: torch.dtype) -> StableDiffusionPipeline:

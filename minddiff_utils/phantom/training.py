@@ -258,9 +258,7 @@ def train_stage(
     model, loss_of = _prepare(stage, work, data, tokenizer, device)
     decay = 0.1 if stage.startswith("clip") else 1e-4
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.AdamW(
-        learning, betas=(0.9, 0.99), weight_decay=decay, fused=True
-    )
+    optimiser = torch.optim.AdamW(learning, betas=(0.9, 0.99), weight_decay=decay, fused=True)
     path = work / f"{stage}.safetensors"
     ema = {k: v.clone() for k, v in model.state_dict().items()}
     progress = {"step": 0, "seconds": 0.0}

@@ -1,0 +1,15 @@
+"""Measurements of time and memory, one module a bench: `minddiff bench NAME` prints them."""
+
+import typer
+
+from minddiff_utils.bench import sd14
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Measure time and memory on this machine.", no_args_is_help=True)
+app.command("sd14")(sd14.main)
+
+
+@app.callback()
+def _group() -> None:
+    """Measure time and memory on this machine."""
