@@ -1,6 +1,7 @@
 # make book                                      the phantom's book: no download, minutes on a laptop
 # make book PARAMS=miyawaki MIYAWAKI=FILE.mat    the same notebooks on a real recording
 # make book PARAMS=nsd NSD=FOLDER                the same notebooks on NSD
+# make book PARAMS=paper NSD=FOLDER              … with the settings of the paper
 # make test | make lab | make clean
 
 PYTHON ?= python3
@@ -14,6 +15,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DATA_miyawaki := $(MIYAWAKI)
 DATA_nsd := $(NSD)
+DATA_paper := $(or $(PAPER),$(NSD))
 DATA := $(DATA_$(PARAMS))
 
 .PHONY: book test lab clean environment

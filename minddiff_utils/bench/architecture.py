@@ -182,7 +182,8 @@ def build_generator(
     save_memory : str
         As for `load_generator`.
     """
-    pipeline = build_pipeline(small).to(device, dtype)
-    clip = build_clip(small)
-    clip.model.to(device, dtype)
+    pipeline, clip = build_pipeline(small), build_clip(small)
+    for part in (pipeline.vae, pipeline.unet, pipeline.text_encoder, clip.model):
+        # Not by the method of diffusers, which warns of layers to keep in float32: there are none.
+        torch.nn.Module.to(part, device, dtype)
     return Generator(pipeline, clip, n_tokens, save_memory)

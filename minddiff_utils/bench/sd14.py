@@ -43,6 +43,9 @@ def main(
     The default is the paper's sampler: 35 of 50 steps, guidance 5.0, pictures of 512 × 512. The
     exit code is 1 if the memory goes over the limit.
     """
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # of a missing torchvision, which nothing here needs
     from minddiff_utils.bench.architecture import build_generator
     from minddiff_utils.generator import resolve_device, resolve_dtype
     from minddiff_utils.reconstruction import Settings, stage1, stage2
