@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -24,7 +25,9 @@ from minddiff_utils.checkpoints import (
     hub_name,
     resolved,
 )
+from minddiff_utils.execution import _revisions
 from minddiff_utils.files import InputError
+from minddiff_utils.runs import Job
 
 ROOT = Path(generator.__file__).resolve().parent.parent
 DIFFUSION, GUIDE = "CompVis/stable-diffusion-v1-4", "openai/clip-vit-base-patch32"
@@ -298,3 +301,13 @@ def test_a_folder_is_returned_as_it_is(tiny_models):
     assert find_model(folder, CLIP_FILES, ["config.json"]) == folder
     with pytest.raises(InputError, match=r"lacks unet;.*stable-diffusion-v1-4"):
         find_model(folder, DIFFUSION_FILES, ["config.json", "unet"])
+
+
+def test_a_run_records_the_revisions_of_models_with_names(tmp_path):
+    given = {"models": DIFFUSION, "judge": "owner/judge@12ab"}
+    job = Job("02_decoding", "s", "", "", str(tmp_path), "", given, "", "")
+    expected = {DIFFUSION: REVISIONS[DIFFUSION], GUIDE: REVISIONS[GUIDE], "owner/judge": "12ab"}
+    assert _revisions(job) == expected
+    (tmp_path / "weights/small").mkdir(parents=True)
+    for models in ("weights/small", "../models", ""):
+        assert _revisions(replace(job, parameters={"models": models})) == {}
