@@ -27,6 +27,7 @@ __all__ = [
     "Generator",
     "load_clip",
     "load_generator",
+    "memory_savings",
     "noise_like",
     "resolve_device",
     "resolve_dtype",
@@ -142,7 +143,7 @@ class Generator:
         self.n_tokens = n_tokens or self.tokenizer.model_max_length
         for part in (self.vae, self.unet, self.text_encoder):
             part.eval().requires_grad_(False)
-        _save_memory(pipeline, self.size, _savings(save_memory))
+        _save_memory(pipeline, self.size, memory_savings(save_memory))
 
     @property
     def device(self) -> torch.device:
@@ -421,7 +422,7 @@ def load_generator(
     """
     device = resolve_device(device)
     dtype = resolve_dtype(dtype, device)
-    _savings(save_memory)  # a typing error is told before minutes of loading
+    memory_savings(save_memory)  # a typing error is told before minutes of loading
     pipeline = _load_pipeline(models, dtype)
     clip = load_clip(clip_name(models, "guide", guide), str(device), dtype)
     return Generator(pipeline.to(device), clip, n_tokens, save_memory)
@@ -448,8 +449,14 @@ def _load_pipeline(models: str | Path, dtype: torch.dtype) -> StableDiffusionPip
         diffusers_logging.set_verbosity(verbosity)
 
 
-def _savings(save_memory: str) -> list[str]:
-    """The single words of the parameter `save_memory`, checked."""
+def memory_savings(save_memory: str) -> list[str]:
+    """Return the single words of the parameter `save_memory` of `load_generator`.
+
+    Raises
+    ------
+    InputError
+        If one of them is unknown.
+    """
     words = [word.strip() for word in save_memory.split(",") if word.strip()]
     if unknown := set(words) - set(SAVINGS):
         raise InputError(

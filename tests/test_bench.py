@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from minddiff_utils import bench
 from minddiff_utils.bench import architecture, sd14
 from minddiff_utils.cli import app
+from minddiff_utils.files import InputError
 from minddiff_utils.generator import noise_like, to_rgb
 from minddiff_utils.phantom.models import n_parameters
 
@@ -86,3 +87,8 @@ def test_bench_over_its_limit_fails():
     options = ["--small", "--steps", "1", "--strength", "1", "--device", "cpu", "--limit", "0.001"]
     result = CliRunner().invoke(bench.app, ["sd14", *options])
     assert result.exit_code == 1 and "went over 0.001 GiB" in result.output
+
+
+def test_bench_names_an_unknown_option_before_it_begins():
+    result = CliRunner().invoke(app, ["bench", "sd14", "--save-memory", "magic"])
+    assert isinstance(result.exception, InputError) and "magic is unknown" in str(result.exception)

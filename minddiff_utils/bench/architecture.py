@@ -15,7 +15,7 @@ from diffusers import (
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from minddiff_utils.clip import Clip
-from minddiff_utils.generator import Generator
+from minddiff_utils.generator import Generator, memory_savings
 
 __all__ = ["build_clip", "build_generator", "build_pipeline"]
 
@@ -182,6 +182,7 @@ def build_generator(
     save_memory : str
         As for `load_generator`.
     """
+    memory_savings(save_memory)  # a typing error is told before the models are made
     pipeline, clip = build_pipeline(small), build_clip(small)
     for part in (pipeline.vae, pipeline.unet, pipeline.text_encoder, clip.model):
         # Not by the method of diffusers, which warns of layers to keep in float32: there are none.
