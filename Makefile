@@ -1,6 +1,7 @@
 # make book                                      the phantom's book: no download, minutes on a laptop
 # make book PARAMS=miyawaki MIYAWAKI=FILE.mat    the same notebooks on a real recording
 # make book PARAMS=nsd NSD=FOLDER                the same notebooks on NSD
+# make book PARAMS=paper NSD=FOLDER              … with the settings of the paper
 # make book PARAMS=own OWN=FILE.h5               the same notebooks on your own recording
 # make test | make lab | make clean
 

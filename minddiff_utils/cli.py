@@ -337,13 +337,13 @@ def _clock(started: float) -> str:
     return clock(time.monotonic() - started)
 
 
-def main() -> None:
-    """Run the command line; what a user can mend is one line and exit code 2."""
+def main(command: typer.Typer = app) -> None:
+    """Run a command line; what a user can mend is one line and exit code 2."""
     from minddiff_utils.book import BuildError
     from minddiff_utils.execution import NotebookError
 
     try:
-        app()
+        command()
     except InputError as error:
         _say(f"Error: {error}")
         sys.exit(2)

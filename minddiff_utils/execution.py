@@ -19,6 +19,7 @@ import papermill
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
+from minddiff_utils.checkpoints import PAPER, clip_name, hub_name
 from minddiff_utils.files import atomic_path
 from minddiff_utils.runs import Job
 
@@ -150,8 +151,9 @@ def _papermill(job: Job, running: Path, say: Callable[[str], None]) -> None:
     progress = Progress(job.label, n_cells, say)
     # The kernel must be this environment's Python, not one of the same name in the user's home.
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
-    # All models lie in folders; without this, their libraries may ask the network for news.
-    os.environ["HF_HUB_OFFLINE"] = "1"
+    if not _revisions(job):
+        # Models that lie in folders need no network; their libraries may ask it for news otherwise.
+        os.environ["HF_HUB_OFFLINE"] = "1"
     say(f"{job.label} · started")
     papermill.execute_notebook(
         job.source,
@@ -231,12 +233,21 @@ def _record(job: Job, seconds: float) -> None:
     }
     record.setdefault("notebooks", {})[job.notebook] = {
         "parameters": job.parameters,
+        "model_revisions": _revisions(job),
         "computation": job.data,
         "wall_time_s": round(seconds, 1),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def _revisions(job: Job) -> dict[str, str]:
+    """The repositories of the Hugging Face hub that a notebook's models come from, if any."""
+    models = str(job.parameters.get("models") or "")
+    clips = (clip_name(models, role, job.parameters.get(role) or "") for role in PAPER)
+    names = [name for name in (models, *clips) if not (Path(job.cwd) / name).exists()]
+    return dict(filter(None, map(hub_name, names)))
 
 
 def _git_commit(folder: Path) -> str | None:

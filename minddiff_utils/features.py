@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from minddiff_utils.datasets import Subject
 from minddiff_utils.files import InputError
-from minddiff_utils.generator import Generator, to_rgb
+from minddiff_utils.generator import Generator
 
 __all__ = ["families", "feature_size", "read_features", "write_features"]
 
@@ -166,8 +166,8 @@ def _create(file: h5py.File, ids: np.ndarray, first: dict, record: str) -> None:
 def _compute(generator: Generator, subject: Subject, ids, n_blocks: int) -> dict[str, np.ndarray]:
     """All families of some stimuli, as arrays with one row a stimulus."""
     pictures = subject.stimuli.pictures(ids)
-    rgb = to_rgb(pictures, generator.device).to(generator.dtype)
-    structure = generator.structure(rgb, range(1, n_blocks + 1))
+    # Of the size of painted pictures: stage 2 compares the structure of those with this.
+    structure = generator.structure(generator.prepare(pictures), range(1, n_blocks + 1))
     found = {
         "z": generator.encode_pictures(pictures),
         "c": generator.encode_captions(subject.stimuli.captions(ids)),

@@ -1,6 +1,7 @@
 """Stable Diffusion and CLIP behind one class: pictures to features, and differentiably back.
 
-The only module that knows diffusers and transformers. It knows no brain.
+The only module that knows diffusers, and with `clip` the only one that knows transformers. It knows
+no brain.
 """
 
 from collections.abc import Sequence
@@ -17,11 +18,31 @@ from transformers import CLIPModel
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import logging as transformers_logging
 
+from minddiff_utils.checkpoints import CLIP_FILES, DIFFUSION_FILES, clip_name, find_model, hub_name
+from minddiff_utils.clip import Clip, to_pictures, to_rgb
 from minddiff_utils.files import InputError
 
-__all__ = ["Clip", "Generator", "load_clip", "load_generator", "noise_like", "resolve_device"]
+__all__ = [
+    "Clip",
+    "Generator",
+    "load_clip",
+    "load_generator",
+    "memory_savings",
+    "noise_like",
+    "resolve_device",
+    "resolve_dtype",
+    "to_pictures",
+    "to_rgb",
+]
 
 PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
+DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+SAVINGS = ("attention", "tiling", "checkpointing")
 
 
 def resolve_device(device: str) -> torch.device:
@@ -42,6 +63,32 @@ def resolve_device(device: str) -> torch.device:
             f'device={device!r} cannot be used here ({str(error).splitlines()[0]}). Use "auto" or '
             '"cpu".'
         ) from None
+
+
+def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """Turn "auto" into bfloat16 on a CUDA device that has it, into float32 elsewhere.
+
+    Parameters
+    ----------
+    dtype : str or torch.dtype
+        "auto", "float32", "bfloat16", "float16" or "float64".
+    device : torch.device
+
+    Raises
+    ------
+    InputError
+        If the name is another, or the device does not know it.
+    """
+    if dtype == "auto":
+        half = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if half else torch.float32
+    found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if found not in DTYPES.values() or (device.type == "mps" and found == torch.float64):
+        known = ", ".join(f'"{name}"' for name in ("auto", *DTYPES))
+        raise InputError(
+            f"dtype={dtype!r} on {device.type}: expected one of {known}; MPS has no float64."
+        )
+    return found
 
 
 def noise_like(z: torch.Tensor, seed: int, stimulus_ids: Sequence[int]) -> torch.Tensor:
@@ -67,119 +114,6 @@ def noise_like(z: torch.Tensor, seed: int, stimulus_ids: Sequence[int]) -> torch
     return torch.stack(drawn).to(z)
 
 
-class Clip:
-    """The picture side of a CLIP: embeddings, and what its vision blocks compute.
-
-    Parameters
-    ----------
-    model : transformers.CLIPModel
-    settings : dict
-        Preprocessing as in `preprocessor_config.json`.
-    """
-
-    def __init__(self, model: CLIPModel, settings: dict):
-        self.model = model.eval().requires_grad_(False)
-        self.edge = int(settings["crop_size"]["height"])
-        self.mean = torch.tensor(settings["image_mean"]).view(3, 1, 1)
-        self.deviation = torch.tensor(settings["image_std"]).view(3, 1, 1)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return self.model.device
-
-    @property
-    def n_blocks(self) -> int:
-        """How many transformer blocks the vision tower has."""
-        return self.model.config.vision_config.num_hidden_layers
-
-    def preprocess(self, rgb: torch.Tensor) -> torch.Tensor:
-        """Resize and normalise as the model's own processor does, differentiably.
-
-        Parameters
-        ----------
-        rgb : Tensor, shape (n, 3, h, w)
-            Values in [-1, 1]; what lies outside is cut off.
-
-        Returns
-        -------
-        Tensor, shape (n, 3, edge, edge)
-        """
-        height, width = rgb.shape[-2:]
-        short = min(height, width)
-        # In whole numbers: 425 * (64 / 425) is less than 64.
-        size = [self.edge * height // short, self.edge * width // short]
-        if size != [height, width]:
-            rgb = F.interpolate(rgb, size, mode="bicubic", antialias=True, align_corners=False)
-            top, left = (size[0] - self.edge) // 2, (size[1] - self.edge) // 2
-            rgb = rgb[..., top : top + self.edge, left : left + self.edge]
-        return (rgb.clamp(-1, 1) / 2 + 0.5 - self.mean.to(rgb)) / self.deviation.to(rgb)
-
-    def structure(self, rgb: torch.Tensor, blocks: Sequence[int]) -> dict[str, torch.Tensor]:
-        """Return what stage 2 compares: the second linear layer of the MLP of vision blocks.
-
-        Parameters
-        ----------
-        rgb : Tensor, shape (n, 3, h, w)
-            In [-1, 1].
-        blocks : sequence of int
-            Counted from 1.
-
-        Returns
-        -------
-        dict of str to Tensor
-            "block_1" … shape (n, tokens, width), and "embedding", shape (n, dimensions), which is
-            not normalised. Differentiable.
-        """
-        found: dict[str, torch.Tensor] = {}
-        layers = self.model.vision_model.encoder.layers
-        hooks = [
-            layers[block - 1].mlp.fc2.register_forward_hook(
-                lambda module, given, out, name=f"block_{block}": found.__setitem__(name, out)
-            )
-            for block in blocks
-        ]
-        try:
-            pooled = self.model.vision_model(pixel_values=self.preprocess(rgb)).pooler_output
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return {**found, "embedding": self.model.visual_projection(pooled)}
-
-    @torch.no_grad()
-    def embed(self, pictures: np.ndarray, batch: int = 64) -> np.ndarray:
-        """Return the last-layer embedding of pictures.
-
-        Parameters
-        ----------
-        pictures : ndarray of uint8, shape (n, h, w, 3)
-        batch : int
-            Pictures at a time.
-
-        Returns
-        -------
-        ndarray of float32, shape (n, dimensions)
-            Rows of length 1.
-        """
-        rows = []
-        for start in range(0, len(pictures), batch):
-            rgb = to_rgb(pictures[start : start + batch], self.device)
-            rows.append(self.structure(rgb, ())["embedding"].float())
-        return F.normalize(torch.cat(rows), dim=1).cpu().numpy()
-
-
-def to_rgb(pictures: np.ndarray, device: torch.device | str) -> torch.Tensor:
-    """Turn uint8 (n, h, w, 3) into float32 (n, 3, h, w) in [-1, 1]."""
-    tensor = torch.from_numpy(np.ascontiguousarray(pictures)).to(device)
-    return tensor.permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-def to_pictures(rgb: torch.Tensor) -> np.ndarray:
-    """Turn (n, 3, h, w) in [-1, 1] into uint8 (n, h, w, 3); what lies outside is cut off."""
-    scaled = ((rgb.detach().float().clamp(-1, 1) + 1) * 127.5).round()
-    return scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-
-
 class Generator:
     """Stable Diffusion's parts, frozen, and the CLIP whose low layers guide stage 2.
 
@@ -189,9 +123,17 @@ class Generator:
     guide : Clip
     n_tokens : int
         Length of the text condition `c`; 0 takes the tokenizer's own.
+    save_memory : str
+        As for `load_generator`.
     """
 
-    def __init__(self, pipeline: StableDiffusionPipeline, guide: Clip, n_tokens: int = 0):
+    def __init__(
+        self,
+        pipeline: StableDiffusionPipeline,
+        guide: Clip,
+        n_tokens: int = 0,
+        save_memory: str = "",
+    ):
         self.vae, self.unet = pipeline.vae, pipeline.unet
         self.text_encoder, self.tokenizer = pipeline.text_encoder, pipeline.tokenizer
         # Stable Diffusion v1-4 comes with PNDM; the method samples with DDIM at the same levels.
@@ -201,6 +143,7 @@ class Generator:
         self.n_tokens = n_tokens or self.tokenizer.model_max_length
         for part in (self.vae, self.unet, self.text_encoder):
             part.eval().requires_grad_(False)
+        _save_memory(pipeline, self.size, memory_savings(save_memory))
 
     @property
     def device(self) -> torch.device:
@@ -208,9 +151,23 @@ class Generator:
         return self.unet.device
 
     @property
-    def dtype(self) -> torch.dtype:
+    def compute_dtype(self) -> torch.dtype:
         """In what precision the models compute."""
         return self.unet.dtype
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of `z`, `c`, pictures and gradients: at least float32.
+
+        The models may compute in bfloat16, of which 1.00 and 1.01 are neighbours: an update of
+        stage 2 would be lost there, and so would the small steps of the sampler.
+        """
+        return torch.promote_types(self.compute_dtype, torch.float32)
+
+    @property
+    def size(self) -> int:
+        """Side in pixels of the pictures that the UNet was made for: 512 for version 1."""
+        return self.unet.config.sample_size * 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     def fingerprint(self) -> list[float]:
         """Return numbers that differ between models, to tell results of one from another's."""
@@ -219,6 +176,50 @@ class Generator:
 
     # ------------------------------------------------------------------------ pictures to features
 
+    def prepare(self, pictures: np.ndarray) -> torch.Tensor:
+        """Turn pictures into what `decode` would have painted: in [-1, 1], of the model's size.
+
+        Features are computed from these, so that the seen and the painted picture go through the
+        same hands.
+
+        Parameters
+        ----------
+        pictures : ndarray of uint8, shape (n, h, w, 3)
+            Others than square ones are cut to the square in their middle.
+
+        Returns
+        -------
+        Tensor of `dtype`, shape (n, 3, size, size)
+        """
+        rgb = to_rgb(pictures, self.device).to(self.dtype)
+        side = min(rgb.shape[-2:])
+        top, left = ((length - side) // 2 for length in rgb.shape[-2:])
+        rgb = rgb[..., top : top + side, left : left + side]
+        if side == self.size:
+            return rgb
+        arguments = {"mode": "bicubic", "antialias": True, "align_corners": False}
+        return F.interpolate(rgb, (self.size, self.size), **arguments).clamp(-1, 1)
+
+    def resize(self, pictures: np.ndarray, batch: int = 64) -> np.ndarray:
+        """Give pictures the size of painted ones, to compare them pixel by pixel.
+
+        Parameters
+        ----------
+        pictures : ndarray of uint8, shape (n, h, w, 3)
+        batch : int
+            Pictures at a time.
+
+        Returns
+        -------
+        ndarray of uint8, shape (n, size, size, 3)
+            The same array if it has that size.
+        """
+        if pictures.shape[1:3] == (self.size, self.size):
+            return pictures
+        starts = range(0, len(pictures), batch)
+        done = [to_pictures(self.prepare(pictures[start : start + batch])) for start in starts]
+        return np.concatenate(done) if done else np.zeros((0, self.size, self.size, 3), np.uint8)
+
     @torch.no_grad()
     def encode_pictures(self, pictures: np.ndarray) -> torch.Tensor:
         """Return the latents `z` of pictures: the posterior's mean, in unit variance.
@@ -226,13 +227,15 @@ class Generator:
         Parameters
         ----------
         pictures : ndarray of uint8, shape (n, h, w, 3)
+            Of any size; see `prepare`.
 
         Returns
         -------
-        Tensor, shape (n, channels, h / f, w / f)
+        Tensor, shape (n, channels, size / f, size / f)
         """
-        rgb = to_rgb(pictures, self.device).to(self.dtype)
-        return self.vae.encode(rgb).latent_dist.mean * self.vae.config.scaling_factor
+        rgb = self.prepare(pictures).to(self.compute_dtype)
+        z = self.vae.encode(rgb).latent_dist.mean.to(self.dtype)
+        return z * self.vae.config.scaling_factor
 
     @torch.no_grad()
     def encode_captions(self, captions: Sequence[Sequence[str]]) -> torch.Tensor:
@@ -255,7 +258,7 @@ class Generator:
             truncation=True,
             return_tensors="pt",
         ).input_ids.to(self.device)
-        hidden = self.text_encoder(input_ids=tokens).last_hidden_state
+        hidden = self.text_encoder(input_ids=tokens).last_hidden_state.to(self.dtype)
         return torch.stack([part.mean(0) for part in hidden.split(counts)])
 
     def structure(self, rgb: torch.Tensor, blocks: Sequence[int]) -> dict[str, torch.Tensor]:
@@ -266,7 +269,8 @@ class Generator:
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
         """Turn latents into pictures, differentiably: (n, 3, h, w), about in [-1, 1]."""
-        return self.vae.decode(z / self.vae.config.scaling_factor).sample
+        scaled = (z / self.vae.config.scaling_factor).to(self.compute_dtype)
+        return self.vae.decode(scaled).sample.to(z.dtype)
 
     def timesteps(self, n_steps: int, strength: float) -> torch.Tensor:
         """Return the noise levels that img2img passes through, from noisy to clean.
@@ -335,10 +339,16 @@ class Generator:
     def _predict(self, z, c, empty, step, guidance: float) -> torch.Tensor:
         """One guided UNet prediction; both halves of the guidance in one batch."""
         if guidance == 1:
-            return self.unet(z, step, c).sample
-        both = self.unet(torch.cat([z, z]), step, torch.cat([empty, c])).sample
+            return self._unet(z, step, c)
+        both = self._unet(torch.cat([z, z]), step, torch.cat([empty, c]))
         without, with_text = both.chunk(2)
         return without + guidance * (with_text - without)
+
+    def _unet(self, z: torch.Tensor, step: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        """The UNet in its own precision, between inputs and output in theirs."""
+        return self.unet(z.to(self.compute_dtype), step, c.to(self.compute_dtype)).sample.to(
+            z.dtype
+        )
 
     @torch.no_grad()
     def empty_condition(self) -> torch.Tensor:
@@ -346,43 +356,60 @@ class Generator:
         return self.encode_captions([("",)])
 
 
-def load_clip(folder: str | Path, device: str = "auto", dtype: torch.dtype = torch.float32) -> Clip:
-    """Load a CLIP saved in the format of transformers.
+def load_clip(name: str | Path, device: str = "auto", dtype: str | torch.dtype = "auto") -> Clip:
+    """Load a CLIP in the format of transformers, from a folder or by its name on the hub.
 
     Parameters
     ----------
-    folder : str or Path
+    name : str or Path
+        A folder, or a repository of the Hugging Face hub such as "openai/clip-vit-base-patch32",
+        with "@revision" after it if another one than the pinned is wanted.
     device : str
         "auto" or a torch device.
-    dtype : torch.dtype
+    dtype : str or torch.dtype
+        "auto" computes in bfloat16 on CUDA, in float32 elsewhere.
 
     Raises
     ------
     InputError
-        If the folder or a part of it is missing.
+        If a part is missing and cannot be downloaded; the message says how to get it.
     """
-    folder = _checked_folder(folder, ("config.json", "preprocessor_config.json"))
-    model = _reported(folder, CLIPModel.from_pretrained, dtype=dtype)
+    device = resolve_device(device)
+    folder = find_model(name, CLIP_FILES, ("config.json", "preprocessor_config.json"))
+    model = _reported(folder, CLIPModel.from_pretrained, dtype=resolve_dtype(dtype, device))
     settings, _ = BaseImageProcessor.get_image_processor_dict(folder)
-    return Clip(model.to(resolve_device(device)), settings)
+    return Clip(model.to(device), settings)
 
 
 def load_generator(
-    folder: str | Path,
+    models: str | Path,
     device: str = "auto",
-    dtype: torch.dtype = torch.float32,
+    dtype: str | torch.dtype = "auto",
     n_tokens: int = 0,
+    guide: str = "",
+    save_memory: str = "",
 ) -> Generator:
-    """Load Stable Diffusion and the guide from `folder`/stable_diffusion and `folder`/clip_guide.
+    """Load Stable Diffusion and the CLIP that guides stage 2, from folders or by name.
 
     Parameters
     ----------
-    folder : str or Path
+    models : str or Path
+        A folder with stable_diffusion/ and clip_guide/, the folder of a diffusers pipeline, or a
+        repository of the Hugging Face hub such as "CompVis/stable-diffusion-v1-4", with
+        "@revision" after it if another one than the pinned is wanted.
     device : str
-        "auto" or a torch device.
-    dtype : torch.dtype
+        "auto" (CUDA, else MPS, else the CPU) or a torch device.
+    dtype : str or torch.dtype
+        "auto" computes in bfloat16 on CUDA, in float32 elsewhere.
     n_tokens : int
         Length of the text condition; 0 takes the tokenizer's own.
+    guide : str
+        Folder or name of the CLIP; "" takes the one in `models`, or the paper's.
+    save_memory : str
+        Any of "attention" (attention a slice of its heads at a time: for stage 1 on devices
+        without an efficient kernel), "tiling" (the autoencoder works on overlapping quarters of a
+        picture: no longer exactly the same picture) and "checkpointing" (activations inside UNet
+        and autoencoder are computed again in the backward pass), with commas between.
 
     Returns
     -------
@@ -391,18 +418,28 @@ def load_generator(
     Raises
     ------
     InputError
-        If a folder or a part of the pipeline is missing; the message names it.
+        If a part is missing and cannot be downloaded, or an option is not known.
     """
-    pipeline_folder = _checked_folder(
-        Path(folder) / "stable_diffusion", ("model_index.json", *PARTS)
-    )
+    device = resolve_device(device)
+    dtype = resolve_dtype(dtype, device)
+    memory_savings(save_memory)  # a typing error is told before minutes of loading
+    pipeline = _load_pipeline(models, dtype)
+    clip = load_clip(clip_name(models, "guide", guide), str(device), dtype)
+    return Generator(pipeline.to(device), clip, n_tokens, save_memory)
+
+
+def _load_pipeline(models: str | Path, dtype: torch.dtype) -> StableDiffusionPipeline:
+    inside = Path(models) / "stable_diffusion"
+    alone = hub_name(models) is not None or (Path(models) / "model_index.json").exists()
+    name = models if alone else inside
+    folder = find_model(name, DIFFUSION_FILES, ("model_index.json", *PARTS))
     # The phantom has no safety checker, of which diffusers warns at length each time.
     verbosity = diffusers_logging.get_verbosity()
     diffusers_logging.set_verbosity_error()
     diffusers_logging.disable_progress_bar()
     try:
-        pipeline = _reported(
-            pipeline_folder,
+        return _reported(
+            folder,
             StableDiffusionPipeline.from_pretrained,
             dtype=dtype,
             safety_checker=None,
@@ -410,26 +447,45 @@ def load_generator(
         )
     finally:
         diffusers_logging.set_verbosity(verbosity)
-    guide = load_clip(Path(folder) / "clip_guide", device, dtype)
-    return Generator(pipeline.to(resolve_device(device)), guide, n_tokens)
 
 
-def _checked_folder(folder: str | Path, needed: Sequence[str]) -> Path:
-    folder = Path(folder)
-    missing = [name for name in needed if not (folder / name).exists()]
-    if missing:
+def memory_savings(save_memory: str) -> list[str]:
+    """Return the single words of the parameter `save_memory` of `load_generator`.
+
+    Raises
+    ------
+    InputError
+        If one of them is unknown.
+    """
+    words = [word.strip() for word in save_memory.split(",") if word.strip()]
+    if unknown := set(words) - set(SAVINGS):
         raise InputError(
-            f"{folder} lacks {', '.join(missing)}; expected a model folder as save_pretrained "
-            "writes it. Check the parameter `models`, or restore the folder from the repository."
+            f"save_memory={save_memory!r}: {', '.join(sorted(unknown))} is unknown; expected any "
+            f"of {', '.join(SAVINGS)}, with commas between."
         )
-    return folder
+    return words
+
+
+def _save_memory(pipeline: StableDiffusionPipeline, size: int, savings: Sequence[str]) -> None:
+    """Switch on what trades time for memory."""
+    if "attention" in savings:
+        pipeline.enable_attention_slicing()
+    if "tiling" in savings:
+        vae = pipeline.vae
+        vae.enable_tiling()
+        # By default a tile is as large as the whole picture, and nothing is saved.
+        vae.tile_sample_min_size = size // 2
+        vae.tile_latent_min_size = pipeline.unet.config.sample_size // 2
+    if "checkpointing" in savings:
+        pipeline.unet.enable_gradient_checkpointing()
+        pipeline.vae.enable_gradient_checkpointing()
 
 
 def _reported(folder: Path, load, **arguments):
     # Seconds of loading need no bar; it would stand where the bars of the work belong.
     transformers_logging.disable_progress_bar()
     try:
-        return load(folder, local_files_only=True, **arguments)
+        return load(folder, local_files_only=True, use_safetensors=True, **arguments)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise InputError(
             f"{folder} cannot be loaded: {str(error).splitlines()[0]} Restore the folder."

@@ -1,12 +1,12 @@
 """The generator against diffusers, transformers and finite differences."""
 
-import copy
 import json
 
 import numpy as np
 import pytest
 import torch
-from diffusers import PNDMScheduler, StableDiffusionImg2ImgPipeline
+from diffusers import PNDMScheduler
+from oracles import img2img, structure_by_hooks
 from torch.nn import functional as F
 from transformers import CLIPImageProcessorPil, CLIPModel
 
@@ -17,6 +17,7 @@ from minddiff_utils.generator import (
     load_generator,
     noise_like,
     resolve_device,
+    resolve_dtype,
     to_pictures,
     to_rgb,
 )
@@ -63,27 +64,8 @@ def test_img2img_equals_the_pipeline_of_diffusers(
     generator, pictures, captions, n_steps, strength, guidance
 ):
     z, c = generator.encode_pictures(pictures), generator.encode_captions(captions)
-    pipeline = StableDiffusionImg2ImgPipeline(
-        vae=generator.vae,
-        unet=generator.unet,
-        text_encoder=generator.text_encoder,
-        tokenizer=generator.tokenizer,
-        scheduler=copy.deepcopy(generator.scheduler),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    theirs = pipeline(
-        image=z,
-        prompt_embeds=c,
-        negative_prompt_embeds=generator.empty_condition().expand_as(c),
-        strength=strength,
-        num_inference_steps=n_steps,
-        guidance_scale=guidance,
-        generator=[torch.Generator().manual_seed(5 * 1_000_003 + i) for i in IDS],
-        output_type="latent",
-    ).images
+    seeds = [5 * 1_000_003 + i for i in IDS]
+    theirs, pipeline = img2img(generator, z, c, seeds, n_steps, strength, guidance)
     with torch.no_grad():
         ours = generate(generator, z, c, noise_like(z, 5, IDS), n_steps, strength, guidance)
     assert (ours - theirs).norm() <= 1e-4 * theirs.norm()
@@ -198,20 +180,10 @@ def test_pictures_survive_the_way_to_a_tensor_and_back():
 
 
 def reference_structure(folder, pictures):
-    """Outputs of the MLP's second layers and the embedding, by hooks on transformers' own model."""
-    model = CLIPModel.from_pretrained(folder).eval()
-    pixels = CLIPImageProcessorPil.from_pretrained(folder)(
-        images=list(pictures), return_tensors="pt"
-    ).pixel_values
-    found = {}
-    for number, layer in enumerate(model.vision_model.encoder.layers, start=1):
-        layer.mlp.fc2.register_forward_hook(
-            lambda module, given, out, number=number: found.__setitem__(f"block_{number}", out)
-        )
-    with torch.no_grad():
-        out = model.get_image_features(pixel_values=pixels)
-    found["embedding"] = out if isinstance(out, torch.Tensor) else out.pooler_output
-    return found
+    """Structure by transformers alone: its model, behind its own processor."""
+    processor = CLIPImageProcessorPil.from_pretrained(folder)
+    pixels = processor(images=list(pictures), return_tensors="pt").pixel_values
+    return structure_by_hooks(CLIPModel.from_pretrained(folder).eval(), pixels)
 
 
 # The judge resizes; its processor rounds to 8 bits there, we cannot if it is to have a gradient.
@@ -225,7 +197,7 @@ def test_structure_equals_hooks_on_the_model(tiny_models, pictures, name, tolera
         assert (ours[key] - values).norm() <= tolerance * values.norm(), key
 
 
-@pytest.mark.parametrize("size", [(64, 64), (104, 104), (425, 425), (90, 71), (49, 80)])
+@pytest.mark.parametrize("size", [(64, 64), (104, 104), (425, 425), (90, 71), (49, 80), (60, 64)])
 @pytest.mark.parametrize("name", ["clip_guide", "clip_judge"])
 def test_preprocessing_is_the_processors(tiny_models, name, size):
     smooth = np.random.default_rng(0).integers(0, 256, (1, 3, 6, 6))
@@ -292,6 +264,24 @@ def test_gradient_equals_finite_differences(exact, name):
         torch.testing.assert_close((gradient * direction).sum(), slope, rtol=1e-5, atol=1e-8)
 
 
+def test_gradient_passes_through_the_guides_own_resizing(tiny_models):
+    """The guide's processor resizes 64 to 60 pixels here, as CLIP's does 512 to 224."""
+    folder = str(tiny_models / "clip_judge")
+    resizing = load_generator(tiny_models, "cpu", torch.float64, guide=folder)
+    z, c = (value.requires_grad_(True) for value in some_inputs(resizing))
+    rgb = resizing.decode(z[:1]).detach().requires_grad_(True)
+
+    def loss(rgb):
+        return (resizing.structure(rgb, (1,))["block_1"] * 1e3).square().mean()
+
+    (gradient,) = torch.autograd.grad(loss(rgb), rgb)
+    direction = torch.randn(rgb.shape, generator=torch.Generator().manual_seed(3)).to(rgb)
+    with torch.no_grad():
+        ends = [loss(rgb + sign * 1e-6 * direction) for sign in (1, -1)]
+    slope = (ends[0] - ends[1]) / 2e-6
+    torch.testing.assert_close((gradient * direction).sum(), slope, rtol=1e-5, atol=1e-8)
+
+
 def test_recomputing_gives_the_same_gradient(exact):
     z, c = (value.requires_grad_(True) for value in some_inputs(exact))
     kept = torch.autograd.grad(loss_of(exact, z, c), (z, c))
@@ -323,6 +313,100 @@ def test_models_are_frozen(generator):
     parts = (generator.vae, generator.unet, generator.text_encoder, generator.guide.model)
     assert not any(p.requires_grad for part in parts for p in part.parameters())
     assert not any(part.training for part in parts)
+
+
+# --------------------------------------------------------------------------- precision and memory
+
+
+def test_models_in_bfloat16_leave_latents_and_gradients_in_float32(
+    generator, tiny_models, pictures, captions
+):
+    half = load_generator(tiny_models, "cpu", "bfloat16")
+    assert half.compute_dtype == torch.bfloat16 and half.dtype == torch.float32
+    assert half.guide.model.dtype == torch.bfloat16
+    z, c = half.encode_pictures(pictures), half.encode_captions(captions)
+    assert z.dtype == c.dtype == torch.float32
+    for found, exact in (
+        (z, generator.encode_pictures(pictures)),
+        (c, generator.encode_captions(captions)),
+    ):
+        assert (found - exact).norm() < 0.05 * exact.norm()
+    z, c = z.requires_grad_(True), c.requires_grad_(True)
+    rgb = half.decode(generate(half, z, c, noise_like(z, 0, IDS)))
+    found = half.structure(rgb, (1, 2))
+    gradients = torch.autograd.grad(sum(values.sum() for values in found.values()), (z, c))
+    for values in (rgb, *found.values(), *gradients):
+        assert values.dtype == torch.float32 and torch.isfinite(values).all()
+
+
+def test_dtype_follows_the_device(monkeypatch):
+    assert resolve_dtype("auto", torch.device("cpu")) == torch.float32
+    assert resolve_dtype("auto", torch.device("mps")) == torch.float32
+    for supported, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda value=supported: value)
+        assert resolve_dtype("auto", torch.device("cuda")) == dtype
+    assert resolve_dtype("float16", torch.device("cpu")) == torch.float16
+    for dtype, device in (("int8", "cpu"), ("float64", "mps"), (torch.int32, "cpu")):
+        with pytest.raises(InputError, match="dtype=.*expected"):
+            resolve_dtype(dtype, torch.device(device))
+
+
+@pytest.mark.parametrize("word", ["attention", "checkpointing"])
+def test_saving_memory_changes_no_result(exact, tiny_models, word):
+    thrifty = load_generator(tiny_models, "cpu", torch.float64, save_memory=word)
+    z, c = (value.requires_grad_(True) for value in some_inputs(exact))
+    losses = [loss_of(model, z, c, recompute=True) for model in (exact, thrifty)]
+    gradients = [torch.autograd.grad(loss, (z, c)) for loss in losses]
+    torch.testing.assert_close(*losses, rtol=1e-9, atol=1e-12)
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-12)
+
+
+def test_tiles_are_smaller_than_the_picture_and_differentiable(exact, tiny_models):
+    tiled = load_generator(tiny_models, "cpu", torch.float64, save_memory="tiling, checkpointing")
+    z = some_inputs(exact)[0].requires_grad_(True)
+    picture = tiled.decode(z)
+    assert picture.shape == exact.decode(z).shape
+    assert not torch.allclose(picture, exact.decode(z))
+    (gradient,) = torch.autograd.grad((picture * weight(picture)).sum(), z)
+    direction = torch.randn(z.shape, generator=torch.Generator().manual_seed(3)).to(z)
+    with torch.no_grad():
+        ends = [tiled.decode(z + sign * 1e-5 * direction) for sign in (1, -1)]
+    slope = ((ends[0] - ends[1]) * weight(picture)).sum() / 2e-5
+    torch.testing.assert_close((gradient * direction).sum(), slope, rtol=1e-5, atol=1e-8)
+
+
+def test_unknown_way_to_save_memory_is_named(tiny_models):
+    with pytest.raises(InputError, match="magic is unknown; expected any of attention, tiling"):
+        load_generator(tiny_models, "cpu", save_memory="tiling,magic")
+
+
+# ------------------------------------------------------------------------------ pictures' own size
+
+
+def test_pictures_of_another_size_are_resized_once_for_all_features(generator, pictures):
+    large = np.repeat(np.repeat(pictures, 5, axis=1), 5, axis=2)  # 320 pixels a side
+    prepared = generator.prepare(large)
+    assert generator.size == 64 and prepared.shape == (2, 3, 64, 64)
+    assert prepared.abs().max() <= 1
+    assert (prepared - to_rgb(pictures, "cpu")).abs().mean() < 0.03
+    torch.testing.assert_close(
+        generator.encode_pictures(large), generator.encode_pictures(generator.resize(large)),
+        rtol=0.1, atol=0.05,
+    )  # fmt: skip
+    np.testing.assert_array_equal(generator.resize(large, batch=1), to_pictures(prepared))
+    assert generator.resize(large[:0]).shape == (0, 64, 64, 3)
+
+
+def test_pictures_of_the_models_size_stay_as_they_are(generator, pictures):
+    assert generator.resize(pictures) is pictures
+    rgb = to_rgb(pictures, "cpu")
+    torch.testing.assert_close(generator.prepare(pictures), rgb, rtol=0, atol=0)
+
+
+def test_wide_pictures_are_cut_to_their_middle(generator, pictures):
+    wide = np.pad(pictures, ((0, 0), (0, 0), (10, 10), (0, 0)))
+    np.testing.assert_array_equal(generator.resize(wide), pictures)
 
 
 # ------------------------------------------------------------------------------------- bad input

@@ -107,13 +107,13 @@ def _measure(
     """Yield the bars one by one; the slow ones come last."""
     pictures = np.stack([world.picture(i) for i in ids])
     sentences = [world.captions(i)[CAPTION] for i in ids]
-    generator = load_generator(weights, device)
+    generator = load_generator(weights, device, "float32")
     each, pooled = _psnr(pictures, _autoencoded(generator, pictures))
     yield "psnr", Bar("Autoencoder, mean of the pictures' PSNR", each, 30, "dB")
     yield "psnr_pooled", Bar("Autoencoder, PSNR of the mean squared error", pooled, 30, "dB")
     among = f"top-1 of {len(ids)}"
     for name in ("guide", "judge"):
-        clip = load_clip(weights / f"clip_{name}", device)
+        clip = load_clip(weights / f"clip_{name}", device, "float32")
         texts = _embed_sentences(clip, weights / f"clip_{name}", sentences)
         share = _retrieved(clip.embed(pictures), texts, sentences)
         yield f"retrieval_{name}", Bar(f"Picture finds its caption, {name}'s {among}", share, 0.70)

@@ -1,0 +1,49 @@
+"""What other programs make of the same inputs, for several test files."""
+
+import copy
+
+import torch
+from diffusers import StableDiffusionImg2ImgPipeline
+
+
+def img2img(generator, z, c, seeds, n_steps, strength, guidance):
+    """Latents by diffusers' own pipeline, for the same condition and noise; and the pipeline."""
+    pipeline = StableDiffusionImg2ImgPipeline(
+        vae=generator.vae,
+        unet=generator.unet,
+        text_encoder=generator.text_encoder,
+        tokenizer=generator.tokenizer,
+        scheduler=copy.deepcopy(generator.scheduler),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    latents = pipeline(
+        image=z,
+        prompt_embeds=c,
+        negative_prompt_embeds=generator.empty_condition().expand_as(c),
+        strength=strength,
+        num_inference_steps=n_steps,
+        guidance_scale=guidance,
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        output_type="latent",
+    ).images
+    return latents, pipeline
+
+
+def structure_by_hooks(model, pixels):
+    """Outputs of the MLP's second layers and the embedding, by hooks on transformers' own model."""
+    found, hooks = {}, []
+    for number, layer in enumerate(model.vision_model.encoder.layers, start=1):
+        hooks.append(
+            layer.mlp.fc2.register_forward_hook(
+                lambda module, given, out, number=number: found.__setitem__(f"block_{number}", out)
+            )
+        )
+    with torch.no_grad():
+        out = model.get_image_features(pixel_values=pixels)
+    for hook in hooks:
+        hook.remove()
+    found["embedding"] = out if isinstance(out, torch.Tensor) else out.pooler_output
+    return found

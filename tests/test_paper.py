@@ -1,0 +1,56 @@
+"""The published settings, one by one, and that each says where it comes from."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from minddiff_utils import runs
+from minddiff_utils.checkpoints import REVISIONS, hub_name
+from minddiff_utils.reconstruction import Settings
+
+PATH = Path(runs.__file__).resolve().parent.parent / "notebooks" / "params" / "paper.yaml"
+# The table of the method's published values.
+PUBLISHED = {
+    "subjects": ["subj01", "subj02", "subj05", "subj07"],
+    "dataset": "nsd",
+    "rois": "kastner2015",
+    "n_tokens": 15,
+    "n_blocks": 6,
+    "keep_structure": 0.25,
+    "n_folds": 5,
+    "n_steps": 50,
+    "guidance": 5.0,
+    "iterations": 300,
+    "learning_rate": 0.01,
+    "decay": 0.999,
+    "optimise": "zc",
+}
+STAGES = ("n_steps", "strength", "guidance", "iterations", "learning_rate", "decay")
+STAGES += ("optimise", "recompute", "adapt", "rate_c")
+
+
+@pytest.fixture(scope="module")
+def values():
+    return yaml.safe_load(PATH.read_text(encoding="utf-8"))
+
+
+def test_settings_are_the_published_ones(values):
+    assert {name: values[name] for name in PUBLISHED} == PUBLISHED
+    assert round(values["strength"] * values["n_steps"]) == 35
+    assert hub_name(values["models"]) == (values["models"], REVISIONS[values["models"]])
+    assert Settings(**{name: values[name] for name in STAGES}).adapt == "element"
+
+
+def test_every_setting_says_where_it_comes_from():
+    """A comment on its line, or in the paragraph of the file that it stands in."""
+    book = {"title", "about", "pages", "data_path", "run_dir"}
+    for paragraph in PATH.read_text(encoding="utf-8").split("\n\n"):
+        lines = paragraph.splitlines()
+        shared = " ".join(line for line in lines if line.startswith("#"))
+        for line in lines:
+            found = re.match(r"(\w+):", line)
+            if found and found[1] not in book:
+                said = f"{line.partition('#')[2] or shared}".lower()
+                assert re.search(r"paper|code|field", said), line
