@@ -22,7 +22,7 @@ SessionsOption = Annotated[
 
 
 def check(
-    dataset: Annotated[str, typer.Argument(help="nsd, miyawaki or kay.")],
+    dataset: Annotated[str, typer.Argument(help="nsd, miyawaki, kay or own.")],
     path: Annotated[Path, typer.Argument(help="The recording: its folder or file.")],
     subject: Annotated[
         str, typer.Option(help="Whose files, with commas between; those there without it.")
@@ -34,8 +34,13 @@ def check(
 
     Exit code 0 if all is ready, 1 if not.
     """
+    from minddiff_utils.datasets import check_own
     from minddiff_utils.inventory import is_ready, report, take_stock
 
+    if dataset == "own":
+        faults = check_own(path)
+        print("\n".join(faults) or f"{path}: everything is there, and fits together.")
+        raise typer.Exit(1 if faults else 0)
     entries = take_stock(dataset, path, _names(subject), rois, sessions)
     print(report(entries, path))
     if not is_ready(entries):
