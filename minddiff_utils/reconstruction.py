@@ -68,8 +68,8 @@ class Settings:
         (`structure_loss`).
     """
 
-    n_steps: int = 10
-    strength: float = 0.6
+    n_steps: int = 9
+    strength: float = 0.56
     guidance: float = 3.0
     iterations: int = 10
     learning_rate: float = 0.1
