@@ -244,10 +244,16 @@ def _record(job: Job, seconds: float) -> None:
 
 def _revisions(job: Job) -> dict[str, str]:
     """The repositories of the Hugging Face hub that a notebook's models come from, if any."""
-    models = str(job.parameters.get("models") or "")
-    clips = (clip_name(models, role, job.parameters.get(role) or "") for role in PAPER)
-    names = [name for name in (models, *clips) if not (Path(job.cwd) / name).exists()]
+    given = [job.parameters.get(key) or "" for key in ("models", *PAPER)]
+    models, *clips = (_from_folder(name, Path(job.cwd)) for name in given)
+    roles = zip(PAPER, clips, strict=True)
+    names = [models, *(clip_name(models, role, clip) for role, clip in roles)]
     return dict(filter(None, map(hub_name, names)))
+
+
+def _from_folder(name: str, folder: Path) -> str:
+    """A path as seen from a folder; a name of the hub stays as it is."""
+    return str(folder / name) if name and (folder / name).exists() else name
 
 
 def _git_commit(folder: Path) -> str | None:
