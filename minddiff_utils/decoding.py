@@ -15,7 +15,8 @@ from safetensors.numpy import save_file
 from sklearn.model_selection import KFold
 from tqdm import tqdm
 
-from minddiff_utils.datasets import Fold, Subject, prepare_fold
+from minddiff_utils.components import Components, evidence, fit_components
+from minddiff_utils.datasets import Fold, Split, Subject, estimate_ncsnr, prepare_fold
 from minddiff_utils.features import families, feature_size, read_features
 from minddiff_utils.files import InputError, atomic_path
 
@@ -28,13 +29,18 @@ __all__ = [
     "read_decoded",
     "roi_accuracies",
     "save_decoder",
+    "voxel_weights",
 ]
 
-FORMAT = "minddiff-decoder-1"
+FORMAT = "minddiff-decoder-2"
 # Penalties a voxel: with standardised responses the kernel grows with the number of voxels.
 PENALTIES = np.logspace(-2, 2, 9)
 # Features that are decoded together, in bytes: they share the costly part of the fit.
 TOGETHER = 2**29
+# Voxels at a time when their reliability is estimated, which bounds the memory.
+VOXELS = 1024
+# Estimates of reliability are noisy: no voxel counts for less.
+LEAST_RELIABILITY = 0.01
 
 
 @dataclass(frozen=True)
@@ -44,9 +50,10 @@ class Decoder:
     Parameters
     ----------
     train_x : float32 array, shape (n_train, n_voxels)
+        Centred, and times `scale`.
     dual : float32 array, shape (n_train, n_selected)
-        Dual coefficients; the weights of the voxels are `train_x.T @ dual`.
-    mean_x : float32 array, shape (n_voxels,)
+        Dual coefficients; the weights of the voxels are `scale * (train_x.T @ dual)`.
+    mean_x, scale : float32 arrays, shape (n_voxels,)
     mean_y : float32 array, shape (n_targets,)
     selected : bool array, shape (n_targets,)
         Targets that are decoded; constant ones are among them and predicted by their mean.
@@ -57,6 +64,7 @@ class Decoder:
     train_x: np.ndarray
     dual: np.ndarray
     mean_x: np.ndarray
+    scale: np.ndarray
     mean_y: np.ndarray
     selected: np.ndarray
     penalty: np.ndarray
@@ -71,6 +79,7 @@ class Decoder:
             self.train_x,
             self.dual[:, places],
             self.mean_x,
+            self.scale,
             self.mean_y[columns],
             chosen,
             self.penalty[columns],
@@ -89,18 +98,24 @@ class Decoder:
         float32 array, shape (n, n_targets)
             NaN in targets that were not selected.
         """
-        kernel = (x - self.mean_x) @ self.train_x.T
+        kernel = ((x - self.mean_x) * self.scale) @ self.train_x.T
         out = np.full((len(x), len(self.selected)), np.nan, np.float32)
         out[:, self.selected] = kernel @ self.dual + self.mean_y[self.selected]
         return out
 
 
 def fit_decoder(
-    x: np.ndarray, y: np.ndarray, keep: float = 1.0, n_folds: int = 5, block: int = 4096
+    x: np.ndarray,
+    y: np.ndarray,
+    keep: float = 1.0,
+    n_folds: int = 5,
+    block: int = 4096,
+    weights: np.ndarray | None = None,
 ) -> Decoder:
     r"""Fit ridge regression from voxels to every target, each with its own penalty.
 
-    .. math:: \hat W = \arg\min_W \lVert Y - X W \rVert^2 + \sum_j \alpha_j \lVert w_j \rVert^2
+    .. math:: \hat W = \arg\min_W \lVert Y - X W \rVert^2
+              + \sum_j \alpha_j \sum_v (w_{vj} / r_v)^2
 
     Parameters
     ----------
@@ -113,6 +128,9 @@ def fit_decoder(
         Folds of the cross-validation, consecutive blocks of stimuli; at most one a stimulus pair.
     block : int
         Targets at a time, which bounds the memory.
+    weights : float array, shape (n_voxels,), optional
+        How much of a say each voxel has, `r` in the formula; all the same if not given. Only
+        their ratios matter.
 
     Returns
     -------
@@ -126,7 +144,9 @@ def fit_decoder(
     """
     _check(x, y, keep)
     mean_x, mean_y = x.mean(0), y.mean(0)
-    x, y = x - mean_x, y - mean_y
+    scale = np.ones(x.shape[1]) if weights is None else np.asarray(weights, float)
+    scale = (scale / np.sqrt(np.square(scale).mean())).astype(np.float32)
+    x, y = (x - mean_x) * scale, y - mean_y
     varies = y.std(0) > 1e-6 * np.maximum(1, np.abs(mean_y))
     folds = KFold(min(n_folds, len(x) // 2))
     model = KernelRidgeCV(
@@ -146,7 +166,7 @@ def fit_decoder(
         score[varies], penalty[varies] = model.cv_scores_.ravel(), model.best_alphas_
         dual[:, varies] = model.dual_coef_
     selected = _best(score, keep)
-    return Decoder(x, dual[:, selected], mean_x, mean_y, selected, penalty, score)
+    return Decoder(x, dual[:, selected], mean_x, scale, mean_y, selected, penalty, score)
 
 
 def _check_keep(keep: float) -> None:
@@ -171,6 +191,37 @@ def _best(score: np.ndarray, keep: float) -> np.ndarray:
     chosen = np.zeros(len(score), bool)
     chosen[order[:n]] = True
     return chosen
+
+
+def voxel_weights(subject: Subject, split: Split) -> np.ndarray:
+    """Return how reliable each voxel is over repetitions of the training stimuli.
+
+    A standardised voxel without any signal is as loud as the best one; given the same say, it
+    only adds noise to every prediction.
+
+    Parameters
+    ----------
+    subject : Subject
+    split : Split
+        Only trials of its training stimuli are used.
+
+    Returns
+    -------
+    float32 array, shape (n_voxels,)
+        Share of variance of the mean over repetitions that would repeat,
+        :math:`ncsnr^2 / (ncsnr^2 + 1/n)`, at least 0.01; ones where no stimulus was repeated.
+    """
+    trials = np.flatnonzero(np.isin(subject.stimulus_id, split.train))
+    ids, session = subject.stimulus_id[trials], subject.session[trials]
+    n = len(ids) / len(np.unique(ids))
+    if n == 1:
+        return np.ones(subject.responses.shape[1], np.float32)
+    parts = [
+        estimate_ncsnr(subject.responses[:, start : start + VOXELS][trials], ids, session)
+        for start in range(0, subject.responses.shape[1], VOXELS)
+    ]
+    ncsnr2 = np.square(np.concatenate(parts))
+    return np.maximum(ncsnr2 / (ncsnr2 + 1 / n), LEAST_RELIABILITY).astype(np.float32)
 
 
 # --------------------------------------------------------------------------------- saved decoders
@@ -210,6 +261,8 @@ def decode_subject(
     decoded_path: str | Path,
     *,
     keep_structure: float = 1.0,
+    n_components: int = 128,
+    reliability: tuple[float, float] = (0.02, 0.8),
     n_folds: int = 5,
     shuffle_seed: int | None = None,
     decoders: str | Path | None = None,
@@ -222,10 +275,17 @@ def decode_subject(
     features_path : str or Path
         From `write_features`.
     decoded_path : str or Path
-        HDF5: `stimulus_id` int64 (n_test,), `split` str (n_test,), and each family, float32
-        (n_test, …), NaN where a value was not selected.
+        HDF5: `stimulus_id` int64 (n_test,), `split` int64 (n_test,), and each family, float32
+        (n_test, …), NaN where a value was not selected. For each block also what `evidence`
+        returns, `evidence_<i>` float32 (n_test, n_components) and `projection_<i>` float32
+        (n_splits, n_values, n_components), and `reliability_<i>` float32 (n_splits,
+        n_components), the cross-validated R² of each component.
     keep_structure : float
         Share of the values of each block that is decoded, the best by cross-validation.
+    n_components : int
+        Components of each block that are decoded, at most.
+    reliability : tuple of two float
+        Least and most of a component's R²; see `evidence`.
     n_folds : int
     shuffle_seed : int, optional
         Control: deal the training responses out to the wrong stimuli first.
@@ -238,30 +298,79 @@ def decode_subject(
     """
     _check_keep(keep_structure)
     names = families(features_path)
-    found: dict[str, list[np.ndarray]] = {name: [] for name in [*names, "stimulus_id", "split"]}
-    folds = [prepare_fold(subject, split) for split in subject.splits]
-    bar = tqdm(total=len(folds) * len(names), desc="decoders")
-    for fold in folds:
+    rows: dict[str, list[np.ndarray]] = {}
+    bar = tqdm(total=len(subject.splits) * len(names), desc="decoders")
+    for number, split in enumerate(subject.splits):
+        fold, weights = prepare_fold(subject, split), voxel_weights(subject, split)
         train_x = _shuffled(fold, shuffle_seed)
-        found["stimulus_id"].append(fold.test_id)
-        found["split"].append(np.full(len(fold.test_id), fold.split_name, object))
+        found = {
+            "stimulus_id": fold.test_id,
+            "split": np.full(len(fold.test_id), number, np.int64),
+        }
         for group in _groups(features_path, names, len(fold.train_id)):
             y = {name: read_features(features_path, name, fold.train_id) for name in group}
-            fitted = _fit_families(train_x, y, keep_structure, n_folds)
+            fitted = _fit_families(train_x, y, keep_structure, n_folds, weights)
             for name, decoder in fitted.items():
-                decoded = decoder.predict(fold.test_x)
-                found[name].append(decoded.reshape(-1, *y[name].shape[1:]))
+                found[name] = decoder.predict(fold.test_x).reshape(-1, *y[name].shape[1:])
                 if decoders is not None:
                     path = Path(decoders) / fold.split_name / f"{name}.safetensors"
                     save_decoder(decoder, path)
+            for name in [name for name in group if name.startswith("block_")]:
+                flat = y[name].reshape(len(train_x), -1)
+                components = fit_components(flat, n_components)
+                scores = components.scores(flat)
+                decoder = fit_decoder(train_x, scores, 1.0, n_folds, weights=weights)
+                found |= _evidence(name, components, decoder, fold.test_x, reliability)
             bar.update(len(group))
+        for name, values in found.items():
+            rows.setdefault(name, []).append(values)
     bar.close()
-    settings = {"keep_structure": keep_structure, "n_folds": n_folds, "shuffle": shuffle_seed}
+    settings = {
+        "keep_structure": keep_structure,
+        "n_components": n_components,
+        "reliability": reliability,
+        "n_folds": n_folds,
+        "shuffle": shuffle_seed,
+    }
     with atomic_path(decoded_path) as temporary, h5py.File(temporary, "w") as file:
         file.attrs["settings"] = json.dumps(settings)
-        for name, parts in found.items():
-            file[name] = np.concatenate(parts)
+        for name, parts in rows.items():
+            file[name] = _joined(name, parts)
     return Path(decoded_path)
+
+
+def _evidence(
+    name: str,
+    components: Components,
+    decoder: Decoder,
+    test_x: np.ndarray,
+    reliability: tuple[float, float],
+) -> dict[str, np.ndarray]:
+    """Return what the responses to each test stimulus say about a block."""
+    decoded = decoder.predict(test_x)
+    projection, value = evidence(components, decoded, decoder.score, *reliability)
+    number = name.removeprefix("block_")
+    return {
+        f"evidence_{number}": value,
+        f"projection_{number}": projection[None],
+        f"reliability_{number}": decoder.score[None],
+    }
+
+
+def _joined(name: str, parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Put the splits together; one with fewer components gets columns that say nothing."""
+    if name.startswith(("evidence_", "projection_", "reliability_")):
+        width = max(part.shape[-1] for part in parts)
+        missing = np.nan if name.startswith("reliability_") else 0
+        parts = [
+            np.pad(
+                part,
+                [(0, 0)] * (part.ndim - 1) + [(0, width - part.shape[-1])],
+                constant_values=missing,
+            )
+            for part in parts
+        ]
+    return np.concatenate(parts)
 
 
 def _groups(features_path: str | Path, names: Sequence[str], n: int) -> list[list[str]]:
@@ -279,11 +388,15 @@ def _groups(features_path: str | Path, names: Sequence[str], n: int) -> list[lis
 
 
 def _fit_families(
-    x: np.ndarray, y: Mapping[str, np.ndarray], keep_structure: float, n_folds: int
+    x: np.ndarray,
+    y: Mapping[str, np.ndarray],
+    keep_structure: float,
+    n_folds: int,
+    weights: np.ndarray,
 ) -> dict[str, Decoder]:
     """Fit several families at once; of each block only the best values are kept."""
     rows = [values.reshape(len(values), -1) for values in y.values()]
-    whole = fit_decoder(x, np.concatenate(rows, axis=1), 1.0, n_folds)
+    whole = fit_decoder(x, np.concatenate(rows, axis=1), 1.0, n_folds, weights=weights)
     ends = np.cumsum([0] + [values.shape[1] for values in rows])
     return {
         name: whole.part(
@@ -305,7 +418,7 @@ def _shuffled(fold: Fold, seed: int | None) -> np.ndarray:
 
 
 def read_decoded(path: str | Path) -> dict[str, np.ndarray]:
-    """Read what `decode_subject` wrote: every family, and `stimulus_id`.
+    """Read what `decode_subject` wrote.
 
     Raises
     ------
@@ -314,7 +427,7 @@ def read_decoded(path: str | Path) -> dict[str, np.ndarray]:
     """
     try:
         with h5py.File(path, "r") as file:
-            return {name: file[name][:] for name in file if name != "split"}
+            return {name: file[name][:] for name in file}
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error}). Run 02_decoding again.") from None
 
@@ -378,6 +491,7 @@ def roi_accuracies(
     """
     rng = np.random.default_rng(seed)
     folds = [prepare_fold(subject, split) for split in subject.splits]
+    weights = [voxel_weights(subject, split) for split in subject.splits]
     rows = []
     for name in tqdm([name for name in names if name in families(features_path)], "regions"):
         true = [read_features(features_path, name, fold.test_id) for fold in folds]
@@ -388,8 +502,10 @@ def roi_accuracies(
         truth = np.concatenate([part.reshape(len(part), -1)[:, chosen] for part in true])
         for roi, mask in subject.roi.items():
             predicted = [
-                fit_decoder(fold.train_x[:, mask], part, 1.0, n_folds).predict(fold.test_x[:, mask])
-                for fold, part in zip(folds, y, strict=True)
+                fit_decoder(
+                    fold.train_x[:, mask], part, 1.0, n_folds, weights=weight[mask]
+                ).predict(fold.test_x[:, mask])
+                for fold, part, weight in zip(folds, y, weights, strict=True)
             ]
             r = _correlation(truth, np.concatenate(predicted))
             rows.append(pd.DataFrame({"family": name, "roi": roi, "correlation": r}))

@@ -31,6 +31,7 @@ from minddiff_utils.metrics import (
 
 __all__ = [
     "accuracy_distribution",
+    "component_reliability",
     "decoded_latents",
     "iterates",
     "layer_contributions",
@@ -397,6 +398,58 @@ def roi_accuracy(frame: pd.DataFrame) -> Figure:
 
 
 # --- stage 2 -------------------------------------------------------------------------------
+
+
+def component_reliability(
+    reliability: Mapping[str, np.ndarray], least: float, most: float
+) -> Figure:
+    """How well the components of each block can be decoded, the largest component first.
+
+    Parameters
+    ----------
+    reliability : mapping of block name to float (n_components,)
+        Cross-validated R²; NaN where there is no such component.
+    least, most : float
+        Bounds that stage 2 works with.
+
+    Returns
+    -------
+    Figure
+        A line a block, averaged over a third of an octave of ranks; the legend counts the
+        components above `least`.
+    """
+    if not reliability:
+        raise InputError("component_reliability needs at least one block.")
+    with style():
+        fig, axes = plt.subplots(figsize=(WIDTH, 3.4), layout="constrained")
+        shades = plt.get_cmap("viridis")(np.linspace(0.05, 0.85, len(reliability)))
+        for (name, values), colour in zip(reliability.items(), shades, strict=True):
+            values = np.asarray(values, float)
+            values = values[np.isfinite(values)]
+            label = f"{FAMILIES.get(name, name)}: {int((values > least).sum())} of {values.size}"
+            ranks, smooth = _octave_means(values)
+            axes.plot(ranks, smooth, color=colour, label=label, marker="o", markersize=3)
+        for bound, text in ((least, "left out below"), (most, "lowered to this above")):
+            axes.axhline(bound, color="#555555", linewidth=0.8, linestyle="--")
+            axes.annotate(
+                text, (1, bound), xycoords=("axes fraction", "data"), ha="right", va="bottom",
+                fontsize=9, color="#555555",
+            )  # fmt: skip
+        axes.set_xscale("log")
+        axes.set_ylim(min(-0.1, least - 0.1), 1.02)
+        axes.set_xlabel("component (1 varies most between pictures)")
+        axes.set_ylabel("cross-validated $R^2$")
+        axes.legend(title="components used", fontsize=9, loc="upper right", ncols=2)
+    return _finish(fig)
+
+
+def _octave_means(values: np.ndarray, per_octave: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    """Average a sequence over ranks, so that far ranks do not crowd a logarithmic axis."""
+    edges = np.unique(np.round(2 ** (np.arange(0, 60) / per_octave)).astype(int))
+    edges = np.append(edges[edges <= values.size], values.size + 1)
+    spans = [span for span in zip(edges[:-1], edges[1:], strict=True) if span[0] < span[1]]
+    ranks = np.array([np.sqrt(low * (high - 1)) for low, high in spans])
+    return ranks, np.array([values[low - 1 : high - 1].mean() for low, high in spans])
 
 
 def loss_curves(trace: np.ndarray) -> Figure:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import h5py
 import numpy as np
@@ -14,10 +15,12 @@ from minddiff_utils.files import InputError, atomic_path
 from minddiff_utils.generator import Generator, noise_like, to_pictures
 
 __all__ = [
+    "Evidence",
     "Settings",
     "Stage2",
     "ablate",
     "add_reconstructions",
+    "evidence_loss",
     "generate",
     "read_pictures",
     "read_trace",
@@ -59,6 +62,10 @@ class Settings:
         direction of the gradient and leaves alone what the loss does not care about.
     rate_c : float
         Factor on the learning rate for `c`, whose values have another scale than those of `z`.
+    structure : str
+        What stage 2 fits: "components", what the responses say about each component of CLIP's
+        blocks (`evidence_loss`); "values", the decoded values themselves, as in the paper
+        (`structure_loss`).
     """
 
     n_steps: int = 10
@@ -71,6 +78,7 @@ class Settings:
     recompute: bool = False
     adapt: str = "picture"
     rate_c: float = 0.1
+    structure: str = "components"
 
     def __post_init__(self) -> None:
         bounds = {
@@ -86,10 +94,15 @@ class Settings:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise InputError(f"{name}={value}: expected a value from {low:g} to {high:g}.")
-        if self.optimise not in ("zc", "z", "c"):
-            raise InputError(f'optimise={self.optimise!r}: expected "zc", "z" or "c".')
-        if self.adapt not in ("element", "picture"):
-            raise InputError(f'adapt={self.adapt!r}: expected "element" or "picture".')
+        choices = {
+            "optimise": ("zc", "z", "c"),
+            "adapt": ("element", "picture"),
+            "structure": ("components", "values"),
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                wanted = " or ".join(f'"{choice}"' for choice in known)
+                raise InputError(f"{name}={getattr(self, name)!r}: expected {wanted}.")
 
 
 def generate(
@@ -147,7 +160,7 @@ def structure_weights(target: Mapping[str, torch.Tensor]) -> dict[str, torch.Ten
     -------
     dict of str to Tensor, shape (n,)
     """
-    names = sorted(target, key=lambda name: int(name.removeprefix("block_")))
+    names = _in_order(target)
     inverse = [1 / torch.nan_to_num(target[name]).flatten(1).norm(dim=1) for name in names]
     total = torch.stack(inverse).sum(0)
     extra = [*BLOCK_WEIGHTS, *[1.0] * len(names)]
@@ -184,6 +197,66 @@ def structure_loss(
     return torch.stack(losses, dim=1)
 
 
+class Evidence(NamedTuple):
+    """What the responses say about one block of some pictures; see `components.evidence`.
+
+    Parameters
+    ----------
+    value : Tensor, shape (n, n_components)
+    projection : Tensor, shape (n_splits, n_values, n_components)
+    split : Tensor of int64, shape (n,)
+        The split each picture is a test picture of.
+    """
+
+    value: torch.Tensor
+    projection: torch.Tensor
+    split: torch.Tensor
+
+
+def evidence_loss(
+    found: Mapping[str, torch.Tensor], target: Mapping[str, Evidence]
+) -> torch.Tensor:
+    """Return how far each block is from what the responses say, in units of their uncertainty.
+
+    .. math:: L_i = w_i \\, \\frac{1}{K_i} \\sum_{k=1}^{K_i}
+              \\frac{(u_{ik}^T (CLIP_i(Y) - m_i) - \\hat s_{ik} / R^2_{ik})^2}
+              {\\lambda_{ik} (1 - R^2_{ik}) / R^2_{ik}}
+
+    with the authors' weights 1.5, 1.2, 1, 1, 1, 1, here normalised to sum 1: the sum over blocks
+    is about one for the picture that was seen.
+
+    Parameters
+    ----------
+    found : mapping of str to Tensor, shape (n, tokens, width)
+    target : mapping of str to Evidence
+
+    Returns
+    -------
+    Tensor, shape (n, n_blocks)
+    """
+    names = _in_order(target)
+    losses = []
+    for name, weight in zip(names, _block_weights(len(names)), strict=True):
+        value, projection, split = target[name]
+        structure = found[name].flatten(1).to(value.dtype)
+        loss = structure.new_zeros(len(structure))
+        for number in split.unique():
+            rows = torch.nonzero(split == number).flatten()
+            error = structure[rows] @ projection[number] - value[rows]
+            loss = loss.index_put((rows,), error.square().sum(1))
+        losses.append(weight * loss)
+    return torch.stack(losses, dim=1)
+
+
+def _in_order(names: Mapping[str, object]) -> list[str]:
+    return sorted(names, key=lambda name: int(name.removeprefix("block_")))
+
+
+def _block_weights(n: int) -> list[float]:
+    weights = [*BLOCK_WEIGHTS, *[1.0] * n][:n]
+    return [weight / sum(weights) for weight in weights]
+
+
 @dataclass
 class Stage2:
     """What stage 2 leaves: the last picture, and how it got there.
@@ -210,7 +283,7 @@ def stage2(
     generator: Generator,
     z: torch.Tensor,
     c: torch.Tensor,
-    target: Mapping[str, torch.Tensor],
+    target: Mapping[str, torch.Tensor] | Mapping[str, Evidence],
     noise: torch.Tensor,
     settings: Settings,
 ) -> Stage2:
@@ -223,8 +296,9 @@ def stage2(
         Decoded latents.
     c : Tensor, shape (n, tokens, width)
         Decoded text condition.
-    target : mapping of str to Tensor, shape (n, tokens, width)
-        Decoded structure of each block, "block_1" …; NaN: not decoded.
+    target : mapping of str to Evidence, or to Tensor, shape (n, tokens, width)
+        For each block, "block_1" …: what the responses say about it, or where
+        `settings.structure` is "values" its decoded values; NaN: not decoded.
     noise : Tensor, shape of `z`
     settings : Settings
 
@@ -237,12 +311,13 @@ def stage2(
     adam = _optimiser(z, c, settings)
     schedule = torch.optim.lr_scheduler.ExponentialLR(adam, settings.decay)
     blocks = [int(name.removeprefix("block_")) for name in target]
+    loss_of = evidence_loss if settings.structure == "components" else structure_loss
     losses, iterates = [], []
     for iteration in range(settings.iterations + 1):
         last = iteration == settings.iterations
         with torch.set_grad_enabled(not last):
             pictures = generate(generator, z, c, noise, settings)
-            loss = structure_loss(generator.structure(pictures, blocks), target)
+            loss = loss_of(generator.structure(pictures, blocks), target)
         losses.append(loss.detach())
         iterates.append(pictures.detach())
         if not last:
@@ -318,7 +393,8 @@ def reconstruct(
     ----------
     generator : Generator
     decoded : mapping of str to array, shape (n, …)
-        `stimulus_id`, `z`, `c`, and "block_1" … with NaN where a value was not decoded.
+        What `read_decoded` returns: `stimulus_id`, `z`, `c`, and the structure: "block_1" … with
+        NaN where a value was not decoded, or "evidence_1", "projection_1" … and "split".
     settings : Settings
     path : str or Path
         HDF5 file of the results. Until it is whole it is called `<path>.partial`; one that is
@@ -361,18 +437,44 @@ def reconstruct(
 
 
 def _run(generator: Generator, decoded, rows: slice, settings: Settings, seed: int) -> Stage2:
-    target = {
-        name: _tensor(generator, values[rows])
-        for name, values in decoded.items()
-        if name.startswith("block_")
-    }
+    target = _target(generator, decoded, rows, settings)
     z, c = (_tensor(generator, decoded[name][rows]) for name in ("z", "c"))
     noise = noise_like(z, seed, decoded["stimulus_id"][rows])
     return stage2(generator, z, c, target, noise, settings)
 
 
-def _tensor(generator: Generator, values: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.asarray(values, np.float32)).to(generator.device, generator.dtype)
+def _target(
+    generator: Generator, decoded: Mapping[str, np.ndarray], rows: slice, settings: Settings
+) -> dict[str, torch.Tensor] | dict[str, Evidence]:
+    """Return what stage 2 is to fit of some pictures."""
+    blocks = _in_order([name for name in decoded if name.startswith("block_")])
+    if settings.structure == "values":
+        return {name: _tensor(generator, decoded[name][rows]) for name in blocks}
+    numbers = [name.removeprefix("block_") for name in blocks]
+    lacking = [n for n in numbers if f"evidence_{n}" not in decoded]
+    if lacking:
+        raise InputError(
+            f"The decoded features have no evidence_{lacking[0]}, which structure='components' "
+            "needs: run 02_decoding again."
+        )
+    # Half precision has too few digits for sums over thousands of values.
+    precise = torch.promote_types(generator.dtype, torch.float32)
+    split = torch.from_numpy(np.asarray(decoded["split"][rows], np.int64)).to(generator.device)
+    return {
+        f"block_{n}": Evidence(
+            _tensor(generator, decoded[f"evidence_{n}"][rows], precise),
+            _tensor(generator, decoded[f"projection_{n}"], precise),
+            split,
+        )
+        for n in numbers
+    }
+
+
+def _tensor(
+    generator: Generator, values: np.ndarray, dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    values = torch.from_numpy(np.asarray(values, np.float32))
+    return values.to(generator.device, dtype or generator.dtype)
 
 
 def _fingerprint(decoded: Mapping[str, np.ndarray]) -> list[float]:

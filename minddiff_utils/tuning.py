@@ -20,7 +20,7 @@ from minddiff_utils.decoding import decode_subject, read_decoded
 from minddiff_utils.features import write_features
 from minddiff_utils.files import InputError
 from minddiff_utils.generator import Generator, load_clip, load_generator
-from minddiff_utils.metrics import evaluate
+from minddiff_utils.metrics import evaluate, paired_difference
 from minddiff_utils.reconstruction import Settings, read_trace, reconstruct
 
 __all__ = ["compare_settings", "tuning_subject"]
@@ -80,9 +80,11 @@ def compare_settings(
     -------
     DataFrame
         One row a variant: its settings, seconds a picture, the loss at the end as a share of that
-        at the start, and the mean of every metric.
+        at the start, the mean of every metric, and `<metric>_gain`, `_low` and `_high`: the mean
+        difference to the first variant and its 95 % bootstrap interval over pictures.
     """
-    rows = []
+    rows: list[dict] = []
+    first: dict[str, np.ndarray] = {}
     with tempfile.TemporaryDirectory() as folder:
         for number, settings in enumerate(variants):
             path, started = Path(folder) / f"{number}.h5", time.monotonic()
@@ -91,11 +93,36 @@ def compare_settings(
             losses, _, pictures = read_trace(path)
             total = losses.sum(2)
             values = evaluate(truth, {"made": pictures}, decoded["stimulus_id"], embed)
-            means = values.groupby("metric").value.mean()
+            found = {name: part.value.to_numpy() for name, part in values.groupby("metric")}
+            first = first or found
             fall = float((total[:, -1] / total[:, 0]).mean())
-            rows.append({**vars(settings), "seconds": seconds, "loss": fall, **means})
-            print(pd.DataFrame(rows[-1:]).round(3).to_string(header=number == 0), flush=True)
+            row = {**vars(settings), "seconds": seconds, "loss": fall}
+            rows.append(row | _gains(found, first))
+            print(_line(rows[-1], settings, variants), flush=True)
     return pd.DataFrame(rows)
+
+
+def _line(row: Mapping[str, object], settings: Settings, variants: Sequence[Settings]) -> str:
+    """Say what sets a variant apart and what it reached."""
+    varied = [
+        name for name in vars(settings) if len({getattr(variant, name) for variant in variants}) > 1
+    ]
+    parts = [f"{name}={row[name]}" for name in varied]
+    parts += [f"{row['seconds']:.2f} s a picture, loss x {row['loss']:.2f}"]
+    for name in [name.removesuffix("_gain") for name in row if name.endswith("_gain")]:
+        low, gain, high = (row[f"{name}_{part}"] for part in ("low", "gain", "high"))
+        parts.append(f"{name} {row[name]:.3f} ({gain:+.3f} [{low:+.3f}, {high:+.3f}])")
+    return "; ".join(parts)
+
+
+def _gains(found: Mapping[str, np.ndarray], first: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Mean of every metric, and the paired difference to the first variant."""
+    row = {name: values.mean() for name, values in found.items()}
+    for name, values in found.items():
+        gain = paired_difference(values, first[name])
+        parts = {"gain": gain["mean"], "low": gain["low"], "high": gain["high"]}
+        row |= {f"{name}_{part}": value for part, value in parts.items()}
+    return row
 
 
 def _variants(varied: Sequence[str]) -> list[Settings]:

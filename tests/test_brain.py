@@ -30,7 +30,7 @@ def test_areas_are_contiguous_in_each_hemisphere(subjects):
 
 def test_number_of_voxels(subjects):
     counts = [int((subject.area != "").sum()) for subject in subjects]
-    assert 2300 < counts[0] < 2800 and 2000 < counts[1] < 2400
+    assert 6800 < counts[0] < 7400 and 6000 < counts[1] < 6600
     assert len(np.unique(subjects[0].ijk, axis=0)) == len(subjects[0].ijk)
 
 

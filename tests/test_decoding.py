@@ -12,7 +12,13 @@ from sklearn.model_selection import KFold
 
 from minddiff_utils import decoding
 from minddiff_utils.datasets import Split, Subject
-from minddiff_utils.decoding import PENALTIES, fit_decoder, load_decoder, save_decoder
+from minddiff_utils.decoding import (
+    PENALTIES,
+    fit_decoder,
+    load_decoder,
+    save_decoder,
+    voxel_weights,
+)
 from minddiff_utils.files import InputError
 
 SHAPES = {"z": (4, 2, 2), "c": (3, 5), "block_1": (4, 6), "block_2": (4, 6), "embedding": (7,)}
@@ -42,6 +48,48 @@ def test_weights_and_predictions_are_those_of_scikit_learn(n_voxels):
         ridge = Ridge(alpha=float(penalty), solver="svd").fit(x.astype(float), y[:, target])
         assert np.abs(weights[:, target] - ridge.coef_).max() < 1e-4 * scale[target]
         assert np.abs(predicted[:, target] - ridge.predict(new)).max() < 1e-4 * scale[target]
+
+
+def test_weighted_voxels_are_ridge_on_scaled_voxels():
+    x, y = regression()
+    given = np.random.default_rng(2).random(40) + 0.1
+    decoder = fit_decoder(x, y, weights=given)
+    scale = given / np.sqrt(np.mean(given**2))
+    for target, penalty in enumerate(decoder.penalty):
+        ridge = Ridge(alpha=float(penalty)).fit(x * scale, y[:, target])
+        wanted = ridge.predict(x[:9] * scale)
+        np.testing.assert_allclose(decoder.predict(x[:9])[:, target], wanted, rtol=1e-4, atol=1e-3)
+    twice = fit_decoder(x, y, weights=2 * given)
+    np.testing.assert_allclose(twice.dual, decoder.dual, rtol=1e-4, atol=1e-6)
+
+
+def repeated(noise, n=80, repetitions=3, seed=0):
+    """A subject whose voxels have signal of variance 1 and noise of the given deviations."""
+    rng = np.random.default_rng(seed)
+    ids = np.repeat(np.arange(n), repetitions)
+    signal = rng.standard_normal((n, len(noise)))[ids]
+    x = (signal + noise * rng.standard_normal(signal.shape)).astype(np.float32)
+    split = Split("main", np.arange(n // 2), np.arange(n // 2, n))
+    everywhere = {"A": np.ones(len(noise), bool)}
+    session = np.ones(len(ids), np.int64)
+    return Subject("s", "test", x, ids, session, everywhere, (split,), None), split
+
+
+def test_voxels_weigh_what_repeats_of_them_in_training_trials_alone():
+    noise = np.repeat([0.5, 1.0, 2.0, 20.0], 400)
+    subject, split = repeated(noise)
+    weights = voxel_weights(subject, split).reshape(4, 400).mean(axis=1)
+    np.testing.assert_allclose(weights[:3], 1 / (1 + np.array([0.25, 1, 4]) / 3), atol=0.05)
+    assert weights[3] < 0.12
+    spoilt = subject.responses.copy()
+    spoilt[subject.stimulus_id >= 40] = 1e6
+    other = dataclasses.replace(subject, responses=spoilt)
+    np.testing.assert_array_equal(voxel_weights(other, split), voxel_weights(subject, split))
+
+
+def test_without_repetitions_all_voxels_weigh_the_same():
+    subject, split = repeated(np.ones(5), repetitions=1)
+    np.testing.assert_array_equal(voxel_weights(subject, split), np.ones(5))
 
 
 @pytest.mark.parametrize("n_folds", [2, 5])
@@ -187,7 +235,13 @@ def test_decoded_file_holds_every_family_and_marks_what_was_not_kept(world, tmp_
         decoders=tmp_path / "decoders",
     )
     found = decoding.read_decoded(path)
-    assert set(found) == {*SHAPES, "stimulus_id"}
+    blocks = [name for name in SHAPES if name.startswith("block_")]
+    evidence = {
+        f"{part}_{name[-1]}"
+        for name in blocks
+        for part in ("evidence", "projection", "reliability")
+    }
+    assert set(found) == {*SHAPES, *evidence, "stimulus_id", "split"}
     np.testing.assert_array_equal(found["stimulus_id"], ids[:30])
     for name, shape in SHAPES.items():
         assert found[name].shape == (30, *shape) and found[name].dtype == np.float32
@@ -215,6 +269,33 @@ def test_several_splits_stand_below_one_another_each_with_its_own_decoder(world,
         alone = dataclasses.replace(subject, splits=(split,))
         path = decoding.decode_subject(alone, features, tmp_path / f"{split.name}.h5")
         np.testing.assert_array_equal(decoding.read_decoded(path)["c"], found["c"][rows])
+
+
+def test_evidence_is_that_of_each_split_by_hand(world, tmp_path):
+    features, ids, subject = world
+    splits = [Split("a", ids[30:], ids[:30]), Split("b", ids[:5], ids[100:])]
+    subject = dataclasses.replace(subject, splits=tuple(splits))
+    path = decoding.decode_subject(
+        subject, features, tmp_path / "decoded.h5", n_components=8, reliability=(0.05, 0.9)
+    )
+    found = decoding.read_decoded(path)
+    np.testing.assert_array_equal(found["split"], np.repeat([0, 1], [30, 50]))
+    assert found["evidence_1"].shape == (80, 8) and found["projection_1"].shape == (2, 24, 8)
+    for number, rows in enumerate((slice(0, 30), slice(30, None))):
+        fold = decoding.prepare_fold(subject, splits[number])
+        y = decoding.read_features(features, "block_1", fold.train_id).reshape(-1, 24)
+        components = decoding.fit_components(y, 8)
+        weights = voxel_weights(subject, splits[number])
+        decoder = fit_decoder(fold.train_x, components.scores(y), weights=weights)
+        wanted = decoding.evidence(
+            components, decoder.predict(fold.test_x), decoder.score, 0.05, 0.9
+        )
+        n = components.variance.size  # five stimuli have four components, the rest are padding
+        np.testing.assert_allclose(found["projection_1"][number, :, :n], wanted[0], atol=1e-6)
+        np.testing.assert_allclose(found["evidence_1"][rows, :n], wanted[1], atol=1e-5)
+        assert not found["projection_1"][number, :, n:].any()
+        assert not found["evidence_1"][rows, n:].any()
+        assert np.isnan(found["reliability_1"][number, n:]).all()
 
 
 def test_same_input_same_numbers(world, tmp_path):

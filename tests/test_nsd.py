@@ -107,7 +107,7 @@ def test_more_trials_than_planned(tree):
 
 def test_axes_in_the_wrong_order(tree):
     edit_betas(tree, lambda betas: betas.transpose(0, 3, 2, 1))
-    fails(tree, r"betas have shape \(200, 32, 36, 28\); expected \(n_trials, 28, 36, 32\)")
+    fails(tree, r"betas have shape \(200, 44, 50, 38\); expected \(n_trials, 38, 50, 44\)")
 
 
 def test_nan_in_some_trials(tree):
@@ -187,7 +187,7 @@ def test_design_of_another_experiment(tree):
 
 def test_ncsnr_of_another_shape(tree):
     nib.save(nib.Nifti1Image(np.ones((3, 4, 5), np.float32), np.eye(4)), tree / NCSNR)
-    fails(tree, r"ncsnr.nii.gz has shape \(3, 4, 5\); expected \(32, 36, 28\)")
+    fails(tree, r"ncsnr.nii.gz has shape \(3, 4, 5\); expected \(44, 50, 38\)")
 
 
 def test_pictures_missing_or_damaged(tree):

@@ -11,9 +11,11 @@ from minddiff_utils import reconstruction
 from minddiff_utils.files import InputError
 from minddiff_utils.generator import load_generator, noise_like, to_pictures
 from minddiff_utils.reconstruction import (
+    Evidence,
     Settings,
     ablate,
     add_reconstructions,
+    evidence_loss,
     read_pictures,
     read_trace,
     reconstruct,
@@ -23,7 +25,7 @@ from minddiff_utils.reconstruction import (
     structure_weights,
 )
 
-QUICK = Settings(n_steps=3, strength=0.7, guidance=2.0, iterations=2)
+QUICK = Settings(n_steps=3, strength=0.7, guidance=2.0, iterations=2, structure="values")
 N = 3
 
 
@@ -209,6 +211,84 @@ def test_gradient_ignores_holes():
     np.testing.assert_array_equal(found["block_1"].grad, [[6.0, 0.0]])
 
 
+# --- evidence -------------------------------------------------------------------------------------
+
+
+def evidence_of(generator, n=N, n_splits=2, n_components=4, seed=3):
+    """Two blocks' evidence for pictures of different splits, and structure to compare with it."""
+    source = torch.Generator().manual_seed(seed)
+    _, _, target, _ = inputs(generator, n)
+    found, evidence = {}, {}
+    for name in ("block_1", "block_2"):
+        found[name] = torch.nan_to_num(target[name])
+        size = found[name][0].numel()
+        evidence[name] = Evidence(
+            torch.randn(n, n_components, generator=source).to(generator.dtype),
+            torch.randn(n_splits, size, n_components, generator=source).to(generator.dtype) / 100,
+            torch.arange(n) % n_splits,
+        )
+    return found, evidence
+
+
+def test_evidence_loss_is_that_of_a_plain_loop(generator):
+    found, evidence = evidence_of(generator)
+    loss = evidence_loss(found, evidence)
+    assert loss.shape == (N, 2)
+    for row in range(N):
+        for k, (name, weight) in enumerate([("block_1", 1.5 / 2.7), ("block_2", 1.2 / 2.7)]):
+            value, projection, split = evidence[name]
+            total = 0.0
+            for j in range(value.shape[1]):
+                column = projection[split[row], :, j]
+                total += float((found[name][row].flatten() @ column - value[row, j]) ** 2)
+            assert float(loss[row, k]) == pytest.approx(weight * total, rel=1e-4)
+
+
+def arrays_with_evidence(generator):
+    _, evidence = evidence_of(generator)
+    arrays = {name: values for name, values in decoded(generator).items() if "block" not in name}
+    for number in (1, 2):
+        part = evidence[f"block_{number}"]
+        arrays[f"block_{number}"] = decoded(generator)[f"block_{number}"]
+        arrays[f"evidence_{number}"] = part.value.numpy()
+        arrays[f"projection_{number}"] = part.projection.numpy()
+    return {**arrays, "split": part.split.numpy()}
+
+
+def test_stage2_fits_the_evidence_of_each_pictures_own_split(generator, tmp_path):
+    arrays = arrays_with_evidence(generator)
+    settings = dataclasses.replace(QUICK, structure="components", optimise="z")
+    whole = read_trace(reconstruct(generator, arrays, settings, tmp_path / "a.h5", batch=N))
+    alone = read_trace(reconstruct(generator, arrays, settings, tmp_path / "b.h5", batch=1))
+    assert whole[0].shape == (N, 3, 2)
+    assert (whole[0].sum(2)[:, -1] < whole[0].sum(2)[:, 0]).all()
+    np.testing.assert_allclose(whole[0], alone[0], rtol=1e-3)
+    z, c = (torch.from_numpy(arrays[name]) for name in "zc")
+    first = stage1(generator, z, c, noise_like(z, 0, range(N)), settings)
+    with torch.no_grad():
+        found = generator.structure(first, [1, 2])
+    wanted = evidence_loss(found, evidence_of(generator)[1])
+    np.testing.assert_allclose(whole[0][:, 0], wanted, rtol=1e-3)
+
+
+def test_no_evidence_leaves_stage_1_as_it_is(generator, tmp_path):
+    arrays = arrays_with_evidence(generator)
+    for name in arrays:
+        if name.startswith(("evidence", "projection")):
+            arrays[name] = np.zeros_like(arrays[name])
+    settings = dataclasses.replace(QUICK, structure="components")
+    _, films, last = read_trace(
+        reconstruct(generator, arrays, settings, tmp_path / "a.h5", batch=N, n_films=N)
+    )
+    np.testing.assert_array_equal(last, films[:, 0])
+
+
+def test_lack_of_evidence_is_named(generator, tmp_path):
+    settings = dataclasses.replace(QUICK, structure="components")
+    with pytest.raises(InputError, match="no evidence_1.*run 02_decoding again"):
+        reconstruct(generator, decoded(generator), settings, tmp_path / "a.h5")
+
+
 def test_weights_before_the_factors_sum_to_one():
     source = torch.Generator().manual_seed(0)
     target = {f"block_{k}": torch.randn(4, k, 5, generator=source) for k in range(1, 9)}
@@ -230,6 +310,7 @@ def test_weights_before_the_factors_sum_to_one():
         ("learning_rate", float("nan")),
         ("decay", 1.5),
         ("optimise", "y"),
+        ("structure", "pixels"),
     ],
 )
 def test_settings_out_of_range_are_named(name, value):

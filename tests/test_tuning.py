@@ -57,9 +57,11 @@ def test_table_has_a_row_a_variant(tiny_models):
         "block_1": rng.standard_normal((2, 65, 128), np.float32),
     }
     judge = load_clip(tiny_models / "clip_judge", "cpu")
-    variants = [Settings(2, 0.5, iterations=0), Settings(2, 0.5, iterations=2)]
+    variants = [Settings(2, 0.5, iterations=n, structure="values") for n in (0, 2)]
     table = compare_settings(generator, decoded, truth, {"clip_judge": judge.embed}, variants)
     assert list(table.iterations) == [0, 2]
     assert table.loss[0] == 1
     assert table.loss[1] < 1
     assert np.isfinite(table[["ssim", "pcc", "clip_judge"]]).all(axis=None)
+    np.testing.assert_allclose(table.ssim_gain, table.ssim - table.ssim[0])
+    assert (table.ssim_low <= table.ssim_gain).all() and (table.ssim_gain <= table.ssim_high).all()

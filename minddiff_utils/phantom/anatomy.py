@@ -19,7 +19,7 @@ __all__ = [
     "affine",
 ]
 
-SHAPE = (32, 36, 28)  # voxels: left to right, back to front, bottom to top
+SHAPE = (44, 50, 38)  # voxels: left to right, back to front, bottom to top
 VOXEL_MM = 1.8
 
 # The atlas's integer labels, as in NSD's Kastner2015.mgz.ctab.
@@ -112,7 +112,7 @@ def anatomy(rng: np.random.Generator, size: float = 1.0) -> Anatomy:
     rng : numpy.random.Generator
         Moves the seeds and the receptive fields, so that subjects differ.
     size : float
-        Scales the extent of all areas; 1 gives about 2,500 voxels.
+        Scales the extent of all areas; 1 gives about 7,500 voxels.
 
     Returns
     -------

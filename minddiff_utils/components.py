@@ -1,0 +1,139 @@
+"""What responses say about CLIP structure: uncorrelated components, each with its reliability."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.decomposition import PCA
+
+from minddiff_utils.files import InputError
+
+__all__ = ["Components", "evidence", "fit_components", "informative"]
+
+
+@dataclass(frozen=True)
+class Components:
+    """Principal components of one block's structure over the training stimuli.
+
+    Parameters
+    ----------
+    mean : float32 array, shape (n_values,)
+    basis : float32 array, shape (n_values, n_components)
+        Orthonormal columns, the one of largest variance first.
+    variance : float32 array, shape (n_components,)
+        Of the scores over the training stimuli.
+    """
+
+    mean: np.ndarray
+    basis: np.ndarray
+    variance: np.ndarray
+
+    def scores(self, values: np.ndarray) -> np.ndarray:
+        """Project structure, shape (n, n_values), on the components: (n, n_components)."""
+        return (values - self.mean) @ self.basis
+
+
+def fit_components(values: np.ndarray, n_components: int, seed: int = 0) -> Components:
+    """Find the directions in which the structure of pictures differs most.
+
+    Parameters
+    ----------
+    values : float32 array, shape (n_stimuli, n_values)
+        Structure of the training stimuli.
+    n_components : int
+        At most; no more than `n_stimuli` - 1 and `n_values` exist.
+    seed : int
+        Of the randomised solver.
+
+    Returns
+    -------
+    Components
+
+    Raises
+    ------
+    InputError
+        If `n_components` is not positive.
+    """
+    if n_components < 1:
+        raise InputError(f"n_components={n_components}: expected 1 or more.")
+    n = min(n_components, len(values) - 1, values.shape[1])
+    solver = "full" if n > 0.8 * min(values.shape) else "randomized"
+    found = PCA(n, svd_solver=solver, random_state=seed).fit(values)
+    kept = found.explained_variance_ > 1e-9 * max(found.explained_variance_[0], 1e-12)
+    basis = np.ascontiguousarray(found.components_[kept].T, np.float32)
+    variance = found.explained_variance_[kept] * (len(values) - 1) / len(values)
+    return Components(found.mean_.astype(np.float32), basis, variance.astype(np.float32))
+
+
+def informative(
+    reliability: np.ndarray, least: float = 0.02, most: float = 0.8
+) -> tuple[np.ndarray, np.ndarray]:
+    """Choose the components that responses tell something about.
+
+    Parameters
+    ----------
+    reliability : array, shape (n_components,)
+        Cross-validated R² of each decoded score; NaN where it does not vary.
+    least : float
+        Components below it are left out.
+    most : float
+        What a higher R² is lowered to: a picture need not fit better than the generator can draw.
+
+    Returns
+    -------
+    chosen : bool array, shape (n_components,)
+    reliability : float array, shape (n_components,)
+        Between `least` and `most`.
+
+    Raises
+    ------
+    InputError
+        Unless 0 < `least` < `most` < 1.
+    """
+    if not 0 < least < most < 1:
+        raise InputError(f"reliability from {least} to {most}: expected 0 < least < most < 1.")
+    r2 = np.nan_to_num(np.asarray(reliability, np.float64), nan=-1.0)
+    return r2 > least, np.clip(r2, least, most)
+
+
+def evidence(
+    components: Components,
+    decoded: np.ndarray,
+    reliability: np.ndarray,
+    least: float = 0.02,
+    most: float = 0.8,
+) -> tuple[np.ndarray, np.ndarray]:
+    r"""Turn decoded scores into what the responses alone say about a picture's structure.
+
+    A ridge decoder returns the expected score given the responses, drawn towards the mean of the
+    training pictures: prior and data in one. The generator brings its own prior, so here that of
+    the decoder is taken out again. For a score :math:`s` of variance :math:`\lambda`, decoded as
+    :math:`\hat s` with reliability :math:`R^2`, posterior over prior is again Gaussian,
+
+    .. math:: \log p(x \mid s) = -\tfrac12 \frac{(s - \hat s / R^2)^2}{\lambda (1 - R^2) / R^2}
+              + \mathrm{const},
+
+    its mean stretched by :math:`1/R^2`, its weight zero for what cannot be decoded.
+
+    Parameters
+    ----------
+    components : Components
+    decoded : float array, shape (n, n_components)
+        Decoded scores.
+    reliability : float array, shape (n_components,)
+    least, most : float
+        See `informative`.
+
+    Returns
+    -------
+    projection : float32 array, shape (n_values, n_components)
+        Columns scaled so that the squared distance between a projected picture and `value` is
+        the mean over informative components of the squared error in units of its variance: one,
+        on average, for the picture that was seen. Zero in columns that say nothing.
+    value : float32 array, shape (n, n_components)
+    """
+    chosen, r2 = informative(reliability, least, most)
+    variance = components.variance.astype(np.float64) * (1 - r2) / r2
+    scale = np.where(chosen, 1 / np.sqrt(variance * max(1, chosen.sum())), 0)
+    centre = components.mean.astype(np.float64) @ components.basis
+    value = (decoded / r2 + centre) * scale
+    return (components.basis * scale).astype(np.float32), value.astype(np.float32)
