@@ -22,7 +22,7 @@ from minddiff_utils.bench.betas import make_tree
 from minddiff_utils.datasets import describe_dropped, load_subject, prepare_fold, responses
 from minddiff_utils.datasets.betas import inspect_betas, read_betas
 from minddiff_utils.datasets.nsd import NsdTree
-from minddiff_utils.datasets.responses import GATHERED, StoredResponses
+from minddiff_utils.datasets.responses import GATHERED, LOCK, StoredResponses
 from minddiff_utils.files import InputError
 from minddiff_utils.phantom.tree import write_tree
 
@@ -250,7 +250,7 @@ def test_gathered_once_and_again_when_something_changed(small, tmp_path, reads):
     with open(cache / GATHERED, "r+b") as file:
         file.truncate(100)
     np.testing.assert_array_equal(load_small(small, cache).responses, values)
-    assert [path.name for path in cache.iterdir()] == [GATHERED]
+    assert {path.name for path in cache.iterdir()} == {GATHERED, LOCK}
 
 
 KILLED = """
@@ -285,7 +285,7 @@ def test_killed_gathering_goes_on(small, tmp_path, reads, name, call, left):
     subject = load_small(small, cache)
     assert reads == [small.session(4 - i).name for i in reversed(range(left))]
     np.testing.assert_array_equal(subject.responses, load_small(small, None).responses)
-    assert [path.name for path in cache.iterdir()] == [GATHERED]
+    assert {path.name for path in cache.iterdir()} == {GATHERED, LOCK}
 
 
 def test_what_a_crash_garbled_is_read_again(small, tmp_path, reads, monkeypatch):
@@ -296,7 +296,7 @@ def test_what_a_crash_garbled_is_read_again(small, tmp_path, reads, monkeypatch)
         )
         with pytest.raises(OSError, match="full"):
             load_small(small, cache)
-    (partial,) = cache.iterdir()
+    (partial,) = cache.glob("*.partial")
     with h5py.File(partial, "r+") as file:
         file["responses"][25, 3] += 1
     reads.clear()

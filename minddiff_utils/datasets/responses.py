@@ -26,6 +26,7 @@ from minddiff_utils.files import InputError
 __all__ = ["FAULTS", "GATHERED", "Gathered", "StoredResponses", "gather_responses"]
 
 GATHERED = "betas.h5"  # in the folder of the cache
+LOCK = ".betas.lock"
 FORMAT = 1  # counts up when the file's layout changes
 # Why a voxel cannot be used, by the number under which the file notes it.
 FAULTS = ("", "not a number", "zero throughout", "constant")
@@ -329,12 +330,9 @@ def _check_space(plan: _Plan, path: Path) -> None:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Let one process at a time write into a folder; the others wait."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    with open(folder / LOCK, "a", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # ends with the process, also when that is killed
         yield
-    finally:
-        os.close(handle)
 
 
 def _faults(path: Path, values: np.ndarray) -> np.ndarray:
