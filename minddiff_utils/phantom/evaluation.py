@@ -212,6 +212,7 @@ PARTS = {
 }
 STAGE_NAMES = {
     "autoencoder": "Autoencoder",
+    "decoder": "Its decoder, further",
     "clip_guide": "CLIP, the guide",
     "clip_judge": "CLIP, the judge",
     "unet": "UNet and text encoder",

@@ -276,7 +276,8 @@ def train_stage(
 def _settings(stage: str, n_pictures: int, seed: int, device: str) -> dict:
     """Return what the model card says about a training."""
     kind = torch.device(device).type
-    cores = f"CPU, {torch.get_num_threads()} cores"
+    n = torch.get_num_threads()
+    cores = f"CPU, {n} core" + "s" * (n > 1)
     return {
         "pictures": n_pictures,
         "batch": BATCH[stage],
