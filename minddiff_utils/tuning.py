@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from minddiff_utils.checkpoints import clip_name
 from minddiff_utils.datasets import Split, Subject, load_subject
 from minddiff_utils.decoding import decode_subject, read_decoded
 from minddiff_utils.features import write_features
@@ -163,22 +164,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     generator = load_generator(options.models, options.device)
     out = options.work / options.subject
     write_features(out / "features.h5", person, generator)
-    clips = {name: load_clip(f"{options.models}/{name}", options.device) for name in CLIPS}
-    embed = {name: clip.embed for name, clip in clips.items()}
+    names = {f"clip_{role}": clip_name(options.models, role) for role in ("judge", "guide")}
+    embed = {metric: load_clip(name, options.device).embed for metric, name in names.items()}
     tables = []
     for keep in map(float, options.keep.split(",")):
         path = out / f"decoded-{keep:g}.h5"
         decoded = read_decoded(
             decode_subject(person, out / "features.h5", path, keep_structure=keep)
         )
-        truth = person.stimuli.pictures(decoded["stimulus_id"])
+        truth = generator.resize(person.stimuli.pictures(decoded["stimulus_id"]))
         print(f"keep_structure = {keep:g}")
         table = compare_settings(generator, decoded, truth, embed, variants, options.batch)
         tables.append(table.assign(keep_structure=keep))
     pd.concat(tables).to_csv(out / "settings.csv", index=False)
 
-
-CLIPS = ("clip_judge", "clip_guide")
 
 if __name__ == "__main__":
     main()
