@@ -432,14 +432,16 @@ def component_reliability(
         for bound, text in ((least, "left out below"), (most, "lowered to this above")):
             axes.axhline(bound, color="#555555", linewidth=0.8, linestyle="--")
             axes.annotate(
-                text, (1, bound), xycoords=("axes fraction", "data"), ha="right", va="bottom",
-                fontsize=9, color="#555555",
+                text, (0.995, bound), xycoords=("axes fraction", "data"), ha="right", va="bottom",
+                fontsize=9, color="#555555", xytext=(0, 2), textcoords="offset points",
             )  # fmt: skip
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:.0f}")
         axes.set_ylim(min(-0.1, least - 0.1), 1.02)
         axes.set_xlabel("component (1 varies most between pictures)")
         axes.set_ylabel("cross-validated $R^2$")
-        axes.legend(title="components used", fontsize=9, loc="upper right", ncols=2)
+        place = {"loc": "lower left", "bbox_to_anchor": (0.01, 0.14)}
+        axes.legend(title="components used", fontsize=9, **place)
     return _finish(fig)
 
 
