@@ -32,7 +32,7 @@ book: $(READY)
 	@$(BIN)/minddiff book $(PARAMS) $(if $(DATA),--data "$(DATA)") $(foreach item,$(SET),--set $(item))
 
 test: $(READY)
-	@$(BIN)/python -m pytest -q $(TESTS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile $(TESTS)
 
 lab: $(READY)
 	@$(BIN)/minddiff data phantom

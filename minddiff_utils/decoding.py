@@ -217,7 +217,7 @@ def voxel_weights(subject: Subject, split: Split) -> np.ndarray:
     if n == 1:
         return np.ones(subject.responses.shape[1], np.float32)
     parts = [
-        estimate_ncsnr(subject.responses[:, start : start + VOXELS][trials], ids, session)
+        estimate_ncsnr(subject.responses[trials, start : start + VOXELS], ids, session)
         for start in range(0, subject.responses.shape[1], VOXELS)
     ]
     ncsnr2 = np.square(np.concatenate(parts))

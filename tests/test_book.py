@@ -145,7 +145,10 @@ def test_killed_run_goes_on_with_the_same_result(tmp_path, sent):
     write_params(project, subjects=["subj01"])
     path = project / "notebooks" / "02_second.ipynb"
     slow = nbformat.read(path, 4)
-    slow.cells[2].source = "import time\ntime.sleep(4)\n" + slow.cells[2].source
+    # So slow that it cannot end before the signal works, until it may go on.
+    allowed = project / "go"
+    waiting = f"import os, time\nos.path.exists({str(allowed)!r}) or time.sleep(50)\n"
+    slow.cells[2].source = waiting + slow.cells[2].source
     nbformat.write(slow, path)
     command = [sys.executable, "-m", "minddiff_utils.cli", "book", "tiny", "--root", str(project)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
@@ -157,6 +160,7 @@ def test_killed_run_goes_on_with_the_same_result(tmp_path, sent):
     assert not (project / "runs/tiny/subj01/notebooks/02_second.ipynb").exists()
     stamp = first.stat().st_mtime_ns
 
+    allowed.touch()
     answer = minddiff("book", "tiny", "--root", project)
     assert answer.returncode == 0, answer.stderr
     assert first.stat().st_mtime_ns == stamp  # what was done stays done

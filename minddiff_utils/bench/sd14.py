@@ -61,6 +61,7 @@ def main(
         recompute=recompute,
         adapt="element",
         rate_c=1.0,
+        structure="values",
     )
     generator = _timed(
         "models", place, lambda: build_generator(small, place, precision, 15, save_memory)
