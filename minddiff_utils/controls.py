@@ -15,6 +15,8 @@ __all__ = [
     "shuffled_rows",
 ]
 
+BLOCK = 256  # pictures read at a time
+
 
 class PermutationTest(NamedTuple):
     """A statistic, its values under the null hypothesis, and how rare it is among them."""
@@ -46,6 +48,8 @@ def mean_picture(pictures: np.ndarray) -> np.ndarray:
 def mean_pictures(subject: Subject) -> np.ndarray:
     """Return, for every test picture of every split, the mean of that split's training pictures.
 
+    Pictures are read a block at a time: those of a big recording do not fit into memory.
+
     Parameters
     ----------
     subject : Subject
@@ -57,7 +61,9 @@ def mean_pictures(subject: Subject) -> np.ndarray:
     """
     rows = []
     for split in subject.splits:
-        mean = mean_picture(subject.stimuli.pictures(split.train))
+        blocks = np.array_split(split.train, -(-len(split.train) // BLOCK))
+        total = sum(subject.stimuli.pictures(ids).sum(axis=0, dtype=np.int64) for ids in blocks)
+        mean = np.rint(total / len(split.train)).astype(np.uint8)
         rows.append(np.repeat(mean[None], len(split.test), axis=0))
     return np.concatenate(rows)
 

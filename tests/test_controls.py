@@ -1,6 +1,7 @@
 """Controls: baselines that know nothing of the brain, and the permutation test."""
 
 from itertools import permutations
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minddiff_utils import controls
+from minddiff_utils.datasets import Split
 from minddiff_utils.files import InputError
 
 
@@ -18,6 +20,25 @@ def test_mean_picture_is_the_rounded_mean():
     np.testing.assert_array_equal(mean, np.rint(pictures.astype(float).mean(axis=0)))
     with pytest.raises(InputError, match="at least one"):
         controls.mean_picture(pictures[:0])
+
+
+class Drawn:
+    """Pictures of random pixels, told apart by their id."""
+
+    def pictures(self, ids):
+        return np.stack([np.random.default_rng(i).integers(0, 256, (4, 4, 3)) for i in ids])
+
+
+@pytest.mark.parametrize("block", [1, 7, 256])
+def test_mean_pictures_of_each_split_whatever_the_block(monkeypatch, block):
+    monkeypatch.setattr(controls, "BLOCK", block)
+    splits = [
+        Split("a", np.arange(20), np.arange(20, 23)),
+        Split("b", np.arange(5), np.arange(9, 10)),
+    ]
+    found = controls.mean_pictures(SimpleNamespace(stimuli=Drawn(), splits=splits))
+    wanted = [controls.mean_picture(Drawn().pictures(split.train)) for split in splits]
+    np.testing.assert_array_equal(found, np.stack([wanted[0]] * 3 + [wanted[1]]))
 
 
 def test_permutation_p_approaches_the_exact_one():
