@@ -309,18 +309,17 @@ def decode_subject(
         }
         for group in _groups(features_path, names, len(fold.train_id)):
             y = {name: read_features(features_path, name, fold.train_id) for name in group}
-            fitted = _fit_families(train_x, y, keep_structure, n_folds, weights)
-            for name, decoder in fitted.items():
-                found[name] = decoder.predict(fold.test_x).reshape(-1, *y[name].shape[1:])
+            components = _components(y, n_components)
+            fitted = _fit_families(train_x, y, components, keep_structure, n_folds, weights)
+            for name in group:
+                decoded = fitted[name].predict(fold.test_x)
+                found[name] = decoded.reshape(-1, *y[name].shape[1:])
                 if decoders is not None:
                     path = Path(decoders) / fold.split_name / f"{name}.safetensors"
-                    save_decoder(decoder, path)
-            for name in [name for name in group if name.startswith("block_")]:
-                flat = y[name].reshape(len(train_x), -1)
-                components = fit_components(flat, n_components)
-                scores = components.scores(flat)
-                decoder = fit_decoder(train_x, scores, 1.0, n_folds, weights=weights)
-                found |= _evidence(name, components, decoder, fold.test_x, reliability)
+                    save_decoder(fitted[name], path)
+            for name, parts in components.items():
+                decoder = fitted[f"components of {name}"]
+                found |= _evidence(name, parts, decoder, fold.test_x, reliability)
             bar.update(len(group))
         for name, values in found.items():
             rows.setdefault(name, []).append(values)
@@ -337,6 +336,15 @@ def decode_subject(
         for name, parts in rows.items():
             file[name] = _joined(name, parts)
     return Path(decoded_path)
+
+
+def _components(y: Mapping[str, np.ndarray], n_components: int) -> dict[str, Components]:
+    """Find the components of every block among some families."""
+    return {
+        name: fit_components(values.reshape(len(values), -1), n_components)
+        for name, values in y.items()
+        if name.startswith("block_")
+    }
 
 
 def _evidence(
@@ -390,20 +398,25 @@ def _groups(features_path: str | Path, names: Sequence[str], n: int) -> list[lis
 def _fit_families(
     x: np.ndarray,
     y: Mapping[str, np.ndarray],
+    components: Mapping[str, Components],
     keep_structure: float,
     n_folds: int,
     weights: np.ndarray,
 ) -> dict[str, Decoder]:
-    """Fit several families at once; of each block only the best values are kept."""
-    rows = [values.reshape(len(values), -1) for values in y.values()]
-    whole = fit_decoder(x, np.concatenate(rows, axis=1), 1.0, n_folds, weights=weights)
-    ends = np.cumsum([0] + [values.shape[1] for values in rows])
+    """Fit families and the scores of their components at once: the costly part is shared.
+
+    Of each block only the best values are kept, and all components.
+    """
+    flat = {name: values.reshape(len(values), -1) for name, values in y.items()}
+    flat |= {f"components of {name}": c.scores(flat[name]) for name, c in components.items()}
+    whole = fit_decoder(x, np.concatenate([*flat.values()], axis=1), 1.0, n_folds, weights=weights)
+    ends = np.cumsum([0] + [values.shape[1] for values in flat.values()])
     return {
         name: whole.part(
             slice(ends[place], ends[place + 1]),
             keep_structure if name.startswith("block_") else 1.0,
         )
-        for place, name in enumerate(y)
+        for place, name in enumerate(flat)
     }
 
 
