@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minddiff_utils.datasets.subject import Split, Subject
+from minddiff_utils.datasets.subject import Split, Subject, check_ids
 from minddiff_utils.files import InputError
 
 __all__ = ["CAPTIONS_FILE", "FILE", "KEYS", "SUBJECT", "KayStimuli", "kay_path", "load_kay"]
@@ -50,7 +50,7 @@ class KayStimuli:
 
     def pictures(self, ids: Sequence[int]) -> np.ndarray:
         """Return uint8 (n, height, width, 3), three equal channels, in the order of `ids`."""
-        return np.repeat(self.grey[self._checked(ids)][..., None], 3, axis=3)
+        return np.repeat(self.grey[check_ids(ids, len(self.grey))][..., None], 3, axis=3)
 
     def captions(self, ids: Sequence[int]) -> list[tuple[str, ...]]:
         """Return the captions of each picture, in the order of `ids`.
@@ -59,15 +59,7 @@ class KayStimuli:
         the same for all pictures, that of no text, and guidance does nothing: what is
         reconstructed comes from `z` and the structure alone.
         """
-        return [self.texts.get(int(i), NO_CAPTION) for i in self._checked(ids)]
-
-    def _checked(self, ids: Sequence[int]) -> np.ndarray:
-        ids = np.atleast_1d(np.asarray(ids, dtype=np.int64))
-        if ids.size == 0 or ids.min() < 0 or ids.max() >= len(self.grey):
-            raise InputError(
-                f"stimulus ids {ids.tolist()[:5]}: expected some of 0 to {len(self.grey) - 1}"
-            )
-        return ids
+        return [self.texts.get(int(i), NO_CAPTION) for i in check_ids(ids, len(self.grey))]
 
 
 def kay_path(path: str | Path) -> Path:

@@ -8,7 +8,7 @@ import numpy as np
 
 from minddiff_utils.datasets.matlab import read_matlab
 from minddiff_utils.datasets.patterns import N_PATCHES, pattern_picture
-from minddiff_utils.datasets.subject import Split, Subject
+from minddiff_utils.datasets.subject import Split, Subject, check_ids
 from minddiff_utils.files import InputError
 
 __all__ = ["CAPTIONS", "SUBJECT", "MiyawakiStimuli", "load_miyawaki"]
@@ -68,19 +68,14 @@ class MiyawakiStimuli:
 
     def pictures(self, ids: Sequence[int]) -> np.ndarray:
         """Return uint8 (n, 64, 64, 3), in the order of `ids`."""
-        return np.stack([pattern_picture(self.patterns[i]) for i in self._checked(ids)])
+        return np.stack(
+            [pattern_picture(self.patterns[i]) for i in check_ids(ids, len(self.patterns))]
+        )
 
     def captions(self, ids: Sequence[int]) -> list[tuple[str, ...]]:
         """Return five captions a picture, in the order of `ids`."""
         texts = list(CAPTIONS.values())
-        return [texts[i] for i in self._checked(ids)]
-
-    def _checked(self, ids: Sequence[int]) -> np.ndarray:
-        """Return `ids` as an array, or raise InputError if one is not there."""
-        ids = np.atleast_1d(np.asarray(ids, dtype=np.int64))
-        if ids.size == 0 or ids.min() < 0 or ids.max() >= len(self.patterns):
-            raise InputError(f"stimulus ids {ids.tolist()}: expected some of 0 to 9")
-        return ids
+        return [texts[i] for i in check_ids(ids, len(self.patterns))]
 
 
 def load_miyawaki(

@@ -14,7 +14,7 @@ from nibabel.filebasedimages import ImageFileError
 
 from minddiff_utils.datasets.miyawaki import CAPTIONS
 from minddiff_utils.datasets.patterns import N_PATCHES, pattern_picture
-from minddiff_utils.datasets.subject import Split, Subject
+from minddiff_utils.datasets.subject import Split, Subject, check_ids
 from minddiff_utils.files import InputError
 
 __all__ = [
@@ -122,19 +122,16 @@ class PatternStimuli:
 
     def pictures(self, ids: Sequence[int]) -> np.ndarray:
         """Return uint8 (n, 64, 64, 3), in the order of `ids`."""
-        return np.stack([pattern_picture(self.patterns[i]) for i in self._checked(ids)])
+        return np.stack(
+            [pattern_picture(self.patterns[i]) for i in check_ids(ids, len(self.patterns))]
+        )
 
     def captions(self, ids: Sequence[int]) -> list[tuple[str, ...]]:
         """Return five captions a picture, in the order of `ids`."""
-        return [_captions(self.patterns[i], self.is_figure[i]) for i in self._checked(ids)]
-
-    def _checked(self, ids: Sequence[int]) -> np.ndarray:
-        ids = np.atleast_1d(np.asarray(ids, dtype=np.int64))
-        if ids.size == 0 or ids.min() < 0 or ids.max() >= len(self.patterns):
-            raise InputError(
-                f"stimulus ids {ids.tolist()[:5]}: expected some of 0 to {len(self.patterns) - 1}"
-            )
-        return ids
+        return [
+            _captions(self.patterns[i], self.is_figure[i])
+            for i in check_ids(ids, len(self.patterns))
+        ]
 
 
 def _captions(pattern: np.ndarray, is_figure: bool) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ __all__ = [
     "Split",
     "Stimuli",
     "Subject",
+    "check_ids",
     "describe_dropped",
     "estimate_ncsnr",
     "mean_repetitions",
@@ -37,6 +38,20 @@ class Stimuli(Protocol):
 
     def captions(self, ids: Sequence[int]) -> list[tuple[str, ...]]:
         """Return the captions of each picture, in the order of `ids`."""
+
+
+def check_ids(ids: Sequence[int], n: int) -> np.ndarray:
+    """Return stimulus ids as int64 (n_ids,).
+
+    Raises
+    ------
+    InputError
+        Unless each is one of 0 to `n` - 1, and there is one.
+    """
+    ids = np.atleast_1d(np.asarray(ids, dtype=np.int64))
+    if ids.size == 0 or ids.min() < 0 or ids.max() >= n:
+        raise InputError(f"stimulus ids {ids.tolist()[:5]}: expected some of 0 to {n - 1}")
+    return ids
 
 
 @dataclass(frozen=True)
