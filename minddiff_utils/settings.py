@@ -45,8 +45,8 @@ class Settings:
         blocks (`evidence_loss`); "values", the decoded values themselves, as in the paper
         (`structure_loss`).
     reach : float
-        Fast solver: how far the structure moves the clean latent at each guided step, as a share
-        of what the noise still leaves open.
+        Fast solver: how far the structure moves the latent at each guided step, as a share of what
+        the noise still leaves open.
     looks : int
         Fast solver: gradients a guided step, among which its reach is divided.
     every : int
