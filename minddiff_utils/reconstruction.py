@@ -20,6 +20,7 @@ __all__ = [
     "Stage2",
     "ablate",
     "add_reconstructions",
+    "describe",
     "evidence_loss",
     "generate",
     "read_pictures",
@@ -34,6 +35,8 @@ __all__ = [
 
 # Weights of the six blocks relative to one another in the authors' code.
 BLOCK_WEIGHTS = (1.5, 1.2, 1.0, 1.0, 1.0, 1.0)
+# Of so many pictures, the first ones, every iterate is kept.
+FILMS = 6
 
 
 @dataclass(frozen=True)
@@ -384,7 +387,7 @@ def reconstruct(
     *,
     seed: int = 0,
     batch: int = 8,
-    n_films: int = 6,
+    n_films: int = FILMS,
     label: str = "stage 2",
 ) -> Path:
     """Run stage 2 on all decoded stimuli, a batch at a time; go on where a run stopped.
@@ -418,8 +421,7 @@ def reconstruct(
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     ids = np.asarray(decoded["stimulus_id"])
-    about = {"seed": seed, "films": n_films, "inputs": _fingerprint(decoded)}
-    record = json.dumps({**asdict(settings), **about, "models": generator.fingerprint()})
+    record = describe(generator, decoded, settings, seed, n_films)
     if _done(path, record) == len(ids):
         return path
     done = _done(partial, record)
@@ -434,6 +436,23 @@ def reconstruct(
             file.flush()
     partial.replace(path)
     return path
+
+
+def describe(
+    generator: Generator,
+    decoded: Mapping[str, np.ndarray],
+    settings: Settings,
+    seed: int = 0,
+    n_films: int = FILMS,
+) -> str:
+    """Return what the result of `reconstruct` follows from; its file carries it as `record`."""
+    # Sums over the same numbers differ in the last digits between processors.
+    inputs, models = (
+        [float(f"{value:.8g}") for value in values]
+        for values in (_fingerprint(decoded), generator.fingerprint())
+    )
+    about = {"seed": seed, "films": n_films, "inputs": inputs, "models": models}
+    return json.dumps({**asdict(settings), **about})
 
 
 def _run(generator: Generator, decoded, rows: slice, settings: Settings, seed: int) -> Stage2:
