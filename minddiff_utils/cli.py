@@ -9,9 +9,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 import yaml
@@ -26,6 +26,7 @@ __all__ = ["app", "main"]
 ROOT = Path(__file__).resolve().parent.parent
 DONE = "· done in"  # in the line that ends a notebook
 CANCEL_SECONDS = 60.0  # for Snakemake to cancel its jobs on a cluster
+SLOT_SECONDS = 0.2  # between two looks whether a lock is free
 WAIT_SECONDS = 20.0  # for the rest of a killed run to notice and end
 
 app = typer.Typer(
@@ -54,6 +55,11 @@ CoresOption = Annotated[
 ProfileOption = Annotated[
     str,
     typer.Option(help="Run on a cluster: a name from notebooks/profiles, or a folder of your own."),
+]
+ParentOption = Annotated[str, typer.Option(help="HOST:PID without which to stop.")]
+LogOption = Annotated[Path | None, typer.Option(help="Where lines about progress go.")]
+AtOnceOption = Annotated[
+    int, typer.Option(min=0, help="Wait while so many jobs of this run are at work; 0: never.")
 ]
 
 
@@ -113,8 +119,9 @@ def run(
 @app.command(hidden=True)
 def job(
     file: Path,
-    parent: Annotated[str, typer.Option(help="HOST:PID without which to stop.")] = "",
-    log: Annotated[Path | None, typer.Option(help="Where lines about progress go.")] = None,
+    parent: ParentOption = "",
+    log: LogOption = None,
+    at_once: AtOnceOption = 0,
 ) -> None:
     """Execute one notebook from its job file; Snakemake calls this."""
     from minddiff_utils.execution import execute
@@ -122,7 +129,7 @@ def job(
     _watch(parent)
     todo = read_job(file)
     say = _appender(log) if log else _say
-    with _noted(todo):
+    with _slot(Path(todo.run), at_once), _noted(todo):
         execute(todo, say)
 
 
@@ -131,8 +138,9 @@ def shard(
     file: Path,
     number: Annotated[int, typer.Argument(min=1)],
     count: Annotated[int, typer.Argument(min=1)],
-    parent: Annotated[str, typer.Option(help="HOST:PID without which to stop.")] = "",
-    log: Annotated[Path | None, typer.Option(help="Where lines about progress go.")] = None,
+    parent: ParentOption = "",
+    log: LogOption = None,
+    at_once: AtOnceOption = 0,
 ) -> None:
     """Compute one block of pictures of a notebook's job file; Snakemake calls this."""
     from minddiff_utils.execution import execute_shard
@@ -140,8 +148,31 @@ def shard(
     _watch(parent)
     todo = read_job(file)
     say = _appender(log) if log else _say
-    with _noted(todo, f"-{number}"):
+    with _slot(Path(todo.run), at_once), _noted(todo, f"-{number}"):
         execute_shard(todo, number, count, say)
+
+
+@contextmanager
+def _slot(run: Path, n: int) -> Iterator[None]:
+    """Wait until fewer than `n` jobs of a run are at work on this machine.
+
+    Snakemake 9.15 may start more than its cores allow: snakemake/snakemake#3913.
+    """
+    with ExitStack() as stack:
+        names = [run / ".state" / f"slot-{k}" for k in range(n)]
+        slots = [stack.enter_context(open(name, "a", encoding="utf-8")) for name in names]
+        while slots and not any(map(_lock, slots)):
+            time.sleep(SLOT_SECONDS)
+        yield
+
+
+def _lock(file: TextIO) -> bool:
+    """Try to lock a file until it is closed; say whether that worked."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _watch(parent: str) -> None:
@@ -252,8 +283,18 @@ def _run_notebooks(
         note.unlink()
     log = state / "progress.log"
     log.write_text("", encoding="utf-8")
-    threads = [_threads(len(plan.subjects) * n, cores, profile) for n in (1, plan.shards)]
-    order = _write_order(plan, state, log, *threads)
+    n_jobs = [len(plan.subjects) * n for n in (1, plan.shards)]
+    threads, shard_threads = (_threads(n, cores, profile) for n in n_jobs)
+    order = _write_order(
+        plan,
+        state,
+        threads=threads,
+        shard_threads=shard_threads,
+        options=[
+            *("--parent", f"{os.uname().nodename}:{os.getpid()}", "--log", str(log)),
+            *("--at-once", str(0 if profile else max(1, cores // shard_threads))),
+        ],
+    )
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(root / "notebooks/Snakefile")]
     command += ["--configfile", str(order), "--directory", str(state)]
     command += ["--workflow-profile", str(profile)] if profile else ["--cores", str(cores)]
@@ -302,11 +343,12 @@ def _stop(process: subprocess.Popen, cancel: bool) -> None:
     process.wait()
 
 
-def _write_order(plan: Plan, state: Path, log: Path, threads: int, shard_threads: int) -> Path:
+def _write_order(
+    plan: Plan, state: Path, *, threads: int, shard_threads: int, options: list[str]
+) -> Path:
     """What the Snakefile reads."""
     from minddiff_utils.execution import SHARDED
 
-    parent = f"{os.uname().nodename}:{os.getpid()}"
     order = {
         "run": str(plan.run),
         "state": str(state),
@@ -318,7 +360,7 @@ def _write_order(plan: Plan, state: Path, log: Path, threads: int, shard_threads
         "threads": threads,
         "shard_threads": shard_threads,
         "python": sys.executable,
-        "options": shlex.join(["--parent", parent, "--log", str(log)]),
+        "options": shlex.join(options),
     }
     path = state / "order.json"
     with atomic_path(path) as temporary:
@@ -385,16 +427,12 @@ def _locked(folder: Path) -> Iterator[int]:
     (folder / ".state").mkdir(exist_ok=True)
     with open(folder / ".state" / "lock", "a", encoding="utf-8") as file:
         patience = time.monotonic() + WAIT_SECONDS
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > patience:
-                    raise InputError(
-                        f"Another process is at work in {folder}. Wait for it, or stop it."
-                    ) from None
-                time.sleep(0.2)
+        while not _lock(file):
+            if time.monotonic() > patience:
+                raise InputError(
+                    f"Another process is at work in {folder}. Wait for it, or stop it."
+                )
+            time.sleep(SLOT_SECONDS)
         yield file.fileno()
 
 
