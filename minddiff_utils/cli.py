@@ -410,6 +410,8 @@ def _noted(todo: Job, part: str = "") -> Iterator[None]:
     try:
         try:
             yield
+        except InputError as error:
+            raise NotebookError(f"{todo.label}: {error}", user=True) from None
         except OSError as error:
             raise NotebookError(f"{todo.label}: {_trouble(error)}") from error
     except NotebookError as error:

@@ -209,12 +209,12 @@ def execute_shard(
     """
     label = f"{job.label} · shard {number} of {count}"
     progress = Progress(label, 0, say)
-    _stay_offline(job)
-    # Models are loaded after the line above has told their libraries not to ask the network.
-    from minddiff_utils.shards import compute_shard
-
     say(f"{label} · started")
     try:
+        _stay_offline(job)
+        # Only now: libraries of the models ask the network for news when they are imported.
+        from minddiff_utils.shards import compute_shard
+
         with redirect_stderr(progress):
             files = compute_shard(job.parameters, number, count, job.cwd)
     except InputError as error:
