@@ -307,7 +307,10 @@ def test_interrupted_on_a_cluster_snakemake_cancels_its_jobs(tmp_path):
     for cancel in (True, False):
         mark = tmp_path / f"cancelled-{cancel}"
         source = (
-            "import pathlib, time\ntry:\n    print(flush=True)\n    time.sleep(60)\n"
+            "import pathlib, signal, time\n"
+            # A shell that starts the tests in the background has interrupts ignored.
+            "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+            "try:\n    print(flush=True)\n    time.sleep(60)\n"
             f"except KeyboardInterrupt:\n    pathlib.Path({str(mark)!r}).touch()"
         )
         process = subprocess.Popen(
