@@ -74,7 +74,7 @@ class Settings:
     guidance: float = 3.0
     solver: str = "fast"
     structure: str = "components"
-    reach: float = 0.3
+    reach: float = 0.2
     looks: int = 2
     every: int = 1
     pull: float = 1.0
