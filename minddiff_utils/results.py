@@ -22,6 +22,7 @@ __all__ = [
     "across_subjects",
     "difference_table",
     "differences",
+    "interval_text",
     "ladder",
     "ladder_table",
     "markdown_table",
@@ -481,9 +482,13 @@ def _wide(numbers: pd.DataFrame, index: list[str]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns).set_index(index)
 
 
+def interval_text(mean: float, low: float, high: float, sign: str = "") -> str:
+    """Return ".765 [.701, .812]", or with the sign "+" "+.093 [+.031, +.159]"."""
+    return _leading(f"{mean:{sign}.3f} [{low:{sign}.3f},{NBSP}{high:{sign}.3f}]")
+
+
 def _text(row, sign: str = "") -> str:
-    text = f"{row.mean:{sign}.3f} [{row.low:{sign}.3f},{NBSP}{row.high:{sign}.3f}]"
-    return _leading(text)
+    return interval_text(row.mean, row.low, row.high, sign)
 
 
 def _leading(text: str) -> str:
