@@ -158,6 +158,13 @@ def traits_table(traits: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame
     DataFrame of str
         The trait with the lowest difference in the first metric of `names` comes first.
     """
+    if traits.empty:
+        table = pd.DataFrame(index=pd.Index([], name="trait"))
+        table.attrs["note"] = (
+            "No trait to compare by: `kinds`, `sizes` and `scenes` name none that enough pictures "
+            "show."
+        )
+        return table
     rows = []
     for (family, trait), group in traits.groupby(["family", "trait"], sort=False):
         found = group.set_index("metric")
@@ -170,7 +177,7 @@ def traits_table(traits: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame
         f"{family}: {trait}" for family, trait in zip(first["family"], first["trait"], strict=True)
     ]
     table = pd.DataFrame(rows, columns=["trait", "n", *names.values()]).set_index("trait")
-    table = table.loc[order] if len(table) else table
+    table = table.loc[order]
     table.attrs["note"] = (
         "Mean over the pictures that show it minus the mean over all others, with its 95\u00a0% "
         "bootstrap interval; a star: p < 0.05 in a permutation test, corrected by Holm for all "

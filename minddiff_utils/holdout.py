@@ -31,6 +31,7 @@ __all__ = [
     "decoding_of",
     "hold_out",
     "hold_out_table",
+    "picture_groups",
     "trait_groups",
 ]
 
@@ -87,6 +88,25 @@ def cluster_groups(
     rows = read_features(features_path, "c", ids).mean(axis=1)
     label = KMeans(n_clusters, n_init=4, random_state=seed).fit_predict(rows)
     return {f"cluster_{k + 1}": ids[label == k] for k in range(n_clusters)}
+
+
+def picture_groups(
+    features_path: str | Path,
+    stimulus_ids: Sequence[int],
+    attributes: pd.DataFrame,
+    n_clusters: int = 10,
+    seed: int = 0,
+) -> dict[str, np.ndarray]:
+    """Group pictures by the kinds of thing they show; by their captions where none are named.
+
+    Parameters and result as for `trait_groups` and `cluster_groups`; there are at most as many
+    clusters as half the pictures.
+    """
+    groups = trait_groups(stimulus_ids, attributes)
+    if groups:
+        return groups
+    n_clusters = max(2, min(n_clusters, len(stimulus_ids) // 2))
+    return cluster_groups(features_path, stimulus_ids, n_clusters, seed)
 
 
 def hold_out(
@@ -245,13 +265,13 @@ def _stacked(parts: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def hold_out_table(frame: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+def hold_out_table(found: Mapping[str, pd.DataFrame], seed: int = 0) -> pd.DataFrame:
     """Show the drop when a kind of pictures was never trained on.
 
     Parameters
     ----------
-    frame : DataFrame
-        `group, method, stimulus_id, metric, value` with the methods "without" and "matched".
+    found : mapping of group to DataFrame
+        `method, stimulus_id, metric, value` with the methods "without" and "matched".
     seed : int
 
     Returns
@@ -260,19 +280,23 @@ def hold_out_table(frame: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
         A group a row and all of them together, a metric a column: mean with a training set of the
         same size → mean without the group, and the paired difference with its 95 % interval.
     """
-    everything = frame.groupby(["method", "stimulus_id", "metric"], as_index=False)["value"].mean()
-    parts = [(name, rows) for name, rows in frame.groupby("group", sort=False)]
+    if not found:
+        table = pd.DataFrame(index=pd.Index([], name="left out"))
+        table.attrs["note"] = "No group of pictures was left out (parameter `holdouts`)."
+        return table
+    keys = ["method", "stimulus_id", "metric"]
+    everything = pd.concat(found.values()).groupby(keys, as_index=False)["value"].mean()
     rows = []
-    for name, part in [*parts, ("all of them", everything)]:
+    for name, part in {**found, "all of them": everything}.items():
         row = {"left out": name, "n": str(part["stimulus_id"].nunique())}
         for metric in in_order(part["metric"], METRICS):
             wide = part[part["metric"] == metric].pivot(
                 index="stimulus_id", columns="method", values="value"
             )
-            found = paired_difference(wide["without"], wide["matched"], seed=seed)
+            drop = paired_difference(wide["without"], wide["matched"], seed=seed)
             means = f"{wide['matched'].mean():.3f} → {wide['without'].mean():.3f}"
-            drop = interval_text(found["mean"], found["low"], found["high"], "+")
-            row[METRICS.get(metric, metric)] = f"{means}: {drop}"
+            text = interval_text(drop["mean"], drop["low"], drop["high"], "+")
+            row[METRICS.get(metric, metric)] = f"{means}: {text}"
         rows.append(row)
     table = pd.DataFrame(rows).set_index("left out")
     table.attrs["note"] = (

@@ -1,16 +1,18 @@
 """Can a reconstruction tell which picture was seen? Identification, with its chance level."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import comb
 
 import numpy as np
 import pandas as pd
 
+from minddiff_utils.datasets import Stimuli
 from minddiff_utils.files import InputError
 from minddiff_utils.metrics import check_rows, unit_rows
 from minddiff_utils.results import summary_table
 
 __all__ = [
+    "embed_stimuli",
     "identification_accuracy",
     "identification_table",
     "pairwise_identification",
@@ -63,6 +65,35 @@ def identification_accuracy(predicted: np.ndarray, true: np.ndarray, n_way: int 
         for w, e in zip(less.tolist(), equal.tolist(), strict=True)
     ]
     return np.where(np.isfinite(own[:, 0]), values, np.nan)
+
+
+def embed_stimuli(
+    stimuli: Stimuli,
+    ids: Sequence[int],
+    embed: Callable[[np.ndarray], np.ndarray],
+    size: int,
+    block: int = 256,
+) -> np.ndarray:
+    """Embed pictures of a recording a block at a time, for example as extra candidates.
+
+    Parameters
+    ----------
+    stimuli : Stimuli
+    ids : sequence of n int
+        May be empty.
+    embed : function from uint8 (n, h, w, 3) to float (n, d)
+    size : int
+        The width d, needed where there are no pictures.
+    block : int
+        Pictures in memory at a time.
+
+    Returns
+    -------
+    float64 (n, d)
+    """
+    starts = range(0, len(ids), block)
+    parts = [embed(stimuli.pictures(ids[start : start + block])) for start in starts]
+    return np.concatenate([np.zeros((0, size)), *parts])
 
 
 def pairwise_identification(predicted: np.ndarray, true: np.ndarray) -> np.ndarray:

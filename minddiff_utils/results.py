@@ -175,7 +175,9 @@ def _short(method: str) -> str:
 
 
 def markdown_table(table: pd.DataFrame) -> str:
-    """Return a table of `summary_table` or `difference_table` as Markdown, its note below."""
+    """Return a table of text as Markdown, its note below; of an empty one the note alone."""
+    if table.empty:
+        return f"{table.attrs.get('note', '')}\n"
     cells = table.reset_index()
     lines = [list(cells.columns), ["---"] * len(cells.columns), *cells.astype(str).to_numpy()]
     text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
