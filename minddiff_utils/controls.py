@@ -42,9 +42,7 @@ __all__ = [
 ]
 
 # Controls and peers that chapter 5 can make, in the order it makes them.
-CONTROLS = (
-    "ceiling", "mean_features", "prior", "retrieval", "blur", "takagi", "neuraldiffuser"
-)  # fmt: skip
+CONTROLS = ("ceiling", "mean_features", "prior", "retrieval", "blur", "takagi")
 BLOCK = 256  # pictures read at a time
 
 

@@ -200,6 +200,9 @@ def _corner(
     name: str,
 ) -> None:
     """Pairs of pictures, seen above reconstructed."""
+    if not len(chosen):  # fewer pictures than corners
+        axes.set_axis_off()
+        return
     side = 64 if truth.shape[2] <= 128 else 128
     gap = side // 12
     columns = [

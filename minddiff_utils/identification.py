@@ -6,7 +6,7 @@ from math import comb
 import numpy as np
 import pandas as pd
 
-from minddiff_utils.datasets import Stimuli
+from minddiff_utils.datasets.subject import Stimuli
 from minddiff_utils.files import InputError
 from minddiff_utils.metrics import check_rows, unit_rows
 from minddiff_utils.results import summary_table
