@@ -228,12 +228,12 @@ def _decode_fold(
     n_folds: int,
     values: bool,
 ) -> dict[str, np.ndarray]:
-    """Decode one split: `z`, `c` and the components of each block, in one fit."""
+    """Decode one split: `z`, `c`, and components of `z` and of each block, in one fit."""
     shapes, targets, parts = {}, {}, {}
     for name in ("z", "c", *blocks):
         y = read_features(features_path, name, fold.train_id)
         shapes[name], flat = y.shape[1:], y.reshape(len(y), -1)
-        if name in blocks:
+        if name != "c":
             parts[name] = fit_components(flat, n_components)
             targets[f"scores of {name}"] = parts[name].scores(flat)
         if values or name not in blocks:
@@ -247,12 +247,14 @@ def _decode_fold(
         if name in shapes:
             found[name] = decoded[:, columns].reshape(-1, *shapes[name])
             continue
-        block = name.removeprefix("scores of ")
+        family = name.removeprefix("scores of ")
         score = decoder.score[columns]
-        projection, value = evidence(parts[block], decoded[:, columns], score, *reliability)
-        number = block.removeprefix("block_")
-        found |= {f"evidence_{number}": value, f"projection_{number}": projection[None]}
-        found.setdefault(block, np.zeros((len(value), 0), np.float32))
+        projection, value = evidence(parts[family], decoded[:, columns], score, *reliability)
+        short = family.removeprefix("block_")
+        found |= {f"evidence_{short}": value, f"projection_{short}": projection[None]}
+        found[f"variance_{short}"] = parts[family].variance[None]
+        if family in blocks:
+            found.setdefault(family, np.zeros((len(value), 0), np.float32))
     return found
 
 
