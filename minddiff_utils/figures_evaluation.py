@@ -66,14 +66,14 @@ def floor_to_ceiling(frame: pd.DataFrame) -> Figure:
     frame = frame[frame["method"].isin(STEPS)]
     lines = [(metric, subject) for metric in metrics for subject in subjects]
     with style():
-        size = WIDTH, 1.3 + 0.34 * len(lines) + 0.1 * len(metrics)
+        single = len(subjects) == 1
+        size = WIDTH, 1.3 + (0.5 if single else 0.36) * len(lines) + 0.1 * len(metrics)
         fig, axes = plt.subplots(figsize=size, layout="constrained")
         heights = {}
         for place, (metric, subject) in enumerate(lines):
             heights[metric, subject] = y = place + 0.45 * metrics.index(metric)
             rows = frame[(frame["metric"] == metric) & (frame["subject"] == subject)]
             _steps_line(axes, rows, y)
-        single = len(subjects) == 1
         names = [METRICS.get(m, m) + ("" if single else f", {s}") for m, s in lines]
         axes.set_yticks(list(heights.values()), names)
         axes.set_ylim(max(heights.values()) + 0.6, -0.6)

@@ -265,7 +265,7 @@ def shares(
         wide = group.pivot(index="stimulus_id", columns="method", values="value")
         if not {floor, ceiling} <= set(wide.columns):
             continue
-        for method in wide.columns:
+        for method in in_order(wide.columns, METHODS):
             found = _share(wide[[method, floor, ceiling]].dropna().to_numpy(), seed)
             rows.append({**dict(zip(keys, names, strict=True)), "method": method, **found})
     columns = [*keys[:-1], "method", "metric", "n", "mean", "low", "high"]
