@@ -18,8 +18,9 @@ from minddiff_utils.datasets import Subject
 from minddiff_utils.decoding import read_decoded
 from minddiff_utils.files import InputError, require
 from minddiff_utils.generator import Generator
-from minddiff_utils.peers import decode_takagi
-from minddiff_utils.reconstruction import Settings, read_pictures, reconstruct
+from minddiff_utils.peers import decode_takagi, neuraldiffuser
+from minddiff_utils.reconstruction import read_pictures, reconstruct
+from minddiff_utils.settings import Settings
 
 __all__ = ["Bench", "make_control", "open_bench"]
 
@@ -120,4 +121,7 @@ def make_control(name: str, bench: Bench, blur: float = 0.06) -> np.ndarray:
     if name == "takagi":
         given = decode_takagi(bench.person, bench.features)
         return bench.first_stage(given, bench.first, name)
+    if name == "neuraldiffuser":
+        steps = bench.generator.timesteps(bench.full.n_steps, bench.full.strength)
+        return bench.run(bench.decoded, neuraldiffuser(bench.full, len(steps)), name)
     raise InputError(f"There is no control {name!r}.")

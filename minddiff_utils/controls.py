@@ -22,7 +22,8 @@ from minddiff_utils.features import read_features
 from minddiff_utils.files import InputError
 from minddiff_utils.generator import Generator, noise_like, to_pictures
 from minddiff_utils.metrics import unit_rows
-from minddiff_utils.reconstruction import Settings, ablate, stage1
+from minddiff_utils.reconstruction import ablate, stage1
+from minddiff_utils.settings import Settings
 
 __all__ = [
     "CONTROLS",
@@ -42,7 +43,9 @@ __all__ = [
 ]
 
 # Controls and peers that chapter 5 can make, in the order it makes them.
-CONTROLS = ("ceiling", "mean_features", "prior", "retrieval", "blur", "takagi")
+CONTROLS = (
+    "ceiling", "mean_features", "prior", "retrieval", "blur", "takagi", "neuraldiffuser"
+)  # fmt: skip
 BLOCK = 256  # pictures read at a time
 
 

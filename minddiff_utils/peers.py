@@ -1,6 +1,7 @@
 """What other methods do with the same brain, decoders and generator, as presets of this one."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,9 @@ from minddiff_utils.datasets import Subject, prepare_fold
 from minddiff_utils.decoding import fit_decoder, voxel_weights
 from minddiff_utils.features import read_features
 from minddiff_utils.files import InputError
+from minddiff_utils.settings import Settings
 
-__all__ = ["decode_takagi", "early_and_higher", "guided_steps"]
+__all__ = ["decode_takagi", "early_and_higher", "guided_steps", "neuraldiffuser"]
 
 # Regions that answer to edges and colours at one place; "early" is NSD's atlas `streams`, VP the
 # lower half of V3.
@@ -87,8 +89,30 @@ def decode_takagi(
     return {name: np.concatenate(parts) for name, parts in rows.items()}
 
 
+def neuraldiffuser(settings: Settings, n_steps: int) -> Settings:
+    """Guide as NeuralDiffuser (Li et al. 2024) does: the first few steps alone, one gradient each.
+
+    Their published code guides the first 7 of 37 denoising steps by the same six CLIP layers. What
+    the gradient is taken of, how far it reaches and the decoders stay this book's, so that what
+    differs is the schedule; nothing pulls at the latent beside it.
+
+    Parameters
+    ----------
+    settings : Settings
+    n_steps : int
+        Steps that are denoised.
+
+    Returns
+    -------
+    Settings
+        To call `reconstruct` with.
+    """
+    guided = guided_steps(n_steps)
+    return replace(settings, solver="fast", guided=guided, every=1, looks=1, pull=0.0)
+
+
 def guided_steps(n_steps: int) -> int:
-    """How many of the first steps NeuralDiffuser (Li et al. 2024) would guide: 7 of 37.
+    """How many of the first steps NeuralDiffuser would guide: 7 of 37.
 
     Parameters
     ----------

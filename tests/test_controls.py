@@ -189,14 +189,15 @@ def test_controls_are_chosen_by_name():
 
 def test_settings_are_read_back_from_what_reconstruct_wrote(tiny_models, tmp_path):
     from minddiff_utils.generator import load_generator
-    from minddiff_utils.reconstruction import Settings, read_pictures, reconstruct
+    from minddiff_utils.reconstruction import read_pictures, reconstruct
+    from minddiff_utils.settings import Settings
 
     generator = load_generator(tiny_models, "cpu", "float32")
     rng = np.random.default_rng(0)
     z = rng.normal(size=(2, *generator.encode_pictures(np.zeros((1, 64, 64, 3), "u1")).shape[1:]))
     c = generator.empty_condition().numpy().repeat(2, axis=0)
     decoded = {"stimulus_id": np.array([5, 9]), "z": z, "c": c, "block_1": np.ones((2, 65, 128))}
-    settings = Settings(n_steps=3, strength=0.7, iterations=0, structure="values")
+    settings = Settings(3, 0.7, solver="paper", iterations=0, structure="values")
     path = reconstruct(generator, decoded, settings, tmp_path / "x.h5", seed=4)
     assert controls.settings_of(path) == (settings, 4)
     # Stage 1 alone is what a run without iterations leaves.

@@ -1,12 +1,18 @@
 """Other methods as presets: which voxels say what."""
 
+from dataclasses import replace
+
 import h5py
 import numpy as np
 import pytest
+import torch
 
 from minddiff_utils import peers
 from minddiff_utils.datasets import Split, Subject
 from minddiff_utils.files import InputError
+from minddiff_utils.generator import load_generator
+from minddiff_utils.guidance import guided_pass
+from minddiff_utils.settings import Settings
 
 
 class Nothing:
@@ -61,3 +67,33 @@ def test_regions_are_told_apart_by_name():
 @pytest.mark.parametrize(("steps", "guided"), [(37, 7), (35, 7), (5, 1), (1, 1), (50, 9)])
 def test_neuraldiffuser_guides_seven_of_thirty_seven(steps, guided):
     assert peers.guided_steps(steps) == guided
+
+
+def test_neuraldiffuser_is_a_change_of_settings_alone():
+    ours = Settings(n_steps=9, strength=0.56, reach=0.4, looks=3, every=2, pull=2.0)
+    theirs = peers.neuraldiffuser(ours, 37)
+    assert (theirs.solver, theirs.guided, theirs.every, theirs.looks) == ("fast", 7, 1, 1)
+    changed = {"solver", "guided", "every", "looks", "pull"}
+    assert all(
+        value == vars(ours)[name] for name, value in vars(theirs).items() if name not in changed
+    )
+
+
+def test_only_the_first_steps_are_guided(tiny_models):
+    """Steps that are not guided are those of stage 1, to the last digit."""
+    generator = load_generator(tiny_models, "cpu", "float32")
+    z = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    c, noise = generator.empty_condition(), torch.zeros_like(z)
+    looked = []
+
+    def loss_of(pictures):
+        looked.append(len(pictures))
+        return pictures.square().mean((1, 2, 3))[:, None]
+
+    settings = Settings(n_steps=6, strength=1.0, looks=1, pull=0.0)
+    for guided, n_looks in ((0, 6), (2, 2), (9, 6)):
+        looked.clear()
+        _, iterates, _ = guided_pass(
+            generator, z, c, loss_of, None, noise, replace(settings, guided=guided)
+        )
+        assert len(looked) == len(iterates) == n_looks
