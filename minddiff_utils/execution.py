@@ -49,10 +49,26 @@ WRITES = {
     ),
     "03_stage1": ("stage1.h5*", "reconstructions.h5"),
     "04_stage2": ("trace*.h5*", "shards"),
-    "05_metrics": ("metrics.csv",),
+    "05_metrics": ("metrics.csv", "results.*", "seconds.csv", "controls"),
 }
 # What it adds to a file of an earlier notebook.
-ADDS = {"04_stage2": ("reconstructions.h5", frozenset({"stage2", "no_z", "no_c", "shuffled"}))}
+ADDS = {
+    "04_stage2": ("reconstructions.h5", frozenset({"stage2", "no_z", "no_c", "shuffled"})),
+    "05_metrics": (
+        "reconstructions.h5",
+        frozenset(
+            {
+                "ceiling",
+                "mean_features",
+                "prior",
+                "retrieval",
+                "blur",
+                "takagi",
+                "neuraldiffuser",
+            }
+        ),
+    ),
+}
 SHARDED = "04_stage2"  # the chapter whose pictures can be shared out among processes
 QUIET_SECONDS = 5.0  # between two lines about the same cell
 START_SECONDS = 600  # for a kernel to answer, also on a machine that is very busy

@@ -18,16 +18,9 @@ from skimage.transform import resize
 
 from minddiff_utils.controls import PermutationTest
 from minddiff_utils.files import InputError
-from minddiff_utils.metrics import (
-    METHODS,
-    METRICS,
-    PAIRS,
-    bootstrap_interval,
-    differences,
-    in_order,
-    pair_name,
-    summary,
-)
+from minddiff_utils.metrics import METHODS, METRICS, in_order
+from minddiff_utils.results import PAIRS, differences, pair_name, summary
+from minddiff_utils.uncertainty import bootstrap_interval
 
 __all__ = [
     "accuracy_distribution",

@@ -60,7 +60,9 @@ def guided_pass(
         def predict(z_t: torch.Tensor, step: torch.Tensor = step) -> torch.Tensor:
             return generator.predict_clean(z_t, c, empty, step, settings.guidance)
 
-        variance, guided = generator.noise_variance(step), number % settings.every == 0
+        variance = generator.noise_variance(step)
+        last = settings.guided or len(timesteps)
+        guided = number % settings.every == 0 and number < last
         if guided:
             z_t, picture, loss = follow(generator, z_t, predict, loss_of, variance, settings)
             iterates.append(picture)

@@ -33,7 +33,9 @@ __all__ = [
 
 PACKAGE = Path(__file__).parent
 # Modules that draw and build pages: a change there redoes the page, not the computation.
-DISPLAY = frozenset({"figures", "figures_data", "book", "runs", "cli", "execution"})
+DISPLAY = frozenset(
+    {"figures", "figures_data", "figures_evaluation", "book", "runs", "cli", "execution"}
+)
 # Keys of a parameter file that are for the book, not for the notebooks.
 BOOK_KEYS = frozenset({"title", "about", "pages", "subjects", "phantom", "parameters", "shards"})
 HASHED_WHOLE = 256 * 2**20  # bytes; files that are more than this count by size and date

@@ -13,6 +13,7 @@ BOUNDS = {
     "reach": (0, 100),
     "looks": (1, 1000),
     "every": (1, 1000),
+    "guided": (0, 1000),
     "pull": (0, 1000),
     "iterations": (0, 100_000),
     "learning_rate": (0, 10),
@@ -51,6 +52,8 @@ class Settings:
         Fast solver: gradients a guided step, among which its reach is divided.
     every : int
         Fast solver: every so many steps one is guided, the first among them.
+    guided : int
+        Fast solver: steps after the first so many are not guided; 0 sets no such end.
     pull : float
         Fast solver: how often the evidence about `z` itself is counted; 0 leaves it out.
     iterations : int
@@ -77,6 +80,7 @@ class Settings:
     reach: float = 0.2
     looks: int = 2
     every: int = 1
+    guided: int = 0
     pull: float = 1.0
     iterations: int = 300
     learning_rate: float = 0.01

@@ -17,6 +17,7 @@ import pytest
 from papermill.exceptions import PapermillExecutionError
 
 from minddiff_utils import runs
+from minddiff_utils.controls import CONTROLS
 from minddiff_utils.phantom.tree import write_tree
 
 ROOT = Path(runs.__file__).resolve().parent.parent
@@ -175,13 +176,38 @@ def test_chain_leaves_its_files(chain):
     with h5py.File(folder / "reconstructions.h5") as pictures:
         shape = pictures["truth"].shape
         assert shape[0] == TREE["n_test"] and shape[3] == 3
-        for name in ("stage1", "stage2", "no_z", "no_c", "shuffled", "mean"):
+        painted = {"stage1", "stage2", "no_z", "no_c", "shuffled", "mean"}
+        assert set(pictures) == painted | set(CONTROLS) | {"truth", "stimulus_id"}
+        for name in painted | set(CONTROLS):
             assert pictures[name].shape == shape and pictures[name].dtype == np.uint8
     metrics = pd.read_csv(folder / "metrics.csv")
     assert list(metrics) == ["subject", "method", "stimulus_id", "metric", "value"]
     assert {"clip_judge", "clip_guide", "ssim", "pcc"} <= set(metrics.metric)
     assert metrics.value.notna().all()
-    assert (chain[0] / "results.md").is_file() and (chain[0] / "overview.png").is_file()
+    assert (chain[0] / "overview.png").is_file()
+    seconds = pd.read_csv(folder / "seconds.csv").set_index("step")["seconds"]
+    assert set(CONTROLS) <= set(seconds.index) and (seconds >= 0).all()
+
+
+def test_the_table_of_the_book_is_the_file(chain):
+    """`results.md` is what the page shows, and `results.csv` holds the same numbers."""
+    folder, executed = chain
+    text = (folder / "results.md").read_text(encoding="utf-8")
+    shown = [
+        output["data"]["text/markdown"]
+        for cell in executed["06_subjects"].cells
+        for output in cell.get("outputs", [])
+        if "text/markdown" in output.get("data", {})
+    ]
+    assert text in shown
+    table = pd.read_csv(folder / "results.csv")
+    values = pd.read_csv(folder / SUBJECT / "metrics.csv")
+    assert set(table["method"]) == set(values["method"]) >= set(CONTROLS)
+    means = values.groupby(["method", "metric"])["value"].mean()
+    for row in table.itertuples():
+        assert row.mean == pytest.approx(means[row.method, row.metric])
+    ceiling = table.query("method == 'ceiling' and metric == 'pcc'")["mean"].item()
+    assert f"{ceiling:.3f}".replace("0.", ".", 1) in text
 
 
 def book(run_dir, given):
