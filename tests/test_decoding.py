@@ -19,9 +19,10 @@ from sklearn.model_selection import KFold
 from minddiff_utils import decoding
 from minddiff_utils.components import evidence, fit_components
 from minddiff_utils.datasets import Split, Subject
-from minddiff_utils.decoders import best_share, (
+from minddiff_utils.decoders import (
     PENALTIES,
     Method,
+    best_share,
     fit_decoder,
     fit_family,
     load_decoder,
