@@ -15,7 +15,6 @@ from minddiff_utils.figures import BLUE, FAMILIES, GREY, ORANGE, RED, WIDTH, in_
 from minddiff_utils.figures import accuracy_distribution as _violins
 from minddiff_utils.files import InputError
 
-
 __all__ = [
     "accuracy_and_ceiling",
     "anatomy_path",
