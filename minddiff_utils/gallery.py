@@ -259,13 +259,14 @@ def _tiles(
             _image(f"{strips}{row:04d}.jpg", part, len(gallery["shown"]) + 1, label, number)
             for part, label in rows
         ]
-        columns.append(f'<div class="front-column">{"".join(images)}<span>{name}</span></div>')
-    # Four columns and their labels stay together, so that a narrow screen shows them in two rows.
-    labels = "".join(f"<span>{label}</span>" for _, label in rows)
+        columns.append("".join(images) + f'<span class="front-name">{name}</span>')
+    # Four columns and their labels make a band: a narrow screen shows one below the other.
+    labels = "".join(f'<span class="front-label">{label}</span>' for _, label in rows)
     labels = f'<div class="front-labels" aria-hidden="true">{labels}<span></span></div>'
-    bands = [columns[start : start + 4] for start in range(0, len(columns), 4)]
-    text = "".join(f'<div class="front-band">{labels}{"".join(band)}</div>' for band in bands)
-    return f"<figure><div>{text}</div><figcaption>{rule}</figcaption></figure>"
+    bands = [labels + "".join(columns[start : start + 4]) for start in range(0, len(columns), 4)]
+    text = "".join(f'<div class="front-band">{band}</div>' for band in bands)
+    style = f"--rows:{len(rows) + 1}"
+    return f'<figure><div style="{style}">{text}</div><figcaption>{rule}</figcaption></figure>'
 
 
 def _image(source: str, part: int, n_parts: int, label: str, number: int) -> str:

@@ -126,7 +126,7 @@ def _step_rows(run: Path, chapter: str, subjects: Sequence[str]) -> list[str]:
     for heading in dict.fromkeys(name for steps in times for name in steps):
         taken = [steps.get(heading) for steps in times]
         if max(seconds or 0.0 for seconds in taken) >= SHORTEST:
-            rows.append(_row(heading or "before the first heading", taken))
+            rows.append(_row(f"&emsp;{heading or 'before the first heading'}", taken))
     return rows
 
 
