@@ -170,9 +170,9 @@ def gallery_page(gallery: Mapping[str, Any], subject: str, strips: str, script: 
     data = text.replace("</", "<\\/")  # nothing in the data may end the element
     return f"""# Gallery: every test picture — {subject}
 
-All {n} test pictures of this subject, with what each method made of them: none is left out. Sort them by
-any number to see what goes well and what goes wrong; add a control to see what a method would paint
-without the brain. The number beside a label is the one that is sorted by.
+All {n} test pictures of this subject, with what each method made of them: none is left out. Sort
+them by any number to see what goes well and what goes wrong; show a control to see what would be
+painted without the brain. The numbers below the pictures are those of the measure that is chosen.
 
 ```{{raw}} html
 <div class="gallery" id="gallery"><noscript>Sorting needs JavaScript. The same numbers are in
@@ -228,8 +228,12 @@ def front_html(gallery: Mapping[str, Any], subject: str, strips: str) -> str:
 
 
 def _ordinal(number: int) -> str:
+    """Such as "eighth" or "22nd"."""
     words = "zeroth first second third fourth fifth sixth seventh eighth ninth tenth".split()
-    return words[number] if number < len(words) else f"{number}th"
+    if number < len(words):
+        return words[number]
+    teen = number // 10 % 10 == 1
+    return f"{number}{'th' if teen else {1: 'st', 2: 'nd', 3: 'rd'}.get(number % 10, 'th')}"
 
 
 def _extremes(gallery: Mapping[str, Any]) -> list[tuple[int, str]]:

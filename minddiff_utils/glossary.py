@@ -12,7 +12,7 @@ __all__ = ["link_notebook", "link_text", "read_terms"]
 # What is no prose, where a word must stay as it is.
 PROTECTED = (
     r"^[ \t]*(?P<fence>`{3,}|~{3,}).*?^[ \t]*(?P=fence)[`~]*[ \t]*$",  # code and directives
-    r"^\$\$.*?\$\$[^\n]*$",  # formulas on lines of their own
+    r"\$\$.*?\$\$(?:[ \t]*\([\w:.-]+\))?",  # formulas on lines of their own
     r"^#{1,6} [^\n]*$",  # headings
     r"^[ \t]*\|[^\n]*$",  # rows of tables
     r"^[ \t]*:{3,}[^\n]*$|^[ \t]*:[\w-]+:[^\n]*$",  # fences of colons, options

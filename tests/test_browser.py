@@ -202,9 +202,12 @@ def gallery(request, context):
 
 
 def order(page):
-    return [int(number) for number in page.locator(".gallery-cards > li").evaluate_all(
-        "(cards) => cards.map((card) => card.dataset.id)"
-    )]
+    return [
+        int(number)
+        for number in page.locator(".gallery-cards > li").evaluate_all(
+            "(cards) => cards.map((card) => card.dataset.id)"
+        )
+    ]
 
 
 def choose(page, **values):
@@ -292,7 +295,9 @@ def test_every_entry_of_the_search_leads_somewhere(book):
     assert pages and [str(page) for page in pages if not page.is_file()] == []
     places = [place for found in index["alltitles"].values() for place in found]
     places += [place[:2] for found in index["indexentries"].values() for place in found]
-    lost = [(pages[n].name, place) for n, place in places if place and place not in anchors(pages[n])]
+    lost = [
+        (pages[n].name, place) for n, place in places if place and place not in anchors(pages[n])
+    ]
     assert lost == []
 
 
@@ -308,7 +313,9 @@ def test_search_finds_pages_that_exist(book, words, context):
         links.first.wait_for(timeout=20_000)
         found = links.evaluate_all("(links) => links.map((link) => link.href)")
         found = [book.as_uri() + address.removeprefix(root) for address in found]
-        assert [dead(address.split("?")[0]) for address in found if dead(address.split("?")[0])] == []
+        assert [
+            dead(address.split("?")[0]) for address in found if dead(address.split("?")[0])
+        ] == []
         assert visit.errors == []
         visit.page.close()
         server.shutdown()

@@ -3,6 +3,8 @@
 import ast
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -93,6 +95,23 @@ def test_figures_have_captions_names_and_alternative_texts():
                 assert len(settings["figure"]["caption"]) > 20, names[-1]
                 assert len(settings["image"]["alt"]) > 20, names[-1]
     assert len(set(names)) == len(names)
+
+
+def invitation(sheet):
+    """The cell of a chapter that invites a change: `name = value  # try another, or one more`."""
+    cells = nbformat.read(sheet.path, as_version=4).cells
+    return [cell for cell in cells if "try" in cell.metadata.get("tags", [])]
+
+
+INVITING = [sheet for sheet in CHAPTERS if invitation(sheet)]
+TRY = re.compile(r"^(\w+) = (.+?)  # try (.+?), or (.+)$", flags=re.MULTILINE)
+
+
+def test_chapters_invite_to_change_one_thing():
+    assert {sheet.name for sheet in INVITING} >= {"01_data", "03_stage1"}
+    for sheet in INVITING:
+        (cell,) = invitation(sheet)
+        assert len(TRY.findall(cell.source)) == 1, sheet.name
 
 
 @pytest.mark.parametrize("path", PARAMS, ids=[path.stem for path in PARAMS])
@@ -220,6 +239,37 @@ def test_killed_book_goes_on_to_the_same_numbers_and_then_has_nothing_to_do(chai
     answer = subprocess.run(book(tmp_path, given), **told)
     assert answer.returncode == 0 and "up to date" in answer.stderr, answer.stderr
     assert "started" not in answer.stderr and time.monotonic() - begun < 60
+
+
+@pytest.mark.parametrize("choice", [3, 4])
+@pytest.mark.parametrize("sheet", **by_name(INVITING))
+def test_invitation_works_with_the_values_that_it_names(
+    sheet, choice, chain, given, tmp_path, monkeypatch
+):
+    """The cells up to the invitation run here as they stand, but for the value that is tried."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    monkeypatch.chdir(NOTEBOOKS)
+    shutil.copytree(chain[0] / SUBJECT, tmp_path / SUBJECT)
+    names = {k: v for k, v in {**given, "run_dir": str(tmp_path)}.items() if k in sheet.defaults}
+    shown = {}
+    for cell in nbformat.read(sheet.path, as_version=4).cells:
+        if cell.cell_type != "code":
+            continue
+        tags = cell.metadata.get("tags", [])
+        source = TRY.sub(lambda m: f"{m[1]} = {m[choice]}", cell.source) if "try" in tags else None
+        if source is not None:
+            assert source != cell.source
+        *steps, last = ast.parse(source or cell.source).body
+        exec(compile(ast.Module(steps, []), "cell", "exec"), shown)
+        if "try" in tags:
+            figure = eval(compile(ast.Expression(last.value), "cell", "eval"), shown)
+            assert figure.axes  # it draws something
+            return
+        exec(compile(ast.Module([last], []), "cell", "exec"), shown)
+        shown |= names if "parameters" in tags else {}
+    pytest.fail("no invitation")
 
 
 @pytest.mark.parametrize("sheet", **by_name(CHAPTERS[2:]))
