@@ -9,6 +9,8 @@ from nbformat import write
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from minddiff_utils import pages
+from minddiff_utils.phantom import world
+from minddiff_utils.phantom.pages import caption_list
 
 
 def executed(*cells):
@@ -70,3 +72,13 @@ def test_machines_that_differ_are_told_apart_and_no_record_makes_no_table(run):
     text = pages.cost_table(run, ["anna", "ben"])
     assert "anna: Linux, 2 cores" in text and "ben: Linux, 64 cores" in text
     assert pages.cost_table(run, ["nobody"]) == ""
+
+
+def test_captions_of_the_page_are_the_worlds_without_space_before_a_comma():
+    assert any(" ," in caption for i in range(9) for caption in world.captions(i))
+    for i in range(9):
+        shown = [line.removeprefix("- ") for line in caption_list(i).splitlines()]
+        assert [text.replace(" ", "") for text in shown] == [
+            caption.replace(" ", "") for caption in world.captions(i)
+        ]
+        assert not [text for text in shown if " ," in text or " :" in text]
