@@ -276,10 +276,11 @@ def decode_subject(
         From `write_features`.
     decoded_path : str or Path
         HDF5: `stimulus_id` int64 (n_test,), `split` int64 (n_test,), and each family, float32
-        (n_test, …), NaN where a value was not selected. For each block also what `evidence`
-        returns, `evidence_<i>` float32 (n_test, n_components) and `projection_<i>` float32
-        (n_splits, n_values, n_components), and `reliability_<i>` float32 (n_splits,
-        n_components), the cross-validated R² of each component.
+        (n_test, …), NaN where a value was not selected. For `z` and each block `i` also what
+        `evidence` returns, `evidence_<i>` float32 (n_test, n_components) and `projection_<i>`
+        float32 (n_splits, n_values, n_components); and, float32 (n_splits, n_components),
+        `reliability_<i>`, the cross-validated R² of each component, and `variance_<i>`, that of
+        its scores over the training stimuli.
     keep_structure : float
         Share of the values of each block that is decoded, the best by cross-validation.
     n_components : int
@@ -339,11 +340,11 @@ def decode_subject(
 
 
 def _components(y: Mapping[str, np.ndarray], n_components: int) -> dict[str, Components]:
-    """Find the components of every block among some families."""
+    """Find the components of `z` and of every block among some families."""
     return {
         name: fit_components(values.reshape(len(values), -1), n_components)
         for name, values in y.items()
-        if name.startswith("block_")
+        if name == "z" or name.startswith("block_")
     }
 
 
@@ -354,7 +355,7 @@ def _evidence(
     test_x: np.ndarray,
     reliability: tuple[float, float],
 ) -> dict[str, np.ndarray]:
-    """Return what the responses to each test stimulus say about a block."""
+    """Return what the responses to each test stimulus say about a block, or about `z`."""
     decoded = decoder.predict(test_x)
     projection, value = evidence(components, decoded, decoder.score, *reliability)
     number = name.removeprefix("block_")
@@ -362,12 +363,13 @@ def _evidence(
         f"evidence_{number}": value,
         f"projection_{number}": projection[None],
         f"reliability_{number}": decoder.score[None],
+        f"variance_{number}": components.variance[None],
     }
 
 
 def _joined(name: str, parts: Sequence[np.ndarray]) -> np.ndarray:
     """Put the splits together; one with fewer components gets columns that say nothing."""
-    if name.startswith(("evidence_", "projection_", "reliability_")):
+    if name.startswith(("evidence_", "projection_", "reliability_", "variance_")):
         width = max(part.shape[-1] for part in parts)
         missing = np.nan if name.startswith("reliability_") else 0
         parts = [

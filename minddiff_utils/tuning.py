@@ -22,7 +22,8 @@ from minddiff_utils.features import write_features
 from minddiff_utils.files import InputError
 from minddiff_utils.generator import Generator, load_clip, load_generator
 from minddiff_utils.metrics import evaluate, paired_difference
-from minddiff_utils.reconstruction import Settings, read_trace, reconstruct
+from minddiff_utils.reconstruction import read_trace, reconstruct
+from minddiff_utils.settings import Settings
 
 __all__ = ["compare_settings", "tuning_subject"]
 

@@ -27,7 +27,7 @@ SHEETS = runs.find_sheets(NOTEBOOKS)
 CHAPTERS = [sheet for sheet in SHEETS if not sheet.group]
 PARAMS = sorted((NOTEBOOKS / "params").glob("*.yaml"))
 TREE = {"n_train": 60, "n_test": 4, "repetitions": 2}
-QUICK = {"n_steps": 3, "iterations": 2, "batch": 2}
+QUICK = {"n_steps": 3, "batch": 2}
 SUBJECT = "subj01"
 
 
