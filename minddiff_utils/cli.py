@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -271,30 +272,16 @@ def _run_notebooks(
     plan: Plan, root: Path, cores: int, profile: Path | None, more: list[str], lock: int
 ) -> None:
     """Let Snakemake execute what is not up to date; show the progress; explain a failure."""
-    from minddiff_utils.execution import SHARDED, begin
-
     state = plan.run / ".state"
-    jobs = [job for _, job in make_jobs(plan, state)]
-    if plan.shards > 1:
-        for sharded in jobs:
-            if sharded.notebook == SHARDED:
-                begin(sharded)  # before its shards do, side by side
-    for note in state.glob("*.failure"):
-        note.unlink()
+    jobs = _begin(plan, state)
     log = state / "progress.log"
     log.write_text("", encoding="utf-8")
     n_jobs = [len(plan.subjects) * n for n in (1, plan.shards)]
     threads, shard_threads = (_threads(n, cores, profile) for n in n_jobs)
-    order = _write_order(
-        plan,
-        state,
-        threads=threads,
-        shard_threads=shard_threads,
-        options=[
-            *("--parent", f"{os.uname().nodename}:{os.getpid()}", "--log", str(log)),
-            *("--at-once", str(0 if profile else max(1, cores // shard_threads))),
-        ],
-    )
+    at_once = 0 if profile else max(1, cores // shard_threads)
+    options = ["--parent", f"{os.uname().nodename}:{os.getpid()}", "--log", str(log)]
+    options += ["--at-once", str(at_once)]
+    order = _write_order(plan, state, threads=threads, shard_threads=shard_threads, options=options)
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(root / "notebooks/Snakefile")]
     command += ["--configfile", str(order), "--directory", str(state)]
     command += ["--workflow-profile", str(profile)] if profile else ["--cores", str(cores)]
@@ -317,6 +304,19 @@ def _run_notebooks(
             sys.exit(130)
     if process.returncode:
         _explain_failure(plan, state)
+
+
+def _begin(plan: Plan, state: Path) -> list[Job]:
+    """Write the jobs, and clear away what failures and earlier computations have left."""
+    from minddiff_utils.execution import SHARDED, begin
+
+    jobs = [job for _, job in make_jobs(plan, state)]
+    for job in jobs:
+        if plan.shards > 1 and job.notebook == SHARDED:
+            begin(job)  # before its shards do, side by side
+    for note in state.glob("*.failure"):
+        note.unlink()
+    return jobs
 
 
 def _threads(n_jobs: int, cores: int, profile: Path | None) -> int:
@@ -389,8 +389,11 @@ def _explain_failure(plan: Plan, state: Path) -> None:
     failures = [json.loads(path.read_text("utf-8")) for path in sorted(state.glob("*.failure"))]
     if not failures:
         said = (state / "snakemake.log").read_text(encoding="utf-8").strip().splitlines()
+        # What became of a cluster's jobs, and where each one's own log is.
+        told = [line.strip() for line in said if re.search(r"SLURM-job|sbatch|\slog: ", line)]
+        shown = list(dict.fromkeys(told)) or said[-15:]
         raise NotebookError(
-            "Snakemake stopped:\n" + "\n".join(said[-15:]) + f"\nAll of it: {state}/snakemake.log"
+            "Snakemake stopped:\n" + "\n".join(shown) + f"\nAll of it: {state}/snakemake.log"
         )
     kept = "The last good book stays: " if (plan.run / "html").exists() else "No book was built: "
     text = "\n\n".join(failure["message"] for failure in failures)

@@ -18,7 +18,8 @@ from sklearn.cluster import KMeans
 
 from minddiff_utils.components import evidence, fit_components
 from minddiff_utils.datasets import Fold, Split, Subject, prepare_fold
-from minddiff_utils.decoding import fit_decoder, voxel_weights
+from minddiff_utils.decoders import fit_decoder
+from minddiff_utils.decoding import voxel_weights
 from minddiff_utils.features import families, read_features
 from minddiff_utils.files import InputError
 from minddiff_utils.metrics import METRICS, in_order
@@ -248,7 +249,7 @@ def _decode_fold(
             found[name] = decoded[:, columns].reshape(-1, *shapes[name])
             continue
         family = name.removeprefix("scores of ")
-        score = decoder.score[columns]
+        score = decoder.r2[columns]
         projection, value = evidence(parts[family], decoded[:, columns], score, *reliability)
         short = family.removeprefix("block_")
         found |= {f"evidence_{short}": value, f"projection_{short}": projection[None]}

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from minddiff_utils.datasets import Subject, prepare_fold
-from minddiff_utils.decoding import fit_decoder, voxel_weights
+from minddiff_utils.decoders import fit_decoder
+from minddiff_utils.decoding import voxel_weights
 from minddiff_utils.features import read_features
 from minddiff_utils.files import InputError
 from minddiff_utils.settings import Settings

@@ -18,7 +18,7 @@ import papermill
 import pytest
 from papermill.exceptions import PapermillExecutionError
 
-from minddiff_utils import runs
+from minddiff_utils import execution, runs, shards
 from minddiff_utils.controls import CONTROLS
 from minddiff_utils.phantom.tree import write_tree
 
@@ -291,6 +291,32 @@ def test_invitation_works_with_the_values_that_it_names(sheet, chain, given, tmp
         *steps, last = ast.parse(source).body
         exec(compile(ast.Module(steps, []), "invitation", "exec"), names)
         assert eval(compile(ast.Expression(last.value), "invitation", "eval"), names).axes
+
+
+def test_stage_2_takes_what_shards_computed(chain, given, tmp_path, monkeypatch):
+    """Settings are those of the notebook: it computes nothing again and leaves the same numbers."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    (sheet,) = [sheet for sheet in CHAPTERS if sheet.name == execution.SHARDED]
+    folder = shutil.copytree(chain[0] / SUBJECT, tmp_path / SUBJECT)
+    execution.forget(folder, sheet.name)
+    values = {**given, "run_dir": str(tmp_path), "subject": SUBJECT}
+    parameters = {name: values.get(name, default) for name, default in sheet.defaults.items()}
+    for number in (1, 2):
+        command = "import json, sys; from minddiff_utils.shards import compute_shard as compute\n"
+        command += "compute(json.loads(sys.argv[1]), int(sys.argv[2]), 2)"
+        arguments = [sys.executable, "-c", command, json.dumps(parameters), str(number)]
+        subprocess.run(arguments, check=True, cwd=ROOT)
+    gathered = shards.gather(folder)
+    assert {path.name for path in gathered} == {path.name for path in folder.glob("trace*.h5")}
+    stamps = [path.stat().st_mtime_ns for path in gathered]
+    run(sheet, tmp_path, given)
+    assert [path.stat().st_mtime_ns for path in gathered] == stamps
+    with (
+        h5py.File(chain[0] / SUBJECT / "reconstructions.h5") as a,
+        h5py.File(folder / "reconstructions.h5") as b,
+    ):
+        for name in ("stage2", "no_z", "no_c", "shuffled"):
+            np.testing.assert_array_equal(a[name][:], b[name][:], err_msg=name)
 
 
 @pytest.mark.parametrize("sheet", **by_name(CHAPTERS[2:]))
