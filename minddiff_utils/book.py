@@ -36,7 +36,7 @@ BUILDERS = (
     "sphinx-mathjax-offline",
 )
 # Pages that tell how to run the book on other data; they stand after the chapters.
-GUIDES = ("run_nsd", "own_data", "data_layouts")
+GUIDES = ("run_nsd", "run_cluster", "own_data", "data_layouts")
 
 
 class BuildError(RuntimeError):
@@ -255,6 +255,8 @@ def _write_generated(plan: Plan, folder: Path) -> None:
             pieces[image] = _figure(image, caption)
         else:
             pieces[image] = ""
+    for profile in plan.notebooks.glob("profiles/*/config.yaml"):
+        shutil.copy(profile, folder / f"{profile.parent.name}.yaml")
     card = plan.path("models") / "MODEL_CARD.md" if "models" in plan.parameters else None
     if card and card.is_file():
         pieces["model_card"] = demote_headings(card.read_text(encoding="utf-8"), 1)

@@ -22,9 +22,12 @@ __all__ = [
     "Loop",
     "betas_bytes",
     "count",
+    "decoder_bytes",
     "feature_bytes",
     "files",
     "memory",
+    "projection_bytes",
+    "result_bytes",
     "stimuli_bytes",
     "time_table",
 ]
@@ -68,6 +71,10 @@ FEATURES = {
     "embedding": (512, 4),
 }
 SEEN = 10_000  # pictures that a subject sees in 40 sessions
+TESTED = 1_000  # of them
+COMPONENTS = 128  # of each block, that stage 2 compares
+METHODS = 8  # pictures in `reconstructions.h5`: seen, both stages, ablations, controls
+RUNS = 4  # of stage 2: the result, without z, without c, control
 VOXELS = 11_694  # of the paper's eleven regions in subject 1
 
 
@@ -139,6 +146,41 @@ def stimuli_bytes() -> int:
 def feature_bytes() -> int:
     """Bytes that `features.h5` keeps of one picture."""
     return sum(values * size for values, size in FEATURES.values())
+
+
+def decoder_bytes(n_train: int, n_voxels: int, n_targets: int) -> int:
+    """Bytes of a saved decoder: the training responses and the dual coefficients in float32."""
+    return 4 * n_train * (n_voxels + n_targets)
+
+
+def projection_bytes() -> int:
+    """Bytes of the projections on components of all blocks, which stage 2 holds in float32."""
+    values, _ = FEATURES["blocks"]
+    return 4 * values * COMPONENTS
+
+
+def result_bytes() -> dict[str, int]:
+    """Bytes of a subject's results on disk, file by file.
+
+    Returns
+    -------
+    dict of str to int
+        Pictures are counted as they are in memory; `reconstructions.h5` compresses them.
+    """
+    values, n_train = sum(number for number, _ in FEATURES.values()), SEEN - TESTED
+    # The six blocks of CLIP are six files of decoders.
+    families = len(FEATURES) + 5
+    decoders = decoder_bytes(n_train, families * VOXELS, values)
+    decoded = 4 * TESTED * (values + 6 * COMPONENTS) + projection_bytes()
+    pictures = TESTED * 512 * 512 * 3
+    return {
+        "betas.h5": 2 * 40 * TRIALS * VOXELS,
+        "features.h5": SEEN * feature_bytes(),
+        "decoders": decoders,
+        "decoded.h5, decoded_shuffled.h5": 2 * decoded,
+        "stage1.h5, trace*.h5": (1 + RUNS) * pictures,
+        "reconstructions.h5": METHODS * pictures,
+    }
 
 
 def count() -> Counts:
@@ -240,7 +282,7 @@ def time_table(counts: Counts) -> pd.DataFrame:
 
 
 def memory(counts: Counts, loop: Loop, batch: int, recompute: bool) -> float:
-    """Estimate the bytes on the GPU in stage 2: the weights, and what the way back needs.
+    """Estimate the bytes on the GPU in stage 2: weights, projections, and what the way back needs.
 
     Parameters
     ----------
@@ -255,7 +297,7 @@ def memory(counts: Counts, loop: Loop, batch: int, recompute: bool) -> float:
         kept = max(counts.unet_saved, counts.decoder_saved)
     else:
         kept = loop.denoising * counts.unet_saved + counts.decoder_saved
-    return 2 * sum(counts.parameters.values()) + batch * kept
+    return 2 * sum(counts.parameters.values()) + projection_bytes() + batch * kept
 
 
 def main() -> None:
@@ -265,6 +307,11 @@ def main() -> None:
     print(f"\nnsd_stimuli.hdf5: {stimuli_bytes() / 1e9:.1f} GB")
     print(f"features.h5: {feature_bytes()} bytes a picture, {SEEN * feature_bytes() / 1e9:.1f} GB")
     print(f"voxels of subj01: {40 * TRIALS * VOXELS * 4 / 1e9:.1f} GB in float32")
+    results = result_bytes()
+    print("\nResults of a subject (10^9 bytes):")
+    for name, size in {**results, "all": sum(results.values())}.items():
+        print(f"  {name}: {size / 1e9:.1f}")
+    print(f"projections that stage 2 holds: {projection_bytes() / 1e9:.2f} GB")
     counts = count()
     print(f"\nOne pass through the UNet: {counts.unet / 1e12:.2f} · 10^12 operations")
     print(f"One pass through the decoder: {counts.decoder / 1e12:.2f} · 10^12 operations")

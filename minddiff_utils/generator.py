@@ -336,7 +336,6 @@ class Generator:
             z = self.scheduler.step(out, step, z, eta=0.0).prev_sample
         return z
 
-    @torch.no_grad()
     def predict_clean(
         self,
         z: torch.Tensor,
@@ -345,7 +344,7 @@ class Generator:
         step: torch.Tensor,
         guidance: float,
     ) -> torch.Tensor:
-        """Return the clean latents that the UNet sees behind noisy ones, (n, channels, h, w).
+        """Return the clean latents that the UNet sees behind noisy ones, differentiably.
 
         `empty` is the empty condition in the shape of `c`.
         """

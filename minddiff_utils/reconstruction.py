@@ -29,6 +29,7 @@ __all__ = [
     "ablate",
     "add_reconstructions",
     "algorithm_1",
+    "describe",
     "generate",
     "picture_losses",
     "read_failed",
@@ -43,6 +44,8 @@ __all__ = [
 
 # A picture whose loss ends this many times as high as it began has diverged.
 DIVERGED = 2.0
+# Of so many pictures, the first ones, every iterate is kept.
+FILMS = 6
 
 
 def generate(
@@ -233,7 +236,7 @@ def reconstruct(
     *,
     seed: int = 0,
     batch: int = 8,
-    n_films: int = 6,
+    n_films: int = FILMS,
     label: str = "stage 2",
 ) -> Path:
     """Run stage 2 on all decoded stimuli, a batch at a time; go on where a run stopped.
@@ -267,8 +270,7 @@ def reconstruct(
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     ids = np.asarray(decoded["stimulus_id"])
-    about = {"seed": seed, "films": n_films, "inputs": _fingerprint(decoded)}
-    record = json.dumps({**asdict(settings), **about, "models": generator.fingerprint()})
+    record = describe(generator, decoded, settings, seed, n_films)
     if _done(path, record) == len(ids):
         return path
     done = _done(partial, record)
@@ -283,6 +285,23 @@ def reconstruct(
             file.flush()
     partial.replace(path)
     return path
+
+
+def describe(
+    generator: Generator,
+    decoded: Mapping[str, np.ndarray],
+    settings: Settings,
+    seed: int = 0,
+    n_films: int = FILMS,
+) -> str:
+    """Return what the result of `reconstruct` follows from; its file carries it as `record`."""
+    # Sums over the same numbers differ in the last digits between processors.
+    inputs, models = (
+        [float(f"{value:.8g}") for value in values]
+        for values in (_fingerprint(decoded), generator.fingerprint())
+    )
+    about = {"seed": seed, "films": n_films, "inputs": inputs, "models": models}
+    return json.dumps({**asdict(settings), **about})
 
 
 def _run(generator: Generator, decoded, rows: slice, settings: Settings, seed: int) -> Stage2:

@@ -46,8 +46,8 @@ class Settings:
         blocks (`evidence_loss`); "values", the decoded values themselves, as in the paper
         (`structure_loss`).
     reach : float
-        Fast solver: how far the structure moves the clean latent at each guided step, as a share
-        of what the noise still leaves open.
+        Fast solver: how far the structure moves the latent at each guided step, as a share of what
+        the noise still leaves open.
     looks : int
         Fast solver: gradients a guided step, among which its reach is divided.
     every : int
@@ -77,7 +77,7 @@ class Settings:
     guidance: float = 3.0
     solver: str = "fast"
     structure: str = "components"
-    reach: float = 0.3
+    reach: float = 0.2
     looks: int = 2
     every: int = 1
     guided: int = 0

@@ -161,10 +161,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--vary", action="append", default=[], help="name=value,value")
     options = parser.parse_args(arguments)
     variants = _variants(options.vary)
-    person = load_subject(options.dataset, options.data, options.subject)
+    out = options.work / options.subject
+    person = load_subject(options.dataset, options.data, options.subject, cache=out)
     person = tuning_subject(person, options.pictures)
     generator = load_generator(options.models, options.device)
-    out = options.work / options.subject
     write_features(out / "features.h5", person, generator)
     names = {f"clip_{role}": clip_name(options.models, role) for role in ("judge", "guide")}
     embed = {metric: load_clip(name, options.device).embed for metric, name in names.items()}

@@ -71,18 +71,23 @@ def plain_pass(generator, z, c, target, belief, noise, settings):
     for number, step in enumerate(steps):
         a = alphas[step]
         following = alphas[step - stride] if step >= stride else alphas[0]
-        with torch.no_grad():
+
+        def clean_of(x, step=step, a=a):
             without = generator.unet(x, step, empty).sample
             v = without + settings.guidance * (generator.unet(x, step, c).sample - without)
-        clean = a.sqrt() * x - (1 - a).sqrt() * v
-        if number % settings.every == 0:
+            return a.sqrt() * x - (1 - a).sqrt() * v
+
+        guided = number % settings.every == 0
+        for _ in range(settings.looks * guided):
+            x = x.detach().requires_grad_(True)
+            rgb = generator.vae.decode(clean_of(x) / generator.vae.config.scaling_factor).sample
+            g = torch.autograd.grad(plain_loss(generator, rgb, target), x)[0]
             open_ = ((1 - a) / a) / (1 + (1 - a) / a)
-            for _ in range(settings.looks):
-                clean = clean.detach().requires_grad_(True)
-                rgb = generator.vae.decode(clean / generator.vae.config.scaling_factor).sample
-                g = torch.autograd.grad(plain_loss(generator, rgb, target), clean)[0]
-                length = settings.reach / settings.looks * open_.sqrt()
-                clean = clean.detach() - length * g / g.square().mean().sqrt()
+            length = settings.reach / settings.looks * open_.sqrt()
+            x = x.detach() - length * g / g.square().mean().sqrt()
+        with torch.no_grad():
+            clean = clean_of(x)
+        if guided:
             s2 = (1 - a) / a
             flat = clean.flatten().clone()
             for k in range(belief.value.shape[1]):
@@ -158,7 +163,7 @@ def test_a_look_moves_every_picture_by_its_reach(generator):
         scale = torch.tensor([1.0, 1e3, 1e-3]).view(-1, 1)
         return scale * pictures.square().flatten(1).mean(1, keepdim=True)
 
-    moved, _, _ = follow(generator, z, loss_of, 3.0, settings)
+    moved, _, _ = follow(generator, z, lambda z_t: z_t, loss_of, 3.0, settings)
     length = (moved - z).square().mean((1, 2, 3)).sqrt()
     torch.testing.assert_close(length, torch.full((N,), 0.4 * (3 / 4) ** 0.5))
 
