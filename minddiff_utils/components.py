@@ -31,6 +31,10 @@ class Components:
         """Project structure, shape (n, n_values), on the components: (n, n_components)."""
         return (values - self.mean) @ self.basis
 
+    def first(self, n: int) -> "Components":
+        """Return the components of largest variance, at most `n`."""
+        return Components(self.mean, self.basis[:, :n], self.variance[:n])
+
 
 def fit_components(values: np.ndarray, n_components: int, seed: int = 0) -> Components:
     """Find the directions in which the structure of pictures differs most.

@@ -1,196 +1,42 @@
-"""Linear decoders from voxels to features: kernel ridge with a penalty for every target."""
+"""Decode a whole recording: every family of features, from the responses of every split."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pandas as pd
-from himalaya.kernel_ridge import KernelRidgeCV
-from himalaya.scoring import correlation_score, r2_score
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
-from sklearn.model_selection import KFold
+from himalaya.scoring import correlation_score
 from tqdm import tqdm
 
-from minddiff_utils.components import Components, evidence, fit_components
+from minddiff_utils.components import Components, evidence
 from minddiff_utils.datasets import Fold, Split, Subject, estimate_ncsnr, prepare_fold
-from minddiff_utils.features import families, feature_size, read_features
+from minddiff_utils.decoders import (
+    Decoder,
+    Design,
+    Method,
+    check_keep,
+    fit_family,
+    make_design,
+    save_decoder,
+)
+from minddiff_utils.features import families, read_features
 from minddiff_utils.files import InputError, atomic_path
 
 __all__ = [
-    "Decoder",
+    "correlations",
     "decode_subject",
     "decoding_accuracy",
-    "fit_decoder",
-    "load_decoder",
     "read_decoded",
-    "roi_accuracies",
-    "save_decoder",
     "voxel_weights",
 ]
 
-FORMAT = "minddiff-decoder-2"
-# Penalties a voxel: with standardised responses the kernel grows with the number of voxels.
-PENALTIES = np.logspace(-2, 2, 9)
-# Features that are decoded together, in bytes: they share the costly part of the fit.
-TOGETHER = 2**29
 # Voxels at a time when their reliability is estimated, which bounds the memory.
 VOXELS = 1024
 # Estimates of reliability are noisy: no voxel counts for less.
 LEAST_RELIABILITY = 0.01
-
-
-@dataclass(frozen=True)
-class Decoder:
-    """A fitted linear map from voxels to the selected targets of one family.
-
-    Parameters
-    ----------
-    train_x : float32 array, shape (n_train, n_voxels)
-        Centred, and times `scale`.
-    dual : float32 array, shape (n_train, n_selected)
-        Dual coefficients; the weights of the voxels are `scale * (train_x.T @ dual)`.
-    mean_x, scale : float32 arrays, shape (n_voxels,)
-    mean_y : float32 array, shape (n_targets,)
-    selected : bool array, shape (n_targets,)
-        Targets that are decoded; constant ones are among them and predicted by their mean.
-    penalty, score : float32 arrays, shape (n_targets,)
-        Ridge penalty and cross-validated R²; NaN where a target is constant.
-    """
-
-    train_x: np.ndarray
-    dual: np.ndarray
-    mean_x: np.ndarray
-    scale: np.ndarray
-    mean_y: np.ndarray
-    selected: np.ndarray
-    penalty: np.ndarray
-    score: np.ndarray
-
-    def part(self, columns: slice, keep: float) -> "Decoder":
-        """Return the decoder of some targets, the best share `keep` of them by `score`."""
-        score = self.score[columns]
-        chosen = _best(score, keep)
-        places = (np.cumsum(self.selected) - 1)[columns][chosen]
-        return Decoder(
-            self.train_x,
-            self.dual[:, places],
-            self.mean_x,
-            self.scale,
-            self.mean_y[columns],
-            chosen,
-            self.penalty[columns],
-            score,
-        )
-
-    def predict(self, x: np.ndarray) -> np.ndarray:
-        """Decode responses.
-
-        Parameters
-        ----------
-        x : array, shape (n, n_voxels)
-
-        Returns
-        -------
-        float32 array, shape (n, n_targets)
-            NaN in targets that were not selected.
-        """
-        kernel = ((x - self.mean_x) * self.scale) @ self.train_x.T
-        out = np.full((len(x), len(self.selected)), np.nan, np.float32)
-        out[:, self.selected] = kernel @ self.dual + self.mean_y[self.selected]
-        return out
-
-
-def fit_decoder(
-    x: np.ndarray,
-    y: np.ndarray,
-    keep: float = 1.0,
-    n_folds: int = 5,
-    block: int = 4096,
-    weights: np.ndarray | None = None,
-) -> Decoder:
-    r"""Fit ridge regression from voxels to every target, each with its own penalty.
-
-    .. math:: \hat W = \arg\min_W \lVert Y - X W \rVert^2
-              + \sum_j \alpha_j \sum_v (w_{vj} / r_v)^2
-
-    Parameters
-    ----------
-    x : float32 array, shape (n_stimuli, n_voxels)
-        Standardised responses.
-    y : float32 array, shape (n_stimuli, n_targets)
-    keep : float
-        Share of the targets that are decoded: those with the best cross-validated R².
-    n_folds : int
-        Folds of the cross-validation, consecutive blocks of stimuli; at most one a stimulus pair.
-    block : int
-        Targets at a time, which bounds the memory.
-    weights : float array, shape (n_voxels,), optional
-        How much of a say each voxel has, `r` in the formula; all the same if not given. Only
-        their ratios matter.
-
-    Returns
-    -------
-    Decoder
-
-    Raises
-    ------
-    InputError
-        If responses or targets are not finite, there are fewer than four stimuli, or `keep` is
-        not in (0, 1].
-    """
-    _check(x, y, keep)
-    mean_x, mean_y = x.mean(0), y.mean(0)
-    scale = np.ones(x.shape[1]) if weights is None else np.asarray(weights, float)
-    scale = (scale / np.sqrt(np.square(scale).mean())).astype(np.float32)
-    x, y = (x - mean_x) * scale, y - mean_y
-    varies = y.std(0) > 1e-6 * np.maximum(1, np.abs(mean_y))
-    folds = KFold(min(n_folds, len(x) // 2))
-    model = KernelRidgeCV(
-        alphas=x.shape[1] * PENALTIES,
-        cv=folds,
-        warn=False,
-        solver_params={
-            "score_func": r2_score,
-            "n_targets_batch": block,
-            "n_targets_batch_refit": block,
-        },
-    )
-    score = np.full(y.shape[1], np.nan, np.float32)
-    penalty, dual = score.copy(), np.zeros_like(y, dtype=np.float32)
-    if varies.any():
-        model.fit(x, y[:, varies])
-        score[varies], penalty[varies] = model.cv_scores_.ravel(), model.best_alphas_
-        dual[:, varies] = model.dual_coef_
-    selected = _best(score, keep)
-    return Decoder(x, dual[:, selected], mean_x, scale, mean_y, selected, penalty, score)
-
-
-def _check_keep(keep: float) -> None:
-    if not 0 < keep <= 1:
-        raise InputError(f"keep={keep}: the share of targets to keep must be above 0, at most 1.")
-
-
-def _check(x: np.ndarray, y: np.ndarray, keep: float) -> None:
-    _check_keep(keep)
-    if len(x) < 4:
-        raise InputError(f"{len(x)} training stimuli; a cross-validated decoder needs at least 4.")
-    for name, values in (("responses", x), ("features", y)):
-        if not np.isfinite(values).all():
-            n = int((~np.isfinite(values)).sum())
-            raise InputError(f"{n} of the training {name} are not finite; leave those trials out.")
-
-
-def _best(score: np.ndarray, keep: float) -> np.ndarray:
-    """Mark the share `keep` of targets with the highest score; constant ones have none."""
-    n = max(1, round(keep * len(score)))
-    order = np.argsort(-np.nan_to_num(score, nan=0.0 if keep == 1 else -np.inf), kind="stable")
-    chosen = np.zeros(len(score), bool)
-    chosen[order[:n]] = True
-    return chosen
 
 
 def voxel_weights(subject: Subject, split: Split) -> np.ndarray:
@@ -224,50 +70,23 @@ def voxel_weights(subject: Subject, split: Split) -> np.ndarray:
     return np.maximum(ncsnr2 / (ncsnr2 + 1 / n), LEAST_RELIABILITY).astype(np.float32)
 
 
-# --------------------------------------------------------------------------------- saved decoders
-
-
-def save_decoder(decoder: Decoder, path: str | Path) -> Path:
-    """Write a decoder as safetensors, which holds numbers only and runs no code when read."""
-    tensors = {name: np.ascontiguousarray(value) for name, value in vars(decoder).items()}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"format": FORMAT})
-    return Path(path)
-
-
-def load_decoder(path: str | Path) -> Decoder:
-    """Read a decoder that `save_decoder` wrote.
-
-    Raises
-    ------
-    InputError
-        If the file is missing, damaged, or something else.
-    """
-    try:
-        with safe_open(path, "np") as file:
-            if (file.metadata() or {}).get("format") != FORMAT:
-                raise InputError(f"{path} is no decoder of this version ({FORMAT}).")
-            return Decoder(**{name: file.get_tensor(name) for name in file.keys()})
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} cannot be read ({error}). Run 02_decoding again.") from None
-
-
-# ------------------------------------------------------------------------------ a whole recording
-
-
 def decode_subject(
     subject: Subject,
     features_path: str | Path,
     decoded_path: str | Path,
     *,
+    method: Method | None = None,
     keep_structure: float = 1.0,
     n_components: int = 128,
     reliability: tuple[float, float] = (0.02, 0.8),
     n_folds: int = 5,
     shuffle_seed: int | None = None,
     decoders: str | Path | None = None,
+    device: str = "cpu",
 ) -> Path:
     """Fit decoders on the training stimuli of every split; decode its test stimuli.
+
+    One family is in memory at a time; what depends on the responses alone is computed once.
 
     Parameters
     ----------
@@ -281,10 +100,12 @@ def decode_subject(
         float32 (n_splits, n_values, n_components); and, float32 (n_splits, n_components),
         `reliability_<i>`, the cross-validated R² of each component, and `variance_<i>`, that of
         its scores over the training stimuli.
+    method : Method, optional
+        How features are decoded; the defaults of `Method` if not given.
     keep_structure : float
         Share of the values of each block that is decoded, the best by cross-validation.
     n_components : int
-        Components of each block that are decoded, at most.
+        Components of each block that are decoded by themselves, at most.
     reliability : tuple of two float
         Least and most of a component's R²; see `evidence`.
     n_folds : int
@@ -292,60 +113,79 @@ def decode_subject(
         Control: deal the training responses out to the wrong stimuli first.
     decoders : str or Path, optional
         Folder to save the decoders in, `<split>/<family>.safetensors`.
+    device : str
+        Of torch, for the fits.
 
     Returns
     -------
     Path
+
+    Raises
+    ------
+    InputError
+        If responses or features cannot be decoded, or a file cannot be written.
     """
-    _check_keep(keep_structure)
+    check_keep(keep_structure)
+    if n_components < 1:
+        raise InputError(f"n_components={n_components}: expected 1 or more.")
+    method = method or Method()
     names = families(features_path)
     rows: dict[str, list[np.ndarray]] = {}
     bar = tqdm(total=len(subject.splits) * len(names), desc="decoders")
     for number, split in enumerate(subject.splits):
-        fold, weights = prepare_fold(subject, split), voxel_weights(subject, split)
-        train_x = _shuffled(fold, shuffle_seed)
+        fold = prepare_fold(subject, split)
+        ids, design = _design(subject, split, fold, n_folds, shuffle_seed, device)
         found = {
             "stimulus_id": fold.test_id,
             "split": np.full(len(fold.test_id), number, np.int64),
         }
-        for group in _groups(features_path, names, len(fold.train_id)):
-            y = {name: read_features(features_path, name, fold.train_id) for name in group}
-            components = _components(y, n_components)
-            fitted = _fit_families(train_x, y, components, keep_structure, n_folds, weights)
-            for name in group:
-                decoded = fitted[name].predict(fold.test_x)
-                found[name] = decoded.reshape(-1, *y[name].shape[1:])
-                if decoders is not None:
-                    path = Path(decoders) / fold.split_name / f"{name}.safetensors"
-                    save_decoder(fitted[name], path)
-            for name, parts in components.items():
-                decoder = fitted[f"components of {name}"]
-                found |= _evidence(name, parts, decoder, fold.test_x, reliability)
-            bar.update(len(group))
+        for name in names:
+            y = read_features(features_path, name, ids)
+            shape, y = y.shape[1:], y.reshape(len(y), -1)
+            block = name.startswith("block_")
+            told = block or name == "z"
+            keep, n = keep_structure if block else 1.0, n_components * told
+            decoder, of_components, components = fit_family(design, y, name, method, keep, n)
+            found[name] = decoder.predict(fold.test_x).reshape(-1, *shape)
+            if decoders is not None:
+                path = Path(decoders) / fold.split_name / f"{name}.safetensors"
+                save_decoder(decoder, path, {**asdict(method), "family": name, "n_folds": n_folds})
+            if told:
+                found |= _evidence(name, components, of_components, fold.test_x, reliability)
+            bar.update()
         for name, values in found.items():
             rows.setdefault(name, []).append(values)
     bar.close()
     settings = {
+        **asdict(method),
         "keep_structure": keep_structure,
         "n_components": n_components,
         "reliability": reliability,
         "n_folds": n_folds,
         "shuffle": shuffle_seed,
     }
-    with atomic_path(decoded_path) as temporary, h5py.File(temporary, "w") as file:
-        file.attrs["settings"] = json.dumps(settings)
-        for name, parts in rows.items():
-            file[name] = _joined(name, parts)
+    try:
+        with atomic_path(decoded_path) as temporary, h5py.File(temporary, "w") as file:
+            file.attrs["settings"] = json.dumps(settings)
+            for name, parts in rows.items():
+                file[name] = _joined(name, parts)
+    except OSError as error:
+        raise InputError(
+            f"{decoded_path} cannot be written ({error}). Make room on the disk, or choose "
+            "another `run_dir`."
+        ) from None
     return Path(decoded_path)
 
 
-def _components(y: Mapping[str, np.ndarray], n_components: int) -> dict[str, Components]:
-    """Find the components of `z` and of every block among some families."""
-    return {
-        name: fit_components(values.reshape(len(values), -1), n_components)
-        for name, values in y.items()
-        if name == "z" or name.startswith("block_")
-    }
+def _design(
+    subject: Subject, split: Split, fold: Fold, n_folds: int, seed: int | None, device: str
+) -> tuple[np.ndarray, Design]:
+    """Return the training stimuli, each once, and their responses made ready."""
+    ids = split.train
+    order = np.argsort(ids)
+    stimulus = order[np.searchsorted(ids[order], fold.train_id)]
+    weights = voxel_weights(subject, split)
+    return ids, make_design(_shuffled(fold, seed), n_folds, weights, stimulus, device)
 
 
 def _evidence(
@@ -357,12 +197,12 @@ def _evidence(
 ) -> dict[str, np.ndarray]:
     """Return what the responses to each test stimulus say about a block, or about `z`."""
     decoded = decoder.predict(test_x)
-    projection, value = evidence(components, decoded, decoder.score, *reliability)
+    projection, value = evidence(components, decoded, decoder.r2, *reliability)
     number = name.removeprefix("block_")
     return {
         f"evidence_{number}": value,
         f"projection_{number}": projection[None],
-        f"reliability_{number}": decoder.score[None],
+        f"reliability_{number}": decoder.r2[None],
         f"variance_{number}": components.variance[None],
     }
 
@@ -381,45 +221,6 @@ def _joined(name: str, parts: Sequence[np.ndarray]) -> np.ndarray:
             for part in parts
         ]
     return np.concatenate(parts)
-
-
-def _groups(features_path: str | Path, names: Sequence[str], n: int) -> list[list[str]]:
-    """Split the families into groups whose features of `n` stimuli fit into `TOGETHER` bytes."""
-    groups: list[list[str]] = []
-    room = 0
-    for name in names:
-        size = 4 * n * feature_size(features_path, name)
-        if not groups or size > room:
-            groups.append([])
-            room = TOGETHER
-        groups[-1].append(name)
-        room -= size
-    return groups
-
-
-def _fit_families(
-    x: np.ndarray,
-    y: Mapping[str, np.ndarray],
-    components: Mapping[str, Components],
-    keep_structure: float,
-    n_folds: int,
-    weights: np.ndarray,
-) -> dict[str, Decoder]:
-    """Fit families and the scores of their components at once: the costly part is shared.
-
-    Of each block only the best values are kept, and all components.
-    """
-    flat = {name: values.reshape(len(values), -1) for name, values in y.items()}
-    flat |= {f"components of {name}": c.scores(flat[name]) for name, c in components.items()}
-    whole = fit_decoder(x, np.concatenate([*flat.values()], axis=1), 1.0, n_folds, weights=weights)
-    ends = np.cumsum([0] + [values.shape[1] for values in flat.values()])
-    return {
-        name: whole.part(
-            slice(ends[place], ends[place + 1]),
-            keep_structure if name.startswith("block_") else 1.0,
-        )
-        for place, name in enumerate(flat)
-    }
 
 
 def _shuffled(fold: Fold, seed: int | None) -> np.ndarray:
@@ -461,13 +262,23 @@ def decoding_accuracy(
     frames = []
     for name in families(features_path):
         true = read_features(features_path, name, decoded["stimulus_id"])
-        r = _correlation(true.reshape(len(true), -1), decoded[name].reshape(len(true), -1))
+        r = correlations(true.reshape(len(true), -1), decoded[name].reshape(len(true), -1))
         frames.append(pd.DataFrame({"family": name, "correlation": r, "control": control}))
     return pd.concat(frames, ignore_index=True)
 
 
-def _correlation(true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """Signed correlation over rows of every column; only columns that vary and were decoded."""
+def correlations(true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """Correlate over the rows, with sign, every column that was decoded.
+
+    Parameters
+    ----------
+    true, predicted : float arrays, shape (n, n_values)
+
+    Returns
+    -------
+    float array, shape (n_decoded,)
+        Of the columns without NaN in `predicted`; NaN where one of the two does not vary.
+    """
     kept = np.isfinite(predicted).all(0)
     true, predicted = true[:, kept], predicted[:, kept]
     small = (true.std(0) < 1e-4) | (predicted.std(0) < 1e-7)
@@ -475,53 +286,3 @@ def _correlation(true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     if len(true) > 1 and not small.all():
         out[~small] = correlation_score(true[:, ~small], predicted[:, ~small])
     return out
-
-
-def roi_accuracies(
-    subject: Subject,
-    features_path: str | Path,
-    *,
-    names: Sequence[str] = ("z", "c", "block_1", "block_6"),
-    n_targets: int = 300,
-    n_folds: int = 5,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """Decode a sample of each family's values from the voxels of each region alone.
-
-    Parameters
-    ----------
-    subject : Subject
-    features_path : str or Path
-    names : sequence of str
-        Families.
-    n_targets : int
-        Values of each family, drawn at random: enough for a mean, and quick.
-    n_folds : int
-    seed : int
-
-    Returns
-    -------
-    DataFrame
-        `family`, `roi`, `correlation`: one row a value.
-    """
-    rng = np.random.default_rng(seed)
-    folds = [prepare_fold(subject, split) for split in subject.splits]
-    weights = [voxel_weights(subject, split) for split in subject.splits]
-    rows = []
-    for name in tqdm([name for name in names if name in families(features_path)], "regions"):
-        true = [read_features(features_path, name, fold.test_id) for fold in folds]
-        y = [read_features(features_path, name, fold.train_id) for fold in folds]
-        size = true[0][0].size
-        chosen = np.sort(rng.choice(size, min(n_targets, size), replace=False))
-        y = [part.reshape(len(part), -1)[:, chosen] for part in y]
-        truth = np.concatenate([part.reshape(len(part), -1)[:, chosen] for part in true])
-        for roi, mask in subject.roi.items():
-            predicted = [
-                fit_decoder(
-                    fold.train_x[:, mask], part, 1.0, n_folds, weights=weight[mask]
-                ).predict(fold.test_x[:, mask])
-                for fold, part, weight in zip(folds, y, weights, strict=True)
-            ]
-            r = _correlation(truth, np.concatenate(predicted))
-            rows.append(pd.DataFrame({"family": name, "roi": roi, "correlation": r}))
-    return pd.concat(rows, ignore_index=True)

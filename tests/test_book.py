@@ -366,7 +366,7 @@ def test_contents_have_a_part_a_subject(plan):
         "Subject subj01",
         "Subject subj02",
         "Subjects compared",
-        "Sources",
+        "Reference",
     ]
     assert toc["parts"][1]["chapters"][1] == {"file": "subj01/02_second", "title": "Second"}
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from sklearn.decomposition import PCA
 
 from minddiff_utils.components import Components, evidence, fit_components, informative
-from minddiff_utils.decoding import fit_decoder
+from minddiff_utils.decoders import fit_decoder
 from minddiff_utils.files import InputError
 
 
@@ -57,7 +57,7 @@ def test_the_picture_that_was_seen_is_one_away():
     x = (x - x.mean(0)).astype(np.float32)
     components = fit_components(values[:600], 20)
     decoder = fit_decoder(x[:600], components.scores(values[:600]))
-    found = components, decoder.predict(x[600:]), decoder.score
+    found = components, decoder.predict(x[600:]), decoder.r2
     projection, value = evidence(*found, least=0.3, most=0.98)
     seen = np.square(values[600:] @ projection - value).sum(1)
     other = np.square(np.roll(values[600:], 1, axis=0) @ projection - value).sum(1)

@@ -3,6 +3,8 @@
 import ast
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -94,6 +96,23 @@ def test_figures_have_captions_names_and_alternative_texts():
                 assert len(settings["figure"]["caption"]) > 20, names[-1]
                 assert len(settings["image"]["alt"]) > 20, names[-1]
     assert len(set(names)) == len(names)
+
+
+def invitation(sheet):
+    """The cell of a chapter that invites a change: `name = value  # try another, or one more`."""
+    cells = nbformat.read(sheet.path, as_version=4).cells
+    return [cell for cell in cells if "try" in cell.metadata.get("tags", [])]
+
+
+INVITING = [sheet for sheet in CHAPTERS if invitation(sheet)]
+TRY = re.compile(r"^(\w+) = (.+?)  # try (.+?), or (.+)$", flags=re.MULTILINE)
+
+
+def test_chapters_invite_to_change_one_thing():
+    assert {sheet.name for sheet in INVITING} >= {"01_data", "03_stage1"}
+    for sheet in INVITING:
+        (cell,) = invitation(sheet)
+        assert len(TRY.findall(cell.source)) == 1, sheet.name
 
 
 @pytest.mark.parametrize("path", PARAMS, ids=[path.stem for path in PARAMS])
@@ -246,6 +265,32 @@ def test_killed_book_goes_on_to_the_same_numbers_and_then_has_nothing_to_do(chai
     answer = subprocess.run(book(tmp_path, given), **told)
     assert answer.returncode == 0 and "up to date" in answer.stderr, answer.stderr
     assert "started" not in answer.stderr and time.monotonic() - begun < 60
+
+
+@pytest.mark.parametrize("sheet", **by_name(INVITING))
+def test_invitation_works_with_the_values_that_it_names(sheet, chain, given, tmp_path, monkeypatch):
+    """The cells up to the invitation run here as they stand; then it, with both values."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    monkeypatch.chdir(NOTEBOOKS)
+    shutil.copytree(chain[0] / SUBJECT, tmp_path / SUBJECT)
+    (invited,) = invitation(sheet)
+    names = {}
+    for cell in nbformat.read(sheet.path, as_version=4).cells:
+        if cell.id == invited.id:
+            break
+        if cell.cell_type == "code":
+            exec(cell.source, names)
+        if "parameters" in cell.metadata.get("tags", []):
+            changes = {**given, "run_dir": str(tmp_path)}
+            names |= {name: value for name, value in changes.items() if name in sheet.defaults}
+    for choice in (3, 4):
+        source = TRY.sub(lambda found: f"{found[1]} = {found[choice]}", invited.source)  # noqa: B023
+        assert source != invited.source
+        *steps, last = ast.parse(source).body
+        exec(compile(ast.Module(steps, []), "invitation", "exec"), names)
+        assert eval(compile(ast.Expression(last.value), "invitation", "eval"), names).axes
 
 
 @pytest.mark.parametrize("sheet", **by_name(CHAPTERS[2:]))

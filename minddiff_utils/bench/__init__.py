@@ -2,12 +2,13 @@
 
 import typer
 
-from minddiff_utils.bench import betas, sd14
+from minddiff_utils.bench import betas, decoders, sd14
 
 __all__ = ["app"]
 
 app = typer.Typer(help="Measure time and memory on this machine.", no_args_is_help=True)
 app.command("betas")(betas.main)
+app.command("decoders")(decoders.main)
 app.command("sd14")(sd14.main)
 
 

@@ -1,0 +1,144 @@
+"""The paper's decoder against a loop over targets, against FastL2LiR, and scikit-learn's checks."""
+
+import warnings
+
+import numpy as np
+import pytest
+from sklearn.utils.estimator_checks import check_estimator
+
+from minddiff_utils.files import InputError
+from minddiff_utils.voxel_ridge import VoxelSelectedRidge
+
+ALPHA = 0.15
+# Samples, voxels, voxels for each target: with fewer and with more voxels than samples.
+SHAPES = [(50, 30, 10), (50, 30, 30), (20, 60, 40), (20, 60, 60), (20, 60, 99), (3, 5, 3)]
+
+
+def recording(n=50, n_voxels=30, n_targets=7, seed=0):
+    """Responses and targets that do not have mean zero."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((n, n_voxels)) + 2 * rng.standard_normal(n_voxels)
+    y = x @ rng.standard_normal((n_voxels, n_targets)) + rng.standard_normal((n, n_targets)) + 5
+    return x, y
+
+
+def by_loop(x, y, k):
+    """Weights (n_targets, n_voxels) and biases, one target after the other."""
+    weights, biases = np.zeros((y.shape[1], x.shape[1])), np.zeros(y.shape[1])
+    for target, values in enumerate(y.T):
+        correlation = [abs(np.corrcoef(voxel, values)[0, 1]) for voxel in x.T]
+        chosen = np.argsort(correlation)[::-1][:k]
+        design = np.column_stack([x[:, chosen], np.ones(len(x))])
+        matrix = design.T @ design + ALPHA * np.eye(design.shape[1])
+        *weights[target, chosen], biases[target] = np.linalg.solve(matrix, design.T @ values)
+    return weights, biases
+
+
+def distance(found, wanted):
+    return np.abs(found - wanted).max() / np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("memory", [1.0, 1e-6])  # the matrix of all voxels is kept, or is not
+@pytest.mark.parametrize(("n", "n_voxels", "k"), SHAPES)
+def test_weights_are_those_of_a_loop_over_targets(n, n_voxels, k, memory):
+    x, y = recording(n, n_voxels)
+    weights, biases = by_loop(x, y, k)
+    model = VoxelSelectedRidge(k, ALPHA, dtype="float64", memory=memory).fit(x, y)
+    assert distance(model.coef_, weights) < 1e-9
+    assert distance(model.intercept_, biases) < 1e-9
+    np.testing.assert_allclose(model.predict(x), x @ weights.T + biases, rtol=1e-9)
+    assert (np.count_nonzero(model.coef_, axis=1) == min(k, n_voxels)).all()
+
+
+@pytest.mark.parametrize(("n", "n_voxels", "k"), SHAPES[:5])
+def test_single_precision_agrees_and_says_how_well(n, n_voxels, k):
+    x, y = recording(n, n_voxels)
+    exact = VoxelSelectedRidge(k, ALPHA, dtype="float64").fit(x, y)
+    model = VoxelSelectedRidge(k, ALPHA, n_checked=7).fit(x, y)
+    assert model.weights_.dtype == model.predict(x).dtype == np.float32
+    np.testing.assert_array_equal(model.voxels_, exact.voxels_)
+    largest = np.abs(exact.weights_).max(axis=1, keepdims=True)
+    error = np.max(np.abs(model.weights_ - exact.weights_) / largest)
+    assert error < 1e-4
+    assert model.error_ == pytest.approx(error, rel=0.1, abs=1e-7)
+
+
+def test_weights_that_single_precision_cannot_hold_are_warned_of():
+    x, y = recording()
+    x[:, 1] = x[:, 0] * (1 + 1e-6)
+    with pytest.warns(UserWarning, match="float64"):
+        VoxelSelectedRidge(30, 1e-7, n_checked=7).fit(x, y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        VoxelSelectedRidge(30, 1e-7, dtype="float64").fit(x, y)
+
+
+@pytest.mark.parametrize("k", [10, 25])
+def test_weights_are_those_of_fastl2lir(k):
+    fastl2lir = pytest.importorskip("fastl2lir", reason="pip install fastl2lir 'numpy<2.4'")
+    x, y = recording(60, 40)
+    theirs = fastl2lir.FastL2LiR()
+    try:
+        theirs.fit(x, y, alpha=ALPHA, n_feat=k)
+    except (TypeError, ValueError) as error:
+        pytest.skip(f"fastl2lir does not run with NumPy {np.__version__}: {error}")
+    ours = VoxelSelectedRidge(k, ALPHA, dtype="float64").fit(x, y)
+    assert distance(ours.coef_, theirs.W.T) < 1e-6
+    assert distance(ours.intercept_, theirs.b[0]) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_scikit_learn_accepts_it(dtype):
+    # The check asks for float64 whatever was computed with.
+    excused = {"check_regressor_multioutput": "predictions are float32"}
+    expected = excused if dtype == "float32" else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        check_estimator(VoxelSelectedRidge(5, dtype=dtype), expected_failed_checks=expected)
+
+
+def test_constant_voxels_are_chosen_last_and_constant_targets_predicted_by_themselves():
+    x, y = recording()
+    x[:, [3, 8]] = 7.0
+    y[:, 2] = 4.5
+    model = VoxelSelectedRidge(28, ALPHA).fit(x, y)
+    assert not np.isin(np.delete(model.voxels_, 2, axis=0), [3, 8]).any()
+    np.testing.assert_allclose(model.predict(x)[:, 2], 4.5)
+    assert not model.coef_[2].any()
+    assert np.isfinite(VoxelSelectedRidge(30, ALPHA).fit(x, y).predict(x)).all()
+
+
+@pytest.mark.parametrize("memory", [1.0, 1e-6])
+def test_one_target_is_that_one_of_many(memory):
+    x, y = recording()
+    many = VoxelSelectedRidge(10, ALPHA, memory=memory).fit(x, y)
+    one = VoxelSelectedRidge(10, ALPHA, memory=memory).fit(x, y[:, 4])
+    assert one.coef_.shape == (30,) and one.predict(x).shape == (50,)
+    np.testing.assert_allclose(one.coef_, many.coef_[4], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "said"),
+    [
+        ({"n_voxels": 0}, "n_voxels=0"),
+        ({"alpha": 0}, "alpha=0"),
+        ({"alpha": float("nan")}, "alpha=nan"),
+        ({"dtype": "half"}, "dtype='half'"),
+        ({"memory": 0}, "memory=0"),
+    ],
+)
+def test_bad_parameters_are_named(parameters, said):
+    with pytest.raises(InputError, match=said):
+        VoxelSelectedRidge(**parameters).fit(*recording())
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_values_that_are_not_finite_and_a_lone_sample_are_named(bad):
+    x, y = recording()
+    spoilt = np.where(x == x[0, 0], bad, x)
+    with pytest.raises(ValueError, match="NaN|infinity"):
+        VoxelSelectedRidge().fit(spoilt, y)
+    with pytest.raises(ValueError, match="NaN|infinity"):
+        VoxelSelectedRidge().fit(x, np.where(y == y[0, 0], bad, y))
+    with pytest.raises(ValueError, match="1 sample"):
+        VoxelSelectedRidge().fit(x[:1], y[:1])

@@ -1,0 +1,109 @@
+"""Ceilings, weights and constant shares, on recordings whose answers are known; their figures."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from test_decoding import recording, world  # noqa: F401
+
+from minddiff_utils import figures_decoding, weights
+from minddiff_utils.decoders import Decoder, load_decoder
+from minddiff_utils.decoding import decode_subject, decoding_accuracy
+from minddiff_utils.regions import region_accuracies
+
+
+@pytest.fixture(scope="module")
+def decoded(world, tmp_path_factory):  # noqa: F811
+    """Paths of the decoded file and of the decoders."""
+    features, _, subject = world
+    folder = tmp_path_factory.mktemp("decoded")
+    decode_subject(subject, features, folder / "decoded.h5", decoders=folder / "decoders")
+    return folder / "decoded.h5", folder / "decoders"
+
+
+@pytest.mark.parametrize("factored", [True, False])
+def test_shares_are_those_of_squared_weights(factored):
+    rng = np.random.default_rng(0)
+    left, right = rng.standard_normal((9, 4)), rng.standard_normal((4, 6)) if factored else None
+    n = 6 if factored else 4
+    nothing = np.zeros(n)
+    decoder = Decoder(left, right, np.zeros(9), nothing, np.ones(n, bool), nothing, nothing)
+    power = np.square(decoder.weights(np.arange(n))).sum(1)
+    np.testing.assert_allclose(weights.weight_shares(decoder), power / power.sum())
+
+
+def test_weights_lie_in_the_region_that_knows(world, decoded):  # noqa: F811
+    _, _, subject = world
+    share = weights.weight_shares(load_decoder(decoded[1] / "main" / "z.safetensors"))
+    table = weights.weights_by_region(subject, {"z": share}).set_index("roi").density
+    assert table["A"] > 3 * table["B"]
+    assert (table * [0.5, 0.5]).sum() == pytest.approx(1, abs=1e-4)
+
+
+def test_constant_share_counts_values_and_power():
+    y = np.stack([np.full(50, 3.0), np.tile([-1.0, 1.0], 25)], axis=1)
+    assert weights.constant_share(y) == (0.5, pytest.approx(0.9))
+
+
+@pytest.mark.parametrize("noise", [0.5, 4.0, 20.0])
+def test_ceiling_is_above_accuracy_and_falls_with_noise(world, tmp_path, noise):  # noqa: F811
+    features, ids, _ = world
+    split = world[2].splits[0]
+    subject = recording(features, [split], noise=noise)
+    path = decode_subject(subject, features, tmp_path / "d.h5", decoders=tmp_path / "d")
+    accuracy = decoding_accuracy(features, path)
+    r = accuracy[accuracy.family == "z"].correlation.to_numpy()
+    ceiling = weights.decoding_ceiling(subject, tmp_path / "d", "z")
+    assert ceiling.shape == r.shape
+    # What is decoded from the signal without noise is known here: twice as much noise, less comes.
+    decoder = load_decoder(tmp_path / "d" / "main" / "z.safetensors")
+    clean = np.nanmean(ceiling)
+    assert clean >= np.mean(r) - 0.1
+    assert {0.5: 0.95, 4.0: 0.6, 20.0: 0.0}[noise] <= clean <= {0.5: 1, 4.0: 1, 20.0: 0.8}[noise]
+    assert decoder.left.shape[0] == 100
+
+
+def test_without_repetitions_there_is_no_ceiling(world, decoded):  # noqa: F811
+    subject = world[2]
+    once = pd.Series(subject.stimulus_id).groupby(subject.stimulus_id).cumcount().to_numpy() == 0
+    subject = dataclasses.replace(
+        subject,
+        responses=subject.responses[once],
+        stimulus_id=subject.stimulus_id[once],
+        session=np.ones(once.sum(), np.int64),
+    )
+    assert np.isnan(weights.decoding_ceiling(subject, decoded[1], "z")).all()
+
+
+def test_figures_draw_what_they_are_given(world, decoded, tmp_path):  # noqa: F811
+    features, _, subject = world
+    table = region_accuracies(subject, features, n_targets=5)
+    share = {"z": np.linspace(0, 0.02, 100), "c": np.full(100, 0.01)}
+    places = np.stack(np.unravel_index(np.arange(100), (5, 5, 4)), axis=1)
+    placed = dataclasses.replace(subject, voxel_ijk=places, volume_shape=(5, 5, 4))
+    accuracy = decoding_accuracy(features, decoded[0])
+    figures = [
+        figures_decoding.region_loss(table),
+        figures_decoding.weight_density(weights.weights_by_region(subject, share)),
+        figures_decoding.weight_maps(placed, share),
+        figures_decoding.weight_maps(subject, share),
+        figures_decoding.shrinkage(np.eye(5), 0.5 * np.eye(5)),
+        figures_decoding.accuracy_and_ceiling(accuracy, {"z": np.full(16, 0.9)}),
+        figures_decoding.accuracy_and_ceiling(accuracy, {"z": np.full(16, np.nan)}),
+    ]
+    assert all(isinstance(figure, Figure) for figure in figures)
+    line = [line for line in figures[5].axes[0].lines if line.get_label() == "noise ceiling"]
+    np.testing.assert_array_equal(line[0].get_ydata(), [0.9, 0.9])
+    bars = figures[0].axes[0].patches
+    means = table.groupby(["voxels", "family", "roi"]).correlation.mean()
+    assert bars[0].get_width() == pytest.approx(means["all", "z", ""] - means["without", "z", "A"])
+
+
+def test_anatomy_is_found_where_nsd_keeps_it(tmp_path):
+    assert figures_decoding.anatomy_path(tmp_path, "subj01") is None
+    path = tmp_path / figures_decoding.ANATOMY.format("subj01")
+    path.parent.mkdir(parents=True)
+    path.touch()
+    assert figures_decoding.anatomy_path(tmp_path, "subj01") == path
