@@ -72,15 +72,16 @@ FEATURES = {
 }
 SEEN = 10_000  # pictures that a subject sees in 40 sessions
 TESTED = 1_000  # of them
-COMPONENTS = 128  # of each block, that stage 2 compares
-METHODS = 8  # pictures in `reconstructions.h5`: seen, both stages, ablations, controls
+COMPONENTS = 128  # of `z` and each block, that stage 2 compares
+BETWEEN = 512  # components of a family, that its decoder decodes
+METHODS = 9  # pictures in `reconstructions.h5`: seen, both stages, ablations, four controls
 RUNS = 4  # of stage 2: the result, without z, without c, control
 VOXELS = 11_694  # of the paper's eleven regions in subject 1
 
 
 @dataclass(frozen=True)
 class Loop:
-    """Stage 2: so many denoising steps, each with and without condition, so many times over."""
+    """Algorithm 1: so many denoising steps, each with and without condition, many times over."""
 
     denoising: int
     iterations: int
@@ -99,10 +100,43 @@ class Loop:
         """Operations a picture; the autoencoder's decoder runs once an iteration, and back."""
         return self.equivalents * counts.unet + 3 * self.iterations * counts.decoder
 
+    def saved(self, counts: "Counts", recompute: bool) -> int:
+        """Bytes that are kept of a picture for the way back."""
+        if recompute:
+            return max(counts.unet_saved, counts.decoder_saved)
+        return self.denoising * counts.unet_saved + counts.decoder_saved
+
+
+@dataclass(frozen=True)
+class Pass:
+    """The guided pass: some looks at every denoising step, then the step itself."""
+
+    denoising: int
+    looks: int
+
+    @property
+    def forwards(self) -> int:
+        """Passes through the UNet, one picture and one condition each."""
+        return self.denoising * 2 * (self.looks + 1)
+
+    @property
+    def equivalents(self) -> int:
+        """The same with the way back of each look, which takes twice as long as the way there."""
+        return self.denoising * 2 * (3 * self.looks + 1)
+
+    def operations(self, counts: "Counts") -> float:
+        """Operations a picture; the decoder runs once a look, and back, and once at the end."""
+        decoded = 3 * self.looks * self.denoising + 1
+        return self.equivalents * counts.unet + decoded * counts.decoder
+
+    def saved(self, counts: "Counts", recompute: bool = False) -> int:
+        """Bytes that are kept of a picture for the way back: of one step and the decoder."""
+        return counts.unet_saved + counts.decoder_saved
+
 
 LOOPS = {
     "the paper's: 35 steps, 300 iterations": Loop(35, 300),
-    "this book's: 6 steps, 10 iterations": Loop(6, 10),
+    "this book's: 14 steps, 2 looks each": Pass(14, 2),
 }
 
 
@@ -148,14 +182,14 @@ def feature_bytes() -> int:
     return sum(values * size for values, size in FEATURES.values())
 
 
-def decoder_bytes(n_train: int, n_voxels: int, n_targets: int) -> int:
-    """Bytes of a saved decoder: the training responses and the dual coefficients in float32."""
-    return 4 * n_train * (n_voxels + n_targets)
+def decoder_bytes(n_between: int, n_voxels: int, n_targets: int) -> int:
+    """Bytes of a saved decoder: from voxels to what is between, and on to targets, in float32."""
+    return 4 * n_between * (n_voxels + n_targets)
 
 
 def projection_bytes() -> int:
-    """Bytes of the projections on components of all blocks, which stage 2 holds in float32."""
-    values, _ = FEATURES["blocks"]
+    """Bytes of the projections of `z` and all blocks, which stage 2 holds in float32."""
+    values = FEATURES["blocks"][0] + FEATURES["z"][0]
     return 4 * values * COMPONENTS
 
 
@@ -167,11 +201,11 @@ def result_bytes() -> dict[str, int]:
     dict of str to int
         Pictures are counted as they are in memory; `reconstructions.h5` compresses them.
     """
-    values, n_train = sum(number for number, _ in FEATURES.values()), SEEN - TESTED
+    values = sum(number for number, _ in FEATURES.values())
     # The six blocks of CLIP are six files of decoders.
     families = len(FEATURES) + 5
-    decoders = decoder_bytes(n_train, families * VOXELS, values)
-    decoded = 4 * TESTED * (values + 6 * COMPONENTS) + projection_bytes()
+    decoders = decoder_bytes(BETWEEN, families * VOXELS, values)
+    decoded = 4 * TESTED * (values + 7 * COMPONENTS) + projection_bytes()
     pictures = TESTED * 512 * 512 * 3
     return {
         "betas.h5": 2 * 40 * TRIALS * VOXELS,
@@ -281,23 +315,21 @@ def time_table(counts: Counts) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def memory(counts: Counts, loop: Loop, batch: int, recompute: bool) -> float:
+def memory(counts: Counts, loop: Loop | Pass, batch: int, recompute: bool) -> float:
     """Estimate the bytes on the GPU in stage 2: weights, projections, and what the way back needs.
 
     Parameters
     ----------
     counts : Counts
-    loop : Loop
+    loop : Loop or Pass
     batch : int
         Pictures at a time.
     recompute : bool
-        Whether denoising steps are computed again on the way back, one after the other.
+        Of Algorithm 1: whether denoising steps are computed again on the way back, one after the
+        other.
     """
-    if recompute:
-        kept = max(counts.unet_saved, counts.decoder_saved)
-    else:
-        kept = loop.denoising * counts.unet_saved + counts.decoder_saved
-    return 2 * sum(counts.parameters.values()) + projection_bytes() + batch * kept
+    kept = batch * loop.saved(counts, recompute)
+    return 2 * sum(counts.parameters.values()) + projection_bytes() + kept
 
 
 def main() -> None:
@@ -326,8 +358,8 @@ def main() -> None:
     print(time_table(counts).round(2).T.to_string())
     print("\nMemory of stage 2, estimated, GB:")
     for name, loop in LOOPS.items():
-        for batch in (1, 4):
-            for recompute in (True, False):
+        for batch in (1, 2, 4):
+            for recompute in (True, False) if isinstance(loop, Loop) else (False,):
                 size = memory(counts, loop, batch, recompute) / 1e9
                 print(f"  {name}; batch={batch}, recompute={recompute}: {size:.1f}")
 
