@@ -326,8 +326,8 @@ def _percent_text(row) -> str:
     if not np.isfinite(row.mean):
         return "–"
     if not np.isfinite(row.low):
-        return f"{100 * row.mean:.0f}{NBSP}%"
-    return f"{100 * row.mean:.0f}{NBSP}% [{100 * row.low:.0f},{NBSP}{100 * row.high:.0f}]"
+        return f"{100 * row.mean:z.0f}{NBSP}%"
+    return f"{100 * row.mean:z.0f}{NBSP}% [{100 * row.low:z.0f},{NBSP}{100 * row.high:z.0f}]"
 
 
 # --- several draws of the noise ------------------------------------------------------------
