@@ -13,7 +13,6 @@ from nilearn import plotting
 from minddiff_utils.datasets import Subject
 from minddiff_utils.figures import BLUE, FAMILIES, GREY, ORANGE, RED, WIDTH, in_order, style
 from minddiff_utils.figures import accuracy_distribution as _violins
-from minddiff_utils.files import InputError
 
 __all__ = [
     "accuracy_and_ceiling",
@@ -67,11 +66,12 @@ def region_loss(by_region: pd.DataFrame) -> Figure:
     Returns
     -------
     Figure
-        A panel a family: a bar a region, the mean over values.
+        A panel a family: a bar a region, the mean over values; a sentence where there is but one
+        region.
     """
     means = by_region.groupby(["voxels", "family", "roi"]).correlation.mean()
     if "without" not in means.index.get_level_values("voxels"):
-        raise InputError("There is one region only; none can be left out.")
+        return _sentence("This recording has one region only: none can be left out.")
     families = in_order(by_region["family"], FAMILIES)
     rois = list(dict.fromkeys(by_region["roi"][by_region["voxels"] == "without"]))
     with style():
@@ -88,6 +88,14 @@ def region_loss(by_region: pd.DataFrame) -> Figure:
             axes.locator_params(axis="x", nbins=3)
         panels[0][0].invert_yaxis()
         fig.supxlabel("loss of mean correlation without the region", fontsize=10)
+    return _closed(fig)
+
+
+def _sentence(text: str) -> Figure:
+    """Stand where a figure would, and say why there is none."""
+    with style():
+        fig = plt.figure(figsize=(WIDTH, 0.6))
+        fig.text(0.5, 0.5, text, ha="center", va="center")
     return _closed(fig)
 
 

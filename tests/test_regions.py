@@ -3,12 +3,14 @@
 import dataclasses
 
 import numpy as np
+import pandas as pd
 import pytest
 from test_decoding import recording, world  # noqa: F401
 
 from minddiff_utils.datasets import Split
 from minddiff_utils.decoding import correlations, prepare_fold, voxel_weights
 from minddiff_utils.features import read_features
+from minddiff_utils.figures_decoding import region_loss
 from minddiff_utils.regions import COARSE, region_accuracies
 from minddiff_utils.ridge import RidgePath
 
@@ -46,3 +48,11 @@ def test_they_are_decoders_fitted_to_those_voxels(world, repetitions):  # noqa: 
         dual = path.dual(y, path.scores(y)[0].argmax(0))
         wanted = correlations(true, test @ x.T @ dual)
         np.testing.assert_allclose(found[voxels, roi], wanted, atol=1e-3)
+
+
+def test_one_region_alone_gives_a_sentence_for_a_figure():
+    frame = pd.DataFrame(
+        {"family": ["z"], "roi": ["V1"], "voxels": ["alone"], "value": [0], "correlation": [0.5]}
+    )
+    fig = region_loss(frame)
+    assert not fig.axes and "one region only" in fig.texts[0].get_text()

@@ -2,7 +2,7 @@
 
 import typer
 
-from minddiff_utils.bench import betas, decoders, sd14
+from minddiff_utils.bench import betas, decoders, sd14, stage2
 
 __all__ = ["app"]
 
@@ -10,6 +10,7 @@ app = typer.Typer(help="Measure time and memory on this machine.", no_args_is_he
 app.command("betas")(betas.main)
 app.command("decoders")(decoders.main)
 app.command("sd14")(sd14.main)
+app.command("stage2")(stage2.main)
 
 
 @app.callback()

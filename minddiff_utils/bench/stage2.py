@@ -1,0 +1,224 @@
+"""Both solvers of stage 2 beside one another: cost, time and what comes out, in one process."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import pandas as pd
+import torch
+import typer
+
+from minddiff_utils.files import InputError, atomic_path, require
+
+__all__ = ["UnetCount", "compare_solvers", "count_unet", "main", "solver_settings"]
+
+METRICS = ("clip_judge", "clip_guide", "ssim", "pcc")
+MODELS = Path(__file__).parents[1] / "phantom" / "weights"
+
+
+@dataclass
+class UnetCount:
+    """Passes of the UNet, one picture and one condition each; a way back counts as two."""
+
+    forward: int = 0
+    backward: int = 0
+
+    @property
+    def equivalents(self) -> int:
+        """In units of one forward pass."""
+        return self.forward + 2 * self.backward
+
+
+@contextmanager
+def count_unet(unet: torch.nn.Module) -> Iterator[UnetCount]:
+    """Count the passes of a UNet; one that is computed again on the way back counts again."""
+    count = UnetCount()
+
+    def back(gradient: torch.Tensor) -> None:
+        count.backward += len(gradient)
+
+    def forth(module, given, out) -> None:
+        count.forward += len(out.sample)
+        if out.sample.requires_grad:
+            out.sample.register_hook(back)
+
+    handle = unet.register_forward_hook(forth)
+    try:
+        yield count
+    finally:
+        handle.remove()
+
+
+def solver_settings(iterations: int, steps: int) -> dict:
+    """Return the settings of each solver: the defaults, and the published ones.
+
+    The published loop has the strength and the guidance of the default, which fit the models.
+    """
+    from minddiff_utils.settings import Settings
+
+    paper = Settings(
+        n_steps=steps,
+        solver="paper",
+        structure="values",
+        iterations=iterations,
+        learning_rate=0.01,
+        recompute=True,
+    )
+    return {"fast": Settings(), "paper": paper}
+
+
+def main(
+    run: Annotated[Path, typer.Option(help="Folder of a subject whose chapters 02-03 ran.")] = Path(
+        "runs/phantom/subj01"
+    ),
+    pictures: Annotated[int, typer.Option(min=2, help="The first so many test pictures.")] = 16,
+    iterations: Annotated[int, typer.Option(min=0, help="Of the paper's solver.")] = 300,
+    steps: Annotated[int, typer.Option(min=1, help="Of the paper's whole schedule.")] = 50,
+    batch: Annotated[int, typer.Option(min=1)] = 8,
+    models: Annotated[str, typer.Option(help="Folder or name.")] = str(MODELS),
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16.")] = "float32",
+    work: Annotated[Path, typer.Option(help="For results; a stopped run goes on.")] = Path(
+        "runs/bench/stage2"
+    ),
+) -> None:
+    """Run both solvers on the same pictures and decoded features; print cost and quality.
+
+    The paper's 300 iterations take hours on a processor. Seconds are counted over all sittings.
+    """
+    from minddiff_utils.checkpoints import clip_name
+    from minddiff_utils.decoding import read_decoded
+    from minddiff_utils.generator import load_clip, load_generator
+    from minddiff_utils.metrics import read_reconstructions
+
+    generator = load_generator(models, device, dtype)
+    judge = load_clip(clip_name(models, "judge"), device, dtype)
+    truth, _, ids = read_reconstructions(require(run / "reconstructions.h5", "03_stage1"))
+    decoded = read_decoded(require(run / "decoded.h5", "02_decoding"))
+    if not np.array_equal(ids, decoded["stimulus_id"]):
+        raise InputError(f"{run}: decoded.h5 and reconstructions.h5 hold other stimuli; run 02-03.")
+    embed = {"clip_judge": judge.embed, "clip_guide": generator.guide.embed}
+    table = compare_solvers(
+        generator,
+        _first(decoded, pictures),
+        truth[:pictures],
+        embed,
+        solver_settings(iterations, steps),
+        work / run.name,
+        batch,
+    )
+    print(table.T.to_string(float_format=lambda value: f"{value:.4g}"))
+    ratio = table.loc["paper"] / table.loc["fast"]
+    seconds, cost = ratio["seconds"], ratio["equivalents"]
+    print(f"paper / fast: {seconds:.0f} times the seconds, {cost:.0f} times the passes")
+
+
+def compare_solvers(
+    generator,
+    decoded: dict[str, np.ndarray],
+    truth: np.ndarray,
+    embed: dict,
+    solvers: dict,
+    work: Path,
+    batch: int = 8,
+) -> pd.DataFrame:
+    """Run every solver on the same pictures.
+
+    Parameters
+    ----------
+    generator : Generator
+    decoded : mapping of str to array
+        As for `reconstruct`.
+    truth : uint8 array, shape (n, H, W, 3)
+    embed : mapping of metric to function
+    solvers : mapping of name to Settings
+        The first is what the others are compared with.
+    work : Path
+        Folder of the results, from which a stopped run goes on; `values.csv` holds every picture.
+    batch : int
+
+    Returns
+    -------
+    DataFrame
+        A row a solver: seconds and UNet forward-equivalents a picture, peak memory in GiB,
+        structure loss at the end, the mean of every metric, and the mean paired difference of the
+        first solver to it with its 95 % interval, `<metric>_gain`, `_low`, `_high`.
+    """
+    from minddiff_utils.bench.betas import peak_memory
+    from minddiff_utils.metrics import evaluate
+    from minddiff_utils.reconstruction import read_pictures
+    from minddiff_utils.uncertainty import paired_difference
+
+    rows, made, first = {}, {}, next(iter(solvers))
+    for name, settings in solvers.items():
+        spent = _timed_run(generator, decoded, settings, work / f"{name}.h5", batch)
+        rows[name] = {key: spent[key] / len(truth) for key in ("seconds", "equivalents")}
+        rows[name]["peak_gib"] = peak_memory() / 2**30
+        made[name] = read_pictures(work / f"{name}.h5")
+        rows[name]["loss"] = _loss(generator, decoded, made[name], solvers[first])
+    values = evaluate(truth, made, decoded["stimulus_id"], embed)
+    with atomic_path(work / "values.csv") as temporary:
+        values.to_csv(temporary, index=False)
+    wide = values.pivot(index="stimulus_id", columns=["method", "metric"], values="value")
+    for name, row in rows.items():
+        for metric in METRICS:
+            gain = paired_difference(wide[first, metric].to_numpy(), wide[name, metric].to_numpy())
+            row[metric] = wide[name, metric].mean()
+            row |= {f"{metric}_gain": gain["mean"], f"{metric}_low": gain["low"]}
+            row[f"{metric}_high"] = gain["high"]
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _loss(generator, decoded, pictures, settings) -> float:
+    """Both solvers' pictures are held against what the first one fits."""
+    from minddiff_utils.reconstruction import picture_losses
+
+    return float(picture_losses(generator, decoded, pictures, settings).sum(1).mean())
+
+
+def _timed_run(generator, decoded, settings, path: Path, batch: int) -> dict[str, float]:
+    """Reconstruct batch after batch; what each cost stays in a file beside the result."""
+    from minddiff_utils.reconstruction import reconstruct
+
+    folder = path.with_suffix("")
+    folder.mkdir(parents=True, exist_ok=True)
+    n, spent = len(decoded["stimulus_id"]), []
+    for start in range(0, n, batch):
+        part = _rows(decoded, slice(start, start + batch))
+        record = folder / f"{start}.csv"
+        with count_unet(generator.unet) as count:
+            began = time.perf_counter()
+            reconstruct(generator, part, settings, folder / f"{start}.h5", batch=batch, n_films=0)
+            seconds = time.perf_counter() - began
+        if count.forward:
+            row = {"seconds": seconds, "equivalents": count.equivalents}
+            pd.DataFrame([row]).to_csv(record, index=False)
+        spent.append(pd.read_csv(require(record, "minddiff bench stage2")))
+    _join([folder / f"{start}.h5" for start in range(0, n, batch)], path)
+    return pd.concat(spent).sum().to_dict()
+
+
+def _join(parts: list[Path], path: Path) -> None:
+    import h5py
+
+    from minddiff_utils.reconstruction import read_pictures
+
+    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+        file["pictures"] = np.concatenate([read_pictures(part) for part in parts])
+
+
+def _first(decoded: dict[str, np.ndarray], n: int) -> dict[str, np.ndarray]:
+    return _rows(decoded, slice(n))
+
+
+def _rows(decoded: dict[str, np.ndarray], rows: slice) -> dict[str, np.ndarray]:
+    from minddiff_utils.shards import OF_SPLITS
+
+    return {
+        name: values if name.startswith(OF_SPLITS) else values[rows]
+        for name, values in decoded.items()
+    }

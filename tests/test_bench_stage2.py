@@ -1,0 +1,54 @@
+"""Both solvers side by side: passes are counted as they happen, a stopped run goes on."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from test_reconstruction import decoded
+
+from minddiff_utils.bench.stage2 import compare_solvers, count_unet
+from minddiff_utils.generator import load_clip, load_generator
+from minddiff_utils.reconstruction import reconstruct
+from minddiff_utils.settings import Settings
+
+FAST = Settings(n_steps=5, strength=0.6, structure="values", pull=0.0, looks=2)
+PAPER = dataclasses.replace(FAST, solver="paper", iterations=2)
+
+
+@pytest.fixture(scope="module")
+def generator(tiny_models):
+    return load_generator(tiny_models, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("settings", "forward", "backward"),
+    [
+        (FAST, 3 * 2 * (2 + 1), 3 * 2 * 2),  # steps, both conditions, looks and the step itself
+        (PAPER, 3 * 2 * 3, 3 * 2 * 2),  # steps, both conditions, iterations and the last picture
+        (dataclasses.replace(PAPER, recompute=True), 3 * 2 * (3 + 2), 3 * 2 * 2),
+    ],
+    ids=["fast", "paper", "recomputed"],
+)
+def test_passes_are_counted(generator, tmp_path, settings, forward, backward):
+    with count_unet(generator.unet) as count:
+        reconstruct(generator, decoded(generator, 2), settings, tmp_path / "a.h5")
+    assert (count.forward, count.backward) == (2 * forward, 2 * backward)
+    assert count.equivalents == 2 * (forward + 2 * backward)
+
+
+def test_table_and_going_on(generator, tiny_models, tmp_path):
+    arrays = decoded(generator, 3)
+    truth = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+    judge = load_clip(tiny_models / "clip_judge", "cpu")
+    embed = {"clip_judge": judge.embed, "clip_guide": generator.guide.embed}
+    given = (generator, arrays, truth, embed, {"fast": FAST, "paper": PAPER}, tmp_path, 2)
+    table = compare_solvers(*given)
+    assert list(table.index) == ["fast", "paper"]
+    assert list(table.equivalents) == [3 * 2 * (3 + 4), 3 * 2 * (3 + 4)]
+    assert (table.loc["fast", ["ssim_gain", "ssim_low", "ssim_high"]] == 0).all()
+    gain = table.ssim["fast"] - table.ssim["paper"]
+    assert table.loc["paper", "ssim_gain"] == pytest.approx(gain)
+    with count_unet(generator.unet) as count:
+        again = compare_solvers(*given)
+    assert count.forward == 0  # all of it was there
+    assert again.seconds.equals(table.seconds) and again.ssim.equals(table.ssim)
