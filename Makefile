@@ -3,7 +3,7 @@
 # make book PARAMS=nsd NSD=FOLDER                the same notebooks on NSD
 # make book PARAMS=paper NSD=FOLDER              … with the settings of the paper
 # make book PARAMS=own OWN=FILE.h5               the same notebooks on your own recording
-# make test | make lab | make clean
+# make test | make browser | make lab | make clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -25,7 +25,7 @@ DATA_paper := $(or $(PAPER),$(NSD))
 DATA_own := $(OWN)
 DATA := $(DATA_$(PARAMS))
 
-.PHONY: book test lab clean environment
+.PHONY: book test browser lab clean environment
 .DEFAULT_GOAL := book
 
 book: $(READY)
@@ -33,6 +33,10 @@ book: $(READY)
 
 test: $(READY)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile $(TESTS)
+
+# The books in runs/ in a real browser: tests/test_browser.py says what it needs.
+browser: $(READY)
+	@$(BIN)/python -m pytest -q -m browser tests/test_browser.py
 
 lab: $(READY)
 	@$(BIN)/minddiff data phantom

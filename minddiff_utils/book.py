@@ -15,6 +15,8 @@ import nbformat
 import yaml
 
 from minddiff_utils.files import InputError, atomic_path
+from minddiff_utils.gallery import has_gallery
+from minddiff_utils.pages import add_pages
 from minddiff_utils.runs import Plan, Sheet
 
 __all__ = [
@@ -36,7 +38,9 @@ BUILDERS = (
     "sphinx-mathjax-offline",
 )
 # Pages that tell how to run the book on other data; they stand after the chapters.
-GUIDES = ("run_nsd", "own_data", "data_layouts")
+GUIDES = ("run_nsd", "run_cluster", "own_data", "data_layouts")
+# Pages of every book; they stand last.
+REFERENCE = ("cost", "glossary", "references")
 
 
 class BuildError(RuntimeError):
@@ -145,6 +149,8 @@ def table_of_contents(plan: Plan) -> dict:
             {"file": f"{subject}/{sheet.name}", "title": _short_title(sheet)}
             for sheet in plan.chapters
         ]
+        if has_gallery(plan.run / subject):
+            files.append({"file": f"{subject}/gallery", "title": "Gallery"})
         parts.append({"caption": f"Subject {subject}", "chapters": files})
     if plan.group:
         files = [{"file": sheet.name, "title": _short_title(sheet)} for sheet in plan.group]
@@ -153,7 +159,7 @@ def table_of_contents(plan: Plan) -> dict:
     if guides:
         chapters = [{"file": page} for page in guides]
         parts.append({"caption": "Run it on other data", "chapters": chapters})
-    parts.append({"caption": "Sources", "chapters": [{"file": "references"}]})
+    parts.append({"caption": "Reference", "chapters": [{"file": page} for page in REFERENCE]})
     return {"format": "jb-book", "root": "index", "parts": parts}
 
 
@@ -201,7 +207,7 @@ def assemble(plan: Plan, pages: Path, config: Path) -> Path:
     book = plan.run / "book"
     shutil.rmtree(book, ignore_errors=True)
     book.mkdir(parents=True)
-    for name in ("index", "references", *plan.pages):
+    for name in ("index", *REFERENCE, *plan.pages):
         if not (pages / f"{name}.md").is_file():
             raise InputError(f"{plan.name}: there is no page {pages / name}.md.")
         shutil.copy(pages / f"{name}.md", book)
@@ -212,6 +218,7 @@ def assemble(plan: Plan, pages: Path, config: Path) -> Path:
         for sheet in plan.chapters if subject else plan.group:
             _place_notebook(plan.run / subject / "notebooks", book / subject, sheet.name, subject)
     _write_generated(plan, book / "generated")
+    add_pages(plan, book)
     settings = yaml.safe_load(config.read_text(encoding="utf-8"))
     settings["title"] = plan.title
     settings["sphinx"]["config"]["html_theme_options"]["logo"]["text"] = plan.title
@@ -255,6 +262,8 @@ def _write_generated(plan: Plan, folder: Path) -> None:
             pieces[image] = _figure(image, caption)
         else:
             pieces[image] = ""
+    for profile in plan.notebooks.glob("profiles/*/config.yaml"):
+        shutil.copy(profile, folder / f"{profile.parent.name}.yaml")
     card = plan.path("models") / "MODEL_CARD.md" if "models" in plan.parameters else None
     if card and card.is_file():
         pieces["model_card"] = demote_headings(card.read_text(encoding="utf-8"), 1)

@@ -3,15 +3,16 @@
 import fcntl
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 import yaml
@@ -25,6 +26,8 @@ __all__ = ["app", "main"]
 
 ROOT = Path(__file__).resolve().parent.parent
 DONE = "· done in"  # in the line that ends a notebook
+CANCEL_SECONDS = 60.0  # for Snakemake to cancel its jobs on a cluster
+SLOT_SECONDS = 0.2  # between two looks whether a lock is free
 WAIT_SECONDS = 20.0  # for the rest of a killed run to notice and end
 
 app = typer.Typer(
@@ -50,6 +53,15 @@ DataOption = Annotated[
 CoresOption = Annotated[
     int, typer.Option(min=0, help="CPU cores to use; 0 for all that there are.")
 ]
+ProfileOption = Annotated[
+    str,
+    typer.Option(help="Run on a cluster: a name from notebooks/profiles, or a folder of your own."),
+]
+ParentOption = Annotated[str, typer.Option(help="HOST:PID without which to stop.")]
+LogOption = Annotated[Path | None, typer.Option(help="Where lines about progress go.")]
+AtOnceOption = Annotated[
+    int, typer.Option(min=0, help="Wait while so many jobs of this run are at work; 0: never.")
+]
 
 
 @app.command()
@@ -59,6 +71,7 @@ def book(
     changes: SetOption = None,
     data: DataOption = None,
     root: Annotated[Path, typer.Option(help="The project's folder.")] = ROOT,
+    profile: ProfileOption = "",
     snakemake: Annotated[str, typer.Option(help="More arguments for Snakemake.")] = "",
 ) -> None:
     """Run every notebook for every subject and build the HTML; do only what is left to do."""
@@ -66,9 +79,11 @@ def book(
 
     started = time.monotonic()
     plan = _plan(root, params, changes, data)
+    where = _profile(root, profile) if profile else None
     with _locked(plan.run) as lock:
         _make_phantom(plan)
-        _run_notebooks(plan, root, cores or os.cpu_count() or 1, snakemake.split(), lock)
+        cores = cores or os.cpu_count() or 1
+        _run_notebooks(plan, root, cores, where, shlex.split(snakemake), lock)
         source = pages.assemble(plan, root / "book", root / "_config.yml")
         built = pages.build_html(source, plan.run / "html", _say)
     _say(f"The book is {'ready' if built else 'up to date'} ({_clock(started)}). Open it:")
@@ -85,6 +100,8 @@ def run(
     root: Annotated[Path, typer.Option(help="The project's folder.")] = ROOT,
 ) -> None:
     """Execute one notebook for one subject, as the book does."""
+    from minddiff_utils.execution import execute
+
     plan = _plan(root, params, changes, data)
     subject = "" if subject == "-" else subject
     with _locked(plan.run):
@@ -96,22 +113,76 @@ def run(
             raise InputError(
                 f"There is no {notebook} {subject or '-'} in {params}. Known: {known}."
             )
-        _execute(chosen[0], _say)
+        with _noted(chosen[0]):
+            execute(chosen[0], _say)
 
 
 @app.command(hidden=True)
 def job(
     file: Path,
-    parent: Annotated[str, typer.Option(help="HOST:PID without which to stop.")] = "",
-    log: Annotated[Path | None, typer.Option(help="Where lines about progress go.")] = None,
+    parent: ParentOption = "",
+    log: LogOption = None,
+    at_once: AtOnceOption = 0,
 ) -> None:
     """Execute one notebook from its job file; Snakemake calls this."""
+    from minddiff_utils.execution import execute
+
+    _watch(parent)
+    todo = read_job(file)
+    say = _appender(log) if log else _say
+    with _slot(Path(todo.run), at_once), _noted(todo):
+        execute(todo, say)
+
+
+@app.command(hidden=True)
+def shard(
+    file: Path,
+    number: Annotated[int, typer.Argument(min=1)],
+    count: Annotated[int, typer.Argument(min=1)],
+    parent: ParentOption = "",
+    log: LogOption = None,
+    at_once: AtOnceOption = 0,
+) -> None:
+    """Compute one block of pictures of a notebook's job file; Snakemake calls this."""
+    from minddiff_utils.execution import execute_shard
+
+    _watch(parent)
+    todo = read_job(file)
+    say = _appender(log) if log else _say
+    with _slot(Path(todo.run), at_once), _noted(todo, f"-{number}"):
+        execute_shard(todo, number, count, say)
+
+
+@contextmanager
+def _slot(run: Path, n: int) -> Iterator[None]:
+    """Wait until fewer than `n` jobs of a run are at work on this machine.
+
+    Snakemake 9.15 may start more than its cores allow: snakemake/snakemake#3913.
+    """
+    with ExitStack() as stack:
+        names = [run / ".state" / f"slot-{k}" for k in range(n)]
+        slots = [stack.enter_context(open(name, "a", encoding="utf-8")) for name in names]
+        while slots and not any(map(_lock, slots)):
+            time.sleep(SLOT_SECONDS)
+        yield
+
+
+def _lock(file: TextIO) -> bool:
+    """Try to lock a file until it is closed; say whether that worked."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _watch(parent: str) -> None:
+    """Stop with the process that asked for this one, where it runs on the same machine."""
     from minddiff_utils.execution import watch_parent
 
     host, _, pid = parent.rpartition(":")
     if host == os.uname().nodename:
         watch_parent(int(pid))
-    _execute(read_job(file), _appender(log) if log else _say)
 
 
 @app.command()
@@ -185,24 +256,35 @@ def _make_phantom(plan: Plan) -> None:
     write_pieces(plan.run, plan.path("data_path"), plan.subjects)
 
 
-def _run_notebooks(plan: Plan, root: Path, cores: int, more: list[str], lock: int) -> None:
+def _profile(root: Path, name: str) -> Path:
+    """The folder of a Snakemake profile."""
+    known = root / "notebooks" / "profiles"
+    for folder in (known / name, Path(name)):
+        if (folder / "config.yaml").is_file():
+            return folder.resolve()
+    names = ", ".join(sorted(path.parent.name for path in known.glob("*/config.yaml"))) or "none"
+    raise InputError(
+        f"--profile {name}: expected a folder with a config.yaml, or one of {known}: {names}."
+    )
+
+
+def _run_notebooks(
+    plan: Plan, root: Path, cores: int, profile: Path | None, more: list[str], lock: int
+) -> None:
     """Let Snakemake execute what is not up to date; show the progress; explain a failure."""
     state = plan.run / ".state"
-    jobs = [job for _, job in make_jobs(plan, state)]
-    for note in state.glob("*.failure"):
-        note.unlink()
+    jobs = _begin(plan, state)
     log = state / "progress.log"
     log.write_text("", encoding="utf-8")
-    order = _write_order(plan, state, log)
-    at_once = max(1, min(cores, len(plan.subjects)))
-    environment = {
-        **os.environ,
-        # Subjects run side by side; together they use the cores once.
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // at_once))),
-        "PYTHONHASHSEED": "0",
-    }
+    n_jobs = [len(plan.subjects) * n for n in (1, plan.shards)]
+    threads, shard_threads = (_threads(n, cores, profile) for n in n_jobs)
+    at_once = 0 if profile else max(1, cores // shard_threads)
+    options = ["--parent", f"{os.uname().nodename}:{os.getpid()}", "--log", str(log)]
+    options += ["--at-once", str(at_once)]
+    order = _write_order(plan, state, threads=threads, shard_threads=shard_threads, options=options)
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(root / "notebooks/Snakefile")]
-    command += ["--configfile", str(order), "--directory", str(state), "--cores", str(at_once)]
+    command += ["--configfile", str(order), "--directory", str(state)]
+    command += ["--workflow-profile", str(profile)] if profile else ["--cores", str(cores)]
     command += ["--nolock", "--rerun-incomplete", "--rerun-triggers", "mtime", "--keep-going"]
     with open(state / "snakemake.log", "w", encoding="utf-8") as chatter:
         process = subprocess.Popen(
@@ -210,33 +292,75 @@ def _run_notebooks(plan: Plan, root: Path, cores: int, more: list[str], lock: in
             stdout=chatter,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            env=environment,
+            env={**os.environ, "PYTHONHASHSEED": "0"},
             process_group=0,
             pass_fds=(lock,),  # the folder stays locked as long as Snakemake lives
         )
         try:
             _follow(log, process, [Path(job.output) for job in jobs])
         except KeyboardInterrupt:
-            # All of it bears being killed, and Snakemake would wait for the running notebooks.
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            _stop(process, cancel=profile is not None)
             _say("Stopped. The same command goes on from here.")
             sys.exit(130)
     if process.returncode:
         _explain_failure(plan, state)
 
 
-def _write_order(plan: Plan, state: Path, log: Path) -> Path:
+def _begin(plan: Plan, state: Path) -> list[Job]:
+    """Write the jobs, and clear away what failures and earlier computations have left."""
+    from minddiff_utils.execution import SHARDED, begin
+
+    jobs = [job for _, job in make_jobs(plan, state)]
+    for job in jobs:
+        if plan.shards > 1 and job.notebook == SHARDED:
+            begin(job)  # before its shards do, side by side
+    for note in state.glob("*.failure"):
+        note.unlink()
+    return jobs
+
+
+def _threads(n_jobs: int, cores: int, profile: Path | None) -> int:
+    """Threads of each of so many jobs that run side by side: together they use the cores once.
+
+    What a job of a cluster may use is for its profile to say.
+    """
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    if wanted.isdigit():
+        return max(1, int(wanted))
+    return 1 if profile else max(1, cores // n_jobs)
+
+
+def _stop(process: subprocess.Popen, cancel: bool) -> None:
+    """End Snakemake and its jobs; those of a cluster it has to cancel itself."""
+    if cancel:
+        _say("Cancelling the jobs on the cluster.")
+        os.killpg(process.pid, signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
+            process.wait(CANCEL_SECONDS)
+    # All of it bears being killed, and Snakemake would wait for notebooks that run here.
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _write_order(
+    plan: Plan, state: Path, *, threads: int, shard_threads: int, options: list[str]
+) -> Path:
     """What the Snakefile reads."""
-    parent = f"{os.uname().nodename}:{os.getpid()}"
+    from minddiff_utils.execution import SHARDED
+
     order = {
         "run": str(plan.run),
         "state": str(state),
         "subjects": list(plan.subjects),
         "chapters": [sheet.name for sheet in plan.chapters],
         "group": [sheet.name for sheet in plan.group],
+        "sharded": SHARDED,
+        "shards": plan.shards,
+        "threads": threads,
+        "shard_threads": shard_threads,
         "python": sys.executable,
-        "options": shlex.join(["--parent", parent, "--log", str(log)]),
+        "options": shlex.join(options),
     }
     path = state / "order.json"
     with atomic_path(path) as temporary:
@@ -265,8 +389,11 @@ def _explain_failure(plan: Plan, state: Path) -> None:
     failures = [json.loads(path.read_text("utf-8")) for path in sorted(state.glob("*.failure"))]
     if not failures:
         said = (state / "snakemake.log").read_text(encoding="utf-8").strip().splitlines()
+        # What became of a cluster's jobs, and where each one's own log is.
+        told = [line.strip() for line in said if re.search(r"SLURM-job|sbatch|\slog: ", line)]
+        shown = list(dict.fromkeys(told)) or said[-15:]
         raise NotebookError(
-            "Snakemake stopped:\n" + "\n".join(said[-15:]) + f"\nAll of it: {state}/snakemake.log"
+            "Snakemake stopped:\n" + "\n".join(shown) + f"\nAll of it: {state}/snakemake.log"
         )
     kept = "The last good book stays: " if (plan.run / "html").exists() else "No book was built: "
     text = "\n\n".join(failure["message"] for failure in failures)
@@ -275,15 +402,19 @@ def _explain_failure(plan: Plan, state: Path) -> None:
     )
 
 
-def _execute(todo: Job, say: Callable[[str], None]) -> None:
-    """Execute a job; leave a note of its failure beside the other state, none after success."""
-    from minddiff_utils.execution import NotebookError, execute
+@contextmanager
+def _noted(todo: Job, part: str = "") -> Iterator[None]:
+    """Leave a note of a failure beside the other state, none after success."""
+    from minddiff_utils.execution import NotebookError
 
-    note = Path(todo.run) / ".state" / f"{todo.subject or 'group'}-{todo.notebook}.failure"
+    name = f"{todo.subject or 'group'}-{todo.notebook}{part}.failure"
+    note = Path(todo.run) / ".state" / name
     note.unlink(missing_ok=True)
     try:
         try:
-            execute(todo, say)
+            yield
+        except InputError as error:
+            raise NotebookError(f"{todo.label}: {error}", user=True) from None
         except OSError as error:
             raise NotebookError(f"{todo.label}: {_trouble(error)}") from error
     except NotebookError as error:
@@ -301,16 +432,12 @@ def _locked(folder: Path) -> Iterator[int]:
     (folder / ".state").mkdir(exist_ok=True)
     with open(folder / ".state" / "lock", "a", encoding="utf-8") as file:
         patience = time.monotonic() + WAIT_SECONDS
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > patience:
-                    raise InputError(
-                        f"Another process is at work in {folder}. Wait for it, or stop it."
-                    ) from None
-                time.sleep(0.2)
+        while not _lock(file):
+            if time.monotonic() > patience:
+                raise InputError(
+                    f"Another process is at work in {folder}. Wait for it, or stop it."
+                )
+            time.sleep(SLOT_SECONDS)
         yield file.fileno()
 
 

@@ -1,20 +1,51 @@
-"""What would a method reach without the brain? Baselines and permutations to compare with."""
+"""What would a method reach without the brain, and what with perfect decoding?
 
+Controls go through the same two stages as the brain's features, from other inputs: `true_features`
+for the ceiling, `mean_features` and `no_brain` for floors. `nearest_training` and `blurred` paint
+nothing; they show what looking things up, and blur, are worth.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
 from typing import NamedTuple
 
+import h5py
 import numpy as np
+import torch
+from scipy.ndimage import gaussian_filter
+from tqdm import tqdm
 
-from minddiff_utils.datasets import Subject
+from minddiff_utils.datasets import Split, Subject
+from minddiff_utils.features import read_features
 from minddiff_utils.files import InputError
+from minddiff_utils.generator import Generator, noise_like, to_pictures
+from minddiff_utils.metrics import unit_rows
+from minddiff_utils.reconstruction import ablate, stage1
+from minddiff_utils.settings import Settings
 
 __all__ = [
+    "CONTROLS",
     "PermutationTest",
+    "blurred",
+    "choose_controls",
+    "first_pictures",
+    "mean_features",
     "mean_picture",
     "mean_pictures",
+    "nearest_training",
+    "no_brain",
     "permutation_test",
+    "settings_of",
     "shuffled_rows",
+    "true_features",
 ]
 
+# Controls and peers that chapter 5 can make, in the order it makes them.
+CONTROLS = (
+    "ceiling", "mean_features", "prior", "retrieval", "blur", "takagi", "neuraldiffuser"
+)  # fmt: skip
 BLOCK = 256  # pictures read at a time
 
 
@@ -66,6 +97,263 @@ def mean_pictures(subject: Subject) -> np.ndarray:
         mean = np.rint(total / len(split.train)).astype(np.uint8)
         rows.append(np.repeat(mean[None], len(split.test), axis=0))
     return np.concatenate(rows)
+
+
+# --- the same two stages from other inputs -------------------------------------------------
+
+
+def choose_controls(names: str) -> list[str]:
+    """Return the single names of the parameter `controls`, in the order of `CONTROLS`.
+
+    Raises
+    ------
+    InputError
+        If one of them is unknown.
+    """
+    given = {name.strip() for name in names.split(",") if name.strip()}
+    if unknown := given - set(CONTROLS):
+        raise InputError(
+            f"controls={names!r}: {', '.join(sorted(unknown))} is unknown; expected any of "
+            f"{', '.join(CONTROLS)}, with commas between."
+        )
+    return [name for name in CONTROLS if name in given]
+
+
+def settings_of(path: str | Path) -> tuple[Settings, int]:
+    """Return the settings and the seed that `reconstruct` wrote a file with.
+
+    Raises
+    ------
+    InputError
+        If the file is missing or damaged.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            record = json.loads(file.attrs["record"])
+    except (OSError, KeyError) as error:
+        raise InputError(f"{path} cannot be read ({error}). Run 04_stage2 again.") from None
+    known = {item.name for item in fields(Settings)}
+    # JSON has no tuples.
+    values = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in record.items()
+        if name in known
+    }
+    return Settings(**values), int(record["seed"])
+
+
+def true_features(
+    decoded: Mapping[str, np.ndarray], features_path: str | Path
+) -> dict[str, np.ndarray]:
+    """Replace what was decoded by the true features of the test pictures: the ceiling.
+
+    Both stages then do what they would with a perfect decoder of the same features: of the blocks,
+    the same values or components, each with the weight that its decoding gave it.
+
+    Parameters
+    ----------
+    decoded : mapping of str to array
+        What `read_decoded` returns.
+    features_path : str or Path
+        From `write_features`.
+
+    Returns
+    -------
+    dict
+        To call `reconstruct` with.
+    """
+    ids, split = decoded["stimulus_id"], decoded["split"]
+    out = dict(decoded)
+    for name in _inputs(decoded):
+        true = read_features(features_path, name, ids)
+        out[name] = np.where(np.isfinite(decoded[name]), true, np.nan)
+        _project(out, name, true.reshape(len(true), -1), split)
+    return out
+
+
+def mean_features(
+    decoded: Mapping[str, np.ndarray], features_path: str | Path, splits: Sequence[Split]
+) -> dict[str, np.ndarray]:
+    """Replace what was decoded by the mean over the training pictures of each split: a floor.
+
+    Parameters
+    ----------
+    decoded : mapping of str to array
+        What `read_decoded` returns.
+    features_path : str or Path
+    splits : sequence of Split
+        Of the subject, in the order of `decoded["split"]`.
+
+    Returns
+    -------
+    dict
+        To call `reconstruct` with. Only the noise differs between pictures of one split.
+    """
+    split = decoded["split"]
+    out = dict(decoded)
+    for name in _inputs(decoded):
+        means = []
+        for part in splits:
+            blocks = _read_blocks(features_path, name, part.train)
+            means.append(sum(block.sum(0, np.float64) for _, block in blocks) / len(part.train))
+        mean = np.stack(means).astype(np.float32)[split]
+        out[name] = np.where(np.isfinite(decoded[name]), mean, np.nan)
+        _project(out, name, mean.reshape(len(mean), -1), split)
+    return out
+
+
+def _inputs(decoded: Mapping[str, np.ndarray]) -> list[str]:
+    """The families that both stages start from."""
+    return [name for name in decoded if name in ("z", "c") or name.startswith("block_")]
+
+
+def _project(out: dict[str, np.ndarray], name: str, values: np.ndarray, split: np.ndarray) -> None:
+    """Put the evidence that structure `values` would give in the place of the decoded one."""
+    number = name.removeprefix("block_")
+    if f"evidence_{number}" not in out:
+        return
+    evidence = np.zeros_like(out[f"evidence_{number}"])
+    for which in np.unique(split):
+        rows = split == which
+        evidence[rows] = values[rows] @ out[f"projection_{number}"][which]
+    out[f"evidence_{number}"] = evidence
+
+
+def _read_blocks(
+    path: str | Path, family: str, ids: np.ndarray
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """Read a family `BLOCK` stimuli at a time."""
+    for start in range(0, len(ids), BLOCK):
+        rows = slice(start, start + BLOCK)
+        yield rows, read_features(path, family, ids[rows])
+
+
+def no_brain(
+    generator: Generator, decoded: Mapping[str, np.ndarray], settings: Settings
+) -> tuple[dict[str, np.ndarray], Settings]:
+    """Take everything decoded away: what the generator paints from noise, told nothing.
+
+    Parameters
+    ----------
+    generator : Generator
+    decoded : mapping of str to array
+    settings : Settings
+        Of stage 1.
+
+    Returns
+    -------
+    decoded, settings
+        To call `first_pictures` with.
+    """
+    return ablate(generator, *ablate(generator, decoded, settings, "c"), "z")
+
+
+def first_pictures(
+    generator: Generator,
+    decoded: Mapping[str, np.ndarray],
+    settings: Settings,
+    seed: int = 0,
+    batch: int = 32,
+    label: str = "stage 1",
+) -> np.ndarray:
+    """Paint stage 1 of all pictures, a batch at a time.
+
+    Parameters
+    ----------
+    generator : Generator
+    decoded : mapping of str to array
+        `stimulus_id`, `z` and `c`.
+    settings : Settings
+    seed : int
+        Of the noise.
+    batch : int
+    label : str
+        Name of the progress bar.
+
+    Returns
+    -------
+    uint8 array, shape (n, H, W, 3)
+    """
+    parts = []
+    for start in tqdm(range(0, len(decoded["z"]), batch), label):
+        rows = slice(start, start + batch)
+        z, c = (
+            torch.from_numpy(np.asarray(decoded[name][rows], np.float32)).to(
+                generator.device, generator.dtype
+            )
+            for name in ("z", "c")
+        )
+        noise = noise_like(z, seed, decoded["stimulus_id"][rows])
+        parts.append(to_pictures(stage1(generator, z, c, noise, settings)))
+    return np.concatenate(parts)
+
+
+# --- nothing painted -----------------------------------------------------------------------
+
+
+def nearest_training(
+    decoded: Mapping[str, np.ndarray],
+    features_path: str | Path,
+    splits: Sequence[Split],
+    families: Sequence[str] = ("z", "c", "embedding"),
+) -> np.ndarray:
+    r"""Find for each test picture the training picture whose features fit the decoded ones best.
+
+    With the decoded features :math:`\hat y` and those of training picture j, :math:`y_j`, both
+    without the mean :math:`m` of the training pictures, the picture with the largest
+
+    .. math:: \sum_f \cos(\hat y_f - m_f,\; y_{jf} - m_f)
+
+    over the families f is taken: the brain is used, but nothing is painted.
+
+    Parameters
+    ----------
+    decoded : mapping of str to array
+    features_path : str or Path
+    splits : sequence of Split
+        In the order of `decoded["split"]`.
+    families : sequence of str
+
+    Returns
+    -------
+    int64 array, shape (n_test,)
+        Stimulus ids, each from the training pictures of its split.
+    """
+    out = np.empty(len(decoded["stimulus_id"]), np.int64)
+    for number, split in enumerate(splits):
+        rows = np.flatnonzero(decoded["split"] == number)
+        fit = np.zeros((len(rows), len(split.train)))
+        for name in families:
+            blocks = _read_blocks(features_path, name, split.train)
+            mean = sum(y.sum(0, np.float64) for _, y in blocks).ravel() / len(split.train)
+            wanted = unit_rows(decoded[name][rows].reshape(len(rows), -1) - mean)
+            for place, y in _read_blocks(features_path, name, split.train):
+                fit[:, place] += wanted @ unit_rows(y.reshape(len(y), -1) - mean).T
+        out[rows] = split.train[fit.argmax(axis=1)]
+    return out
+
+
+def blurred(pictures: np.ndarray, share: float) -> np.ndarray:
+    """Blur pictures with a Gaussian: what SSIM and PCC give to a picture that shows no thing.
+
+    Parameters
+    ----------
+    pictures : uint8 (n, h, w, 3)
+    share : float
+        Standard deviation of the Gaussian as a share of the width.
+
+    Returns
+    -------
+    uint8 (n, h, w, 3)
+    """
+    if not share > 0:
+        raise InputError(f"share={share}: expected a positive share of the width, such as 0.06.")
+    sigma = share * pictures.shape[2]
+    wide = gaussian_filter(pictures.astype(np.float32), (0, sigma, sigma, 0), mode="nearest")
+    return np.rint(wide).clip(0, 255).astype(np.uint8)
+
+
+# --- chance --------------------------------------------------------------------------------
 
 
 def permutation_test(

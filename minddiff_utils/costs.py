@@ -22,9 +22,12 @@ __all__ = [
     "Loop",
     "betas_bytes",
     "count",
+    "decoder_bytes",
     "feature_bytes",
     "files",
     "memory",
+    "projection_bytes",
+    "result_bytes",
     "stimuli_bytes",
     "time_table",
 ]
@@ -68,12 +71,17 @@ FEATURES = {
     "embedding": (512, 4),
 }
 SEEN = 10_000  # pictures that a subject sees in 40 sessions
+TESTED = 1_000  # of them
+COMPONENTS = 128  # of `z` and each block, that stage 2 compares
+BETWEEN = 512  # components of a family, that its decoder decodes
+METHODS = 9  # pictures in `reconstructions.h5`: seen, both stages, ablations, four controls
+RUNS = 4  # of stage 2: the result, without z, without c, control
 VOXELS = 11_694  # of the paper's eleven regions in subject 1
 
 
 @dataclass(frozen=True)
 class Loop:
-    """Stage 2: so many denoising steps, each with and without condition, so many times over."""
+    """Algorithm 1: so many denoising steps, each with and without condition, many times over."""
 
     denoising: int
     iterations: int
@@ -92,10 +100,43 @@ class Loop:
         """Operations a picture; the autoencoder's decoder runs once an iteration, and back."""
         return self.equivalents * counts.unet + 3 * self.iterations * counts.decoder
 
+    def saved(self, counts: "Counts", recompute: bool) -> int:
+        """Bytes that are kept of a picture for the way back."""
+        if recompute:
+            return max(counts.unet_saved, counts.decoder_saved)
+        return self.denoising * counts.unet_saved + counts.decoder_saved
+
+
+@dataclass(frozen=True)
+class Pass:
+    """The guided pass: some looks at every denoising step, then the step itself."""
+
+    denoising: int
+    looks: int
+
+    @property
+    def forwards(self) -> int:
+        """Passes through the UNet, one picture and one condition each."""
+        return self.denoising * 2 * (self.looks + 1)
+
+    @property
+    def equivalents(self) -> int:
+        """The same with the way back of each look, which takes twice as long as the way there."""
+        return self.denoising * 2 * (3 * self.looks + 1)
+
+    def operations(self, counts: "Counts") -> float:
+        """Operations a picture; the decoder runs once a look, and back, and once at the end."""
+        decoded = 3 * self.looks * self.denoising + 1
+        return self.equivalents * counts.unet + decoded * counts.decoder
+
+    def saved(self, counts: "Counts", recompute: bool = False) -> int:
+        """Bytes that are kept of a picture for the way back: of one step and the decoder."""
+        return counts.unet_saved + counts.decoder_saved
+
 
 LOOPS = {
     "the paper's: 35 steps, 300 iterations": Loop(35, 300),
-    "this book's: 6 steps, 10 iterations": Loop(6, 10),
+    "this book's: 14 steps, 2 looks each": Pass(14, 2),
 }
 
 
@@ -139,6 +180,41 @@ def stimuli_bytes() -> int:
 def feature_bytes() -> int:
     """Bytes that `features.h5` keeps of one picture."""
     return sum(values * size for values, size in FEATURES.values())
+
+
+def decoder_bytes(n_between: int, n_voxels: int, n_targets: int) -> int:
+    """Bytes of a saved decoder: from voxels to what is between, and on to targets, in float32."""
+    return 4 * n_between * (n_voxels + n_targets)
+
+
+def projection_bytes() -> int:
+    """Bytes of the projections of `z` and all blocks, which stage 2 holds in float32."""
+    values = FEATURES["blocks"][0] + FEATURES["z"][0]
+    return 4 * values * COMPONENTS
+
+
+def result_bytes() -> dict[str, int]:
+    """Bytes of a subject's results on disk, file by file.
+
+    Returns
+    -------
+    dict of str to int
+        Pictures are counted as they are in memory; `reconstructions.h5` compresses them.
+    """
+    values = sum(number for number, _ in FEATURES.values())
+    # The six blocks of CLIP are six files of decoders.
+    families = len(FEATURES) + 5
+    decoders = decoder_bytes(BETWEEN, families * VOXELS, values)
+    decoded = 4 * TESTED * (values + 7 * COMPONENTS) + projection_bytes()
+    pictures = TESTED * 512 * 512 * 3
+    return {
+        "betas.h5": 2 * 40 * TRIALS * VOXELS,
+        "features.h5": SEEN * feature_bytes(),
+        "decoders": decoders,
+        "decoded.h5, decoded_shuffled.h5": 2 * decoded,
+        "stage1.h5, trace*.h5": (1 + RUNS) * pictures,
+        "reconstructions.h5": METHODS * pictures,
+    }
 
 
 def count() -> Counts:
@@ -239,23 +315,21 @@ def time_table(counts: Counts) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def memory(counts: Counts, loop: Loop, batch: int, recompute: bool) -> float:
-    """Estimate the bytes on the GPU in stage 2: the weights, and what the way back needs.
+def memory(counts: Counts, loop: Loop | Pass, batch: int, recompute: bool) -> float:
+    """Estimate the bytes on the GPU in stage 2: weights, projections, and what the way back needs.
 
     Parameters
     ----------
     counts : Counts
-    loop : Loop
+    loop : Loop or Pass
     batch : int
         Pictures at a time.
     recompute : bool
-        Whether denoising steps are computed again on the way back, one after the other.
+        Of Algorithm 1: whether denoising steps are computed again on the way back, one after the
+        other.
     """
-    if recompute:
-        kept = max(counts.unet_saved, counts.decoder_saved)
-    else:
-        kept = loop.denoising * counts.unet_saved + counts.decoder_saved
-    return 2 * sum(counts.parameters.values()) + batch * kept
+    kept = batch * loop.saved(counts, recompute)
+    return 2 * sum(counts.parameters.values()) + projection_bytes() + kept
 
 
 def main() -> None:
@@ -265,6 +339,11 @@ def main() -> None:
     print(f"\nnsd_stimuli.hdf5: {stimuli_bytes() / 1e9:.1f} GB")
     print(f"features.h5: {feature_bytes()} bytes a picture, {SEEN * feature_bytes() / 1e9:.1f} GB")
     print(f"voxels of subj01: {40 * TRIALS * VOXELS * 4 / 1e9:.1f} GB in float32")
+    results = result_bytes()
+    print("\nResults of a subject (10^9 bytes):")
+    for name, size in {**results, "all": sum(results.values())}.items():
+        print(f"  {name}: {size / 1e9:.1f}")
+    print(f"projections that stage 2 holds: {projection_bytes() / 1e9:.2f} GB")
     counts = count()
     print(f"\nOne pass through the UNet: {counts.unet / 1e12:.2f} · 10^12 operations")
     print(f"One pass through the decoder: {counts.decoder / 1e12:.2f} · 10^12 operations")
@@ -279,8 +358,8 @@ def main() -> None:
     print(time_table(counts).round(2).T.to_string())
     print("\nMemory of stage 2, estimated, GB:")
     for name, loop in LOOPS.items():
-        for batch in (1, 4):
-            for recompute in (True, False):
+        for batch in (1, 2, 4):
+            for recompute in (True, False) if isinstance(loop, Loop) else (False,):
                 size = memory(counts, loop, batch, recompute) / 1e9
                 print(f"  {name}; batch={batch}, recompute={recompute}: {size:.1f}")
 

@@ -95,10 +95,11 @@ def decode_subject(
         From `write_features`.
     decoded_path : str or Path
         HDF5: `stimulus_id` int64 (n_test,), `split` int64 (n_test,), and each family, float32
-        (n_test, …), NaN where a value was not selected. For each block also what `evidence`
-        returns, `evidence_<i>` float32 (n_test, n_components) and `projection_<i>` float32
-        (n_splits, n_values, n_components), and `reliability_<i>` float32 (n_splits,
-        n_components), the cross-validated R² of each component.
+        (n_test, …), NaN where a value was not selected. For `z` and each block `i` also what
+        `evidence` returns, `evidence_<i>` float32 (n_test, n_components) and `projection_<i>`
+        float32 (n_splits, n_values, n_components); and, float32 (n_splits, n_components),
+        `reliability_<i>`, the cross-validated R² of each component, and `variance_<i>`, that of
+        its scores over the training stimuli.
     method : Method, optional
         How features are decoded; the defaults of `Method` if not given.
     keep_structure : float
@@ -142,13 +143,14 @@ def decode_subject(
             y = read_features(features_path, name, ids)
             shape, y = y.shape[1:], y.reshape(len(y), -1)
             block = name.startswith("block_")
-            keep, n = (keep_structure, n_components) if block else (1.0, 0)
+            told = block or name == "z"
+            keep, n = keep_structure if block else 1.0, n_components * told
             decoder, of_components, components = fit_family(design, y, name, method, keep, n)
             found[name] = decoder.predict(fold.test_x).reshape(-1, *shape)
             if decoders is not None:
                 path = Path(decoders) / fold.split_name / f"{name}.safetensors"
                 save_decoder(decoder, path, {**asdict(method), "family": name, "n_folds": n_folds})
-            if block:
+            if told:
                 found |= _evidence(name, components, of_components, fold.test_x, reliability)
             bar.update()
         for name, values in found.items():
@@ -193,7 +195,7 @@ def _evidence(
     test_x: np.ndarray,
     reliability: tuple[float, float],
 ) -> dict[str, np.ndarray]:
-    """Return what the responses to each test stimulus say about a block."""
+    """Return what the responses to each test stimulus say about a block, or about `z`."""
     decoded = decoder.predict(test_x)
     projection, value = evidence(components, decoded, decoder.r2, *reliability)
     number = name.removeprefix("block_")
@@ -201,12 +203,13 @@ def _evidence(
         f"evidence_{number}": value,
         f"projection_{number}": projection[None],
         f"reliability_{number}": decoder.r2[None],
+        f"variance_{number}": components.variance[None],
     }
 
 
 def _joined(name: str, parts: Sequence[np.ndarray]) -> np.ndarray:
     """Put the splits together; one with fewer components gets columns that say nothing."""
-    if name.startswith(("evidence_", "projection_", "reliability_")):
+    if name.startswith(("evidence_", "projection_", "reliability_", "variance_")):
         width = max(part.shape[-1] for part in parts)
         missing = np.nan if name.startswith("reliability_") else 0
         parts = [

@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,20 @@ from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from minddiff_utils.checkpoints import PAPER, clip_name, hub_name
-from minddiff_utils.files import atomic_path
+from minddiff_utils.files import InputError, atomic_path
 from minddiff_utils.runs import Job
 
-__all__ = ["NotebookError", "Progress", "execute", "forget", "watch_parent"]
+__all__ = [
+    "SHARDED",
+    "NotebookError",
+    "Progress",
+    "begin",
+    "clock",
+    "execute",
+    "execute_shard",
+    "forget",
+    "watch_parent",
+]
 
 # What each notebook leaves in the subject's folder, `.partial` files among it. A computation whose
 # parameters, data or code have changed starts without these; one that was merely stopped finds them
@@ -37,11 +48,28 @@ WRITES = {
         "accuracy*.csv",
     ),
     "03_stage1": ("stage1.h5*", "reconstructions.h5"),
-    "04_stage2": ("trace*.h5*",),
-    "05_metrics": ("metrics.csv",),
+    "04_stage2": ("trace*.h5*", "shards"),
+    "05_metrics": ("metrics.csv", "results.*", "seconds.csv", "controls"),
 }
 # What it adds to a file of an earlier notebook.
-ADDS = {"04_stage2": ("reconstructions.h5", frozenset({"stage2", "no_z", "no_c", "shuffled"}))}
+ADDS = {
+    "04_stage2": ("reconstructions.h5", frozenset({"stage2", "no_z", "no_c", "shuffled"})),
+    "05_metrics": (
+        "reconstructions.h5",
+        frozenset(
+            {
+                "ceiling",
+                "mean_features",
+                "prior",
+                "retrieval",
+                "blur",
+                "takagi",
+                "neuraldiffuser",
+            }
+        ),
+    ),
+}
+SHARDED = "04_stage2"  # the chapter whose pictures can be shared out among processes
 QUIET_SECONDS = 5.0  # between two lines about the same cell
 START_SECONDS = 600  # for a kernel to answer, also on a machine that is very busy
 
@@ -62,7 +90,7 @@ class Progress:
     label : str
         What every line begins with.
     n_cells : int
-        Number of cells, for "cell 3 of 14".
+        Number of cells, for "cell 3 of 14"; 0 for what has no cells.
     say : callable
         Takes a line.
     """
@@ -70,19 +98,19 @@ class Progress:
     def __init__(self, label: str, n_cells: int, say: Callable[[str], None]) -> None:
         self.label, self.n_cells, self.say = label, n_cells, say
         self.started = self.spoken = time.monotonic()
-        self.cell = 0
+        self.place = f"cell 0 of {n_cells}" if n_cells else ""
 
     def on_cell(self, cell: nbformat.NotebookNode, cell_index: int) -> None:
         """Remember where we are; nbclient calls this before each cell."""
-        self.cell = cell_index + 1
-        self._line(f"cell {self.cell} of {self.n_cells}")
+        self.place = f"cell {cell_index + 1} of {self.n_cells}"
+        self._line(self.place)
 
     def write(self, text: str) -> None:
         """Take what a cell prints; papermill calls this as it comes."""
         parts = [part.strip() for part in text.replace("\r", "\n").split("\n")]
         bars = [part for part in parts if "%|" in part or "it/s" in part or "s/it" in part]
         if bars:
-            self._line(f"cell {self.cell} of {self.n_cells} · {bars[-1]}")
+            self._line(f"{self.place} · {bars[-1]}" if self.place else bars[-1])
 
     def flush(self) -> None:
         """Nothing is held back."""
@@ -124,7 +152,8 @@ def execute(job: Job, say: Callable[[str], None] = print) -> Path:
     output.parent.mkdir(parents=True, exist_ok=True)
     failed = output.with_suffix(".failed.ipynb")
     failed.unlink(missing_ok=True)
-    _begin(job)
+    begin(job)
+    _gather(job, say)
     begun = time.monotonic()
     running = output.with_name(f".{output.stem}.running.ipynb")
     try:
@@ -139,6 +168,8 @@ def execute(job: Job, say: Callable[[str], None] = print) -> Path:
             f"machine ran out of memory. What it had done is in {failed}."
         ) from None
     os.replace(running, output)
+    if job.notebook == SHARDED:
+        shutil.rmtree(_shards(job), ignore_errors=True)
     seconds = time.monotonic() - begun
     _record(job, seconds)
     say(f"{job.label} · done in {clock(seconds)}")
@@ -151,9 +182,7 @@ def _papermill(job: Job, running: Path, say: Callable[[str], None]) -> None:
     progress = Progress(job.label, n_cells, say)
     # The kernel must be this environment's Python, not one of the same name in the user's home.
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
-    if not _revisions(job):
-        # Models that lie in folders need no network; their libraries may ask it for news otherwise.
-        os.environ["HF_HUB_OFFLINE"] = "1"
+    _stay_offline(job)
     say(f"{job.label} · started")
     papermill.execute_notebook(
         job.source,
@@ -167,6 +196,65 @@ def _papermill(job: Job, running: Path, say: Callable[[str], None]) -> None:
         stdout_file=progress,
         on_cell_start=progress.on_cell,
     )
+
+
+def _stay_offline(job: Job) -> None:
+    """Models that lie in folders need no network; their libraries may ask it for news otherwise."""
+    if not _revisions(job):
+        os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def execute_shard(
+    job: Job, number: int, count: int, say: Callable[[str], None] = print
+) -> list[Path]:
+    """Compute a chapter's results for one block of pictures; see `shards.compute_shard`.
+
+    Parameters
+    ----------
+    job : Job
+        That of the chapter.
+    number, count : int
+        Which shard, from 1, of how many.
+    say : callable
+        Takes lines about the progress.
+
+    Raises
+    ------
+    NotebookError
+        With what is wrong.
+    """
+    label = f"{job.label} · shard {number} of {count}"
+    progress = Progress(label, 0, say)
+    say(f"{label} · started")
+    try:
+        _stay_offline(job)
+        # Only now: libraries of the models ask the network for news when they are imported.
+        from minddiff_utils.shards import compute_shard
+
+        with redirect_stderr(progress):
+            files = compute_shard(job.parameters, number, count, job.cwd)
+    except InputError as error:
+        raise NotebookError(f"{label}: {error}", user=True) from None
+    except RuntimeError as error:  # among them a GPU without memory left
+        raise NotebookError(f"{label} failed: {type(error).__name__}: {error}") from error
+    say(f"{label} · done in {clock(time.monotonic() - progress.started)}")
+    return files
+
+
+def _shards(job: Job) -> Path:
+    """Where shards leave their files until the chapter has used them."""
+    return Path(job.run) / job.subject / "shards"
+
+
+def _gather(job: Job, say: Callable[[str], None]) -> None:
+    """Put together what shards of this chapter have computed, if there were any."""
+    if job.notebook != SHARDED or not _shards(job).is_dir():
+        return
+    from minddiff_utils.shards import gather
+
+    files = gather(_shards(job).parent)
+    names = ", ".join(path.name for path in files) or "nothing: shards are missing, or do not fit"
+    say(f"{job.label} · gathered {names}")
 
 
 def _explain(job: Job, error: PapermillExecutionError, failed: Path) -> str:
@@ -186,8 +274,12 @@ def _source_cell(job: Job, index: int) -> int:
     return index if tagged and index > tagged[0] else index + 1
 
 
-def _begin(job: Job) -> None:
-    """Start afresh unless the same computation was begun before and only has to go on."""
+def begin(job: Job) -> None:
+    """Start afresh unless the same computation was begun before and only has to go on.
+
+    Without effect if called again: of shards that run side by side none removes another's work if
+    this was called before them.
+    """
     folder = Path(job.run) / job.subject
     mark = Path(job.output).with_name(f".{job.notebook}.begun")
     if not mark.exists() or mark.read_text(encoding="utf-8") != job.data:

@@ -18,24 +18,15 @@ from skimage.transform import resize
 
 from minddiff_utils.controls import PermutationTest
 from minddiff_utils.files import InputError
-from minddiff_utils.metrics import (
-    METHODS,
-    METRICS,
-    PAIRS,
-    bootstrap_interval,
-    differences,
-    in_order,
-    pair_name,
-    summary,
-)
+from minddiff_utils.metrics import METHODS, METRICS, in_order
+from minddiff_utils.results import PAIRS, differences, pair_name, summary
+from minddiff_utils.uncertainty import bootstrap_interval
 
 __all__ = [
     "accuracy_distribution",
     "component_reliability",
     "decoded_latents",
-    "iterates",
     "layer_contributions",
-    "loss_curves",
     "metric_points",
     "noising_steps",
     "paired_differences",
@@ -144,32 +135,6 @@ def picture_grid(
     bands = [stack[:, start : start + width] for start in starts]
     names = [list(captions[s : s + width]) if captions is not None else [] for s in starts]
     return _picture_bands(bands, list(rows), names, width)
-
-
-def iterates(
-    pictures: np.ndarray, iterations: Sequence[int], truth: np.ndarray | None = None
-) -> Figure:
-    """Film strip of stage 2: one picture a row, iterations from left to right, the truth last.
-
-    Parameters
-    ----------
-    pictures : uint8 (n_pictures, n_shown, h, w, 3)
-    iterations : sequence of n_shown int
-        Iteration numbers, written above the columns.
-    truth : uint8 (n_pictures, h, w, 3), optional
-        The pictures seen.
-
-    Returns
-    -------
-    Figure
-    """
-    labels = [str(number) for number in iterations]
-    if labels:
-        labels[0] = f"iteration {labels[0]}"
-    if truth is not None:
-        pictures = np.concatenate([pictures, truth[:, None]], axis=1)
-        labels = [*labels, "seen"]
-    return _picture_bands([pictures], [], [labels], pictures.shape[1])
 
 
 def noising_steps(pictures: np.ndarray, labels: Sequence[str]) -> Figure:
@@ -452,50 +417,6 @@ def _octave_means(values: np.ndarray, per_octave: int = 3) -> tuple[np.ndarray, 
     spans = [span for span in zip(edges[:-1], edges[1:], strict=True) if span[0] < span[1]]
     ranks = np.array([np.sqrt(low * (high - 1)) for low, high in spans])
     return ranks, np.array([values[low - 1 : high - 1].mean() for low, high in spans])
-
-
-def loss_curves(trace: np.ndarray) -> Figure:
-    """Structure loss of stage 2 over its iterations, relative to where each picture started.
-
-    Parameters
-    ----------
-    trace : float (n_pictures, n_iterations)
-        Loss before each update. A picture whose first value is NaN or 0 is left out.
-
-    Returns
-    -------
-    Figure
-        Median over pictures, the middle half and the middle 90 %; every picture's own line if
-        there are at most twelve.
-    """
-    trace = np.atleast_2d(np.asarray(trace, dtype=float))
-    trace = trace[np.isfinite(trace[:, 0]) & (trace[:, 0] != 0)]
-    if trace.size == 0:
-        raise InputError("loss_curves needs at least one picture with a finite first loss.")
-    relative = np.ma.masked_invalid(trace / trace[:, :1])
-    steps = np.flatnonzero(relative.count(axis=0) > 0)
-    quantiles = np.nanpercentile(relative.filled(np.nan)[:, steps], [5, 25, 50, 75, 95], axis=0)
-    with style():
-        fig, axes = plt.subplots(figsize=(WIDTH, 3.2), layout="constrained")
-        if len(trace) > 2:
-            axes.fill_between(
-                steps, quantiles[0], quantiles[4], color=BLUE, alpha=0.13, linewidth=0,
-                label="middle 90 % of pictures",
-            )  # fmt: skip
-            axes.fill_between(
-                steps, quantiles[1], quantiles[3], color=BLUE, alpha=0.28, linewidth=0,
-                label="middle half",
-            )  # fmt: skip
-        if len(trace) <= 12:
-            axes.plot(relative.T, color=GREY, linewidth=0.7, alpha=0.8)
-        marker = "o" if len(steps) < 3 else None
-        axes.plot(steps, quantiles[2], color=BLUE, marker=marker, label="median")
-        axes.axhline(1, color="#555555", linewidth=0.8, linestyle="--")
-        axes.set_xlabel("iteration")
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.set_ylabel("structure loss ÷ its first value")
-        axes.legend()
-        return _finish(fig)
 
 
 def layer_contributions(

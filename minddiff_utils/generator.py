@@ -336,6 +336,38 @@ class Generator:
             z = self.scheduler.step(out, step, z, eta=0.0).prev_sample
         return z
 
+    def predict_clean(
+        self,
+        z: torch.Tensor,
+        c: torch.Tensor,
+        empty: torch.Tensor,
+        step: torch.Tensor,
+        guidance: float,
+    ) -> torch.Tensor:
+        """Return the clean latents that the UNet sees behind noisy ones, differentiably.
+
+        `empty` is the empty condition in the shape of `c`.
+        """
+        out = self._predict(z, c, empty, step, guidance)
+        return self.scheduler.step(out, step, z, eta=0.0).pred_original_sample
+
+    def noise_variance(self, step: torch.Tensor) -> float:
+        """Return (1 - a) / a of a step, the variance of the noise around the clean latent."""
+        a = float(self.scheduler.alphas_cumprod[step])
+        return (1 - a) / a
+
+    def step_to(self, z: torch.Tensor, z_0: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+        """Take the DDIM step from `z` to the next noise level, towards the clean latent `z_0`.
+
+        The number of steps is that of the last call of `timesteps`.
+        """
+        alphas = self.scheduler.alphas_cumprod
+        following = int(step) - len(alphas) // self.scheduler.num_inference_steps
+        a = float(alphas[step])
+        b = float(alphas[following] if following >= 0 else self.scheduler.final_alpha_cumprod)
+        eps = (z - a**0.5 * z_0) / (1 - a) ** 0.5
+        return b**0.5 * z_0 + (1 - b) ** 0.5 * eps
+
     def _predict(self, z, c, empty, step, guidance: float) -> torch.Tensor:
         """One guided UNet prediction; both halves of the guidance in one batch."""
         if guidance == 1:

@@ -5,15 +5,12 @@ differences and permutation tests all work on the same tidy table
 (`subject, method, stimulus_id, metric, value`).
 """
 
-import re
 from collections.abc import Callable, Mapping, Sequence
-from math import comb
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pandas as pd
-from scipy import stats
 from scipy.ndimage import gaussian_filter
 from skimage.color import rgb2gray
 from skimage.transform import resize
@@ -21,52 +18,54 @@ from skimage.transform import resize
 from minddiff_utils.files import InputError, require
 
 __all__ = [
+    "MAIN_METRICS",
     "METHODS",
     "METRICS",
-    "PAIRS",
-    "bootstrap_interval",
+    "check_rows",
     "cosine",
-    "difference_table",
-    "differences",
     "evaluate",
-    "identification_accuracy",
-    "identification_table",
     "in_order",
-    "markdown_table",
-    "pair_name",
-    "paired_difference",
+    "main_metrics",
     "pcc",
     "read_metrics",
     "read_reconstructions",
-    "similarity_matrix",
     "ssim",
-    "summary",
-    "summary_table",
+    "ssim_channels",
+    "unit_rows",
 ]
 
-# Names in the files -> names that people read, in the order of the paper's table.
+# Names in the files -> names that people read, in the order of the tables: the paper's rows, what
+# others do with the same parts, then controls from the best that can be had to none of the brain.
 METHODS = {
     "no_z": "no z",
     "no_c": "no c",
     "stage1": "no stage 2",
     "stage2": "full (MindDiffuser)",
+    "takagi": "Takagi & Nishimoto's way",
+    "neuraldiffuser": "NeuralDiffuser's schedule",
     "ceiling": "true features",
-    "shuffled": "shuffled responses",
+    "blur": "blurred truth",
+    "retrieval": "nearest training picture",
     "mean": "mean picture",
+    "mean_features": "mean features",
+    "shuffled": "shuffled responses",
+    "prior": "no brain at all",
 }
 METRICS = {
     "clip_judge": "CLIP (judge)",
     "clip_guide": "CLIP (guide)",
     "ssim": "SSIM",
     "pcc": "PCC",
+    "ssim_red": "SSIM, red",
+    "ssim_green": "SSIM, green",
+    "ssim_blue": "SSIM, blue",
 }
-# (method, baseline): what stage 2 adds, and what each half of the latent contributes.
-PAIRS = (("stage2", "stage1"), ("stage2", "no_z"), ("stage2", "no_c"))
+MAIN_METRICS = ("clip_judge", "clip_guide", "ssim", "pcc")  # those of the paper's table
+CHANNELS = ("red", "green", "blue")
 
 # Wang et al. 2004: constants of SSIM, and the 11-pixel window of a Gaussian cut at 3.5 sigma.
 SSIM_SIGMA, SSIM_TRUNCATE, SSIM_BORDER = 1.5, 3.5, 5
 SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2
-NBSP = "\u00a0"  # a narrow table breaks a line before an interval, not inside it
 BLOCK = 64  # pictures handled at once, so that 982 large pictures do not fill the memory
 
 
@@ -100,24 +99,63 @@ def ssim(a: np.ndarray, b: np.ndarray, size: int | None = None) -> np.ndarray:
     InputError
         If the arrays are not uint8 pictures of one shape, or too small for the window.
     """
+    _check_size(a, b, size)
+    blocks = [slice(start, start + BLOCK) for start in range(0, len(a), BLOCK)]
+    values = [_ssim_grey(_grey(a[block], size), _grey(b[block], size)) for block in blocks]
+    return np.concatenate(values) if values else np.zeros(0)
+
+
+def ssim_channels(a: np.ndarray, b: np.ndarray, size: int | None = None) -> np.ndarray:
+    """Structural similarity of the red, the green and the blue channel, each as a grey picture.
+
+    Two pictures of equal grey and other colours have an SSIM of 1 by the field's recipe; here
+    they have not. Window, constants and border as for `ssim`.
+
+    Parameters
+    ----------
+    a, b : uint8 (n, h, w, 3)
+    size : int, optional
+
+    Returns
+    -------
+    float64 (n, 3)
+        Between -1 and 1, in the order red, green, blue.
+
+    Raises
+    ------
+    InputError
+        As `ssim` does.
+    """
+    _check_size(a, b, size)
+    out = np.empty((len(a), 3))
+    for start in range(0, len(a), BLOCK):
+        block = slice(start, start + BLOCK)
+        x, y = _resized(a[block], size), _resized(b[block], size)
+        for channel in range(3):
+            out[block, channel] = _ssim_grey(x[..., channel], y[..., channel])
+    return out
+
+
+def _check_size(a: np.ndarray, b: np.ndarray, size: int | None) -> None:
     _check_pictures(a, b)
     if min(size or a.shape[1], size or a.shape[2]) <= 2 * SSIM_BORDER:
         raise InputError(
             f"SSIM needs pictures of at least {2 * SSIM_BORDER + 1} pixels a side, "
             f"not {a.shape[1]}×{a.shape[2]} (size={size}). Give a larger `size`."
         )
-    blocks = [slice(start, start + BLOCK) for start in range(0, len(a), BLOCK)]
-    values = [_ssim_grey(_grey(a[block], size), _grey(b[block], size)) for block in blocks]
-    return np.concatenate(values) if values else np.zeros(0)
 
 
 def _grey(pictures: np.ndarray, size: int | None) -> np.ndarray:
     """Grey pictures float64 (n, h, w) in [0, 1], resized if `size` is given."""
-    if size is not None and pictures.shape[1:3] != (size, size):
-        # Resize in colour, then grey: the order of the published code.
-        shrink = max(pictures.shape[1:3]) > size
-        pictures = np.stack([resize(p, (size, size), anti_aliasing=shrink) for p in pictures])
-    return rgb2gray(pictures)
+    return rgb2gray(_resized(pictures, size))  # in colour first: the order of the published code
+
+
+def _resized(pictures: np.ndarray, size: int | None) -> np.ndarray:
+    """Pictures float64 (n, h, w, 3) in [0, 1]."""
+    if size is None or pictures.shape[1:3] == (size, size):
+        return pictures / 255
+    shrink = max(pictures.shape[1:3]) > size
+    return np.stack([resize(p, (size, size), anti_aliasing=shrink) for p in pictures])
 
 
 def _ssim_grey(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -174,62 +212,19 @@ def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     float64 (n,)
         Between -1 and 1.
     """
-    _check_rows(a, b)
-    return np.einsum("nd,nd->n", _unit_rows(a), _unit_rows(b))
+    check_rows(a, b)
+    return np.einsum("nd,nd->n", unit_rows(a), unit_rows(b))
 
 
-def similarity_matrix(predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
-    """Cosine similarity of every predicted row (n, d) with every true row (n, d): float64 (n, n).
-
-    Row i is reconstruction i; its own picture is on the diagonal.
-    """
-    _check_rows(predicted, true)
-    return _unit_rows(predicted) @ _unit_rows(true).T
-
-
-def identification_accuracy(predicted: np.ndarray, true: np.ndarray, n_way: int = 2) -> np.ndarray:
-    """Probability that a reconstruction is matched with its own picture among `n_way` candidates.
-
-    The candidates are the picture that was seen and `n_way - 1` others drawn at random, without
-    repetition, from the other pictures; the one with the largest cosine wins. The expectation
-    over all draws is computed exactly, so there is no sampling noise. With `w` other pictures less
-    similar than the right one, `e` equally similar (a tie is drawn by lot) and `k = n_way - 1`,
-
-        P = [C(w + e + 1, k + 1) - C(w, k + 1)] / [(e + 1) C(n - 1, k)]
-
-    Parameters
-    ----------
-    predicted, true : float (n, d)
-        Embeddings of the reconstructions and of the pictures seen, in the same order.
-    n_way : int
-        Number of candidates, 2 to n. Chance is `1 / n_way`.
-
-    Returns
-    -------
-    float64 (n,)
-        Between 0 and 1 for every picture; NaN where its embedding is not finite.
-    """
-    similarity = similarity_matrix(predicted, true)
-    n, k = len(similarity), n_way - 1
-    if not 2 <= n_way <= n:
-        raise InputError(f"n_way is {n_way}: it must be between 2 and the {n} pictures there are.")
-    own = np.diag(similarity)[:, None]
-    less = (similarity < own).sum(axis=1)
-    equal = np.maximum((similarity == own).sum(axis=1) - 1, 0)  # NaN does not equal itself
-    values = [
-        (comb(w + e + 1, k + 1) - comb(w, k + 1)) / ((e + 1) * comb(n - 1, k))
-        for w, e in zip(less.tolist(), equal.tolist(), strict=True)
-    ]
-    return np.where(np.isfinite(own[:, 0]), values, np.nan)
-
-
-def _unit_rows(rows: np.ndarray) -> np.ndarray:
+def unit_rows(rows: np.ndarray) -> np.ndarray:
+    """Return rows of length 1, float64 (n, d); a row of zeros stays one."""
     rows = np.asarray(rows, dtype=np.float64)
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     return rows / np.where(norms == 0, 1, norms)
 
 
-def _check_rows(a: np.ndarray, b: np.ndarray) -> None:
+def check_rows(a: np.ndarray, b: np.ndarray) -> None:
+    """Refuse embeddings that are not two float (n, d) arrays of one shape."""
     if np.ndim(a) != 2 or np.shape(a) != np.shape(b):
         raise InputError(
             f"Embeddings must be two (n, d) arrays of one shape, not {np.shape(a)} and "
@@ -249,95 +244,6 @@ def _check_pictures(a: np.ndarray, b: np.ndarray) -> None:
             f"Pictures of shapes {a.shape} and {b.shape} cannot be compared pair by pair. "
             "Take the same stimuli in the same order and size."
         )
-
-
-# --- one number and its uncertainty --------------------------------------------------------
-
-
-def bootstrap_interval(
-    values: np.ndarray, level: float = 0.95, n_resamples: int = 9999, seed: int = 0
-) -> tuple[float, float]:
-    """Interval of the mean over pictures: bias-corrected and accelerated bootstrap.
-
-    Efron 1987, through `scipy.stats.bootstrap`. NaN values are left out.
-
-    Parameters
-    ----------
-    values : float (n,)
-        One value a picture.
-    level : float
-        Confidence level, between 0 and 1.
-    n_resamples : int
-        Bootstrap samples.
-    seed : int
-        Same seed, same interval.
-
-    Returns
-    -------
-    low, high : float
-        (NaN, NaN) for fewer than two values; both equal to the mean if all values are equal.
-    """
-    values = _finite(values)
-    if len(values) < 2:
-        return np.nan, np.nan
-    if np.ptp(values) == 0:  # BCa divides by the spread
-        return float(values[0]), float(values[0])
-    result = stats.bootstrap(
-        (values,),
-        np.mean,
-        confidence_level=level,
-        n_resamples=n_resamples,
-        method="BCa",
-        batch=1000,
-        rng=np.random.default_rng(seed),
-    )
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)
-
-
-def paired_difference(
-    a: np.ndarray, b: np.ndarray, n_resamples: int = 9999, seed: int = 0
-) -> dict[str, float]:
-    """Mean of `a - b` over pictures, its 95 % BCa interval and a sign-flip permutation p-value.
-
-    Under the null hypothesis that the two methods are exchangeable, each picture's difference is
-    as likely as its negative. All 2^n flips are tried if there are at most `n_resamples` of them,
-    else that many random ones.
-
-    Parameters
-    ----------
-    a, b : float (n,)
-        Values of two methods for the same pictures. Pairs with a NaN are left out.
-    n_resamples : int
-        Bootstrap samples, and sign flips.
-    seed : int
-        Same seed, same numbers.
-
-    Returns
-    -------
-    dict
-        `n` pairs, `mean`, `low`, `high`, and the two-sided `p` (NaN for fewer than two pairs).
-    """
-    if np.shape(a) != np.shape(b):
-        raise InputError(f"Paired values need one shape, not {np.shape(a)} and {np.shape(b)}.")
-    values = _finite(np.asarray(a, dtype=float) - np.asarray(b, dtype=float))
-    low, high = bootstrap_interval(values, n_resamples=n_resamples, seed=seed)
-    p = np.nan
-    if len(values) > 1:
-        p = stats.permutation_test(
-            (values,),
-            np.mean,
-            permutation_type="samples",
-            n_resamples=n_resamples,
-            batch=1000,
-            rng=np.random.default_rng(seed),
-        ).pvalue
-    mean = float(values.mean()) if len(values) else np.nan
-    return {"n": len(values), "mean": mean, "low": low, "high": high, "p": float(p)}
-
-
-def _finite(values: np.ndarray) -> np.ndarray:
-    values = np.asarray(values, dtype=float).ravel()
-    return values[~np.isnan(values)]
 
 
 # --- files ---------------------------------------------------------------------------------
@@ -468,211 +374,20 @@ def evaluate(
         values = {name: cosine(seen[name], function(pictures)) for name, function in embed.items()}
         values["ssim"] = ssim(truth, pictures, size)
         values["pcc"] = pcc(truth, pictures)
+        channels = ssim_channels(truth, pictures, size).T
+        values |= {f"ssim_{name}": v for name, v in zip(CHANNELS, channels, strict=True)}
         wide = pd.DataFrame({"method": method, "stimulus_id": stimulus_id, **values})
         parts.append(wide.melt(["method", "stimulus_id"], var_name="metric"))
     columns = ["method", "stimulus_id", "metric", "value"]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
 
 
+def main_metrics(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of a tidy table that belong to the paper's metrics."""
+    return frame[frame["metric"].isin(MAIN_METRICS)]
+
+
 def in_order(names: Sequence[str], known: Mapping[str, str]) -> list[str]:
     """Sort names as in `METHODS` or `METRICS`; unknown ones follow in the order they came."""
     names = list(dict.fromkeys(names))
     return [name for name in known if name in names] + [n for n in names if n not in known]
-
-
-def summary(frame: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """Mean over pictures with its 95 % BCa interval for each (subject,) method and metric.
-
-    Parameters
-    ----------
-    frame : DataFrame
-        Tidy values: `method, stimulus_id, metric, value`, and `subject` if there are several.
-    seed : int
-        Seed of the bootstrap.
-
-    Returns
-    -------
-    DataFrame
-        Tidy, with the columns (`subject`,) `method, metric, n, mean, low, high`.
-    """
-    keys = _keys(frame)
-    rows = []
-    for names, values in _groups(frame, keys):
-        values = _finite(values["value"])
-        low, high = bootstrap_interval(values, seed=seed)
-        mean = values.mean() if len(values) else np.nan
-        rows.append((*names, len(values), mean, low, high))
-    return pd.DataFrame(rows, columns=[*keys, "n", "mean", "low", "high"])
-
-
-def differences(
-    frame: pd.DataFrame, pairs: Sequence[tuple[str, str]] = PAIRS, seed: int = 0
-) -> pd.DataFrame:
-    """Paired differences between methods on the same pictures, for each (subject and) metric.
-
-    Parameters
-    ----------
-    frame : DataFrame
-        Tidy values as for `summary`.
-    pairs : sequence of (method, baseline)
-        Pairs with a method that the frame lacks are left out.
-    seed : int
-        Seed of bootstrap and permutations.
-
-    Returns
-    -------
-    DataFrame
-        Tidy, with (`subject`,) `method, baseline, metric, n, mean, low, high, p`.
-    """
-    keys = [key for key in _keys(frame) if key != "method"]
-    rows = []
-    for names, group in _groups(frame, keys):
-        wide = group.pivot(index="stimulus_id", columns="method", values="value")
-        for method, baseline in pairs:
-            if {method, baseline} <= set(wide.columns):
-                found = paired_difference(wide[method], wide[baseline], seed=seed)
-                rows.append(
-                    dict(zip(keys, names, strict=True), method=method, baseline=baseline) | found
-                )
-    columns = [*keys[:-1], "method", "baseline", "metric", "n", "mean", "low", "high", "p"]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def summary_table(frame: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """Write the paper's table: a method a row, a metric a column, `mean [low, high]` in each cell.
-
-    Parameters
-    ----------
-    frame : DataFrame
-        Tidy values as for `summary`.
-    seed : int
-        Seed of the bootstrap.
-
-    Returns
-    -------
-    DataFrame of str
-        Rows in the order of `METHODS`, the judge's CLIP first, `n` pictures last. With several
-        subjects the rows are (subject, method). `attrs["note"]` says what the intervals are over.
-    """
-    numbers = summary(frame, seed)
-    numbers["text"] = [_text(row) for row in numbers.itertuples()]
-    table = _wide(numbers, _keys(frame)[:-1])
-    table.attrs["note"] = (
-        f"Mean over the test pictures, with its 95{NBSP}% bootstrap interval (BCa) over pictures "
-        "in brackets; n is the number of pictures."
-    )
-    return table
-
-
-def difference_table(
-    frame: pd.DataFrame, pairs: Sequence[tuple[str, str]] = PAIRS, seed: int = 0
-) -> pd.DataFrame:
-    """Paired differences, `mean [low, high]` and p-value, one pair of methods a row.
-
-    Parameters and order of the columns as in `differences` and `summary_table`.
-    """
-    numbers = differences(frame, pairs, seed)
-    numbers["text"] = [f"{_text(row, '+')}, {_p_text(row.p)}" for row in numbers.itertuples()]
-    numbers["method"] = [
-        pair_name(m, b) for m, b in zip(numbers["method"], numbers["baseline"], strict=True)
-    ]
-    table = _wide(numbers, _keys(frame)[:-1])
-    table.attrs["note"] = (
-        f"Mean paired difference over the test pictures, with its 95{NBSP}% bootstrap interval "
-        "(BCa) over pictures in brackets and the two-sided p of a sign-flip permutation test, not "
-        "corrected for the number of comparisons; n is the number of pictures."
-    )
-    return table
-
-
-def identification_table(
-    embedded: Mapping[str, np.ndarray], true: np.ndarray, n_ways: Sequence[int], seed: int = 0
-) -> pd.DataFrame:
-    """Identification accuracy of every method, `mean [low, high]` in each cell.
-
-    Parameters
-    ----------
-    embedded : dict of float (n, d)
-        Method -> embeddings of its reconstructions.
-    true : float (n, d)
-        Embeddings of the pictures seen.
-    n_ways : sequence of int
-        Numbers of candidates, a column each; those above n are left out.
-    seed : int
-        Seed of the bootstrap.
-
-    Returns
-    -------
-    DataFrame of str
-        One row a method, in the order of `METHODS`.
-    """
-    n_ways = sorted({n for n in n_ways if n <= len(true)})
-    frame = pd.concat(
-        pd.DataFrame(
-            {
-                "method": method,
-                "metric": f"{n_way}-way (chance {1 / n_way:.3f})",
-                "value": identification_accuracy(rows, true, n_way),
-            }
-        )
-        for method, rows in embedded.items()
-        for n_way in n_ways
-    )
-    table = summary_table(frame, seed)
-    table.attrs["note"] += " Candidates are shared between pictures, so the intervals are a guide."
-    return table
-
-
-def pair_name(method: str, baseline: str) -> str:
-    """Return "full − no z" for the pair ("stage2", "no_z")."""
-    first, second = (METHODS.get(name, name).split(" (")[0] for name in (method, baseline))
-    return f"{first} − {second}"
-
-
-def markdown_table(table: pd.DataFrame) -> str:
-    """Return a table of `summary_table` or `difference_table` as Markdown, its note below."""
-    cells = table.reset_index()
-    lines = [list(cells.columns), ["---"] * len(cells.columns), *cells.astype(str).to_numpy()]
-    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return f"{text}\n\n{table.attrs.get('note', '')}\n"
-
-
-def _keys(frame: pd.DataFrame) -> list[str]:
-    several = "subject" in frame and frame["subject"].nunique() > 1
-    return [*(["subject"] if several else []), "method", "metric"]
-
-
-def _groups(frame: pd.DataFrame, keys: list[str]):
-    """Groups of a tidy frame, methods and metrics in the order of the paper's table."""
-    known = {"method": METHODS, "metric": METRICS, "subject": {}}
-    ranked = frame.assign(
-        **{
-            key: pd.Categorical(frame[key], in_order(frame[key], known[key]), ordered=True)
-            for key in keys
-        }
-    )
-    return ranked.groupby(keys, observed=True)
-
-
-def _wide(numbers: pd.DataFrame, index: list[str]) -> pd.DataFrame:
-    """Texts of a tidy table as rows of methods and columns of metrics, in the order they have."""
-    metrics = in_order(numbers["metric"], METRICS)
-    rows = []
-    for names, group in numbers.groupby(index, sort=False):
-        texts = dict(zip(group["metric"], group["text"], strict=True))
-        named = dict(zip(index, names, strict=True))
-        named["method"] = METHODS.get(named["method"], named["method"])
-        cells = {METRICS.get(m, m): texts.get(m, "–") for m in metrics}
-        counts = sorted({group["n"].min(), group["n"].max()})
-        rows.append({**named, **cells, "n": "–".join(str(n) for n in counts)})
-    columns = [*index, *[METRICS.get(m, m) for m in metrics], "n"]
-    return pd.DataFrame(rows, columns=columns).set_index(index)
-
-
-def _text(row, sign: str = "") -> str:
-    text = f"{row.mean:{sign}.3f} [{row.low:{sign}.3f},{NBSP}{row.high:{sign}.3f}]"
-    return re.sub(r"(?<!\d)0\.", ".", text)  # .765, as the paper's table has it
-
-
-def _p_text(p: float) -> str:
-    return f"p{NBSP}<{NBSP}0.001" if p < 0.001 else f"p{NBSP}={NBSP}{p:.3f}"

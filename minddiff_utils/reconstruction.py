@@ -2,9 +2,8 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import h5py
 import numpy as np
@@ -13,96 +12,40 @@ from tqdm import tqdm
 
 from minddiff_utils.files import InputError, atomic_path
 from minddiff_utils.generator import Generator, noise_like, to_pictures
+from minddiff_utils.guidance import Loss, guided_pass
+from minddiff_utils.settings import Settings
+from minddiff_utils.structure import (
+    Belief,
+    Evidence,
+    belief_from,
+    block_order,
+    evidence_loss,
+    structure_loss,
+)
 
 __all__ = [
-    "Evidence",
     "Settings",
     "Stage2",
     "ablate",
     "add_reconstructions",
-    "evidence_loss",
+    "algorithm_1",
+    "describe",
     "generate",
+    "picture_losses",
+    "read_failed",
     "read_pictures",
     "read_trace",
     "reconstruct",
     "stage1",
     "stage1_steps",
     "stage2",
-    "structure_loss",
-    "structure_weights",
+    "structure_losses",
 ]
 
-# Weights of the six blocks relative to one another in the authors' code.
-BLOCK_WEIGHTS = (1.5, 1.2, 1.0, 1.0, 1.0, 1.0)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How both stages run.
-
-    Parameters
-    ----------
-    n_steps : int
-        Steps of the whole denoising schedule.
-    strength : float
-        Share of the schedule that stage 1 noises and denoises, in (0, 1].
-    guidance : float
-        Weight of the text condition (classifier-free guidance).
-    iterations : int
-        Updates of stage 2; the picture after the last one is the result.
-    learning_rate, decay : float
-        Of Adam, and the factor on it after each iteration.
-    optimise : str
-        "zc", "z" or "c": what stage 2 changes.
-    recompute : bool
-        Compute each step again in the backward pass: slower, with the memory of one step.
-    adapt : str
-        What Adam divides a gradient by: "element", the running size of that very element, as in
-        the authors' code; "picture", that of the whole picture's `z` or `c`, which keeps the
-        direction of the gradient and leaves alone what the loss does not care about.
-    rate_c : float
-        Factor on the learning rate for `c`, whose values have another scale than those of `z`.
-    structure : str
-        What stage 2 fits: "components", what the responses say about each component of CLIP's
-        blocks (`evidence_loss`); "values", the decoded values themselves, as in the paper
-        (`structure_loss`).
-    """
-
-    n_steps: int = 9
-    strength: float = 0.56
-    guidance: float = 3.0
-    iterations: int = 10
-    learning_rate: float = 0.1
-    decay: float = 0.999
-    optimise: str = "zc"
-    recompute: bool = False
-    adapt: str = "picture"
-    rate_c: float = 0.1
-    structure: str = "components"
-
-    def __post_init__(self) -> None:
-        bounds = {
-            "n_steps": (1, 1000),
-            "strength": (1e-6, 1),
-            "guidance": (0, 100),
-            "iterations": (0, 100_000),
-            "learning_rate": (0, 10),
-            "decay": (0, 1),
-            "rate_c": (0, 1000),
-        }
-        for name, (low, high) in bounds.items():
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise InputError(f"{name}={value}: expected a value from {low:g} to {high:g}.")
-        choices = {
-            "optimise": ("zc", "z", "c"),
-            "adapt": ("element", "picture"),
-            "structure": ("components", "values"),
-        }
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                wanted = " or ".join(f'"{choice}"' for choice in known)
-                raise InputError(f"{name}={getattr(self, name)!r}: expected {wanted}.")
+# A picture whose loss ends this many times as high as it began has diverged.
+DIVERGED = 2.0
+# Of so many pictures, the first ones, every iterate is kept.
+FILMS = 6
 
 
 def generate(
@@ -146,117 +89,6 @@ def stage1(
     return generate(generator, z, c, noise, settings)
 
 
-def structure_weights(target: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Weight each block by the inverse length of its target, normalised to sum 1.
-
-    As in the authors' code, times [1.5, 1.2, 1, 1, 1, 1] for blocks 1 to 6.
-
-    Parameters
-    ----------
-    target : mapping of str to Tensor, shape (n, …)
-        Decoded structure; NaN where a value was not decoded.
-
-    Returns
-    -------
-    dict of str to Tensor, shape (n,)
-    """
-    names = _in_order(target)
-    inverse = [1 / torch.nan_to_num(target[name]).flatten(1).norm(dim=1) for name in names]
-    total = torch.stack(inverse).sum(0)
-    extra = [*BLOCK_WEIGHTS, *[1.0] * len(names)]
-    return {
-        name: factor * value / total
-        for name, value, factor in zip(names, inverse, extra, strict=False)
-    }
-
-
-def structure_loss(
-    found: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor]
-) -> torch.Tensor:
-    """Return the weighted squared error of every block, over the values that were decoded.
-
-    .. math:: L_i = w_i \\, \\frac{1}{|M_i|} \\sum_{m \\in M_i} (CLIP_i(Y)_m - Z_{i,m})^2
-
-    Parameters
-    ----------
-    found, target : mappings of str to Tensor, shape (n, …)
-        Of the generated picture and decoded from the brain; NaN in `target`: not decoded.
-
-    Returns
-    -------
-    Tensor, shape (n, n_blocks)
-        Their sum over blocks is the loss of a picture.
-    """
-    weights = structure_weights(target)
-    losses = []
-    for name, weight in weights.items():
-        decoded = torch.isfinite(target[name])
-        error = torch.where(decoded, found[name] - torch.nan_to_num(target[name]), 0.0)
-        n = decoded.flatten(1).sum(1).clamp(min=1)
-        losses.append(weight * error.square().flatten(1).sum(1) / n)
-    return torch.stack(losses, dim=1)
-
-
-class Evidence(NamedTuple):
-    """What the responses say about one block of some pictures; see `components.evidence`.
-
-    Parameters
-    ----------
-    value : Tensor, shape (n, n_components)
-    projection : Tensor, shape (n_splits, n_values, n_components)
-    split : Tensor of int64, shape (n,)
-        The split each picture is a test picture of.
-    """
-
-    value: torch.Tensor
-    projection: torch.Tensor
-    split: torch.Tensor
-
-
-def evidence_loss(
-    found: Mapping[str, torch.Tensor], target: Mapping[str, Evidence]
-) -> torch.Tensor:
-    """Return how far each block is from what the responses say, in units of their uncertainty.
-
-    .. math:: L_i = w_i \\, \\frac{1}{K_i} \\sum_{k=1}^{K_i}
-              \\frac{(u_{ik}^T (CLIP_i(Y) - m_i) - \\hat s_{ik} / R^2_{ik})^2}
-              {\\lambda_{ik} (1 - R^2_{ik}) / R^2_{ik}}
-
-    with the authors' weights 1.5, 1.2, 1, 1, 1, 1, here normalised to sum 1: the sum over blocks
-    is about one for the picture that was seen.
-
-    Parameters
-    ----------
-    found : mapping of str to Tensor, shape (n, tokens, width)
-    target : mapping of str to Evidence
-
-    Returns
-    -------
-    Tensor, shape (n, n_blocks)
-    """
-    names = _in_order(target)
-    losses = []
-    for name, weight in zip(names, _block_weights(len(names)), strict=True):
-        value, projection, split = target[name]
-        structure = found[name].flatten(1).to(value.dtype)
-        loss = structure.new_zeros(len(structure))
-        for number in split.unique():
-            rows = torch.nonzero(split == number).flatten()
-            error = structure[rows] @ projection[number] - value[rows]
-            loss = loss.index_put((rows,), error.square().sum(1))
-        losses.append(weight * loss)
-    return torch.stack(losses, dim=1)
-
-
-def _in_order(names: Mapping[str, object]) -> list[str]:
-    return sorted(names, key=lambda name: int(name.removeprefix("block_")))
-
-
-def _block_weights(n: int) -> list[float]:
-    weights = [*BLOCK_WEIGHTS, *[1.0] * n][:n]
-    return [weight / sum(weights) for weight in weights]
-
-
 @dataclass
 class Stage2:
     """What stage 2 leaves: the last picture, and how it got there.
@@ -264,19 +96,24 @@ class Stage2:
     Parameters
     ----------
     pictures : Tensor, shape (n, 3, H, W)
-    losses : Tensor, shape (n, iterations + 1, n_blocks)
-        Structure loss of each block at each iterate, from the first picture to the last.
+    losses : Tensor, shape (n, n_iterates, n_blocks)
+        Structure loss of each block at each iterate; the last is that of the result.
     z, c : Tensor
-        As adjusted.
-    iterates : list of Tensor
-        The picture at every iterate.
+        As adjusted; of a picture that failed not always finite.
+    iterates : list of n_iterates Tensor
+        Paper's solver: the picture of every iteration, the first that of stage 1. Fast solver:
+        the picture predicted at every guided step, and the result.
+    failed : bool Tensor, shape (n,)
+        Pictures whose loss or gradient was not finite or whose loss doubled: for these the iterate
+        of least loss stands in the place of the last.
     """
 
     pictures: torch.Tensor
     losses: torch.Tensor
     z: torch.Tensor
     c: torch.Tensor
-    iterates: list[torch.Tensor] = field(default_factory=list)
+    iterates: list[torch.Tensor]
+    failed: torch.Tensor
 
 
 def stage2(
@@ -286,8 +123,9 @@ def stage2(
     target: Mapping[str, torch.Tensor] | Mapping[str, Evidence],
     noise: torch.Tensor,
     settings: Settings,
+    belief: Belief | None = None,
 ) -> Stage2:
-    """Adjust `z` and `c` until the picture's structure matches the decoded one: Algorithm 1.
+    """Correct the picture until its structure matches the decoded one.
 
     Parameters
     ----------
@@ -301,76 +139,90 @@ def stage2(
         `settings.structure` is "values" its decoded values; NaN: not decoded.
     noise : Tensor, shape of `z`
     settings : Settings
+        Its `solver` is "fast" (`guidance.guided_pass`) or "paper" (`algorithm_1`).
+    belief : Belief, optional
+        What the responses say about `z`, for the fast solver.
 
     Returns
     -------
     Stage2
         Every picture's result depends on its own row alone.
     """
+
+    def loss_of(pictures: torch.Tensor) -> torch.Tensor:
+        return structure_losses(generator, pictures, target, settings)
+
+    if settings.solver == "paper":
+        return algorithm_1(generator, z, c, loss_of, noise, settings)
+    z_0, iterates, losses = guided_pass(generator, z, c, loss_of, belief, noise, settings)
+    with torch.no_grad():
+        iterates.append(generator.decode(z_0))
+        losses.append(loss_of(iterates[-1]))
+    return _finished(z_0, c, iterates, losses)
+
+
+def algorithm_1(
+    generator: Generator,
+    z: torch.Tensor,
+    c: torch.Tensor,
+    loss_of: Loss,
+    noise: torch.Tensor,
+    settings: Settings,
+) -> Stage2:
+    """Adjust `z` and `c` by backpropagation through the whole generation: Algorithm 1.
+
+    Parameters
+    ----------
+    generator : Generator
+    z, c : Tensor
+        As decoded.
+    loss_of : callable
+        Turns pictures (n, 3, H, W) into the structure loss of each block, (n, n_blocks).
+    noise : Tensor, shape of `z`
+    settings : Settings
+        `iterations`, `learning_rate`, `decay`, `optimise` and `recompute` count here.
+
+    Returns
+    -------
+    Stage2
+    """
     z, c = z.detach().clone(), c.detach().clone()
-    adam = _optimiser(z, c, settings)
+    learned = [{"z": z, "c": c}[name].requires_grad_(True) for name in settings.optimise]
+    adam = torch.optim.Adam(learned, lr=settings.learning_rate)
     schedule = torch.optim.lr_scheduler.ExponentialLR(adam, settings.decay)
-    blocks = [int(name.removeprefix("block_")) for name in target]
-    loss_of = evidence_loss if settings.structure == "components" else structure_loss
     losses, iterates = [], []
     for iteration in range(settings.iterations + 1):
         last = iteration == settings.iterations
         with torch.set_grad_enabled(not last):
             pictures = generate(generator, z, c, noise, settings)
-            loss = loss_of(generator.structure(pictures, blocks), target)
+            loss = loss_of(pictures)
         losses.append(loss.detach())
-        iterates.append(pictures.detach())
+        iterates.append(pictures.detach().cpu())
         if not last:
             adam.zero_grad()
             loss.sum().backward()
             adam.step()
             schedule.step()
-    return Stage2(iterates[-1], torch.stack(losses, 1), z.detach(), c.detach(), iterates)
+    return _finished(z.detach(), c.detach(), iterates, losses)
 
 
-def _optimiser(z: torch.Tensor, c: torch.Tensor, settings: Settings) -> torch.optim.Optimizer:
-    """Make what is to change learnable, each with its own rate."""
-    rates = {"z": (z, settings.learning_rate), "c": (c, settings.learning_rate * settings.rate_c)}
-    groups = [
-        {"params": [value.requires_grad_(True)], "lr": rate}
-        for name, (value, rate) in rates.items()
-        if name in settings.optimise
-    ]
-    kind = torch.optim.Adam if settings.adapt == "element" else PictureAdam
-    return kind(groups, lr=settings.learning_rate)
-
-
-class PictureAdam(torch.optim.Optimizer):
-    """Adam whose second moment is the mean over all elements of a picture's tensor.
-
-    Parameters
-    ----------
-    params : iterable of Tensor, shape (n, …)
-        One row a picture; no row touches another.
-    lr : float
-        Root mean square of the first step.
-    betas : tuple of two float
-        Decay of the first and the second moment (Kingma & Ba, 1412.6980).
-    """
-
-    def __init__(self, params, lr: float, betas: tuple[float, float] = (0.9, 0.999)):
-        super().__init__(params, {"lr": lr, "betas": betas})
-
-    @torch.no_grad()
-    def step(self, closure=None) -> None:
-        """Move every parameter once down its gradient."""
-        for group in self.param_groups:
-            first, second = group["betas"]
-            for value in group["params"]:
-                state = self.state[value]
-                mean, square, n = (state.get(key, 0.0) for key in ("mean", "square", "n"))
-                state["n"] = n = n + 1
-                power = value.grad.square().flatten(1).mean(1)
-                state["mean"] = mean = first * mean + (1 - first) * value.grad
-                state["square"] = square = second * square + (1 - second) * power
-                size = (square / (1 - second**n)).sqrt().clamp(min=1e-20)
-                size = size.view(-1, *[1] * (value.ndim - 1))
-                value -= group["lr"] * mean / (1 - first**n) / size
+def _finished(
+    z: torch.Tensor,
+    c: torch.Tensor,
+    iterates: list[torch.Tensor],
+    losses: list[torch.Tensor],
+) -> Stage2:
+    """Give a picture that went astray the iterate of least loss; the others their last."""
+    course = torch.stack(losses, dim=1).cpu()
+    iterates = [pictures.cpu() for pictures in iterates]
+    total = course.sum(2)
+    finite = torch.isfinite(total)
+    failed = ~finite.all(1) | (total[:, -1] > DIVERGED * total[:, 0])
+    best = torch.where(finite, total, torch.inf).argmin(1)
+    pictures = iterates[-1].clone()
+    for row in torch.nonzero(failed).flatten().tolist():
+        pictures[row] = torch.nan_to_num(iterates[best[row]][row])
+    return Stage2(pictures, course, z, c, iterates, failed)
 
 
 # ------------------------------------------------------------------------------ a whole recording
@@ -384,7 +236,7 @@ def reconstruct(
     *,
     seed: int = 0,
     batch: int = 8,
-    n_films: int = 6,
+    n_films: int = FILMS,
     label: str = "stage 2",
 ) -> Path:
     """Run stage 2 on all decoded stimuli, a batch at a time; go on where a run stopped.
@@ -404,22 +256,21 @@ def reconstruct(
     batch : int
         Pictures at a time; the result does not depend on it beyond rounding.
     n_films : int
-        The first so many pictures are kept at every iterate.
+        Of the first so many pictures every iterate is kept.
     label : str
         Name of the progress bar.
 
     Returns
     -------
     Path
-        `stimulus_id` (n,), `pictures` uint8 (n, H, W, 3), `losses` (n, iterations + 1, blocks),
-        `films` uint8 (n_films, iterations + 1, H, W, 3).
+        `stimulus_id` (n,), `pictures` uint8 (n, H, W, 3), `losses` (n, n_iterates, blocks),
+        `films` uint8 (n_films, n_iterates, H, W, 3), `failed` bool (n,); see `Stage2`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     ids = np.asarray(decoded["stimulus_id"])
-    about = {"seed": seed, "films": n_films, "inputs": _fingerprint(decoded)}
-    record = json.dumps({**asdict(settings), **about, "models": generator.fingerprint()})
+    record = describe(generator, decoded, settings, seed, n_films)
     if _done(path, record) == len(ids):
         return path
     done = _done(partial, record)
@@ -436,18 +287,97 @@ def reconstruct(
     return path
 
 
+def describe(
+    generator: Generator,
+    decoded: Mapping[str, np.ndarray],
+    settings: Settings,
+    seed: int = 0,
+    n_films: int = FILMS,
+) -> str:
+    """Return what the result of `reconstruct` follows from; its file carries it as `record`."""
+    # Sums over the same numbers differ in the last digits between processors.
+    inputs, models = (
+        [float(f"{value:.8g}") for value in values]
+        for values in (_fingerprint(decoded), generator.fingerprint())
+    )
+    about = {"seed": seed, "films": n_films, "inputs": inputs, "models": models}
+    return json.dumps({**asdict(settings), **about})
+
+
 def _run(generator: Generator, decoded, rows: slice, settings: Settings, seed: int) -> Stage2:
     target = _target(generator, decoded, rows, settings)
     z, c = (_tensor(generator, decoded[name][rows]) for name in ("z", "c"))
     noise = noise_like(z, seed, decoded["stimulus_id"][rows])
-    return stage2(generator, z, c, target, noise, settings)
+    belief = _belief(generator, decoded, rows, settings)
+    return stage2(generator, z, c, target, noise, settings, belief)
+
+
+@torch.no_grad()
+def picture_losses(
+    generator: Generator,
+    decoded: Mapping[str, np.ndarray],
+    pictures: np.ndarray,
+    settings: Settings,
+    batch: int = 8,
+) -> np.ndarray:
+    """Return the structure loss of pictures that something else made.
+
+    Parameters
+    ----------
+    generator : Generator
+    decoded : mapping of str to array
+        As for `reconstruct`.
+    pictures : uint8 array, shape (n, H, W, 3)
+    settings : Settings
+    batch : int
+
+    Returns
+    -------
+    float32 array, shape (n, n_blocks)
+    """
+    found = []
+    for start in range(0, len(pictures), batch):
+        rows = slice(start, start + batch)
+        target = _target(generator, decoded, rows, settings)
+        rgb = generator.prepare(pictures[rows])
+        found.append(structure_losses(generator, rgb, target, settings))
+    return torch.cat(found).float().cpu().numpy()
+
+
+def structure_losses(
+    generator: Generator,
+    rgb: torch.Tensor,
+    target: Mapping[str, torch.Tensor] | Mapping[str, Evidence],
+    settings: Settings,
+) -> torch.Tensor:
+    """Return the loss of each block, (n, n_blocks), that stage 2 makes small; differentiable."""
+    blocks = [int(name.removeprefix("block_")) for name in block_order(target)]
+    loss = evidence_loss if settings.structure == "components" else structure_loss
+    return loss(generator.structure(rgb, blocks), target)
+
+
+def _belief(
+    generator: Generator, decoded: Mapping[str, np.ndarray], rows: slice, settings: Settings
+) -> Belief | None:
+    """Return what the responses say about `z`, where the settings make use of it."""
+    if settings.solver != "fast" or settings.pull == 0:
+        return None
+    if "evidence_z" not in decoded:
+        raise InputError(
+            "The decoded features have no evidence_z, which solver='fast' needs: run 02_decoding "
+            "again, or set pull=0 to do without."
+        )
+    values = [_tensor(generator, decoded[f"{name}_z"]) for name in ("projection", "variance")]
+    evidence = _tensor(generator, decoded["evidence_z"][rows])
+    split = torch.from_numpy(np.asarray(decoded["split"][rows], np.int64)).to(generator.device)
+    return belief_from(Evidence(evidence, values[0], split), values[1])
 
 
 def _target(
     generator: Generator, decoded: Mapping[str, np.ndarray], rows: slice, settings: Settings
 ) -> dict[str, torch.Tensor] | dict[str, Evidence]:
     """Return what stage 2 is to fit of some pictures."""
-    blocks = _in_order([name for name in decoded if name.startswith("block_")])
+    blocks = block_order([name for name in decoded if name.startswith("block_")])
     if settings.structure == "values":
         return {name: _tensor(generator, decoded[name][rows]) for name in blocks}
     numbers = [name.removeprefix("block_") for name in blocks]
@@ -501,7 +431,9 @@ def _store(file: h5py.File, ids: np.ndarray, rows: slice, result: Stage2, n_film
         file.create_dataset("pictures", (n, *pictures.shape[1:]), np.uint8)
         file.create_dataset("losses", (n, *losses.shape[1:]), np.float32)
         file.create_dataset("films", (n_films, *films.shape[1:]), np.uint8)
+        file.create_dataset("failed", (n,), bool)
     file["pictures"][rows], file["losses"][rows] = pictures, losses
+    file["failed"][rows] = result.failed.cpu().numpy()
     kept = max(0, min(rows.stop, len(file["films"])) - rows.start)
     if kept:
         file["films"][rows.start : rows.start + kept] = films[:kept]
@@ -518,12 +450,18 @@ def read_trace(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
     Returns
     -------
-    losses : float32 array, shape (n, iterations + 1, n_blocks)
-    films : uint8 array, shape (n_films, iterations + 1, H, W, 3)
+    losses : float32 array, shape (n, n_iterates, n_blocks)
+    films : uint8 array, shape (n_films, n_iterates, H, W, 3)
     pictures : uint8 array, shape (n, H, W, 3)
     """
     with h5py.File(path, "r") as file:
         return file["losses"][:], file["films"][:], file["pictures"][:]
+
+
+def read_failed(path: str | Path) -> np.ndarray:
+    """Return which pictures went astray and fell back, bool (n,); see `Stage2`."""
+    with h5py.File(path, "r") as file:
+        return file["failed"][:]
 
 
 def ablate(
@@ -537,7 +475,8 @@ def ablate(
     decoded : mapping of str to array
     settings : Settings
     part : {"z", "c"}
-        Without `z` the picture begins from pure noise, and passes as many steps as before.
+        Without `z` the picture begins from pure noise and passes as many steps as before, and
+        nothing pulls at its latent.
         Without `c` the condition is that of an empty caption.
 
     Returns
@@ -551,7 +490,7 @@ def ablate(
     if part != "z":
         raise InputError(f'part={part!r}: expected "z" or "c".')
     steps = len(generator.timesteps(settings.n_steps, settings.strength))
-    whole = replace(settings, n_steps=steps, strength=1.0)
+    whole = replace(settings, n_steps=steps, strength=1.0, pull=0.0)
     return {**decoded, "z": np.zeros_like(decoded["z"])}, whole
 
 

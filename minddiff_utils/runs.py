@@ -33,9 +33,11 @@ __all__ = [
 
 PACKAGE = Path(__file__).parent
 # Modules that draw and build pages: a change there redoes the page, not the computation.
-DISPLAY = frozenset({"figures", "figures_data", "book", "runs", "cli", "execution"})
+DISPLAY = frozenset(
+    {"figures", "figures_data", "figures_evaluation", "book", "runs", "cli", "execution"}
+)
 # Keys of a parameter file that are for the book, not for the notebooks.
-BOOK_KEYS = frozenset({"title", "about", "pages", "subjects", "phantom", "parameters"})
+BOOK_KEYS = frozenset({"title", "about", "pages", "subjects", "phantom", "parameters", "shards"})
 HASHED_WHOLE = 256 * 2**20  # bytes; files that are more than this count by size and date
 
 
@@ -55,7 +57,11 @@ class Sheet:
 
 @dataclass(frozen=True)
 class Plan:
-    """One run: which notebooks, for whom, with which parameters, written where."""
+    """One run: which notebooks, for whom, with which parameters, written where.
+
+    `shards` is the number of parts that stage 2 of each subject is computed in; no result depends
+    on it.
+    """
 
     name: str
     title: str
@@ -66,6 +72,7 @@ class Plan:
     parameters: Mapping[str, Any]
     notebooks: Path
     sheets: tuple[Sheet, ...] = field(default=())
+    shards: int = 1
 
     def path(self, parameter: str) -> Path:
         """A path parameter, which is relative to the folder of the notebooks, made absolute."""
@@ -159,8 +166,8 @@ def load_plan(
     Parameters
     ----------
     path : str or Path
-        A YAML file: `title`, `about`, `pages`, `subjects`, `phantom` for the book, every other key
-        a parameter of at least one notebook. Paths in it are relative to `notebooks`.
+        A YAML file: `title`, `about`, `pages`, `subjects`, `phantom`, `shards` for the book, every
+        other key a parameter of at least one notebook. Paths in it are relative to `notebooks`.
     notebooks : str or Path
         Folder of the notebooks `NN_name.ipynb`.
     changes : mapping, optional
@@ -181,6 +188,9 @@ def load_plan(
         raise InputError(f"{path}: `subjects` is {subjects!r}; expected a list of different names.")
     for subject in subjects:
         _check_name(path, subject)
+    shards = values.get("shards", 1)
+    if type(shards) is not int or shards < 1:
+        raise InputError(f"{path}: `shards` is {shards!r}; expected a whole number from 1.")
     parameters = {key: value for key, value in values.items() if key not in BOOK_KEYS}
     if "run_dir" not in parameters:
         raise InputError(f"{path}: `run_dir` is missing; for example ../runs/{path.stem}.")
@@ -195,6 +205,7 @@ def load_plan(
         parameters=parameters,
         notebooks=notebooks,
         sheets=sheets,
+        shards=shards,
     )
 
 

@@ -21,8 +21,10 @@ from minddiff_utils.decoding import decode_subject, read_decoded
 from minddiff_utils.features import write_features
 from minddiff_utils.files import InputError
 from minddiff_utils.generator import Generator, load_clip, load_generator
-from minddiff_utils.metrics import evaluate, paired_difference
-from minddiff_utils.reconstruction import Settings, read_trace, reconstruct
+from minddiff_utils.metrics import evaluate
+from minddiff_utils.reconstruction import read_trace, reconstruct
+from minddiff_utils.settings import Settings
+from minddiff_utils.uncertainty import paired_difference
 
 __all__ = ["compare_settings", "tuning_subject"]
 
@@ -159,10 +161,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--vary", action="append", default=[], help="name=value,value")
     options = parser.parse_args(arguments)
     variants = _variants(options.vary)
-    person = load_subject(options.dataset, options.data, options.subject)
+    out = options.work / options.subject
+    person = load_subject(options.dataset, options.data, options.subject, cache=out)
     person = tuning_subject(person, options.pictures)
     generator = load_generator(options.models, options.device)
-    out = options.work / options.subject
     write_features(out / "features.h5", person, generator)
     names = {f"clip_{role}": clip_name(options.models, role) for role in ("judge", "guide")}
     embed = {metric: load_clip(name, options.device).embed for metric, name in names.items()}

@@ -71,10 +71,13 @@ def make_project(folder: Path) -> Path:
     write_params(folder)
     pages = folder / "book"
     (pages / "static").mkdir(parents=True)
-    (pages / "static" / "book.css").write_text("")
+    for name in ("book.css", "book.js"):
+        (pages / "static" / name).write_text("")
     (pages / "static" / "logo.svg").write_text((ROOT / "book" / "static" / "logo.svg").read_text())
     (pages / "index.md").write_text("# Book\n\n```{include} generated/results.md\n```\n")
     (pages / "method.md").write_text("# Method\n\nSaid by {cite}`someone2020`.\n")
+    (pages / "cost.md").write_text("# Cost\n\n```{include} generated/costs.md\n```\n")
+    (pages / "glossary.md").write_text("# Glossary\n\n```{glossary}\nvoxel\n  A box.\n```\n")
     (pages / "references.md").write_text("# References\n\n```{bibliography}\n```\n")
     (pages / "references.bib").write_text(
         "@article{someone2020, author={One, Some}, title={It}, journal={J}, year={2020}}\n"

@@ -295,19 +295,19 @@ def job_of(tmp_path, name):
 
 def test_a_new_computation_forgets_and_a_stopped_one_goes_on(tmp_path):
     job = job_of(tmp_path, "02_decoding")
-    execution._begin(job)
+    execution.begin(job)
     features = tmp_path / "s" / "features.h5.partial"
     features.write_text("half")
     (tmp_path / "s" / "decoders").mkdir()
-    execution._begin(job)
+    execution.begin(job)
     assert features.exists()
-    execution._begin(runs.Job(**{**vars(job), "data": "B"}))
+    execution.begin(runs.Job(**{**vars(job), "data": "B"}))
     assert not features.exists() and not (tmp_path / "s" / "decoders").exists()
 
 
 def test_stage_2_forgets_its_own_pictures_and_leaves_those_of_stage_1(tmp_path):
     job = job_of(tmp_path, "04_stage2")
-    execution._begin(job)
+    execution.begin(job)
     pictures = tmp_path / "s" / "reconstructions.h5"
     for names in (("truth", "stage1", "stage2", "no_z"), ("truth", "stage1")):
         with h5py.File(pictures, "w") as file:
@@ -366,7 +366,7 @@ def test_contents_have_a_part_a_subject(plan):
         "Subject subj01",
         "Subject subj02",
         "Subjects compared",
-        "Sources",
+        "Reference",
     ]
     assert toc["parts"][1]["chapters"][1] == {"file": "subj01/02_second", "title": "Second"}
 

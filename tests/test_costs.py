@@ -2,10 +2,12 @@
 
 import re
 
+import numpy as np
 import pytest
 from dummy_project import ROOT
 
 from minddiff_utils import costs
+from minddiff_utils.decoders import fit_decoder, save_decoder
 
 PAGE = (ROOT / "book" / "run_nsd.md").read_text("utf-8")
 MADE = costs.Counts(1e12, 2e12, {"all": 10**9}, unet_saved=2 * 10**9, decoder_saved=3 * 10**9)
@@ -25,13 +27,33 @@ def test_sizes_of_files():
 
 def test_times_and_memory_follow_from_the_counts():
     table = costs.time_table(MADE)
-    row = table.loc["this book's: 6 steps, 10 iterations"]
-    operations = 480e12 + 30 * 2e12
+    row = table.loc["this book's: 14 steps, 2 looks each"]
+    operations = 14 * 2 * (2 * 3 + 1) * 1e12 + (14 * 2 * 3 + 1) * 2e12
     assert row["80 GB (A100): s"] == pytest.approx(operations / (0.4 * 312e12))
     assert row["80 GB (A100): h"] == pytest.approx(982 * row["80 GB (A100): s"] / 3600)
     loop = costs.Loop(6, 10)
-    assert costs.memory(MADE, loop, 2, recompute=True) == 2e9 + 2 * 3e9
-    assert costs.memory(MADE, loop, 2, recompute=False) == 2e9 + 2 * (6 * 2e9 + 3e9)
+    held = 2e9 + (6 * 38_400 + 16_384) * 128 * 4  # the weights, the projections
+    assert costs.memory(MADE, costs.Pass(14, 2), 2, recompute=False) == held + 2 * (2e9 + 3e9)
+    assert costs.memory(MADE, loop, 2, recompute=True) == held + 2 * 3e9
+    assert costs.memory(MADE, loop, 2, recompute=False) == held + 2 * (6 * 2e9 + 3e9)
+
+
+def test_decoder_takes_what_its_file_takes(tmp_path):
+    rng = np.random.default_rng(0)
+    x, y = (rng.normal(size=(200, n)).astype(np.float32) for n in (300, 500))
+    path = save_decoder(fit_decoder(x, y, n_folds=2), tmp_path / "d.safetensors")
+    size = costs.decoder_bytes(200, 300, 500)
+    assert size == pytest.approx(path.stat().st_size, rel=0.03)
+
+
+def test_page_has_the_sizes_of_the_results():
+    results = costs.result_bytes()
+    for name, size in results.items():
+        first = re.split(r"[.,]", name)[0]
+        (line,) = re.findall(rf"^\| `{first}[./].*$", PAGE, flags=re.MULTILINE)
+        assert line.endswith(f"| {size / 1e9:.1f} GB |")
+    assert f"up to {sum(results.values()) / 1e9:.0f} GB" in PAGE
+    assert f"take {costs.projection_bytes() / 1e9:.2f} GB" in PAGE
 
 
 def test_page_has_the_sizes_of_every_subject():
@@ -61,7 +83,7 @@ def test_page_has_what_the_command_counts():
         ]
     for recompute in (True, False):
         for loop in costs.LOOPS.values():
-            for batch in (1, 4):
+            for batch in (1, 2, 4) if isinstance(loop, costs.Pass) else (1, 4):
                 size = costs.memory(counts, loop, batch, recompute) / 1e9
                 assert f"{size:.0f} GB" in PAGE, (loop, batch, recompute)
     assert f"{costs.feature_bytes() / 1e3:.0f} kB" in PAGE

@@ -416,8 +416,8 @@ def test_decoded_file_holds_every_family_and_marks_what_was_not_kept(world, tmp_
     blocks = [name for name in SHAPES if name.startswith("block_")]
     evidence = {
         f"{part}_{name[-1]}"
-        for name in blocks
-        for part in ("evidence", "projection", "reliability")
+        for name in ["z", *blocks]
+        for part in ("evidence", "projection", "reliability", "variance")
     }
     assert set(found) == {*SHAPES, *evidence, "stimulus_id", "split"}
     np.testing.assert_array_equal(found["stimulus_id"], ids[:30])

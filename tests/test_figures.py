@@ -82,10 +82,7 @@ def test_picture_grid_names_rows_that_do_not_fit(rng):
         figures.picture_grid({})
 
 
-def test_iterates_and_noising_steps(rng):
-    fig = figures.iterates(pictures(rng, 3, 4), [0, 5, 10, 20], pictures(rng, 3))
-    above = [label.get_text() for label in fig.axes[0].get_xticklabels()]
-    assert above == ["iteration 0", "5", "10", "20", "seen"]
+def test_noising_steps(rng):
     fig = figures.noising_steps(pictures(rng, 1, 3), ["decoded z", "noised", "denoised"])
     assert len(fig.axes[0].get_xticklabels()) == 3
 
@@ -153,20 +150,6 @@ def test_missing_columns_are_named(rng):
 # --- stage 2 ---
 
 
-@pytest.mark.parametrize("shape", [(64, 30), (10, 5), (1, 3), (2, 1)])
-def test_loss_curves_are_relative_to_the_start(rng, shape):
-    trace = np.sort(rng.uniform(1, 9, shape), axis=1)[:, ::-1].copy()
-    if shape[0] > 2:
-        trace[0, 2:] = np.nan  # stopped early
-        trace[1] = np.nan  # never started
-    fig = figures.loss_curves(trace)
-    median = next(line for line in fig.axes[0].lines if line.get_label() == "median")
-    assert median.get_ydata()[0] == pytest.approx(1)
-    assert fig.axes[0].get_xlabel() == "iteration"
-    relative = (trace / trace[:, :1])[np.isfinite(trace[:, 0])]
-    np.testing.assert_allclose(median.get_ydata(), np.nanmedian(relative, axis=0))
-
-
 def test_component_reliability_counts_what_is_used_and_averages_far_ranks():
     reliability = {"block_1": np.array([0.9, 0.5, 0.1, -0.2, np.nan]), "block_2": np.full(100, 0.3)}
     fig = figures.component_reliability(reliability, 0.02, 0.8)
@@ -177,11 +160,6 @@ def test_component_reliability_counts_what_is_used_and_averages_far_ranks():
     np.testing.assert_allclose(fig.axes[0].get_lines()[1].get_ydata(), 0.3)
     with pytest.raises(InputError, match="at least one block"):
         figures.component_reliability({}, 0.02, 0.8)
-
-
-def test_loss_curves_need_a_finite_start():
-    with pytest.raises(InputError, match="finite first loss"):
-        figures.loss_curves(np.full((3, 4), np.nan))
 
 
 def test_layer_contributions(rng):

@@ -3,6 +3,8 @@
 import ast
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -16,7 +18,8 @@ import papermill
 import pytest
 from papermill.exceptions import PapermillExecutionError
 
-from minddiff_utils import runs
+from minddiff_utils import execution, runs, shards
+from minddiff_utils.controls import CONTROLS
 from minddiff_utils.phantom.tree import write_tree
 
 ROOT = Path(runs.__file__).resolve().parent.parent
@@ -25,7 +28,7 @@ SHEETS = runs.find_sheets(NOTEBOOKS)
 CHAPTERS = [sheet for sheet in SHEETS if not sheet.group]
 PARAMS = sorted((NOTEBOOKS / "params").glob("*.yaml"))
 TREE = {"n_train": 60, "n_test": 4, "repetitions": 2}
-QUICK = {"n_steps": 3, "iterations": 2, "batch": 2}
+QUICK = {"n_steps": 3, "batch": 2}
 SUBJECT = "subj01"
 
 
@@ -93,6 +96,23 @@ def test_figures_have_captions_names_and_alternative_texts():
                 assert len(settings["figure"]["caption"]) > 20, names[-1]
                 assert len(settings["image"]["alt"]) > 20, names[-1]
     assert len(set(names)) == len(names)
+
+
+def invitation(sheet):
+    """The cell of a chapter that invites a change: `name = value  # try another, or one more`."""
+    cells = nbformat.read(sheet.path, as_version=4).cells
+    return [cell for cell in cells if "try" in cell.metadata.get("tags", [])]
+
+
+INVITING = [sheet for sheet in CHAPTERS if invitation(sheet)]
+TRY = re.compile(r"^(\w+) = (.+?)  # try (.+?), or (.+)$", flags=re.MULTILINE)
+
+
+def test_chapters_invite_to_change_one_thing():
+    assert {sheet.name for sheet in INVITING} >= {"01_data", "03_stage1"}
+    for sheet in INVITING:
+        (cell,) = invitation(sheet)
+        assert len(TRY.findall(cell.source)) == 1, sheet.name
 
 
 @pytest.mark.parametrize("path", PARAMS, ids=[path.stem for path in PARAMS])
@@ -175,13 +195,38 @@ def test_chain_leaves_its_files(chain):
     with h5py.File(folder / "reconstructions.h5") as pictures:
         shape = pictures["truth"].shape
         assert shape[0] == TREE["n_test"] and shape[3] == 3
-        for name in ("stage1", "stage2", "no_z", "no_c", "shuffled", "mean"):
+        painted = {"stage1", "stage2", "no_z", "no_c", "shuffled", "mean"}
+        assert set(pictures) == painted | set(CONTROLS) | {"truth", "stimulus_id"}
+        for name in painted | set(CONTROLS):
             assert pictures[name].shape == shape and pictures[name].dtype == np.uint8
     metrics = pd.read_csv(folder / "metrics.csv")
     assert list(metrics) == ["subject", "method", "stimulus_id", "metric", "value"]
     assert {"clip_judge", "clip_guide", "ssim", "pcc"} <= set(metrics.metric)
     assert metrics.value.notna().all()
-    assert (chain[0] / "results.md").is_file() and (chain[0] / "overview.png").is_file()
+    assert (chain[0] / "overview.png").is_file()
+    seconds = pd.read_csv(folder / "seconds.csv").set_index("step")["seconds"]
+    assert set(CONTROLS) <= set(seconds.index) and (seconds >= 0).all()
+
+
+def test_the_table_of_the_book_is_the_file(chain):
+    """`results.md` is what the page shows, and `results.csv` holds the same numbers."""
+    folder, executed = chain
+    text = (folder / "results.md").read_text(encoding="utf-8")
+    shown = [
+        output["data"]["text/markdown"]
+        for cell in executed["06_subjects"].cells
+        for output in cell.get("outputs", [])
+        if "text/markdown" in output.get("data", {})
+    ]
+    assert text in shown
+    table = pd.read_csv(folder / "results.csv")
+    values = pd.read_csv(folder / SUBJECT / "metrics.csv")
+    assert set(table["method"]) == set(values["method"]) >= set(CONTROLS)
+    means = values.groupby(["method", "metric"])["value"].mean()
+    for row in table.itertuples():
+        assert row.mean == pytest.approx(means[row.method, row.metric])
+    ceiling = table.query("method == 'ceiling' and metric == 'pcc'")["mean"].item()
+    assert f"{ceiling:.3f}".replace("0.", ".", 1) in text
 
 
 def book(run_dir, given):
@@ -220,6 +265,58 @@ def test_killed_book_goes_on_to_the_same_numbers_and_then_has_nothing_to_do(chai
     answer = subprocess.run(book(tmp_path, given), **told)
     assert answer.returncode == 0 and "up to date" in answer.stderr, answer.stderr
     assert "started" not in answer.stderr and time.monotonic() - begun < 60
+
+
+@pytest.mark.parametrize("sheet", **by_name(INVITING))
+def test_invitation_works_with_the_values_that_it_names(sheet, chain, given, tmp_path, monkeypatch):
+    """The cells up to the invitation run here as they stand; then it, with both values."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    monkeypatch.chdir(NOTEBOOKS)
+    shutil.copytree(chain[0] / SUBJECT, tmp_path / SUBJECT)
+    (invited,) = invitation(sheet)
+    names = {}
+    for cell in nbformat.read(sheet.path, as_version=4).cells:
+        if cell.id == invited.id:
+            break
+        if cell.cell_type == "code":
+            exec(cell.source, names)
+        if "parameters" in cell.metadata.get("tags", []):
+            changes = {**given, "run_dir": str(tmp_path)}
+            names |= {name: value for name, value in changes.items() if name in sheet.defaults}
+    for choice in (3, 4):
+        source = TRY.sub(lambda found: f"{found[1]} = {found[choice]}", invited.source)  # noqa: B023
+        assert source != invited.source
+        *steps, last = ast.parse(source).body
+        exec(compile(ast.Module(steps, []), "invitation", "exec"), names)
+        assert eval(compile(ast.Expression(last.value), "invitation", "eval"), names).axes
+
+
+def test_stage_2_takes_what_shards_computed(chain, given, tmp_path, monkeypatch):
+    """Settings are those of the notebook: it computes nothing again and leaves the same numbers."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    (sheet,) = [sheet for sheet in CHAPTERS if sheet.name == execution.SHARDED]
+    folder = shutil.copytree(chain[0] / SUBJECT, tmp_path / SUBJECT)
+    execution.forget(folder, sheet.name)
+    values = {**given, "run_dir": str(tmp_path), "subject": SUBJECT}
+    parameters = {name: values.get(name, default) for name, default in sheet.defaults.items()}
+    for number in (1, 2):
+        command = "import json, sys; from minddiff_utils.shards import compute_shard as compute\n"
+        command += "compute(json.loads(sys.argv[1]), int(sys.argv[2]), 2)"
+        arguments = [sys.executable, "-c", command, json.dumps(parameters), str(number)]
+        subprocess.run(arguments, check=True, cwd=ROOT)
+    gathered = shards.gather(folder)
+    assert {path.name for path in gathered} == {path.name for path in folder.glob("trace*.h5")}
+    stamps = [path.stat().st_mtime_ns for path in gathered]
+    run(sheet, tmp_path, given)
+    assert [path.stat().st_mtime_ns for path in gathered] == stamps
+    with (
+        h5py.File(chain[0] / SUBJECT / "reconstructions.h5") as a,
+        h5py.File(folder / "reconstructions.h5") as b,
+    ):
+        for name in ("stage2", "no_z", "no_c", "shuffled"):
+            np.testing.assert_array_equal(a[name][:], b[name][:], err_msg=name)
 
 
 @pytest.mark.parametrize("sheet", **by_name(CHAPTERS[2:]))

@@ -8,7 +8,7 @@ import yaml
 
 from minddiff_utils import runs
 from minddiff_utils.checkpoints import REVISIONS, hub_name
-from minddiff_utils.reconstruction import Settings
+from minddiff_utils.settings import Settings
 
 PATH = Path(runs.__file__).resolve().parent.parent / "notebooks" / "params" / "paper.yaml"
 # The table of the method's published values.
@@ -32,9 +32,11 @@ PUBLISHED = {
     "learning_rate": 0.01,
     "decay": 0.999,
     "optimise": "zc",
+    "solver": "paper",
+    "structure": "values",
 }
 STAGES = ("n_steps", "strength", "guidance", "iterations", "learning_rate", "decay")
-STAGES += ("optimise", "recompute", "adapt", "rate_c")
+STAGES += ("solver", "structure", "optimise", "recompute")
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,7 @@ def test_settings_are_the_published_ones(values):
     assert {name: values[name] for name in PUBLISHED} == PUBLISHED
     assert round(values["strength"] * values["n_steps"]) == 35
     assert hub_name(values["models"]) == (values["models"], REVISIONS[values["models"]])
-    assert Settings(**{name: values[name] for name in STAGES}).adapt == "element"
+    assert Settings(**{name: values[name] for name in STAGES}).solver == "paper"
 
 
 def test_every_setting_says_where_it_comes_from():

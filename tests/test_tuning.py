@@ -6,7 +6,7 @@ import pytest
 from minddiff_utils.datasets.subject import Split, Subject
 from minddiff_utils.files import InputError
 from minddiff_utils.generator import load_clip, load_generator
-from minddiff_utils.reconstruction import Settings
+from minddiff_utils.settings import Settings
 from minddiff_utils.tuning import _variants, compare_settings, tuning_subject
 
 
@@ -57,7 +57,10 @@ def test_table_has_a_row_a_variant(tiny_models):
         "block_1": rng.standard_normal((2, 65, 128), np.float32),
     }
     judge = load_clip(tiny_models / "clip_judge", "cpu")
-    variants = [Settings(2, 0.5, iterations=n, structure="values") for n in (0, 2)]
+    variants = [
+        Settings(2, 0.5, solver="paper", structure="values", iterations=n, learning_rate=0.1)
+        for n in (0, 2)
+    ]
     table = compare_settings(generator, decoded, truth, {"clip_judge": judge.embed}, variants)
     assert list(table.iterations) == [0, 2]
     assert table.loss[0] == 1

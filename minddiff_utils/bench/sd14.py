@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     import torch
 
     from minddiff_utils.generator import Generator
-    from minddiff_utils.reconstruction import Settings, Stage2
+    from minddiff_utils.reconstruction import Stage2
+    from minddiff_utils.settings import Settings
 
 __all__ = ["main", "peak_memory", "prepare_inputs"]
 
@@ -28,7 +29,8 @@ def main(
     steps: Annotated[int, typer.Option(min=1, help="Steps of the whole schedule.")] = 50,
     strength: Annotated[float, typer.Option(help="Share of it that is denoised.")] = 0.7,
     guidance: Annotated[float, typer.Option(help="Weight of the text; 1 is none.")] = 5.0,
-    iterations: Annotated[int, typer.Option(min=1, help="Updates of stage 2.")] = 2,
+    solver: Annotated[str, typer.Option(help="Of stage 2: paper or fast.")] = "paper",
+    iterations: Annotated[int, typer.Option(min=1, help="Updates of the paper's solver.")] = 2,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     recompute: Annotated[bool, typer.Option(help="Keep the memory of one step.")] = True,
@@ -48,7 +50,8 @@ def main(
     logging.set_verbosity_error()  # of a missing torchvision, which nothing here needs
     from minddiff_utils.bench.architecture import build_generator
     from minddiff_utils.generator import resolve_device, resolve_dtype
-    from minddiff_utils.reconstruction import Settings, stage1, stage2
+    from minddiff_utils.reconstruction import stage1, stage2
+    from minddiff_utils.settings import Settings
 
     place = resolve_device(device)
     precision = resolve_dtype(dtype, place)
@@ -59,9 +62,9 @@ def main(
         iterations=iterations,
         learning_rate=0.01,
         recompute=recompute,
-        adapt="element",
-        rate_c=1.0,
+        solver=solver,
         structure="values",
+        pull=0.0,
     )
     generator = _timed(
         "models", place, lambda: build_generator(small, place, precision, 15, save_memory)
@@ -70,7 +73,7 @@ def main(
     z, c, noise, target = _timed("features", place, lambda: prepare_inputs(generator))
     first = _timed("stage 1", place, lambda: stage1(generator, z, c, noise, settings))
     second = _timed(
-        f"stage 2, {iterations} iterations",
+        f"stage 2, {iterations} iterations" if solver == "paper" else "stage 2, one guided pass",
         place,
         lambda: stage2(generator, z, c, target, noise, settings),
     )

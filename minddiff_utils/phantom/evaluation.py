@@ -27,7 +27,8 @@ from minddiff_utils.generator import (
 )
 from minddiff_utils.metrics import cosine, ssim
 from minddiff_utils.phantom import world
-from minddiff_utils.reconstruction import Settings, stage1
+from minddiff_utils.reconstruction import stage1
+from minddiff_utils.settings import Settings
 
 __all__ = ["FIRST_HELD_OUT_ID", "Bar", "evaluate", "write_model_card"]
 

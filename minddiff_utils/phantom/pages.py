@@ -1,5 +1,6 @@
 """Pictures and tables for the book's page about the phantom, made from the phantom itself."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -47,8 +48,9 @@ def write_world_sheet(path: str | Path, ids: Sequence[int] = range(32), columns:
 
 
 def caption_list(i: int) -> str:
-    """The five captions of picture `i` as a markdown list."""
-    return "\n".join(f"- {caption}" for caption in world.captions(i)) + "\n"
+    """The five captions of picture `i` as a markdown list, set as people set punctuation."""
+    captions = [re.sub(r" ([,:])", r"\1", caption) for caption in world.captions(i)]
+    return "\n".join(f"- {caption}" for caption in captions) + "\n"
 
 
 def ceiling_table(tree: str | Path, subjects: Sequence[str]) -> str:

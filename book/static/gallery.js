@@ -1,0 +1,160 @@
+/* The gallery of a subject: cards that are sorted in the page, without a server. */
+(function () {
+  "use strict";
+  const data = JSON.parse(document.getElementById("gallery-data").textContent);
+  const place = document.getElementById("gallery");
+  const methods = Object.keys(data.methods);
+  const metrics = Object.keys(data.metrics);
+  const parts = data.shown.length + 1;
+  const firstShown = ["stage1", "stage2"].filter((name) => data.shown.includes(name));
+  const state = {
+    metric: metrics[0],
+    method: firstShown[firstShown.length - 1] || data.shown[0],
+    order: "high",
+    shown: new Set(firstShown.length ? firstShown : data.shown.slice(0, 2)),
+  };
+  const GAIN = "stage2-stage1";
+
+  function element(name, attributes, ...children) {
+    const made = document.createElement(name);
+    for (const [key, value] of Object.entries(attributes || {})) made.setAttribute(key, value);
+    made.append(...children);
+    return made;
+  }
+
+  function number(picture, method, metric) {
+    const row = picture.values[method];
+    return row ? row[metrics.indexOf(metric)] : null;
+  }
+
+  /* What a picture is sorted by: a number, or null if there is none. */
+  function key(picture) {
+    if (state.metric === "id") return picture.id;
+    if (state.method !== GAIN) return number(picture, state.method, state.metric);
+    const [after, before] = ["stage2", "stage1"].map((m) => number(picture, m, state.metric));
+    return after === null || before === null ? null : after - before;
+  }
+
+  function written(value) {
+    if (value === null) return "–";
+    const text = value.toFixed(2).replace("-", "−");
+    return text === "−0.00" ? "0.00" : text;
+  }
+
+  function choice(label, name, options, change) {
+    const select = element("select", { id: "gallery-" + name, "data-sort": name });
+    for (const [value, text] of options) {
+      const option = element("option", { value: value }, text);
+      option.selected = state[name] === value;
+      select.append(option);
+    }
+    select.addEventListener("change", () => {
+      state[name] = select.value;
+      change();
+    });
+    return element("span", { class: "gallery-choice" },
+      element("label", { for: select.id }, label), select);
+  }
+
+  function picture(strip, part, words) {
+    const image = element("img", { class: "strip", src: strip, alt: words, loading: "lazy" });
+    image.style.objectPosition = (100 * part) / (parts - 1) + "% 0";
+    return image;
+  }
+
+  function table(item) {
+    const head = element("tr", {}, element("th", { scope: "col" }, "method"));
+    metrics.forEach((name) => head.append(element("th", { scope: "col" }, data.metrics[name])));
+    const rows = methods.map((method) => {
+      const row = element("tr", {}, element("th", { scope: "row" }, data.methods[method]));
+      metrics.forEach((m) => row.append(element("td", {}, written(number(item, method, m)))));
+      return row;
+    });
+    const made = element("table", {}, element("thead", {}, head), element("tbody", {}, ...rows));
+    // Wider than a phone: it scrolls, also with the keyboard.
+    const name = "Numbers of picture " + item.id;
+    return element("div", { class: "gallery-table", tabindex: "0", role: "group", "aria-label": name },
+      made);
+  }
+
+  function card(item, row) {
+    const strip = data.strips + String(row).padStart(4, "0") + ".jpg";
+    const pictures = element("div", { class: "gallery-pictures" });
+    ["seen", ...data.shown].forEach((method, part) => {
+      const label = part ? data.methods[method] : "seen";
+      const words = "Picture " + item.id + (part ? ", reconstructed: " + label : ", as seen");
+      const value = element("span", { class: "gallery-value" });
+      const made = element("figure", { "data-method": method }, picture(strip, part, words),
+        element("figcaption", {}, label, " ", value));
+      pictures.append(made);
+    });
+    const more = element("details", {}, element("summary", {}, "All numbers of picture " + item.id));
+    more.addEventListener("toggle", () => {
+      if (more.open && more.children.length === 1) more.append(table(item));
+    });
+    const title = element("p", { class: "gallery-name" }, "Picture " + item.id);
+    return element("li", { "data-id": item.id }, title, pictures, more);
+  }
+
+  const cards = data.pictures.map((item, row) => ({ item, row, node: card(item, row) }));
+  const list = element("ol", { class: "gallery-cards" });
+  const status = element("p", { role: "status", class: "gallery-status" });
+
+  function refresh() {
+    const sign = state.order === "high" ? -1 : 1;
+    const keyed = cards.map((one) => [key(one.item), one]);
+    keyed.sort(([a, one], [b, two]) => {
+      if (a === null || b === null) return (a === null) - (b === null) || one.row - two.row;
+      return sign * (a - b) || one.row - two.row;
+    });
+    keyed.forEach(([value, one]) => {
+      if (value === null) one.node.removeAttribute("data-key");
+      else one.node.setAttribute("data-key", value);
+    });
+    list.append(...keyed.map(([, one]) => one.node));
+    cards.forEach((one) => show(one));
+    say();
+  }
+
+  function show(one) {
+    const metric = state.metric === "id" ? metrics[0] : state.metric;
+    one.node.querySelectorAll("figure").forEach((figure) => {
+      const method = figure.dataset.method;
+      figure.hidden = method !== "seen" && !state.shown.has(method);
+      const value = figure.querySelector(".gallery-value");
+      value.textContent = method === "seen" ? "" : written(number(one.item, method, metric));
+      figure.classList.toggle("sorted", state.metric !== "id" &&
+        (method === state.method || (state.method === GAIN && method === "stage2")));
+    });
+  }
+
+  function say() {
+    const what = state.metric === "id" ? "number of the picture"
+      : data.metrics[state.metric] + " of " +
+        (state.method === GAIN ? "stage 2 minus stage 1" : data.methods[state.method]);
+    const order = state.order === "high" ? "highest" : "lowest";
+    status.textContent = cards.length + " pictures by " + what + ", " + order + " first.";
+  }
+
+  const ofMethods = data.shown.map((name) => [name, data.methods[name]]);
+  if (firstShown.length === 2) ofMethods.push([GAIN, "stage 2 minus stage 1"]);
+  const ofMetrics = [...metrics.map((name) => [name, data.metrics[name]]), ["id", "picture's number"]];
+  const boxes = element("fieldset", {}, element("legend", {}, "Show"));
+  data.shown.forEach((name) => {
+    const box = element("input", { type: "checkbox", id: "gallery-show-" + name });
+    box.checked = state.shown.has(name);
+    box.addEventListener("change", () => {
+      state.shown[box.checked ? "add" : "delete"](name);
+      cards.forEach((one) => show(one));
+    });
+    boxes.append(element("span", { class: "gallery-choice" }, box,
+      element("label", { for: box.id }, data.methods[name])));
+  });
+  place.append(element("form", { class: "gallery-form", "aria-label": "Sort the gallery" },
+    choice("Sort by", "metric", ofMetrics, refresh),
+    choice("of", "method", ofMethods, refresh),
+    choice("with the", "order", [["high", "highest first"], ["low", "lowest first"]], refresh),
+    boxes), status, list);
+  place.querySelector("form").addEventListener("submit", (event) => event.preventDefault());
+  refresh();
+})();

@@ -1,0 +1,127 @@
+"""Make the controls and peers of one subject, each by its name, all from the same parts."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from minddiff_utils.controls import (
+    blurred,
+    first_pictures,
+    mean_features,
+    nearest_training,
+    no_brain,
+    settings_of,
+    true_features,
+)
+from minddiff_utils.datasets import Subject
+from minddiff_utils.decoding import read_decoded
+from minddiff_utils.files import InputError, require
+from minddiff_utils.generator import Generator
+from minddiff_utils.peers import decode_takagi, neuraldiffuser
+from minddiff_utils.reconstruction import read_pictures, reconstruct
+from minddiff_utils.settings import Settings
+
+__all__ = ["Bench", "make_control", "open_bench"]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every control of a subject is made with.
+
+    `first` and `full` are the settings that stage 1 and the full method ran with, `seed` that of
+    their noise; `features` and `folder` are paths, `decoded` what `read_decoded` returns.
+    """
+
+    person: Subject
+    generator: Generator
+    decoded: dict[str, np.ndarray]
+    features: Path
+    folder: Path
+    first: Settings
+    full: Settings
+    seed: int
+    batch: int
+
+    def run(self, decoded: dict[str, np.ndarray], settings: Settings, name: str) -> np.ndarray:
+        """Take features through both stages; uint8 (n, H, W, 3), kept in `folder`/controls."""
+        path = self.folder / "controls" / f"{name}.h5"
+        how = {"seed": self.seed, "batch": self.batch, "n_films": 0, "label": name}
+        return read_pictures(reconstruct(self.generator, decoded, settings, path, **how))
+
+    def first_stage(
+        self, decoded: dict[str, np.ndarray], settings: Settings, name: str
+    ) -> np.ndarray:
+        """Take features through stage 1 alone; uint8 (n, H, W, 3)."""
+        return first_pictures(self.generator, decoded, settings, self.seed, label=name)
+
+    def seen(self, stimulus_id: np.ndarray) -> np.ndarray:
+        """Pictures of the recording, of the size of painted ones."""
+        return self.generator.resize(self.person.stimuli.pictures(stimulus_id))
+
+
+def open_bench(person: Subject, generator: Generator, folder: str | Path, batch: int = 8) -> Bench:
+    """Read what the chapters before have left of a subject.
+
+    Parameters
+    ----------
+    person : Subject
+    generator : Generator
+    folder : str or Path
+        Of the subject: `decoded.h5`, `features.h5`, `stage1.h5` and `trace.h5`.
+    batch : int
+        Pictures at a time in stage 2.
+
+    Returns
+    -------
+    Bench
+
+    Raises
+    ------
+    InputError
+        If one of the files is missing; the message says which chapter writes it.
+    """
+    folder = Path(folder)
+    decoded = read_decoded(require(folder / "decoded.h5", "02_decoding"))
+    first, _ = settings_of(require(folder / "stage1.h5", "03_stage1"))
+    full, seed = settings_of(require(folder / "trace.h5", "04_stage2"))
+    features = require(folder / "features.h5", "02_decoding")
+    return Bench(person, generator, decoded, features, folder, first, full, seed, batch)
+
+
+def make_control(name: str, bench: Bench, blur: float = 0.06) -> np.ndarray:
+    """Make the pictures of one control or peer.
+
+    Parameters
+    ----------
+    name : str
+        One of `controls.CONTROLS`.
+    bench : Bench
+    blur : float
+        Width of the Gaussian of the control "blur", as a share of the picture's width.
+
+    Returns
+    -------
+    uint8 array, shape (n, H, W, 3)
+        In the order of `bench.decoded["stimulus_id"]`.
+    """
+    ids, splits = bench.decoded["stimulus_id"], bench.person.splits
+    if name == "ceiling":
+        return bench.run(true_features(bench.decoded, bench.features), bench.full, name)
+    if name == "mean_features":
+        given = mean_features(bench.decoded, bench.features, splits)
+        return bench.run(given, bench.full, name)
+    if name == "prior":
+        given, settings = no_brain(bench.generator, bench.decoded, bench.first)
+        return bench.first_stage(given, settings, name)
+    if name == "retrieval":
+        return bench.seen(nearest_training(bench.decoded, bench.features, splits))
+    if name == "blur":
+        return blurred(bench.seen(ids), blur)
+    if name == "takagi":
+        given = decode_takagi(bench.person, bench.features)
+        return bench.first_stage(given, bench.first, name)
+    if name == "neuraldiffuser":
+        steps = bench.generator.timesteps(bench.full.n_steps, bench.full.strength)
+        return bench.run(bench.decoded, neuraldiffuser(bench.full, len(steps)), name)
+    raise InputError(f"There is no control {name!r}.")

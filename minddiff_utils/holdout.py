@@ -1,0 +1,311 @@
+"""Decode pictures of a kind that the decoders were never trained on.
+
+A decoder that only recognises which of the familiar kinds was seen fails on a kind it has not met.
+So a whole kind of pictures is left out of training, and its test pictures are decoded. Leaving
+pictures out costs something by itself; what is compared with is therefore a training set of the
+same size, from which as many pictures were left out at random.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+from sklearn.cluster import KMeans
+
+from minddiff_utils.components import evidence, fit_components
+from minddiff_utils.datasets import Fold, Split, Subject, prepare_fold
+from minddiff_utils.decoders import fit_decoder
+from minddiff_utils.decoding import voxel_weights
+from minddiff_utils.features import families, read_features
+from minddiff_utils.files import InputError
+from minddiff_utils.metrics import METRICS, in_order
+from minddiff_utils.results import interval_text
+from minddiff_utils.uncertainty import paired_difference
+
+__all__ = [
+    "cluster_groups",
+    "decode_splits",
+    "decoding_of",
+    "hold_out",
+    "hold_out_table",
+    "picture_groups",
+    "trait_groups",
+]
+
+FEWEST = 3  # test pictures of a group that is held out
+
+
+def trait_groups(
+    stimulus_ids: Sequence[int], attributes: pd.DataFrame, families: Sequence[str] = ("kind",)
+) -> dict[str, np.ndarray]:
+    """Group pictures by what they show; a picture may be in several groups.
+
+    Parameters
+    ----------
+    stimulus_ids : sequence of n int
+        Of the rows of `attributes`.
+    attributes : DataFrame of bool
+        From `attributes.attribute_table`.
+    families : sequence of str
+        Families of traits, each trait a group.
+
+    Returns
+    -------
+    dict of name to int64 array of stimulus ids
+    """
+    ids = np.asarray(stimulus_ids, np.int64)
+    return {
+        trait: ids[attributes[family, trait].to_numpy()]
+        for family, trait in attributes.columns
+        if family in families
+    }
+
+
+def cluster_groups(
+    features_path: str | Path, stimulus_ids: Sequence[int], n_clusters: int = 10, seed: int = 0
+) -> dict[str, np.ndarray]:
+    """Group pictures by the meaning of their captions: k-means on the text condition.
+
+    Parameters
+    ----------
+    features_path : str or Path
+        From `write_features`; `c`, averaged over its tokens, stands for the captions.
+    stimulus_ids : sequence of int
+    n_clusters : int
+    seed : int
+
+    Returns
+    -------
+    dict of name to int64 array of stimulus ids
+        "cluster_1" …; every picture is in one.
+    """
+    ids = np.asarray(stimulus_ids, np.int64)
+    if not 2 <= n_clusters < len(ids):
+        raise InputError(f"n_clusters={n_clusters}: expected from 2 to {len(ids) - 1}.")
+    rows = read_features(features_path, "c", ids).mean(axis=1)
+    label = KMeans(n_clusters, n_init=4, random_state=seed).fit_predict(rows)
+    return {f"cluster_{k + 1}": ids[label == k] for k in range(n_clusters)}
+
+
+def picture_groups(
+    features_path: str | Path,
+    stimulus_ids: Sequence[int],
+    attributes: pd.DataFrame,
+    n_clusters: int = 10,
+    seed: int = 0,
+) -> dict[str, np.ndarray]:
+    """Group pictures by the kinds of thing they show; by their captions where none are named.
+
+    Parameters and result as for `trait_groups` and `cluster_groups`; there are at most as many
+    clusters as half the pictures.
+    """
+    groups = trait_groups(stimulus_ids, attributes)
+    if groups:
+        return groups
+    n_clusters = max(2, min(n_clusters, len(stimulus_ids) // 2))
+    return cluster_groups(features_path, stimulus_ids, n_clusters, seed)
+
+
+def hold_out(
+    split: Split, groups: Mapping[str, np.ndarray], n: int, seed: int = 0
+) -> dict[str, tuple[Split, Split]]:
+    """Make the splits that leave a group of pictures out of training.
+
+    Taken are the `n` groups with the most test pictures, among those with at least three that
+    leave half of the training pictures or more.
+
+    Parameters
+    ----------
+    split : Split
+    groups : mapping of name to stimulus ids
+    n : int
+        How many groups, at most; 0 for none.
+    seed : int
+        Of the pictures that are left out at random for comparison.
+
+    Returns
+    -------
+    dict of group to (without, matched)
+        Both test the group's test pictures. `without` trains on no picture of the group, `matched`
+        on as many pictures, a random part of all.
+    """
+    rng = np.random.default_rng(seed)
+    test = {name: split.test[np.isin(split.test, ids)] for name, ids in groups.items()}
+    train = {name: split.train[~np.isin(split.train, ids)] for name, ids in groups.items()}
+    fit = [
+        name
+        for name in groups
+        if len(test[name]) >= FEWEST and 2 * len(train[name]) >= len(split.train)
+    ]
+    chosen = sorted(fit, key=lambda name: -len(test[name]))[:n]
+    found = {}
+    for name in chosen:
+        word = re.sub(r"[^A-Za-z0-9_-]", "_", name)
+        part = np.sort(rng.choice(split.train, len(train[name]), replace=False))
+        found[name] = (
+            Split(f"without_{word}", train[name], test[name]),
+            Split(f"matched_{word}", part, test[name]),
+        )
+    return found
+
+
+def decoding_of(decoded_path: str | Path) -> dict:
+    """Return the settings that `decode_subject` wrote a file with, for `decode_splits`.
+
+    Raises
+    ------
+    InputError
+        If the file is missing or damaged.
+    """
+    try:
+        with h5py.File(decoded_path, "r") as file:
+            record = json.loads(file.attrs["settings"])
+        return {
+            "n_components": int(record["n_components"]),
+            "reliability": tuple(record["reliability"]),
+            "n_folds": int(record["n_folds"]),
+        }
+    except (OSError, KeyError) as error:
+        raise InputError(
+            f"{decoded_path} cannot be read ({error}). Run 02_decoding again."
+        ) from None
+
+
+def decode_splits(
+    subject: Subject,
+    features_path: str | Path,
+    splits: Sequence[Split],
+    *,
+    n_components: int = 128,
+    reliability: tuple[float, float] = (0.02, 0.8),
+    n_folds: int = 5,
+    values: bool = False,
+) -> dict[str, np.ndarray]:
+    """Decode the test pictures of other splits than the subject's, nothing written.
+
+    Parameters
+    ----------
+    subject : Subject
+    features_path : str or Path
+        From `write_features`.
+    splits : sequence of Split
+        A stimulus may be a test stimulus of several.
+    n_components, reliability, n_folds
+        As in `decode_subject`.
+    values : bool
+        Whether also the values of each block are decoded, which costs ten times as much; needed
+        where `Settings.structure` is "values". Without, they are arrays of no columns.
+
+    Returns
+    -------
+    dict
+        What `read_decoded` returns of these splits, to call `reconstruct` with.
+    """
+    blocks = [name for name in families(features_path) if name.startswith("block_")]
+    rows: dict[str, list[np.ndarray]] = {}
+    for number, split in enumerate(splits):
+        fold = prepare_fold(subject, split)
+        found = _decode_fold(subject, split, fold, features_path, blocks, n_components,
+                             reliability, n_folds, values)  # fmt: skip
+        found["stimulus_id"] = fold.test_id
+        found["split"] = np.full(len(fold.test_id), number, np.int64)
+        for name, part in found.items():
+            rows.setdefault(name, []).append(part)
+    return {name: _stacked(parts) for name, parts in rows.items()}
+
+
+def _decode_fold(
+    subject: Subject,
+    split: Split,
+    fold: Fold,
+    features_path: str | Path,
+    blocks: Sequence[str],
+    n_components: int,
+    reliability: tuple[float, float],
+    n_folds: int,
+    values: bool,
+) -> dict[str, np.ndarray]:
+    """Decode one split: `z`, `c`, and components of `z` and of each block, in one fit."""
+    shapes, targets, parts = {}, {}, {}
+    for name in ("z", "c", *blocks):
+        y = read_features(features_path, name, fold.train_id)
+        shapes[name], flat = y.shape[1:], y.reshape(len(y), -1)
+        if name != "c":
+            parts[name] = fit_components(flat, n_components)
+            targets[f"scores of {name}"] = parts[name].scores(flat)
+        if values or name not in blocks:
+            targets[name] = flat
+    weights = voxel_weights(subject, split)
+    all_targets = np.concatenate(list(targets.values()), axis=1)
+    decoder = fit_decoder(fold.train_x, all_targets, n_folds=n_folds, weights=weights)
+    decoded, found, start = decoder.predict(fold.test_x), {}, 0
+    for name, y in targets.items():
+        columns = slice(start, start := start + y.shape[1])
+        if name in shapes:
+            found[name] = decoded[:, columns].reshape(-1, *shapes[name])
+            continue
+        family = name.removeprefix("scores of ")
+        score = decoder.r2[columns]
+        projection, value = evidence(parts[family], decoded[:, columns], score, *reliability)
+        short = family.removeprefix("block_")
+        found |= {f"evidence_{short}": value, f"projection_{short}": projection[None]}
+        found[f"variance_{short}"] = parts[family].variance[None]
+        if family in blocks:
+            found.setdefault(family, np.zeros((len(value), 0), np.float32))
+    return found
+
+
+def _stacked(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Put splits together; one with fewer components gets columns that say nothing."""
+    width = max(part.shape[-1] for part in parts)
+    if parts[0].ndim > 1:
+        room = [[(0, 0)] * (part.ndim - 1) + [(0, width - part.shape[-1])] for part in parts]
+        parts = [np.pad(part, space) for part, space in zip(parts, room, strict=True)]
+    return np.concatenate(parts)
+
+
+def hold_out_table(found: Mapping[str, pd.DataFrame], seed: int = 0) -> pd.DataFrame:
+    """Show the drop when a kind of pictures was never trained on.
+
+    Parameters
+    ----------
+    found : mapping of group to DataFrame
+        `method, stimulus_id, metric, value` with the methods "without" and "matched".
+    seed : int
+
+    Returns
+    -------
+    DataFrame of str
+        A group a row and all of them together, a metric a column: mean with a training set of the
+        same size → mean without the group, and the paired difference with its 95 % interval.
+    """
+    if not found:
+        table = pd.DataFrame(index=pd.Index([], name="left out"))
+        table.attrs["note"] = "No group of pictures was left out (parameter `holdouts`)."
+        return table
+    keys = ["method", "stimulus_id", "metric"]
+    everything = pd.concat(found.values()).groupby(keys, as_index=False)["value"].mean()
+    rows = []
+    for name, part in {**found, "all of them": everything}.items():
+        row = {"left out": name, "n": str(part["stimulus_id"].nunique())}
+        for metric in in_order(part["metric"], METRICS):
+            wide = part[part["metric"] == metric].pivot(
+                index="stimulus_id", columns="method", values="value"
+            )
+            drop = paired_difference(wide["without"], wide["matched"], seed=seed)
+            means = f"{wide['matched'].mean():.3f} → {wide['without'].mean():.3f}"
+            text = interval_text(drop["mean"], drop["low"], drop["high"], "+")
+            row[METRICS.get(metric, metric)] = f"{means}: {text}"
+        rows.append(row)
+    table = pd.DataFrame(rows).set_index("left out")
+    table.attrs["note"] = (
+        "Mean of the full method on the test pictures of a group, its decoders trained on as many "
+        "pictures chosen at random → trained on no picture of the group; then the mean paired "
+        "difference with its 95\u00a0% bootstrap interval. n is the number of test pictures; one "
+        "that shows several of the groups counts once in the last row."
+    )
+    return table

@@ -1,0 +1,128 @@
+"""What other methods do with the same brain, decoders and generator, as presets of this one."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from minddiff_utils.datasets import Subject, prepare_fold
+from minddiff_utils.decoders import fit_decoder
+from minddiff_utils.decoding import voxel_weights
+from minddiff_utils.features import read_features
+from minddiff_utils.files import InputError
+from minddiff_utils.settings import Settings
+
+__all__ = ["decode_takagi", "early_and_higher", "guided_steps", "neuraldiffuser"]
+
+# Regions that answer to edges and colours at one place; "early" is NSD's atlas `streams`, VP the
+# lower half of V3.
+EARLY = frozenset({"V1", "V1v", "V1d", "V2", "V2v", "V2d", "V3", "V3v", "V3d", "VP", "early"})
+GUIDED, OF = 7, 37  # NeuralDiffuser: steps that are guided, the first ones, and steps in all
+
+
+def early_and_higher(roi: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Split the voxels into those of early visual areas and those of all others.
+
+    Parameters
+    ----------
+    roi : mapping of name to bool array, shape (n_voxels,)
+
+    Returns
+    -------
+    early, higher : bool arrays, shape (n_voxels,)
+
+    Raises
+    ------
+    InputError
+        If either has no voxel.
+    """
+    early = np.any([mask for name, mask in roi.items() if name in EARLY] or [[False]], axis=0)
+    higher = np.any(list(roi.values()), axis=0) & ~early
+    for name, mask in (("early", early), ("higher", higher)):
+        if not mask.any():
+            raise InputError(
+                f"The regions {', '.join(roi)} hold no voxel of {name} visual areas; early ones "
+                f"are named {', '.join(sorted(EARLY))}. Leave `takagi` out of `controls`."
+            )
+    return early, higher
+
+
+def decode_takagi(
+    subject: Subject, features_path: str | Path, n_folds: int = 5
+) -> dict[str, np.ndarray]:
+    """Decode as Takagi & Nishimoto (2023): `z` from early visual areas, `c` from the higher ones.
+
+    Their reconstruction is stage 1 of what comes out. Decoders, their cross-validation and the
+    generator are this book's, so that what differs is which voxels say what, and no stage 2.
+
+    Parameters
+    ----------
+    subject : Subject
+    features_path : str or Path
+        From `write_features`.
+    n_folds : int
+        Of the cross-validation inside the training pictures.
+
+    Returns
+    -------
+    dict
+        `stimulus_id` int64 (n_test,), `z` and `c` float32 (n_test, …): for `first_pictures`.
+
+    Raises
+    ------
+    InputError
+        If the recording has early areas only, or none of them.
+    """
+    masks = dict(zip(("z", "c"), early_and_higher(subject.roi), strict=True))
+    rows: dict[str, list[np.ndarray]] = {"stimulus_id": [], "z": [], "c": []}
+    for split in subject.splits:
+        fold, weights = prepare_fold(subject, split), voxel_weights(subject, split)
+        rows["stimulus_id"].append(fold.test_id)
+        for name, mask in masks.items():
+            y = read_features(features_path, name, fold.train_id)
+            flat = y.reshape(len(y), -1)
+            decoder = fit_decoder(
+                fold.train_x[:, mask], flat, n_folds=n_folds, weights=weights[mask]
+            )
+            found = decoder.predict(fold.test_x[:, mask])
+            rows[name].append(found.reshape(-1, *y.shape[1:]))
+    return {name: np.concatenate(parts) for name, parts in rows.items()}
+
+
+def neuraldiffuser(settings: Settings, n_steps: int) -> Settings:
+    """Guide as NeuralDiffuser (Li et al. 2024) does: the first few steps alone, one gradient each.
+
+    Their published code guides the first 7 of 37 denoising steps by the same six CLIP layers. What
+    the gradient is taken of, how far it reaches and the decoders stay this book's, so that what
+    differs is the schedule; nothing pulls at the latent beside it.
+
+    Parameters
+    ----------
+    settings : Settings
+    n_steps : int
+        Steps that are denoised.
+
+    Returns
+    -------
+    Settings
+        To call `reconstruct` with.
+    """
+    guided = guided_steps(n_steps)
+    return replace(settings, solver="fast", guided=guided, every=1, looks=1, pull=0.0)
+
+
+def guided_steps(n_steps: int) -> int:
+    """How many of the first steps NeuralDiffuser would guide: 7 of 37.
+
+    Parameters
+    ----------
+    n_steps : int
+        Steps that are denoised.
+
+    Returns
+    -------
+    int
+        At least 1.
+    """
+    return max(1, round(GUIDED / OF * n_steps))

@@ -1,0 +1,245 @@
+"""The guided pass against a plain transcription; what the responses say about z; going astray."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from test_reconstruction import decoded, inputs, plain_structure
+
+from minddiff_utils import reconstruction
+from minddiff_utils.components import Components, evidence
+from minddiff_utils.files import InputError
+from minddiff_utils.generator import load_generator, to_pictures
+from minddiff_utils.guidance import follow, pull
+from minddiff_utils.reconstruction import (
+    picture_losses,
+    read_failed,
+    read_pictures,
+    read_trace,
+    reconstruct,
+    stage1,
+    stage2,
+)
+from minddiff_utils.settings import Settings
+from minddiff_utils.structure import Belief, Evidence, belief_from
+
+QUICK = Settings(n_steps=5, strength=0.6, guidance=2.0, structure="values", pull=0.0)
+N = 3
+
+
+@pytest.fixture(scope="module")
+def generator(tiny_models):
+    return load_generator(tiny_models, "cpu")
+
+
+def some_belief(n=N, n_values=1024, n_components=6, n_splits=1):
+    source = torch.Generator().manual_seed(5)
+    basis = torch.stack(
+        [
+            torch.linalg.qr(torch.randn(n_values, n_components, generator=source))[0]
+            for _ in range(n_splits)
+        ]
+    )
+    variance = torch.rand(n_splits, n_components, generator=source) + 0.1
+    spread = 5 * torch.rand(n_splits, n_components, generator=source) + 0.1
+    value = 3 * torch.randn(n, n_components, generator=source)
+    return Belief(value, basis, variance, spread, torch.arange(n) % n_splits)
+
+
+# --- one pass, once more, without the package ---------------------------------------------------
+
+
+def plain_loss(generator, rgb, target):
+    total, inverse = 0, [1 / torch.nan_to_num(v).norm() for v in target.values()]
+    for k, (found, value) in enumerate(
+        zip(plain_structure(generator, rgb), target.values(), strict=True)
+    ):
+        kept = torch.isfinite(value)
+        weight = (1.5, 1.2, 1, 1, 1, 1)[k] * inverse[k] / sum(inverse)
+        total = total + weight * (found[kept] - value[kept]).square().mean()
+    return total
+
+
+def plain_pass(generator, z, c, target, belief, noise, settings):
+    """One picture."""
+    alphas = generator.scheduler.alphas_cumprod
+    stride = 1000 // settings.n_steps
+    steps = [k * stride + 1 for k in range(round(settings.n_steps * settings.strength))][::-1]
+    empty = generator.empty_condition()
+    x = alphas[steps[0]].sqrt() * z + (1 - alphas[steps[0]]).sqrt() * noise
+    for number, step in enumerate(steps):
+        a = alphas[step]
+        following = alphas[step - stride] if step >= stride else alphas[0]
+
+        def clean_of(x, step=step, a=a):
+            without = generator.unet(x, step, empty).sample
+            v = without + settings.guidance * (generator.unet(x, step, c).sample - without)
+            return a.sqrt() * x - (1 - a).sqrt() * v
+
+        guided = number % settings.every == 0
+        for _ in range(settings.looks * guided):
+            x = x.detach().requires_grad_(True)
+            rgb = generator.vae.decode(clean_of(x) / generator.vae.config.scaling_factor).sample
+            g = torch.autograd.grad(plain_loss(generator, rgb, target), x)[0]
+            open_ = ((1 - a) / a) / (1 + (1 - a) / a)
+            length = settings.reach / settings.looks * open_.sqrt()
+            x = x.detach() - length * g / g.square().mean().sqrt()
+        with torch.no_grad():
+            clean = clean_of(x)
+        if guided:
+            s2 = (1 - a) / a
+            flat = clean.flatten().clone()
+            for k in range(belief.value.shape[1]):
+                u = belief.basis[0, :, k]
+                known = s2 * belief.spread[0, k] / (s2 + belief.spread[0, k])
+                share = known / (known + belief.variance[0, k] / settings.pull)
+                flat += share * (belief.value[0, k] - clean.flatten() @ u) * u
+            clean = flat.view_as(clean)
+        eps = (x - a.sqrt() * clean) / (1 - a).sqrt()
+        x = following.sqrt() * clean + (1 - following).sqrt() * eps
+    return generator.vae.decode(x / generator.vae.config.scaling_factor).sample
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_the_guided_pass_is_that_of_a_plain_transcription(tiny_models, every):
+    generator = load_generator(tiny_models, "cpu", torch.float64)
+    z, c, target, noise = inputs(generator)
+    belief = some_belief()
+    belief = belief._replace(value=belief.value.double(), basis=belief.basis.double())
+    settings = dataclasses.replace(QUICK, reach=0.5, pull=2.0, every=every)
+    found = stage2(generator, z, c, target, noise, settings, belief)
+    assert len(found.iterates) == len(range(0, 3, every)) + 1
+    for i in range(N):
+        row = slice(i, i + 1)
+        part = {name: value[row] for name, value in target.items()}
+        alone = belief._replace(value=belief.value[row])
+        wanted = plain_pass(generator, z[row], c[row], part, alone, noise[row], settings)
+        difference = (found.pictures[row] - wanted).norm() / wanted.norm()
+        assert float(difference) < 1e-5
+
+
+def test_without_reach_and_pull_the_pass_is_stage_1(generator):
+    z, c, target, noise = inputs(generator)
+    found = stage2(generator, z, c, target, noise, dataclasses.replace(QUICK, reach=0.0))
+    torch.testing.assert_close(
+        found.pictures, stage1(generator, z, c, noise, QUICK), rtol=0, atol=1e-4
+    )
+
+
+def test_the_loss_ends_below_that_of_stage_1(generator, tmp_path):
+    arrays = decoded(generator)
+    settings = dataclasses.replace(QUICK, reach=0.6)
+    losses, films, pictures = read_trace(reconstruct(generator, arrays, settings, tmp_path / "a"))
+    z, c, _, noise = inputs(generator)
+    first = to_pictures(stage1(generator, z, c, noise, settings))
+    before = picture_losses(generator, arrays, first, settings, batch=2)
+    assert (losses[:, -1].sum(1) < before.sum(1)).all()
+    np.testing.assert_array_equal(films[:, -1], pictures)
+    # Grey levels are rounded in the file.
+    np.testing.assert_allclose(
+        picture_losses(generator, arrays, pictures, settings), losses[:, -1], rtol=0.02
+    )
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_batch_and_order_change_nothing_but_rounding(generator, batch):
+    z, c, target, noise = inputs(generator)
+    belief = some_belief()
+    settings = dataclasses.replace(QUICK, pull=1.0)
+    whole = stage2(generator, z, c, target, noise, settings, belief).pictures
+    for rows in ([2, 0], [1])[:: (1, -1)[batch == 1]]:
+        part = {name: value[rows] for name, value in target.items()}
+        about = belief._replace(value=belief.value[rows], split=belief.split[rows])
+        found = stage2(generator, z[rows], c[rows], part, noise[rows], settings, about).pictures
+        torch.testing.assert_close(found, whole[rows], rtol=0, atol=1e-4)
+
+
+def test_a_look_moves_every_picture_by_its_reach(generator):
+    z, _, _, _ = inputs(generator)
+    settings = dataclasses.replace(QUICK, reach=0.4, looks=1)
+
+    def loss_of(pictures):
+        scale = torch.tensor([1.0, 1e3, 1e-3]).view(-1, 1)
+        return scale * pictures.square().flatten(1).mean(1, keepdim=True)
+
+    moved, _, _ = follow(generator, z, lambda z_t: z_t, loss_of, 3.0, settings)
+    length = (moved - z).square().mean((1, 2, 3)).sqrt()
+    torch.testing.assert_close(length, torch.full((N,), 0.4 * (3 / 4) ** 0.5))
+
+
+# --- what the responses say about z -------------------------------------------------------------
+
+
+def test_pull_is_bayes_rule_for_gaussians():
+    """Against the posterior mean written with whole covariance matrices."""
+    belief = some_belief(n=2, n_values=32, n_splits=2)
+    z = torch.randn(2, 2, 4, 4, generator=torch.Generator().manual_seed(1))
+    found = pull(z, belief, 1.7, 1.0)
+    for row in range(2):
+        u, lam = belief.basis[row].double(), belief.spread[row].double()
+        prior = u @ torch.diag(1.7 * lam / (1.7 + lam)) @ u.T
+        noise = torch.diag(belief.variance[row].double())
+        gain = prior @ u @ torch.linalg.inv(u.T @ prior @ u + noise)
+        flat = z[row].flatten().double()
+        wanted = flat + gain @ (belief.value[row].double() - u.T @ flat)
+        torch.testing.assert_close(found[row].flatten().double(), wanted, rtol=0, atol=1e-5)
+
+
+def test_components_that_say_nothing_do_not_pull(generator):
+    rng = np.random.default_rng(0)
+    basis = np.linalg.qr(rng.standard_normal((32, 4)))[0].astype(np.float32)
+    components = Components(
+        rng.standard_normal(32).astype(np.float32), basis, np.array([4, 3, 2, 1], np.float32)
+    )
+    r2 = np.array([0.5, 0.0, 0.2, -0.3])
+    scores = rng.standard_normal((2, 4)).astype(np.float32)
+    projection, value = evidence(components, scores, r2)
+    held = Evidence(
+        torch.from_numpy(value), torch.from_numpy(projection)[None], torch.zeros(2).long()
+    )
+    belief = belief_from(held, torch.from_numpy(components.variance)[None])
+    np.testing.assert_allclose(belief.variance[0, [0, 2]], [4.0, 8.0], rtol=1e-5)
+    assert torch.isinf(belief.variance[0, [1, 3]]).all()
+    np.testing.assert_allclose(belief.basis[0, :, [0, 2]], basis[:, [0, 2]], atol=1e-6)
+    wanted = scores[:, [0, 2]] / r2[[0, 2]] + (components.mean @ basis)[[0, 2]]
+    np.testing.assert_allclose(belief.value[:, [0, 2]], wanted, rtol=1e-4)
+    z = torch.from_numpy(rng.standard_normal((2, 2, 4, 4)).astype(np.float32))
+    moved = (pull(z, belief, 1.0, 1.0) - z).flatten(1) @ torch.from_numpy(basis)
+    assert (moved[:, [1, 3]].abs() < 1e-5).all() and (moved[:, [0, 2]].abs() > 1e-3).all()
+
+
+def test_lack_of_evidence_about_z_is_named(generator, tmp_path):
+    settings = dataclasses.replace(QUICK, pull=1.0)
+    with pytest.raises(InputError, match="no evidence_z.*run 02_decoding again, or set pull=0"):
+        reconstruct(generator, decoded(generator), settings, tmp_path / "a.h5")
+
+
+# --- pictures that go astray --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("solver", ["fast", "paper"])
+def test_a_picture_without_a_number_falls_back_and_leaves_the_others(generator, tmp_path, solver):
+    settings = dataclasses.replace(QUICK, solver=solver, iterations=2, learning_rate=0.1)
+    arrays = decoded(generator)
+    whole = read_pictures(reconstruct(generator, arrays, settings, tmp_path / "whole.h5"))
+    arrays["block_1"] = arrays["block_1"].copy()
+    arrays["block_1"][1, 0, :3] = 1e30  # its square is beyond float32
+    path = reconstruct(generator, arrays, settings, tmp_path / "astray.h5")
+    np.testing.assert_array_equal(read_failed(path), [False, True, False])
+    np.testing.assert_array_equal(read_pictures(path)[[0, 2]], whole[[0, 2]])
+
+
+def test_a_loss_that_doubles_falls_back_to_the_best_iterate():
+    iterates = [torch.full((2, 3, 2, 2), float(k)) for k in range(3)]
+    losses = [torch.tensor(row) for row in ([[1.0], [1.0]], [[0.5], [0.5]], [[2.1], [1.9]])]
+    found = reconstruction._finished(torch.zeros(2), torch.zeros(2), iterates, losses)
+    assert found.failed.tolist() == [True, False]
+    assert found.pictures[:, 0, 0, 0].tolist() == [1.0, 2.0]
+
+
+def test_nothing_finite_at_all_is_grey_and_flagged():
+    iterates = [torch.full((1, 3, 2, 2), torch.nan)] * 2
+    losses = [torch.full((1, 6), torch.nan)] * 2
+    found = reconstruction._finished(torch.zeros(1), torch.zeros(1), iterates, losses)
+    assert found.failed.all() and torch.equal(found.pictures, torch.zeros(1, 3, 2, 2))

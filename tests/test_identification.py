@@ -1,0 +1,169 @@
+"""Identification against naive loops, closed forms and bdpy's definition."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.spatial.distance import cdist
+
+from minddiff_utils import identification
+from minddiff_utils.files import InputError
+
+
+def pictures(n=4, side=24, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (n, side, side, 3), dtype=np.uint8)
+
+
+def embed(stack):
+    return stack.reshape(len(stack), -1).astype(float) - 128
+
+
+def naive_identification(predicted, true, n_way):
+    """Try every set of wrong candidates; a tie is won as often as a fair lot wins it."""
+    similarity = identification.similarity_matrix(predicted, true)
+    result = []
+    for i, row in enumerate(similarity):
+        others = [j for j in range(len(row)) if j != i]
+        wins = []
+        for chosen in combinations(others, n_way - 1):
+            rivals = row[list(chosen)]
+            tied = np.sum(rivals == row[i])
+            wins.append(0.0 if np.any(rivals > row[i]) else 1 / (1 + tied))
+        result.append(np.mean(wins))
+    return result
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.integers(2, 6), st.booleans())
+def test_identification_equals_a_naive_loop(seed, n_way, coarse):
+    rng = np.random.default_rng(seed)
+    # Whole directions of a plane, so that exact ties are common.
+    rows = np.eye(3)[rng.integers(0, 3, (2, 6))] if coarse else rng.normal(size=(2, 6, 3))
+    found = identification.identification_accuracy(*rows, n_way)
+    np.testing.assert_allclose(found, naive_identification(*rows, n_way), atol=1e-12)
+
+
+def test_identification_closed_forms():
+    identity = np.eye(7)
+    for n_way in (2, 5, 7):
+        # Perfect; and a method that always says the same is at chance exactly.
+        assert np.all(identification.identification_accuracy(identity, identity, n_way) == 1)
+        same = np.ones((7, 7))
+        np.testing.assert_allclose(
+            identification.identification_accuracy(same, same, n_way), 1 / n_way, atol=1e-12
+        )
+    # Perfect knowledge of k equal categories and nothing else (Shirakawa et al. 2024).
+    k, each = 10, 30
+    labels = np.repeat(np.eye(k), each, axis=0)
+    n = k * each
+    expected = 1 - 0.5 * (each - 1) / (n - 1)
+    np.testing.assert_allclose(
+        identification.identification_accuracy(labels, labels).mean(), expected
+    )
+
+
+def test_identification_of_many_pictures_does_not_overflow():
+    rng = np.random.default_rng(0)
+    true = rng.normal(size=(400, 20))
+    predicted = true + rng.normal(size=true.shape)
+    values = [
+        identification.identification_accuracy(predicted, true, k).mean() for k in (2, 50, 400)
+    ]
+    assert 1 > values[0] > values[1] > values[2] > 1 / 400
+    broken = predicted.copy()
+    broken[3] = np.nan
+    assert np.flatnonzero(np.isnan(identification.identification_accuracy(broken, true))) == [3]
+
+
+def test_identification_table_states_chance():
+    truth = pictures(10)
+    table = identification.identification_table(
+        {"stage2": embed(truth), "mean": np.ones_like(embed(truth))}, embed(truth), [2, 10, 50]
+    )
+    assert list(table.columns) == [
+        "2-way (chance 0.500)", "10-way (chance 0.100)", "2AFC of bdpy (chance 0.500)", "n",
+    ]  # fmt: skip
+    assert table.loc["full (MindDiffuser)"].iloc[1] == "1.000 [1.000,\u00a01.000]"
+    assert table.loc["mean picture"].iloc[0].startswith(".500 [.")
+
+
+def test_pairwise_identification_is_bdpys():
+    """bdpy counts, for each prediction, true features that correlate less than its own."""
+    rng = np.random.default_rng(0)
+    true = rng.normal(size=(9, 30)) + 3
+    predicted = true + 4 * rng.normal(size=true.shape) + 5
+    r = 1 - cdist(predicted, true, metric="correlation")
+    expected = np.sum(r - np.diag(r)[:, None] < 0, axis=1) / 8
+    assert 0.5 < expected.mean() < 1
+    np.testing.assert_allclose(identification.pairwise_identification(predicted, true), expected)
+
+
+def test_pairwise_identification_leaves_gaps_out():
+    rng = np.random.default_rng(1)
+    true = rng.normal(size=(6, 12))
+    predicted = true + rng.normal(size=true.shape)
+    holed = predicted.copy()
+    holed[2, 3] = np.nan
+    whole = identification.pairwise_identification(
+        np.delete(predicted, 3, 1), np.delete(true, 3, 1)
+    )
+    np.testing.assert_allclose(identification.pairwise_identification(holed, true), whole)
+    flat = predicted.copy()
+    flat[1] = 4.0  # nothing correlates with a constant prediction
+    assert np.flatnonzero(np.isnan(identification.pairwise_identification(flat, true))) == [1]
+    flat = true.copy()
+    flat[1] = 4.0  # nor does a constant alternative: it is no rival
+    found = identification.pairwise_identification(predicted, flat)
+    kept = [0, 2, 3, 4, 5]
+    np.testing.assert_allclose(
+        found[kept], identification.pairwise_identification(predicted[kept], true[kept])
+    )
+    # A tie is a loss: the same prediction for all, against equal truths.
+    same = np.tile(rng.normal(size=12), (4, 1))
+    assert np.all(identification.pairwise_identification(same, same) == 0)
+
+
+def naive_zero_shot(predicted, true, extra, k, n_draws=4000):
+    """Order the candidates with ties in a random order, many times."""
+    rng = np.random.default_rng(0)
+    candidates = np.concatenate([true, extra])
+    hits = np.zeros(len(predicted))
+    for _ in range(n_draws):
+        for i, row in enumerate(predicted @ candidates.T):
+            order = np.lexsort((rng.random(len(row)), -row))
+            hits[i] += i in order[:k]
+    return hits / n_draws
+
+
+def test_zero_shot_equals_a_naive_draw():
+    rng = np.random.default_rng(2)
+    predicted, true = np.eye(3)[rng.integers(0, 3, (2, 5))]
+    extra = np.eye(3)[rng.integers(0, 3, 4)]
+    found = identification.zero_shot_accuracy(predicted, true, extra, [1, 3, 9])
+    for column, k in enumerate([1, 3, 9]):
+        naive = naive_zero_shot(predicted, true, extra, k, 1000)
+        np.testing.assert_allclose(found[:, column], naive, atol=0.06)
+
+
+def test_zero_shot_closed_forms():
+    identity, none = np.eye(6), np.zeros((0, 6))
+    assert np.all(identification.zero_shot_accuracy(identity, identity, none, [1, 2]) == 1)
+    # Always the same answer, and all candidates alike: chance, exactly.
+    same = np.ones((6, 6))
+    found = identification.zero_shot_accuracy(same, same, np.ones((4, 6)), [1, 5, 10])
+    np.testing.assert_allclose(found, np.tile([0.1, 0.5, 1.0], (6, 1)))
+    # An extra candidate that is the prediction itself takes the first place.
+    rng = np.random.default_rng(0)
+    predicted, true = rng.normal(size=(2, 5, 8))
+    assert np.all(identification.zero_shot_accuracy(predicted, true, predicted, [1]) == 0)
+
+
+def test_zero_shot_names_bad_input_and_states_chance():
+    with pytest.raises(InputError, match="k=8"):
+        identification.zero_shot_accuracy(np.eye(4), np.eye(4), np.zeros((3, 4)), [1, 8])
+    with pytest.raises(InputError, match=r"shape \(m, 4\)"):
+        identification.zero_shot_accuracy(np.eye(4), np.eye(4), np.zeros((3, 5)), [1])
+    table = identification.zero_shot_table({"stage2": np.eye(4)}, np.eye(4), np.eye(4)[:1], [1, 99])
+    assert list(table.columns) == ["top 1 of 5 (chance 0.200)", "n"]

@@ -1,0 +1,86 @@
+"""The order that the book claims, on a fast run: a small phantom with the trained models.
+
+Takes minutes: `pytest -m slow tests/test_ladder.py`.
+"""
+
+from pathlib import Path
+
+import pytest
+
+import minddiff_utils
+from minddiff_utils.control_runs import make_control, open_bench
+from minddiff_utils.controls import first_pictures
+from minddiff_utils.datasets import load_subject
+from minddiff_utils.decoding import decode_subject, read_decoded
+from minddiff_utils.features import write_features
+from minddiff_utils.generator import load_clip, load_generator
+from minddiff_utils.identification import identification_accuracy, pairwise_identification
+from minddiff_utils.metrics import evaluate, main_metrics
+from minddiff_utils.phantom.tree import write_tree
+from minddiff_utils.reconstruction import read_pictures, reconstruct
+from minddiff_utils.results import ladder, shares
+from minddiff_utils.settings import Settings
+from minddiff_utils.uncertainty import bootstrap_interval
+
+pytestmark = pytest.mark.slow
+WEIGHTS = Path(minddiff_utils.__file__).parent / "phantom" / "weights"
+METRICS = ("clip_judge", "ssim", "pcc")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Values of every step from the floor to the ceiling, and the judge's embeddings."""
+    out = tmp_path_factory.mktemp("ladder")
+    size = {"n_train": 400, "n_test": 32, "repetitions": 3}
+    tree = write_tree(out / "tree", subjects=["subj01"], progress=False, **size)
+    person = load_subject("nsd", tree, "subj01", rois="kastner2015", cache=out)
+    generator = load_generator(WEIGHTS, "cpu", "float32")
+    features = write_features(out / "features.h5", person, generator)
+    decode_subject(person, features, out / "decoded.h5")
+    decode_subject(person, features, out / "decoded_shuffled.h5", shuffle_seed=0)
+    first, full = Settings(solver="paper", iterations=0), Settings()
+    decoded = read_decoded(out / "decoded.h5")
+    reconstruct(generator, decoded, first, out / "stage1.h5")
+    reconstruct(generator, decoded, full, out / "trace.h5")
+    shuffled = read_decoded(out / "decoded_shuffled.h5")
+    bench = open_bench(person, generator, out)
+    alone = first_pictures(generator, decoded, first).astype(int)  # in other batches: rounding
+    assert abs(alone - read_pictures(out / "stage1.h5")).max() <= 2
+    made = {
+        "shuffled": bench.run(shuffled, full, "shuffled"),
+        "stage1": read_pictures(out / "stage1.h5"),
+        "stage2": read_pictures(out / "trace.h5"),
+        "ceiling": make_control("ceiling", bench),
+    }
+    ids = decoded["stimulus_id"]
+    judge = load_clip(WEIGHTS / "clip_judge", "cpu", "float32")
+    values = main_metrics(evaluate(bench.seen(ids), made, ids, {"clip_judge": judge.embed}))
+    embedded = {name: judge.embed(pictures) for name, pictures in made.items()}
+    return values, embedded, judge.embed(bench.seen(ids))
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_floor_below_stage_1_below_stage_2_below_ceiling(run, metric):
+    found = ladder(run[0][run[0]["metric"] == metric]).set_index(["baseline", "method"])
+    assert found.loc[("shuffled", "stage1"), "verdict"] == "yes"
+    assert found.loc[("stage2", "ceiling"), "verdict"] == "yes"
+    # What stage 2 adds is small: on a fast run the interval may hold zero, but not lie below it.
+    assert found.loc[("stage1", "stage2"), "verdict"] != "reversed"
+
+
+def test_stage_2_covers_part_of_the_way(run):
+    found = shares(run[0]).query("method == 'stage2'").set_index("metric")
+    assert (found["low"] > 0).all() and (found["high"] < 1).all()
+
+
+def test_shuffled_responses_identify_at_chance(run):
+    _, embedded, true = run
+    for values, chance in (
+        (identification_accuracy(embedded["shuffled"], true, 2), 1 / 2),
+        (identification_accuracy(embedded["shuffled"], true, 10), 1 / 10),
+        (pairwise_identification(embedded["shuffled"], true), 1 / 2),
+    ):
+        low, high = bootstrap_interval(values)
+        assert low <= chance <= high
+    # The same measure is far from chance where the brain was read.
+    assert bootstrap_interval(identification_accuracy(embedded["stage1"], true, 2))[0] > 0.6

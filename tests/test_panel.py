@@ -1,0 +1,92 @@
+"""The panel of papers on NSD: its wiring, with and without torchvision."""
+
+import importlib.util
+import sys
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.distance import correlation
+from scipy.stats import pearsonr
+
+from minddiff_utils import panel
+from minddiff_utils.files import InputError
+from minddiff_utils.generator import load_clip
+
+HAS_VISION = importlib.util.find_spec("torchvision") is not None
+
+
+def pictures(n=6, side=20, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (n, side, side, 3), dtype=np.uint8)
+
+
+def test_distance_and_pixcorr_are_scipys():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(2, 1, (2, 5, 9))
+    expected = [correlation(x, y) for x, y in zip(a, b, strict=True)]
+    np.testing.assert_allclose(panel.correlation_distance(a, b), expected)
+    truth, made = pictures(3, 425), pictures(3, 425, 1) // 2 + pictures(3, 425) // 2
+    expected = [pearsonr(x.ravel(), y.ravel())[0] for x, y in zip(truth, made, strict=True)]
+    np.testing.assert_allclose(panel.pixcorr(truth, made, batch=2), expected, atol=1e-6)
+    flat = np.full((1, 30, 30, 3), 7, np.uint8)
+    assert panel.pixcorr(pictures(1, 30), flat) == 0
+
+
+def test_pictures_are_resized_and_normalised_as_the_network_wants():
+    network = panel.Network("x", "y", 11, panel.IMAGENET, "distance")
+    seen = []
+    grey = np.full((5, 20, 20, 3), 51, np.uint8)  # 0.2
+    panel.network_features(grey, network, lambda x: seen.append(x) or x.mean((2, 3)), batch=2)
+    assert [len(x) for x in seen] == [2, 2, 1] and seen[0].shape[1:] == (3, 11, 11)
+    mean, deviation = np.array(panel.IMAGENET)
+    np.testing.assert_allclose(seen[0][0, :, 0, 0], (0.2 - mean) / deviation, rtol=1e-5)
+
+
+def test_panel_takes_each_measure_from_its_network(tiny_models):
+    clip = load_clip(tiny_models / "clip_judge", "cpu", "float32")
+    side = clip.edge
+    networks = {"Alex(2)": torch.nn.Conv2d(3, 4, 9, 9), "Eff": torch.nn.AvgPool2d(32)}
+    networks["CLIP"] = lambda x: panel._clip_network(clip)(x[..., :side, :side])
+    truth = pictures()
+    same = panel.panel(truth, truth, networks)
+    assert set(same) == {"PixCorr", "SSIM", "Alex(2)", "Eff", "CLIP"}
+    assert np.all(same["Alex(2)"] == 100) and np.all(same["CLIP"] == 100)  # in per cent
+    np.testing.assert_allclose(same["Eff"], 0, atol=1e-6)
+    np.testing.assert_allclose(same["PixCorr"], 1)
+    other = panel.panel(truth, np.roll(truth, 1, axis=0), networks)
+    assert other["Alex(2)"].mean() < 60 and other["Eff"].mean() > 0.5
+
+
+def test_published_rows_stand_beside_ours():
+    rows = {"full": {"PixCorr": np.array([0.1, 0.3]), "Alex(2)": np.array([80.0, 90.0])}}
+    table = panel.panel_table("published", rows)
+    assert len(table) == len(panel.PUBLISHED) + 1
+    assert table.loc["MindEye2 2024"].tolist() == [
+        ".322", ".431", "96.1", "98.6", "95.4", "93.0", ".619", ".344",
+    ]  # fmt: skip
+    assert table.loc["full"].tolist() == [".200", "–", "85.0", "–", "–", "–", "–", "–"]
+    assert list(table.columns)[-2:] == ["Eff ↓", "SwAV ↓"]
+    none = panel.panel_table("none", rows)
+    assert none.empty and "panel" in none.attrs["note"]
+
+
+def test_only_the_full_panel_needs_torchvision(monkeypatch, tiny_models):
+    assert panel.load_networks("none") == {} == panel.load_networks("published")
+    with pytest.raises(InputError, match="expected none, published or full"):
+        panel.load_networks("all")
+    with pytest.raises(InputError, match="needs a CLIP"):
+        panel.load_networks("full")
+    clip = load_clip(tiny_models / "clip_judge", "cpu", "float32")
+    monkeypatch.setitem(sys.modules, "torchvision", None)  # as if it were not installed
+    with pytest.raises(InputError, match=r"needs torchvision.*minddiffuser-book\[panel\]"):
+        panel.load_networks("full", clip)
+
+
+@pytest.mark.skipif(not HAS_VISION, reason="torchvision is not installed")
+def test_networks_of_torchvision_with_random_weights(tiny_models):
+    clip = load_clip(tiny_models / "clip_judge", "cpu", "float32")
+    networks = panel.load_networks("full", clip, pretrained=False)
+    assert set(networks) == set(panel.NETWORKS)
+    del networks["CLIP"]  # the small one wants other pictures
+    found = panel.panel(pictures(3, 64), pictures(3, 64, 1), networks)
+    assert all(np.isfinite(values).all() and values.shape == (3,) for values in found.values())

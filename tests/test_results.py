@@ -1,0 +1,206 @@
+"""Tables of results: layout, pairing, corrections, and the way from floor to ceiling."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from minddiff_utils import metrics, results, uncertainty
+from minddiff_utils.files import InputError
+
+
+def pictures(n=4, side=24, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (n, side, side, 3), dtype=np.uint8)
+
+
+def embed(stack):
+    return stack.reshape(len(stack), -1).astype(float) - 128
+
+
+def evaluated(n=10):
+    truth = pictures(n)
+    noise = pictures(n, seed=1)
+    methods = {
+        "mean": np.repeat(truth.mean(axis=0, keepdims=True).astype(np.uint8), n, axis=0),
+        "stage2": (0.8 * truth + 0.2 * noise).astype(np.uint8),
+        "stage1": (0.5 * truth + 0.5 * noise).astype(np.uint8),
+        "no_z": noise,
+        "mine": truth,
+    }
+    found = metrics.evaluate(
+        truth, methods, 7 * np.arange(n), {"clip_judge": embed, "clip_guide": embed}
+    )
+    return metrics.main_metrics(found)
+
+
+def test_summary_table_has_the_layout_of_the_paper():
+    table = results.summary_table(evaluated())
+    assert list(table.index) == [
+        "no z", "no stage 2", "full (MindDiffuser)", "mean picture", "mine",
+    ]  # fmt: skip
+    assert list(table.columns) == ["CLIP (judge)", "CLIP (guide)", "SSIM", "PCC", "n"]
+    assert set(table["n"]) == {"10"}
+    assert table.loc["mine", "SSIM"] == "1.000 [1.000,\u00a01.000]"
+    assert "over pictures" in table.attrs["note"]
+    text = results.markdown_table(table)
+    assert text.startswith("| method | CLIP (judge) |")
+    assert "over pictures" in text
+
+
+def test_summary_is_the_mean_with_its_interval():
+    frame = evaluated()
+    row = results.summary(frame).query("method == 'stage1' and metric == 'pcc'").iloc[0]
+    values = frame.query("method == 'stage1' and metric == 'pcc'")["value"]
+    assert row["mean"] == pytest.approx(values.mean())
+    assert (row["low"], row["high"]) == uncertainty.bootstrap_interval(values)
+
+
+def test_tables_of_several_subjects_keep_them_apart():
+    one = evaluated().assign(subject="subj01")
+    two = evaluated(8).assign(subject="subj02")
+    both = pd.concat([one, two])
+    table = results.summary_table(both)
+    assert list(table.index.names) == ["subject", "method"]
+    assert set(table.loc["subj01", "n"]) == {"10"}
+    assert set(table.loc["subj02", "n"]) == {"8"}
+    apart = results.difference_table(both).loc["subj02"]
+    alone = results.difference_table(two)
+    assert apart.to_numpy().tolist() == alone.to_numpy().tolist()
+
+
+def test_difference_table_pairs_the_same_pictures():
+    frame = evaluated().sample(frac=1, random_state=0)  # the order of rows does not matter
+    found = results.differences(frame)
+    # no_c is absent, so its pair is.
+    assert set(zip(found["method"], found["baseline"], strict=True)) == {
+        ("stage2", "stage1"),
+        ("stage2", "no_z"),
+    }
+    wide = frame.query("metric == 'ssim'").pivot(
+        index="stimulus_id", columns="method", values="value"
+    )
+    row = found.query("metric == 'ssim' and baseline == 'stage1'").iloc[0]
+    assert row["mean"] == pytest.approx((wide["stage2"] - wide["stage1"]).mean())
+    table = results.difference_table(frame)
+    assert table.index[0] == "full − no stage 2"
+    # 2 of 2^10 flips, the smallest p there is, which all eight tests share.
+    assert "p\u00a0=\u00a00.016" in table.iloc[0]["SSIM"]
+    assert "corrected by Holm" in table.attrs["note"]
+
+
+def test_a_missing_value_is_counted_out():
+    frame = evaluated()
+    gap = (frame["metric"] == "pcc") & (frame["stimulus_id"] == 0)
+    frame.loc[gap, "value"] = np.nan
+    assert set(results.summary(frame).query("metric == 'pcc'")["n"]) == {9}
+    assert set(results.summary_table(frame)["n"]) == {"9–10"}
+
+
+def tidy(**methods):
+    """A tidy table of one metric from values a method."""
+    parts = [
+        pd.DataFrame({"method": name, "stimulus_id": np.arange(len(values)), "value": values})
+        for name, values in methods.items()
+    ]
+    return pd.concat(parts, ignore_index=True).assign(metric="ssim", subject="subj01")
+
+
+def test_p_values_are_corrected_within_a_subject():
+    one = evaluated().assign(subject="subj01")
+    both = pd.concat([one, evaluated(8).assign(subject="subj02")])
+    found = results.differences(both)
+    for _, rows in found.groupby("subject"):
+        np.testing.assert_allclose(rows["p_holm"], uncertainty.holm(rows["p"]))
+    alone = results.differences(one)
+    np.testing.assert_allclose(alone["p_holm"], found[found["subject"] == "subj01"]["p_holm"])
+
+
+def test_share_is_the_way_from_floor_to_ceiling():
+    rng = np.random.default_rng(0)
+    floor, ceiling = rng.uniform(0, 0.1, 40), rng.uniform(0.8, 0.9, 40)
+    frame = tidy(shuffled=floor, ceiling=ceiling, stage2=floor + 0.25 * (ceiling - floor))
+    found = results.shares(frame).set_index("method")
+    assert found.loc["shuffled", "mean"] == 0 and found.loc["ceiling", "mean"] == 1
+    assert found.loc["stage2", "mean"] == pytest.approx(0.25)
+    assert found.loc["stage2", "low"] == pytest.approx(0.25)  # so it is for every resample
+    assert "25\u00a0%" in results.share_table(frame).loc["full (MindDiffuser)", "SSIM"]
+
+
+def test_interval_of_the_share_covers_as_often_as_it_says():
+    rng = np.random.default_rng(1)
+    hits = 0
+    for seed in range(60):
+        common = rng.normal(0, 0.2, 50)
+        frame = tidy(
+            shuffled=common + rng.normal(0, 0.05, 50),
+            ceiling=1 + common + rng.normal(0, 0.05, 50),
+            stage2=0.5 + common + rng.normal(0, 0.3, 50),
+        )
+        row = results.shares(frame, seed=seed).query("method == 'stage2'").iloc[0]
+        hits += row["low"] <= 0.5 <= row["high"]
+    assert 51 <= hits <= 60  # 95 % of 60 are 57
+
+
+def test_no_share_without_room_between_floor_and_ceiling():
+    frame = tidy(shuffled=[0.5, 0.6], ceiling=[0.4, 0.5], stage2=[0.5, 0.5])
+    assert results.shares(frame)["mean"].isna().all()
+    assert results.share_table(frame).loc["full (MindDiffuser)", "SSIM"] == "–"
+    narrow = tidy(shuffled=[0, 0.1] * 4, ceiling=[1, -0.8] * 4, stage2=[0.5] * 8)
+    row = results.shares(narrow).query("method == 'stage2'").iloc[0]
+    assert np.isfinite(row["mean"]) and np.isnan(row["low"])
+    assert results.shares(tidy(stage2=[0.1, 0.2])).empty
+
+
+def test_ladder_says_what_intervals_show():
+    rng = np.random.default_rng(0)
+    base = rng.normal(size=30)
+    frame = tidy(
+        shuffled=base,
+        stage1=base + 1 + 0.1 * rng.normal(size=30),
+        stage2=base + 1 + 0.5 * (rng.normal(size=30)),
+        ceiling=base + 0.2,
+    )
+    found = results.ladder(frame).set_index(["baseline", "method"])["verdict"]
+    assert found["shuffled", "stage1"] == "yes"
+    assert found["stage1", "stage2"] == "not shown"
+    assert found["stage2", "ceiling"] == "reversed"
+    table = results.ladder_table(frame)
+    assert table.loc["shuffled responses < no stage 2", "SSIM"].startswith("yes: +")
+
+
+def test_results_files_hold_the_same_numbers(tmp_path):
+    one = evaluated().assign(subject="subj01")
+    two = evaluated(8).assign(subject="subj02")
+    extra = {"stage1": "shuffled", "mine": "ceiling"}
+    both = pd.concat([one, two]).replace({"method": extra})
+    path = results.write_results(tmp_path, both)
+    table = pd.read_csv(tmp_path / "results.csv").set_index(["subject", "method", "metric"])
+    values = both.query("subject == 'subj02' and method == 'stage2' and metric == 'pcc'")["value"]
+    row = table.loc["subj02", "stage2", "pcc"]
+    assert row["mean"] == pytest.approx(values.mean()) and row["n"] == 8
+    means = [table.loc[who, "stage2", "pcc"]["mean"] for who in ("subj01", "subj02")]
+    mean = table.loc["mean of 2", "stage2", "pcc"]
+    assert mean["mean"] == pytest.approx(np.mean(means))
+    assert mean[["n", "low", "high"]].isna().all()  # two people are no sample
+    shares = [table.loc[who, "stage2", "pcc"]["share"] for who in ("subj01", "subj02")]
+    assert mean["share"] == pytest.approx(np.mean(shares)) and 0 < min(shares)
+    text = path.read_text(encoding="utf-8")
+    assert f"{row['mean']:.3f}".lstrip("0") in text and "| mean of 2 |" in text
+    assert "corrected by Holm" in text and "Share of the way" in text
+    with pytest.raises(InputError, match="subject"):
+        results.write_results(tmp_path, both.drop(columns="subject"))
+
+
+def test_seed_spread_is_told_apart_from_the_spread_of_pictures():
+    rng = np.random.default_rng(0)
+    picture = rng.normal(0, 1, 400)
+    parts = [
+        tidy(stage2=picture + 0.1 * seed + rng.normal(0, 0.3, 400)).assign(seed=seed)
+        for seed in range(3)
+    ]
+    (row,) = results.seed_table(pd.concat(parts)).to_dict("records")
+    assert row["n_seeds"] == 3
+    assert row["sd of means"] == pytest.approx(0.1, rel=0.3)
+    assert row["sd in a picture"] == pytest.approx(np.hypot(0.3, 0.1), rel=0.1)
+    assert row["sd of pictures"] == pytest.approx(np.sqrt(1 + 0.09 / 3), rel=0.1)
+    (row,) = results.seed_table(parts[0]).to_dict("records")
+    assert np.isnan(row["sd of means"]) and np.isfinite(row["sd of pictures"])

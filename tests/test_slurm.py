@@ -1,0 +1,93 @@
+"""The fast book through a real Slurm of one node, which this test starts: `pytest -m slurm`."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import h5py
+import numpy as np
+import pytest
+import slurm_node
+from dummy_project import ROOT
+
+pytestmark = [
+    pytest.mark.slurm,
+    pytest.mark.skipif(bool(slurm_node.missing()), reason=slurm_node.missing() or "none"),
+]
+SHARDS = 4
+# The quick look at the phantom, with two batches a shard.
+CHANGES = {"batch": 1, "n_gallery": 8}
+# The repository's profile but for what a small node does not have.
+NODE = (
+    "--set-resources chapter:gpu=0 shard:gpu=0 --set-threads chapter=1 shard=1 "
+    "--default-resources mem_mb=1500 runtime=60 --latency-wait 10 "
+    "--slurm-status-command squeue --slurm-init-seconds-before-status-checks 5"
+)
+
+
+def book(folder, *more, **changes):
+    """The command that makes the book of this test in a folder beside its tree."""
+    values = {**CHANGES, "run_dir": folder, "data_path": folder.parent / "tree", **changes}
+    sets = [word for name, value in values.items() for word in ("--set", f"{name}={value}")]
+    return [sys.executable, "-m", "minddiff_utils.cli", "book", "fast", *more, *sets]
+
+
+def environment(more=None):
+    """The same number of threads for both books: another one rounds otherwise."""
+    ours = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    return {**os.environ, **(more or {}), **ours, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory):
+    """The book without Slurm, stage 2 in one piece."""
+    folder = tmp_path_factory.mktemp("slurm") / "local"
+    subprocess.run(book(folder, "--cores", "1"), check=True, env=environment())
+    return folder
+
+
+def wait_for_running_shard(process, known, folder):
+    """The number of a Slurm job that computes a shard and has a batch behind it."""
+    while process.poll() is None:
+        begun = list((folder / "subj01" / "shards").glob("*.partial"))
+        running = [n for n, said in slurm_node.queue(known).items() if "RUNNING rule_shard" in said]
+        if running and any(path.stat().st_size > 20_000 for path in begun):
+            return running[0]
+        time.sleep(0.1)
+    raise AssertionError("the book ended before a shard could be cancelled")
+
+
+def test_book_through_slurm_is_that_of_one_machine(local):
+    """Stage 2 in four shards, one of them cancelled on its way: the numbers are the same."""
+    folder = local.parent / "slurm"
+    with slurm_node.one_node(local.parent / "node") as known:
+        begun = time.monotonic()
+        command = book(folder, "--profile", "slurm", "--snakemake", NODE, shards=SHARDS)
+        process = subprocess.Popen(command, env=environment(known))
+        try:
+            cancelled = wait_for_running_shard(process, known, folder)
+            subprocess.run(["scancel", cancelled], check=True, env=environment(known))
+            assert process.wait() == 0
+        finally:
+            process.kill()
+        print(f"the book through Slurm: {time.monotonic() - begun:.0f} s")
+        jobs = slurm_node.queue(known)
+    state, what = jobs[cancelled].split(" ", 1)
+    assert state == "CANCELLED"
+    assert list(jobs.values()).count(f"COMPLETED {what}") == 1  # the same shard once more
+    shards = [said for said in jobs.values() if said.startswith("COMPLETED rule_shard")]
+    assert len(shards) == len(set(shards)) == SHARDS
+    assert not (folder / "subj01" / "shards").exists()
+
+    one, four = local / "subj01", folder / "subj01"
+    for name in ("reconstructions.h5", "trace.h5", "trace_shuffled.h5"):
+        with h5py.File(one / name) as a, h5py.File(four / name) as b:
+            assert set(a) == set(b) and dict(a.attrs) == dict(b.attrs), name
+            for key in a:
+                np.testing.assert_array_equal(a[key][:], b[key][:], err_msg=f"{name}: {key}")
+    assert (one / "metrics.csv").read_bytes() == (four / "metrics.csv").read_bytes()
+    assert (folder / "html" / "index.html").is_file()
+    record = json.loads((four / "provenance.json").read_text())
+    assert set(record["notebooks"]) >= {"01_data", "04_stage2", "05_metrics"}

@@ -1,0 +1,72 @@
+"""Intervals and tests against what theory says of them."""
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from minddiff_utils import uncertainty
+
+
+def test_bootstrap_interval_covers_the_mean_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    hits = 0
+    for seed in range(200):
+        low, high = uncertainty.bootstrap_interval(
+            rng.exponential(size=40), n_resamples=599, seed=seed
+        )
+        hits += low <= 1 <= high
+    # 40 skewed values are few: allow what BCa is known to lose there (about 0.93).
+    assert binomtest(hits, 200, 0.93).pvalue > 0.01
+
+
+def test_bootstrap_interval_is_repeatable_and_survives_odd_values():
+    values = np.random.default_rng(0).normal(size=30)
+    assert uncertainty.bootstrap_interval(values) == uncertainty.bootstrap_interval(values)
+    with_gap = uncertainty.bootstrap_interval([*values, np.nan])
+    assert with_gap == uncertainty.bootstrap_interval(values)
+    assert uncertainty.bootstrap_interval([0.3, 0.3, 0.3]) == (0.3, 0.3)
+    assert np.isnan(uncertainty.bootstrap_interval([1.0])).all()
+    assert np.isnan(uncertainty.bootstrap_interval([])).all()
+
+
+def test_paired_difference_of_few_pictures_is_exact():
+    a = np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
+    found = uncertainty.paired_difference(a, a - 0.1 - 0.01 * np.arange(6))
+    assert found["n"] == 6
+    assert found["mean"] == pytest.approx(0.125)
+    assert found["low"] > 0
+    # All 64 flips are tried: only the observed one and its mirror are this extreme.
+    assert found["p"] == pytest.approx(2 / 64)
+
+
+def test_paired_difference_leaves_gaps_out_and_is_large_for_noise():
+    rng = np.random.default_rng(1)
+    a, b = rng.normal(size=(2, 60))
+    a[0] = np.nan
+    found = uncertainty.paired_difference(a, b)
+    assert found["n"] == 59
+    assert found["p"] > 0.05
+    assert found["low"] < 0 < found["high"]
+    assert np.isnan(uncertainty.paired_difference([1.0], [0.0])["p"])
+
+
+def test_holm_by_hand_and_with_gaps():
+    # Sorted .01 .02 .03 .04 times 4 3 2 1: .04 .06 .06 .06, and order is kept.
+    found = uncertainty.holm([0.04, 0.01, np.nan, 0.03, 0.02])
+    np.testing.assert_allclose(found, [0.06, 0.04, np.nan, 0.06, 0.06])
+    np.testing.assert_allclose(uncertainty.holm([[0.6, 0.9]]), [[1, 1]])
+    assert uncertainty.holm([]).shape == (0,)
+
+
+def test_holm_equals_its_definition_and_bounds_the_false_findings():
+    rng = np.random.default_rng(0)
+    found = 0
+    for _ in range(2000):
+        p = rng.uniform(size=8)
+        adjusted = uncertainty.holm(p)
+        order = np.argsort(p)
+        steps = [p[order[j]] * (8 - j) for j in range(8)]
+        for place, index in enumerate(order):
+            assert adjusted[index] == pytest.approx(min(1, max(steps[: place + 1])))
+        found += np.any(adjusted < 0.05)
+    assert binomtest(found, 2000, 0.05, "greater").pvalue > 0.001
