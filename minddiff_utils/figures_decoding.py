@@ -43,15 +43,16 @@ def accuracy_and_ceiling(accuracy: pd.DataFrame, ceiling: Mapping[str, np.ndarra
     fig = _violins(accuracy)
     axes = fig.axes[0]
     families = in_order(accuracy["family"], FAMILIES)
-    label = "noise ceiling"
+    drawn = []
     for place, family in enumerate(families):
         values = np.asarray(ceiling.get(family, [np.nan]))
         if np.isfinite(values).any():
             ends = [place - 0.42, place + 0.42]
-            axes.plot(ends, [np.nanmedian(values)] * 2, color=ORANGE, linewidth=2.2, label=label)
-            label = None
-    if label is None:
-        axes.legend(loc="lower left", frameon=False)
+            height = [np.nanmedian(values)] * 2
+            (line,) = axes.plot(ends, height, color=ORANGE, linewidth=2.2, label="noise ceiling")
+            drawn.append(line)
+    if drawn:
+        axes.legend(handles=drawn[:1], loc="lower left", frameon=False)
     return _closed(fig)
 
 
@@ -85,7 +86,7 @@ def region_loss(by_region: pd.DataFrame) -> Figure:
             axes.axvline(0, color="#555555", linewidth=0.8)
             axes.set_title(FAMILIES.get(family, family), loc="left", fontweight="bold")
             axes.grid(axis="y", visible=False)
-            axes.locator_params(axis="x", nbins=3)
+            axes.locator_params(axis="x", nbins=2)
         panels[0][0].invert_yaxis()
         fig.supxlabel("loss of mean correlation without the region", fontsize=10)
     return _closed(fig)
@@ -155,20 +156,24 @@ def weight_maps(
     affine = np.eye(4) if subject.affine is None else subject.affine
     heights = nib.affines.apply_affine(affine, subject.voxel_ijk)[:, 2]
     cuts = np.unique(np.round(np.percentile(heights, [8, 28, 48, 68, 88]), 1))
+    density = {family: share * len(share) for family, share in shares.items()}
+    top = float(np.percentile(np.concatenate([*density.values()]), 98))
     with style():
         fig, panels = plt.subplots(
-            len(shares), 1, figsize=(WIDTH, 1.9 * len(shares)), squeeze=False
+            len(shares), 1, figsize=(WIDTH, 1.75 * len(shares)), squeeze=False
         )
-        for axes, (family, share) in zip(panels[:, 0], shares.items(), strict=True):
+        fig.subplots_adjust(left=0.01, right=0.99, bottom=0.02, top=0.95, hspace=0.2)
+        for axes, (family, values) in zip(panels[:, 0], density.items(), strict=True):
             volume = np.zeros(subject.volume_shape, np.float32)
-            volume[tuple(subject.voxel_ijk.T)] = share * len(share)
-            plotting.plot_stat_map(
+            volume[tuple(subject.voxel_ijk.T)] = values
+            display = plotting.plot_stat_map(
                 nib.Nifti1Image(volume, affine),
                 bg_img=None if anatomy is None else str(anatomy),
-                display_mode="z", cut_coords=cuts, axes=axes, cmap="inferno", symmetric_cbar=False,
-                vmin=0, vmax=float(np.percentile(share * len(share), 98)), threshold=1e-6,
-                annotate=True, draw_cross=False, black_bg=False, resampling_interpolation="nearest",
+                display_mode="z", cut_coords=cuts, axes=axes, cmap="YlGnBu", symmetric_cbar=False,
+                vmin=0, vmax=top, threshold=1e-6, annotate=False, draw_cross=False,
+                black_bg=False, resampling_interpolation="nearest",
             )  # fmt: skip
+            display.annotate(size=8)
             axes.set_title(FAMILIES.get(family, family), loc="left", fontweight="bold", pad=2)
     return _closed(fig)
 
