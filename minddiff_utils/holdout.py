@@ -16,9 +16,9 @@ import numpy as np
 import pandas as pd
 from sklearn.cluster import KMeans
 
-from minddiff_utils.components import evidence, fit_components
+from minddiff_utils.components import evidence
 from minddiff_utils.datasets import Fold, Split, Subject, prepare_fold
-from minddiff_utils.decoders import fit_decoder
+from minddiff_utils.decoders import Method, fit_family, make_design
 from minddiff_utils.decoding import voxel_weights
 from minddiff_utils.features import families, read_features
 from minddiff_utils.files import InputError
@@ -229,33 +229,23 @@ def _decode_fold(
     n_folds: int,
     values: bool,
 ) -> dict[str, np.ndarray]:
-    """Decode one split: `z`, `c`, and components of `z` and of each block, in one fit."""
-    shapes, targets, parts = {}, {}, {}
+    """Decode one split: `z`, `c`, and components of `z` and of each block."""
+    design = make_design(fold.train_x, n_folds, voxel_weights(subject, split))
+    found: dict[str, np.ndarray] = {}
     for name in ("z", "c", *blocks):
         y = read_features(features_path, name, fold.train_id)
-        shapes[name], flat = y.shape[1:], y.reshape(len(y), -1)
-        if name != "c":
-            parts[name] = fit_components(flat, n_components)
-            targets[f"scores of {name}"] = parts[name].scores(flat)
+        n = n_components * (name != "c")
+        decoder, told, parts = fit_family(design, y.reshape(len(y), -1), name, Method(), 1.0, n)
         if values or name not in blocks:
-            targets[name] = flat
-    weights = voxel_weights(subject, split)
-    all_targets = np.concatenate(list(targets.values()), axis=1)
-    decoder = fit_decoder(fold.train_x, all_targets, n_folds=n_folds, weights=weights)
-    decoded, found, start = decoder.predict(fold.test_x), {}, 0
-    for name, y in targets.items():
-        columns = slice(start, start := start + y.shape[1])
-        if name in shapes:
-            found[name] = decoded[:, columns].reshape(-1, *shapes[name])
-            continue
-        family = name.removeprefix("scores of ")
-        score = decoder.r2[columns]
-        projection, value = evidence(parts[family], decoded[:, columns], score, *reliability)
-        short = family.removeprefix("block_")
-        found |= {f"evidence_{short}": value, f"projection_{short}": projection[None]}
-        found[f"variance_{short}"] = parts[family].variance[None]
-        if family in blocks:
-            found.setdefault(family, np.zeros((len(value), 0), np.float32))
+            found[name] = decoder.predict(fold.test_x).reshape(-1, *y.shape[1:])
+        else:
+            found[name] = np.zeros((len(fold.test_x), 0), np.float32)
+        if told is not None:
+            scores = told.predict(fold.test_x)
+            projection, value = evidence(parts, scores, told.r2, *reliability)
+            short = name.removeprefix("block_")
+            found |= {f"evidence_{short}": value, f"projection_{short}": projection[None]}
+            found[f"variance_{short}"] = parts.variance[None]
     return found
 
 

@@ -13,7 +13,7 @@ from dummy_project import ROOT
 from minddiff_utils import runs
 
 PATH = ROOT / "notebooks" / "colab.ipynb"
-QUICK = {"n_train": 60, "n_test": 4, "repetitions": 2, "iterations": 2, "n_steps": 3}
+QUICK = {"n_train": 60, "n_test": 4, "repetitions": 2, "n_steps": 3}
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_its_defaults_are_those_of_the_phantom(colab):
     given = runs.declared_parameters(colab)
     plan = runs.load_plan(ROOT / "notebooks/params/phantom.yaml", PATH.parent)
     known = {name: value for sheet in plan.sheets for name, value in sheet.defaults.items()}
-    for name in ("models", "iterations", "n_steps", "subject"):
+    for name in ("models", "reach", "n_steps", "subject"):
         assert given[name] == plan.parameters.get(name, known[name])
     assert given["n_train"] == plan.phantom["n_train"]
 

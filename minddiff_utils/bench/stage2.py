@@ -41,16 +41,20 @@ def count_unet(unet: torch.nn.Module) -> Iterator[UnetCount]:
     def back(gradient: torch.Tensor) -> None:
         count.backward += len(gradient)
 
-    def forth(module, given, out) -> None:
-        count.forward += len(out.sample)
+    def begin(module, given) -> None:
+        # Before the pass: one that is computed again may stop before its end.
+        count.forward += len(given[0])
+
+    def end(module, given, out) -> None:
         if out.sample.requires_grad:
             out.sample.register_hook(back)
 
-    handle = unet.register_forward_hook(forth)
+    handles = [unet.register_forward_pre_hook(begin), unet.register_forward_hook(end)]
     try:
         yield count
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def solver_settings(iterations: int, steps: int) -> dict:
