@@ -260,6 +260,7 @@ def test_gallery_shows_every_picture_with_its_numbers(gallery):
     assert all(width == n_parts * height and height > 0 for width, height in loaded)
     card = page.locator(".gallery-cards > li").first
     card.locator("summary").click()
+    card.locator("tbody tr").first.wait_for()  # the table is made when the browser says it opened
     rows = card.locator("tbody tr").all_inner_texts()
     assert len(rows) == values.columns.get_level_values("method").nunique()
     number = int(card.get_attribute("data-id"))
