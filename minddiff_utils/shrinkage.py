@@ -5,7 +5,6 @@
 """
 
 import argparse
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,14 +12,16 @@ import numpy as np
 import pandas as pd
 
 from minddiff_utils.checkpoints import clip_name
+from minddiff_utils.controls import first_pictures
 from minddiff_utils.datasets import Subject, load_subject
 from minddiff_utils.decoders import RESCALE, Method, fit_family, make_design
 from minddiff_utils.decoding import prepare_fold, voxel_weights
 from minddiff_utils.features import read_features, write_features
 from minddiff_utils.generator import Generator, load_clip, load_generator
-from minddiff_utils.metrics import evaluate, paired_difference
-from minddiff_utils.reconstruction import Settings, read_trace, reconstruct
+from minddiff_utils.metrics import evaluate
+from minddiff_utils.settings import Settings
 from minddiff_utils.tuning import tuning_subject
+from minddiff_utils.uncertainty import paired_difference
 
 __all__ = ["compare_rescaling", "decode_choices"]
 
@@ -56,6 +57,7 @@ def compare_rescaling(
     truth: np.ndarray,
     embed: Mapping[str, object],
     settings: Settings,
+    seed: int = 0,
 ) -> pd.DataFrame:
     """Paint stage 1 from each choice and compare it with the first.
 
@@ -69,7 +71,9 @@ def compare_rescaling(
     embed : mapping of metric name to function
         As `metrics.evaluate` takes them.
     settings : Settings
-        Of stage 1: no iterations.
+        Of both stages; stage 1 alone is painted.
+    seed : int
+        Of the diffusion noise.
 
     Returns
     -------
@@ -80,10 +84,7 @@ def compare_rescaling(
     """
     rows, first = [], {}
     for how, decoded in choices.items():
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "stage1.h5"
-            reconstruct(generator, decoded, settings, path, n_films=0)
-            pictures = read_trace(path)[2]
+        pictures = first_pictures(generator, decoded, settings, seed)
         values = evaluate(truth, {"made": pictures}, decoded["stimulus_id"], embed)
         found = {name: part.value.to_numpy() for name, part in values.groupby("metric")}
         first = first or found
@@ -121,8 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names = {f"clip_{role}": clip_name(options.models, role) for role in ("judge", "guide")}
     embed = {metric: load_clip(name, options.device).embed for metric, name in names.items()}
     true_z = read_features(features, "z", ids)
-    settings = Settings(iterations=0)
-    table = compare_rescaling(generator, choices, true_z, truth, embed, settings)
+    table = compare_rescaling(generator, choices, true_z, truth, embed, Settings())
     print(f"{options.subject}, {len(ids)} held-out training pictures, stage 1")
     print(table.set_index("rescale").T.round(3).to_string())
 
