@@ -264,7 +264,8 @@ def fit_family(
     method: Method,
     keep: float = 1.0,
     n_components: int = 0,
-) -> tuple[Decoder, Decoder | None, Components | None]:
+    values: bool = True,
+) -> tuple[Decoder | None, Decoder | None, Components | None]:
     """Fit the decoder of one family, and, if wanted, that of its first components.
 
     Parameters
@@ -278,10 +279,12 @@ def fit_family(
         Share of the values that is decoded, the best by cross-validation.
     n_components : int
         Components that are wanted by themselves, at most; 0 for none.
+    values : bool
+        Whether the values are wanted, too: most of the work.
 
     Returns
     -------
-    decoder : Decoder
+    decoder : Decoder or None
     of_components : Decoder or None
         Of the scores of `components`.
     components : Components or None
@@ -300,12 +303,14 @@ def fit_family(
     components = fit_components(y, wanted) if wanted else None
     scores = components.scores(y) if components else y
     parts = _fit(design, scores, family, method)
-    if whitens:
-        whole = parts.spread(components)
-    else:
-        whole = _fit(design, y, family, method) if components else parts
-    rescale = method.rescale_z if family == "z" else "none"
-    decoder = _select(whole, design, y, keep, method.select_by, rescale)
+    decoder = None
+    if values:
+        if whitens:
+            whole = parts.spread(components)
+        else:
+            whole = _fit(design, y, family, method) if components else parts
+        rescale = method.rescale_z if family == "z" else "none"
+        decoder = _select(whole, design, y, keep, method.select_by, rescale)
     if not n_components:
         return decoder, None, None
     first = components.first(n_components)

@@ -27,9 +27,11 @@ from minddiff_utils.files import InputError, atomic_path
 
 __all__ = [
     "correlations",
+    "decode_splits",
     "decode_subject",
     "decoding_accuracy",
     "read_decoded",
+    "training_design",
     "voxel_weights",
 ]
 
@@ -125,37 +127,20 @@ def decode_subject(
     InputError
         If responses or features cannot be decoded, or a file cannot be written.
     """
-    check_keep(keep_structure)
-    if n_components < 1:
-        raise InputError(f"n_components={n_components}: expected 1 or more.")
     method = method or Method()
-    names = families(features_path)
-    rows: dict[str, list[np.ndarray]] = {}
-    bar = tqdm(total=len(subject.splits) * len(names), desc="decoders")
-    for number, split in enumerate(subject.splits):
-        fold = prepare_fold(subject, split)
-        ids, design = _design(subject, split, fold, n_folds, shuffle_seed, device)
-        found = {
-            "stimulus_id": fold.test_id,
-            "split": np.full(len(fold.test_id), number, np.int64),
-        }
-        for name in names:
-            y = read_features(features_path, name, ids)
-            shape, y = y.shape[1:], y.reshape(len(y), -1)
-            block = name.startswith("block_")
-            told = block or name == "z"
-            keep, n = keep_structure if block else 1.0, n_components * told
-            decoder, of_components, components = fit_family(design, y, name, method, keep, n)
-            found[name] = decoder.predict(fold.test_x).reshape(-1, *shape)
-            if decoders is not None:
-                path = Path(decoders) / fold.split_name / f"{name}.safetensors"
-                save_decoder(decoder, path, {**asdict(method), "family": name, "n_folds": n_folds})
-            if told:
-                found |= _evidence(name, components, of_components, fold.test_x, reliability)
-            bar.update()
-        for name, values in found.items():
-            rows.setdefault(name, []).append(values)
-    bar.close()
+    decoded = decode_splits(
+        subject,
+        features_path,
+        subject.splits,
+        method=method,
+        keep_structure=keep_structure,
+        n_components=n_components,
+        reliability=reliability,
+        n_folds=n_folds,
+        shuffle_seed=shuffle_seed,
+        decoders=decoders,
+        device=device,
+    )
     settings = {
         **asdict(method),
         "keep_structure": keep_structure,
@@ -167,8 +152,8 @@ def decode_subject(
     try:
         with atomic_path(decoded_path) as temporary, h5py.File(temporary, "w") as file:
             file.attrs["settings"] = json.dumps(settings)
-            for name, parts in rows.items():
-                file[name] = _joined(name, parts)
+            for name, values in decoded.items():
+                file[name] = values
     except OSError as error:
         raise InputError(
             f"{decoded_path} cannot be written ({error}). Make room on the disk, or choose "
@@ -177,15 +162,112 @@ def decode_subject(
     return Path(decoded_path)
 
 
-def _design(
-    subject: Subject, split: Split, fold: Fold, n_folds: int, seed: int | None, device: str
+def decode_splits(
+    subject: Subject,
+    features_path: str | Path,
+    splits: Sequence[Split],
+    *,
+    method: Method | None = None,
+    keep_structure: float = 1.0,
+    n_components: int = 128,
+    reliability: tuple[float, float] = (0.02, 0.8),
+    n_folds: int = 5,
+    shuffle_seed: int | None = None,
+    decoders: str | Path | None = None,
+    device: str = "cpu",
+    values: bool = True,
+) -> dict[str, np.ndarray]:
+    """Decode the test stimuli of some splits, which need not be the subject's own.
+
+    Parameters
+    ----------
+    subject : Subject
+    features_path : str or Path
+    splits : sequence of Split
+        A stimulus may be a test stimulus of several.
+    method, keep_structure, n_components, reliability, n_folds, shuffle_seed, decoders, device
+        As for `decode_subject`.
+    values : bool
+        Whether also the values of each block are decoded, which `Settings.structure = "values"`
+        needs. Without, they are arrays of no columns.
+
+    Returns
+    -------
+    dict
+        What `read_decoded` returns of these splits.
+
+    Raises
+    ------
+    InputError
+        If responses or features cannot be decoded.
+    """
+    check_keep(keep_structure)
+    if n_components < 1:
+        raise InputError(f"n_components={n_components}: expected 1 or more.")
+    method = method or Method()
+    names = families(features_path)
+    rows: dict[str, list[np.ndarray]] = {}
+    bar = tqdm(total=len(splits) * len(names), desc="decoders")
+    for number, split in enumerate(splits):
+        fold = prepare_fold(subject, split)
+        ids, design = training_design(subject, split, fold, n_folds, shuffle_seed, device)
+        place = np.full(len(fold.test_id), number, np.int64)
+        found = {"stimulus_id": fold.test_id, "split": place}
+        for name in names:
+            y = read_features(features_path, name, ids)
+            shape, y = y.shape[1:], y.reshape(len(y), -1)
+            block = name.startswith("block_")
+            keep, n = keep_structure if block else 1.0, n_components * (block or name == "z")
+            wanted = values or not block
+            decoder, of_components, parts = fit_family(design, y, name, method, keep, n, wanted)
+            found[name] = np.zeros((len(place), 0), np.float32)
+            if decoder is not None:
+                found[name] = decoder.predict(fold.test_x).reshape(-1, *shape)
+            if decoder is not None and decoders is not None:
+                path = Path(decoders) / fold.split_name / f"{name}.safetensors"
+                save_decoder(decoder, path, {**asdict(method), "family": name, "n_folds": n_folds})
+            if of_components is not None:
+                found |= _evidence(name, parts, of_components, fold.test_x, reliability)
+            bar.update()
+        for name, part in found.items():
+            rows.setdefault(name, []).append(part)
+    bar.close()
+    return {name: _joined(name, parts) for name, parts in rows.items()}
+
+
+def training_design(
+    subject: Subject,
+    split: Split,
+    fold: Fold,
+    n_folds: int = 5,
+    shuffle_seed: int | None = None,
+    device: str = "cpu",
+    voxels: np.ndarray | slice = slice(None),
 ) -> tuple[np.ndarray, Design]:
-    """Return the training stimuli, each once, and their responses made ready."""
+    """Make the training responses of a split ready; trials of one stimulus share a fold.
+
+    Parameters
+    ----------
+    subject : Subject
+    split : Split
+    fold : Fold
+        The same, prepared.
+    n_folds, shuffle_seed, device
+        As for `decode_subject`.
+    voxels : bool array, shape (n_voxels,), or slice
+        Which are used.
+
+    Returns
+    -------
+    ids : int array, shape (n_stimuli,)
+        The training stimuli, each once, in the order that their features must have.
+    design : Design
+    """
     ids = split.train
     order = np.argsort(ids)
     stimulus = order[np.searchsorted(ids[order], fold.train_id)]
-    weights = voxel_weights(subject, split)
-    return ids, make_design(_shuffled(fold, seed), n_folds, weights, stimulus, device)
+    x, weights = _shuffled(fold, shuffle_seed)[:, voxels], voxel_weights(subject, split)[voxels]
+    return ids, make_design(x, n_folds, weights, stimulus, device)
 
 
 def _evidence(

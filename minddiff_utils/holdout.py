@@ -16,11 +16,8 @@ import numpy as np
 import pandas as pd
 from sklearn.cluster import KMeans
 
-from minddiff_utils.components import evidence
-from minddiff_utils.datasets import Fold, Split, Subject, prepare_fold
-from minddiff_utils.decoders import Method, fit_family, make_design
-from minddiff_utils.decoding import voxel_weights
-from minddiff_utils.features import families, read_features
+from minddiff_utils.datasets import Split
+from minddiff_utils.features import read_features
 from minddiff_utils.files import InputError
 from minddiff_utils.metrics import METRICS, in_order
 from minddiff_utils.results import interval_text
@@ -28,7 +25,6 @@ from minddiff_utils.uncertainty import paired_difference
 
 __all__ = [
     "cluster_groups",
-    "decode_splits",
     "decoding_of",
     "hold_out",
     "hold_out_table",
@@ -173,89 +169,6 @@ def decoding_of(decoded_path: str | Path) -> dict:
         raise InputError(
             f"{decoded_path} cannot be read ({error}). Run 02_decoding again."
         ) from None
-
-
-def decode_splits(
-    subject: Subject,
-    features_path: str | Path,
-    splits: Sequence[Split],
-    *,
-    n_components: int = 128,
-    reliability: tuple[float, float] = (0.02, 0.8),
-    n_folds: int = 5,
-    values: bool = False,
-) -> dict[str, np.ndarray]:
-    """Decode the test pictures of other splits than the subject's, nothing written.
-
-    Parameters
-    ----------
-    subject : Subject
-    features_path : str or Path
-        From `write_features`.
-    splits : sequence of Split
-        A stimulus may be a test stimulus of several.
-    n_components, reliability, n_folds
-        As in `decode_subject`.
-    values : bool
-        Whether also the values of each block are decoded, which costs ten times as much; needed
-        where `Settings.structure` is "values". Without, they are arrays of no columns.
-
-    Returns
-    -------
-    dict
-        What `read_decoded` returns of these splits, to call `reconstruct` with.
-    """
-    blocks = [name for name in families(features_path) if name.startswith("block_")]
-    rows: dict[str, list[np.ndarray]] = {}
-    for number, split in enumerate(splits):
-        fold = prepare_fold(subject, split)
-        found = _decode_fold(subject, split, fold, features_path, blocks, n_components,
-                             reliability, n_folds, values)  # fmt: skip
-        found["stimulus_id"] = fold.test_id
-        found["split"] = np.full(len(fold.test_id), number, np.int64)
-        for name, part in found.items():
-            rows.setdefault(name, []).append(part)
-    return {name: _stacked(parts) for name, parts in rows.items()}
-
-
-def _decode_fold(
-    subject: Subject,
-    split: Split,
-    fold: Fold,
-    features_path: str | Path,
-    blocks: Sequence[str],
-    n_components: int,
-    reliability: tuple[float, float],
-    n_folds: int,
-    values: bool,
-) -> dict[str, np.ndarray]:
-    """Decode one split: `z`, `c`, and components of `z` and of each block."""
-    design = make_design(fold.train_x, n_folds, voxel_weights(subject, split))
-    found: dict[str, np.ndarray] = {}
-    for name in ("z", "c", *blocks):
-        y = read_features(features_path, name, fold.train_id)
-        n = n_components * (name != "c")
-        decoder, told, parts = fit_family(design, y.reshape(len(y), -1), name, Method(), 1.0, n)
-        if values or name not in blocks:
-            found[name] = decoder.predict(fold.test_x).reshape(-1, *y.shape[1:])
-        else:
-            found[name] = np.zeros((len(fold.test_x), 0), np.float32)
-        if told is not None:
-            scores = told.predict(fold.test_x)
-            projection, value = evidence(parts, scores, told.r2, *reliability)
-            short = name.removeprefix("block_")
-            found |= {f"evidence_{short}": value, f"projection_{short}": projection[None]}
-            found[f"variance_{short}"] = parts.variance[None]
-    return found
-
-
-def _stacked(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Put splits together; one with fewer components gets columns that say nothing."""
-    width = max(part.shape[-1] for part in parts)
-    if parts[0].ndim > 1:
-        room = [[(0, 0)] * (part.ndim - 1) + [(0, width - part.shape[-1])] for part in parts]
-        parts = [np.pad(part, space) for part, space in zip(parts, room, strict=True)]
-    return np.concatenate(parts)
 
 
 def hold_out_table(found: Mapping[str, pd.DataFrame], seed: int = 0) -> pd.DataFrame:

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from minddiff_utils.datasets import Subject, prepare_fold
-from minddiff_utils.decoders import fit_decoder
-from minddiff_utils.decoding import voxel_weights
+from minddiff_utils.decoders import Method, fit_family
+from minddiff_utils.decoding import training_design
 from minddiff_utils.features import read_features
 from minddiff_utils.files import InputError
 from minddiff_utils.settings import Settings
@@ -77,14 +77,12 @@ def decode_takagi(
     masks = dict(zip(("z", "c"), early_and_higher(subject.roi), strict=True))
     rows: dict[str, list[np.ndarray]] = {"stimulus_id": [], "z": [], "c": []}
     for split in subject.splits:
-        fold, weights = prepare_fold(subject, split), voxel_weights(subject, split)
+        fold = prepare_fold(subject, split)
         rows["stimulus_id"].append(fold.test_id)
         for name, mask in masks.items():
-            y = read_features(features_path, name, fold.train_id)
-            flat = y.reshape(len(y), -1)
-            decoder = fit_decoder(
-                fold.train_x[:, mask], flat, n_folds=n_folds, weights=weights[mask]
-            )
+            ids, design = training_design(subject, split, fold, n_folds, voxels=mask)
+            y = read_features(features_path, name, ids)
+            decoder, _, _ = fit_family(design, y.reshape(len(y), -1), name, Method())
             found = decoder.predict(fold.test_x[:, mask])
             rows[name].append(found.reshape(-1, *y.shape[1:]))
     return {name: np.concatenate(parts) for name, parts in rows.items()}

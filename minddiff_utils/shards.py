@@ -22,7 +22,7 @@ from minddiff_utils.generator import Generator, load_generator
 from minddiff_utils.reconstruction import FILMS, ablate, describe, reconstruct
 from minddiff_utils.settings import Settings
 
-__all__ = ["Run", "blocks", "compute_shard", "gather", "stage2_runs"]
+__all__ = ["Run", "blocks", "compute_shard", "gather", "pictures_of", "stage2_runs"]
 
 FOLDER = "shards"  # in a subject's folder
 # Decoded arrays that have a row for each split, not for each picture.
@@ -150,7 +150,7 @@ def _compute(
     rows = shared[number - 1]
     path = reconstruct(
         generator,
-        _rows(run.decoded, rows),
+        pictures_of(run.decoded, rows),
         run.settings,
         out / FOLDER / f"{run.name}-{number}-of-{len(shared)}.h5",
         seed=seed,
@@ -163,8 +163,8 @@ def _compute(
     return path
 
 
-def _rows(decoded: Mapping[str, np.ndarray], rows: slice) -> dict[str, np.ndarray]:
-    """Return what was decoded for some of the pictures."""
+def pictures_of(decoded: Mapping[str, np.ndarray], rows: slice) -> dict[str, np.ndarray]:
+    """Return what was decoded for some of the pictures, and what belongs to their splits."""
     return {
         name: values if name.startswith(OF_SPLITS) else values[rows]
         for name, values in decoded.items()

@@ -13,9 +13,9 @@ import pandas as pd
 
 from minddiff_utils.checkpoints import clip_name
 from minddiff_utils.controls import first_pictures
-from minddiff_utils.datasets import Subject, load_subject
-from minddiff_utils.decoders import RESCALE, Method, fit_family, make_design
-from minddiff_utils.decoding import prepare_fold, voxel_weights
+from minddiff_utils.datasets import Subject, load_subject, prepare_fold
+from minddiff_utils.decoders import RESCALE, Method, fit_family
+from minddiff_utils.decoding import training_design
 from minddiff_utils.features import read_features, write_features
 from minddiff_utils.generator import Generator, load_clip, load_generator
 from minddiff_utils.metrics import evaluate
@@ -36,13 +36,11 @@ def decode_choices(subject: Subject, features: str | Path) -> dict[str, dict[str
     """
     (split,) = subject.splits
     fold = prepare_fold(subject, split)
-    order = np.argsort(split.train)
-    stimulus = order[np.searchsorted(split.train[order], fold.train_id)]
-    design = make_design(fold.train_x, weights=voxel_weights(subject, split), stimulus=stimulus)
-    y = {name: read_features(features, name, split.train) for name in ("z", "c")}
+    ids, design = training_design(subject, split, fold)
+    y = {name: read_features(features, name, ids) for name in ("z", "c")}
 
     def decode(name: str, rescale: str) -> np.ndarray:
-        flat = y[name].reshape(len(split.train), -1)
+        flat = y[name].reshape(len(ids), -1)
         decoder = fit_family(design, flat, name, Method(rescale_z=rescale))[0]
         return decoder.predict(fold.test_x).reshape(-1, *y[name].shape[1:])
 

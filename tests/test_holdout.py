@@ -7,7 +7,7 @@ import pytest
 
 from minddiff_utils import holdout
 from minddiff_utils.datasets import Split, Subject
-from minddiff_utils.decoding import decode_subject, read_decoded
+from minddiff_utils.decoding import decode_splits, decode_subject, read_decoded
 from minddiff_utils.files import InputError
 
 N = 90
@@ -88,12 +88,12 @@ def test_decoded_splits_are_what_decode_subject_decodes(tmp_path, split):
     path = decode_subject(subject, features, tmp_path / "decoded.h5", **how)
     whole = read_decoded(path)
     assert holdout.decoding_of(path) == how
-    found = holdout.decode_splits(subject, features, subject.splits, **how, values=True)
+    found = decode_splits(subject, features, subject.splits, **how, values=True)
     assert {"z", "c", "evidence_1", "projection_2", "split"} <= set(found) & set(whole)
     for name in set(found) & set(whole):
         values = found[name]
         np.testing.assert_allclose(values, whole[name], atol=2e-3, err_msg=name)
-    quick = holdout.decode_splits(subject, features, subject.splits, **how)
+    quick = decode_splits(subject, features, subject.splits, **how, values=False)
     assert quick["block_1"].shape == (26, 0)
     np.testing.assert_allclose(quick["evidence_2"], found["evidence_2"], atol=2e-3)
     with pytest.raises(InputError, match="cannot be read"):

@@ -98,6 +98,7 @@ def main(
     from minddiff_utils.decoding import read_decoded
     from minddiff_utils.generator import load_clip, load_generator
     from minddiff_utils.metrics import read_reconstructions
+    from minddiff_utils.shards import pictures_of
 
     generator = load_generator(models, device, dtype)
     judge = load_clip(clip_name(models, "judge"), device, dtype)
@@ -108,7 +109,7 @@ def main(
     embed = {"clip_judge": judge.embed, "clip_guide": generator.guide.embed}
     table = compare_solvers(
         generator,
-        _first(decoded, pictures),
+        pictures_of(decoded, slice(pictures)),
         truth[:pictures],
         embed,
         solver_settings(iterations, steps),
@@ -148,9 +149,10 @@ def compare_solvers(
     Returns
     -------
     DataFrame
-        A row a solver: seconds and UNet forward-equivalents a picture, peak memory in GiB,
-        structure loss at the end, the mean of every metric, and the mean paired difference of the
-        first solver to it with its 95 % interval, `<metric>_gain`, `_low`, `_high`.
+        A row a solver: seconds and UNet forward-equivalents a picture, the peak memory of the
+        process until then in GiB, structure loss at the end, the mean of every metric, and the
+        mean paired difference of the first solver to it with its 95 % interval,
+        `<metric>_gain`, `_low`, `_high`.
     """
     from minddiff_utils.bench.betas import peak_memory
     from minddiff_utils.metrics import evaluate
@@ -187,12 +189,13 @@ def _loss(generator, decoded, pictures, settings) -> float:
 def _timed_run(generator, decoded, settings, path: Path, batch: int) -> dict[str, float]:
     """Reconstruct batch after batch; what each cost stays in a file beside the result."""
     from minddiff_utils.reconstruction import reconstruct
+    from minddiff_utils.shards import pictures_of
 
     folder = path.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
     n, spent = len(decoded["stimulus_id"]), []
     for start in range(0, n, batch):
-        part = _rows(decoded, slice(start, start + batch))
+        part = pictures_of(decoded, slice(start, start + batch))
         record = folder / f"{start}.csv"
         with count_unet(generator.unet) as count:
             began = time.perf_counter()
@@ -213,16 +216,3 @@ def _join(parts: list[Path], path: Path) -> None:
 
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
         file["pictures"] = np.concatenate([read_pictures(part) for part in parts])
-
-
-def _first(decoded: dict[str, np.ndarray], n: int) -> dict[str, np.ndarray]:
-    return _rows(decoded, slice(n))
-
-
-def _rows(decoded: dict[str, np.ndarray], rows: slice) -> dict[str, np.ndarray]:
-    from minddiff_utils.shards import OF_SPLITS
-
-    return {
-        name: values if name.startswith(OF_SPLITS) else values[rows]
-        for name, values in decoded.items()
-    }
