@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from minddiff_utils.clip import Clip
 from minddiff_utils.files import InputError
 from minddiff_utils.identification import pairwise_identification
-from minddiff_utils.metrics import check_rows, ssim, unit_rows
+from minddiff_utils.metrics import check_rows, cosine, ssim
 
 __all__ = [
     "NETWORKS",
@@ -246,8 +246,7 @@ def correlation_distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """
     check_rows(a, b)
     a, b = (np.asarray(rows, np.float64) for rows in (a, b))
-    centred = [unit_rows(rows - rows.mean(axis=1, keepdims=True)) for rows in (a, b)]
-    return 1 - np.einsum("nd,nd->n", *centred)
+    return 1 - cosine(*(rows - rows.mean(axis=1, keepdims=True) for rows in (a, b)))
 
 
 def panel(

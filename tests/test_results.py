@@ -3,33 +3,14 @@
 import numpy as np
 import pandas as pd
 import pytest
+from test_metrics import evaluated as evaluated_fully
 
 from minddiff_utils import metrics, results, uncertainty
 from minddiff_utils.files import InputError
 
 
-def pictures(n=4, side=24, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (n, side, side, 3), dtype=np.uint8)
-
-
-def embed(stack):
-    return stack.reshape(len(stack), -1).astype(float) - 128
-
-
 def evaluated(n=10):
-    truth = pictures(n)
-    noise = pictures(n, seed=1)
-    methods = {
-        "mean": np.repeat(truth.mean(axis=0, keepdims=True).astype(np.uint8), n, axis=0),
-        "stage2": (0.8 * truth + 0.2 * noise).astype(np.uint8),
-        "stage1": (0.5 * truth + 0.5 * noise).astype(np.uint8),
-        "no_z": noise,
-        "mine": truth,
-    }
-    found = metrics.evaluate(
-        truth, methods, 7 * np.arange(n), {"clip_judge": embed, "clip_guide": embed}
-    )
-    return metrics.main_metrics(found)
+    return metrics.main_metrics(evaluated_fully(n))
 
 
 def test_summary_table_has_the_layout_of_the_paper():
