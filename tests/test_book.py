@@ -151,7 +151,13 @@ def test_killed_run_goes_on_with_the_same_result(tmp_path, sent):
     slow.cells[2].source = waiting + slow.cells[2].source
     nbformat.write(slow, path)
     command = [sys.executable, "-m", "minddiff_utils.cli", "book", "tiny", "--root", str(project)]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    # A shell lets what it starts in the background ignore Ctrl+C, and these tests may be that.
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     first = project / "runs/tiny/subj01/notebooks/01_first.ipynb"
     running = project / "runs/tiny/subj01/notebooks/.02_second.running.ipynb"
     _wait_for(lambda: first.exists() and running.exists())
