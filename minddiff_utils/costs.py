@@ -136,7 +136,7 @@ class Pass:
 
 LOOPS = {
     "the paper's: 35 steps, 300 iterations": Loop(35, 300),
-    "this book's: 14 steps, 2 looks each": Pass(14, 2),
+    "this book's: 14 steps, one look each": Pass(14, 1),
 }
 
 

@@ -4,12 +4,14 @@ from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
-from minddiff_utils.figures import BLUE, GREY, RED, WIDTH, _finish, style
+from minddiff_utils.figures import BLUE, GREY, ORANGE, RED, WIDTH, _finish, style
 from minddiff_utils.files import InputError
+from minddiff_utils.metrics import METRICS
 
-__all__ = ["film", "loss_course"]
+__all__ = ["film", "loss_course", "ways_figure"]
 
 
 def loss_course(losses: np.ndarray, first: np.ndarray | None = None) -> Figure:
@@ -110,3 +112,43 @@ def _small_curve(axes: plt.Axes, losses: np.ndarray, last: bool) -> None:
     axes.yaxis.set_ticks_position("right")
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines["left"].set_color(GREY)
+
+
+def ways_figure(summary: pd.DataFrame, default: str) -> Figure:
+    """Quality of every way of stage 2 that was tried against its passes through the UNet.
+
+    Parameters
+    ----------
+    summary : DataFrame
+        From `measured.ways_summary`.
+    default : str
+        The way to set apart.
+
+    Returns
+    -------
+    Figure
+        A panel a metric. Numbers are those of the rows of `measured.ways_table`.
+    """
+    metrics = [name for name in ("clip_judge", "ssim", "pcc") if name in set(summary.metric)]
+    numbers = {way: k for k, way in enumerate(summary.way.unique(), start=1)}
+    with style():
+        fig, grid = plt.subplots(
+            len(metrics), 1, figsize=(WIDTH, 2.9 * len(metrics)), layout="constrained", sharex=True
+        )
+        for axes, metric in zip(np.atleast_1d(grid), metrics, strict=True):
+            for row in summary[summary.metric == metric].itertuples():
+                outer = "iterations" in row.way and "then" not in row.way
+                colour = RED if row.way == default else ORANGE if outer else BLUE
+                bars = [[row.gain - row.low], [row.high - row.gain]]
+                axes.errorbar(row.equivalents, row.gain, bars, fmt="o", color=colour, markersize=4,
+                              elinewidth=0.6)  # fmt: skip
+                axes.annotate(str(numbers[row.way]), (row.equivalents, row.gain), (4, 3),
+                              textcoords="offset points", fontsize=8, color=colour)  # fmt: skip
+            axes.axhline(0, color=GREY, linewidth=0.8)
+            axes.set_xscale("log")
+            axes.set_ylabel(f"{METRICS[metric]}: gain on stage 1")
+        axes.set_xlabel("UNet forward-equivalents a picture")
+        kinds = {default: RED, "other single passes": BLUE, "iterations of Algorithm 1": ORANGE}
+        marks = [plt.Line2D([], [], marker="o", linestyle="", color=c) for c in kinds.values()]
+        fig.legend(marks, kinds, loc="outside upper center", ncols=3)
+        return _finish(fig)

@@ -7,11 +7,20 @@ from pathlib import Path
 
 import nbformat
 
+from minddiff_utils.figures_stage2 import ways_figure
 from minddiff_utils.gallery import front_html, gallery_page, has_gallery, read_gallery, write_strips
 from minddiff_utils.glossary import link_notebook, link_text, read_terms
+from minddiff_utils.measured import (
+    DEFAULT_WAY,
+    MEASURED,
+    read_ways,
+    solver_table,
+    ways_summary,
+    ways_table,
+)
 from minddiff_utils.runs import Plan
 
-__all__ = ["add_pages", "cost_table", "step_times"]
+__all__ = ["add_measured", "add_pages", "cost_table", "step_times"]
 
 SHORTEST = 1.0  # seconds of a step that the table of costs shows
 UNLINKED = ("index.md", "glossary.md", "references.md", "gallery.md")
@@ -41,7 +50,24 @@ def add_pages(plan: Plan, book: Path) -> None:
     (book / "generated" / "front.md").write_text(raw, encoding="utf-8")
     costs = cost_table(plan.run, plan.subjects)
     (book / "generated" / "costs.md").write_text(costs, encoding="utf-8")
+    add_measured(book / "generated")
     _link_terms(book)
+
+
+def add_measured(folder: Path, measured: Path = MEASURED) -> None:
+    """Write tables and a figure of what was measured once: stage 2's solvers and the ways tried.
+
+    Parameters
+    ----------
+    folder : Path
+        For `solvers.md`, `ways.md` and `ways.png`.
+    measured : Path
+        Folder of the small files.
+    """
+    (folder / "solvers.md").write_text(solver_table(measured), encoding="utf-8")
+    summary = ways_summary(read_ways(measured))
+    (folder / "ways.md").write_text(ways_table(summary), encoding="utf-8")
+    ways_figure(summary, DEFAULT_WAY).savefig(folder / "ways.png", dpi=150, bbox_inches="tight")
 
 
 def _link_terms(book: Path) -> None:

@@ -39,6 +39,7 @@ __all__ = [
     "stage1",
     "stage1_steps",
     "stage2",
+    "stage2_inputs",
     "structure_losses",
 ]
 
@@ -305,11 +306,38 @@ def describe(
 
 
 def _run(generator: Generator, decoded, rows: slice, settings: Settings, seed: int) -> Stage2:
+    given = stage2_inputs(generator, decoded, rows, settings, seed)
+    return stage2(generator, *given[:4], settings, given[4])
+
+
+def stage2_inputs(
+    generator: Generator,
+    decoded: Mapping[str, np.ndarray],
+    rows: slice,
+    settings: Settings,
+    seed: int = 0,
+) -> tuple[torch.Tensor, torch.Tensor, dict, torch.Tensor, Belief | None]:
+    """Return what `stage2` is given for some of the decoded stimuli.
+
+    Parameters
+    ----------
+    generator : Generator
+    decoded : mapping of str to array
+        As for `reconstruct`.
+    rows : slice
+    settings : Settings
+    seed : int
+        Of the diffusion noise.
+
+    Returns
+    -------
+    z, c, target, noise, belief
+        As `stage2` describes them.
+    """
     target = _target(generator, decoded, rows, settings)
     z, c = (_tensor(generator, decoded[name][rows]) for name in ("z", "c"))
     noise = noise_like(z, seed, decoded["stimulus_id"][rows])
-    belief = _belief(generator, decoded, rows, settings)
-    return stage2(generator, z, c, target, noise, settings, belief)
+    return z, c, target, noise, _belief(generator, decoded, rows, settings)
 
 
 @torch.no_grad()

@@ -78,7 +78,7 @@ class Settings:
     solver: str = "fast"
     structure: str = "components"
     reach: float = 0.2
-    looks: int = 2
+    looks: int = 1
     every: int = 1
     guided: int = 0
     pull: float = 1.0

@@ -2,7 +2,7 @@
 
 import typer
 
-from minddiff_utils.bench import betas, decoders, sd14, stage2
+from minddiff_utils.bench import betas, decoders, sd14, stage2, variants
 
 __all__ = ["app"]
 
@@ -11,6 +11,7 @@ app.command("betas")(betas.main)
 app.command("decoders")(decoders.main)
 app.command("sd14")(sd14.main)
 app.command("stage2")(stage2.main)
+app.command("variants")(variants.main)
 
 
 @app.callback()

@@ -16,6 +16,8 @@ from minddiff_utils.files import InputError, atomic_path, require
 
 __all__ = ["UnetCount", "compare_solvers", "count_unet", "main", "solver_settings"]
 
+# Of both kinds of seconds those of the processor count where other programs share the machine.
+SPENT = ("seconds", "processor_seconds", "equivalents")
 METRICS = ("clip_judge", "clip_guide", "ssim", "pcc")
 MODELS = Path(__file__).parents[1] / "phantom" / "weights"
 
@@ -60,7 +62,8 @@ def count_unet(unet: torch.nn.Module) -> Iterator[UnetCount]:
 def solver_settings(iterations: int, steps: int) -> dict:
     """Return the settings of each solver: the defaults, and the published ones.
 
-    The published loop has the strength and the guidance of the default, which fit the models.
+    The published loop has the strength and the guidance of the default, which fit the models, and
+    keeps what its way back needs: computing it again would take a third longer.
     """
     from minddiff_utils.settings import Settings
 
@@ -70,12 +73,14 @@ def solver_settings(iterations: int, steps: int) -> dict:
         structure="values",
         iterations=iterations,
         learning_rate=0.01,
-        recompute=True,
     )
     return {"fast": Settings(), "paper": paper}
 
 
 def main(
+    size: Annotated[
+        str, typer.Option(help="phantom: cost and quality; sd14: cost at 512 × 512 pixels.")
+    ] = "phantom",
     run: Annotated[Path, typer.Option(help="Folder of a subject whose chapters 02-03 ran.")] = Path(
         "runs/phantom/subj01"
     ),
@@ -89,11 +94,22 @@ def main(
     work: Annotated[Path, typer.Option(help="For results; a stopped run goes on.")] = Path(
         "runs/bench/stage2"
     ),
+    out: Annotated[Path | None, typer.Option(help="Folder for two small tables, CSV.")] = None,
+    batches: Annotated[str, typer.Option(help="Of sd14 on a GPU, with commas.")] = "1,2,4,8",
+    small: Annotated[bool, typer.Option(help="Of sd14: a miniature, to see it run.")] = False,
 ) -> None:
     """Run both solvers on the same pictures and decoded features; print cost and quality.
 
     The paper's 300 iterations take hours on a processor. Seconds are counted over all sittings.
+    `--size sd14`: what both cost with Stable Diffusion, with random weights, no quality.
     """
+    if size not in ("phantom", "sd14"):
+        raise InputError(f"--size {size}: expected phantom or sd14.")
+    if size == "sd14":
+        from minddiff_utils.bench.stage2_cost import print_cost
+
+        print_cost(device, dtype, [int(n) for n in batches.split(",")], small)
+        return
     from minddiff_utils.checkpoints import clip_name
     from minddiff_utils.decoding import read_decoded
     from minddiff_utils.generator import load_clip, load_generator
@@ -120,6 +136,9 @@ def main(
     ratio = table.loc["paper"] / table.loc["fast"]
     seconds, cost = ratio["seconds"], ratio["equivalents"]
     print(f"paper / fast: {seconds:.0f} times the seconds, {cost:.0f} times the passes")
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
+        table.rename_axis("solver").to_csv(out / f"solvers_{run.name}.csv", float_format="%.6g")
 
 
 def compare_solvers(
@@ -149,10 +168,10 @@ def compare_solvers(
     Returns
     -------
     DataFrame
-        A row a solver: seconds and UNet forward-equivalents a picture, the peak memory of the
-        process until then in GiB, structure loss at the end, the mean of every metric, and the
-        mean paired difference of the first solver to it with its 95 % interval,
-        `<metric>_gain`, `_low`, `_high`.
+        A row a solver: seconds on the clock, seconds of the processor and UNet
+        forward-equivalents a picture, the peak memory of the process until then in GiB, structure
+        loss at the end, the mean of every metric, and the mean paired difference of the first
+        solver to it with its 95 % interval, `<metric>_gain`, `_low`, `_high`.
     """
     from minddiff_utils.bench.betas import peak_memory
     from minddiff_utils.metrics import evaluate
@@ -162,7 +181,7 @@ def compare_solvers(
     rows, made, first = {}, {}, next(iter(solvers))
     for name, settings in solvers.items():
         spent = _timed_run(generator, decoded, settings, work / f"{name}.h5", batch)
-        rows[name] = {key: spent[key] / len(truth) for key in ("seconds", "equivalents")}
+        rows[name] = {key: spent[key] / len(truth) for key in SPENT}
         rows[name]["peak_gib"] = peak_memory() / 2**30
         made[name] = read_pictures(work / f"{name}.h5")
         rows[name]["loss"] = _loss(generator, decoded, made[name], solvers[first])
@@ -198,11 +217,11 @@ def _timed_run(generator, decoded, settings, path: Path, batch: int) -> dict[str
         part = pictures_of(decoded, slice(start, start + batch))
         record = folder / f"{start}.csv"
         with count_unet(generator.unet) as count:
-            began = time.perf_counter()
+            began, worked = time.perf_counter(), time.process_time()
             reconstruct(generator, part, settings, folder / f"{start}.h5", batch=batch, n_films=0)
-            seconds = time.perf_counter() - began
+            taken = time.perf_counter() - began, time.process_time() - worked
         if count.forward:
-            row = {"seconds": seconds, "equivalents": count.equivalents}
+            row = dict(zip(SPENT, (*taken, count.equivalents), strict=True))
             pd.DataFrame([row]).to_csv(record, index=False)
         spent.append(pd.read_csv(require(record, "minddiff bench stage2")))
     _join([folder / f"{start}.h5" for start in range(0, n, batch)], path)

@@ -1,0 +1,136 @@
+"""Tables of what was measured once, in hours: small files of `book/measured`, made by benches.
+
+`minddiff bench stage2 --out book/measured` and `minddiff bench variants` write them.
+"""
+
+from pathlib import Path
+
+import pandas as pd
+
+from minddiff_utils.files import InputError
+from minddiff_utils.metrics import METRICS
+from minddiff_utils.results import interval_text, markdown_table
+from minddiff_utils.uncertainty import paired_difference
+
+__all__ = [
+    "DEFAULT_WAY",
+    "MEASURED",
+    "read_solvers",
+    "read_ways",
+    "solver_table",
+    "ways_summary",
+    "ways_table",
+]
+
+MEASURED = Path(__file__).resolve().parents[1] / "book" / "measured"
+SHOWN = ("clip_judge", "ssim", "pcc")
+COSTS = {
+    "equivalents": "UNet passes a picture",
+    "seconds": "seconds a picture",
+    "processor_seconds": "seconds of the processor",
+    "loss": "structure loss",
+}
+FIRST = "stage 1 alone"  # what the ways are compared with
+DEFAULT_WAY = "guided pass"
+
+
+def _read(folder: Path, kind: str) -> dict[str, pd.DataFrame]:
+    """One table a subject of the files `<kind>_<subject>.csv`."""
+    paths = sorted(Path(folder).glob(f"{kind}_*.csv"))
+    if not paths:
+        raise InputError(f"{folder} has no {kind}_<subject>.csv: restore it from the repository.")
+    return {path.stem.removeprefix(f"{kind}_"): pd.read_csv(path) for path in paths}
+
+
+def read_solvers(folder: Path = MEASURED) -> dict[str, pd.DataFrame]:
+    """Return what `minddiff bench stage2` wrote: for each subject a table, indexed by solver."""
+    return {who: table.set_index("solver") for who, table in _read(folder, "solvers").items()}
+
+
+def solver_table(folder: Path = MEASURED) -> str:
+    """Compare both solvers of stage 2, as they were measured on the phantom.
+
+    Parameters
+    ----------
+    folder : Path
+
+    Returns
+    -------
+    str
+        Markdown: cost and quality of each solver, and the mean paired difference of the fast to the
+        paper's with its 95 % interval over pictures, or how many times the paper's costs.
+
+    Raises
+    ------
+    InputError
+        If no file is there.
+    """
+    rows = []
+    for who, table in read_solvers(folder).items():
+        paper, fast = table.loc["paper"], table.loc["fast"]
+        for name in (*COSTS, *SHOWN, "clip_guide"):
+            if name in METRICS:
+                parts = (paper[f"{name}_{part}"] for part in ("gain", "low", "high"))
+                last = interval_text(*parts, sign="+")
+            else:
+                last = f"1 / {paper[name] / fast[name]:,.0f}" if name != "loss" else "–"
+            label = METRICS.get(name) or COSTS[name]
+            rows.append([who, label, *map(_number, (paper[name], fast[name])), last])
+    solvers = [f'solver="{name}"' for name in ("paper", "fast")]
+    columns = ["subject", "a picture", *solvers, "fast compared with paper"]
+    return markdown_table(pd.DataFrame(rows, columns=columns).set_index("subject"))
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def read_ways(folder: Path = MEASURED) -> pd.DataFrame:
+    """Return what `minddiff bench variants` wrote, all subjects in one table.
+
+    Returns
+    -------
+    DataFrame
+        `subject, way, equivalents, seconds, stimulus_id, metric, value`.
+    """
+    parts = [table.assign(subject=who) for who, table in _read(folder, "variants").items()]
+    return pd.concat(parts, ignore_index=True)
+
+
+def ways_summary(ways: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """Mean of every way and metric over all pictures, and its difference to stage 1.
+
+    Parameters
+    ----------
+    ways : DataFrame
+        From `read_ways`.
+    seed : int
+        Of the bootstrap.
+
+    Returns
+    -------
+    DataFrame
+        `way, equivalents, seconds, metric, value, gain, low, high`: a row a way and metric, in the
+        order of `ways`. Pictures of two subjects are different pictures of different brains; the
+        interval is over all of them.
+    """
+    wide = ways.pivot(index=["subject", "stimulus_id"], columns=["way", "metric"], values="value")
+    rows = []
+    for (way, metric), part in ways.groupby(["way", "metric"], sort=False):
+        found = paired_difference(wide[way, metric], wide[FIRST, metric], seed=seed)
+        cost = part[["equivalents", "seconds"]].mean()
+        gain = {"gain": found["mean"], "low": found["low"], "high": found["high"]}
+        rows.append({"way": way, "metric": metric, **cost, "value": part.value.mean(), **gain})
+    return pd.DataFrame(rows)
+
+
+def ways_table(summary: pd.DataFrame) -> str:
+    """Show a summary as markdown: passes, and the difference to stage 1 by each metric."""
+    rows = []
+    for number, (way, part) in enumerate(summary.groupby("way", sort=False), start=1):
+        by = part.set_index("metric")
+        cells = [interval_text(*by.loc[name, ["gain", "low", "high"]], sign="+") for name in SHOWN]
+        cost = by.iloc[0]
+        rows.append([number, way, f"{cost.equivalents:.0f}", *cells])
+    columns = ["no.", "way", "passes", *(METRICS[name] for name in SHOWN)]
+    return markdown_table(pd.DataFrame(rows, columns=columns).set_index("no."))
