@@ -13,6 +13,7 @@ from scipy import stats
 
 from minddiff_utils.files import InputError, atomic_path
 from minddiff_utils.metrics import METHODS, METRICS, in_order, main_metrics
+from minddiff_utils.strays import stray_note
 from minddiff_utils.uncertainty import bootstrap_interval, finite, holm, paired_difference
 
 __all__ = [
@@ -436,7 +437,8 @@ def write_results(folder: str | Path, frame: pd.DataFrame, seed: int = 0) -> Pat
     Returns
     -------
     Path
-        Of `results.md`: the table, the differences, and the way from floor to ceiling.
+        Of `results.md`: the table, with the pictures whose stage 2 went astray below it, the
+        differences, and the way from floor to ceiling.
     """
     if "subject" not in frame or frame.empty:
         raise InputError("The table of results needs the column `subject` and at least one row.")
@@ -446,8 +448,11 @@ def write_results(folder: str | Path, frame: pd.DataFrame, seed: int = 0) -> Pat
     tables = [summary_table(main, seed)]
     more = [difference_table(main, pairs, seed) for pairs in (PAIRS, CONTROL_PAIRS)]
     tables += [table for table in (*more, share_table(main, seed)) if len(table)]
+    texts = [markdown_table(table) for table in tables]
+    own = {who: folder / str(who) for who in frame["subject"].unique()}
+    texts[0] += stray_note({who: path if path.is_dir() else folder for who, path in own.items()})
     with atomic_path(folder / "results.md") as temporary:
-        temporary.write_text("\n".join(map(markdown_table, tables)), encoding="utf-8")
+        temporary.write_text("\n".join(texts), encoding="utf-8")
     return folder / "results.md"
 
 

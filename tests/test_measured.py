@@ -1,0 +1,95 @@
+"""Files of what was measured once: they hold what the project promises, and their pages."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from dummy_project import ROOT
+
+from minddiff_utils.bench.ways import WAYS
+from minddiff_utils.files import InputError
+from minddiff_utils.measured import (
+    DEFAULT_WAY,
+    MEASURED,
+    read_solvers,
+    read_ways,
+    solver_table,
+    ways_summary,
+    ways_table,
+)
+from minddiff_utils.pages import add_measured
+
+SUBJECTS = ["subj01", "subj02"]
+METRICS = ("clip_judge", "ssim", "pcc")
+
+
+def test_measured_files_are_those_of_the_project():
+    assert ROOT / "book" / "measured" == MEASURED
+
+
+@pytest.mark.parametrize("subject", SUBJECTS)
+def test_the_fast_solver_is_as_good_as_the_papers_at_a_three_hundredth(subject):
+    table = read_solvers()[subject]
+    fast, paper = table.loc["fast"], table.loc["paper"]
+    assert fast.equivalents <= 200
+    assert paper.seconds / fast.seconds >= 300
+    assert paper.equivalents > 300 * 28 * 2 * 3
+    assert all(paper[f"{metric}_low"] >= -0.01 for metric in METRICS)
+    assert any(paper[f"{metric}_low"] > 0 for metric in METRICS)
+
+
+def test_every_way_is_measured_on_the_same_pictures():
+    ways = read_ways()
+    assert sorted(ways.subject.unique()) == SUBJECTS
+    assert set(ways.way) == set(WAYS)
+    seen = ways.groupby(["subject", "way"]).stimulus_id.agg(lambda ids: tuple(sorted(set(ids))))
+    assert seen.groupby("subject").nunique().eq(1).all()
+    assert seen.map(len).eq(48).all()
+
+
+def test_the_default_gains_on_stage_1_by_every_metric():
+    summary = ways_summary(read_ways()).set_index(["way", "metric"])
+    for metric in METRICS:
+        assert summary.loc[(DEFAULT_WAY, metric), "low"] > 0
+
+
+def made_ways():
+    rng = np.random.default_rng(0)
+    rows = [
+        (way, passes, 0.1, picture, metric, rng.normal(level))
+        for way, passes, level in [("stage 1 alone", 10.0, 0), ("guided pass", 40.0, 5)]
+        for picture in range(6)
+        for metric in ("clip_judge", "clip_guide", "ssim", "pcc")
+    ]
+    return pd.DataFrame(
+        rows, columns=["way", "equivalents", "seconds", "stimulus_id", "metric", "value"]
+    )
+
+
+def test_gain_is_the_mean_paired_difference():
+    ways = made_ways().assign(subject="a")
+    found = ways_summary(ways).set_index(["way", "metric"]).loc[("guided pass", "pcc")]
+    wide = ways[ways.metric == "pcc"].pivot(index="stimulus_id", columns="way", values="value")
+    gain = (wide["guided pass"] - wide["stage 1 alone"]).mean()
+    assert found.gain == pytest.approx(gain) and found.low < gain < found.high
+    assert found.equivalents == 40
+    lines = ways_table(ways_summary(ways)).splitlines()
+    assert lines[2].startswith("| 1 | stage 1 alone | 10 |")
+
+
+def test_pages_are_made_from_any_folder(tmp_path):
+    made_ways().to_csv(tmp_path / "variants_a.csv", index=False)
+    numbers = {"seconds": 1.0, "processor_seconds": 1.0, "equivalents": 40.0, "loss": 2.0}
+    for metric in (*METRICS, "clip_guide"):
+        numbers |= {metric: 0.5, **{f"{metric}_{part}": 0.1 for part in ("gain", "low", "high")}}
+    table = pd.DataFrame({"fast": numbers, "paper": {k: 500 * v for k, v in numbers.items()}}).T
+    table.rename_axis("solver").to_csv(tmp_path / "solvers_a.csv")
+    text = solver_table(tmp_path)
+    assert "| a | UNet passes a picture | 20,000 | 40 | 1 / 500 |" in text
+    add_measured(tmp_path, tmp_path)
+    assert (tmp_path / "solvers.md").read_text("utf-8") == text
+    assert (tmp_path / "ways.png").stat().st_size > 10_000
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(InputError, match="solvers_<subject>.csv"):
+        solver_table(tmp_path)
