@@ -56,7 +56,7 @@ def generate(
     noise: torch.Tensor,
     settings: Settings,
 ) -> torch.Tensor:
-    """Noise `z`, denoise it under `c`, decode: lines 3 to 5 of Algorithm 1, differentiable.
+    """Noise `z`, denoise it under `c`, decode: steps 1 to 3 of Algorithm 1, differentiable.
 
     Parameters
     ----------
@@ -73,9 +73,9 @@ def generate(
         Pictures, about in [-1, 1].
     """
     timesteps = generator.timesteps(settings.n_steps, settings.strength)
-    z_t = generator.add_noise(z, noise, timesteps[:1])
-    z_0 = generator.denoise(z_t, c, timesteps, settings.guidance, settings.recompute)
-    return generator.decode(z_0)
+    z_t = generator.add_noise(z, noise, timesteps[:1])  # 1
+    z_0 = generator.denoise(z_t, c, timesteps, settings.guidance, settings.recompute)  # 2
+    return generator.decode(z_0)  # 3
 
 
 @torch.no_grad()
@@ -172,6 +172,8 @@ def algorithm_1(
 ) -> Stage2:
     """Adjust `z` and `c` by backpropagation through the whole generation: Algorithm 1.
 
+    Comments number the steps as the box "Algorithm 1" on the book's page of the method does.
+
     Parameters
     ----------
     generator : Generator
@@ -195,14 +197,14 @@ def algorithm_1(
     for iteration in range(settings.iterations + 1):
         last = iteration == settings.iterations
         with torch.set_grad_enabled(not last):
-            pictures = generate(generator, z, c, noise, settings)
-            loss = loss_of(pictures)
+            pictures = generate(generator, z, c, noise, settings)  # 1 to 3: noise, denoise, decode
+            loss = loss_of(pictures)  # 4
         losses.append(loss.detach())
         iterates.append(pictures.detach().cpu())
         if not last:
             adam.zero_grad()
             loss.sum().backward()
-            adam.step()
+            adam.step()  # 5, with Adam in the place of the plain step
             schedule.step()
     return _finished(z.detach(), c.detach(), iterates, losses)
 

@@ -5,8 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 from test_reconstruction import decoded
+from typer.testing import CliRunner
 
 from minddiff_utils.bench.stage2 import compare_solvers, count_unet
+from minddiff_utils.bench.stage2_cost import estimate
+from minddiff_utils.cli import app
 from minddiff_utils.generator import load_clip, load_generator
 from minddiff_utils.reconstruction import reconstruct
 from minddiff_utils.settings import Settings
@@ -52,3 +55,22 @@ def test_table_and_going_on(generator, tiny_models, tmp_path):
         again = compare_solvers(*given)
     assert count.forward == 0  # all of it was there
     assert again.seconds.equals(table.seconds) and again.ssim.equals(table.ssim)
+
+
+def test_estimate_adds_up_the_parts():
+    table = estimate({"prediction": 1.0, "look": 10.0, "painted": 4.0})
+    assert table.seconds["fast"] == 14 * (10 + 1)
+    assert table.seconds["paper"] == 300 * (35 * (1 + 10 - 4) + 4)  # there, there again and back
+    assert list(table.passes) == [14 * 2 * 4, 84_000]
+
+
+def test_cost_at_full_size_is_printed_for_a_miniature():
+    shown = CliRunner().invoke(app, ["bench", "stage2", "--size", "sd14", "--small"])
+    assert shown.exit_code == 0, shown.output
+    assert "pictures of 128 × 128, on cpu" in shown.output
+    assert "Estimated from these parts" in shown.output and "750 the passes" in shown.output
+
+
+def test_an_unknown_size_is_named():
+    shown = CliRunner().invoke(app, ["bench", "stage2", "--size", "sd15"])
+    assert "--size sd15: expected phantom or sd14" in str(shown.exception)

@@ -60,7 +60,7 @@ def print_cost(device: str, dtype: str, batches: Sequence[int], small: bool = Fa
 
 
 def measure_parts(generator: "Generator") -> dict[str, float]:
-    """Time the parts that both solvers are made of, for one picture, after one try of each.
+    """Time the parts that both solvers are made of, for one picture.
 
     Parameters
     ----------
@@ -179,10 +179,10 @@ def _inputs(generator: "Generator", n: int) -> tuple:
 
 
 def _seconds(work: Callable[[], object], device: "torch.device") -> float:
-    """Seconds of the second of two runs; the first reserves memory and chooses kernels."""
+    """Seconds of one run; on a GPU of the second, the first reserves memory and chooses kernels."""
     import torch
 
-    for _ in range(2):
+    for _ in range(1 if device.type == "cpu" else 2):
         started = time.perf_counter()
         work()
         if device.type == "cuda":
