@@ -349,9 +349,9 @@ def main() -> None:
     print("Betas (10^9 bytes):")
     print(files().round(2).to_string())
     print(f"\nnsd_stimuli.hdf5: {stimuli_bytes() / 1e9:.1f} GB")
-    for names, count in ((("subj01",), None), (PAPERS, None), (("subj01",), 3)):
-        size = download_bytes(*names, sessions=count) / 1e9
-        print(f"to download for {', '.join(names)}, {count or 'all'} sessions: {size:.0f} GB")
+    for names, few in ((("subj01",), None), (PAPERS, None), (("subj01",), 3)):
+        size = download_bytes(*names, sessions=few) / 1e9
+        print(f"to download for {', '.join(names)}, {few or 'all'} sessions: {size:.0f} GB")
     print(f"features.h5: {feature_bytes()} bytes a picture, {SEEN * feature_bytes() / 1e9:.1f} GB")
     print(f"voxels of subj01: {40 * TRIALS * VOXELS * 4 / 1e9:.1f} GB in float32")
     results = result_bytes()
