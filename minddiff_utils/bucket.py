@@ -13,11 +13,15 @@ from minddiff_utils.files import InputError
 if TYPE_CHECKING:
     from botocore.client import BaseClient
 
-__all__ = ["BucketSource", "connect", "find", "multipart_digest"]
+__all__ = ["BucketSource", "NotThere", "connect", "find", "multipart_digest"]
 
 REGION = "us-east-2"  # where the bucket of NSD is
 SIMPLE = re.compile(r"[0-9a-f]{32}")
 MULTIPART = re.compile(r"([0-9a-f]{32})-(\d+)")
+
+
+class NotThere(InputError):
+    """The bucket has no such file, or does not show it."""
 
 
 def connect(endpoint: str | None = None, region: str = REGION) -> "BaseClient":
@@ -150,8 +154,10 @@ def find(client: "BaseClient", bucket: str, key: str) -> BucketSource:
 
     Raises
     ------
+    NotThere
+        If there is no such file or bucket.
     InputError
-        If there is no such file or bucket, or no connection.
+        If there is no connection.
     """
     from botocore.exceptions import BotoCoreError, ClientError
 
@@ -163,8 +169,9 @@ def find(client: "BaseClient", bucket: str, key: str) -> BucketSource:
         part = _part_size(client, bucket, key, size, int(parts[2])) if parts else 0
     except ClientError as error:
         code = error.response["ResponseMetadata"]["HTTPStatusCode"]
-        reason = {403: "access is refused", 404: "there is no such file"}.get(code, str(error))
-        raise InputError(f"{name}: {reason}.") from None
+        reason = {403: "access is refused", 404: "there is no such file"}.get(code)
+        kind = NotThere if reason else InputError
+        raise kind(f"{name}: {reason or error}.") from None
     except (BotoCoreError, OSError) as error:
         raise InputError(f"{name} cannot be reached ({error}). Is there a network?") from None
     # Encrypted with a key of the owner's, a file's ETag is no digest of what is downloaded.

@@ -15,6 +15,8 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
+from minddiff_utils.inventory.nsd import CAPTIONS_ZIP_BYTES
+
 __all__ = [
     "GPUS",
     "LOOPS",
@@ -23,6 +25,7 @@ __all__ = [
     "betas_bytes",
     "count",
     "decoder_bytes",
+    "download_bytes",
     "feature_bytes",
     "files",
     "memory",
@@ -72,6 +75,8 @@ FEATURES = {
 }
 SEEN = 10_000  # pictures that a subject sees in 40 sessions
 TESTED = 1_000  # of them
+TRAINED = SEEN - TESTED
+PAPERS = ("subj01", "subj02", "subj05", "subj07")  # the paper's subjects
 COMPONENTS = 128  # of `z` and each block, that stage 2 compares
 BETWEEN = 512  # components of a family, that its decoder decodes
 METHODS = 9  # pictures in `reconstructions.h5`: seen, both stages, ablations, four controls
@@ -175,6 +180,12 @@ def stimuli_bytes() -> int:
     """Bytes of `nsd_stimuli.hdf5`."""
     pictures, height, width, colours = PICTURES
     return pictures * height * width * colours
+
+
+def download_bytes(*subjects: str, sessions: int | None = None) -> int:
+    """Bytes to download for subjects: betas of all or the first sessions, pictures, captions."""
+    betas = sum(betas_bytes(name) * (sessions or VOLUMES[name][1]) for name in subjects)
+    return betas + stimuli_bytes() + CAPTIONS_ZIP_BYTES
 
 
 def feature_bytes() -> int:
@@ -301,13 +312,14 @@ def time_table(counts: Counts) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        Passes through the UNet and 10¹⁵ operations a picture; for each GPU, seconds a picture and
-        hours for all test pictures of a subject.
+        Passes through the UNet, as many as the way back makes of them, and 10¹⁵ operations a
+        picture; for each GPU, seconds a picture and hours for all test pictures of a subject.
     """
     rows = {}
     for name, loop in LOOPS.items():
         operations = loop.operations(counts)
-        row = {"UNet passes": loop.forwards, "10^15 operations": operations / 1e15}
+        row = {"UNet passes": loop.forwards, "as much as, with gradients": loop.equivalents}
+        row |= {"10^15 operations": operations / 1e15}
         for gpu, peak in GPUS.items():
             seconds = operations / (SHARE * peak)
             row |= {f"{gpu}: s": seconds, f"{gpu}: h": TEST_PICTURES * seconds / 3600}
@@ -337,9 +349,13 @@ def main() -> None:
     print("Betas (10^9 bytes):")
     print(files().round(2).to_string())
     print(f"\nnsd_stimuli.hdf5: {stimuli_bytes() / 1e9:.1f} GB")
+    for names, few in ((("subj01",), None), (PAPERS, None), (("subj01",), 3)):
+        size = download_bytes(*names, sessions=few) / 1e9
+        print(f"to download for {', '.join(names)}, {few or 'all'} sessions: {size:.0f} GB")
     print(f"features.h5: {feature_bytes()} bytes a picture, {SEEN * feature_bytes() / 1e9:.1f} GB")
     print(f"voxels of subj01: {40 * TRIALS * VOXELS * 4 / 1e9:.1f} GB in float32")
     results = result_bytes()
+    print(f"c of {TRAINED} training pictures: {TRAINED * FEATURES['c'][0] * 4 / 1e9:.1f} GB")
     print("\nResults of a subject (10^9 bytes):")
     for name, size in {**results, "all": sum(results.values())}.items():
         print(f"  {name}: {size / 1e9:.1f}")
@@ -358,7 +374,7 @@ def main() -> None:
     print(time_table(counts).round(2).T.to_string())
     print("\nMemory of stage 2, estimated, GB:")
     for name, loop in LOOPS.items():
-        for batch in (1, 2, 4):
+        for batch in (1, 2, 4, 12):
             for recompute in (True, False) if isinstance(loop, Loop) else (False,):
                 size = memory(counts, loop, batch, recompute) / 1e9
                 print(f"  {name}; batch={batch}, recompute={recompute}: {size:.1f}")

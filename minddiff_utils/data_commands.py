@@ -35,14 +35,18 @@ def check(
     Exit code 0 if all is ready, 1 if not.
     """
     from minddiff_utils.datasets import check_own
-    from minddiff_utils.inventory import is_ready, report, take_stock
+    from minddiff_utils.inventory import INVENTORIES, fetch_options, is_ready, report, take_stock
 
+    known = (*INVENTORIES, "own")
+    if dataset not in known:
+        raise InputError(f"dataset={dataset!r} is unknown; choose one of {', '.join(known)}")
     if dataset == "own":
         faults = check_own(path)
         print("\n".join(faults) or f"{path}: everything is there, and fits together.")
         raise typer.Exit(1 if faults else 0)
-    entries = take_stock(dataset, path, _names(subject), rois, sessions)
-    print(report(entries, path))
+    choice = (_names(subject), rois, sessions)
+    entries = take_stock(dataset, path, *choice)
+    print(report(entries, path, fetch_options(path, *choice) if dataset == "nsd" else ""))
     if not is_ready(entries):
         raise typer.Exit(1)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from minddiff_utils.bucket import BucketSource, find
+from minddiff_utils.bucket import BucketSource, NotThere, find
 from minddiff_utils.datasets.kay import FILE as KAY_FILE
 from minddiff_utils.datasets.nsd import NsdTree
 from minddiff_utils.downloads import HttpSource, Source, download, require_space, show_bytes
@@ -120,7 +120,7 @@ def fetch_nsd(
     root = Path(root)
     say("Looking up sizes …")
     wanted: list[tuple[Path, Source]] = [
-        *_wanted(root, nsd_files(root, subjects, rois, sessions), client)
+        *_wanted(root, nsd_files(root, subjects, rois, sessions), client, subjects)
     ]
     captions = _captions(NsdTree(root, subjects[0]), captions_url)
     if captions:
@@ -145,19 +145,33 @@ def fetch_nsd(
 
 
 def _wanted(
-    root: Path, files: Sequence[Path], client: "BaseClient"
+    root: Path, files: Sequence[Path], client: "BaseClient", subjects: Sequence[str] = ()
 ) -> list[tuple[Path, BucketSource]]:
-    """Look every file up; return those that are not here in their full size."""
+    """Look every file up; return those that are not here in their full size.
+
+    An atlas without a table of labels for all has one for each of `subjects`.
+    """
     wanted = []
     for path in files:
         niftis = [path.with_suffix(suffix) for suffix in (".nii.gz", ".nii")]
         is_session = path.name.startswith("betas_session")
         if is_session and not path.is_file() and any(nifti.is_file() for nifti in niftis):
             continue  # the same betas in NSD's other format
-        source = find(client, BUCKET, path.relative_to(root).as_posix())
+        try:
+            source = find(client, BUCKET, path.relative_to(root).as_posix())
+        except NotThere:
+            if path.suffix != ".ctab" or not subjects:
+                raise
+            wanted += _wanted(root, _own_tables(root, path.name, subjects), client)
+            continue
         if not path.is_file() or path.stat().st_size != source.size:
             wanted.append((path, source))
     return wanted
+
+
+def _own_tables(root: Path, name: str, subjects: Sequence[str]) -> list[Path]:
+    """Return where the subjects' own tables of an atlas's labels are."""
+    return [root / "nsddata/freesurfer" / subject / "label" / name for subject in subjects]
 
 
 def _bar(total: int) -> tqdm:

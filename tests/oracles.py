@@ -2,8 +2,10 @@
 
 import copy
 
+import numpy as np
 import torch
 from diffusers import StableDiffusionImg2ImgPipeline
+from PIL import Image
 
 
 def img2img(generator, z, c, seeds, n_steps, strength, guidance):
@@ -47,3 +49,18 @@ def structure_by_hooks(model, pixels):
         hook.remove()
     found["embedding"] = out if isinstance(out, torch.Tensor) else out.pooler_output
     return found
+
+
+def pixels_by_pillow(pictures, mean, deviation, clip):
+    """What CLIP's processor does to uint8 (n, h, w, 3), but for its rounding to 8 bits.
+
+    Pillow resizes the processor's pictures, too; in floating point it rounds nothing.
+    """
+    height, width = pictures.shape[1:3]
+    size = [clip.shortest * length // min(height, width) for length in (width, height)]
+    top, left = ((length - clip.edge) // 2 for length in size[::-1])
+    planes = np.moveaxis(pictures, 3, 1).reshape(-1, height, width).astype(np.float32)
+    large = [np.asarray(Image.fromarray(p).resize(size, Image.Resampling.BICUBIC)) for p in planes]
+    cut = np.stack(large)[:, top : top + clip.edge, left : left + clip.edge].clip(0, 255) / 255
+    rgb = torch.tensor(cut).view(-1, 3, clip.edge, clip.edge)
+    return (rgb - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(deviation).view(3, 1, 1)

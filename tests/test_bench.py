@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from oracles import img2img, structure_by_hooks
+from oracles import img2img, pixels_by_pillow, structure_by_hooks
 from transformers import CLIPImageProcessorPil
 from typer.testing import CliRunner
 
@@ -67,9 +67,12 @@ def test_structure_equals_hooks_at_clips_own_preprocessing(tmp_path, size, toler
     pictures = coarse.repeat(size[0] // 8, axis=1).repeat(size[1] // 8, axis=2)
     theirs = structure_by_hooks(clip.model, processed(tmp_path, pictures))
     ours = clip.structure(to_rgb(pictures, "cpu"), range(1, 7))
-    assert set(ours) == set(theirs) and ours["block_1"].shape[1] == 50
+    mean, deviation = (architecture.PREPROCESSING[f"image_{name}"] for name in ("mean", "std"))
+    exact = structure_by_hooks(clip.model, pixels_by_pillow(pictures, mean, deviation, clip))
+    assert set(ours) == set(theirs) == set(exact) and ours["block_1"].shape[1] == 50
     for name, values in theirs.items():
         assert (ours[name] - values).norm() <= tolerance * values.norm(), name
+        assert (ours[name] - exact[name]).norm() <= 1e-4 * values.norm(), name
 
 
 @pytest.mark.parametrize("save_memory", ["", "attention,tiling,checkpointing"])

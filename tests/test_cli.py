@@ -25,6 +25,15 @@ def call(capsys, monkeypatch, *arguments):
     return stop.value.code or 0, capsys.readouterr()
 
 
+def test_commands_start_without_the_large_libraries():
+    """They take seconds and hundreds of megabytes, which would count as a bench's own memory."""
+    program = "import sys, minddiff_utils.cli; print(*sys.modules)"
+    command = [sys.executable, "-c", program]
+    loaded = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    large = {"torch", "sklearn", "himalaya", "nilearn", "matplotlib", "transformers", "diffusers"}
+    assert not large & set(loaded.stdout.split())
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -25,6 +25,33 @@ def test_sizes_of_files():
     assert costs.stimuli_bytes() == 73_000 * 425 * 425 * 3
 
 
+def test_page_has_what_there_is_to_download():
+    four = [f"subj{number:02d}" for number in (1, 2, 5, 7)]
+    one, paper = costs.download_bytes("subj01"), costs.download_bytes(*four)
+    assert (
+        f"about {one / 1e9:.0f} GB (`subj01`), the paper's four about {paper / 1e9:.0f} GB" in PAGE
+    )
+    few = costs.download_bytes("subj01", sessions=3)
+    assert f"three sessions only ({few / 1e9:.0f} GB with the pictures" in PAGE
+    assert one == pytest.approx(81.8e9, rel=0.001)  # as `minddiff check` adds them up
+
+
+def test_command_prints_them(monkeypatch, capsys):
+    monkeypatch.setattr(costs, "count", lambda: MADE)
+    costs.main()
+    said = capsys.readouterr().out
+    for line in (
+        "to download for subj01, all sessions: 82 GB",
+        "to download for subj01, subj02, subj05, subj07, all sessions: 197 GB",
+        "to download for subj01, 3 sessions: 43 GB",
+        "c of 9000 training pictures: 2.1 GB",
+        "batch=12, recompute=False",
+    ):
+        assert line in said, line
+    assert re.search(r"UNet passes +21000.0* +84.0", said)
+    assert re.search(r"with gradients +84000.0* +196.0", said)
+
+
 def test_times_and_memory_follow_from_the_counts():
     table = costs.time_table(MADE)
     row = table.loc["this book's: 14 steps, one look each"]

@@ -23,6 +23,7 @@ from minddiff_utils.bucket import connect, find, multipart_digest
 from minddiff_utils.datasets import load_subject
 from minddiff_utils.downloads import download, partial_path
 from minddiff_utils.files import InputError
+from minddiff_utils.inventory import is_ready, take_stock
 from minddiff_utils.phantom.tree import write_tree
 
 KEY = "nsddata/some.bin"
@@ -231,6 +232,27 @@ def test_file_that_the_bucket_lacks_is_named(s3, web, tmp_path):
     with pytest.raises(InputError, match="betas_session04.hdf5: there is no such file"):
         fetch_tree(tmp_path, s3, web, sessions=9)
     assert not files_in(tmp_path)
+
+
+def test_an_atlas_whose_labels_each_subject_has(s3, web, tree, tmp_path, monkeypatch):
+    """NSD keeps some tables of labels with the subjects, not with fsaverage."""
+    roi = "nsddata/ppdata/subj01/func1pt8mm/roi/{}.nii.gz"
+    table = "nsddata/freesurfer/subj01/label/other.mgz.ctab"
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "only-for-filling-the-bucket")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "only-for-filling-the-bucket")
+    client = boto3.client("s3", "us-east-1", endpoint_url=f"http://127.0.0.1:{s3}")
+    client.upload_file(str(tree / roi.format("Kastner2015")), fetch.BUCKET, roi.format("other"))
+    with pytest.raises(InputError, match="subj01/label/other.mgz.ctab: there is no such file"):
+        fetch_tree(tmp_path, s3, web, rois="other:V1v")
+    labels = tree / "nsddata/freesurfer/fsaverage/label/Kastner2015.mgz.ctab"
+    client.upload_file(str(labels), fetch.BUCKET, table)
+    fetch_tree(tmp_path, s3, web, rois="other:V1v,V1d")
+    assert (tmp_path / table).is_file() and not (tmp_path / "nsddata/freesurfer/fsaverage").exists()
+    assert list(load_subject("nsd", tmp_path, "subj01", rois="other:V1v,V1d").roi) == ["V1v", "V1d"]
+    entries = take_stock("nsd", tmp_path, ("subj01",), rois="other:V1v,V1d", sessions=2)
+    assert is_ready(entries) and tmp_path / table in {entry.path for entry in entries}
+    said = fetch_tree(tmp_path, s3, web, rois="other:V1v,V1d")
+    assert "Nothing to download" in said[-1]
 
 
 def test_unknown_subject(tmp_path):

@@ -5,11 +5,18 @@ import json
 import numpy as np
 import pytest
 import torch
-from diffusers import PNDMScheduler
-from oracles import img2img, structure_by_hooks
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    PNDMScheduler,
+    StableDiffusionImg2ImgPipeline,
+    UNet2DConditionModel,
+)
+from oracles import img2img, pixels_by_pillow, structure_by_hooks
 from torch.nn import functional as F
-from transformers import CLIPImageProcessorPil, CLIPModel
+from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTextConfig, CLIPTextModel
 
+from minddiff_utils.bench import architecture
 from minddiff_utils.files import InputError
 from minddiff_utils.generator import (
     PARTS,
@@ -211,6 +218,18 @@ def test_preprocessing_is_the_processors(tiny_models, name, size):
     assert (ours - theirs).abs().max() < 2.5 / 255 / 0.3  # two roundings to 8 bits
 
 
+@pytest.mark.parametrize("size", [(64, 64), (425, 425), (90, 71)])
+@pytest.mark.parametrize("name", ["clip_guide", "clip_judge"])
+def test_preprocessing_is_pillows_without_its_rounding(tiny_models, name, size):
+    """On noise, which no two filters resize alike: Pillow's bicubic in floating point."""
+    clip = load_clip(tiny_models / name, "cpu")
+    picture = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    settings = CLIPImageProcessorPil.from_pretrained(tiny_models / name)
+    theirs = pixels_by_pillow(picture[None], settings.image_mean, settings.image_std, clip)
+    ours = clip.preprocess(to_rgb(picture[None], "cpu"))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=5e-5)
+
+
 def test_structure_leaves_no_hook_behind(generator, pictures):
     generator.structure(to_rgb(pictures, "cpu"), (1, 2))
     layers = generator.guide.model.vision_model.encoder.layers
@@ -307,6 +326,54 @@ def test_scheduler_of_the_published_model_becomes_ddim(tiny_models, tmp_path, pi
     c, noise = ours.encode_captions([("a red house",)] * 2), noise_like(z, 0, IDS)
     with torch.no_grad():
         torch.testing.assert_close(generate(theirs, z, c, noise), generate(ours, z, c, noise))
+
+
+@pytest.fixture(scope="module")
+def version_2(tmp_path_factory):
+    """A folder with a miniature of Stable Diffusion 2.1: what it has and version 1 has not.
+
+    Velocity, linear projections, heads block by block, another activation in the text encoder,
+    whose last layer is missing, and "!" where a caption is shorter than it may be.
+    """
+    folder = tmp_path_factory.mktemp("version_2")
+    small, text = architecture.SMALL, {**architecture.TEXT, **architecture.SMALL["text"]}
+    heads = {"attention_head_dim": (1, 2, 4, 4), "use_linear_projection": True}
+    levels = {k: v for k, v in architecture.NOISE_LEVELS.items() if k != "skip_prk_steps"}
+    torch.manual_seed(0)
+    unet = {**architecture.UNET, **small["unet"], **heads, "upcast_attention": True}
+    AutoencoderKL(**{**architecture.VAE, **small["vae"]}).save_pretrained(folder / "vae")
+    UNet2DConditionModel(**unet).save_pretrained(folder / "unet")
+    text_config = CLIPTextConfig(**{**text, "num_hidden_layers": 3, "hidden_act": "gelu"})
+    CLIPTextModel(text_config).save_pretrained(folder / "text_encoder")
+    tokenizer = architecture.build_tokenizer()
+    tokenizer.pad_token = "!"
+    tokenizer.save_pretrained(folder / "tokenizer")
+    scheduler = DDIMScheduler(**levels, clip_sample=False, prediction_type="v_prediction")
+    scheduler.save_pretrained(folder / "scheduler")
+    parts = {"vae": "AutoencoderKL", "unet": "UNet2DConditionModel", "scheduler": "DDIMScheduler"}
+    index = {name: ["diffusers", kind] for name, kind in parts.items()}
+    index |= {"text_encoder": ["transformers", "CLIPTextModel"]}
+    index |= {"tokenizer": ["transformers", "CLIPTokenizer"], "safety_checker": [None, None]}
+    index |= {"feature_extractor": [None, None], "_class_name": "StableDiffusionPipeline"}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+def test_version_2_equals_diffusers_from_the_caption_on(version_2, tiny_models):
+    ours = load_generator(version_2, "cpu", guide=str(tiny_models / "clip_guide"))
+    theirs = StableDiffusionImg2ImgPipeline.from_pretrained(version_2, safety_checker=None)
+    theirs.set_progress_bar_config(disable=True)
+    assert ours.scheduler.config.prediction_type == "v_prediction"
+    z = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+    expected = theirs(
+        prompt="a dog", image=z, strength=0.6, num_inference_steps=10, guidance_scale=5.0,
+        generator=torch.Generator().manual_seed(2 * 1_000_003 + 7), output_type="latent",
+    ).images  # fmt: skip
+    c = ours.encode_captions([("a dog",)])
+    with torch.no_grad():
+        found = generate(ours, z, c, noise_like(z, 2, [7]), 10, 0.6, 5.0)
+    assert (expected - z).norm() > 0.01 * z.norm()
+    assert (found - expected).norm() <= 1e-4 * expected.norm()
 
 
 def test_models_are_frozen(generator):

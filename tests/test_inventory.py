@@ -1,5 +1,6 @@
 """`minddiff check`: exactly what is missing or wrong is named, and where to get it."""
 
+import shlex
 import shutil
 import sys
 
@@ -120,6 +121,25 @@ def test_one_removed_one_truncated_one_of_wrong_shape(capsys, monkeypatch, tree)
     assert lines[-1].startswith(
         "Not ready: 9 of 12 files are there, 1 missing, 1 wrong size, 1 wrong shape; about 2."
     )
+
+
+def test_command_that_gets_what_is_missing(capsys, monkeypatch, tmp_path):
+    asked = ["--subject", "subj02,subj05", "--rois", "streams:early,V1 x", "--sessions", "3"]
+    _, lines = check(capsys, monkeypatch, "nsd", tmp_path, *asked)
+    command = lines[-3].partition(": minddiff ")[2]
+    assert shlex.split(command) == ["fetch", "nsd", str(tmp_path), *asked]
+    # Without being asked for, those that are there.
+    (tmp_path / "nsddata_betas/ppdata/subj07").mkdir(parents=True)
+    _, lines = check(capsys, monkeypatch, "nsd", tmp_path)
+    assert lines[-3].endswith(f"minddiff fetch nsd {tmp_path} --subject subj07")
+
+
+def test_check_names_every_dataset(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["minddiff", "check", "nds", str(tmp_path)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    known = "choose one of nsd, miyawaki, miyawaki_full, kay, own"
+    assert stop.value.code == 2 and known in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("file", [*FILES, SESSION.format(1), SESSION.format(3)])

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.io
+from dummy_project import ROOT
 from test_tree import SMALL
 
 from minddiff_utils.bench.betas import make_tree
@@ -15,6 +16,7 @@ from minddiff_utils.datasets.nsd import NsdTree
 from minddiff_utils.datasets.regions import read_regions
 from minddiff_utils.files import InputError
 from minddiff_utils.phantom.tree import write_tree
+from minddiff_utils.runs import load_plan
 
 LABELS = {0: "Unknown", 1: "early", 2: "midventral", 5: "ventral", 7: "parietal"}
 
@@ -167,6 +169,21 @@ def test_protocols_that_do_not_fit(forty, tmp_path):
     scipy.io.savemat(other.design, design)
     with pytest.raises(InputError, match=r"protocol=982: subj01 saw 9\d\d of the shared pictures"):
         load(other, protocol=982)
+
+
+def test_a_first_try_with_three_sessions(forty, tmp_path):
+    """As the page "Run it on NSD" says: three sessions fetched, and `protocol=null`."""
+    few = NsdTree(shutil.copytree(forty.root, tmp_path / "few"), "subj01")
+    for number in range(4, 41):
+        few.session(number).unlink()
+    with pytest.raises(InputError, match="protocol"):
+        load(few, protocol=1000)
+    assert 'add `SET="protocol=null"`' in (ROOT / "book/run_nsd.md").read_text("utf-8")
+    params = ROOT / "notebooks/params/nsd.yaml"
+    given = load_plan(params, ROOT / "notebooks", {"protocol": None}).parameters
+    choice = {name: given[name] for name in ("sessions", "protocol", "repetitions")}
+    subject = load(few, **choice)
+    assert set(subject.session) == {1, 2, 3} and subject.splits[0].test.size > 100
 
 
 def test_sessions_by_number_and_by_name(forty):

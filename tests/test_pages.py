@@ -8,6 +8,8 @@ import typer
 from dummy_project import ROOT
 
 from minddiff_utils import checkpoints, cli
+from minddiff_utils.peers import EARLY
+from minddiff_utils.runs import Plan, load_plan
 
 PAGES = sorted((ROOT / "book").glob("*.md"))
 PARAMS = ROOT / "notebooks" / "params"
@@ -49,6 +51,34 @@ def test_books_of_the_pages_are_made_with_what_the_makefile_reads(page, line):
     read = set(re.findall(r"^(\w+) \?=", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     assert set(given) <= read
     assert (PARAMS / f"{given['PARAMS']}.yaml").is_file()
+
+
+def plans(page: str) -> list[tuple[str, Plan]]:
+    """What every SET="…" of a page makes of the page's own parameter file."""
+    params = PARAMS / f"{'own' if page == 'own_data.md' else 'nsd'}.yaml"
+    texts = re.findall(r'SET="([^"]*)"', (ROOT / "book" / page).read_text("utf-8"))
+    return [
+        (text, load_plan(params, PARAMS.parent, dict(map(cli._change, text.split()))))
+        for text in texts
+    ]
+
+
+@pytest.mark.parametrize("page", ["run_nsd.md", "own_data.md", "run_cluster.md"])
+def test_changes_of_the_pages_are_parameters(page):
+    assert plans(page)
+
+
+def test_what_the_page_sets_on_nsd_goes_together():
+    for text, plan in plans("run_nsd.md"):
+        given = plan.parameters
+        if not given["models"].startswith("/"):
+            assert given["models"] in checkpoints.REVISIONS
+        # Sessions, and people with fewer than forty of them, exclude the 1,000 pictures.
+        others = set(plan.subjects) - {"subj01", "subj02", "subj05", "subj07"}
+        assert given["protocol"] is None or not (given["sessions"] or others), text
+        # One region, or an atlas without early areas, cannot be had in Takagi & Nishimoto's way.
+        parts = set(re.split("[:,+]", given["rois"])) & {*EARLY, "kastner2015", "streams"}
+        assert parts or "takagi" not in given["controls"], text
 
 
 def test_models_of_the_page_are_those_that_are_loaded():

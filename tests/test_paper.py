@@ -9,6 +9,7 @@ import yaml
 from minddiff_utils import runs
 from minddiff_utils.checkpoints import REVISIONS, hub_name
 from minddiff_utils.settings import Settings
+from minddiff_utils.structure import BLOCK_WEIGHTS
 
 PATH = Path(runs.__file__).resolve().parent.parent / "notebooks" / "params" / "paper.yaml"
 # The table of the method's published values.
@@ -49,6 +50,16 @@ def test_settings_are_the_published_ones(values):
     assert round(values["strength"] * values["n_steps"]) == 35
     assert hub_name(values["models"]) == (values["models"], REVISIONS[values["models"]])
     assert Settings(**{name: values[name] for name in STAGES}).solver == "paper"
+
+
+def test_what_has_no_parameter_is_told_too():
+    """Of the published table: what the models and the code fix."""
+    text = PATH.read_text(encoding="utf-8")
+    told = " ".join(line.split("#", 1)[-1].strip() for line in text.splitlines())
+    assert f"times {', '.join(f'{w:g}' for w in BLOCK_WEIGHTS)}" in told
+    for words in ("betas_fithrf_GLMdenoise_RR", "func1pt8mm", "eta 0", "0.18215", "Adam"):
+        assert words in told, words
+    assert "trials of a picture averaged" in told and "last layer enters with weight 0" in told
 
 
 def test_every_setting_says_where_it_comes_from():

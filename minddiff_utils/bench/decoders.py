@@ -11,13 +11,10 @@ from typing import Annotated
 
 import h5py
 import numpy as np
-import torch
 import typer
 
 from minddiff_utils.bench.betas import peak_memory
-from minddiff_utils.decoders import Method, fit_family, make_design, save_decoder
 from minddiff_utils.files import InputError
-from minddiff_utils.voxel_ridge import VoxelSelectedRidge
 
 __all__ = ["fit_fastl2lir", "fit_streamed", "main", "make_recording", "write_targets"]
 
@@ -65,6 +62,8 @@ def main(
     `--size nsd`: this book's default decoder at NSD's size (8,859 stimuli, 11,694 voxels, 85,000
     targets), features read from HDF5, decoders and decoded features written.
     """
+    import torch
+
     if size not in ("pair", "nsd"):
         raise InputError(f"--size {size}: expected pair or nsd.")
     if not 0 < share <= 1:
@@ -128,6 +127,8 @@ def make_recording(
 
 
 def _fit_ours(x, y, k, dtype, device) -> tuple[float, float]:
+    from minddiff_utils.voxel_ridge import VoxelSelectedRidge
+
     x, y = x.astype(dtype), y.astype(dtype)
     started, worked = time.perf_counter(), time.process_time()
     VoxelSelectedRidge(k, ALPHA, dtype=dtype, device=device, memory=4).fit(x, y)
@@ -225,6 +226,8 @@ def fit_streamed(x: np.ndarray, features: Path, folder: Path, device: str) -> di
     dict of str to float
         Seconds of what all families share ("responses"), and of each family.
     """
+    from minddiff_utils.decoders import Method, fit_family, make_design, save_decoder
+
     seconds = {}
     started = time.perf_counter()
     design = make_design(x, device=device)

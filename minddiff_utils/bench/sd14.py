@@ -1,13 +1,12 @@
 """How long Stable Diffusion's full size takes, and how much memory: both stages of one picture."""
 
-import resource
-import sys
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from minddiff_utils.bench import betas
 from minddiff_utils.files import InputError
 
 if TYPE_CHECKING:
@@ -123,9 +122,7 @@ def peak_memory(device: "torch.device") -> int:
 
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    # Linux counts kibibytes, macOS bytes.
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return betas.peak_memory()
 
 
 def _timed(label: str, device: "torch.device", work: Callable[[], Result]) -> Result:

@@ -5,14 +5,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import pandas as pd
-import torch
 import typer
 
 from minddiff_utils.files import InputError, atomic_path, require
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["UnetCount", "compare_solvers", "count_unet", "main", "solver_settings"]
 
@@ -36,11 +38,11 @@ class UnetCount:
 
 
 @contextmanager
-def count_unet(unet: torch.nn.Module) -> Iterator[UnetCount]:
+def count_unet(unet: "torch.nn.Module") -> Iterator[UnetCount]:
     """Count the passes of a UNet; one that is computed again on the way back counts again."""
     count = UnetCount()
 
-    def back(gradient: torch.Tensor) -> None:
+    def back(gradient: "torch.Tensor") -> None:
         count.backward += len(gradient)
 
     def begin(module, given) -> None:

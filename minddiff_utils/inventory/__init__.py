@@ -5,7 +5,7 @@ from pathlib import Path
 
 from minddiff_utils.files import InputError
 from minddiff_utils.inventory.entry import ORIGINS, Entry, Origin, download_size, is_ready, report
-from minddiff_utils.inventory.nsd import nsd_entries
+from minddiff_utils.inventory.nsd import fetch_options, nsd_entries
 from minddiff_utils.inventory.recordings import kay_entries, miyawaki_entries
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Entry",
     "Origin",
     "download_size",
+    "fetch_options",
     "is_ready",
     "report",
     "take_stock",

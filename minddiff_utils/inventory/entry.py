@@ -31,7 +31,10 @@ DAMAGED = "damaged"
 
 @dataclass(frozen=True)
 class Origin:
-    """Where files come from: a short name for the table, and what to do, with {path}."""
+    """Where files come from: a short name for the table, and what to do.
+
+    In `how`, {path} stands for the folder, {options} for those of the command.
+    """
 
     name: str
     how: str
@@ -41,7 +44,7 @@ ORIGINS = {
     "nsd": Origin(
         "NSD",
         "public bucket s3://natural-scenes-dataset, after signing the data-access agreement at "
-        "naturalscenesdataset.org: minddiff fetch nsd {path}",
+        "naturalscenesdataset.org: minddiff fetch nsd {path}{options}",
     ),
     "coco": Origin(
         "COCO",
@@ -123,7 +126,7 @@ def download_size(entries: Sequence[Entry]) -> int:
     return sum(entry.download for entry in entries)
 
 
-def report(entries: Sequence[Entry], path: Path) -> str:
+def report(entries: Sequence[Entry], path: Path, options: str = "") -> str:
     """Return the table: one line a file, what is wrong below it, where it comes from, the sum.
 
     Parameters
@@ -131,6 +134,8 @@ def report(entries: Sequence[Entry], path: Path) -> str:
     entries : sequence of Entry
     path : Path
         The recording; names of files are given from there.
+    options : str
+        What the command that downloads must be told, from `fetch_options`.
     """
     base = path if path.suffix == "" else path.parent
     lines = [f"{'state':<11}  {'size':>8}  {'from':<7}  file"]
@@ -146,7 +151,7 @@ def report(entries: Sequence[Entry], path: Path) -> str:
     for key in dict.fromkeys(entry.origin for entry in entries):
         if key in wanting:
             origin = ORIGINS[key]
-            lines.append(f"{origin.name}: {origin.how.format(path=base)}")
+            lines.append(f"{origin.name}: {origin.how.format(path=base, options=options)}")
     return "\n".join([*lines, _sum(entries, path)])
 
 

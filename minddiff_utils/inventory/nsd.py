@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+import shlex
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -31,6 +32,7 @@ __all__ = [
     "N_SESSIONS",
     "VOLUMES",
     "atlases_of",
+    "fetch_options",
     "label_table",
     "nsd_entries",
     "session_count",
@@ -96,7 +98,7 @@ def nsd_entries(
     list of Entry
         First what all subjects share.
     """
-    names = list(subjects) or _present(path) or ["subj01"]
+    names = _names(path, subjects)
     for name in names:
         if name not in N_SESSIONS:
             raise InputError(f"subject={name!r} is unknown; NSD has subj01 to subj08")
@@ -105,6 +107,26 @@ def nsd_entries(
         shared += _of_subject(path, name, rois, sessions, planned.get(name))
     # Subjects may share a label table.
     return list({entry.path: entry for entry in shared}.values())
+
+
+def fetch_options(
+    path: Path, subjects: Sequence[str], rois: str = "kastner2015", sessions: int | None = None
+) -> str:
+    """Return what `minddiff fetch nsd` must be told to get what `nsd_entries` lists.
+
+    Returns
+    -------
+    str
+        Options that differ from the command's defaults, each with a blank before it.
+    """
+    names = _names(path, subjects)
+    options = f" --subject {','.join(names)}" if names != ["subj01"] else ""
+    options += f" --rois {shlex.quote(rois)}" if rois != KASTNER.lower() else ""
+    return options + (f" --sessions {sessions}" if sessions else "")
+
+
+def _names(path: Path, subjects: Sequence[str]) -> list[str]:
+    return list(subjects) or _present(path) or ["subj01"]
 
 
 def _present(path: Path) -> list[str]:
