@@ -1,6 +1,7 @@
 """The notebooks: how they are written, and that they run as a reader runs them."""
 
 import ast
+import importlib
 import json
 import os
 import re
@@ -75,6 +76,18 @@ def test_cells_are_short_and_define_nothing(sheet):
         kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
         found = [node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, kinds)]
         assert not found, f"{sheet.name}, cell {number} defines {found[0].name}"
+
+
+@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_what_notebooks_import_is_there(path):
+    """Also of the Colab notebook, which runs as a whole only among the slow tests."""
+    for cell in nbformat.read(path, as_version=4).cells:
+        nodes = ast.walk(ast.parse(cell.source)) if cell.cell_type == "code" else ()
+        for node in nodes:
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("minddiff_utils"):
+                module = importlib.import_module(node.module)
+                absent = [name.name for name in node.names if name.name not in module.__all__]
+                assert not absent, f"{node.module} has no {absent}"
 
 
 @pytest.mark.parametrize("sheet", **by_name(SHEETS))
