@@ -29,6 +29,7 @@ __all__ = [
     "markdown_table",
     "pair_name",
     "results",
+    "seed_spread",
     "seed_table",
     "share_table",
     "shares",
@@ -357,7 +358,7 @@ def _percent_text(row) -> str:
 # --- several draws of the noise ------------------------------------------------------------
 
 
-def seed_table(frame: pd.DataFrame) -> pd.DataFrame:
+def seed_spread(frame: pd.DataFrame) -> pd.DataFrame:
     """Tell the spread over generation seeds apart from the spread over pictures.
 
     Parameters
@@ -389,6 +390,28 @@ def seed_table(frame: pd.DataFrame) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def seed_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """Write `seed_spread` for people.
+
+    Returns
+    -------
+    DataFrame of str
+        One row a method and metric; a dash where one draw of the noise cannot say.
+    """
+    numbers = seed_spread(frame).set_index("method")
+    spreads = ["sd of means", "sd in a picture", "sd of pictures"]
+    text = numbers[["metric"]].assign(draws=numbers["n_seeds"].astype(str))
+    for name in ("mean", *spreads):
+        text[name] = ["–" if np.isnan(v) else _leading(f"{v:.3f}") for v in numbers[name]]
+    text = text.rename(columns={name: name.replace("sd", "SD") for name in spreads})
+    text.attrs["note"] = (
+        "SD of means: standard deviation, over draws of the noise, of the mean over pictures. SD "
+        "in a picture: over draws, for one picture. SD of pictures: over pictures, of their mean "
+        "over draws. A dash needs two draws or more."
+    )
+    return text
 
 
 # --- files ---------------------------------------------------------------------------------

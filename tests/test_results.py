@@ -196,10 +196,15 @@ def test_seed_spread_is_told_apart_from_the_spread_of_pictures():
         tidy(stage2=picture + 0.1 * seed + rng.normal(0, 0.3, 400)).assign(seed=seed)
         for seed in range(3)
     ]
-    (row,) = results.seed_table(pd.concat(parts)).to_dict("records")
+    (row,) = results.seed_spread(pd.concat(parts)).to_dict("records")
     assert row["n_seeds"] == 3
     assert row["sd of means"] == pytest.approx(0.1, rel=0.3)
     assert row["sd in a picture"] == pytest.approx(np.hypot(0.3, 0.1), rel=0.1)
     assert row["sd of pictures"] == pytest.approx(np.sqrt(1 + 0.09 / 3), rel=0.1)
-    (row,) = results.seed_table(parts[0]).to_dict("records")
+    (row,) = results.seed_spread(parts[0]).to_dict("records")
     assert np.isnan(row["sd of means"]) and np.isfinite(row["sd of pictures"])
+    table = results.seed_table(parts[0])
+    assert table["SD of means"].item() == "–" and table["draws"].item() == "1"
+    table = results.seed_table(pd.concat(parts))
+    assert float(table["SD of means"].item()) == pytest.approx(0.1, rel=0.3)
+    assert "draws" in table.attrs["note"]

@@ -18,6 +18,16 @@
     document
       .querySelectorAll('[role="doc-biblioentry"]')
       .forEach((one) => one.setAttribute("role", "listitem"));
+    // A figure that is wider than a phone scrolls, also with the keyboard.
+    const narrow = window.matchMedia("(max-width: 600px)");
+    const reach = () => {
+      document.querySelectorAll(".cell_output figure").forEach((figure) => {
+        if (narrow.matches) figure.setAttribute("tabindex", "0");
+        else figure.removeAttribute("tabindex");
+      });
+    };
+    narrow.addEventListener("change", reach);
+    reach();
     document.querySelectorAll(".theme-switch-button").forEach((button) => {
       hush();
       // Icons are drawn, and named, by a script that may come later.
