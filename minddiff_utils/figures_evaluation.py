@@ -80,7 +80,7 @@ def floor_to_ceiling(frame: pd.DataFrame) -> Figure:
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("mean over test pictures")
         axes.text(
-            1.02, 1.01, "share of the way\nof stage 2", transform=axes.transAxes, va="bottom",
+            1.02, 1.01, "stage 2's share\nof the way", transform=axes.transAxes, va="bottom",
             fontsize=9,
         )  # fmt: skip
         handles = [
