@@ -253,7 +253,7 @@ def zero_shot_table(
     true : float (n, d)
     extra : float (m, d)
     ks : sequence of int
-        A column each; those above n + m are left out.
+        A column each; those of n + m and above, where every guess is right, are left out.
     seed : int
         Seed of the bootstrap.
 
@@ -263,7 +263,7 @@ def zero_shot_table(
         One row a method, in the order of `METHODS`.
     """
     n = len(true) + len(extra)
-    ks = [k for k in ks if k <= n]
+    ks = [k for k in ks if k < n]
     parts = []
     for method, rows in embedded.items():
         found = zero_shot_accuracy(rows, true, extra, ks)

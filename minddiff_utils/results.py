@@ -252,7 +252,7 @@ def ladder_table(frame: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
         "Floor: shuffled responses; ceiling: true features. "
         f"Mean paired difference, upper minus lower, with its 95{NBSP}% interval over pictures. "
         '"yes": the interval lies above zero; "not shown": it covers zero; "reversed": it lies '
-        "below."
+        "below. These intervals are not corrected for their number; p-values of differences are."
     )
     return table
 
