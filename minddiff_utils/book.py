@@ -273,7 +273,6 @@ def _write_generated(plan: Plan, folder: Path) -> None:
 
 # Texts that a run may leave, and what goes above them.
 TEXTS = {
-    "results": "## What came out\n\n",
     "captions": "Five people, so to speak, describe the second picture:\n\n",
     "ceilings": "",
 }

@@ -394,19 +394,25 @@ def component_reliability(
             label = f"{FAMILIES.get(name, name)}: {int((values > least).sum())} of {values.size}"
             ranks, smooth = _octave_means(values)
             axes.plot(ranks, smooth, color=colour, label=label, marker="o", markersize=3)
-        for bound, text in ((least, "left out below"), (most, "lowered to this above")):
+        # Where the falling curves are not: at the left below, at the right above.
+        bounds = (
+            (least, "left out below", 0.01, "left"),
+            (most, "lowered to this above", 0.99, "right"),
+        )
+        for bound, text, x, side in bounds:
             axes.axhline(bound, color="#555555", linewidth=0.8, linestyle="--")
             axes.annotate(
-                text, (0.995, bound), xycoords=("axes fraction", "data"), ha="right", va="bottom",
+                text, (x, bound), xycoords=("axes fraction", "data"), ha=side, va="bottom",
                 fontsize=9, color="#555555", xytext=(0, 2), textcoords="offset points",
             )  # fmt: skip
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(mpl.ticker.LogLocator(10, subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter("{x:.0f}")
         axes.set_ylim(min(-0.1, least - 0.1), 1.02)
         axes.set_xlabel("component (1 varies most between pictures)")
         axes.set_ylabel("cross-validated $R^2$")
-        place = {"loc": "lower left", "bbox_to_anchor": (0.01, 0.14)}
-        axes.legend(title="components used", fontsize=9, **place)
+        axes.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
+        fig.legend(title="components used", fontsize=9, loc="outside right upper")
     return _finish(fig)
 
 
@@ -596,6 +602,7 @@ def _metric_panels(metrics, n_rows: int, what: str) -> tuple[Figure, dict[str, A
     fig, grid = plt.subplots(
         lines, columns, figsize=size, sharey=True, squeeze=False, layout="constrained"
     )
+    fig.get_layout_engine().set(h_pad=0.08)  # inches: a title is nearer to its own panel
     panels = dict(zip(metrics, grid.flat, strict=False))
     for unused in grid.flat[len(metrics) :]:
         unused.set_visible(False)

@@ -287,8 +287,8 @@ def voxel_responses(subject: Subject, voxel: int, n_pictures: int = 5) -> Figure
         axis.legend(loc="upper left", markerscale=2)
         ends = {"least": mean.index[:n_pictures], "most": mean.index[-n_pictures:]}
         for half, (title, ids) in zip(above.subfigures(1, 2), ends.items(), strict=True):
-            half.suptitle(f"answered {title}", fontsize=10)
             axes = np.atleast_1d(half.subplots(1, n_pictures))
+            axes[0].set_title(f"answered {title}", fontsize=10, loc="left")
             for small, picture in zip(axes, subject.stimuli.pictures(ids), strict=True):
                 small.imshow(picture)
                 small.set_axis_off()

@@ -202,7 +202,7 @@ def shrinkage(true: np.ndarray, decoded: np.ndarray) -> Figure:
     centred = [part - part.mean(0) for part in (true, decoded)]
     r = (centred[0] * centred[1]).mean(0) / np.maximum(true.std(0) * decoded.std(0), 1e-12)
     with style():
-        fig, axes = plt.subplots(figsize=(0.62 * WIDTH, 3.4), layout="constrained")
+        fig, axes = plt.subplots(figsize=(WIDTH, 3.6), layout="constrained")
         axes.plot(r[varied], spread[varied], ".", color=BLUE, alpha=0.4, markersize=4)
         low, high = min(0, float(r[varied].min())), 1.05
         axes.plot([0, high], [0, high], color=ORANGE, label="spread = correlation")

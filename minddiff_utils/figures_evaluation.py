@@ -67,7 +67,7 @@ def floor_to_ceiling(frame: pd.DataFrame) -> Figure:
     lines = [(metric, subject) for metric in metrics for subject in subjects]
     with style():
         single = len(subjects) == 1
-        size = WIDTH, 1.3 + (0.5 if single else 0.36) * len(lines) + 0.1 * len(metrics)
+        size = WIDTH, 1.3 + (0.62 if single else 0.5) * len(lines) + 0.1 * len(metrics)
         fig, axes = plt.subplots(figsize=size, layout="constrained")
         heights = {}
         for place, (metric, subject) in enumerate(lines):
@@ -80,7 +80,7 @@ def floor_to_ceiling(frame: pd.DataFrame) -> Figure:
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("mean over test pictures")
         axes.text(
-            1.02, 1.01, "share of the way\nof stage 2", transform=axes.transAxes, va="bottom",
+            1.02, 1.01, "stage 2's share\nof the way", transform=axes.transAxes, va="bottom",
             fontsize=9,
         )  # fmt: skip
         handles = [
@@ -97,15 +97,15 @@ def _steps_line(axes: Axes, rows: pd.DataFrame, y: float) -> None:
     found = summary(rows.drop(columns="subject")).set_index("method")
     if {"shuffled", "ceiling"} <= set(found.index):
         ends = found.loc[["shuffled", "ceiling"], "mean"]
-        axes.plot(ends, [y, y], color="#cccccc", linewidth=5, zorder=1, solid_capstyle="butt")
+        axes.fill_between(ends, y - 0.27, y + 0.27, color="#e8e8e8", linewidth=0, zorder=1)
     for number, (name, (colour, marker, _)) in enumerate(STEPS.items()):
         if name not in found.index:
             continue
         row = found.loc[name]
-        # Bars lie a little apart, so that those of neighbours can be told from one another.
-        shifted = y + 0.05 * (number - 2)
-        axes.plot([row["low"], row["high"]], [shifted] * 2, color=colour, linewidth=1.4, zorder=2)
-        axes.plot(row["mean"], y, marker, color=colour, markersize=7, mec="white", zorder=3)
+        # A little apart, so that the bars of neighbours can be told from one another.
+        shifted = y + 0.1 * (number - 2)
+        axes.plot([row["low"], row["high"]], [shifted] * 2, color=colour, linewidth=1.8, zorder=2)
+        axes.plot(row["mean"], shifted, marker, color=colour, markersize=6.5, mec="white", zorder=3)
     way = shares(rows.drop(columns="subject"))
     share = way.loc[way["method"] == "stage2", "mean"]
     text = f"{100 * share.iloc[0]:.0f} %" if len(share) and np.isfinite(share.iloc[0]) else "–"

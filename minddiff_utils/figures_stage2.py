@@ -109,6 +109,8 @@ def _small_curve(axes: plt.Axes, losses: np.ndarray, last: bool) -> None:
     axes.plot(losses, color=BLUE, marker="o" if len(losses) < 20 else None, markersize=3)
     axes.tick_params(labelsize=7, labelbottom=last)
     axes.xaxis.get_major_locator().set_params(integer=True)
+    if last:
+        axes.set_xlabel("iterate", fontsize=8)
     axes.yaxis.set_ticks_position("right")
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines["left"].set_color(GREY)

@@ -216,8 +216,9 @@ def front_html(gallery: Mapping[str, Any], subject: str, strips: str) -> str:
     places, step = spread(len(pictures))
     chosen = [by_id[place] for place in places]
     named = [(row, f"no. {pictures[row]['id']}") for row in chosen]
-    ordinal = "Every test picture" if step == 1 else f"Every {_ordinal(step)} test picture"
-    rule = f"{ordinal} of {subject}, in the order of their numbers."
+    rule = (
+        f"{_which(len(pictures), len(places), step)} of {subject}, in the order of their numbers."
+    )
     parts = [_tiles(gallery, named, strips, rule)]
     extremes = _extremes(gallery)
     if extremes:
@@ -225,6 +226,14 @@ def front_html(gallery: Mapping[str, Any], subject: str, strips: str) -> str:
         rule = f"The best, the median and the worst of all {len(pictures)}, by the judge's CLIP "
         parts.append(_tiles(gallery, extremes, strips, f"{rule}cosine of {last}."))
     return '<div class="front-pictures">\n' + "\n".join(parts) + "\n</div>"
+
+
+def _which(n: int, shown: int, step: int) -> str:
+    """Say which of n pictures `spread` has chosen."""
+    if step > 1:
+        more = ", from the first on until there are eight," if shown * step < n else ""
+        return f"Every {_ordinal(step)} test picture{more}"
+    return "Every test picture" if shown == n else f"The first {shown} of the {n} test pictures"
 
 
 def _ordinal(number: int) -> str:

@@ -272,6 +272,22 @@ class Generator:
         scaled = (z / self.vae.config.scaling_factor).to(self.compute_dtype)
         return self.vae.decode(scaled).sample.to(z.dtype)
 
+    @torch.no_grad()
+    def decode_pictures(self, z: np.ndarray) -> np.ndarray:
+        """Turn latents into pictures as they are, with nothing painted.
+
+        Parameters
+        ----------
+        z : float array, shape (n, channels, size / f, size / f)
+            In unit variance, as `encode_pictures` returns them.
+
+        Returns
+        -------
+        ndarray of uint8, shape (n, size, size, 3)
+        """
+        rows = torch.as_tensor(z, dtype=self.dtype, device=self.device).split(32)
+        return np.concatenate([to_pictures(self.decode(part)) for part in rows])
+
     def timesteps(self, n_steps: int, strength: float) -> torch.Tensor:
         """Return the noise levels that img2img passes through, from noisy to clean.
 

@@ -10,6 +10,7 @@ from minddiff_utils.datasets.subject import Stimuli
 from minddiff_utils.files import InputError
 from minddiff_utils.metrics import check_rows, unit_rows
 from minddiff_utils.results import summary_table
+from minddiff_utils.uncertainty import hit_interval
 
 __all__ = [
     "embed_stimuli",
@@ -224,8 +225,15 @@ def identification_table(
         )
         for method, rows in embedded.items()
     ]
-    table = summary_table(pd.concat([frame, *forced]), seed)
-    table.attrs["note"] += " Candidates are shared between pictures, so the intervals are a guide."
+    return _table_of_hits(pd.concat([frame, *forced]), seed)
+
+
+def _table_of_hits(frame: pd.DataFrame, seed: int) -> pd.DataFrame:
+    table = summary_table(frame, seed, hit_interval)
+    table.attrs["note"] += (
+        " Where no picture was found, or every one, the interval is the exact one of a share. "
+        "Candidates are shared between pictures, so the intervals are a guide."
+    )
     return table
 
 
@@ -245,7 +253,7 @@ def zero_shot_table(
     true : float (n, d)
     extra : float (m, d)
     ks : sequence of int
-        A column each; those above n + m are left out.
+        A column each; those of n + m and above, where every guess is right, are left out.
     seed : int
         Seed of the bootstrap.
 
@@ -255,11 +263,11 @@ def zero_shot_table(
         One row a method, in the order of `METHODS`.
     """
     n = len(true) + len(extra)
-    ks = [k for k in ks if k <= n]
+    ks = [k for k in ks if k < n]
     parts = []
     for method, rows in embedded.items():
         found = zero_shot_accuracy(rows, true, extra, ks)
         for k, values in zip(ks, found.T, strict=True):
             metric = f"top {k} of {n} (chance {k / n:.3f})"
             parts.append(pd.DataFrame({"method": method, "metric": metric, "value": values}))
-    return summary_table(pd.concat(parts), seed)
+    return _table_of_hits(pd.concat(parts), seed)

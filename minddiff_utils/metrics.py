@@ -31,6 +31,7 @@ __all__ = [
     "read_reconstructions",
     "ssim",
     "ssim_channels",
+    "ssim_grey",
     "unit_rows",
 ]
 
@@ -73,7 +74,14 @@ BLOCK = 64  # pictures handled at once, so that 982 large pictures do not fill t
 
 
 def ssim(a: np.ndarray, b: np.ndarray, size: int | None = None) -> np.ndarray:
-    """Structural similarity of pictures, by the recipe of the NSD literature.
+    r"""Structural similarity of pictures, by the recipe of the NSD literature.
+
+    Wang et al. 2004. With the mean, variance and covariance in a window around each pixel,
+    averaged over the pixels,
+
+    .. math:: \mathrm{SSIM} = \left\langle \frac{(2 \mu_x \mu_y + c_1)(2 \sigma_{xy} + c_2)}
+              {(\mu_x^2 + \mu_y^2 + c_1)(\sigma_x^2 + \sigma_y^2 + c_2)} \right\rangle,
+              \quad c_1 = 0.01^2, \; c_2 = 0.03^2 .
 
     Grey by ITU-R 709 luminance (`skimage.color.rgb2gray`), Gaussian window of sigma 1.5 pixels,
     population covariance, data range 1, mean over the picture without a 5-pixel border. Equals
@@ -101,7 +109,7 @@ def ssim(a: np.ndarray, b: np.ndarray, size: int | None = None) -> np.ndarray:
     """
     _check_size(a, b, size)
     blocks = [slice(start, start + BLOCK) for start in range(0, len(a), BLOCK)]
-    values = [_ssim_grey(_grey(a[block], size), _grey(b[block], size)) for block in blocks]
+    values = [ssim_grey(_grey(a[block], size), _grey(b[block], size)) for block in blocks]
     return np.concatenate(values) if values else np.zeros(0)
 
 
@@ -132,7 +140,7 @@ def ssim_channels(a: np.ndarray, b: np.ndarray, size: int | None = None) -> np.n
         block = slice(start, start + BLOCK)
         x, y = _resized(a[block], size), _resized(b[block], size)
         for channel in range(3):
-            out[block, channel] = _ssim_grey(x[..., channel], y[..., channel])
+            out[block, channel] = ssim_grey(x[..., channel], y[..., channel])
     return out
 
 
@@ -158,8 +166,18 @@ def _resized(pictures: np.ndarray, size: int | None) -> np.ndarray:
     return np.stack([resize(p, (size, size), anti_aliasing=shrink) for p in pictures])
 
 
-def _ssim_grey(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Mean SSIM of grey pictures float64 (n, h, w), without the border."""
+def ssim_grey(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Structural similarity of grey pictures that are of the right size already, as in `ssim`.
+
+    Parameters
+    ----------
+    x, y : float64 (n, h, w)
+        In [0, 1], pair by pair.
+
+    Returns
+    -------
+    float64 (n,)
+    """
 
     def blur(pictures):
         return gaussian_filter(pictures, (0, SSIM_SIGMA, SSIM_SIGMA), truncate=SSIM_TRUNCATE)
@@ -175,7 +193,12 @@ def _ssim_grey(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def pcc(truth: np.ndarray, reconstruction: np.ndarray) -> np.ndarray:
-    """Pearson correlation of all pixel values (height × width × colour) of two pictures.
+    r"""Pearson correlation of all pixel values (height × width × colour) of two pictures.
+
+    The paper's PCC. With the pixel values :math:`x_i` and :math:`y_i`,
+
+    .. math:: \mathrm{PCC} = \frac{\sum_i (x_i - \bar x)(y_i - \bar y)}
+              {\sqrt{\sum_i (x_i - \bar x)^2 \sum_i (y_i - \bar y)^2}} .
 
     A reconstruction of one flat value has no correlation. It counts as 0, not as missing: left
     out, a method would gain by giving up on the hard pictures. A flat *truth* gives NaN, since no
@@ -201,7 +224,11 @@ def pcc(truth: np.ndarray, reconstruction: np.ndarray) -> np.ndarray:
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Cosine similarity of embeddings, row by row; 0 where a row is all zeros.
+    r"""Cosine similarity of embeddings, row by row; 0 where a row is all zeros.
+
+    .. math:: \cos(a, b) = \frac{a \cdot b}{\lVert a \rVert \, \lVert b \rVert}
+
+    The paper's CLIP metric, if the rows are a CLIP's embeddings of two pictures.
 
     Parameters
     ----------

@@ -123,7 +123,13 @@ def overlap_trend(
         )
     table = pd.DataFrame.from_dict(rows, orient="index")
     table = table.loc[in_order(table.index, METHODS)]
-    return table.rename(index=METHODS).rename_axis("method")
+    table = table.rename(index=METHODS).rename_axis("method")
+    table.attrs["note"] = (
+        "Spearman's correlation of the score with the distance to the nearest training picture, "
+        "and its 95\u00a0% bootstrap interval over pictures. Below zero: pictures further from the "
+        "training set come out worse. A dash: fewer than four pictures, or all scores alike."
+    )
+    return table
 
 
 def _trend(value: np.ndarray, distance: np.ndarray, draws: np.ndarray) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 
 from minddiff_utils.figures_stage2 import ways_figure
 from minddiff_utils.gallery import front_html, gallery_page, has_gallery, read_gallery, write_strips
@@ -18,9 +19,10 @@ from minddiff_utils.measured import (
     ways_summary,
     ways_table,
 )
+from minddiff_utils.results import front_table, markdown_table
 from minddiff_utils.runs import Plan
 
-__all__ = ["add_measured", "add_pages", "cost_table", "step_times"]
+__all__ = ["add_measured", "add_pages", "cost_table", "front_results", "step_times"]
 
 SHORTEST = 1.0  # seconds of a step that the table of costs shows
 UNLINKED = ("index.md", "glossary.md", "references.md", "gallery.md")
@@ -48,6 +50,7 @@ def add_pages(plan: Plan, book: Path) -> None:
             front = front or front_html(gallery, subject, strips)
     raw = f"```{{raw}} html\n{front}\n```\n" if front else ""
     (book / "generated" / "front.md").write_text(raw, encoding="utf-8")
+    (book / "generated" / "results.md").write_text(front_results(plan), encoding="utf-8")
     costs = cost_table(plan.run, plan.subjects)
     (book / "generated" / "costs.md").write_text(costs, encoding="utf-8")
     add_measured(book / "generated")
@@ -68,6 +71,24 @@ def add_measured(folder: Path, measured: Path = MEASURED) -> None:
     summary = ways_summary(read_ways(measured))
     (folder / "ways.md").write_text(ways_table(summary), encoding="utf-8")
     ways_figure(summary, DEFAULT_WAY).savefig(folder / "ways.png", dpi=150, bbox_inches="tight")
+
+
+def front_results(plan: Plan) -> str:
+    """What came out, as the first page says it: a few rows of the run's `results.csv`.
+
+    Returns
+    -------
+    str
+        Markdown with a heading; "" without the file.
+    """
+    path = plan.run / "results.csv"
+    if not path.is_file():
+        return ""
+    text = f"## What came out\n\n{markdown_table(front_table(pd.read_csv(path)))}"
+    if plan.group:
+        more = f"[]({plan.group[0].name}.ipynb)"
+        text += f"\nEvery method and control, with intervals and paired tests: {more}.\n"
+    return text
 
 
 def _link_terms(book: Path) -> None:

@@ -1,8 +1,12 @@
 """The eight numbers that papers on NSD report, by the preprocessing that their code uses.
 
 PixCorr, SSIM, two-way identification by AlexNet (two layers), Inception v3 and CLIP ViT-L/14, and
-the distance by EfficientNet-B1 and SwAV, as MindEye's published code computes them. The networks
-need torchvision, the extra `panel`.
+the distance by EfficientNet-B1 and SwAV, as MindEye's published code computes them
+(`src/Reconstruction_Metrics.py` of MedARC-AI/fMRI-reconstruction-NSD; MindEye2's
+`final_evaluations.ipynb` does the same). There every picture, seen or made, is first resized to
+256 × 256 pixels, and only then to the side that a measure wants; both times linearly and without
+smoothing, which was torchvision's default for tensors then. The networks need torchvision, the
+extra `panel`.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,11 +17,12 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from skimage.color import rgb2gray
 
 from minddiff_utils.clip import Clip
 from minddiff_utils.files import InputError
 from minddiff_utils.identification import pairwise_identification
-from minddiff_utils.metrics import check_rows, cosine, ssim
+from minddiff_utils.metrics import check_rows, cosine, ssim_grey
 
 __all__ = [
     "NETWORKS",
@@ -27,12 +32,14 @@ __all__ = [
     "load_networks",
     "network_features",
     "panel",
+    "panel_ssim",
     "panel_table",
     "pixcorr",
 ]
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 OPENAI = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+FIRST = 256  # pixels, to which all pictures are resized before anything else
 SIDE = 425  # pixels, at which PixCorr and SSIM are computed
 HUB = "https://dl.fbaipublicfiles.com/deepcluster/swav_800ep_pretrain.pth.tar"
 
@@ -179,7 +186,7 @@ def network_features(
     device: str | torch.device = "cpu",
     batch: int = 32,
 ) -> np.ndarray:
-    """Features of pictures by one network: resized (bilinear, smoothed), then normalised.
+    """Features of pictures by one network: resized as published, then normalised.
 
     Parameters
     ----------
@@ -204,11 +211,12 @@ def network_features(
 
 
 def _resized(pictures: np.ndarray, side: int) -> torch.Tensor:
-    """Pictures float32 (n, 3, side, side) in [0, 1]."""
+    """Pictures float32 (n, 3, side, side) in [0, 1], by way of `FIRST` pixels."""
     rgb = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 255
-    if rgb.shape[-2:] == (side, side):
-        return rgb
-    return F.interpolate(rgb, (side, side), mode="bilinear", antialias=True, align_corners=False)
+    for size in (FIRST, side):
+        if rgb.shape[-2:] != (size, size):
+            rgb = F.interpolate(rgb, (size, size), mode="bilinear", align_corners=False)
+    return rgb
 
 
 def pixcorr(truth: np.ndarray, made: np.ndarray, batch: int = 32) -> np.ndarray:
@@ -228,7 +236,32 @@ def pixcorr(truth: np.ndarray, made: np.ndarray, batch: int = 32) -> np.ndarray:
     for start in range(0, len(truth), batch):
         rows = slice(start, start + batch)
         a, b = (_resized(p[rows], SIDE).flatten(1).double().numpy() for p in (truth, made))
-        found.append(1 - correlation_distance(a, b))
+        # Resizing rounds: what was flat is so no longer, and would correlate a little.
+        flat = [np.ptp(p[rows], axis=(1, 2, 3)) == 0 for p in (truth, made)]
+        found.append(np.where(flat[0] | flat[1], 0, 1 - correlation_distance(a, b)))
+    return np.concatenate(found)
+
+
+def panel_ssim(truth: np.ndarray, made: np.ndarray, batch: int = 32) -> np.ndarray:
+    """Structural similarity of the grey pictures at 425 × 425 pixels, as in published rows.
+
+    `metrics.ssim` with `size=425` differs in that it goes there directly.
+
+    Parameters
+    ----------
+    truth, made : uint8 (n, h, w, 3)
+    batch : int
+
+    Returns
+    -------
+    float64 (n,)
+        Between -1 and 1.
+    """
+    found = []
+    for start in range(0, len(truth), batch):
+        rows = slice(start, start + batch)
+        pairs = (_resized(p[rows], SIDE).permute(0, 2, 3, 1).double() for p in (truth, made))
+        found.append(ssim_grey(*(rgb2gray(pictures.numpy()) for pictures in pairs)))
     return np.concatenate(found)
 
 
@@ -269,7 +302,7 @@ def panel(
     dict of float64 (n,)
         Two-way identification in per cent: of each picture against all others.
     """
-    found = {"PixCorr": pixcorr(truth, made), "SSIM": ssim(truth, made, SIDE)}
+    found = {"PixCorr": pixcorr(truth, made), "SSIM": panel_ssim(truth, made)}
     for name, function in networks.items():
         network = NETWORKS[name]
         true, predicted = (

@@ -4,7 +4,7 @@ Everything starts from the tidy table of `metrics.evaluate`, one row a picture, 
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +23,14 @@ __all__ = [
     "across_subjects",
     "difference_table",
     "differences",
+    "front_table",
     "interval_text",
     "ladder",
     "ladder_table",
     "markdown_table",
     "pair_name",
     "results",
+    "seed_spread",
     "seed_table",
     "share_table",
     "shares",
@@ -48,10 +50,24 @@ CONTROL_PAIRS = tuple(
 )  # fmt: skip
 # The order that a method which reads the brain should show, from the floor to the ceiling.
 LADDER = (("stage1", "shuffled"), ("stage2", "stage1"), ("ceiling", "stage2"))
+# What the first page shows: the paper's rows, and what their numbers are to be read against.
+FRONT = {
+    **{name: METHODS[name] for name in ("no_z", "no_c", "stage1")},
+    "stage2": f"**{METHODS['stage2']}**",
+    "ceiling": "true features (ceiling)",
+    "retrieval": METHODS["retrieval"],
+    "shuffled": "shuffled responses (floor)",
+}
+# What people read on the rungs from floor to ceiling.
+RUNGS = {"shuffled": "floor", "stage1": "stage 1", "stage2": "stage 2", "ceiling": "ceiling"}
 NBSP = "\u00a0"  # a narrow table breaks a line before an interval, not inside it
 
 
-def summary(frame: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+def summary(
+    frame: pd.DataFrame,
+    seed: int = 0,
+    interval: Callable[..., tuple[float, float]] = bootstrap_interval,
+) -> pd.DataFrame:
     """Mean over pictures with its 95 % BCa interval for each (subject,) method and metric.
 
     Parameters
@@ -60,6 +76,8 @@ def summary(frame: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
         Tidy values: `method, stimulus_id, metric, value`, and `subject` if there are several.
     seed : int
         Seed of the bootstrap.
+    interval : function of values and `seed`
+        Returns low and high.
 
     Returns
     -------
@@ -70,7 +88,7 @@ def summary(frame: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     rows = []
     for names, values in _groups(frame, keys):
         values = finite(values["value"])
-        low, high = bootstrap_interval(values, seed=seed)
+        low, high = interval(values, seed=seed)
         mean = values.mean() if len(values) else np.nan
         rows.append((*names, len(values), mean, low, high))
     return pd.DataFrame(rows, columns=[*keys, "n", "mean", "low", "high"])
@@ -113,7 +131,11 @@ def differences(
     return found.assign(p_holm=found.groupby(keys[:-1])["p"].transform(holm))
 
 
-def summary_table(frame: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+def summary_table(
+    frame: pd.DataFrame,
+    seed: int = 0,
+    interval: Callable[..., tuple[float, float]] = bootstrap_interval,
+) -> pd.DataFrame:
     """Write the paper's table: a method a row, a metric a column, `mean [low, high]` in each cell.
 
     Parameters
@@ -122,6 +144,8 @@ def summary_table(frame: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
         Tidy values as for `summary`.
     seed : int
         Seed of the bootstrap.
+    interval : function
+        As for `summary`.
 
     Returns
     -------
@@ -130,7 +154,7 @@ def summary_table(frame: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
         subjects the rows are (subject, method), then the mean over subjects, without an interval:
         two or four people are no sample. `attrs["note"]` says what the intervals are over.
     """
-    numbers = summary(frame, seed)
+    numbers = summary(frame, seed, interval)
     numbers["text"] = [_text(row) for row in numbers.itertuples()]
     if "subject" in numbers:
         mean = across_subjects(numbers)
@@ -221,14 +245,15 @@ def ladder_table(frame: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     numbers = ladder(frame, seed=seed)
     numbers["text"] = [f"{row.verdict}: {_text(row, '+')}" for row in numbers.itertuples()]
     numbers["method"] = [
-        f"{_short(lower)} < {_short(upper)}"
+        f"{RUNGS.get(lower, _short(lower))} < {RUNGS.get(upper, _short(upper))}"
         for upper, lower in zip(numbers["method"], numbers["baseline"], strict=True)
     ]
     table = _wide(numbers, _keys(frame)[:-1])
     table.attrs["note"] = (
+        "Floor: shuffled responses; ceiling: true features. "
         f"Mean paired difference, upper minus lower, with its 95{NBSP}% interval over pictures. "
         '"yes": the interval lies above zero; "not shown": it covers zero; "reversed": it lies '
-        "below."
+        "below. These intervals are not corrected for their number; p-values of differences are."
     )
     return table
 
@@ -334,7 +359,7 @@ def _percent_text(row) -> str:
 # --- several draws of the noise ------------------------------------------------------------
 
 
-def seed_table(frame: pd.DataFrame) -> pd.DataFrame:
+def seed_spread(frame: pd.DataFrame) -> pd.DataFrame:
     """Tell the spread over generation seeds apart from the spread over pictures.
 
     Parameters
@@ -366,6 +391,28 @@ def seed_table(frame: pd.DataFrame) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def seed_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """Write `seed_spread` for people.
+
+    Returns
+    -------
+    DataFrame of str
+        One row a method and metric; a dash where one draw of the noise cannot say.
+    """
+    numbers = seed_spread(frame).set_index("method")
+    spreads = ["sd of means", "sd in a picture", "sd of pictures"]
+    text = numbers[["metric"]].assign(draws=numbers["n_seeds"].astype(str))
+    for name in ("mean", *spreads):
+        text[name] = ["–" if np.isnan(v) else _leading(f"{v:.3f}") for v in numbers[name]]
+    text = text.rename(columns={name: name.replace("sd", "SD") for name in spreads})
+    text.attrs["note"] = (
+        "SD of means: standard deviation, over draws of the noise, of the mean over pictures. SD "
+        "in a picture: over draws, for one picture. SD of pictures: over pictures, of their mean "
+        "over draws. A dash needs two draws or more."
+    )
+    return text
 
 
 # --- files ---------------------------------------------------------------------------------
@@ -420,6 +467,46 @@ def results(frame: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     columns = ["subject", "method", "metric", "n", "mean", "low", "high"]
     table = table[[*columns, "share", "share_low", "share_high"]]
     return table.astype({"n": "Int64", "method": str, "metric": str})
+
+
+def front_table(found: pd.DataFrame) -> pd.DataFrame:
+    """Write the few rows of `results.csv` that the first page of the book shows.
+
+    Parameters
+    ----------
+    found : DataFrame
+        As `results` returns it, or as read from the file.
+
+    Returns
+    -------
+    DataFrame of str
+        The rows of the paper's table with floor, retrieval and ceiling, the paper's metrics as
+        columns. With several subjects a cell is their mean and, in parentheses, each one's value:
+        no interval, since a few people are no sample.
+    """
+    each = main_metrics(found[found["n"].notna() & found["method"].isin(list(FRONT))])
+    subjects = list(dict.fromkeys(each["subject"]))
+    rows = {}
+    for (method, metric), group in each.groupby(["method", "metric"], sort=False):
+        rows.setdefault(method, {})[METRICS[metric]] = _front_text(group, len(subjects))
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    table = table.reindex([name for name in FRONT if name in rows]).fillna("–")
+    table = table.rename(index=FRONT).rename_axis("method")
+    table.attrs["note"] = (
+        f"Mean over the test pictures with its 95{NBSP}% interval."
+        if len(subjects) == 1
+        else "Mean over subjects of the mean over their test pictures; in parentheses that of "
+        f"each, {', '.join(map(str, subjects))}."
+    )
+    return table
+
+
+def _front_text(group: pd.DataFrame, n_subjects: int) -> str:
+    """One cell of the first page, from the rows of all subjects."""
+    if n_subjects == 1:
+        return _text(next(group.itertuples()))
+    each = f",{NBSP}".join(f"{value:.3f}" for value in group["mean"])
+    return _leading(f"{group['mean'].mean():.3f} ({each})")
 
 
 def write_results(folder: str | Path, frame: pd.DataFrame, seed: int = 0) -> Path:

@@ -5,7 +5,14 @@ from scipy import stats
 
 from minddiff_utils.files import InputError
 
-__all__ = ["bootstrap_interval", "finite", "group_difference", "holm", "paired_difference"]
+__all__ = [
+    "bootstrap_interval",
+    "finite",
+    "group_difference",
+    "hit_interval",
+    "holm",
+    "paired_difference",
+]
 
 
 def bootstrap_interval(
@@ -46,6 +53,33 @@ def bootstrap_interval(
         rng=np.random.default_rng(seed),
     )
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+def hit_interval(values: np.ndarray, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
+    r"""Interval of a mean over pictures of chances to be right, each from 0 to 1.
+
+    As `bootstrap_interval`, but for the case that no picture was right, or every one: resampling
+    equal values cannot tell how sure that is. There it is Clopper & Pearson's exact interval
+    (1934), which for none of n pictures reaches up to :math:`1 - ((1 - \text{level}) / 2)^{1/n}`.
+
+    Parameters
+    ----------
+    values : float (n,)
+        From 0 to 1.
+    level : float
+    seed : int
+
+    Returns
+    -------
+    low, high : float
+        As `bootstrap_interval`.
+    """
+    found = finite(values)
+    hits = found.sum()
+    if len(found) < 2 or hits not in (0, len(found)):
+        return bootstrap_interval(found, level, seed=seed)
+    exact = stats.binomtest(int(hits), len(found)).proportion_ci(level, "exact")
+    return float(exact.low), float(exact.high)
 
 
 def paired_difference(

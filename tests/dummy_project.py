@@ -29,8 +29,9 @@ text = (folder / "first.txt").read_text()
 
 GROUP = """from pathlib import Path
 texts = [(Path(run_dir) / name / "second.txt").read_text() for name in subjects.split(",")]
-rows = "".join(f"| {text} |\\n" for text in texts)
-(Path(run_dir) / "results.md").write_text("| who |\\n|---|\\n" + rows)
+rows = [f"{who},stage2,pcc,1,{gain},," for who, _, gain in map(str.split, texts)]
+head = "subject,method,metric,n,mean,low,high"
+(Path(run_dir) / "results.csv").write_text("\\n".join([head, *rows]))
 print(texts)"""
 
 

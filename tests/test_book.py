@@ -54,7 +54,7 @@ def test_book_is_built_and_its_path_is_printed(built):
     project, answer = built
     index = Path(answer.stdout.strip())
     assert index == project / "runs/tiny/html/index.html" and index.is_file()
-    assert "subj01 0 0.5" in index.read_text()  # the results' table
+    assert ".500 (.500,\u00a0.500)" in index.read_text()  # the results' table
     page = (project / "runs/tiny/html/subj02/01_first.html").read_text()
     assert "First — subj02" in page and 'id="fig-first-subj02"' in page
     assert 'alt="A line."' in page

@@ -162,6 +162,24 @@ def test_page_is_not_wider_than_a_phone(visit):
     assert wide == []
 
 
+def test_what_scrolls_on_a_phone_is_reached_by_the_keyboard(visit):
+    """And what is written in a figure is not shrunk until nobody can read it."""
+    assert AXE.is_file(), "axe-core is missing: npm ci --prefix tests/axe"
+    page = visit.page
+    page.set_viewport_size({"width": PHONE[0], "height": PHONE[1]})
+    if not page.evaluate("'axe' in window"):
+        page.add_script_tag(path=AXE)
+    rule = {"type": "rule", "values": ["scrollable-region-focusable"]}
+    found = page.evaluate("(asked) => axe.run({runOnly: asked})", rule)
+    widths = page.evaluate(
+        """() => [...document.querySelectorAll(".cell_output figure img")].map(
+               (one) => one.getBoundingClientRect().width)"""
+    )
+    page.set_viewport_size({"width": DESK[0], "height": DESK[1]})
+    assert [node["html"][:150] for one in found["violations"] for node in one["nodes"]] == []
+    assert all(width > 500 for width in widths)
+
+
 LEVELS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]
 
 

@@ -153,7 +153,7 @@ def test_missing_columns_are_named(rng):
 def test_component_reliability_counts_what_is_used_and_averages_far_ranks():
     reliability = {"block_1": np.array([0.9, 0.5, 0.1, -0.2, np.nan]), "block_2": np.full(100, 0.3)}
     fig = figures.component_reliability(reliability, 0.02, 0.8)
-    labels = [text.get_text() for text in fig.axes[0].get_legend().get_texts()]
+    labels = [text.get_text() for text in fig.legends[0].get_texts()]
     assert [label.split(": ")[1] for label in labels] == ["3 of 4", "100 of 100"]
     line = fig.axes[0].get_lines()[0]
     np.testing.assert_allclose(line.get_ydata()[:2], [0.9, 0.5])

@@ -125,7 +125,7 @@ def test_first_page_shows_what_its_rule_says(run):
     assert [tag.text for tag in regular.select(".front-name")] == [
         f"no. {number}" for number in sorted(IDS)[:8]
     ]
-    assert "Every test picture of subj01" in regular.figcaption.text
+    assert "The first 8 of the 9 test pictures of subj01" in regular.figcaption.text
     table = pd.read_csv(run / "subj01/metrics.csv")
     judged = table[(table.method == "stage2") & (table.metric == "clip_judge")]
     ranked = judged.sort_values("value").stimulus_id.to_list()
@@ -152,6 +152,21 @@ def test_first_page_names_the_step_and_works_without_stage_2_or_judge(run):
     table[table.metric != "clip_judge"].to_csv(path, index=False)
     (regular,) = front(run)
     assert [tag.text for tag in regular.select(".front-label")][:2] == ["seen", "stage 1"]
+
+
+@pytest.mark.parametrize(
+    ("n", "said"),
+    [
+        (5, "Every test picture"),
+        (8, "Every test picture"),
+        (10, "The first 8 of the 10 test pictures"),
+        (64, "Every eighth test picture"),
+        (20, "Every second test picture, from the first on until there are eight,"),
+    ],
+)
+def test_the_rule_is_said_as_it_is_kept(n, said):
+    places, step = gallery.spread(n)
+    assert gallery._which(n, len(places), step) == said
 
 
 @pytest.mark.parametrize(

@@ -175,6 +175,14 @@ def test_latents_have_the_size_of_the_unets_input(generator, pictures):
     assert generator.decode(z).shape == (2, 3, 64, 64)
 
 
+def test_latents_become_pictures_as_decode_makes_them(generator, pictures):
+    z = generator.encode_pictures(pictures)
+    found = generator.decode_pictures(z.double().numpy())
+    assert found.shape == (len(pictures), generator.size, generator.size, 3)
+    with torch.no_grad():
+        np.testing.assert_array_equal(found, to_pictures(generator.decode(z)))
+
+
 def test_pictures_survive_the_way_to_a_tensor_and_back():
     pictures = np.arange(256 * 3, dtype=np.uint32).astype(np.uint8).reshape(1, 16, 16, 3)
     rgb = to_rgb(pictures, "cpu")

@@ -1,6 +1,7 @@
 """The notebooks: how they are written, and that they run as a reader runs them."""
 
 import ast
+import importlib
 import json
 import os
 import re
@@ -77,6 +78,18 @@ def test_cells_are_short_and_define_nothing(sheet):
         assert not found, f"{sheet.name}, cell {number} defines {found[0].name}"
 
 
+@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_what_notebooks_import_is_there(path):
+    """Also of the Colab notebook, which runs as a whole only among the slow tests."""
+    for cell in nbformat.read(path, as_version=4).cells:
+        nodes = ast.walk(ast.parse(cell.source)) if cell.cell_type == "code" else ()
+        for node in nodes:
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("minddiff_utils"):
+                module = importlib.import_module(node.module)
+                absent = [name.name for name in node.names if name.name not in module.__all__]
+                assert not absent, f"{node.module} has no {absent}"
+
+
 @pytest.mark.parametrize("sheet", **by_name(SHEETS))
 def test_parameters_have_comments(sheet):
     notebook = nbformat.read(sheet.path, as_version=4)
@@ -109,7 +122,12 @@ TRY = re.compile(r"^(\w+) = (.+?)  # try (.+?), or (.+)$", flags=re.MULTILINE)
 
 
 def test_chapters_invite_to_change_one_thing():
-    assert {sheet.name for sheet in INVITING} >= {"01_data", "03_stage1"}
+    assert {sheet.name for sheet in INVITING} >= {
+        "01_data",
+        "02_decoding",
+        "03_stage1",
+        "05_metrics",
+    }
     for sheet in INVITING:
         (cell,) = invitation(sheet)
         assert len(TRY.findall(cell.source)) == 1, sheet.name

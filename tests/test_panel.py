@@ -8,6 +8,8 @@ import pytest
 import torch
 from scipy.spatial.distance import correlation
 from scipy.stats import pearsonr
+from skimage.color import rgb2gray
+from skimage.metrics import structural_similarity
 
 from minddiff_utils import panel
 from minddiff_utils.files import InputError
@@ -20,14 +22,49 @@ def pictures(n=6, side=20, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (n, side, side, 3), dtype=np.uint8)
 
 
+def published(stack, side):
+    """Resize as the published code: to 256 pixels first, then to `side`, without smoothing."""
+    rgb = torch.from_numpy(stack / 255).float().permute(0, 3, 1, 2)
+    for size in (256, side):
+        rgb = torch.nn.functional.interpolate(rgb, (size, size), mode="bilinear")
+    return rgb
+
+
+@pytest.mark.parametrize("side", [64, 256, 300])
+def test_pixcorr_and_ssim_are_those_of_the_published_code(side):
+    truth, made = pictures(3, side), pictures(3, side, 1) // 2 + pictures(3, side) // 2
+    x, y = (published(stack, 425).numpy() for stack in (truth, made))
+    expected = [pearsonr(a.ravel(), b.ravel())[0] for a, b in zip(x, y, strict=True)]
+    np.testing.assert_allclose(panel.pixcorr(truth, made, batch=2), expected, atol=1e-5)
+    grey = [rgb2gray(stack.transpose(0, 2, 3, 1).astype(float)) for stack in (x, y)]
+    how = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    expected = [
+        structural_similarity(*pair, data_range=1.0, **how) for pair in zip(*grey, strict=True)
+    ]
+    np.testing.assert_allclose(panel.panel_ssim(truth, made, batch=2), expected, atol=1e-6)
+
+
+def test_two_way_identification_is_that_of_the_published_code():
+    """One matrix of correlations of all features, of the seen and the made pictures."""
+    truth, made = pictures(7), pictures(7, seed=1) // 2 + pictures(7) // 3
+    x, y = (published(stack, 256).mean(dim=1).flatten(1) for stack in (truth, made))
+    r = np.corrcoef(x.numpy(), y.numpy())[:7, 7:]
+    expected = 100 * np.mean((r < np.diag(r)).sum(axis=0) / 6)
+    found = panel.panel(truth, made, {"Alex(2)": grey_of})
+    assert found["Alex(2)"].mean() == pytest.approx(expected)
+
+
+def grey_of(rgb):
+    """Undo the normalisation of AlexNet, then mean over the colours."""
+    mean, deviation = (torch.tensor(values).view(3, 1, 1) for values in panel.IMAGENET)
+    return (rgb * deviation + mean).mean(dim=1)
+
+
 def test_distance_and_pixcorr_are_scipys():
     rng = np.random.default_rng(0)
     a, b = rng.normal(2, 1, (2, 5, 9))
     expected = [correlation(x, y) for x, y in zip(a, b, strict=True)]
     np.testing.assert_allclose(panel.correlation_distance(a, b), expected)
-    truth, made = pictures(3, 425), pictures(3, 425, 1) // 2 + pictures(3, 425) // 2
-    expected = [pearsonr(x.ravel(), y.ravel())[0] for x, y in zip(truth, made, strict=True)]
-    np.testing.assert_allclose(panel.pixcorr(truth, made, batch=2), expected, atol=1e-6)
     flat = np.full((1, 30, 30, 3), 7, np.uint8)
     assert panel.pixcorr(pictures(1, 30), flat) == 0
 

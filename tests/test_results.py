@@ -145,7 +145,8 @@ def test_ladder_says_what_intervals_show():
     assert found["stage1", "stage2"] == "not shown"
     assert found["stage2", "ceiling"] == "reversed"
     table = results.ladder_table(frame)
-    assert table.loc["shuffled responses < no stage 2", "SSIM"].startswith("yes: +")
+    assert list(table.index) == ["floor < stage 1", "stage 1 < stage 2", "stage 2 < ceiling"]
+    assert table.loc["floor < stage 1", "SSIM"].startswith("yes: +")
 
 
 def test_results_files_hold_the_same_numbers(tmp_path):
@@ -171,6 +172,23 @@ def test_results_files_hold_the_same_numbers(tmp_path):
         results.write_results(tmp_path, both.drop(columns="subject"))
 
 
+def test_first_page_shows_a_few_rows_of_the_file(tmp_path):
+    one = evaluated().assign(subject="subj01")
+    two = evaluated(8).assign(subject="subj02")
+    results.write_results(tmp_path, pd.concat([one, two]))
+    found = pd.read_csv(tmp_path / "results.csv")
+    table = results.front_table(found)
+    assert list(table.index) == ["no z", "no stage 2", "**full (MindDiffuser)**"]
+    means = [part.query("method == 'no_z' and metric == 'ssim'")["value"].mean()
+             for part in (one, two)]  # fmt: skip
+    texts = [f"{value:.3f}".replace("0.", ".", 1) for value in (np.mean(means), *means)]
+    assert table.loc["no z", "SSIM"] == f"{texts[0]} ({texts[1]},\u00a0{texts[2]})"
+    assert "subj01, subj02" in table.attrs["note"]
+    alone = results.front_table(found[found["subject"] == "subj01"])
+    row = found.query("subject == 'subj01' and method == 'no_z' and metric == 'ssim'").iloc[0]
+    assert alone.loc["no z", "SSIM"] == results.interval_text(row["mean"], row["low"], row["high"])
+
+
 def test_seed_spread_is_told_apart_from_the_spread_of_pictures():
     rng = np.random.default_rng(0)
     picture = rng.normal(0, 1, 400)
@@ -178,10 +196,15 @@ def test_seed_spread_is_told_apart_from_the_spread_of_pictures():
         tidy(stage2=picture + 0.1 * seed + rng.normal(0, 0.3, 400)).assign(seed=seed)
         for seed in range(3)
     ]
-    (row,) = results.seed_table(pd.concat(parts)).to_dict("records")
+    (row,) = results.seed_spread(pd.concat(parts)).to_dict("records")
     assert row["n_seeds"] == 3
     assert row["sd of means"] == pytest.approx(0.1, rel=0.3)
     assert row["sd in a picture"] == pytest.approx(np.hypot(0.3, 0.1), rel=0.1)
     assert row["sd of pictures"] == pytest.approx(np.sqrt(1 + 0.09 / 3), rel=0.1)
-    (row,) = results.seed_table(parts[0]).to_dict("records")
+    (row,) = results.seed_spread(parts[0]).to_dict("records")
     assert np.isnan(row["sd of means"]) and np.isfinite(row["sd of pictures"])
+    table = results.seed_table(parts[0])
+    assert table["SD of means"].item() == "–" and table["draws"].item() == "1"
+    table = results.seed_table(pd.concat(parts))
+    assert float(table["SD of means"].item()) == pytest.approx(0.1, rel=0.3)
+    assert "draws" in table.attrs["note"]

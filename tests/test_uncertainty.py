@@ -29,6 +29,22 @@ def test_bootstrap_interval_is_repeatable_and_survives_odd_values():
     assert np.isnan(uncertainty.bootstrap_interval([])).all()
 
 
+def test_interval_of_hits_is_exact_where_resampling_says_nothing():
+    low, high = uncertainty.hit_interval(np.zeros(64))
+    assert low == 0 and high == pytest.approx(1 - 0.025 ** (1 / 64))
+    assert uncertainty.hit_interval(np.ones(64)) == pytest.approx((1 - high, 1))
+    some = np.random.default_rng(0).uniform(size=30)
+    assert uncertainty.hit_interval(some) == uncertainty.bootstrap_interval(some)
+    assert np.isnan(uncertainty.hit_interval([0.0])).all()
+    # A guesser among 1,000 candidates: chance lies inside as often as the interval says, or more.
+    rng = np.random.default_rng(0)
+    inside = 0
+    for _ in range(200):
+        low, high = uncertainty.hit_interval(rng.uniform(size=64) < 0.001)
+        inside += low <= 0.001 <= high
+    assert inside >= 190
+
+
 def test_paired_difference_of_few_pictures_is_exact():
     a = np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
     found = uncertainty.paired_difference(a, a - 0.1 - 0.01 * np.arange(6))

@@ -1,4 +1,5 @@
-/* Names that screen readers announce, where those of the theme differ from what is on the page. */
+/* For screen readers and the keyboard: names where those of the theme differ from what is on the
+   page, and places to stop at. */
 (function () {
   "use strict";
   // The theme's icons are pictures of what the button's own label says already.
@@ -10,6 +11,15 @@
       icon.querySelectorAll("title").forEach((title) => title.remove());
     });
   };
+  // What is wider than a phone scrolls, and must do so with the keyboard too.
+  const reach = () => {
+    document.querySelectorAll(".cell_output figure, div.math").forEach((one) => {
+      if (one.scrollWidth > one.clientWidth) one.setAttribute("tabindex", "0");
+      else one.removeAttribute("tabindex");
+    });
+  };
+  window.addEventListener("load", reach);
+  window.addEventListener("resize", reach);
   document.addEventListener("DOMContentLoaded", () => {
     // A visible text is the better name: "Parameters of this run", "Search".
     document
