@@ -18,6 +18,7 @@ import nbformat
 import yaml
 
 from minddiff_utils.files import InputError, atomic_path
+from minddiff_utils.parameters import check
 
 __all__ = [
     "Job",
@@ -32,9 +33,18 @@ __all__ = [
 ]
 
 PACKAGE = Path(__file__).parent
-# Modules that draw and build pages: a change there redoes the page, not the computation.
+# Modules that draw, build pages or only check: a change there redoes the page, not the computation.
 DISPLAY = frozenset(
-    {"figures", "figures_data", "figures_evaluation", "book", "runs", "cli", "execution"}
+    {
+        "figures",
+        "figures_data",
+        "figures_evaluation",
+        "book",
+        "runs",
+        "cli",
+        "execution",
+        "parameters",
+    }
 )
 # Keys of a parameter file that are for the book, not for the notebooks.
 BOOK_KEYS = frozenset({"title", "about", "pages", "subjects", "phantom", "parameters", "shards"})
@@ -231,7 +241,7 @@ def _check_name(path: Path, subject: object) -> None:
 
 
 def _check_parameters(path: Path, parameters: Mapping[str, Any], sheets: Iterable[Sheet]) -> None:
-    """Every key must be a parameter of some notebook and have the type of its default."""
+    """Every key must be a parameter of some notebook, of the type of its default and in range."""
     defaults = {name: value for sheet in sheets for name, value in sheet.defaults.items()}
     for name, value in parameters.items():
         if name not in defaults:
@@ -243,11 +253,12 @@ def _check_parameters(path: Path, parameters: Mapping[str, Any], sheets: Iterabl
             )
         expected = type(defaults[name])
         fits = type(value) is expected or (expected is float and type(value) is int)
-        if not fits and defaults[name] is not None and value is not None:
+        if not fits and defaults[name] is not None:
             raise InputError(
                 f"{path}: `{name}` is {value!r}; expected {_IN_WORDS.get(expected, expected)}, "
                 f"such as {defaults[name]!r}."
             )
+        check(**{name: value})
 
 
 _IN_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
