@@ -1,5 +1,6 @@
 """Execute one notebook so that what lies in its place is whole, and say how far it is."""
 
+import errno
 import json
 import os
 import platform
@@ -33,6 +34,8 @@ __all__ = [
     "execute",
     "execute_shard",
     "forget",
+    "is_full",
+    "no_space",
     "watch_parent",
 ]
 
@@ -72,6 +75,7 @@ ADDS = {
 SHARDED = "04_stage2"  # the chapter whose pictures can be shared out among processes
 QUIET_SECONDS = 5.0  # between two lines about the same cell
 START_SECONDS = 600  # for a kernel to answer, also on a machine that is very busy
+FULL = (errno.ENOSPC, errno.EDQUOT)  # a full disk, and a share of it that is used up
 
 
 class NotebookError(RuntimeError):
@@ -262,9 +266,24 @@ def _explain(job: Job, error: PapermillExecutionError, failed: Path) -> str:
     place = f"{job.label}: cell {_source_cell(job, error.cell_index)}"
     if error.ename == "InputError":
         return f"{place}: {error.evalue}"
+    if is_full(error.evalue):
+        return f"{place}: {no_space(job.run)}"
     head = [line for line in error.source.splitlines() if line.strip()][:4]
     source = "\n".join(f"    {line}" for line in head)
     return f"{place} failed:\n{source}\n{error.ename}: {error.evalue}\nAll of it: {failed}"
+
+
+def is_full(text: str) -> bool:
+    """Whether an error says that a disk is full; libraries wrap what the system said."""
+    return any(os.strerror(code) in text for code in FULL)
+
+
+def no_space(folder: str | Path) -> str:
+    """What to tell when the disk of a folder is full."""
+    return (
+        f"no space is left on the disk that holds {folder}. Make room there, or choose another "
+        "`run_dir`; the same command then goes on from here."
+    )
 
 
 def _source_cell(job: Job, index: int) -> int:

@@ -195,7 +195,8 @@ def _recorded(tree: NsdTree, design: Design, n_trials: Mapping[int, int]) -> Tri
             raise InputError(f"{path} has no trials of session {number}: fetch it again")
         if len(here) != n:
             raise InputError(
-                f"{tree.session(number)} has {n} trials; expected {len(here)}, as {path} has them"
+                f"{tree.session(number)} has {n} trials; expected {len(here)}, as {path} has them. "
+                "One of the two is damaged: fetch it again."
             )
     picture, place = (table[name].to_numpy()[np.concatenate(rows)] for name in ("73KID", "10KID"))
     place = place.astype(np.int64) - 1
