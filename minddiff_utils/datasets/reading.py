@@ -77,7 +77,9 @@ def open_image(path: Path) -> nib.Nifti1Image:
     try:
         return nib.load(path)
     except (ImageFileError, OSError, EOFError) as error:
-        raise InputError(f"{path} is not a readable NIfTI file ({error}): fetch it again") from error
+        raise InputError(
+            f"{path} is not a readable NIfTI file ({error}): fetch it again"
+        ) from error
 
 
 def read_volume(path: Path, shape: tuple[int, ...]) -> np.ndarray:
@@ -85,8 +87,8 @@ def read_volume(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     image = open_image(path)
     if image.shape != tuple(shape):
         raise InputError(
-            f"{path} has shape {image.shape}; expected {tuple(shape)}, as other volumes have. It is "
-            "damaged or of another space: fetch it again."
+            f"{path} has shape {image.shape}; expected {tuple(shape)}, as other volumes have. It "
+            "is damaged or of another space: fetch it again."
         )
     try:
         return np.asarray(image.dataobj)
