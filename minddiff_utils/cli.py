@@ -247,14 +247,7 @@ def _make_phantom(plan: Plan) -> None:
         if "phantom" in plan.pages:
             write_pieces(plan.run, None, plan.subjects)
         return
-
-    try:
-        write_tree(plan.path("data_path"), subjects=plan.subjects, **plan.phantom)
-    except TypeError:
-        raise InputError(
-            f"{plan.name}: `phantom` is {plan.phantom!r}; expected n_train, n_test, repetitions "
-            "and seed, each with a whole number."
-        ) from None
+    write_tree(plan.path("data_path"), subjects=plan.subjects, **plan.phantom)
     write_pieces(plan.run, plan.path("data_path"), plan.subjects)
 
 
@@ -449,7 +442,7 @@ def _trouble(error: OSError) -> str:
     """What the operating system refused, and for which file."""
     from minddiff_utils.execution import is_full, no_space
 
-    if is_full(str(error)):
+    if is_full(error):
         return no_space(Path(error.filename).parent if error.filename else "what is written")
     return f"{error.strerror or error}: {error.filename or 'writing a file'}"
 

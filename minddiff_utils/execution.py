@@ -240,6 +240,8 @@ def execute_shard(
     except InputError as error:
         raise NotebookError(f"{label}: {error}", user=True) from None
     except RuntimeError as error:  # among them a GPU without memory left
+        if is_full(error):
+            raise NotebookError(f"{label}: {no_space(job.run)}") from error
         raise NotebookError(f"{label} failed: {type(error).__name__}: {error}") from error
     say(f"{label} · done in {clock(time.monotonic() - progress.started)}")
     return files
@@ -266,16 +268,19 @@ def _explain(job: Job, error: PapermillExecutionError, failed: Path) -> str:
     place = f"{job.label}: cell {_source_cell(job, error.cell_index)}"
     if error.ename == "InputError":
         return f"{place}: {error.evalue}"
-    if is_full(error.evalue):
+    # HDF5 fails once more when it closes the file; what the system said stands above.
+    if is_full("\n".join([error.evalue, *error.traceback])):
         return f"{place}: {no_space(job.run)}"
     head = [line for line in error.source.splitlines() if line.strip()][:4]
     source = "\n".join(f"    {line}" for line in head)
     return f"{place} failed:\n{source}\n{error.ename}: {error.evalue}\nAll of it: {failed}"
 
 
-def is_full(text: str) -> bool:
-    """Whether an error says that a disk is full; libraries wrap what the system said."""
-    return any(os.strerror(code) in text for code in FULL)
+def is_full(error: BaseException | str | None) -> bool:
+    """Whether an error, or one that it came from, says that a disk is full."""
+    if isinstance(error, BaseException):
+        return is_full(str(error)) or is_full(error.__context__)
+    return any(os.strerror(code) in (error or "") for code in FULL)
 
 
 def no_space(folder: str | Path) -> str:

@@ -5,7 +5,7 @@ import math
 from minddiff_utils import settings
 from minddiff_utils.files import InputError
 
-__all__ = ["CHOICES", "RANGES", "check"]
+__all__ = ["CHOICES", "RANGES", "WORDS", "check"]
 
 ANY = math.inf
 # Least and most of each number; those of the two stages are `settings.BOUNDS`.
@@ -42,10 +42,23 @@ CHOICES = {
     "panel": ("none", "published", "full"),
     "repetitions": ("average", "keep"),
 }
+# Texts of words with commas between; none of them is needed.
+WORDS = {
+    "controls": (
+        "ceiling",
+        "mean_features",
+        "prior",
+        "retrieval",
+        "blur",
+        "takagi",
+        "neuraldiffuser",
+    ),
+    "save_memory": ("attention", "tiling", "checkpointing"),
+}
 
 
 def check(**values: object) -> None:
-    """Check parameters of a notebook; names that have neither range nor choices are not looked at.
+    """Check parameters of a notebook; names that have no range and no choices are not looked at.
 
     Parameters
     ----------
@@ -61,6 +74,9 @@ def check(**values: object) -> None:
         if name in CHOICES and value not in CHOICES[name]:
             wanted = " or ".join(f'"{choice}"' for choice in CHOICES[name])
             raise InputError(f"{name}={value!r}: expected {wanted}.")
+        if name in WORDS and not {word.strip() for word in value.split(",")} <= {"", *WORDS[name]}:
+            wanted = ", ".join(WORDS[name])
+            raise InputError(f"{name}={value!r}: expected any of {wanted}, with commas between.")
         if name in RANGES and not _inside(value, *RANGES[name]):
             raise InputError(f"{name}={value!r}: expected {_in_words(*RANGES[name])}.")
 

@@ -201,6 +201,10 @@ def load_plan(
     shards = values.get("shards", 1)
     if type(shards) is not int or shards < 1:
         raise InputError(f"{path}: `shards` is {shards!r}; expected a whole number from 1.")
+    pages = values.get("pages", ["method"])
+    if not isinstance(pages, list) or not all(isinstance(page, str) for page in pages):
+        raise InputError(f"{path}: `pages` is {pages!r}; expected a list of names of pages.")
+    _check_phantom(path, values.get("phantom"))
     parameters = {key: value for key, value in values.items() if key not in BOOK_KEYS}
     if "run_dir" not in parameters:
         raise InputError(f"{path}: `run_dir` is missing; for example ../runs/{path.stem}.")
@@ -209,7 +213,7 @@ def load_plan(
         name=path.stem,
         title=str(values.get("title", path.stem)),
         about=str(values.get("about", "")),
-        pages=tuple(values.get("pages", ("method",))),
+        pages=tuple(pages),
         subjects=tuple(subjects),
         phantom=values.get("phantom"),
         parameters=parameters,
@@ -237,6 +241,17 @@ def _check_name(path: Path, subject: object) -> None:
     if not isinstance(subject, str) or not subject.isidentifier():
         raise InputError(
             f"{path}: subject {subject!r}; expected a name of letters and digits such as subj01."
+        )
+
+
+def _check_phantom(path: Path, phantom: object) -> None:
+    """What the phantom is made with: some of its settings, each a whole number."""
+    known = ("n_train", "n_test", "repetitions", "seed")
+    fits = isinstance(phantom, Mapping) and phantom.keys() <= set(known)
+    if phantom is not None and not (fits and all(type(n) is int for n in phantom.values())):
+        raise InputError(
+            f"{path}: `phantom` is {phantom!r}; expected {', '.join(known[:-1])} and {known[-1]}, "
+            "each with a whole number."
         )
 
 

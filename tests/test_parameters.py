@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from minddiff_utils import decoders, runs, settings
+from minddiff_utils import controls, decoders, generator, runs, settings
 from minddiff_utils.files import InputError
-from minddiff_utils.parameters import CHOICES, RANGES, check
+from minddiff_utils.parameters import CHOICES, RANGES, WORDS, check
 
 NOTEBOOKS = Path(runs.__file__).resolve().parent.parent / "notebooks"
 SHEETS = runs.find_sheets(NOTEBOOKS)
@@ -52,9 +52,34 @@ def test_choices_are_those_of_the_functions_that_take_them():
     assert CHOICES["select_by"] == decoders.SELECT_BY
     assert CHOICES["rescale_z"] == decoders.RESCALE
     assert settings.CHOICES.items() <= CHOICES.items()
+    assert WORDS["controls"] == controls.CONTROLS
+    assert WORDS["save_memory"] == generator.SAVINGS
 
 
-@pytest.mark.parametrize("changes", [{"n_gallery": 0}, {"batch": 0}, {"seed": -1}, {"panel": "x"}])
+@pytest.mark.parametrize("name", sorted(WORDS))
+def test_unknown_words_are_named(name):
+    first, *_, last = WORDS[name]
+    for text in ("", first, f"{first}, {last}"):
+        check(**{name: text})
+    with pytest.raises(InputError, match=f"{name}=.*expected any of {first}, .*{last}"):
+        check(**{name: f"{first},nonsense"})
+
+
+CHANGES = (
+    {"n_gallery": 0},
+    {"batch": 0},
+    {"seed": -1},
+    {"panel": "x"},
+    {"controls": "ceiling,floor"},
+    {"pages": None},
+    {"pages": "method"},
+    {"phantom": {"n_train": 20.5}},
+    {"phantom": {"n_trian": 20}},
+    {"phantom": 5},
+)
+
+
+@pytest.mark.parametrize("changes", CHANGES)
 def test_a_run_is_refused_before_it_begins(changes):
     with pytest.raises(InputError, match=next(iter(changes))):
         runs.load_plan(NOTEBOOKS / "params" / "phantom.yaml", NOTEBOOKS, changes)

@@ -108,8 +108,10 @@ def _parse_sessions(sessions: int | str | Sequence[int]) -> list[int]:
         numbers = [number for first, last in ends for number in range(first, last + 1)]
     elif isinstance(sessions, int):
         numbers = list(range(1, sessions + 1))
-    else:
+    elif isinstance(sessions, Sequence):
         numbers = [int(number) for number in sessions]
+    else:
+        raise wrong
     if not numbers or min(numbers) < 1:
         raise wrong
     return sorted(set(numbers))
