@@ -24,6 +24,7 @@ from papermill.exceptions import PapermillExecutionError
 from minddiff_utils.checkpoints import PAPER, clip_name, hub_name
 from minddiff_utils.files import InputError, atomic_path
 from minddiff_utils.runs import Job
+from minddiff_utils.storage import open_to_write
 
 __all__ = [
     "SHARDED",
@@ -330,7 +331,8 @@ def _drop(path: Path, names: frozenset[str]) -> None:
     with h5py.File(path) as old:
         if names.isdisjoint(old):
             return
-        with atomic_path(path) as temporary, h5py.File(temporary, "w") as new:
+        n_bytes = path.stat().st_size
+        with atomic_path(path) as temporary, open_to_write(temporary, "w", n_bytes) as new:
             for name in old.keys() - names:
                 old.copy(name, new)
 
