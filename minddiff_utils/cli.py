@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DONE = "· done in"  # in the line that ends a notebook
 CANCEL_SECONDS = 60.0  # for Snakemake to cancel its jobs on a cluster
 SLOT_SECONDS = 0.2  # between two looks whether a lock is free
+NOTE_BYTES = 2**14  # that the note of a failure, in its temporary file, may take
 WAIT_SECONDS = 20.0  # for the rest of a killed run to notice and end
 
 app = typer.Typer(
@@ -245,14 +247,7 @@ def _make_phantom(plan: Plan) -> None:
         if "phantom" in plan.pages:
             write_pieces(plan.run, None, plan.subjects)
         return
-
-    try:
-        write_tree(plan.path("data_path"), subjects=plan.subjects, **plan.phantom)
-    except TypeError:
-        raise InputError(
-            f"{plan.name}: `phantom` is {plan.phantom!r}; expected n_train, n_test, repetitions "
-            "and seed, each with a whole number."
-        ) from None
+    write_tree(plan.path("data_path"), subjects=plan.subjects, **plan.phantom)
     write_pieces(plan.run, plan.path("data_path"), plan.subjects)
 
 
@@ -384,9 +379,11 @@ def _follow(log: Path, process: subprocess.Popen, outputs: list[Path]) -> None:
 
 def _explain_failure(plan: Plan, state: Path) -> None:
     """Raise the errors that the jobs left; without any, show what Snakemake said."""
-    from minddiff_utils.execution import NotebookError
+    from minddiff_utils.execution import NotebookError, no_space
 
     failures = [json.loads(path.read_text("utf-8")) for path in sorted(state.glob("*.failure"))]
+    if not failures and shutil.disk_usage(state).free < NOTE_BYTES:  # not even for a note
+        raise NotebookError(no_space(plan.run))
     if not failures:
         said = (state / "snakemake.log").read_text(encoding="utf-8").strip().splitlines()
         # What became of a cluster's jobs, and where each one's own log is.
@@ -443,6 +440,10 @@ def _locked(folder: Path) -> Iterator[int]:
 
 def _trouble(error: OSError) -> str:
     """What the operating system refused, and for which file."""
+    from minddiff_utils.execution import is_full, no_space
+
+    if is_full(error):
+        return no_space(Path(error.filename).parent if error.filename else "what is written")
     return f"{error.strerror or error}: {error.filename or 'writing a file'}"
 
 

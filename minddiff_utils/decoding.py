@@ -24,6 +24,7 @@ from minddiff_utils.decoders import (
 )
 from minddiff_utils.features import families, read_features
 from minddiff_utils.files import InputError, atomic_path
+from minddiff_utils.storage import open_to_write
 
 __all__ = [
     "correlations",
@@ -150,7 +151,8 @@ def decode_subject(
         "shuffle": shuffle_seed,
     }
     try:
-        with atomic_path(decoded_path) as temporary, h5py.File(temporary, "w") as file:
+        n_bytes = sum(values.nbytes for values in decoded.values())
+        with atomic_path(decoded_path) as temporary, open_to_write(temporary, "w", n_bytes) as file:
             file.attrs["settings"] = json.dumps(settings)
             for name, values in decoded.items():
                 file[name] = values

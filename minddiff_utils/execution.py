@@ -1,5 +1,6 @@
 """Execute one notebook so that what lies in its place is whole, and say how far it is."""
 
+import errno
 import json
 import os
 import platform
@@ -23,6 +24,7 @@ from papermill.exceptions import PapermillExecutionError
 from minddiff_utils.checkpoints import PAPER, clip_name, hub_name
 from minddiff_utils.files import InputError, atomic_path
 from minddiff_utils.runs import Job
+from minddiff_utils.storage import open_to_write
 
 __all__ = [
     "SHARDED",
@@ -33,6 +35,8 @@ __all__ = [
     "execute",
     "execute_shard",
     "forget",
+    "is_full",
+    "no_space",
     "watch_parent",
 ]
 
@@ -72,6 +76,7 @@ ADDS = {
 SHARDED = "04_stage2"  # the chapter whose pictures can be shared out among processes
 QUIET_SECONDS = 5.0  # between two lines about the same cell
 START_SECONDS = 600  # for a kernel to answer, also on a machine that is very busy
+FULL = (errno.ENOSPC, errno.EDQUOT)  # a full disk, and a share of it that is used up
 
 
 class NotebookError(RuntimeError):
@@ -236,6 +241,8 @@ def execute_shard(
     except InputError as error:
         raise NotebookError(f"{label}: {error}", user=True) from None
     except RuntimeError as error:  # among them a GPU without memory left
+        if is_full(error):
+            raise NotebookError(f"{label}: {no_space(job.run)}") from error
         raise NotebookError(f"{label} failed: {type(error).__name__}: {error}") from error
     say(f"{label} · done in {clock(time.monotonic() - progress.started)}")
     return files
@@ -262,9 +269,27 @@ def _explain(job: Job, error: PapermillExecutionError, failed: Path) -> str:
     place = f"{job.label}: cell {_source_cell(job, error.cell_index)}"
     if error.ename == "InputError":
         return f"{place}: {error.evalue}"
+    # HDF5 fails once more when it closes the file; what the system said stands above.
+    if is_full("\n".join([error.evalue, *error.traceback])):
+        return f"{place}: {no_space(job.run)}"
     head = [line for line in error.source.splitlines() if line.strip()][:4]
     source = "\n".join(f"    {line}" for line in head)
     return f"{place} failed:\n{source}\n{error.ename}: {error.evalue}\nAll of it: {failed}"
+
+
+def is_full(error: BaseException | str | None) -> bool:
+    """Whether an error, or one that it came from, says that a disk is full."""
+    if isinstance(error, BaseException):
+        return is_full(str(error)) or is_full(error.__context__)
+    return any(os.strerror(code) in (error or "") for code in FULL)
+
+
+def no_space(folder: str | Path) -> str:
+    """What to tell when the disk of a folder is full."""
+    return (
+        f"no space is left on the disk that holds {folder}. Make room there, or choose another "
+        "`run_dir`; the same command then goes on from here."
+    )
 
 
 def _source_cell(job: Job, index: int) -> int:
@@ -306,7 +331,8 @@ def _drop(path: Path, names: frozenset[str]) -> None:
     with h5py.File(path) as old:
         if names.isdisjoint(old):
             return
-        with atomic_path(path) as temporary, h5py.File(temporary, "w") as new:
+        n_bytes = path.stat().st_size
+        with atomic_path(path) as temporary, open_to_write(temporary, "w", n_bytes) as new:
             for name in old.keys() - names:
                 old.copy(name, new)
 

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from minddiff_utils.datasets import Subject
 from minddiff_utils.files import InputError
 from minddiff_utils.generator import Generator
+from minddiff_utils.storage import check_room, open_to_write
 
 __all__ = ["families", "feature_size", "read_features", "write_features"]
 
@@ -109,7 +110,7 @@ def write_features(
     Raises
     ------
     InputError
-        If the guide has fewer than `n_blocks` blocks.
+        If the guide has fewer than `n_blocks` blocks, or there is no room on the disk.
     """
     path = Path(path)
     if not 1 <= n_blocks <= generator.guide.n_blocks:
@@ -124,11 +125,12 @@ def write_features(
     if _resume(path, ids, record) == len(ids):
         return path
     done = _resume(partial, ids, record)
-    with h5py.File(partial, "a" if done else "w") as file:
+    with open_to_write(partial, "a" if done else "w") as file:
         starts = range(done, len(ids), batch)
         for start in tqdm(starts, "features", initial=done // batch, total=-(-len(ids) // batch)):
             rows = slice(start, min(start + batch, len(ids)))
             computed = _compute(generator, subject, ids[rows], n_blocks)
+            check_room(partial, sum(values.nbytes for values in computed.values()))
             if "stimulus_id" not in file:
                 _create(file, ids, computed, record)
             for name, values in computed.items():

@@ -14,6 +14,7 @@ from minddiff_utils.files import InputError, atomic_path
 from minddiff_utils.generator import Generator, noise_like, to_pictures
 from minddiff_utils.guidance import Loss, guided_pass
 from minddiff_utils.settings import Settings
+from minddiff_utils.storage import check_room, open_to_write
 from minddiff_utils.structure import (
     Belief,
     Evidence,
@@ -268,6 +269,11 @@ def reconstruct(
     Path
         `stimulus_id` (n,), `pictures` uint8 (n, H, W, 3), `losses` (n, n_iterates, blocks),
         `films` uint8 (n_films, n_iterates, H, W, 3), `failed` bool (n,); see `Stage2`.
+
+    Raises
+    ------
+    InputError
+        If there is no room on the disk.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -277,7 +283,7 @@ def reconstruct(
     if _done(path, record) == len(ids):
         return path
     done = _done(partial, record)
-    with h5py.File(partial, "a" if done else "w") as file:
+    with open_to_write(partial, "a" if done else "w") as file:
         file.attrs["record"] = record
         starts = range(done, len(ids), batch)
         for start in tqdm(starts, label, initial=done // batch, total=-(-len(ids) // batch)):
@@ -462,6 +468,7 @@ def _store(file: h5py.File, ids: np.ndarray, rows: slice, result: Stage2, n_film
         file.create_dataset("losses", (n, *losses.shape[1:]), np.float32)
         file.create_dataset("films", (n_films, *films.shape[1:]), np.uint8)
         file.create_dataset("failed", (n,), bool)
+    check_room(file.filename, pictures.nbytes + losses.nbytes + films.nbytes)
     file["pictures"][rows], file["losses"][rows] = pictures, losses
     file["failed"][rows] = result.failed.cpu().numpy()
     kept = max(0, min(rows.stop, len(file["films"])) - rows.start)
@@ -571,7 +578,7 @@ def add_reconstructions(
     Raises
     ------
     InputError
-        If the file holds other stimuli.
+        If the file holds other stimuli, or there is no room on the disk.
     """
     path, ids = Path(path), np.asarray(stimulus_id, np.int64)
     held: dict[str, np.ndarray] = {}
@@ -580,8 +587,10 @@ def add_reconstructions(
             held = {name: file[name][:] for name in file}
         if not np.array_equal(held.pop("stimulus_id"), ids):
             raise InputError(f"{path} holds other stimuli; delete it and run 03_stage1 again.")
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+    content = {**held, **pictures}
+    n_bytes = sum(values.nbytes for values in content.values())
+    with atomic_path(path) as temporary, open_to_write(temporary, "w", n_bytes) as file:
         file["stimulus_id"] = ids
-        for name, values in {**held, **pictures}.items():
+        for name, values in content.items():
             file.create_dataset(name, data=values, compression="gzip")
     return path

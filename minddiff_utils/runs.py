@@ -18,6 +18,7 @@ import nbformat
 import yaml
 
 from minddiff_utils.files import InputError, atomic_path
+from minddiff_utils.parameters import check
 
 __all__ = [
     "Job",
@@ -32,9 +33,18 @@ __all__ = [
 ]
 
 PACKAGE = Path(__file__).parent
-# Modules that draw and build pages: a change there redoes the page, not the computation.
+# Modules that draw, build pages or only check: a change there redoes the page, not the computation.
 DISPLAY = frozenset(
-    {"figures", "figures_data", "figures_evaluation", "book", "runs", "cli", "execution"}
+    {
+        "figures",
+        "figures_data",
+        "figures_evaluation",
+        "book",
+        "runs",
+        "cli",
+        "execution",
+        "parameters",
+    }
 )
 # Keys of a parameter file that are for the book, not for the notebooks.
 BOOK_KEYS = frozenset({"title", "about", "pages", "subjects", "phantom", "parameters", "shards"})
@@ -191,6 +201,10 @@ def load_plan(
     shards = values.get("shards", 1)
     if type(shards) is not int or shards < 1:
         raise InputError(f"{path}: `shards` is {shards!r}; expected a whole number from 1.")
+    pages = values.get("pages", ["method"])
+    if not isinstance(pages, list) or not all(isinstance(page, str) for page in pages):
+        raise InputError(f"{path}: `pages` is {pages!r}; expected a list of names of pages.")
+    _check_phantom(path, values.get("phantom"))
     parameters = {key: value for key, value in values.items() if key not in BOOK_KEYS}
     if "run_dir" not in parameters:
         raise InputError(f"{path}: `run_dir` is missing; for example ../runs/{path.stem}.")
@@ -199,7 +213,7 @@ def load_plan(
         name=path.stem,
         title=str(values.get("title", path.stem)),
         about=str(values.get("about", "")),
-        pages=tuple(values.get("pages", ("method",))),
+        pages=tuple(pages),
         subjects=tuple(subjects),
         phantom=values.get("phantom"),
         parameters=parameters,
@@ -230,8 +244,19 @@ def _check_name(path: Path, subject: object) -> None:
         )
 
 
+def _check_phantom(path: Path, phantom: object) -> None:
+    """What the phantom is made with: some of its settings, each a whole number."""
+    known = ("n_train", "n_test", "repetitions", "seed")
+    fits = isinstance(phantom, Mapping) and phantom.keys() <= set(known)
+    if phantom is not None and not (fits and all(type(n) is int for n in phantom.values())):
+        raise InputError(
+            f"{path}: `phantom` is {phantom!r}; expected {', '.join(known[:-1])} and {known[-1]}, "
+            "each with a whole number."
+        )
+
+
 def _check_parameters(path: Path, parameters: Mapping[str, Any], sheets: Iterable[Sheet]) -> None:
-    """Every key must be a parameter of some notebook and have the type of its default."""
+    """Every key must be a parameter of some notebook, of the type of its default and in range."""
     defaults = {name: value for sheet in sheets for name, value in sheet.defaults.items()}
     for name, value in parameters.items():
         if name not in defaults:
@@ -243,11 +268,12 @@ def _check_parameters(path: Path, parameters: Mapping[str, Any], sheets: Iterabl
             )
         expected = type(defaults[name])
         fits = type(value) is expected or (expected is float and type(value) is int)
-        if not fits and defaults[name] is not None and value is not None:
+        if not fits and defaults[name] is not None:
             raise InputError(
                 f"{path}: `{name}` is {value!r}; expected {_IN_WORDS.get(expected, expected)}, "
                 f"such as {defaults[name]!r}."
             )
+        check(**{name: value})
 
 
 _IN_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}

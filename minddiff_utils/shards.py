@@ -21,6 +21,7 @@ from minddiff_utils.files import InputError, atomic_path, require
 from minddiff_utils.generator import Generator, load_generator
 from minddiff_utils.reconstruction import FILMS, ablate, describe, reconstruct
 from minddiff_utils.settings import Settings
+from minddiff_utils.storage import open_to_write
 
 __all__ = ["Run", "blocks", "compute_shard", "gather", "pictures_of", "stage2_runs"]
 
@@ -158,7 +159,7 @@ def _compute(
         n_films=max(0, FILMS - rows.start),
         label=run.name.replace("_", " "),
     )
-    with h5py.File(path, "a") as file:
+    with open_to_write(path, "a") as file:
         file.attrs["whole"] = whole
     return path
 
@@ -212,7 +213,8 @@ def _join(parts: list[Path], path: Path, record: str) -> Path:
     """Write one file from those of all blocks, a block at a time."""
     with ExitStack() as stack:
         pieces = [stack.enter_context(h5py.File(part, "r")) for part in parts]
-        file = h5py.File(stack.enter_context(atomic_path(path)), "w")
+        n_bytes = sum(part.stat().st_size for part in parts)
+        file = open_to_write(stack.enter_context(atomic_path(path)), "w", n_bytes)
         stack.enter_context(file)
         for name, first in pieces[0].items():
             ends = np.cumsum([0] + [len(piece[name]) for piece in pieces])

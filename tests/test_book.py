@@ -130,6 +130,37 @@ def test_failing_notebook_stops_the_build_and_the_last_book_stays(tmp_path):
     assert "raise InputError" not in answer.stderr
 
 
+FULL = """import os
+try:
+    with open(os.environ["DISK"], "w") as file:
+        file.write("x" * 10_000)
+except OSError:
+    raise RuntimeError("Can't close the file")  # as HDF5 does"""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_a_full_disk_is_named_and_after_making_room_the_run_goes_on(tmp_path, monkeypatch):
+    project = make_project(tmp_path)
+    path = project / "notebooks" / "02_second.ipynb"
+    writing = nbformat.read(path, 4)
+    writing.cells[2].source += "\n" + FULL
+    nbformat.write(writing, path)
+    one = ("book", "tiny", "--root", project, "--set", "subjects=subj01")
+
+    monkeypatch.setenv("DISK", "/dev/full")
+    answer = minddiff(*one)
+    assert answer.returncode == 1
+    said = f"subj01 · 02_second: cell 3: no space is left on the disk that holds {project / 'runs'}"
+    assert said in answer.stderr and "Make room there" in answer.stderr
+    assert "RuntimeError" not in answer.stderr
+    before = executed(project)
+
+    monkeypatch.setenv("DISK", str(tmp_path / "disk"))
+    answer = minddiff(*one)
+    assert answer.returncode == 0, answer.stderr
+    assert executed(project).items() >= before.items() and len(before) == 1
+
+
 def test_warning_of_the_page_builder_fails_and_the_last_book_stays(tmp_path):
     project = make_project(tmp_path)
     assert minddiff("book", "tiny", "--root", project, "--set", "subjects=subj01").returncode == 0

@@ -8,7 +8,8 @@ import sys
 import pytest
 from dummy_project import ROOT, make_project, write_params
 
-from minddiff_utils import cli
+from minddiff_utils import cli, runs
+from minddiff_utils.execution import NotebookError
 from minddiff_utils.files import InputError
 
 
@@ -67,7 +68,20 @@ def test_no_space_left_is_one_line(project, capsys, monkeypatch):
 
     monkeypatch.setattr(cli, "_plan", full)
     code, shown = call(capsys, monkeypatch, "book", "tiny", "--root", project)
-    assert code == 1 and shown.err == "Error: No space left on device: runs/x\n"
+    assert code == 1 and shown.err.count("\n") == 1
+    assert shown.err.startswith("Error: no space is left on the disk that holds runs. Make room")
+
+
+def test_no_space_left_for_the_note_of_a_failure(tmp_path, monkeypatch):
+    """Snakemake's log says nothing of it then, and may be cut off itself."""
+    project = make_project(tmp_path)
+    plan = runs.load_plan(project / "notebooks/params/tiny.yaml", project / "notebooks")
+    (tmp_path / "snakemake.log").write_text("WorkflowError:\nAt least one job did not complete.")
+    with pytest.raises(NotebookError, match="Snakemake stopped"):
+        cli._explain_failure(plan, tmp_path)
+    monkeypatch.setattr(cli, "NOTE_BYTES", 2**63)
+    with pytest.raises(NotebookError, match="no space is left on the disk that holds .*runs/tiny"):
+        cli._explain_failure(plan, tmp_path)
 
 
 def test_run_executes_one_notebook(project, capsys, monkeypatch):

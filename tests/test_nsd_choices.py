@@ -194,6 +194,8 @@ def test_sessions_by_number_and_by_name(forty):
         shown = np.concatenate([order[(n - 1) * 750 : n * 750] for n in expected])
         pictures = scipy.io.loadmat(forty.design)["subjectim"][0]
         np.testing.assert_array_equal(subject.stimulus_id, pictures[shown - 1] - 1)
+    with pytest.raises(InputError, match=r"sessions=1\.5: expected how many"):
+        load(forty, sessions=1.5)
 
 
 def test_record_and_design_must_agree(root, tmp_path):

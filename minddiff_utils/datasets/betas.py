@@ -71,7 +71,9 @@ def inspect_betas(path: str | Path, shape: Shape) -> BetaFile:
     else:
         n_trials, dtype, integers = _nifti_form(path, open_image(path), shape)
     if dtype.kind not in "iuf":
-        raise InputError(f"{path}: betas are {dtype}; expected int16, or float in per cent")
+        raise InputError(
+            f"{path}: betas are {dtype}; expected int16, or float in per cent. Fetch it again."
+        )
     if not integers:
         return BetaFile(path, n_trials, np.dtype(np.float32), 1)
     return BetaFile(path, n_trials, dtype.newbyteorder("="), BETA_SCALE)
@@ -139,7 +141,8 @@ def _hdf5_form(path: Path, betas: h5py.Dataset, shape: Shape) -> tuple[int, np.d
     if betas.ndim != 4 or betas.shape[1:] != shape[::-1]:
         raise InputError(
             f"{path}: betas have shape {betas.shape}; expected (n_trials, "
-            f"{', '.join(str(n) for n in shape[::-1])}): the ROI volume's axes reversed"
+            f"{', '.join(str(n) for n in shape[::-1])}): the ROI volume's axes reversed. "
+            "One of the two is damaged or of another space: fetch it again."
         )
     return len(betas), betas.dtype, betas.dtype.kind in "iu"
 
@@ -148,7 +151,8 @@ def _nifti_form(path: Path, image: nib.Nifti1Image, shape: Shape) -> tuple[int, 
     """Likewise. A file whose header scales its integers holds per cent, not NSD's integers."""
     if len(image.shape) != 4 or image.shape[:3] != shape:
         raise InputError(
-            f"{path} has shape {image.shape}; expected ({', '.join(map(str, shape))}, n_trials)"
+            f"{path} has shape {image.shape}; expected ({', '.join(map(str, shape))}, n_trials), "
+            "as the ROI volume has. One of the two is damaged or of another space: fetch it again."
         )
     stored = image.dataobj
     plain = (stored.slope, stored.inter) == (1.0, 0.0)

@@ -108,8 +108,10 @@ def _parse_sessions(sessions: int | str | Sequence[int]) -> list[int]:
         numbers = [number for first, last in ends for number in range(first, last + 1)]
     elif isinstance(sessions, int):
         numbers = list(range(1, sessions + 1))
-    else:
+    elif isinstance(sessions, Sequence):
         numbers = [int(number) for number in sessions]
+    else:
+        raise wrong
     if not numbers or min(numbers) < 1:
         raise wrong
     return sorted(set(numbers))
@@ -195,7 +197,8 @@ def _recorded(tree: NsdTree, design: Design, n_trials: Mapping[int, int]) -> Tri
             raise InputError(f"{path} has no trials of session {number}: fetch it again")
         if len(here) != n:
             raise InputError(
-                f"{tree.session(number)} has {n} trials; expected {len(here)}, as {path} has them"
+                f"{tree.session(number)} has {n} trials; expected {len(here)}, as {path} has them. "
+                "One of the two is damaged: fetch it again."
             )
     picture, place = (table[name].to_numpy()[np.concatenate(rows)] for name in ("73KID", "10KID"))
     place = place.astype(np.int64) - 1

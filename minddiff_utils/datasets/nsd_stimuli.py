@@ -50,12 +50,12 @@ class NsdStimuli:
             if brick.ndim != 4 or brick.shape[-1] != 3 or brick.dtype != np.uint8:
                 raise InputError(
                     f"{self.tree.pictures}: imgBrick is {brick.dtype} {brick.shape}; expected "
-                    "uint8 (n, height, width, 3)"
+                    "uint8 (n, height, width, 3). Fetch it again."
                 )
             if ids.size and (ids.min() < 0 or ids.max() >= len(brick)):
                 raise InputError(
                     f"{self.tree.pictures} has pictures 0 to {len(brick) - 1}; asked for "
-                    f"{ids.min() if ids.min() < 0 else ids.max()}"
+                    f"{ids.min() if ids.min() < 0 else ids.max()}. Fetch it again."
                 )
             return read_rows(brick, ids)
 
@@ -99,7 +99,7 @@ class NsdStimuli:
         if len(texts) < 5:
             raise InputError(
                 f"stimulus {stimulus} (COCO id {coco}) has {len(texts)} captions in "
-                f"{self.tree.captions[0].parent}; expected 5"
+                f"{self.tree.captions[0].parent}; expected 5. {ANNOTATIONS}"
             )
         # A few COCO pictures have six or seven; the method averages five.
         return tuple(texts[:5])

@@ -112,5 +112,5 @@ class NsdTree:
         if self.subject not in found:
             raise InputError(
                 f"subject={self.subject!r} is not in {folder}, which has "
-                f"{', '.join(found) or 'none'}"
+                f"{', '.join(found) or 'none'}: choose one that is there, or fetch it"
             )

@@ -29,7 +29,10 @@ def open_hdf5(path: Path, name: str) -> Iterator[h5py.Dataset]:
     try:
         with h5py.File(path, "r") as file:
             if name not in file:
-                raise InputError(f"{path} has no dataset {name!r}; it has {', '.join(file)}")
+                raise InputError(
+                    f"{path} has no dataset {name!r}; it has {', '.join(file) or 'none'}. Fetch or "
+                    "write it again."
+                )
             yield file[name]
     except OSError as error:
         raise InputError(
@@ -74,14 +77,19 @@ def open_image(path: Path) -> nib.Nifti1Image:
     try:
         return nib.load(path)
     except (ImageFileError, OSError, EOFError) as error:
-        raise InputError(f"{path} is not a readable NIfTI file ({error})") from error
+        raise InputError(
+            f"{path} is not a readable NIfTI file ({error}): fetch it again"
+        ) from error
 
 
 def read_volume(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     """Read a NIfTI volume that must have `shape`."""
     image = open_image(path)
     if image.shape != tuple(shape):
-        raise InputError(f"{path} has shape {image.shape}; expected {tuple(shape)}")
+        raise InputError(
+            f"{path} has shape {image.shape}; expected {tuple(shape)}, as other volumes have. It "
+            "is damaged or of another space: fetch it again."
+        )
     try:
         return np.asarray(image.dataobj)
     except (OSError, EOFError, ValueError) as error:
@@ -94,8 +102,8 @@ def read_table(path: Path, separator: str, columns: Sequence[str]) -> pd.DataFra
     try:
         table = pd.read_csv(path, sep=separator)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not a readable table ({error})") from error
+        raise InputError(f"{path} is not a readable table ({error}): fetch it again") from error
     missing = [name for name in columns if name not in table]
     if missing:
-        raise InputError(f"{path} lacks column {', '.join(missing)}")
+        raise InputError(f"{path} lacks column {', '.join(missing)}: fetch it again")
     return table

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import h5py
 import nibabel as nib
 import numpy as np
 import pandas as pd
@@ -21,6 +20,7 @@ from minddiff_utils.phantom import anatomy, brain, world
 from minddiff_utils.phantom.anatomy import KASTNER_LABELS, SHAPE, affine
 from minddiff_utils.phantom.brain import Brain, make_brain
 from minddiff_utils.runs import code_digest
+from minddiff_utils.storage import open_to_write
 
 __all__ = ["SETTINGS_FILE", "Experiment", "plan_experiment", "write_tree"]
 
@@ -363,7 +363,8 @@ def _in_val(ids: np.ndarray) -> np.ndarray:
 def _write_pictures(path: Path, n: int) -> None:
     """Write `imgBrick`, uint8 (n, 64, 64, 3)."""
     shape = (n, world.SIZE, world.SIZE, 3)
-    with atomic_path(path) as tmp, h5py.File(tmp, "w") as file:
+    n_bytes = int(np.prod(shape))
+    with atomic_path(path) as tmp, open_to_write(tmp, "w", n_bytes) as file:
         brick = file.create_dataset(
             "imgBrick", shape, np.uint8, chunks=(1, *shape[1:]), compression="gzip",
             compression_opts=1,
@@ -474,7 +475,8 @@ def _write_betas(path: Path, ijk: np.ndarray, betas: np.ndarray) -> None:
     """Write one session: `betas`, int16 (n_trials, Z, Y, X), the volume's axes reversed."""
     volume = np.zeros((len(betas), *SHAPE[::-1]), np.int16)
     volume[:, ijk[:, 2], ijk[:, 1], ijk[:, 0]] = betas
-    with atomic_path(path) as tmp, h5py.File(tmp, "w") as file:
+    # Zeros, by far the most of it, take no room once they are packed.
+    with atomic_path(path) as tmp, open_to_write(tmp, "w", betas.nbytes) as file:
         file.create_dataset(
             "betas", data=volume, chunks=(len(betas), 1, *volume.shape[2:]), compression="gzip",
             compression_opts=1, shuffle=True,

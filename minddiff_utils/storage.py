@@ -1,0 +1,68 @@
+"""HDF5 files on a disk that may fill up: room is asked for first, and no loss goes unnoticed."""
+
+import shutil
+from pathlib import Path
+
+import h5py
+
+from minddiff_utils.files import InputError
+
+__all__ = ["check_room", "open_to_write"]
+
+SPARE = 4 * 2**20  # bytes that stay free: HDF5 does not bear a disk that is quite full
+
+
+def check_room(path: str | Path, n_bytes: int) -> None:
+    """Raise InputError unless `n_bytes` more fit on the disk of `path`, a file, and some to spare.
+
+    Parameters
+    ----------
+    path : str or Path
+        The folder that it is in must be there.
+    n_bytes : int
+    """
+    path = Path(path)
+    free = shutil.disk_usage(path.parent).free
+    if free < n_bytes + SPARE:
+        needed = max(0.1, (n_bytes + SPARE - free) / 1e6)
+        raise InputError(
+            f"{path} cannot be written: no space is left on its disk, {needed:.1f} MB more are "
+            "needed. Make room there, or choose another `run_dir`; the same command then goes on "
+            "from here."
+        )
+
+
+def open_to_write(path: str | Path, mode: str = "w", n_bytes: int = 0) -> h5py.File:
+    """Open an HDF5 file so that whatever cannot be written raises at once.
+
+    HDF5 holds small pieces back until their dataset is closed, and h5py cannot raise what goes
+    wrong then: on a full disk zeros would be left in their place. So nothing is held back here.
+
+    Parameters
+    ----------
+    path : str or Path
+    mode : {"w", "a"}
+        A new file, or one that is there.
+    n_bytes : int
+        Room to check for; see `check_room`.
+
+    Returns
+    -------
+    h5py.File
+
+    Raises
+    ------
+    InputError
+        If there is no room.
+    OSError
+        If the file cannot be opened.
+    """
+    check_room(path, n_bytes)
+    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
+    access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
+    access.set_sieve_buf_size(0)
+    access.set_cache(0, 521, 0, 0.75)  # bytes of chunks that are held back: none
+    name = str(path).encode()
+    if mode == "w":
+        return h5py.File(h5py.h5f.create(name, h5py.h5f.ACC_TRUNC, fapl=access))
+    return h5py.File(h5py.h5f.open(name, h5py.h5f.ACC_RDWR, fapl=access))

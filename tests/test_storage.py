@@ -1,0 +1,108 @@
+"""On a full disk, writing HDF5 fails aloud, and what a file says is done is there."""
+
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+from dummy_project import ROOT
+
+from minddiff_utils import storage
+from minddiff_utils.files import InputError
+from minddiff_utils.storage import check_room, open_to_write
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A disk whose size in KiB a test sets; without the right to mount one, it is left out."""
+
+    def of_size(n):
+        options = ["-o", f"size={n}k", "tmpfs", str(tmp_path)]
+        answer = subprocess.run(["mount", "-t", "tmpfs", *options], capture_output=True)
+        if answer.returncode:
+            pytest.skip("no disk can be mounted here")
+        mounted.append(tmp_path)
+        return tmp_path
+
+    mounted = []
+    yield of_size
+    for folder in mounted:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+# As `reconstruct` writes: rows of several arrays at a time, then how many are done. Without room to
+# spare, so that the disk is full in the midst of it.
+WRITE = """
+import os, sys
+import numpy as np
+from minddiff_utils import storage
+storage.SPARE = -(2**40)
+source, path = sys.argv[1:]
+with np.load(source) as arrays:
+    arrays = dict(arrays)
+try:
+    with storage.open_to_write(path) as file:
+        for name, values in arrays.items():
+            chunks = (1, *values.shape[1:]) if name == "packed" else None
+            how = {"chunks": chunks, "compression": "gzip" if chunks else None}
+            file.create_dataset(name, values.shape, values.dtype, **how)
+        for k in range(len(values)):
+            for name, values in arrays.items():
+                file[name][k : k + 1] = values[k : k + 1]
+            file.attrs["done"] = k + 1
+            file.flush()
+    print("whole", flush=True)
+except (OSError, RuntimeError):
+    print("raised", flush=True)
+os._exit(0)  # HDF5 may not survive its own end after this
+"""
+
+
+@pytest.mark.parametrize("size", [24, 44, 64, 400])
+def test_nothing_is_lost_in_silence(disk, size, tmp_path_factory):
+    rng = np.random.default_rng(0)
+    arrays = {
+        "pictures": rng.integers(1, 256, (4, 64, 64, 3), np.uint8),
+        "losses": rng.random((4, 3, 6), np.float32),
+        "packed": rng.integers(1, 256, (4, 80, 80), np.uint8),
+    }
+    source = tmp_path_factory.mktemp("source") / "arrays.npz"
+    np.savez(source, **arrays)
+    path = disk(size) / "file.h5"
+    command = [sys.executable, "-c", WRITE, str(source), str(path)]
+    answer = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert answer.stdout == ("whole\n" if size == 400 else "raised\n"), answer.stderr
+    try:
+        with h5py.File(path, "r") as file:
+            done = int(file.attrs["done"])
+            found = {name: file[name][:done] for name in arrays}
+    except (OSError, KeyError):  # so damaged that a run begins again
+        return
+    assert done == 4 or size < 400
+    for name, values in arrays.items():
+        np.testing.assert_array_equal(found[name], values[:done], err_msg=name)
+
+
+def test_no_room_is_said_before_anything_is_written(tmp_path, monkeypatch):
+    path = tmp_path / "file.h5"
+    check_room(path, 0)
+    for n_bytes in (2**60, storage.shutil.disk_usage(tmp_path).free):
+        with pytest.raises(InputError, match=r"file.h5 cannot be written: no space.*Make room"):
+            open_to_write(path, "w", n_bytes)
+    assert not path.exists()
+
+
+def test_a_file_can_be_written_and_gone_on_with(tmp_path):
+    path = tmp_path / "file.h5"
+    with open_to_write(path) as file:
+        file["a"] = np.arange(5)
+    with open_to_write(path, "a") as file:
+        file["a"][1] = 7
+        file.create_dataset("b", data=np.ones((3, 4)), compression="gzip")
+    with h5py.File(path, "r") as file:
+        assert file["a"][:].tolist() == [0, 7, 2, 3, 4] and file["b"][:].sum() == 12
+    with open_to_write(path) as file:
+        assert not list(file)
+    with pytest.raises(OSError):
+        open_to_write(tmp_path / "none.h5", "a")
