@@ -57,7 +57,8 @@ def test_nsds_size_in_small_and_a_share_of_it(tmp_path):
     assert shown.exit_code == 0, shown.output
     total = sum(max(1, round(0.002 * size)) for size in decoders.FAMILIES.values())
     assert f"40 stimuli × 50 voxels → {total} targets" in shown.output
-    assert re.search(r"responses: +[\d.]+ s", shown.output)
+    assert re.search(r"responses: +[\d.]+ s, +[\d.]+ s of the processor", shown.output)
+    assert re.search(r"in all [\d.]+ min, [\d.]+ min of the processor; memory", shown.output)
     assert "all targets, if each costs the same" in shown.output
     assert not list(tmp_path.iterdir())
 
