@@ -107,14 +107,25 @@ def _decode_shuffled(
     Who has the wrong responses is the same thing as who has the wrong features; so what depends
     on responses alone, and the components of the values, are computed once.
     """
-    if method.decoder != "ridge" or method.target_components == 0:
+    if method.decoder != "ridge":
         made = [fit_family(design, y[order][:, places], family, method)[0] for order in orders]
         return [decoder.predict(test_x) for decoder in made]
+    if method.target_components == 0:
+        return _ridge(design, y[:, places], orders, test_x)
     parts = fit_components(y, method.target_components)
-    scores, back = parts.scores(y), parts.basis[places].T
-    alone = Method(target_components=0)
-    made = [fit_family(design, scores[order], family, alone)[0] for order in orders]
-    return [decoder.predict(test_x) @ back + parts.mean[places] for decoder in made]
+    found = _ridge(design, parts.scores(y), orders, test_x)
+    return [scores @ parts.basis[places].T + parts.mean[places] for scores in found]
+
+
+def _ridge(
+    design: Design, y: np.ndarray, orders: list[np.ndarray], test_x: np.ndarray
+) -> list[np.ndarray]:
+    """Fit ridge regression to targets in all orders at once, each with its best penalty."""
+    dealt = np.concatenate([y[order] for order in orders], axis=1)
+    mean = np.average(dealt, axis=0, weights=np.bincount(design.stimulus)).astype(np.float32)
+    choice = design.path.scores(dealt - mean)[0].argmax(0)
+    kernel = ((test_x - design.mean_x) * design.scale) @ design.x.T
+    return np.split(kernel @ design.path.dual(dealt - mean, choice) + mean, len(orders), axis=1)
 
 
 def chance_interval(

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import resource
+import signal
 import subprocess
 import sys
 
@@ -164,8 +166,10 @@ def test_constant_targets_are_predicted_by_their_mean():
     ("change", "said"),
     [
         (lambda x, y: (np.where(x == x[0, 0], np.nan, x), y, 1.0), "1 of the training responses"),
+        (lambda x, y: (np.where(x == x[0, 0], np.inf, x), y, 1.0), "1 of the training responses"),
         (lambda x, y: (x, np.where(y == y[0, 0], np.inf, y), 1.0), "1 of the training features"),
         (lambda x, y: (x[:3], y[:3], 1.0), "3 training stimuli"),
+        (lambda x, y: (x[:1], y[:1], 1.0), "1 training stimuli"),
         (lambda x, y: (x, y, 0.0), "keep=0.0"),
         (lambda x, y: (x, y, 1.5), "keep=1.5"),
         (lambda x, y: (x, y, float("nan")), "keep=nan"),
@@ -508,6 +512,23 @@ def test_accuracy_is_numpys_correlation_of_the_kept_values(world, tmp_path):
         wanted = [np.corrcoef(true[:, k], decoded[:, k])[0, 1] for k in np.flatnonzero(kept)]
         got = accuracy.loc[accuracy.family == name, "correlation"]
         np.testing.assert_allclose(got, wanted, atol=1e-4)
+
+
+def test_a_full_disk_is_named_and_the_old_features_stay(world, tmp_path):
+    """The process may write no file of more than 4 kB, as if the disk were full."""
+    features, _, subject = world
+    path = tmp_path / "decoded.h5"
+    path.write_text("old")
+    limit, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.getsignal(signal.SIGXFSZ)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**12, limit[1]))
+    try:
+        with pytest.raises(InputError, match="decoded.h5 cannot be written"):
+            decoding.decode_subject(subject, features, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["old"]
 
 
 def test_damaged_files_are_named_and_an_old_result_survives_a_failure(world, tmp_path):
