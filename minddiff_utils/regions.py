@@ -13,11 +13,21 @@ from minddiff_utils.decoders import PENALTIES
 from minddiff_utils.decoding import correlations, voxel_weights
 from minddiff_utils.features import families, read_features
 from minddiff_utils.ridge import RidgePath
+from minddiff_utils.uncertainty import resampled_correlation
 
-__all__ = ["region_accuracies"]
+__all__ = [
+    "RegionDecoding",
+    "area_contrasts",
+    "decode_regions",
+    "region_accuracies",
+    "sample_values",
+]
 
 # Every second penalty: mean accuracies need no finer choice.
 COARSE = PENALTIES[::2]
+# Names of areas that see the picture itself begin so; all others see what is in it.
+EARLY = ("V1", "V2", "V3", "V4", "hV4", "early")
+EARLY_AREAS, HIGHER_AREAS = "early areas", "higher areas"
 
 
 class _Kernel(NamedTuple):
@@ -35,7 +45,23 @@ class _Kernel(NamedTuple):
         return _Kernel(self.train - other.train, self.test - other.test, self.size - other.size)
 
 
-def region_accuracies(
+class RegionDecoding(NamedTuple):
+    """A sample of values, decoded from many sets of voxels.
+
+    `true` float32 (n_test, n_values); `family` and `value` (n_values,), where each comes from;
+    `rois` the names of regions; `decoded` from a region and "alone", "without" it, or "all" with
+    "" for the region, to float32 (n_test, n_values). Where there are both, all early areas
+    together and all higher ones are two more regions, `EARLY_AREAS` and `HIGHER_AREAS`.
+    """
+
+    true: np.ndarray
+    family: np.ndarray
+    value: np.ndarray
+    rois: tuple[str, ...]
+    decoded: dict[tuple[str, str], np.ndarray]
+
+
+def decode_regions(
     subject: Subject,
     features_path: str | Path,
     *,
@@ -43,7 +69,7 @@ def region_accuracies(
     n_targets: int = 150,
     n_folds: int = 3,
     seed: int = 0,
-) -> pd.DataFrame:
+) -> RegionDecoding:
     """Decode a sample of each family's values from each region, and from all but the region.
 
     Ridge regression sees voxels only through their products, summed over voxels. So the matrix of
@@ -63,36 +89,155 @@ def region_accuracies(
 
     Returns
     -------
-    DataFrame
-        `family`, `roi`, `voxels` ("alone", "without" the region, or "all" with `roi` ""),
-        `value` (its place in the family) and `correlation` over the test stimuli: one row each.
+    RegionDecoding
     """
     names = [name for name in names if name in families(features_path)]
-    chosen = _sample(features_path, names, subject.splits[0], n_targets, seed)
+    chosen = sample_values(features_path, names, subject.splits[0], n_targets, seed)
     found: dict[tuple[str, str], list[np.ndarray]] = {}
     true = []
-    bar = tqdm(total=len(subject.splits) * (2 * len(subject.roi) + 1), desc="regions")
+    masks = subject.roi | _areas(subject.roi)
+    bar = tqdm(total=len(subject.splits) * (2 * len(masks) + 1), desc="regions")
     for split in subject.splits:
         true.append(_values(features_path, chosen, split.test))
         y = _values(features_path, chosen, split.train)
-        for key, kernel, stimulus in _kernels(subject, split):
+        for key, kernel, stimulus in _kernels(subject, split, masks):
             found.setdefault(key, []).append(_decode(kernel, y, n_folds, stimulus))
             bar.update()
     bar.close()
     family = np.repeat(names, [len(chosen[name]) for name in names])
     value = np.concatenate([chosen[name] for name in names])
+    decoded = {key: np.concatenate(parts) for key, parts in found.items()}
+    return RegionDecoding(np.concatenate(true), family, value, tuple(subject.roi), decoded)
+
+
+def _areas(roi: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the voxels of all early areas and of all higher ones, where there are both."""
+    kinds: dict[str, list[np.ndarray]] = {EARLY_AREAS: [], HIGHER_AREAS: []}
+    for name, mask in roi.items():
+        kinds[_kind(name)].append(mask)
+    return (
+        {kind: np.any(part, axis=0) for kind, part in kinds.items()} if all(kinds.values()) else {}
+    )
+
+
+def _kind(name: str) -> str:
+    return EARLY_AREAS if name.startswith(EARLY) else HIGHER_AREAS
+
+
+def region_accuracies(regional: RegionDecoding) -> pd.DataFrame:
+    """Correlate what each region alone, and all but each region, decode with the truth.
+
+    Returns
+    -------
+    DataFrame
+        `family`, `roi`, `voxels` ("alone", "without" the region, or "all" with `roi` ""),
+        `value` (its place in the family) and `correlation` over the test stimuli: one row each.
+    """
     frames = []
-    for (roi, voxels), parts in found.items():
-        r = correlations(np.concatenate(true), np.concatenate(parts))
-        frames.append({"family": family, "roi": roi, "voxels": voxels, "value": value})
-        frames[-1]["correlation"] = r
-    return pd.concat([pd.DataFrame(frame) for frame in frames], ignore_index=True)
+    for (roi, voxels), decoded in regional.decoded.items():
+        if roi and roi not in regional.rois:
+            continue
+        frame = {"family": regional.family, "roi": roi, "voxels": voxels, "value": regional.value}
+        frame["correlation"] = correlations(regional.true, decoded)
+        frames.append(pd.DataFrame(frame))
+    return pd.concat(frames, ignore_index=True)
 
 
-def _sample(
+def area_contrasts(
+    regional: RegionDecoding, n_resamples: int = 1000, seed: int = 0
+) -> pd.DataFrame:
+    """Ask whether early areas stand out in `z` and low layers, and higher areas in `c`.
+
+    For every region, the mean correlation of the one family less that of the other; averaged over
+    early areas, and over higher ones. How noisy a region is, and how many voxels it has, touches
+    both families alike.
+
+    Parameters
+    ----------
+    regional : RegionDecoding
+    n_resamples, seed : int
+        Of the bootstrap over pictures.
+
+    Returns
+    -------
+    DataFrame
+        Indexed by `measure` and `families` ("z - c", "block_1 - block_6"); `early` and `higher`
+        areas, their `difference` with its 95 % interval from `low` to `high`, and whether it
+        `holds`: the interval lies above 0. The measures: what a region decodes "alone", what is
+        lost "without" it, and what is lost without all of its kind. No rows where a recording has
+        areas of one kind only.
+    """
+    rows = {}
+    pairs = _pairs(regional.family)
+    if (EARLY_AREAS, "alone") not in regional.decoded:
+        return pd.DataFrame(rows)
+    for first, second in pairs:
+        for measure in ("alone", "without", "without all"):
+            early, higher = (
+                _resampled_contrast(regional, measure, kind, (first, second), n_resamples, seed)
+                for kind in (EARLY_AREAS, HIGHER_AREAS)
+            )
+            low, high = np.percentile((early - higher)[1:], [2.5, 97.5])
+            row = {"early": early[0], "higher": higher[0], "difference": early[0] - higher[0]}
+            row |= {"low": low, "high": high, "holds": low > 0}
+            rows[measure, f"{first} - {second}"] = row
+    table = pd.DataFrame(rows).T.infer_objects()
+    return table.rename_axis(["measure", "families"])
+
+
+def _pairs(family: np.ndarray) -> list[tuple[str, str]]:
+    """Return pairs of families of which the first belongs to early areas."""
+    names = list(dict.fromkeys(family.tolist()))
+    blocks = [name for name in names if name.startswith("block_")]
+    pairs = [("z", "c")] if {"z", "c"} <= set(names) else []
+    return pairs + ([(blocks[0], blocks[-1])] if len(blocks) > 1 else [])
+
+
+def _resampled_contrast(
+    regional: RegionDecoding,
+    measure: str,
+    kind: str,
+    pair: tuple[str, str],
+    n: int,
+    seed: int,
+) -> np.ndarray:
+    """Average a kind of areas: (n + 1,), of the pictures themselves first, then resampled."""
+
+    def accuracy(roi: str, voxels: str, name: str) -> np.ndarray:
+        of = regional.family == name
+        true, found = regional.true[:, of], regional.decoded[roi, voxels][:, of]
+        mean = np.nanmean(correlations(true, found))
+        return np.concatenate([[mean], resampled_correlation(true, found, n, seed)])
+
+    def value(roi: str, name: str) -> np.ndarray:
+        if measure == "alone":
+            return accuracy(roi, "alone", name)
+        return accuracy("", "all", name) - accuracy(roi, "without", name)
+
+    rois = [kind] if measure == "without all" else [r for r in regional.rois if _kind(r) == kind]
+    return np.mean([value(roi, pair[0]) - value(roi, pair[1]) for roi in rois], axis=0)
+
+
+def sample_values(
     path: str | Path, names: Sequence[str], split: Split, n: int, seed: int
 ) -> dict[str, np.ndarray]:
-    """Draw values of each family that vary over the training stimuli."""
+    """Draw values of each family that vary over the training stimuli.
+
+    Parameters
+    ----------
+    path : str or Path
+        From `write_features`.
+    names : sequence of str
+    split : Split
+    n : int
+        Of each family, at most.
+    seed : int
+
+    Returns
+    -------
+    dict of family to int array
+        Places in the family, ascending.
+    """
     rng = np.random.default_rng(seed)
     chosen = {}
     for name in names:
@@ -112,7 +257,7 @@ def _values(path: str | Path, chosen: Mapping[str, np.ndarray], ids: np.ndarray)
     return np.concatenate(parts, axis=1)
 
 
-def _kernels(subject: Subject, split: Split):
+def _kernels(subject: Subject, split: Split, masks: Mapping[str, np.ndarray]):
     """Yield (region, which voxels), the kernel, and the stimulus of each row, from 0."""
     fold, weights = prepare_fold(subject, split), voxel_weights(subject, split)
     order = np.argsort(split.train)
@@ -127,7 +272,7 @@ def _kernels(subject: Subject, split: Split):
 
     whole = kernel(slice(None))
     yield ("", "all"), whole, stimulus
-    for roi, mask in subject.roi.items():
+    for roi, mask in masks.items():
         alone = kernel(mask)
         yield (roi, "alone"), alone, stimulus
         if not mask.all():

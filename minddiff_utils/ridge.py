@@ -26,6 +26,12 @@ class RidgePath:
     by the first form if there are fewer rows than voxels and by the second otherwise; the targets
     then take one product of matrices each.
 
+    Scores, penalties and weights are those of himalaya's `KernelRidgeCV` and `RidgeCV`, to which
+    the tests hold them. What himalaya has no room for: a decomposition that is kept from one
+    family of targets to the next, folds of stimuli with a held-out stimulus's repetitions averaged
+    as a test stimulus's are, and predictions of the held-out stimuli, which selection and
+    rescaling go by.
+
     Parameters
     ----------
     x : float array, shape (n_rows, n_voxels)

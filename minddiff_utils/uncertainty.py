@@ -12,7 +12,13 @@ __all__ = [
     "hit_interval",
     "holm",
     "paired_difference",
+    "resampled_correlation",
 ]
+
+# Features that vary less count as constant.
+LEAST_TRUE, LEAST_PREDICTED = 1e-4, 1e-7
+# Values at a time, which bounds the memory.
+VALUES = 2048
 
 
 def bootstrap_interval(
@@ -193,3 +199,41 @@ def holm(p: np.ndarray) -> np.ndarray:
     order = tested[np.argsort(flat[tested], kind="stable")]
     out[order] = np.maximum.accumulate(flat[order] * np.arange(len(order), 0, -1)).clip(max=1)
     return out.reshape(p.shape)
+
+
+def resampled_correlation(
+    true: np.ndarray, predicted: np.ndarray, n_resamples: int = 1000, seed: int = 0
+) -> np.ndarray:
+    """Draw pictures with replacement, and average the correlations of all values over them.
+
+    Values of one picture belong together, so that their number says nothing about how sure their
+    mean is; the number of pictures does.
+
+    Parameters
+    ----------
+    true, predicted : float arrays, shape (n_pictures, n_values)
+        Values that do not vary, or were not predicted (NaN), are left out.
+    n_resamples : int
+    seed : int
+        Same seed, same pictures: two predictions are compared draw by draw.
+
+    Returns
+    -------
+    float array, shape (n_resamples,)
+        NaN where no value is left.
+    """
+    n = len(true)
+    rng = np.random.default_rng(seed)
+    share = rng.multinomial(n, np.full(n, 1 / n), n_resamples) / n
+    out, count = np.zeros(n_resamples), 0
+    for start in range(0, true.shape[1], VALUES):
+        a, b = (part[:, start : start + VALUES].astype(float) for part in (true, predicted))
+        kept = np.isfinite(b).all(0) & (a.std(0) >= LEAST_TRUE) & (b.std(0) >= LEAST_PREDICTED)
+        a, b = (part[:, kept] - part[:, kept].mean(0) for part in (a, b))
+        mean_a, mean_b = share @ a, share @ b
+        product = share @ (a * b) - mean_a * mean_b
+        size = (share @ a**2 - mean_a**2) * (share @ b**2 - mean_b**2)
+        varied = size > 0
+        out += np.where(varied, product / np.sqrt(np.where(varied, size, 1)), 0).sum(1)
+        count += kept.sum()
+    return out / count if count else np.full(n_resamples, np.nan)

@@ -28,10 +28,11 @@ def test_seconds_of_both_precisions_and_how_to_get_the_other(tmp_path, monkeypat
 
 def test_ratio_is_printed_where_both_run(monkeypatch):
     monkeypatch.setattr(decoders, "has_fastl2lir", lambda folder: True)
-    monkeypatch.setattr(decoders, "fit_fastl2lir", lambda *_: (100.0, 1.0))
+    monkeypatch.setattr(decoders, "fit_fastl2lir", lambda *_: (100.0, 6.0))
     monkeypatch.setattr(decoders, "_fit_ours", lambda *_: (20.0, 1.0))
     shown = call(*PAIR)
     assert "float32 over FastL2LiR's (float64, its default): 5.0" in shown.output, shown.output
+    assert "by seconds of the processor 6.0" in shown.output
 
 
 def test_fastl2lir_itself_has_the_same_weights(tmp_path):
@@ -57,7 +58,8 @@ def test_nsds_size_in_small_and_a_share_of_it(tmp_path):
     assert shown.exit_code == 0, shown.output
     total = sum(max(1, round(0.002 * size)) for size in decoders.FAMILIES.values())
     assert f"40 stimuli × 50 voxels → {total} targets" in shown.output
-    assert re.search(r"responses: +[\d.]+ s", shown.output)
+    assert re.search(r"responses: +[\d.]+ s, +[\d.]+ s of the processor", shown.output)
+    assert re.search(r"in all [\d.]+ min, [\d.]+ min of the processor; memory", shown.output)
     assert "all targets, if each costs the same" in shown.output
     assert not list(tmp_path.iterdir())
 

@@ -164,8 +164,10 @@ def test_constant_targets_are_predicted_by_their_mean():
     ("change", "said"),
     [
         (lambda x, y: (np.where(x == x[0, 0], np.nan, x), y, 1.0), "1 of the training responses"),
+        (lambda x, y: (np.where(x == x[0, 0], np.inf, x), y, 1.0), "1 of the training responses"),
         (lambda x, y: (x, np.where(y == y[0, 0], np.inf, y), 1.0), "1 of the training features"),
         (lambda x, y: (x[:3], y[:3], 1.0), "3 training stimuli"),
+        (lambda x, y: (x[:1], y[:1], 1.0), "1 training stimuli"),
         (lambda x, y: (x, y, 0.0), "keep=0.0"),
         (lambda x, y: (x, y, 1.5), "keep=1.5"),
         (lambda x, y: (x, y, float("nan")), "keep=nan"),
@@ -267,6 +269,15 @@ def test_components_of_values_are_decoded_and_put_together():
     np.testing.assert_allclose(of_components.predict(x), by_hand.predict(x)[:, :4], atol=1e-3)
     np.testing.assert_allclose(of_components.r2, by_hand.r2[:4], atol=1e-4)
     assert components.basis.shape == (120, 4)
+
+
+def test_the_scale_of_a_target_makes_no_difference():
+    """So that decoding components is decoding whitened values."""
+    x, y = low_rank()
+    scale = np.geomspace(0.01, 100, y.shape[1], dtype=np.float32)
+    plain, scaled = fit_decoder(x, y), fit_decoder(x, y * scale)
+    np.testing.assert_allclose(scaled.r2, plain.r2, atol=1e-4)
+    np.testing.assert_allclose(scaled.predict(x) / scale, plain.predict(x), atol=1e-3)
 
 
 def test_the_papers_decoder_is_voxel_selected_ridge():

@@ -11,13 +11,22 @@ from minddiff_utils.datasets import Split
 from minddiff_utils.decoding import correlations, prepare_fold, voxel_weights
 from minddiff_utils.features import read_features
 from minddiff_utils.figures_decoding import region_loss
-from minddiff_utils.regions import COARSE, region_accuracies
+from minddiff_utils.regions import (
+    COARSE,
+    EARLY_AREAS,
+    HIGHER_AREAS,
+    RegionDecoding,
+    area_contrasts,
+    decode_regions,
+    region_accuracies,
+)
 from minddiff_utils.ridge import RidgePath
 
 
 def test_regions_tell_which_one_knows(world):  # noqa: F811
     features, _, subject = world
-    table = region_accuracies(subject, features, names=("z", "c", "block_9"), n_targets=10)
+    found = decode_regions(subject, features, names=("z", "c", "block_9"), n_targets=10)
+    table = region_accuracies(found)
     assert len(table) == 2 * 10 * (2 + 2 + 1)  # families that are there, values, sets of voxels
     means = table.groupby(["family", "voxels", "roi"]).correlation.mean()
     assert means["z", "alone", "A"] > 0.8 and means["z", "without", "B"] > 0.8
@@ -31,7 +40,7 @@ def test_they_are_decoders_fitted_to_those_voxels(world, repetitions):  # noqa: 
     features, ids, subject = world
     split = Split("main", ids[:29:-1], ids[:30])
     subject = dataclasses.replace(subject, splits=(split,), repetitions=repetitions)
-    table = region_accuracies(subject, features, names=("z",), n_targets=16)
+    table = region_accuracies(decode_regions(subject, features, names=("z",), n_targets=16))
     found = table.set_index(["voxels", "roi"]).correlation
     fold, weights = prepare_fold(subject, split), voxel_weights(subject, split)
     y, true = (
@@ -56,3 +65,69 @@ def test_one_region_alone_gives_a_sentence_for_a_figure():
     )
     fig = region_loss(frame)
     assert not fig.axes and "one region only" in fig.texts[0].get_text()
+
+
+# --- early and higher areas -----------------------------------------------------------------------
+
+
+def known(noise, n=300, seed=0):
+    """Two values, and what two areas of each kind make of them: truth with the given noise."""
+    rng = np.random.default_rng(seed)
+    true = rng.standard_normal((n, 2))
+    decoded = {
+        key: true + np.array(loud) * rng.standard_normal((n, 2)) for key, loud in noise.items()
+    }
+    names = np.array(["z", "c"])
+    return RegionDecoding(true, names, np.zeros(2, int), ("V1", "hV4", "LO", "IPS"), decoded)
+
+
+EARLY_NOISE, HIGHER_NOISE = (0.2, 2.0), (2.0, 0.2)
+LAYOUT = {
+    ("", "all"): (0.2, 0.2),
+    **dict.fromkeys([("V1", "alone"), ("hV4", "alone"), (EARLY_AREAS, "alone")], EARLY_NOISE),
+    **dict.fromkeys([("LO", "alone"), ("IPS", "alone"), (HIGHER_AREAS, "alone")], HIGHER_NOISE),
+    **dict.fromkeys([("V1", "without"), ("hV4", "without")], (0.5, 0.2)),
+    **dict.fromkeys([("LO", "without"), ("IPS", "without")], (0.2, 0.5)),
+    (EARLY_AREAS, "without"): HIGHER_NOISE,
+    (HIGHER_AREAS, "without"): EARLY_NOISE,
+}
+
+
+def test_contrast_finds_what_each_kind_of_area_knows():
+    table = area_contrasts(known(LAYOUT))
+    assert list(table.index) == [(m, "z - c") for m in ("alone", "without", "without all")]
+    assert table.holds.all() and (table.low < table.difference).all()
+    r = 1 / np.sqrt(1 + np.square([0.2, 2.0]))
+    np.testing.assert_allclose(table.early["alone", "z - c"], r[0] - r[1], atol=0.08)
+    np.testing.assert_allclose(table.higher["alone", "z - c"], r[1] - r[0], atol=0.08)
+
+
+def test_contrast_does_not_hold_where_areas_know_the_same():
+    table = area_contrasts(known(dict.fromkeys(LAYOUT, (1.0, 1.0))))
+    assert not table.holds.any() and (table.low < 0).all() and (table.high > 0).all()
+
+
+def test_contrast_needs_both_kinds_of_areas(world):  # noqa: F811
+    features, _, subject = world
+    assert area_contrasts(decode_regions(subject, features, names=("z", "c"))).empty
+
+
+def test_all_areas_of_a_kind_are_regions_together(world):  # noqa: F811
+    features, _, subject = world
+    halves = np.arange(100) % 2 == 0
+    roi = {
+        "V1": subject.roi["A"] & halves,
+        "V2": subject.roi["A"] & ~halves,
+        "LO": subject.roi["B"],
+    }
+    found = decode_regions(
+        dataclasses.replace(subject, roi=roi), features, names=("z", "block_1", "block_2")
+    )
+    whole = decode_regions(subject, features, names=("z", "block_1", "block_2"))
+    for ours, key in ((EARLY_AREAS, "A"), (HIGHER_AREAS, "B")):
+        for voxels in ("alone", "without"):
+            np.testing.assert_allclose(
+                found.decoded[ours, voxels], whole.decoded[key, voxels], atol=1e-3
+            )
+    assert set(region_accuracies(found).roi) == {"", "V1", "V2", "LO"}
+    assert list(area_contrasts(found).index.levels[1]) == ["block_1 - block_2"]

@@ -86,3 +86,18 @@ def test_holm_equals_its_definition_and_bounds_the_false_findings():
             assert adjusted[index] == pytest.approx(min(1, max(steps[: place + 1])))
         found += np.any(adjusted < 0.05)
     assert binomtest(found, 2000, 0.05, "greater").pvalue > 0.001
+
+
+def test_resampled_correlations_are_those_of_pictures_drawn_again(monkeypatch):
+    rng = np.random.default_rng(0)
+    true = rng.standard_normal((20, 7))
+    predicted = true + rng.standard_normal((20, 7)) + 3
+    true[:, 2], predicted[:, 4], predicted[3, 5] = 1.0, 2.0, np.nan
+    monkeypatch.setattr(uncertainty, "VALUES", 3)
+    found = uncertainty.resampled_correlation(true, predicted, 50, seed=3)
+    drawn = np.random.default_rng(3).multinomial(20, np.full(20, 1 / 20), 50)
+    for counts, value in zip(drawn, found, strict=True):
+        rows = np.repeat(np.arange(20), counts)
+        pairs = [(true[rows, k], predicted[rows, k]) for k in (0, 1, 3, 6)]
+        assert value == pytest.approx(np.mean([np.corrcoef(*pair)[0, 1] for pair in pairs]))
+    assert np.isnan(uncertainty.resampled_correlation(np.ones((4, 2)), np.ones((4, 2)))).all()

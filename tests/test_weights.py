@@ -11,7 +11,7 @@ from test_decoding import recording, world  # noqa: F401
 from minddiff_utils import figures_decoding, weights
 from minddiff_utils.decoders import Decoder, load_decoder
 from minddiff_utils.decoding import decode_subject, decoding_accuracy
-from minddiff_utils.regions import region_accuracies
+from minddiff_utils.regions import decode_regions, region_accuracies
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_without_repetitions_there_is_no_ceiling(world, decoded):  # noqa: F811
 
 def test_figures_draw_what_they_are_given(world, decoded, tmp_path):  # noqa: F811
     features, _, subject = world
-    table = region_accuracies(subject, features, n_targets=5)
+    table = region_accuracies(decode_regions(subject, features, n_targets=5))
     share = {"z": np.linspace(0, 0.02, 100), "c": np.full(100, 0.01)}
     places = np.stack(np.unravel_index(np.arange(100), (5, 5, 4)), axis=1)
     placed = dataclasses.replace(subject, voxel_ijk=places, volume_shape=(5, 5, 4))

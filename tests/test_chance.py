@@ -1,0 +1,78 @@
+"""Chance over many deals of the responses, on recordings whose answer is known."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from test_decoding import recording, world  # noqa: F401
+
+from minddiff_utils.chance import chance_accuracies, chance_interval
+from minddiff_utils.controls import shuffled_rows
+from minddiff_utils.datasets import Split, prepare_fold
+from minddiff_utils.decoders import Method, fit_family
+from minddiff_utils.decoding import correlations, training_design
+from minddiff_utils.features import read_features
+from minddiff_utils.files import InputError
+
+
+@pytest.mark.parametrize(
+    "method",
+    [Method(), Method(target_components=0), Method("voxel_selected", n_voxels_z=20)],
+    ids=lambda method: f"{method.decoder}-{method.target_components}",
+)
+def test_it_is_the_decoder_of_features_in_the_wrong_order(world, method):  # noqa: F811
+    features, ids, subject = world
+    found = chance_accuracies(subject, features, method=method, n_shuffles=2, n_values=99)
+    found = found.set_index(["family", "shuffle"]).correlation
+    split = subject.splits[0]
+    fold = prepare_fold(subject, split)
+    trained, design = training_design(subject, split, fold)
+    y, true = (
+        read_features(features, "z", part).reshape(len(part), -1) for part in (trained, split.test)
+    )
+    rng = np.random.default_rng([0, 0])
+    for shuffle in range(2):
+        order = shuffled_rows(len(trained), rng)
+        decoder = fit_family(design, y[order], "z", method)[0]
+        wanted = correlations(true, decoder.predict(fold.test_x)).mean()
+        assert found["z", shuffle] == pytest.approx(wanted, abs=1e-3)
+
+
+def test_chance_is_at_zero_where_decoding_is_not(world):  # noqa: F811
+    features, _, subject = world
+    table = chance_interval(
+        chance_accuracies(subject, features),
+        dict.fromkeys(("z", "c", "block_1", "block_2", "embedding"), 0.8),
+    )
+    assert table.at_chance.all(), table
+    assert (table.low < table.chance).all() and (table.highest < 0.3).all()
+
+
+def test_several_splits_are_judged_together(world):  # noqa: F811
+    features, ids, subject = world
+    splits = (Split("a", ids[30:], ids[:30]), Split("b", ids[:100], ids[100:]))
+    both = dataclasses.replace(subject, splits=splits)
+    found = chance_accuracies(both, features, n_shuffles=3)
+    assert len(found) == 5 * 3 and found.correlation.notna().all()
+    assert found.equals(chance_accuracies(both, features, n_shuffles=3))
+    assert not found.equals(chance_accuracies(both, features, n_shuffles=3, seed=1))
+
+
+def test_interval_is_students_over_deals_for_all_families_together():
+    rng = np.random.default_rng(0)
+    values = {"z": rng.standard_normal(8), "c": 5 + rng.standard_normal(8)}
+    frame = pd.concat(
+        [pd.DataFrame({"family": name, "correlation": part}) for name, part in values.items()]
+    )
+    table = chance_interval(frame, {"z": 0.1, "c": 0.2})
+    for name, part in values.items():
+        wanted = stats.ttest_1samp(part, 0).confidence_interval(0.975)
+        np.testing.assert_allclose(table.loc[name, ["low", "high"]].astype(float), wanted)
+    assert table.at_chance.to_dict() == {"z": True, "c": False}
+
+
+def test_one_deal_is_refused(world):  # noqa: F811
+    with pytest.raises(InputError, match="n_shuffles=1"):
+        chance_accuracies(world[2], world[0], n_shuffles=1)
