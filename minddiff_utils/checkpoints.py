@@ -11,8 +11,10 @@ from minddiff_utils.files import InputError
 
 __all__ = [
     "CLIP_FILES",
+    "CLIP_PARTS",
     "DIFFUSION_FILES",
     "PAPER",
+    "PARTS",
     "REVISIONS",
     "clip_name",
     "find_model",
@@ -40,6 +42,9 @@ DIFFUSION_FILES = (
     "text_encoder/model.safetensors",
 )
 CLIP_FILES = ("*.json", "model.safetensors")
+# What their folders must hold.
+PARTS = ("model_index.json", "vae", "unet", "text_encoder", "tokenizer", "scheduler")
+CLIP_PARTS = ("config.json", "preprocessor_config.json")
 
 TIMEOUT = 10  # seconds for the first answer of the hub
 HUB_NAME = re.compile(r"(?P<repository>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?")

@@ -21,7 +21,16 @@ import papermill
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from minddiff_utils.checkpoints import PAPER, clip_name, hub_name
+from minddiff_utils.checkpoints import (
+    CLIP_FILES,
+    CLIP_PARTS,
+    DIFFUSION_FILES,
+    PAPER,
+    PARTS,
+    clip_name,
+    find_model,
+    hub_name,
+)
 from minddiff_utils.files import InputError, atomic_path
 from minddiff_utils.runs import Job
 from minddiff_utils.storage import open_to_write
@@ -304,13 +313,40 @@ def begin(job: Job) -> None:
 
     Without effect if called again: of shards that run side by side none removes another's work if
     this was called before them.
+
+    Raises
+    ------
+    InputError
+        If the recording or a folder of models is not there; then nothing is removed.
     """
     folder = Path(job.run) / job.subject
     mark = Path(job.output).with_name(f".{job.notebook}.begun")
     if not mark.exists() or mark.read_text(encoding="utf-8") != job.data:
+        _check_inputs(job)  # a mistyped path must not cost the results of the right one
         forget(folder, job.notebook)
         with atomic_path(mark) as temporary:
             temporary.write_text(job.data, encoding="utf-8")
+
+
+def _check_inputs(job: Job) -> None:
+    """Raise InputError if the recording is not there, or a folder of models lacks a part."""
+    given, folder = job.parameters, Path(job.cwd)
+    if given.get("data_path") and not (folder / given["data_path"]).exists():
+        raise InputError(
+            f"There is no {folder / given['data_path']}: give the recording's folder or file as "
+            "`data_path`."
+        )
+    if not given.get("models"):
+        return
+    models = _from_folder(given["models"], folder)
+    if hub_name(models) is None:
+        alone = (Path(models) / "model_index.json").exists()
+        inside = Path(models) if alone else Path(models) / "stable_diffusion"
+        find_model(inside, DIFFUSION_FILES, PARTS)
+    for role in PAPER.keys() & given.keys():
+        name = clip_name(models, role, _from_folder(given[role], folder))
+        if hub_name(name) is None:
+            find_model(name, CLIP_FILES, CLIP_PARTS)
 
 
 def forget(folder: Path, notebook: str) -> None:

@@ -18,7 +18,15 @@ from transformers import CLIPModel
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import logging as transformers_logging
 
-from minddiff_utils.checkpoints import CLIP_FILES, DIFFUSION_FILES, clip_name, find_model, hub_name
+from minddiff_utils.checkpoints import (
+    CLIP_FILES,
+    CLIP_PARTS,
+    DIFFUSION_FILES,
+    PARTS,
+    clip_name,
+    find_model,
+    hub_name,
+)
 from minddiff_utils.clip import Clip, to_pictures, to_rgb
 from minddiff_utils.files import InputError
 
@@ -35,7 +43,6 @@ __all__ = [
     "to_rgb",
 ]
 
-PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
 DTYPES = {
     "float64": torch.float64,
     "float32": torch.float32,
@@ -423,7 +430,7 @@ def load_clip(name: str | Path, device: str = "auto", dtype: str | torch.dtype =
         If a part is missing and cannot be downloaded; the message says how to get it.
     """
     device = resolve_device(device)
-    folder = find_model(name, CLIP_FILES, ("config.json", "preprocessor_config.json"))
+    folder = find_model(name, CLIP_FILES, CLIP_PARTS)
     model = _reported(folder, CLIPModel.from_pretrained, dtype=resolve_dtype(dtype, device))
     settings, _ = BaseImageProcessor.get_image_processor_dict(folder)
     return Clip(model.to(device), settings)
@@ -480,7 +487,7 @@ def _load_pipeline(models: str | Path, dtype: torch.dtype) -> StableDiffusionPip
     inside = Path(models) / "stable_diffusion"
     alone = hub_name(models) is not None or (Path(models) / "model_index.json").exists()
     name = models if alone else inside
-    folder = find_model(name, DIFFUSION_FILES, ("model_index.json", *PARTS))
+    folder = find_model(name, DIFFUSION_FILES, PARTS)
     # The phantom has no safety checker, of which diffusers warns at length each time.
     verbosity = diffusers_logging.get_verbosity()
     diffusers_logging.set_verbosity_error()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -340,6 +341,33 @@ def test_a_new_computation_forgets_and_a_stopped_one_goes_on(tmp_path):
     assert features.exists()
     execution.begin(runs.Job(**{**vars(job), "data": "B"}))
     assert not features.exists() and not (tmp_path / "s" / "decoders").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("data_path", "nowhere", "nowhere: give the recording"),
+        ("models", "nowhere", "stable_diffusion lacks model_index.json"),
+        ("models", "models", "stable_diffusion lacks unet"),
+        ("guide", "nowhere", "nowhere lacks config.json"),
+        ("judge", "models", "models lacks config.json"),
+    ],
+)
+def test_a_mistyped_path_does_not_cost_the_results_of_the_right_one(tmp_path, name, value, said):
+    weights = ROOT / "minddiff_utils" / "phantom" / "weights"
+    shutil.copytree(weights, tmp_path / "models", ignore=shutil.ignore_patterns("unet"))
+    right = {"data_path": ".", "models": str(weights), "guide": "", "judge": ""}
+    job = {**vars(job_of(tmp_path, "02_decoding")), "cwd": str(tmp_path), "parameters": right}
+    execution.begin(runs.Job(**job))
+    features = tmp_path / "s" / "features.h5"
+    features.write_text("days of work")
+    job |= {"parameters": {**right, name: value}, "data": "B"}
+    with pytest.raises(InputError, match=said):
+        execution.begin(runs.Job(**job))
+    assert features.read_text() == "days of work"
+    job["parameters"] = right
+    execution.begin(runs.Job(**job))
+    assert not features.exists()
 
 
 def test_stage_2_forgets_its_own_pictures_and_leaves_those_of_stage_1(tmp_path):

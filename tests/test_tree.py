@@ -263,7 +263,7 @@ def test_other_settings_replace_the_tree(copy):
     write_tree(copy, ("subj01",), **{**SMALL, "n_train": 30, "n_test": 10})
     subject = load_subject("nsd", copy, "subj01")
     assert len(subject.stimulus_id) == 120
-    with pytest.raises(InputError, match="which has subj01$"):
+    with pytest.raises(InputError, match="which has subj01: choose"):
         load_subject("nsd", copy, "subj02")
 
 
