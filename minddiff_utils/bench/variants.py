@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import pandas as pd
-import torch
 import typer
 
 from minddiff_utils.bench.stage2 import METRICS, MODELS, count_unet
@@ -75,6 +74,8 @@ def compare_ways(
 
 
 def _paint(generator, decoded, way: "Way", changes: dict, batch: int) -> np.ndarray:
+    import torch
+
     from minddiff_utils.generator import to_pictures
     from minddiff_utils.reconstruction import stage2_inputs
     from minddiff_utils.settings import Settings
