@@ -19,6 +19,7 @@ RANGES = {
     "n_voxels_structure": (1, ANY),
     "n_components": (1, ANY),
     "n_folds": (2, ANY),
+    "n_shuffles": (2, ANY),
     "least_reliability": (1e-6, 1 - 1e-6),
     "most_reliability": (1e-6, 1 - 1e-6),
     "keep_structure": (1e-6, 1),

@@ -126,6 +126,7 @@ def test_chapters_invite_to_change_one_thing():
         "01_data",
         "02_decoding",
         "03_stage1",
+        "04_stage2",
         "05_metrics",
     }
     for sheet in INVITING:
