@@ -230,5 +230,4 @@ WAYS: dict[str, tuple[Way, dict]] = {
     "10 iterations, gradient of the last step": (truncated, OUTER),
     "10 iterations, gradient of the last 2 steps": (partial(truncated, last=2), OUTER),
     "10 iterations, decoded values": (by_settings, OUTER | {"structure": "values"}),
-    "30 iterations": (by_settings, OUTER | {"iterations": 30, "learning_rate": 0.03}),
 }
