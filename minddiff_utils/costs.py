@@ -114,7 +114,10 @@ class Loop:
 
 @dataclass(frozen=True)
 class Pass:
-    """The guided pass: some looks at every denoising step, then the step itself."""
+    """The guided pass: some looks at every denoising step, then the step itself.
+
+    A look goes through the half under the text alone (`through="text"`), the step through both.
+    """
 
     denoising: int
     looks: int
@@ -122,12 +125,12 @@ class Pass:
     @property
     def forwards(self) -> int:
         """Passes through the UNet, one picture and one condition each."""
-        return self.denoising * 2 * (self.looks + 1)
+        return self.denoising * (self.looks + 2)
 
     @property
     def equivalents(self) -> int:
         """The same with the way back of each look, which takes twice as long as the way there."""
-        return self.denoising * 2 * (3 * self.looks + 1)
+        return self.denoising * (3 * self.looks + 2)
 
     def operations(self, counts: "Counts") -> float:
         """Operations a picture; the decoder runs once a look, and back, and once at the end."""
@@ -135,13 +138,13 @@ class Pass:
         return self.equivalents * counts.unet + decoded * counts.decoder
 
     def saved(self, counts: "Counts", recompute: bool = False) -> int:
-        """Bytes that are kept of a picture for the way back: of one step and the decoder."""
+        """Bytes that are kept of a picture for the way back: at most of a step and the decoder."""
         return counts.unet_saved + counts.decoder_saved
 
 
 LOOPS = {
     "the paper's: 35 steps, 300 iterations": Loop(35, 300),
-    "this book's: 14 steps, one look each": Pass(14, 1),
+    "this book's: 14 steps, 2 looks each": Pass(14, 2),
 }
 
 

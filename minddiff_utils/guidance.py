@@ -7,6 +7,7 @@ DPS, 2209.14687, and TFG, 2409.15761.)
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -47,7 +48,8 @@ def guided_pass(
     z_0 : Tensor, shape of `z`
         The last latent.
     iterates : list of Tensor, shape (n, 3, H, W)
-        The picture predicted at each guided step, before it is corrected there.
+        The picture predicted at each guided step, before it is corrected there; with
+        `settings.through` "text", under the text condition alone.
     losses : list of Tensor, shape (n, n_blocks)
         Of these pictures.
     """
@@ -57,14 +59,19 @@ def guided_pass(
     iterates, losses = [], []
     for number, step in enumerate(timesteps):
 
-        def predict(z_t: torch.Tensor, step: torch.Tensor = step) -> torch.Tensor:
-            return generator.predict_clean(z_t, c, empty, step, settings.guidance)
+        def predict(
+            z_t: torch.Tensor, step: torch.Tensor = step, guidance: float = settings.guidance
+        ) -> torch.Tensor:
+            return generator.predict_clean(z_t, c, empty, step, guidance)
+
+        # Without guidance only the half under the text is computed.
+        look = partial(predict, guidance=1.0) if settings.through == "text" else predict
 
         variance = generator.noise_variance(step)
         last = settings.guided or len(timesteps)
         guided = number % settings.every == 0 and number < last
         if guided:
-            z_t, picture, loss = follow(generator, z_t, predict, loss_of, variance, settings)
+            z_t, picture, loss = follow(generator, z_t, look, loss_of, variance, settings)
             iterates.append(picture)
             losses.append(loss)
         with torch.no_grad():

@@ -15,6 +15,7 @@ from minddiff_utils.uncertainty import paired_difference
 __all__ = [
     "DEFAULT_WAY",
     "MEASURED",
+    "REFERENCE_WAY",
     "read_solvers",
     "read_ways",
     "solver_table",
@@ -26,12 +27,12 @@ MEASURED = Path(__file__).resolve().parents[1] / "book" / "measured"
 SHOWN = ("clip_judge", "ssim", "pcc")
 COSTS = {
     "equivalents": "UNet passes a picture",
-    "seconds": "seconds a picture",
     "processor_seconds": "seconds of the processor",
     "loss": "structure loss",
 }
 FIRST = "stage 1 alone"  # what the ways are compared with
 DEFAULT_WAY = "guided pass"
+REFERENCE_WAY = "one look, both halves"  # of the rows that follow it
 
 
 def _read(folder: Path, kind: str) -> dict[str, pd.DataFrame]:

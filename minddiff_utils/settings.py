@@ -21,6 +21,7 @@ BOUNDS = {
 }
 CHOICES = {
     "solver": ("fast", "paper"),
+    "through": ("text", "both"),
     "optimise": ("zc", "z", "c"),
     "structure": ("components", "values"),
 }
@@ -50,6 +51,9 @@ class Settings:
         the noise still leaves open.
     looks : int
         Fast solver: gradients a guided step, among which its reach is divided.
+    through : str
+        Fast solver: what the gradient is taken of and runs back through, "text": the prediction
+        under the text condition alone; "both": the guided one, for twice the passes of the UNet.
     every : int
         Fast solver: every so many steps one is guided, the first among them.
     guided : int
@@ -78,7 +82,8 @@ class Settings:
     solver: str = "fast"
     structure: str = "components"
     reach: float = 0.2
-    looks: int = 1
+    looks: int = 2
+    through: str = "text"
     every: int = 1
     guided: int = 0
     pull: float = 1.0

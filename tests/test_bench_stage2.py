@@ -26,11 +26,12 @@ def generator(tiny_models):
 @pytest.mark.parametrize(
     ("settings", "forward", "backward"),
     [
-        (FAST, 3 * 2 * (2 + 1), 3 * 2 * 2),  # steps, both conditions, looks and the step itself
+        (FAST, 3 * (2 + 2), 3 * 2),  # steps, looks under the text, both conditions of the step
+        (dataclasses.replace(FAST, through="both"), 3 * 2 * (2 + 1), 3 * 2 * 2),
         (PAPER, 3 * 2 * 3, 3 * 2 * 2),  # steps, both conditions, iterations and the last picture
         (dataclasses.replace(PAPER, recompute=True), 3 * 2 * (3 + 2), 3 * 2 * 2),
     ],
-    ids=["fast", "paper", "recomputed"],
+    ids=["fast", "both halves", "paper", "recomputed"],
 )
 def test_passes_are_counted(generator, tmp_path, settings, forward, backward):
     with count_unet(generator.unet) as count:
@@ -47,7 +48,7 @@ def test_table_and_going_on(generator, tiny_models, tmp_path):
     given = (generator, arrays, truth, embed, {"fast": FAST, "paper": PAPER}, tmp_path, 2)
     table = compare_solvers(*given)
     assert list(table.index) == ["fast", "paper"]
-    assert list(table.equivalents) == [3 * 2 * (3 + 4), 3 * 2 * (3 + 4)]
+    assert list(table.equivalents) == [3 * (4 + 4), 3 * 2 * (3 + 4)]
     assert (table.loc["fast", ["ssim_gain", "ssim_low", "ssim_high"]] == 0).all()
     gain = table.ssim["fast"] - table.ssim["paper"]
     assert table.loc["paper", "ssim_gain"] == pytest.approx(gain)
@@ -59,9 +60,10 @@ def test_table_and_going_on(generator, tiny_models, tmp_path):
 
 def test_estimate_adds_up_the_parts():
     table = estimate({"prediction": 1.0, "look": 10.0, "painted": 4.0})
-    assert table.seconds["fast"] == 14 * (10 + 1)
-    assert table.seconds["paper"] == 300 * (35 * (1 + 10 - 4) + 4)  # there, there again and back
-    assert list(table.passes) == [14 * 2 * 4, 84_000]
+    assert table.seconds["fast"] == 14 * (2 * 10 + 1)
+    # Both halves there, and then there and back.
+    assert table.seconds["paper"] == 300 * (35 * (1 + 2 * (10 - 4)) + 4)
+    assert list(table.passes) == [14 * (2 * 3 + 2), 84_000]
 
 
 def test_cost_at_full_size_is_printed_for_a_miniature():

@@ -48,19 +48,19 @@ def test_command_prints_them(monkeypatch, capsys):
         "batch=12, recompute=False",
     ):
         assert line in said, line
-    assert re.search(r"UNet passes +21000.0* +84.0", said)
-    assert re.search(r"with gradients +84000.0* +196.0", said)
+    assert re.search(r"UNet passes +21000.0* +56.0", said)
+    assert re.search(r"with gradients +84000.0* +112.0", said)
 
 
 def test_times_and_memory_follow_from_the_counts():
     table = costs.time_table(MADE)
-    row = table.loc["this book's: 14 steps, one look each"]
-    operations = 14 * 2 * (3 + 1) * 1e12 + (14 * 3 + 1) * 2e12
+    row = table.loc["this book's: 14 steps, 2 looks each"]
+    operations = 14 * (2 * 3 + 2) * 1e12 + (14 * 2 * 3 + 1) * 2e12
     assert row["80 GB (A100): s"] == pytest.approx(operations / (0.4 * 312e12))
     assert row["80 GB (A100): h"] == pytest.approx(982 * row["80 GB (A100): s"] / 3600)
     loop = costs.Loop(6, 10)
     held = 2e9 + (6 * 38_400 + 16_384) * 128 * 4  # the weights, the projections
-    assert costs.memory(MADE, costs.Pass(14, 1), 2, recompute=False) == held + 2 * (2e9 + 3e9)
+    assert costs.memory(MADE, costs.Pass(14, 2), 2, recompute=False) == held + 2 * (2e9 + 3e9)
     assert costs.memory(MADE, loop, 2, recompute=True) == held + 2 * 3e9
     assert costs.memory(MADE, loop, 2, recompute=False) == held + 2 * (6 * 2e9 + 3e9)
 

@@ -77,10 +77,16 @@ def plain_pass(generator, z, c, target, belief, noise, settings):
             v = without + settings.guidance * (generator.unet(x, step, c).sample - without)
             return a.sqrt() * x - (1 - a).sqrt() * v
 
+        def seen_by_the_loss(x, step=step, a=a, clean_of=clean_of):
+            if settings.through == "both":
+                return clean_of(x)
+            return a.sqrt() * x - (1 - a).sqrt() * generator.unet(x, step, c).sample
+
         guided = number % settings.every == 0
         for _ in range(settings.looks * guided):
             x = x.detach().requires_grad_(True)
-            rgb = generator.vae.decode(clean_of(x) / generator.vae.config.scaling_factor).sample
+            clean = seen_by_the_loss(x) / generator.vae.config.scaling_factor
+            rgb = generator.vae.decode(clean).sample
             g = torch.autograd.grad(plain_loss(generator, rgb, target), x)[0]
             open_ = ((1 - a) / a) / (1 + (1 - a) / a)
             length = settings.reach / settings.looks * open_.sqrt()
@@ -101,13 +107,13 @@ def plain_pass(generator, z, c, target, belief, noise, settings):
     return generator.vae.decode(x / generator.vae.config.scaling_factor).sample
 
 
-@pytest.mark.parametrize("every", [1, 2])
-def test_the_guided_pass_is_that_of_a_plain_transcription(tiny_models, every):
+@pytest.mark.parametrize(("every", "through"), [(1, "text"), (2, "text"), (1, "both")])
+def test_the_guided_pass_is_that_of_a_plain_transcription(tiny_models, every, through):
     generator = load_generator(tiny_models, "cpu", torch.float64)
     z, c, target, noise = inputs(generator)
     belief = some_belief()
     belief = belief._replace(value=belief.value.double(), basis=belief.basis.double())
-    settings = dataclasses.replace(QUICK, reach=0.5, pull=2.0, every=every)
+    settings = dataclasses.replace(QUICK, reach=0.5, pull=2.0, every=every, through=through)
     found = stage2(generator, z, c, target, noise, settings, belief)
     assert len(found.iterates) == len(range(0, 3, every)) + 1
     for i in range(N):

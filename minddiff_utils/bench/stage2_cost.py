@@ -69,9 +69,9 @@ def measure_parts(generator: "Generator") -> dict[str, float]:
     Returns
     -------
     dict of str to float
-        Seconds of a guided prediction (two passes of the UNet); of a look: the prediction, its
-        picture, CLIP, and the gradient back to the noisy latent; and of picture and CLIP with
-        their gradient alone.
+        Seconds of a guided prediction (two passes of the UNet); of a look: the prediction under
+        the text (one pass), its picture, CLIP, and the gradient back to the noisy latent; and of
+        picture and CLIP with their gradient alone.
     """
     import torch
 
@@ -82,12 +82,12 @@ def measure_parts(generator: "Generator") -> dict[str, float]:
     empty = generator.empty_condition().to(c)
     z_t = generator.add_noise(z, noise, step[None])
 
-    def predict(z_t: "torch.Tensor") -> "torch.Tensor":
-        return generator.predict_clean(z_t, c, empty, step, settings.guidance)
+    def predict(z_t: "torch.Tensor", guidance: float = 1.0) -> "torch.Tensor":
+        return generator.predict_clean(z_t, c, empty, step, guidance)
 
     def plain() -> None:
         with torch.no_grad():
-            predict(z_t)
+            predict(z_t, settings.guidance)
 
     def painted() -> None:
         leaf = z.clone().requires_grad_(True)
@@ -107,7 +107,7 @@ def measure_parts(generator: "Generator") -> dict[str, float]:
 def estimate(parts: dict[str, float]) -> pd.DataFrame:
     """Add up what `measure_parts` found, to seconds and passes of the UNet a picture.
 
-    The guided pass has 14 steps with one look each, and a prediction for the step itself. In the
+    The guided pass has 14 steps with two looks each, and a prediction for the step itself. In the
     paper's solver every iteration has 35 steps; each is predicted, and on the way back predicted
     again with its gradient. The decoder's last picture is small beside either and left out.
 
@@ -121,11 +121,12 @@ def estimate(parts: dict[str, float]) -> pd.DataFrame:
     DataFrame
         Rows "fast" and "paper"; columns `seconds`, `passes` (forward-equivalents).
     """
-    fast, paper = Pass(14, 1), Loop(PAPER_STEPS, PAPER_ITERATIONS)
+    fast, paper = Pass(14, 2), Loop(PAPER_STEPS, PAPER_ITERATIONS)
     prediction, look, painted = parts.values()
+    step = prediction + 2 * (look - painted)  # both halves, there and then there and back
     seconds = {
         "fast": fast.denoising * (fast.looks * look + prediction),
-        "paper": paper.iterations * (paper.denoising * (prediction + look - painted) + painted),
+        "paper": paper.iterations * (paper.denoising * step + painted),
     }
     passes = {"fast": fast.equivalents, "paper": paper.equivalents}
     return pd.DataFrame({"seconds": seconds, "passes": passes})

@@ -13,7 +13,7 @@ import torch
 
 from minddiff_utils.generator import Generator
 from minddiff_utils.guidance import follow, guided_pass, pull
-from minddiff_utils.measured import DEFAULT_WAY
+from minddiff_utils.measured import DEFAULT_WAY, REFERENCE_WAY
 from minddiff_utils.reconstruction import (
     algorithm_1,
     generate,
@@ -196,35 +196,41 @@ def afterwards(
 
 
 OUTER = {"solver": "paper", "iterations": 10, "learning_rate": 0.1}
-# Name -> (way, changes of the default settings).
+BOTH = {"through": "both"}
+ONE = {"through": "both", "looks": 1}
+# Name -> (way, changes of the default settings). From REFERENCE_WAY on, rows differ from that one.
 WAYS: dict[str, tuple[Way, dict]] = {
     DEFAULT_WAY: (by_settings, {}),
     "stage 1 alone": (walk, {"pull": 0.0}),
+    "gradient through both halves": (by_settings, BOTH),
+    "3 looks, both halves": (by_settings, BOTH | {"looks": 3}),
+    "4 looks, both halves": (by_settings, BOTH | {"looks": 4}),
+    REFERENCE_WAY: (by_settings, ONE),
     "pull of z, no structure": (walk, {}),
-    "structure, no pull of z": (by_settings, {"pull": 0.0}),
-    "fits decoded values": (by_settings, {"structure": "values"}),
-    "2 looks a step": (by_settings, {"looks": 2}),
-    "3 looks a step": (by_settings, {"looks": 3}),
-    "4 looks a step": (by_settings, {"looks": 4}),
-    "every second step guided": (by_settings, {"every": 2}),
-    "first 2 steps guided": (by_settings, {"guided": 2}),
-    "reach 0.1": (by_settings, {"reach": 0.1}),
-    "reach 0.3": (by_settings, {"reach": 0.3}),
-    "reach 0.4": (by_settings, {"reach": 0.4}),
-    "reach 0.8": (by_settings, {"reach": 0.8}),
-    "pull counted twice": (by_settings, {"pull": 2.0}),
-    "no guidance by text": (by_settings, {"guidance": 1.0}),
-    "5 of 9 steps → 3 of 5": (by_settings, {"n_steps": 5}),
-    "5 of 9 steps → 10 of 18": (by_settings, {"n_steps": 18}),
-    "gradient through the conditional half": (partial(walk, look="half"), {}),
-    "gradient at the clean latent": (partial(walk, look="clean"), {}),
-    "DPM-Solver++, 5 of 9 steps": (partial(walk, look="step", sampler="dpm"), {}),
-    "DPM-Solver++, 3 of 5 steps": (partial(walk, look="step", sampler="dpm"), {"n_steps": 5}),
-    "then noise and denoise": (partial(afterwards, then="stage1", strength=0.23), {}),
-    "then guide once more": (partial(afterwards, then="guided", strength=0.34), {}),
+    "structure, no pull of z": (by_settings, ONE | {"pull": 0.0}),
+    "fits decoded values": (by_settings, ONE | {"structure": "values"}),
+    "every second step guided": (by_settings, ONE | {"every": 2}),
+    "first 2 steps guided": (by_settings, ONE | {"guided": 2}),
+    "reach 0.1": (by_settings, ONE | {"reach": 0.1}),
+    "reach 0.3": (by_settings, ONE | {"reach": 0.3}),
+    "reach 0.4": (by_settings, ONE | {"reach": 0.4}),
+    "reach 0.8": (by_settings, ONE | {"reach": 0.8}),
+    "pull counted twice": (by_settings, ONE | {"pull": 2.0}),
+    "no guidance by text": (by_settings, ONE | {"guidance": 1.0}),
+    "5 of 9 steps → 3 of 5": (by_settings, ONE | {"n_steps": 5}),
+    "5 of 9 steps → 10 of 18": (by_settings, ONE | {"n_steps": 18}),
+    "gradient through the text's half": (partial(walk, look="half"), ONE),
+    "gradient at the clean latent": (partial(walk, look="clean"), ONE),
+    "DPM-Solver++, 5 of 9 steps": (partial(walk, look="step", sampler="dpm"), ONE),
+    "DPM-Solver++, 3 of 5 steps": (
+        partial(walk, look="step", sampler="dpm"),
+        ONE | {"n_steps": 5},
+    ),
+    "then noise and denoise": (partial(afterwards, then="stage1", strength=0.23), ONE),
+    "then guide once more": (partial(afterwards, then="guided", strength=0.34), ONE),
     "then 5 iterations": (
         partial(afterwards, then="iterate", strength=0.34),
-        {"iterations": 5, "learning_rate": 0.03},
+        ONE | {"iterations": 5, "learning_rate": 0.03},
     ),
     "10 iterations": (by_settings, OUTER),
     "10 iterations, gradient of the last step": (truncated, OUTER),
