@@ -10,7 +10,7 @@ import pandas as pd
 from minddiff_utils.files import InputError
 from minddiff_utils.metrics import METRICS
 from minddiff_utils.results import interval_text, markdown_table
-from minddiff_utils.uncertainty import paired_difference
+from minddiff_utils.uncertainty import bootstrap_interval
 
 __all__ = [
     "DEFAULT_WAY",
@@ -118,10 +118,11 @@ def ways_summary(ways: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     wide = ways.pivot(index=["subject", "stimulus_id"], columns=["way", "metric"], values="value")
     rows = []
     for (way, metric), part in ways.groupby(["way", "metric"], sort=False):
-        found = paired_difference(wide[way, metric], wide[FIRST, metric], seed=seed)
+        gain = (wide[way, metric] - wide[FIRST, metric]).to_numpy()
+        low, high = bootstrap_interval(gain, seed=seed)
         cost = part[["equivalents", "seconds"]].mean()
-        gain = {"gain": found["mean"], "low": found["low"], "high": found["high"]}
-        rows.append({"way": way, "metric": metric, **cost, "value": part.value.mean(), **gain})
+        row = {"way": way, "metric": metric, **cost, "value": part.value.mean()}
+        rows.append(row | {"gain": gain.mean(), "low": low, "high": high})
     return pd.DataFrame(rows)
 
 
