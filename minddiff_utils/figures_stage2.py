@@ -143,7 +143,7 @@ def ways_figure(summary: pd.DataFrame, default: str) -> Figure:
                 colour = RED if row.way == default else ORANGE if outer else BLUE
                 bars = [[row.gain - row.low], [row.high - row.gain]]
                 axes.errorbar(row.equivalents, row.gain, bars, fmt="o", color=colour, markersize=4,
-                              elinewidth=0.6)  # fmt: skip
+                              elinewidth=0.6, zorder=3 if row.way == default else 2)  # fmt: skip
                 axes.annotate(str(numbers[row.way]), (row.equivalents, row.gain), (4, 3),
                               textcoords="offset points", fontsize=8, color=colour)  # fmt: skip
             axes.axhline(0, color=GREY, linewidth=0.8)
