@@ -169,6 +169,7 @@ def test_what_scrolls_on_a_phone_is_reached_by_the_keyboard(visit):
     page.set_viewport_size({"width": PHONE[0], "height": PHONE[1]})
     if not page.evaluate("'axe' in window"):
         page.add_script_tag(path=AXE)
+    page.wait_for_timeout(600)  # the theme looks at code 0.3 s after the window has changed
     rule = {"type": "rule", "values": ["scrollable-region-focusable"]}
     found = page.evaluate("(asked) => axe.run({runOnly: asked})", rule)
     widths = page.evaluate(
