@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from minddiff_utils.files import InputError
+from minddiff_utils.files import InputError, atomic_path
 from minddiff_utils.metrics import METRICS
 from minddiff_utils.results import interval_text, markdown_table
 from minddiff_utils.uncertainty import bootstrap_interval
@@ -17,10 +17,12 @@ __all__ = [
     "MEASURED",
     "REFERENCE_WAY",
     "read_solvers",
+    "read_summary",
     "read_ways",
     "solver_table",
     "ways_summary",
     "ways_table",
+    "write_summary",
 ]
 
 MEASURED = Path(__file__).resolve().parents[1] / "book" / "measured"
@@ -124,6 +126,22 @@ def ways_summary(ways: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
         row = {"way": way, "metric": metric, **cost, "value": part.value.mean()}
         rows.append(row | {"gain": gain.mean(), "low": low, "high": high})
     return pd.DataFrame(rows)
+
+
+def read_summary(folder: Path = MEASURED) -> pd.DataFrame:
+    """Return what `ways_summary` makes of all subjects, kept in `ways.csv` for quick pages."""
+    path = Path(folder) / "ways.csv"
+    if not path.is_file():
+        raise InputError(f"{path} is missing: restore it, or run `minddiff bench variants` again.")
+    return pd.read_csv(path)
+
+
+def write_summary(folder: Path = MEASURED) -> Path:
+    """Write `ways.csv` from the pictures' values that lie beside it."""
+    path = Path(folder) / "ways.csv"
+    with atomic_path(path) as temporary:
+        ways_summary(read_ways(folder)).round(5).to_csv(temporary, index=False)
+    return path
 
 
 def ways_table(summary: pd.DataFrame) -> str:

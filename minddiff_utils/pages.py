@@ -14,9 +14,8 @@ from minddiff_utils.glossary import link_notebook, link_text, read_terms
 from minddiff_utils.measured import (
     DEFAULT_WAY,
     MEASURED,
-    read_ways,
+    read_summary,
     solver_table,
-    ways_summary,
     ways_table,
 )
 from minddiff_utils.results import front_table, markdown_table
@@ -68,7 +67,7 @@ def add_measured(folder: Path, measured: Path = MEASURED) -> None:
         Folder of the small files.
     """
     (folder / "solvers.md").write_text(solver_table(measured), encoding="utf-8")
-    summary = ways_summary(read_ways(measured))
+    summary = read_summary(measured)
     (folder / "ways.md").write_text(ways_table(summary), encoding="utf-8")
     ways_figure(summary, DEFAULT_WAY).savefig(folder / "ways.png", dpi=150, bbox_inches="tight")
 

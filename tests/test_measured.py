@@ -11,10 +11,12 @@ from minddiff_utils.measured import (
     DEFAULT_WAY,
     MEASURED,
     read_solvers,
+    read_summary,
     read_ways,
     solver_table,
     ways_summary,
     ways_table,
+    write_summary,
 )
 from minddiff_utils.pages import add_measured
 
@@ -47,7 +49,9 @@ def test_every_way_is_measured_on_the_same_pictures():
 
 
 def test_the_default_gains_on_stage_1_by_every_metric():
-    summary = ways_summary(read_ways()).set_index(["way", "metric"])
+    found = ways_summary(read_ways())
+    pd.testing.assert_frame_equal(read_summary(), found, atol=1e-4)
+    summary = found.set_index(["way", "metric"])
     for metric in METRICS:
         assert summary.loc[(DEFAULT_WAY, metric), "low"] > 0
 
@@ -85,6 +89,7 @@ def test_pages_are_made_from_any_folder(tmp_path):
     table.rename_axis("solver").to_csv(tmp_path / "solvers_a.csv")
     text = solver_table(tmp_path)
     assert "| a | UNet passes a picture | 20,000 | 40 | 1 / 500 |" in text
+    write_summary(tmp_path)
     add_measured(tmp_path, tmp_path)
     assert (tmp_path / "solvers.md").read_text("utf-8") == text
     assert (tmp_path / "ways.png").stat().st_size > 10_000

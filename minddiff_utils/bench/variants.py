@@ -112,6 +112,7 @@ def main(
     from minddiff_utils.decoding import decode_subject, read_decoded
     from minddiff_utils.features import write_features
     from minddiff_utils.generator import load_clip, load_generator
+    from minddiff_utils.measured import write_summary
     from minddiff_utils.tuning import tuning_subject
 
     chosen = [name.strip() for name in only.split(";") if name.strip()] or list(WAYS)
@@ -129,4 +130,4 @@ def main(
     path = out / f"variants_{subject}.csv"
     ways = {name: WAYS[name] for name in chosen}
     compare_ways(generator, decoded, truth, embed, ways, path)
-    print(f"wrote {path}")
+    print(f"wrote {path} and {write_summary(out)}")
