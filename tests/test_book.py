@@ -98,7 +98,7 @@ def test_changes_redo_what_depends_on_them_and_no_more(built):
         "subj02/notebooks/02_second.ipynb",
         "notebooks/03_group.ipynb",
     }
-    assert "subj01 0 2" in index.read_text()
+    assert "2.000 (2.000,\u00a02.000)" in index.read_text()
 
 
 def test_failing_notebook_stops_the_build_and_the_last_book_stays(tmp_path):
@@ -114,7 +114,7 @@ def test_failing_notebook_stops_the_build_and_the_last_book_stays(tmp_path):
     for said in ("subj01 · 02_second", "cell 3 failed", "x = 1", "RuntimeError: no such luck"):
         assert said in answer.stderr
     assert "last good book stays" in answer.stderr
-    assert "subj01 0 0.5" in (project / "runs/tiny/html/index.html").read_text()
+    assert ".500 (.500,\u00a0.500)" in (project / "runs/tiny/html/index.html").read_text()
     folder = project / "runs/tiny/subj01/notebooks"
     assert (folder / "02_second.failed.ipynb").is_file()
     assert not (folder / "02_second.ipynb").exists()
