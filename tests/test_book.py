@@ -347,7 +347,7 @@ def test_a_new_computation_forgets_and_a_stopped_one_goes_on(tmp_path):
     ("name", "value", "said"),
     [
         ("data_path", "nowhere", "nowhere: give the recording"),
-        ("models", "nowhere", "stable_diffusion lacks model_index.json"),
+        ("models", "nowhere", "nowhere/stable_diffusion is no folder here"),
         ("models", "models", "stable_diffusion lacks unet"),
         ("guide", "nowhere", "nowhere lacks config.json"),
         ("judge", "models", "models lacks config.json"),
