@@ -32,6 +32,7 @@ from minddiff_utils.checkpoints import (
     hub_name,
 )
 from minddiff_utils.files import InputError, atomic_path
+from minddiff_utils.parameters import WORDS
 from minddiff_utils.runs import Job
 from minddiff_utils.storage import open_to_write
 
@@ -67,20 +68,7 @@ WRITES = {
 # What it adds to a file of an earlier notebook.
 ADDS = {
     "04_stage2": ("reconstructions.h5", frozenset({"stage2", "no_z", "no_c", "shuffled"})),
-    "05_metrics": (
-        "reconstructions.h5",
-        frozenset(
-            {
-                "ceiling",
-                "mean_features",
-                "prior",
-                "retrieval",
-                "blur",
-                "takagi",
-                "neuraldiffuser",
-            }
-        ),
-    ),
+    "05_metrics": ("reconstructions.h5", frozenset(WORDS["controls"])),
 }
 SHARDED = "04_stage2"  # the chapter whose pictures can be shared out among processes
 QUIET_SECONDS = 5.0  # between two lines about the same cell

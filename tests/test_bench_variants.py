@@ -34,9 +34,8 @@ def test_the_walk_with_the_guided_gradient_is_the_guided_pass(generator, given):
     torch.testing.assert_close(found, by_settings(generator, given, QUICK).to(found))
 
 
-@pytest.mark.parametrize("look", ["half", "clean"])
-def test_another_gradient_is_another_picture(generator, given, look):
-    pictures = [walk(generator, given, QUICK, look=which) for which in ("", "step", look)]
+def test_another_gradient_is_another_picture(generator, given):
+    pictures = [walk(generator, given, QUICK, look=which) for which in ("", "step", "clean")]
     assert torch.isfinite(pictures[2]).all()
     assert all((pictures[2] - other).abs().max() > 1e-4 for other in pictures[:2])
 

@@ -48,10 +48,10 @@ def walk(
     given : tuple
         What `stage2_inputs` returns.
     settings : Settings
-    look : {"", "step", "half", "clean"}
-        Where the gradient of the structure loss is taken: nowhere; through the guided step, as in
-        `guided_pass`; through the conditional half of it; or at the predicted clean latent, not
-        through the UNet at all.
+    look : {"", "step", "clean"}
+        Where the gradient of the structure loss is taken: nowhere; through both halves of the
+        guided step, as in `guided_pass`; or at the predicted clean latent, not through the UNet at
+        all.
     sampler : {"ddim", "dpm"}
         "dpm": `dpm_step`.
 
@@ -67,9 +67,8 @@ def walk(
     for step in timesteps:
         variance = generator.noise_variance(step)
         predict = partial(_clean, generator, c, empty, step)
-        if look in ("step", "half"):
-            guidance = settings.guidance if look == "step" else 1.0
-            way = partial(predict, guidance)
+        if look == "step":
+            way = partial(predict, settings.guidance)
             z_t = follow(generator, z_t, way, loss_of, variance, settings)[0]
         with torch.no_grad():
             z_0 = predict(settings.guidance, z_t)
@@ -146,6 +145,17 @@ def truncated(
 
     `z` enters before those steps. What lies between counts as a multiplication by the share of the
     signal that is left, so that the gradient reaches `z`.
+
+    Parameters
+    ----------
+    generator, given, settings
+        As for `walk`; `iterations` and `learning_rate` count here, the rate does not fall.
+    last : int
+        Steps that the gradient runs through, at least 1.
+
+    Returns
+    -------
+    Tensor, shape (n, 3, H, W)
     """
     z, c, target, noise, _ = given
     z, c = (value.clone().requires_grad_(True) for value in (z, c))
@@ -180,6 +190,10 @@ def afterwards(
         fine; or adjust it by Algorithm 1.
     strength : float
         Share of the schedule.
+
+    Returns
+    -------
+    Tensor, shape (n, 3, H, W)
     """
     z, c, target, noise, belief = given
     loss_of = partial(_loss, generator, target, settings)
@@ -219,7 +233,7 @@ WAYS: dict[str, tuple[Way, dict]] = {
     "no guidance by text": (by_settings, ONE | {"guidance": 1.0}),
     "5 of 9 steps → 3 of 5": (by_settings, ONE | {"n_steps": 5}),
     "5 of 9 steps → 10 of 18": (by_settings, ONE | {"n_steps": 18}),
-    "gradient through the text's half": (partial(walk, look="half"), ONE),
+    "gradient through the text's half": (by_settings, {"looks": 1}),
     "gradient at the clean latent": (partial(walk, look="clean"), ONE),
     "DPM-Solver++, 5 of 9 steps": (partial(walk, look="step", sampler="dpm"), ONE),
     "DPM-Solver++, 3 of 5 steps": (
