@@ -1,7 +1,7 @@
-"""Does stage 1 gain when decoded `z` is stretched to the spread of real ones?
+"""Do both stages gain when decoded `z` is stretched to the spread of real ones?
 
 `python -m minddiff_utils.shrinkage` decodes held-out *training* pictures with each choice of
-`rescale_z` and prints how much the decoded `z` varies and what stage 1 makes of it.
+`rescale_z` and prints how much the decoded `z` varies and what stage 1 and stage 2 make of it.
 """
 
 import argparse
@@ -13,39 +13,43 @@ import pandas as pd
 
 from minddiff_utils.checkpoints import clip_name
 from minddiff_utils.controls import first_pictures
-from minddiff_utils.datasets import Subject, load_subject, prepare_fold
-from minddiff_utils.decoders import RESCALE, Method, fit_family
-from minddiff_utils.decoding import training_design
+from minddiff_utils.datasets import Subject, load_subject
+from minddiff_utils.decoders import RESCALE, Method
+from minddiff_utils.decoding import decode_subject, read_decoded
 from minddiff_utils.features import read_features, write_features
 from minddiff_utils.generator import Generator, load_clip, load_generator
 from minddiff_utils.metrics import evaluate
+from minddiff_utils.reconstruction import read_pictures, reconstruct
 from minddiff_utils.settings import Settings
-from minddiff_utils.tuning import tuning_subject
-from minddiff_utils.uncertainty import paired_difference
+from minddiff_utils.tuning import gains_on, tuning_subject
 
 __all__ = ["compare_rescaling", "decode_choices"]
 
+Decoded = dict[str, np.ndarray]
 
-def decode_choices(subject: Subject, features: str | Path) -> dict[str, dict[str, np.ndarray]]:
+
+def decode_choices(subject: Subject, features: str | Path, out: Path) -> dict[str, Decoded]:
     """Decode the test stimuli of a subject's only split with each choice of `rescale_z`.
+
+    Parameters
+    ----------
+    subject : Subject
+    features : str or Path
+        From `write_features`.
+    out : Path
+        Folder for the decoded features of the first choice.
 
     Returns
     -------
     dict of choice to dict
-        `stimulus_id`, `z` and `c`, as in `decoded.h5`.
+        What `read_decoded` returns; all but `z` is the same.
     """
-    (split,) = subject.splits
-    fold = prepare_fold(subject, split)
-    ids, design = training_design(subject, split, fold)
-    y = {name: read_features(features, name, ids) for name in ("z", "c")}
-
-    def decode(name: str, rescale: str) -> np.ndarray:
-        flat = y[name].reshape(len(ids), -1)
-        decoder = fit_family(design, flat, name, Method(rescale_z=rescale))[0]
-        return decoder.predict(fold.test_x).reshape(-1, *y[name].shape[1:])
-
-    c = decode("c", "none")
-    return {how: {"stimulus_id": fold.test_id, "z": decode("z", how), "c": c} for how in RESCALE}
+    decoded = {}
+    for how in RESCALE:
+        path = out / f"decoded-{how}.h5"
+        decode_subject(subject, features, path, method=Method(rescale_z=how))
+        decoded[how] = read_decoded(path)
+    return decoded
 
 
 def compare_rescaling(
@@ -55,9 +59,11 @@ def compare_rescaling(
     truth: np.ndarray,
     embed: Mapping[str, object],
     settings: Settings,
+    out: Path,
     seed: int = 0,
+    batch: int = 16,
 ) -> pd.DataFrame:
-    """Paint stage 1 from each choice and compare it with the first.
+    """Paint both stages from each choice and compare them with the first.
 
     Parameters
     ----------
@@ -69,32 +75,46 @@ def compare_rescaling(
     embed : mapping of metric name to function
         As `metrics.evaluate` takes them.
     settings : Settings
-        Of both stages; stage 1 alone is painted.
+        Of both stages.
+    out : Path
+        Folder for the pictures of stage 2, one file a choice.
     seed : int
         Of the diffusion noise.
+    batch : int
 
     Returns
     -------
     DataFrame
-        One row a choice: `rescale`, `spread` (SD of decoded over that of true `z`), `error`
-        (mean squared error over the variance of `z`), and each metric's mean, `_gain`, `_low` and
-        `_high` to the first choice with a 95 % interval over pictures.
+        One row a choice and stage: `rescale`, `stage`, `spread` (SD of decoded over that of true
+        `z`), `error` (mean squared error over the variance of `z`), and each metric's mean,
+        `_gain`, `_low` and `_high` to the first choice of the same stage with a 95 % interval over
+        pictures.
     """
-    rows, first = [], {}
+    rows: list[dict] = []
+    first: dict[str, dict[str, np.ndarray]] = {}
     for how, decoded in choices.items():
-        pictures = first_pictures(generator, decoded, settings, seed)
-        values = evaluate(truth, {"made": pictures}, decoded["stimulus_id"], embed)
-        found = {name: part.value.to_numpy() for name, part in values.groupby("metric")}
-        first = first or found
-        error = np.square(decoded["z"] - true_z).mean() / true_z.var(0).mean()
-        row = {"rescale": how, "spread": np.sqrt(decoded["z"].var(0).mean() / true_z.var(0).mean())}
-        row["error"] = error
-        for name, each in found.items():
-            gain = paired_difference(each, first[name])
-            row |= {name: each.mean(), f"{name}_gain": gain["mean"]}
-            row |= {f"{name}_low": gain["low"], f"{name}_high": gain["high"]}
-        rows.append(row)
+        path = out / f"stage2-{how}.h5"
+        reconstruct(generator, decoded, settings, path, seed=seed, batch=batch, n_films=0)
+        made = {
+            "stage 1": first_pictures(generator, decoded, settings, seed, batch),
+            "stage 2": read_pictures(path),
+        }
+        values = evaluate(truth, made, decoded["stimulus_id"], embed)
+        known = {"rescale": how, **_shrunk(decoded["z"], true_z)}
+        for stage in made:
+            part = values[values.method == stage].groupby("metric")
+            found = {name: each.value.to_numpy() for name, each in part}
+            gains = gains_on(found, first.setdefault(stage, found))
+            rows.append(known | {"stage": stage} | gains)
     return pd.DataFrame(rows)
+
+
+def _shrunk(z: np.ndarray, true_z: np.ndarray) -> dict[str, float]:
+    variance = true_z.var(0).mean()
+    return {
+        "spread": np.sqrt(z.var(0).mean() / variance),
+        "error": np.square(z - true_z).mean() / variance,
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -114,15 +134,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     person = tuning_subject(person, options.pictures)
     generator = load_generator(options.models, options.device)
     features = options.features or write_features(out / "features.h5", person, generator)
-    choices = decode_choices(person, features)
+    choices = decode_choices(person, features, out)
     ids = person.splits[0].test
     truth = generator.resize(person.stimuli.pictures(ids))
     names = {f"clip_{role}": clip_name(options.models, role) for role in ("judge", "guide")}
     embed = {metric: load_clip(name, options.device).embed for metric, name in names.items()}
     true_z = read_features(features, "z", ids)
-    table = compare_rescaling(generator, choices, true_z, truth, embed, Settings())
-    print(f"{options.subject}, {len(ids)} held-out training pictures, stage 1")
-    print(table.set_index("rescale").T.round(3).to_string())
+    table = compare_rescaling(generator, choices, true_z, truth, embed, Settings(), out)
+    print(f"{options.subject}, {len(ids)} held-out training pictures")
+    print(table.set_index(["stage", "rescale"]).T.round(3).to_string())
 
 
 if __name__ == "__main__":

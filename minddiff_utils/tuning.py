@@ -26,7 +26,7 @@ from minddiff_utils.reconstruction import read_trace, reconstruct
 from minddiff_utils.settings import Settings
 from minddiff_utils.uncertainty import paired_difference
 
-__all__ = ["compare_settings", "tuning_subject"]
+__all__ = ["compare_settings", "gains_on", "tuning_subject"]
 
 
 def tuning_subject(subject: Subject, n: int, seed: int = 0) -> Subject:
@@ -100,7 +100,7 @@ def compare_settings(
             first = first or found
             fall = float((total[:, -1] / total[:, 0]).mean())
             row = {**vars(settings), "seconds": seconds, "loss": fall}
-            rows.append(row | _gains(found, first))
+            rows.append(row | gains_on(found, first))
             print(_line(rows[-1], settings, variants), flush=True)
     return pd.DataFrame(rows)
 
@@ -118,8 +118,18 @@ def _line(row: Mapping[str, object], settings: Settings, variants: Sequence[Sett
     return "; ".join(parts)
 
 
-def _gains(found: Mapping[str, np.ndarray], first: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Mean of every metric, and the paired difference to the first variant."""
+def gains_on(found: Mapping[str, np.ndarray], first: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Mean of every metric over pictures, and the mean paired difference to another variant.
+
+    Parameters
+    ----------
+    found, first : mapping of metric to float array, shape (n_pictures,)
+
+    Returns
+    -------
+    dict of str to float
+        `<metric>`, `<metric>_gain`, `<metric>_low` and `<metric>_high`, a 95 % bootstrap interval.
+    """
     row = {name: values.mean() for name, values in found.items()}
     for name, values in found.items():
         gain = paired_difference(values, first[name])

@@ -20,15 +20,39 @@ def low_rank(n=120, n_values=60, rank=5, seed=0):
     return (3 + scores @ basis.T + noise).astype(np.float32)
 
 
+@pytest.mark.parametrize("exact", [0, 2000], ids=["randomised", "exact"])
+@pytest.mark.parametrize("n", [120, 40], ids=["tall", "wide"])
 @pytest.mark.parametrize("n_components", [3, 100])
-def test_components_are_those_of_scikit_learn(n_components):
-    values = low_rank()
+def test_components_are_those_of_scikit_learn(monkeypatch, n_components, n, exact):
+    monkeypatch.setattr("minddiff_utils.components.EXACT", exact)
+    values = low_rank(n)
     found = fit_components(values, n_components)
-    wanted = PCA(min(n_components, 60), svd_solver="full").fit(values.astype(float))
-    np.testing.assert_allclose(found.basis.T @ found.basis, np.eye(found.basis.shape[1]), atol=1e-4)
-    size = np.abs(np.sum(found.basis[:, :3].T * wanted.components_[:3], axis=1))
-    np.testing.assert_allclose(size, 1, atol=1e-4)
+    size = min(n_components, 60, n - 1)
+    wanted = PCA(size, svd_solver="full").fit(values.astype(float))
+    assert found.basis.shape == (60, size)
+    np.testing.assert_allclose(found.basis.T @ found.basis, np.eye(size), atol=1e-4)
+    agreement = np.abs(np.sum(found.basis[:, :3].T * wanted.components_[:3], axis=1))
+    np.testing.assert_allclose(agreement, 1, atol=1e-4)
     np.testing.assert_allclose(found.variance, found.scores(values).var(axis=0), rtol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(40, 90), (90, 40)], ids=["wide", "tall"])
+def test_every_component_is_exact_where_one_side_is_short(shape):
+    values = np.random.default_rng(0).standard_normal(shape).astype(np.float32) + 5
+    found = fit_components(values, 30)
+    wanted = PCA(30, svd_solver="full").fit(values.astype(float))
+    size = np.abs(np.sum(found.basis.T * wanted.components_, axis=1))
+    np.testing.assert_allclose(size, 1, atol=1e-6)
+    rows = len(values)
+    variance = wanted.explained_variance_ * (rows - 1) / rows
+    np.testing.assert_allclose(found.variance, variance, rtol=1e-5)
+
+
+def test_directions_without_variance_are_left_out():
+    rng = np.random.default_rng(0)
+    for shape in [(30, 50), (50, 30)]:
+        values = rng.standard_normal((shape[0], 4)) @ rng.standard_normal((4, shape[1]))
+        assert fit_components(values.astype(np.float64), 20).variance.size == 4
 
 
 def test_there_are_no_more_components_than_stimuli_allow():

@@ -136,3 +136,14 @@ def test_headings_of_the_card_begin_at_the_top(weights, results):
     lines = write_model_card(weights, results).read_text(encoding="utf-8").splitlines()
     headings = [line for line in lines if line.startswith("#")]
     assert headings[0].startswith("# ") and all(h.startswith("## ") for h in headings[1:])
+
+
+def test_card_says_which_settings_are_read_from_the_code(weights, results):
+    card = write_model_card(weights, results).read_text(encoding="utf-8")
+    assert "| Autoencoder | 48,000" in card and "f408d18" not in card
+    path = weights / "training.json"
+    known = json.loads(path.read_text())
+    known["autoencoder"]["recovered"] = True
+    path.write_text(json.dumps(known))
+    card = write_model_card(weights, results).read_text(encoding="utf-8")
+    assert "| Autoencoder \\* | 48,000" in card and "\n\\* Trained before" in card

@@ -219,6 +219,10 @@ STAGE_NAMES = {
     "unet": "UNet and text encoder",
 }
 
+RECOVERED = """
+\\* Trained before trainings wrote their settings down. Pictures, batch, rate and seed are read from
+the training's code of that day (commit f408d18), steps, minutes and loss from its log.
+"""
 INTRODUCTION = """# Model card of the phantom's models
 
 Small models with the parts and the file formats of Stable Diffusion v1 and CLIP, trained from
@@ -344,7 +348,7 @@ def _training_table(weights: Path) -> str:
         at = [losses[int(share * last)] for share in (0, 0.1, 0.5, 1)] if losses else []
         rows.append(
             (
-                name,
+                name + " \\*" * known.get("recovered", False),
                 *(
                     _entry(known.get(key))
                     for key in ("pictures", "batch", "learning_rate", "steps")
@@ -360,7 +364,7 @@ def _training_table(weights: Path) -> str:
         _table(heads, rows)
         + "\nThe rate is the largest. The loss, a mean over 50 steps, is that of the beginning, "
         "after a tenth of the steps, after half, and at the end; `curves.csv` beside this card has "
-        "all.\n"
+        "all.\n" + RECOVERED * any(known.get("recovered") for known in settings.values())
     )
 
 
