@@ -25,6 +25,10 @@ DATA_paper := $(or $(PAPER),$(NSD))
 DATA_own := $(OWN)
 DATA := $(DATA_$(PARAMS))
 
+# pip would compile every module of every package, for most of a minute (--no-compile, below). Each is
+# compiled when it is first imported instead, and that must be kept.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: book test browser lab clean environment
 .DEFAULT_GOAL := book
 
@@ -53,6 +57,6 @@ $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("$(PYTHON) is Python %d.%d; the book needs 3.11 or later: make PYTHON=python3.11 …" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
 	@echo "Installing the packages of requirements.lock into $(VENV): a few minutes, the first time only."
 	@$(PYTHON) -m venv --clear $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
