@@ -11,7 +11,7 @@ from tqdm import tqdm
 from minddiff_utils.components import fit_components
 from minddiff_utils.controls import shuffled_rows
 from minddiff_utils.datasets import Subject, prepare_fold
-from minddiff_utils.decoders import Design, Method, fit_family
+from minddiff_utils.decoders import SEMANTIC, Design, Method, fit_family
 from minddiff_utils.decoding import correlations, training_design
 from minddiff_utils.features import families, read_features
 from minddiff_utils.files import InputError
@@ -70,7 +70,8 @@ def chance_accuracies(
     bar = tqdm(total=len(subject.splits) * len(names), desc="chance")
     for number, split in enumerate(subject.splits):
         fold = prepare_fold(subject, split)
-        ids, design = training_design(subject, split, fold, n_folds, None, device)
+        given = (n_folds, None, device)
+        ids, design = training_design(subject, split, fold, *given, early_say=method.early_say)
         rng = np.random.default_rng([seed, number])
         orders = [shuffled_rows(len(ids), rng) for _ in range(n_shuffles)]
         for name in names:
@@ -111,19 +112,24 @@ def _decode_shuffled(
         made = [fit_family(design, y[order][:, places], family, method)[0] for order in orders]
         return [decoder.predict(test_x) for decoder in made]
     if method.target_components == 0:
-        return _ridge(design, y[:, places], orders, test_x)
+        return _ridge(design, y[:, places], family, orders, test_x)
     parts = fit_components(y, method.target_components)
-    found = _ridge(design, parts.scores(y), orders, test_x)
+    found = _ridge(design, parts.scores(y), family, orders, test_x)
     return [scores @ parts.basis[places].T + parts.mean[places] for scores in found]
 
 
 def _ridge(
-    design: Design, y: np.ndarray, orders: list[np.ndarray], test_x: np.ndarray
+    design: Design, y: np.ndarray, family: str, orders: list[np.ndarray], test_x: np.ndarray
 ) -> list[np.ndarray]:
-    """Fit ridge regression to targets in all orders at once, each with its best penalty."""
+    """Fit ridge regression to targets in every order, each with its best penalty.
+
+    All orders at once, unless each may be decoded best with another say of the early areas.
+    """
+    if len(orders) > 1 and design.others and family in SEMANTIC:
+        return [_ridge(design, y, family, [order], test_x)[0] for order in orders]
     dealt = np.concatenate([y[order] for order in orders], axis=1)
     mean = np.average(dealt, axis=0, weights=np.bincount(design.stimulus)).astype(np.float32)
-    choice = design.path.scores(dealt - mean)[0].argmax(0)
+    design, choice = design.best(dealt - mean, family)
     kernel = ((test_x - design.mean_x) * design.scale) @ design.x.T
     return np.split(kernel @ design.path.dual(dealt - mean, choice) + mean, len(orders), axis=1)
 

@@ -50,7 +50,7 @@ class Bench(NamedTuple):
 def _open(subject: Subject) -> Bench:
     (split,) = subject.splits
     fold = prepare_fold(subject, split)
-    ids, design = training_design(subject, split, fold)
+    ids, design = training_design(subject, split, fold, early_say=Method().early_say)
     plain = make_design(design.raw, design.n_folds, None, design.stimulus)
     return Bench(subject, fold, ids, design, plain)
 
@@ -69,12 +69,19 @@ def _each(decode: Callable[[Bench, str, np.ndarray, np.ndarray], np.ndarray]) ->
     return way
 
 
-def _predicted(bench: Bench, design: Design, y: np.ndarray, method: Method) -> np.ndarray:
-    return fit_family(design, y, "", method)[0].predict(bench.fold.test_x)
+def _predicted(
+    bench: Bench, design: Design, y: np.ndarray, method: Method, name: str = ""
+) -> np.ndarray:
+    return fit_family(design, y, name, method)[0].predict(bench.fold.test_x)
 
 
 def _ridge(bench: Bench, name: str, y: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Decode as this book does: components, each with its own penalty."""
+    """Decode as this book does: components, each with its own penalty, two bands for some."""
+    return _predicted(bench, bench.design, y, Method(), name)[:, wanted]
+
+
+def _one_band(bench: Bench, name: str, y: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Decode without a smaller say for early areas."""
     return _predicted(bench, bench.design, y, Method())[:, wanted]
 
 
@@ -128,6 +135,7 @@ def _paper(n_voxels: int = 0) -> Way:
 
 WAYS: dict[str, Way] = {
     "ridge": _each(_ridge),
+    "one_band": _each(_one_band),
     "values": _each(_values),
     "whitened": _each(_whitened),
     "equal_say": _each(_equal_say),

@@ -11,6 +11,7 @@ import pandas as pd
 from himalaya.scoring import correlation_score
 from tqdm import tqdm
 
+from minddiff_utils.areas import EARLY_AREAS, area_masks
 from minddiff_utils.components import Components, evidence
 from minddiff_utils.datasets import Fold, Split, Subject, estimate_ncsnr, prepare_fold
 from minddiff_utils.decoders import (
@@ -212,7 +213,8 @@ def decode_splits(
     bar = tqdm(total=len(splits) * len(names), desc="decoders")
     for number, split in enumerate(splits):
         fold = prepare_fold(subject, split)
-        ids, design = training_design(subject, split, fold, n_folds, shuffle_seed, device)
+        given = (n_folds, shuffle_seed, device)
+        ids, design = training_design(subject, split, fold, *given, early_say=method.early_say)
         place = np.full(len(fold.test_id), number, np.int64)
         found = {"stimulus_id": fold.test_id, "split": place}
         for name in names:
@@ -245,6 +247,7 @@ def training_design(
     shuffle_seed: int | None = None,
     device: str = "cpu",
     voxels: np.ndarray | slice = slice(None),
+    early_say: float = 1.0,
 ) -> tuple[np.ndarray, Design]:
     """Make the training responses of a split ready; trials of one stimulus share a fold.
 
@@ -258,6 +261,8 @@ def training_design(
         As for `decode_subject`.
     voxels : bool array, shape (n_voxels,), or slice
         Which are used.
+    early_say : float
+        See `Method`; it needs both early and higher areas among the regions.
 
     Returns
     -------
@@ -269,7 +274,9 @@ def training_design(
     order = np.argsort(ids)
     stimulus = order[np.searchsorted(ids[order], fold.train_id)]
     x, weights = _shuffled(fold, shuffle_seed)[:, voxels], voxel_weights(subject, split)[voxels]
-    return ids, make_design(x, n_folds, weights, stimulus, device)
+    early = area_masks(subject.roi).get(EARLY_AREAS)
+    early = None if early is None else early[voxels]
+    return ids, make_design(x, n_folds, weights, stimulus, device, early, early_say)
 
 
 def _evidence(

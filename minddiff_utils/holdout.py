@@ -9,6 +9,7 @@ same size, from which as many pictures were left out at random.
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import h5py
@@ -17,6 +18,7 @@ import pandas as pd
 from sklearn.cluster import KMeans
 
 from minddiff_utils.datasets import Split
+from minddiff_utils.decoders import Method
 from minddiff_utils.features import read_features
 from minddiff_utils.files import InputError
 from minddiff_utils.metrics import METRICS, in_order
@@ -164,6 +166,7 @@ def decoding_of(decoded_path: str | Path) -> dict:
             "n_components": int(record["n_components"]),
             "reliability": tuple(record["reliability"]),
             "n_folds": int(record["n_folds"]),
+            "method": Method(**{part.name: record[part.name] for part in fields(Method)}),
         }
     except (OSError, KeyError) as error:
         raise InputError(

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from minddiff_utils.areas import EARLY_AREAS, HIGHER_AREAS, area_kind, area_masks
 from minddiff_utils.datasets import Split, Subject, prepare_fold
 from minddiff_utils.decoders import PENALTIES
 from minddiff_utils.decoding import correlations, voxel_weights
@@ -25,9 +26,6 @@ __all__ = [
 
 # Every second penalty: mean accuracies need no finer choice.
 COARSE = PENALTIES[::2]
-# Names of areas that see the picture itself begin so; all others see what is in it.
-EARLY = ("V1", "V2", "V3", "V4", "hV4", "early")
-EARLY_AREAS, HIGHER_AREAS = "early areas", "higher areas"
 
 
 class _Kernel(NamedTuple):
@@ -95,7 +93,7 @@ def decode_regions(
     chosen = sample_values(features_path, names, subject.splits[0], n_targets, seed)
     found: dict[tuple[str, str], list[np.ndarray]] = {}
     true = []
-    masks = subject.roi | _areas(subject.roi)
+    masks = subject.roi | area_masks(subject.roi)
     bar = tqdm(total=len(subject.splits) * (2 * len(masks) + 1), desc="regions")
     for split in subject.splits:
         true.append(_values(features_path, chosen, split.test))
@@ -108,20 +106,6 @@ def decode_regions(
     value = np.concatenate([chosen[name] for name in names])
     decoded = {key: np.concatenate(parts) for key, parts in found.items()}
     return RegionDecoding(np.concatenate(true), family, value, tuple(subject.roi), decoded)
-
-
-def _areas(roi: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the voxels of all early areas and of all higher ones, where there are both."""
-    kinds: dict[str, list[np.ndarray]] = {EARLY_AREAS: [], HIGHER_AREAS: []}
-    for name, mask in roi.items():
-        kinds[_kind(name)].append(mask)
-    return (
-        {kind: np.any(part, axis=0) for kind, part in kinds.items()} if all(kinds.values()) else {}
-    )
-
-
-def _kind(name: str) -> str:
-    return EARLY_AREAS if name.startswith(EARLY) else HIGHER_AREAS
 
 
 def region_accuracies(regional: RegionDecoding) -> pd.DataFrame:
@@ -214,7 +198,9 @@ def _resampled_contrast(
             return accuracy(roi, "alone", name)
         return accuracy("", "all", name) - accuracy(roi, "without", name)
 
-    rois = [kind] if measure == "without all" else [r for r in regional.rois if _kind(r) == kind]
+    rois = (
+        [kind] if measure == "without all" else [r for r in regional.rois if area_kind(r) == kind]
+    )
     return np.mean([value(roi, pair[0]) - value(roi, pair[1]) for roi in rois], axis=0)
 
 

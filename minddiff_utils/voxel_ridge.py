@@ -4,8 +4,10 @@ import warnings
 
 import numpy as np
 import torch
+from scipy.linalg import get_blas_funcs
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
+from threadpoolctl import threadpool_limits
 
 from minddiff_utils.files import InputError
 
@@ -20,6 +22,8 @@ TOLERANCE = 1e-2
 CACHE = 2**24
 # Rows at a time of the matrix of all voxels.
 STRIP = 1024
+# Strips in which the lower half of a target's matrix is gathered.
+PIECES = 8
 
 
 class VoxelSelectedRidge(RegressorMixin, BaseEstimator):
@@ -284,7 +288,7 @@ class _System:
             return (rows.mT @ _solve(rows @ rows.mT, self.alpha, target[..., None]))[..., 0]
         right = cross.gather(1, voxels)[..., None]
         if self.gram is not None:
-            matrix = self.gram[voxels[:, :, None], voxels[:, None, :]]
+            matrix = self._lower_half(voxels)
         else:
             rows = self.rows.T[voxels]  # (targets, k, n + 1)
             matrix = rows @ rows.mT
@@ -296,12 +300,36 @@ class _System:
         Chosen voxels ascend, and the factorisation reads the lower half: half the work is enough.
         """
         p = self.x.shape[1]
+        if self.x.device.type == "cpu":
+            return self._gram_on_cpu()
         gram = self.x.new_empty(p, p)
         for start in range(0, p, STRIP):
             rows, columns = slice(start, start + STRIP), slice(min(start + STRIP, p))
             torch.mm(self.x[:, rows].T, self.x[:, columns], out=gram[rows, columns])
             gram[rows, columns].addr_(self.mean[rows], self.mean[columns], alpha=self.more)
         return gram
+
+    def _gram_on_cpu(self) -> torch.Tensor:
+        """Do the same with SciPy's BLAS: its product of a matrix with itself does half the work."""
+        rows = torch.cat([self.x, self.mean[None] * self.more**0.5]).numpy()
+        (syrk,) = get_blas_funcs(("syrk",), (rows,))
+        # NumPy's own memory comes in large pages, which what is gathered from it later needs.
+        gram = np.empty((rows.shape[1], rows.shape[1]), rows.dtype)
+        with threadpool_limits(torch.get_num_threads(), "blas"):
+            # For Fortran, which counts the other way round, the upper half.
+            syrk(1.0, rows.T, c=gram.T, lower=0, overwrite_c=1)
+        return torch.from_numpy(gram)
+
+    def _lower_half(self, voxels: torch.Tensor) -> torch.Tensor:
+        """Gather each target's own matrix, (n_targets, k, k), on and below the diagonal."""
+        n, k = voxels.shape
+        matrix = self.x.new_empty(n, k, k)
+        step = -(-k // PIECES)
+        for start in range(0, k, step):
+            rows, columns = slice(start, start + step), slice(start + step)
+            place = voxels[:, rows, None], voxels[:, None, columns]
+            matrix[:, rows, columns] = self.gram[place]
+        return matrix
 
     def _factor_of_all(self) -> torch.Tensor:
         """Factor the one matrix that all targets share where no voxel is left out."""

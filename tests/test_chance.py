@@ -19,25 +19,29 @@ from minddiff_utils.files import InputError
 
 @pytest.mark.parametrize(
     "method",
-    [Method(), Method(target_components=0), Method("voxel_selected", n_voxels_z=20)],
+    [Method(), Method(target_components=0), Method("voxel_selected", n_voxels_z=20, n_voxels_c=20)],
     ids=lambda method: f"{method.decoder}-{method.target_components}",
 )
-def test_it_is_the_decoder_of_features_in_the_wrong_order(world, method):  # noqa: F811
+@pytest.mark.parametrize("family", ["z", "c"])
+def test_it_is_the_decoder_of_features_in_the_wrong_order(world, method, family):  # noqa: F811
     features, ids, subject = world
+    half = np.arange(subject.responses.shape[1]) % 2 == 0
+    subject = dataclasses.replace(subject, roi={"V1": half, "VO": ~half})
     found = chance_accuracies(subject, features, method=method, n_shuffles=2, n_values=99)
     found = found.set_index(["family", "shuffle"]).correlation
     split = subject.splits[0]
     fold = prepare_fold(subject, split)
-    trained, design = training_design(subject, split, fold)
+    trained, design = training_design(subject, split, fold, early_say=method.early_say)
     y, true = (
-        read_features(features, "z", part).reshape(len(part), -1) for part in (trained, split.test)
+        read_features(features, family, part).reshape(len(part), -1)
+        for part in (trained, split.test)
     )
     rng = np.random.default_rng([0, 0])
     for shuffle in range(2):
         order = shuffled_rows(len(trained), rng)
-        decoder = fit_family(design, y[order], "z", method)[0]
-        wanted = correlations(true, decoder.predict(fold.test_x)).mean()
-        assert found["z", shuffle] == pytest.approx(wanted, abs=1e-3)
+        decoder = fit_family(design, y[order], family, method)[0]
+        wanted = np.nanmean(correlations(true, decoder.predict(fold.test_x)))
+        assert found[family, shuffle] == pytest.approx(wanted, abs=1e-3)
 
 
 def test_chance_is_at_zero_where_decoding_is_not(world):  # noqa: F811

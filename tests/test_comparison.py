@@ -36,7 +36,7 @@ def test_the_papers_way_is_that_of_the_decoder(world, found):  # noqa: F811
     ids, design = training_design(subject, split, fold)
     for name, places in CHOSEN.items():
         y = read_features(features, name, ids).reshape(len(ids), -1)
-        decoder = fit_family(design, y, name, Method("voxel_selected"))[0]
+        decoder = fit_family(design, y, name, Method("voxel_selected", rescale_z="none"))[0]
         wanted = decoder.predict(fold.test_x)[:, places]
         np.testing.assert_allclose(found["paper"][name], wanted, atol=1e-3)
 

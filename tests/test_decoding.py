@@ -18,7 +18,7 @@ from sklearn.model_selection import KFold
 
 from minddiff_utils import decoding
 from minddiff_utils.components import evidence, fit_components
-from minddiff_utils.datasets import Split, Subject
+from minddiff_utils.datasets import Split, Subject, prepare_fold
 from minddiff_utils.decoders import (
     PENALTIES,
     Method,
@@ -30,7 +30,7 @@ from minddiff_utils.decoders import (
     rescaling,
     save_decoder,
 )
-from minddiff_utils.decoding import voxel_weights
+from minddiff_utils.decoding import training_design, voxel_weights
 from minddiff_utils.files import InputError
 from minddiff_utils.voxel_ridge import VoxelSelectedRidge
 
@@ -310,7 +310,7 @@ def test_the_sign_of_a_correlation_counts_when_values_are_selected():
 @pytest.mark.parametrize("how", ["target", "global"])
 def test_rescaled_predictions_vary_as_the_training_values(how):
     x, y = low_rank()
-    plain = fit_family(make_design(x), y, "z", Method())[0]
+    plain = fit_family(make_design(x), y, "z", Method(rescale_z="none"))[0]
     stretched = fit_family(make_design(x), y, "z", Method(rescale_z=how))[0]
     factor = rescaling(y, np.ones_like(y) + 0.5 * (y - y.mean(0)), how)
     np.testing.assert_allclose(factor, 2, rtol=1e-4)
@@ -321,6 +321,43 @@ def test_rescaled_predictions_vary_as_the_training_values(how):
     )
     untouched = fit_family(make_design(x), y, "c", Method(rescale_z=how))[0]
     np.testing.assert_array_equal(untouched.predict(x), plain.predict(x))
+
+
+def two_areas(loud_early):
+    """Responses whose first half has loud noise, or is the half that knows the features."""
+    rng = np.random.default_rng(3)
+    y = rng.standard_normal((120, 4)).astype(np.float32)
+    early = np.arange(80) < 40
+    x = rng.standard_normal((120, 80)).astype(np.float32)
+    knows = ~early if loud_early else early
+    x[:, knows] = 0.4 * y @ rng.standard_normal((4, 40)) + 2 * x[:, knows]
+    return x, y, early
+
+
+@pytest.mark.parametrize("loud_early", [True, False])
+def test_early_areas_have_less_of_a_say_where_that_predicts_better(loud_early):
+    x, y, early = two_areas(loud_early)
+    design = make_design(x, early=early, early_say=0.5)
+    method = Method(target_components=0, rescale_z="none")
+    for family in ("z", "c", "embedding"):
+        decoder = fit_family(design, y, family, method)[0]
+        less = loud_early and family != "z"
+        wanted = fit_decoder(x, y, weights=np.where(early & less, 0.5, 1))
+        np.testing.assert_allclose(decoder.predict(x), wanted.predict(x), atol=1e-5)
+
+
+def test_without_two_kinds_of_areas_every_voxel_keeps_its_say(tmp_path):
+    x, y, early = two_areas(True)
+    assert make_design(x, early=early).others == ()
+    assert make_design(x, early_say=0.5).others == ()
+    subject, split = repeated(np.ones(6))
+    fold = prepare_fold(subject, split)
+    assert training_design(subject, split, fold, early_say=0.5)[1].others == ()
+    halves = {"V1": np.arange(6) < 3, "VO": np.arange(6) >= 3}
+    both = dataclasses.replace(subject, roi=halves)
+    (other,) = training_design(both, split, fold, early_say=0.5)[1].others
+    ratio = other.scale / training_design(both, split, fold)[1].scale
+    np.testing.assert_allclose(ratio[:3] / ratio[3:], 0.5, rtol=1e-5)
 
 
 def test_predictions_that_do_not_vary_are_not_stretched():
@@ -337,6 +374,8 @@ def test_predictions_that_do_not_vary_are_not_stretched():
         ({"target_components": -1}, "target_components=-1"),
         ({"n_voxels_c": 0}, "n_voxels_c=0"),
         ({"alpha": 0}, "alpha=0"),
+        ({"early_say": 0}, "early_say=0"),
+        ({"early_say": 1.5}, "early_say=1.5"),
     ],
 )
 def test_unknown_ways_are_named(settings, said):

@@ -7,6 +7,7 @@ import pytest
 
 from minddiff_utils import holdout
 from minddiff_utils.datasets import Split, Subject
+from minddiff_utils.decoders import Method
 from minddiff_utils.decoding import decode_splits, decode_subject, read_decoded
 from minddiff_utils.files import InputError
 
@@ -84,6 +85,7 @@ def test_decoded_splits_are_what_decode_subject_decodes(tmp_path, split):
     other = Split("other", np.arange(40), np.arange(60, 66))
     subject = recording(tmp_path, (split, other))
     how = {"n_components": 10, "reliability": (0.02, 0.8), "n_folds": 3}
+    how["method"] = Method(target_components=40, rescale_z="none")
     features = tmp_path / "features.h5"
     path = decode_subject(subject, features, tmp_path / "decoded.h5", **how)
     whole = read_decoded(path)

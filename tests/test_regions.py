@@ -7,14 +7,13 @@ import pandas as pd
 import pytest
 from test_decoding import recording, world  # noqa: F401
 
+from minddiff_utils.areas import EARLY_AREAS, HIGHER_AREAS
 from minddiff_utils.datasets import Split
 from minddiff_utils.decoding import correlations, prepare_fold, voxel_weights
 from minddiff_utils.features import read_features
 from minddiff_utils.figures_decoding import region_loss
 from minddiff_utils.regions import (
     COARSE,
-    EARLY_AREAS,
-    HIGHER_AREAS,
     RegionDecoding,
     area_contrasts,
     decode_regions,
