@@ -73,7 +73,7 @@ class Method:
     n_voxels_structure: int = 850
     alpha: float = 0.15
     select_by: str = "correlation"
-    rescale_z: str = "global"
+    rescale_z: str = "none"
     early_say: float = 0.5
 
     def __post_init__(self) -> None:

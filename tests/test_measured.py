@@ -35,7 +35,7 @@ def test_the_fast_solver_is_better_than_the_papers_at_a_three_hundredth(subject)
     assert fast.equivalents <= 200
     assert paper.processor_seconds / fast.processor_seconds >= 300
     assert paper.equivalents > 300 * 28 * 2 * 3
-    assert all(paper[f"{metric}_gain"] > 0 for metric in METRICS)
+    assert all(paper[f"{metric}_low"] >= -0.01 for metric in METRICS)
     assert any(paper[f"{metric}_low"] > 0 for metric in METRICS)
 
 
