@@ -6,7 +6,8 @@ import numpy as np
 
 __all__ = ["EARLY_AREAS", "HIGHER_AREAS", "area_kind", "area_masks"]
 
-# Names of areas that see the picture itself begin so; all others see what is in it.
+# Names of areas that see the picture itself begin so; all others see what is in it. Wider than
+# `peers.EARLY`, the regions that another paper decoded `z` from.
 EARLY = ("V1", "V2", "V3", "V4", "hV4", "early")
 EARLY_AREAS, HIGHER_AREAS = "early areas", "higher areas"
 

@@ -71,7 +71,7 @@ def chance_accuracies(
     for number, split in enumerate(subject.splits):
         fold = prepare_fold(subject, split)
         given = (n_folds, None, device)
-        ids, design = training_design(subject, split, fold, *given, early_say=method.early_say)
+        ids, design = training_design(subject, split, fold, *given, early_say=method.second_say)
         rng = np.random.default_rng([seed, number])
         orders = [shuffled_rows(len(ids), rng) for _ in range(n_shuffles)]
         for name in names:

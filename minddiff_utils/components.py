@@ -68,7 +68,8 @@ def fit_components(values: np.ndarray, n_components: int, seed: int = 0) -> Comp
     if min(values.shape) <= EXACT:
         variance, basis = _largest(values - mean, n)
     else:
-        found = PCA(n, svd_solver="randomized", random_state=seed).fit(values)
+        solver = "full" if n > 0.8 * min(values.shape) else "randomized"
+        found = PCA(n, svd_solver=solver, random_state=seed).fit(values)
         basis = found.components_.T
         variance = found.explained_variance_ * (len(values) - 1) / len(values)
     kept = variance > 1e-9 * max(variance[0], 1e-12)
@@ -79,7 +80,19 @@ def fit_components(values: np.ndarray, n_components: int, seed: int = 0) -> Comp
 def _largest(centred: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
     """Return variance and direction of the first components, from the smaller of two products.
 
-    Exact, and faster than a randomised solver while one side of the matrix is short.
+    Exact, and faster than a randomised solver while one side of the matrix is short. Of the solvers
+    of scikit-learn's PCA only `covariance_eigh` goes this way, and only for many short rows.
+
+    Parameters
+    ----------
+    centred : float64 array, shape (n_stimuli, n_values)
+    n : int
+
+    Returns
+    -------
+    variance : float64 array, shape (n,)
+    basis : float64 array, shape (n_values, n)
+        The directions, the one of largest variance first.
     """
     wide = len(centred) <= centred.shape[1]
     product = centred @ centred.T if wide else centred.T @ centred

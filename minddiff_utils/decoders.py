@@ -91,6 +91,11 @@ class Method:
         if not self.alpha > 0:
             raise InputError(f"alpha={self.alpha}: the penalty must be above 0.")
 
+    @property
+    def second_say(self) -> float:
+        """`early_say` where it counts; 1, which needs no second fit, with the paper's decoder."""
+        return self.early_say if self.decoder == "ridge" else 1.0
+
     def n_voxels(self, family: str) -> int:
         """Voxels for each value of a family."""
         return {"z": self.n_voxels_z, "c": self.n_voxels_c}.get(family, self.n_voxels_structure)

@@ -214,7 +214,7 @@ def decode_splits(
     for number, split in enumerate(splits):
         fold = prepare_fold(subject, split)
         given = (n_folds, shuffle_seed, device)
-        ids, design = training_design(subject, split, fold, *given, early_say=method.early_say)
+        ids, design = training_design(subject, split, fold, *given, early_say=method.second_say)
         place = np.full(len(fold.test_id), number, np.int64)
         found = {"stimulus_id": fold.test_id, "split": place}
         for name in names:

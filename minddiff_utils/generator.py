@@ -150,7 +150,7 @@ class Generator:
         self.n_tokens = n_tokens or self.tokenizer.model_max_length
         for part in (self.vae, self.unet, self.text_encoder):
             part.eval().requires_grad_(False)
-        # Most of a look at the phantom's pictures goes into decoding; so it takes a tenth less.
+        # Most of a look at the phantom's pictures goes into decoding, which is faster so on a CPU.
         if self.device.type == "cpu":
             self.vae.to(memory_format=torch.channels_last)
         _save_memory(pipeline, self.size, memory_savings(save_memory))

@@ -13,9 +13,9 @@ import pandas as pd
 
 from minddiff_utils.checkpoints import clip_name
 from minddiff_utils.controls import first_pictures
-from minddiff_utils.datasets import Subject, load_subject
-from minddiff_utils.decoders import RESCALE, Method
-from minddiff_utils.decoding import decode_subject, read_decoded
+from minddiff_utils.datasets import Subject, load_subject, prepare_fold
+from minddiff_utils.decoders import RESCALE, Method, fit_family
+from minddiff_utils.decoding import decode_subject, read_decoded, training_design
 from minddiff_utils.features import read_features, write_features
 from minddiff_utils.generator import Generator, load_clip, load_generator
 from minddiff_utils.metrics import evaluate
@@ -37,19 +37,25 @@ def decode_choices(subject: Subject, features: str | Path, out: Path) -> dict[st
     features : str or Path
         From `write_features`.
     out : Path
-        Folder for the decoded features of the first choice.
+        Folder for `decoded.h5`, in which nothing is stretched.
 
     Returns
     -------
     dict of choice to dict
         What `read_decoded` returns; all but `z` is the same.
     """
-    decoded = {}
-    for how in RESCALE:
-        path = out / f"decoded-{how}.h5"
-        decode_subject(subject, features, path, method=Method(rescale_z=how))
-        decoded[how] = read_decoded(path)
-    return decoded
+    (split,) = subject.splits
+    path = decode_subject(subject, features, out / "decoded.h5", method=Method(rescale_z="none"))
+    plain = read_decoded(path)
+    fold = prepare_fold(subject, split)
+    ids, design = training_design(subject, split, fold)
+    y = read_features(features, "z", ids).reshape(len(ids), -1)
+
+    def stretched(how: str) -> np.ndarray:
+        decoder = fit_family(design, y, "z", Method(rescale_z=how))[0]
+        return decoder.predict(fold.test_x).reshape(plain["z"].shape)
+
+    return {how: {**plain, "z": stretched(how)} for how in RESCALE}
 
 
 def compare_rescaling(

@@ -251,7 +251,7 @@ class _System:
         shared = p**2 * n < n_targets * n * k**2 and p**2 * size < memory / 2
         self.gram = self._gram_of_all() if shared and not self.dual and k < p else None
         self.all = self._factor_of_all() if k == p else None
-        self.rows = None if self.gram is not None else torch.cat([x, mean[None] * self.more**0.5])
+        self.rows = None if self.gram is not None else self._with_mean()
         left = memory - (p**2 * size if self.gram is not None else 0)
         order = n + 1 if self.dual else k
         self.n_at_once = max(1, int(left / 2 // (size * (3 * order**2 + n * k))))
@@ -294,6 +294,10 @@ class _System:
             matrix = rows @ rows.mT
         return _solve(matrix, self.alpha, right)[..., 0]
 
+    def _with_mean(self) -> torch.Tensor:
+        """Return the samples and the additional one, (n_samples + 1, n_voxels_in)."""
+        return torch.cat([self.x, self.mean[None] * self.more**0.5])
+
     def _gram_of_all(self) -> torch.Tensor:
         """Return the matrix of all voxels; right only on and below the diagonal.
 
@@ -311,7 +315,7 @@ class _System:
 
     def _gram_on_cpu(self) -> torch.Tensor:
         """Do the same with SciPy's BLAS: its product of a matrix with itself does half the work."""
-        rows = torch.cat([self.x, self.mean[None] * self.more**0.5]).numpy()
+        rows = self._with_mean().numpy()
         (syrk,) = get_blas_funcs(("syrk",), (rows,))
         # NumPy's own memory comes in large pages, which what is gathered from it later needs.
         gram = np.empty((rows.shape[1], rows.shape[1]), rows.dtype)
@@ -333,7 +337,7 @@ class _System:
 
     def _factor_of_all(self) -> torch.Tensor:
         """Factor the one matrix that all targets share where no voxel is left out."""
-        rows = torch.cat([self.x, self.mean[None] * self.more**0.5])
+        rows = self._with_mean()
         matrix = rows @ rows.T if self.dual else rows.T @ rows
         matrix.diagonal().add_(self.alpha)
         return torch.linalg.cholesky(matrix)

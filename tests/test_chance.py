@@ -31,7 +31,7 @@ def test_it_is_the_decoder_of_features_in_the_wrong_order(world, method, family)
     found = found.set_index(["family", "shuffle"]).correlation
     split = subject.splits[0]
     fold = prepare_fold(subject, split)
-    trained, design = training_design(subject, split, fold, early_say=method.early_say)
+    trained, design = training_design(subject, split, fold, early_say=method.second_say)
     y, true = (
         read_features(features, family, part).reshape(len(part), -1)
         for part in (trained, split.test)

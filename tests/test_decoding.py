@@ -346,6 +346,11 @@ def test_early_areas_have_less_of_a_say_where_that_predicts_better(loud_early):
         np.testing.assert_allclose(decoder.predict(x), wanted.predict(x), atol=1e-5)
 
 
+def test_the_papers_decoder_needs_no_second_fit():
+    assert Method().second_say == Method().early_say == 0.5
+    assert Method("voxel_selected").second_say == 1
+
+
 def test_without_two_kinds_of_areas_every_voxel_keeps_its_say(tmp_path):
     x, y, early = two_areas(True)
     assert make_design(x, early=early).others == ()
