@@ -21,14 +21,12 @@ import yaml
 from minddiff_utils import bench
 from minddiff_utils.data_commands import check, fetch_app
 from minddiff_utils.files import InputError, atomic_path
+from minddiff_utils.memory import KEEP_MEMORY
 from minddiff_utils.runs import Job, Plan, load_plan, make_jobs, read_job
 
 __all__ = ["app", "main"]
 
 ROOT = Path(__file__).resolve().parent.parent
-# For glibc: freed memory is kept for the next step of the same size, which spares the system's
-# clearing of it, some 5 % of stage 2's time.
-KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "1000000000", "MALLOC_TRIM_THRESHOLD_": "4000000000"}
 DONE = "· done in"  # in the line that ends a notebook
 CANCEL_SECONDS = 60.0  # for Snakemake to cancel its jobs on a cluster
 SLOT_SECONDS = 0.2  # between two looks whether a lock is free

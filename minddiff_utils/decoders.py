@@ -59,7 +59,10 @@ class Method:
     select_by : {"correlation", "r2"}
         Cross-validated accuracy that the best share of structure is chosen by.
     rescale_z : {"none", "global", "target"}
-        Whether decoded `z` is stretched about its mean to the spread of the training pictures'.
+        Whether decoded `z` is stretched about its mean towards the spread of the training
+        pictures', by one factor or by one for each value.
+    rescale_power : float
+        How far: the factor is raised to this power. 1 is all the way.
     early_say : float
         Ridge regression decodes `c` and the embedding also with this much of a say for voxels of
         early visual areas, next to 1 for all others, and keeps what predicts held-out training
@@ -73,7 +76,8 @@ class Method:
     n_voxels_structure: int = 850
     alpha: float = 0.15
     select_by: str = "correlation"
-    rescale_z: str = "none"
+    rescale_z: str = "global"
+    rescale_power: float = 0.7
     early_say: float = 0.5
 
     def __post_init__(self) -> None:
@@ -86,6 +90,9 @@ class Method:
         for name in ("n_voxels_z", "n_voxels_c", "n_voxels_structure"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)}: expected 1 or more.")
+        if not 0 <= self.rescale_power <= 1:
+            value = self.rescale_power
+            raise InputError(f"rescale_power={value}: expected a value from 0 to 1.")
         if not 0 < self.early_say <= 1:
             raise InputError(f"early_say={self.early_say}: expected above 0, at most 1.")
         if not self.alpha > 0:
@@ -358,7 +365,8 @@ def fit_family(
         else:
             whole = _fit(design, y, family, method) if components else parts
         rescale = method.rescale_z if family == "z" else "none"
-        decoder = _select(whole, design, y, keep, method.select_by, rescale)
+        given = (method.select_by, rescale, method.rescale_power)
+        decoder = _select(whole, design, y, keep, *given)
     if not n_components:
         return decoder, None, None
     first = components.first(n_components)
@@ -438,6 +446,7 @@ def _select(
     keep: float = 1.0,
     select_by: str = "r2",
     rescale: str = "none",
+    power: float = 1.0,
 ) -> Decoder:
     """Judge a fit by its predictions of held-out stimuli, and keep its best targets."""
     mean = y.mean(0)
@@ -446,7 +455,7 @@ def _select(
     r2[constant] = correlation[constant] = np.nan
     selected = best_share(r2 if select_by == "r2" else correlation, keep)
     mean_y = np.where(constant, mean, fit.mean).astype(np.float32)
-    factor = np.where(constant, 0, rescaling(y, fit.held_out, rescale))[selected]
+    factor = np.where(constant, 0, rescaling(y, fit.held_out, rescale, power))[selected]
     left, right = fit.left, fit.right
     if right is None:
         left = left[:, selected] * factor
@@ -455,8 +464,8 @@ def _select(
     return Decoder(left, right, design.mean_x, mean_y, selected, r2, correlation)
 
 
-def rescaling(y: np.ndarray, held_out: np.ndarray, how: str) -> np.ndarray:
-    r"""Return what to stretch predictions by, so that they vary as much as what they predict.
+def rescaling(y: np.ndarray, held_out: np.ndarray, how: str, power: float = 1.0) -> np.ndarray:
+    r"""Return what to stretch predictions by, towards the spread of what they predict.
 
     .. math:: f_j = \frac{\mathrm{sd}(y_j)}{\mathrm{sd}(\hat y_j)} \qquad\text{or}\qquad
               f = \sqrt{\frac{\sum_j \mathrm{var}(y_j)}{\sum_j \mathrm{var}(\hat y_j)}}
@@ -469,6 +478,8 @@ def rescaling(y: np.ndarray, held_out: np.ndarray, how: str) -> np.ndarray:
         Each predicted by a decoder that was fitted to other stimuli.
     how : {"none", "target", "global"}
         Ones, the first formula, or the second.
+    power : float
+        That the factors are raised to; with 1 predictions vary as much as what they predict.
 
     Returns
     -------
@@ -481,7 +492,8 @@ def rescaling(y: np.ndarray, held_out: np.ndarray, how: str) -> np.ndarray:
     if how == "global":
         true, found = np.full_like(true, true.sum()), np.full_like(found, found.sum())
     varies = found > 1e-12 * np.maximum(true, 1e-30)
-    return np.sqrt(np.divide(true, found, where=varies, out=np.ones_like(true))).astype(np.float32)
+    ratio = np.divide(true, found, where=varies, out=np.ones_like(true))
+    return (ratio ** (power / 2)).astype(np.float32)
 
 
 def check_keep(keep: float) -> None:

@@ -24,6 +24,7 @@ RANGES = {
     "most_reliability": (1e-6, 1 - 1e-6),
     "keep_structure": (1e-6, 1),
     "alpha": (1e-12, ANY),
+    "rescale_power": (0, 1),
     "early_say": (1e-6, 1),
     "batch": (1, ANY),
     "seed": (0, 2**32 - 1),

@@ -1,7 +1,8 @@
 """Do both stages gain when decoded `z` is stretched to the spread of real ones?
 
-`python -m minddiff_utils.shrinkage` decodes held-out *training* pictures with each choice of
-`rescale_z` and prints how much the decoded `z` varies and what stage 1 and stage 2 make of it.
+`python -m minddiff_utils.shrinkage` decodes held-out *training* pictures with several choices of
+`rescale_z` and `rescale_power` and prints how much the decoded `z` varies and what stage 1 and
+stage 2 make of it.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import pandas as pd
 from minddiff_utils.checkpoints import clip_name
 from minddiff_utils.controls import first_pictures
 from minddiff_utils.datasets import Subject, load_subject, prepare_fold
-from minddiff_utils.decoders import RESCALE, Method, fit_family
+from minddiff_utils.decoders import Method, fit_family
 from minddiff_utils.decoding import decode_subject, read_decoded, training_design
 from minddiff_utils.features import read_features, write_features
 from minddiff_utils.generator import Generator, load_clip, load_generator
@@ -23,13 +24,21 @@ from minddiff_utils.reconstruction import read_pictures, reconstruct
 from minddiff_utils.settings import Settings
 from minddiff_utils.tuning import gains_on, tuning_subject
 
-__all__ = ["compare_rescaling", "decode_choices"]
+__all__ = ["CHOICES", "compare_rescaling", "decode_choices"]
 
 Decoded = dict[str, np.ndarray]
+# The first is what the others are compared with.
+CHOICES = {
+    "none": Method(rescale_z="none"),
+    "global, power 0.5": Method(rescale_z="global", rescale_power=0.5),
+    "global, power 0.7": Method(rescale_z="global", rescale_power=0.7),
+    "global": Method(rescale_z="global", rescale_power=1.0),
+    "target": Method(rescale_z="target", rescale_power=1.0),
+}
 
 
 def decode_choices(subject: Subject, features: str | Path, out: Path) -> dict[str, Decoded]:
-    """Decode the test stimuli of a subject's only split with each choice of `rescale_z`.
+    """Decode the test stimuli of a subject's only split with each of `CHOICES`.
 
     Parameters
     ----------
@@ -45,17 +54,17 @@ def decode_choices(subject: Subject, features: str | Path, out: Path) -> dict[st
         What `read_decoded` returns; all but `z` is the same.
     """
     (split,) = subject.splits
-    path = decode_subject(subject, features, out / "decoded.h5", method=Method(rescale_z="none"))
+    path = decode_subject(subject, features, out / "decoded.h5", method=CHOICES["none"])
     plain = read_decoded(path)
     fold = prepare_fold(subject, split)
     ids, design = training_design(subject, split, fold)
     y = read_features(features, "z", ids).reshape(len(ids), -1)
 
-    def stretched(how: str) -> np.ndarray:
-        decoder = fit_family(design, y, "z", Method(rescale_z=how))[0]
+    def stretched(method: Method) -> np.ndarray:
+        decoder = fit_family(design, y, "z", method)[0]
         return decoder.predict(fold.test_x).reshape(plain["z"].shape)
 
-    return {how: {**plain, "z": stretched(how)} for how in RESCALE}
+    return {name: {**plain, "z": stretched(method)} for name, method in CHOICES.items()}
 
 
 def compare_rescaling(
@@ -99,7 +108,7 @@ def compare_rescaling(
     rows: list[dict] = []
     first: dict[str, dict[str, np.ndarray]] = {}
     for how, decoded in choices.items():
-        path = out / f"stage2-{how}.h5"
+        path = out / f"stage2-{how.replace(', power ', '-')}.h5"
         reconstruct(generator, decoded, settings, path, seed=seed, batch=batch, n_films=0)
         made = {
             "stage 1": first_pictures(generator, decoded, settings, seed, batch),
@@ -132,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--models", default=str(Path(__file__).parent / "phantom" / "weights"))
     parser.add_argument("--features", type=Path, help="features.h5; computed if not given")
     parser.add_argument("--work", type=Path, default=Path("runs/shrinkage"))
-    parser.add_argument("--pictures", type=int, default=100, help="held-out training pictures")
+    parser.add_argument("--pictures", type=int, default=200, help="held-out training pictures")
     parser.add_argument("--device", default="auto")
     options = parser.parse_args(arguments)
     out = options.work / options.subject

@@ -192,15 +192,18 @@ class VoxelSelectedRidge(RegressorMixin, BaseEstimator):
         """Solve for a few targets in double precision, and warn if the weights differ."""
         varied = np.flatnonzero(self.weights_.any(axis=1))
         n = min(self.n_checked, len(varied))
+        # Apple's GPUs know no double precision.
+        device = "cpu" if torch.device(self.device).type == "mps" else self.device
         error = 0.0
         for target in varied[np.linspace(0, len(varied) - 1, n).astype(int)]:
             x = X[:, self.voxels_[target]].astype(np.float64)
             alone = y[:, target].astype(np.float64)
-            mean_x, k = torch.from_numpy(x.mean(0)), x.shape[1]
-            centred = torch.from_numpy(x - x.mean(0))
+            mean_x, k = torch.from_numpy(x.mean(0)).to(device), x.shape[1]
+            centred = torch.from_numpy(x - x.mean(0)).to(device)
             system = _System(centred, mean_x, float(self.alpha), k, 1, self._bytes())
-            mean_y = torch.tensor([alone.mean()])
-            _, exact = system.solve(torch.from_numpy(alone - alone.mean())[:, None], mean_y)
+            mean_y = torch.from_numpy(alone.mean(keepdims=True)).to(device)
+            centred = torch.from_numpy(alone - alone.mean())[:, None].to(device)
+            exact = system.solve(centred, mean_y)[1].cpu()
             size = exact.abs().max().item()
             difference = np.abs(exact[0].numpy() - self.weights_[target]).max()
             error = max(error, float(difference) / size)

@@ -1,5 +1,6 @@
 """The bench of decoders, in small."""
 
+import contextlib
 import re
 
 import numpy as np
@@ -29,10 +30,18 @@ def test_seconds_of_both_precisions_and_how_to_get_the_other(tmp_path, monkeypat
 def test_ratio_is_printed_where_both_run(monkeypatch):
     monkeypatch.setattr(decoders, "has_fastl2lir", lambda folder: True)
     monkeypatch.setattr(decoders, "fit_fastl2lir", lambda *_: (100.0, 6.0))
-    monkeypatch.setattr(decoders, "_fit_ours", lambda *_: (20.0, 1.0))
+    monkeypatch.setattr(
+        decoders, "our_process", lambda *_: contextlib.nullcontext(lambda dtype: (20.0, 1.0))
+    )
     shown = call(*PAIR)
     assert "float32 over FastL2LiR's (float64, its default): 5.0" in shown.output, shown.output
     assert "by seconds of the processor 6.0" in shown.output
+
+
+def test_a_process_that_fails_is_told(tmp_path):
+    with pytest.raises(InputError, match="this book's decoder failed"):
+        with decoders.our_process(tmp_path / "no.npy", tmp_path / "no.npy", 9) as fit:
+            fit("float32")
 
 
 def test_fastl2lir_itself_has_the_same_weights(tmp_path):

@@ -4,11 +4,14 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 from test_reconstruction import decoded
 from typer.testing import CliRunner
 
+from minddiff_utils import guidance
+from minddiff_utils.bench.architecture import build_generator
 from minddiff_utils.bench.stage2 import compare_solvers, count_unet
-from minddiff_utils.bench.stage2_cost import estimate
+from minddiff_utils.bench.stage2_cost import estimate, measure_passes
 from minddiff_utils.cli import app
 from minddiff_utils.generator import load_clip, load_generator
 from minddiff_utils.reconstruction import reconstruct
@@ -76,3 +79,23 @@ def test_cost_at_full_size_is_printed_for_a_miniature():
 def test_an_unknown_size_is_named():
     shown = CliRunner().invoke(app, ["bench", "stage2", "--size", "sd15"])
     assert "--size sd15: expected phantom or sd14" in str(shown.exception)
+
+
+def test_a_batch_that_is_too_large_for_the_gpu_leaves_the_others(monkeypatch):
+    # What of CUDA's bookkeeping a machine without it does not have.
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * 2**30)
+    guided_pass, sizes = guidance.guided_pass, []
+
+    def limited(generator, z, *given):
+        sizes.append(len(z))
+        if len(z) > 2:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        return guided_pass(generator, z, *given)
+
+    monkeypatch.setattr(guidance, "guided_pass", limited)
+    generator = build_generator(small=True, n_tokens=15)
+    table = measure_passes(generator, [1, 2, 4])
+    assert sizes == [1, 2, 4]
+    assert (table.passes[:2] == 112).all() and (table.peak_gib[:2] == 3).all()
+    assert (table.seconds[:2] > 0).all() and table.loc[4].isna().all()

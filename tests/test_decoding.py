@@ -311,14 +311,18 @@ def test_the_sign_of_a_correlation_counts_when_values_are_selected():
 def test_rescaled_predictions_vary_as_the_training_values(how):
     x, y = low_rank()
     plain = fit_family(make_design(x), y, "z", Method(rescale_z="none"))[0]
-    stretched = fit_family(make_design(x), y, "z", Method(rescale_z=how))[0]
-    factor = rescaling(y, np.ones_like(y) + 0.5 * (y - y.mean(0)), how)
-    np.testing.assert_allclose(factor, 2, rtol=1e-4)
+    stretched = fit_family(make_design(x), y, "z", Method(rescale_z=how, rescale_power=1))[0]
+    halved = np.ones_like(y) + 0.5 * (y - y.mean(0))
+    np.testing.assert_allclose(rescaling(y, halved, how), 2, rtol=1e-4)
+    np.testing.assert_allclose(rescaling(y, halved, how, 0.5), 2**0.5, rtol=1e-4)
     ratio = (stretched.predict(x) - y.mean(0)) / (plain.predict(x) - y.mean(0))
     np.testing.assert_allclose(ratio, np.broadcast_to(np.median(ratio, 0), ratio.shape), rtol=0.05)
     assert (np.median(ratio, 0) > 1).all() and (np.ptp(np.median(ratio, 0)) < 1e-2) == (
         how == "global"
     )
+    part = fit_family(make_design(x), y, "z", Method(rescale_z=how, rescale_power=0.3))[0]
+    less = (part.predict(x) - y.mean(0)) / (plain.predict(x) - y.mean(0))
+    np.testing.assert_allclose(np.median(less, 0), np.median(ratio, 0) ** 0.3, rtol=1e-4)
     untouched = fit_family(make_design(x), y, "c", Method(rescale_z=how))[0]
     np.testing.assert_array_equal(untouched.predict(x), plain.predict(x))
 
@@ -376,6 +380,7 @@ def test_predictions_that_do_not_vary_are_not_stretched():
         ({"decoder": "magic"}, "decoder='magic'"),
         ({"select_by": "luck"}, "select_by='luck'"),
         ({"rescale_z": "twice"}, "rescale_z='twice'"),
+        ({"rescale_power": 1.5}, "rescale_power=1.5"),
         ({"target_components": -1}, "target_components=-1"),
         ({"n_voxels_c": 0}, "n_voxels_c=0"),
         ({"alpha": 0}, "alpha=0"),

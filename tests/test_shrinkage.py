@@ -6,13 +6,12 @@ import torch
 from test_decoding import recording, world  # noqa: F401
 from test_reconstruction import decoded
 
-from minddiff_utils.decoders import RESCALE, Method
 from minddiff_utils.decoding import decode_subject, read_decoded
 from minddiff_utils.generator import load_generator, noise_like, to_pictures
 from minddiff_utils.metrics import evaluate
 from minddiff_utils.reconstruction import read_pictures, reconstruct, stage1
 from minddiff_utils.settings import Settings
-from minddiff_utils.shrinkage import compare_rescaling, decode_choices
+from minddiff_utils.shrinkage import CHOICES, compare_rescaling, decode_choices
 
 SETTINGS = Settings(n_steps=3, strength=0.7, structure="values", pull=0.0)
 
@@ -67,9 +66,9 @@ def test_the_first_choice_differs_from_itself_by_nothing(generator, tmp_path):
 def test_choices_are_what_chapter_02_decodes(world, tmp_path):  # noqa: F811
     features, _, subject = world
     found = decode_choices(subject, features, tmp_path)
-    assert tuple(found) == RESCALE
+    assert found.keys() == CHOICES.keys()
     for how, choice in found.items():
-        path = decode_subject(subject, features, tmp_path / "a.h5", method=Method(rescale_z=how))
+        path = decode_subject(subject, features, tmp_path / "a.h5", method=CHOICES[how])
         wanted = read_decoded(path)
         assert set(choice) == set(wanted)
         for name, values in wanted.items():

@@ -6,6 +6,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -15,15 +17,26 @@ import typer
 
 from minddiff_utils.bench.betas import peak_memory
 from minddiff_utils.files import InputError
+from minddiff_utils.memory import KEEP_MEMORY
 
-__all__ = ["fit_fastl2lir", "fit_streamed", "main", "make_recording", "write_targets"]
+__all__ = [
+    "fit_fastl2lir",
+    "fit_streamed",
+    "has_fastl2lir",
+    "main",
+    "make_recording",
+    "our_process",
+    "serve",
+    "write_targets",
+]
 
 ALPHA = 0.15
 GET = (
     "fastl2lir is not there: `pip install --target FOLDER fastl2lir 'numpy<2.4'` and give "
     "--fastl2lir FOLDER. It runs in a process of its own, for it fails with newer NumPy."
 )
-# What the other process runs: load, fit, tell seconds on the clock and of the processor.
+# What the processes run: load, fit, tell seconds on the clock and of the processor.
+OURS = "import sys; from minddiff_utils.bench.decoders import serve; serve(*sys.argv[1:])"
 THEIRS = """
 import sys, time
 import numpy as np
@@ -90,12 +103,13 @@ def _pair(n, n_voxels, n_targets, k, rounds, threads, device, folder) -> None:
         np.save(places[1], y)
         if has_fastl2lir(folder):
             ways |= {("FastL2LiR", "float64"): [], ("FastL2LiR", "float32"): []}
-        for _ in range(rounds):
-            for (name, dtype), found in ways.items():
-                if name == "FastL2LiR":
-                    found.append(fit_fastl2lir(*places, k, dtype, threads, folder))
-                else:
-                    found.append(_fit_ours(x, y, k, dtype, device))
+        with our_process(*places, k, threads, device) as fit:
+            for _ in range(rounds):
+                for (name, dtype), found in ways.items():
+                    if name == "FastL2LiR":
+                        found.append(fit_fastl2lir(*places, k, dtype, threads, folder))
+                    else:
+                        found.append(fit(dtype))
     for (name, dtype), found in ways.items():
         seconds, worked = (statistics.median(part) for part in zip(*found, strict=True))
         print(f"{name:>10} in {dtype}: {seconds:7.2f} s, {worked:7.2f} s of the processor")
@@ -126,6 +140,62 @@ def make_recording(
     for target in range(n_targets):
         y[:, target] += x[:, rng.integers(0, n_voxels, 20)].sum(1)
     return x, y
+
+
+@contextmanager
+def our_process(
+    x: Path, y: Path, k: int, threads: int = 1, device: str = "cpu"
+) -> Iterator[Callable[[str], tuple[float, float]]]:
+    """Start a process that fits the paper's decoder again and again, with a notebook's settings.
+
+    Parameters
+    ----------
+    x, y : Path
+        `.npy` files of responses and targets.
+    k : int
+        Voxels for each target.
+    threads : int
+    device : str
+        Of torch.
+
+    Yields
+    ------
+    callable
+        Takes "float32" or "float64"; returns seconds on the clock and of the processor.
+    """
+    command = [sys.executable, "-c", OURS, *map(str, (x, y, k, threads, device))]
+    environment = {**KEEP_MEMORY, **_environment(None, threads)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=environment, **pipes) as process:
+
+        def fit(dtype: str) -> tuple[float, float]:
+            try:
+                print(dtype, file=process.stdin, flush=True)
+                seconds, worked = map(float, process.stdout.readline().split())
+            except (BrokenPipeError, ValueError):
+                process.kill()
+                raise InputError("this book's decoder failed; its error is above.") from None
+            return seconds, worked
+
+        try:
+            yield fit
+        finally:
+            process.kill()
+
+
+def serve(x: str, y: str, k: str, threads: str, device: str) -> None:
+    """Fit once for every precision that is read; print seconds on the clock, of the processor."""
+    import torch
+
+    torch.set_num_threads(int(threads))
+    responses, targets = np.load(x), np.load(y)
+    if torch.device(device).type != "cpu":
+        # A GPU's first steps load its libraries.
+        for dtype in ("float32", "float64"):
+            _fit_ours(responses, targets[:, :16], int(k), dtype, device)
+    for line in sys.stdin:
+        spent = _fit_ours(responses, targets, int(k), line.strip(), device)
+        print(*spent, flush=True)
 
 
 def _fit_ours(x, y, k, dtype, device) -> tuple[float, float]:

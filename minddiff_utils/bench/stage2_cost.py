@@ -138,29 +138,38 @@ def measure_passes(generator: "Generator", batches: Sequence[int]) -> pd.DataFra
     Returns
     -------
     DataFrame
-        A row a batch size: seconds and counted forward-equivalents a picture, peak memory in GiB.
+        A row a batch size: seconds and counted forward-equivalents a picture, peak memory in GiB;
+        NaN for sizes that the GPU's memory is too small for.
     """
+    import torch
+
+    rows = {}
+    for n in batches:
+        try:
+            rows[n] = _measure_pass(generator, n)
+        except torch.cuda.OutOfMemoryError:
+            rows[n] = dict.fromkeys(("seconds", "passes", "peak_gib"), float("nan"))
+        torch.cuda.empty_cache()
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _measure_pass(generator: "Generator", n: int) -> dict[str, float]:
     import torch
 
     from minddiff_utils.bench.stage2 import count_unet
     from minddiff_utils.guidance import guided_pass
 
-    rows = {}
-    for n in batches:
-        z, c, loss_of, noise, settings = _inputs(generator, n)
-        torch.cuda.reset_peak_memory_stats(z.device)
-
-        def run(given=(z, c, loss_of, None, noise, settings)) -> None:
-            guided_pass(generator, *given)
-
-        with count_unet(generator.unet) as count:
-            seconds = _seconds(run, z.device)
-        rows[n] = {
-            "seconds": seconds / n,
-            "passes": count.equivalents / n / 2,  # of two runs
-            "peak_gib": torch.cuda.max_memory_allocated(z.device) / GIB,
-        }
-    return pd.DataFrame.from_dict(rows, orient="index")
+    z, c, loss_of, noise, settings = _inputs(generator, n)
+    torch.cuda.reset_peak_memory_stats(z.device)
+    with count_unet(generator.unet) as count:
+        seconds = _seconds(
+            lambda: guided_pass(generator, z, c, loss_of, None, noise, settings), z.device
+        )
+    return {
+        "seconds": seconds / n,
+        "passes": count.equivalents / n / _runs(z.device),
+        "peak_gib": torch.cuda.max_memory_allocated(z.device) / GIB,
+    }
 
 
 def _inputs(generator: "Generator", n: int) -> tuple:
@@ -179,11 +188,16 @@ def _inputs(generator: "Generator", n: int) -> tuple:
     return z, c, loss_of, noise, settings
 
 
+def _runs(device: "torch.device") -> int:
+    """On a GPU the first run reserves memory and chooses kernels, and the second counts."""
+    return 1 if device.type == "cpu" else 2
+
+
 def _seconds(work: Callable[[], object], device: "torch.device") -> float:
-    """Seconds of one run; on a GPU of the second, the first reserves memory and chooses kernels."""
+    """Seconds of the last run."""
     import torch
 
-    for _ in range(1 if device.type == "cpu" else 2):
+    for _ in range(_runs(device)):
         started = time.perf_counter()
         work()
         if device.type == "cuda":
