@@ -9,6 +9,7 @@ from test_reconstruction import decoded
 from typer.testing import CliRunner
 
 from minddiff_utils import guidance
+from minddiff_utils.bench import stage2_cost
 from minddiff_utils.bench.architecture import build_generator
 from minddiff_utils.bench.stage2 import compare_solvers, count_unet
 from minddiff_utils.bench.stage2_cost import estimate, measure_passes
@@ -94,8 +95,9 @@ def test_a_batch_that_is_too_large_for_the_gpu_leaves_the_others(monkeypatch):
         return guided_pass(generator, z, *given)
 
     monkeypatch.setattr(guidance, "guided_pass", limited)
+    monkeypatch.setattr(stage2_cost, "FAST", stage2_cost.FAST | {"n_steps": 1, "strength": 1.0})
     generator = build_generator(small=True, n_tokens=15)
     table = measure_passes(generator, [1, 2, 4])
     assert sizes == [1, 2, 4]
-    assert (table.passes[:2] == 112).all() and (table.peak_gib[:2] == 3).all()
+    assert (table.passes[:2] == 2 * 3 + 2).all() and (table.peak_gib[:2] == 3).all()
     assert (table.seconds[:2] > 0).all() and table.loc[4].isna().all()

@@ -95,6 +95,9 @@ def main(
 def _pair(n, n_voxels, n_targets, k, rounds, threads, device, folder) -> None:
     print(f"{n:,} samples × {n_voxels:,} voxels, {n_targets} targets on {k} voxels each,")
     print(f"{threads} thread(s), {device}; medians of {rounds} round(s), taking turns")
+    print(
+        "this book's decoder in a process that has fitted before, FastL2LiR in a new one each time"
+    )
     x, y = make_recording(n, n_voxels, n_targets)
     ways = {("this book", "float32"): [], ("this book", "float64"): []}
     with tempfile.TemporaryDirectory() as scratch:
@@ -184,15 +187,17 @@ def our_process(
 
 
 def serve(x: str, y: str, k: str, threads: str, device: str) -> None:
-    """Fit once for every precision that is read; print seconds on the clock, of the processor."""
+    """Fit once in each precision, uncounted, and then for every precision that is read.
+
+    Prints seconds on the clock and of the processor, a line a fit.
+    """
     import torch
 
     torch.set_num_threads(int(threads))
     responses, targets = np.load(x), np.load(y)
-    if torch.device(device).type != "cpu":
-        # A GPU's first steps load its libraries.
-        for dtype in ("float32", "float64"):
-            _fit_ours(responses, targets[:, :16], int(k), dtype, device)
+    # The first fits of a process reserve memory, and on a GPU load libraries.
+    for dtype in ("float32", "float64"):
+        _fit_ours(responses, targets, int(k), dtype, device)
     for line in sys.stdin:
         spent = _fit_ours(responses, targets, int(k), line.strip(), device)
         print(*spent, flush=True)
