@@ -53,7 +53,8 @@ def test_every_way_finds_the_signal_in_z_and_none_elsewhere(world, found):  # no
         assert abs(table.correlation[way, "block_1"]) < 0.5, table
     first = table.loc["ridge"]
     assert (first[["gain", "low", "high"]] == 0).all(axis=None)
-    assert (table.low <= table.gain + 1e-9).all() and (table.gain <= table.high + 1e-9).all()
+    # Ways that decode a family alike differ by rounding in single precision.
+    assert (table.low <= table.gain + 1e-6).all() and (table.gain <= table.high + 1e-6).all()
 
 
 def test_unknown_ways_are_named(world):  # noqa: F811
