@@ -14,7 +14,6 @@ from minddiff_utils.uncertainty import bootstrap_interval
 
 __all__ = [
     "DEFAULT_WAY",
-    "MEASURED",
     "REFERENCE_WAY",
     "read_solvers",
     "read_summary",
@@ -25,7 +24,6 @@ __all__ = [
     "write_summary",
 ]
 
-MEASURED = Path(__file__).resolve().parents[1] / "book" / "measured"
 SHOWN = ("clip_judge", "ssim", "pcc")
 COSTS = {
     "equivalents": "UNet passes a picture",
@@ -45,17 +43,18 @@ def _read(folder: Path, kind: str) -> dict[str, pd.DataFrame]:
     return {path.stem.removeprefix(f"{kind}_"): pd.read_csv(path) for path in paths}
 
 
-def read_solvers(folder: Path = MEASURED) -> dict[str, pd.DataFrame]:
+def read_solvers(folder: str | Path) -> dict[str, pd.DataFrame]:
     """Return what `minddiff bench stage2` wrote: for each subject a table, indexed by solver."""
     return {who: table.set_index("solver") for who, table in _read(folder, "solvers").items()}
 
 
-def solver_table(folder: Path = MEASURED) -> str:
+def solver_table(folder: str | Path) -> str:
     """Compare both solvers of stage 2, as they were measured on the phantom.
 
     Parameters
     ----------
-    folder : Path
+    folder : str or Path
+        `book/measured` of the project.
 
     Returns
     -------
@@ -88,7 +87,7 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
-def read_ways(folder: Path = MEASURED) -> pd.DataFrame:
+def read_ways(folder: str | Path) -> pd.DataFrame:
     """Return what `minddiff bench variants` wrote, all subjects in one table.
 
     Returns
@@ -128,7 +127,7 @@ def ways_summary(ways: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def read_summary(folder: Path = MEASURED) -> pd.DataFrame:
+def read_summary(folder: str | Path) -> pd.DataFrame:
     """Return what `ways_summary` makes of all subjects, kept in `ways.csv` for quick pages."""
     path = Path(folder) / "ways.csv"
     if not path.is_file():
@@ -136,7 +135,7 @@ def read_summary(folder: Path = MEASURED) -> pd.DataFrame:
     return pd.read_csv(path)
 
 
-def write_summary(folder: Path = MEASURED) -> Path:
+def write_summary(folder: str | Path) -> Path:
     """Write `ways.csv` from the pictures' values that lie beside it."""
     path = Path(folder) / "ways.csv"
     with atomic_path(path) as temporary:

@@ -13,7 +13,6 @@ from minddiff_utils.gallery import front_html, gallery_page, has_gallery, read_g
 from minddiff_utils.glossary import link_notebook, link_text, read_terms
 from minddiff_utils.measured import (
     DEFAULT_WAY,
-    MEASURED,
     read_summary,
     solver_table,
     ways_table,
@@ -27,7 +26,7 @@ SHORTEST = 1.0  # seconds of a step that the table of costs shows
 UNLINKED = ("index.md", "glossary.md", "references.md", "gallery.md")
 
 
-def add_pages(plan: Plan, book: Path) -> None:
+def add_pages(plan: Plan, book: Path, measured: Path) -> None:
     """Add what the run's files give to an assembled book.
 
     Parameters
@@ -35,6 +34,8 @@ def add_pages(plan: Plan, book: Path) -> None:
     plan : Plan
     book : Path
         Folder that holds the hand-written pages, the notebooks, `static` and `generated`.
+    measured : Path
+        Folder of the small files of what was measured once.
     """
     front = ""
     for subject in plan.subjects:
@@ -52,11 +53,11 @@ def add_pages(plan: Plan, book: Path) -> None:
     (book / "generated" / "results.md").write_text(front_results(plan), encoding="utf-8")
     costs = cost_table(plan.run, plan.subjects)
     (book / "generated" / "costs.md").write_text(costs, encoding="utf-8")
-    add_measured(book / "generated")
+    add_measured(book / "generated", measured)
     _link_terms(book)
 
 
-def add_measured(folder: Path, measured: Path = MEASURED) -> None:
+def add_measured(folder: Path, measured: Path) -> None:
     """Write tables and a figure of what was measured once: stage 2's solvers and the ways tried.
 
     Parameters

@@ -9,7 +9,6 @@ from minddiff_utils.bench.ways import WAYS
 from minddiff_utils.files import InputError
 from minddiff_utils.measured import (
     DEFAULT_WAY,
-    MEASURED,
     read_solvers,
     read_summary,
     read_ways,
@@ -20,17 +19,14 @@ from minddiff_utils.measured import (
 )
 from minddiff_utils.pages import add_measured
 
+MEASURED = ROOT / "book" / "measured"
 SUBJECTS = ["subj01", "subj02"]
 METRICS = ("clip_judge", "ssim", "pcc")
 
 
-def test_measured_files_are_those_of_the_project():
-    assert ROOT / "book" / "measured" == MEASURED
-
-
 @pytest.mark.parametrize("subject", SUBJECTS)
 def test_the_fast_solver_is_better_than_the_papers_at_a_three_hundredth(subject):
-    table = read_solvers()[subject]
+    table = read_solvers(MEASURED)[subject]
     fast, paper = table.loc["fast"], table.loc["paper"]
     assert fast.equivalents <= 200
     assert paper.processor_seconds / fast.processor_seconds >= 300
@@ -40,7 +36,7 @@ def test_the_fast_solver_is_better_than_the_papers_at_a_three_hundredth(subject)
 
 
 def test_every_way_is_measured_on_the_same_pictures():
-    ways = read_ways()
+    ways = read_ways(MEASURED)
     assert sorted(ways.subject.unique()) == SUBJECTS
     assert set(ways.way) == set(WAYS)
     seen = ways.groupby(["subject", "way"]).stimulus_id.agg(lambda ids: tuple(sorted(set(ids))))
@@ -49,8 +45,8 @@ def test_every_way_is_measured_on_the_same_pictures():
 
 
 def test_the_default_gains_on_stage_1_by_every_metric():
-    found = ways_summary(read_ways())
-    pd.testing.assert_frame_equal(read_summary(), found, atol=1e-4)
+    found = ways_summary(read_ways(MEASURED))
+    pd.testing.assert_frame_equal(read_summary(MEASURED), found, atol=1e-4)
     summary = found.set_index(["way", "metric"])
     for metric in METRICS:
         assert summary.loc[(DEFAULT_WAY, metric), "low"] > 0
