@@ -107,8 +107,8 @@ def compare_rescaling(
     """
     rows: list[dict] = []
     first: dict[str, dict[str, np.ndarray]] = {}
-    for how, decoded in choices.items():
-        path = out / f"stage2-{how.replace(', power ', '-')}.h5"
+    for number, (how, decoded) in enumerate(choices.items()):
+        path = out / f"stage2-{number}.h5"
         reconstruct(generator, decoded, settings, path, seed=seed, batch=batch, n_films=0)
         made = {
             "stage 1": first_pictures(generator, decoded, settings, seed, batch),
