@@ -46,6 +46,7 @@ METHOD_COLOURS = {
     "no_z": ORANGE,
     "no_c": PINK,
     "stage1": SKY,
+    "algorithm_1": RED,
     "stage2": BLUE,
     "ceiling": GREEN,
 }

@@ -22,17 +22,18 @@ from minddiff_utils.figures import (
     style,
 )
 from minddiff_utils.files import InputError
-from minddiff_utils.metrics import METHODS, METRICS, in_order
+from minddiff_utils.metrics import BLIND, METHODS, METRICS, full_method, in_order
 from minddiff_utils.overlap import Overlap
-from minddiff_utils.results import shares, summary
+from minddiff_utils.results import FLOOR, shares, summary
 
 __all__ = ["corner_pictures", "failures", "floor_to_ceiling", "overlap_figure"]
 
 # Method -> colour, marker and label, from the floor to the ceiling.
 STEPS = {
-    "shuffled": (GREY, "v", "shuffled responses (floor)"),
+    FLOOR: (GREY, "v", "best blind control (floor)"),
     "retrieval": (ORANGE, "D", "nearest training picture"),
     "stage1": (SKY, "s", "stage 1"),
+    "algorithm_1": (RED, "o", "Algorithm 1"),
     "stage2": (BLUE, "o", "stage 2"),
     "ceiling": (GREEN, "^", "true features (ceiling)"),
 }
@@ -56,14 +57,13 @@ def floor_to_ceiling(frame: pd.DataFrame) -> Figure:
     -------
     Figure
         Markers: mean over pictures; bars: its 95 % bootstrap interval. At the right, the share of
-        the way from floor to ceiling that the full method has come.
+        the way from floor to ceiling that both stages have come.
     """
     _need_columns(frame, ["method", "stimulus_id", "metric", "value"], "floor_to_ceiling")
     if "subject" not in frame:
         frame = frame.assign(subject="")
     subjects = list(dict.fromkeys(frame["subject"]))
     metrics = in_order(frame["metric"], METRICS)
-    frame = frame[frame["method"].isin(STEPS)]
     lines = [(metric, subject) for metric in metrics for subject in subjects]
     with style():
         single = len(subjects) == 1
@@ -86,7 +86,7 @@ def floor_to_ceiling(frame: pd.DataFrame) -> Figure:
         handles = [
             axes.plot([], [], marker, color=colour, label=label)[0]
             for name, (colour, marker, label) in STEPS.items()
-            if name in set(frame["method"])
+            if {name} & set(frame["method"]) or (name == FLOOR and set(BLIND) & set(frame["method"]))
         ]
         fig.legend(handles=handles, loc="outside upper center", ncols=3)
         return _finish(fig)
@@ -95,8 +95,10 @@ def floor_to_ceiling(frame: pd.DataFrame) -> Figure:
 def _steps_line(axes: Axes, rows: pd.DataFrame, y: float) -> None:
     """One metric of one subject, and the share of the way at the right."""
     found = summary(rows.drop(columns="subject")).set_index("method")
-    if {"shuffled", "ceiling"} <= set(found.index):
-        ends = found.loc[["shuffled", "ceiling"], "mean"]
+    blind = found.loc[found.index.isin(BLIND)].sort_values("mean")[-1:]
+    found = pd.concat([found, blind.set_axis([FLOOR] * len(blind))])
+    if {FLOOR, "ceiling"} <= set(found.index):
+        ends = found.loc[[FLOOR, "ceiling"], "mean"]
         axes.fill_between(ends, y - 0.27, y + 0.27, color="#e8e8e8", linewidth=0, zorder=1)
     for number, (name, (colour, marker, _)) in enumerate(STEPS.items()):
         if name not in found.index:
@@ -107,7 +109,7 @@ def _steps_line(axes: Axes, rows: pd.DataFrame, y: float) -> None:
         axes.plot([row["low"], row["high"]], [shifted] * 2, color=colour, linewidth=1.8, zorder=2)
         axes.plot(row["mean"], shifted, marker, color=colour, markersize=6.5, mec="white", zorder=3)
     way = shares(rows.drop(columns="subject"))
-    share = way.loc[way["method"] == "stage2", "mean"]
+    share = way.loc[way["method"] == full_method(way["method"]), "mean"]
     text = f"{100 * share.iloc[0]:.0f} %" if len(share) and np.isfinite(share.iloc[0]) else "–"
     axes.text(1.02, y, text, transform=axes.get_yaxis_transform(), va="center", fontsize=9.5)
 
@@ -252,7 +254,8 @@ def overlap_figure(
         picture's value against its distance, with the mean of every fifth of the pictures.
     """
     _need_columns(values, ["method", "stimulus_id", "value"], "overlap_figure")
-    methods = methods or {"stage2": BLUE, "retrieval": ORANGE}
+    full = full_method(values["method"]) or "stage1"
+    methods = methods or {full: BLUE, "retrieval": ORANGE}
     with style():
         fig, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 3.3), layout="constrained")
         spread = np.concatenate([found.distance, found.among_training])

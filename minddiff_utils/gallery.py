@@ -16,12 +16,20 @@ import pandas as pd
 from PIL import Image
 
 from minddiff_utils.files import InputError, atomic_path
-from minddiff_utils.metrics import METHODS, METRICS, in_order, read_metrics
+from minddiff_utils.metrics import (
+    FULL,
+    METHODS,
+    METRICS,
+    full_method,
+    in_order,
+    read_metrics,
+)
 
 __all__ = ["front_html", "gallery_page", "has_gallery", "read_gallery", "spread", "write_strips"]
 
 # What people read where the book's tables say "no stage 2" and "full (MindDiffuser)".
-LABELS = METHODS | {"stage1": "stage 1", "stage2": "stage 2"}
+LABELS = METHODS | {"stage1": "stage 1", "stage2": "stage 2", "algorithm_1": "Algorithm 1"}
+STAGES = ("stage1", *FULL)
 SEEN = "seen"
 JUDGE = "clip_judge"
 SIDE, MANY, SMALL_SIDE = 128, 200, 80  # px a picture at most; smaller if there are many
@@ -83,9 +91,8 @@ def _methods(file: h5py.File) -> list[str]:
             f"{file.filename} holds no reconstructions of the shape of `truth`, {shape}. Run "
             "notebooks 03_stage1 and 04_stage2 first."
         )
-    order = ["stage1", "stage2"]
-    return [m for m in order if m in found] + [
-        m for m in in_order(found, METHODS) if m not in order
+    return [m for m in STAGES if m in found] + [
+        m for m in in_order(found, METHODS) if m not in STAGES
     ]
 
 
@@ -222,7 +229,7 @@ def front_html(gallery: Mapping[str, Any], subject: str, strips: str) -> str:
     parts = [_tiles(gallery, named, strips, rule)]
     extremes = _extremes(gallery)
     if extremes:
-        last = "stage 2" if "stage2" in gallery["shown"] else "stage 1"
+        last = LABELS[full_method(gallery["shown"]) or "stage1"]
         rule = f"The best, the median and the worst of all {len(pictures)}, by the judge's CLIP "
         parts.append(_tiles(gallery, extremes, strips, f"{rule}cosine of {last}."))
     return '<div class="front-pictures">\n' + "\n".join(parts) + "\n</div>"
@@ -247,7 +254,7 @@ def _ordinal(number: int) -> str:
 
 def _extremes(gallery: Mapping[str, Any]) -> list[tuple[int, str]]:
     """Row and name of the best, median and worst picture by the judge; none without a judge."""
-    method = next((m for m in ("stage2", "stage1") if m in gallery["shown"]), None)
+    method = next((m for m in (*FULL, "stage1") if m in gallery["shown"]), None)
     if method is None or JUDGE not in gallery["metrics"]:
         return []
     column = list(gallery["metrics"]).index(JUDGE)
@@ -263,7 +270,7 @@ def _tiles(
     gallery: Mapping[str, Any], chosen: Sequence[tuple[int, str]], strips: str, rule: str
 ) -> str:
     """A figure with a column a picture: what was seen, and below it both stages."""
-    stages = [name for name in ("stage1", "stage2") if name in gallery["shown"]]
+    stages = [name for name in ("stage1", "algorithm_1", "stage2") if name in gallery["shown"]]
     rows = [(0, SEEN)] + [(gallery["shown"].index(m) + 1, LABELS[m]) for m in stages]
     columns = []
     for row, name in chosen:

@@ -5,7 +5,7 @@ differences and permutation tests all work on the same tidy table
 (`subject, method, stimulus_id, metric, value`).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import h5py
@@ -18,12 +18,15 @@ from skimage.transform import resize
 from minddiff_utils.files import InputError, require
 
 __all__ = [
+    "BLIND",
+    "FULL",
     "MAIN_METRICS",
     "METHODS",
     "METRICS",
     "check_rows",
     "cosine",
     "evaluate",
+    "full_method",
     "in_order",
     "main_metrics",
     "pcc",
@@ -41,7 +44,8 @@ METHODS = {
     "no_z": "no z",
     "no_c": "no c",
     "stage1": "no stage 2",
-    "stage2": "full (MindDiffuser)",
+    "algorithm_1": "both stages, Algorithm 1 as published",
+    "stage2": "both stages, this book's solver",
     "takagi": "Takagi & Nishimoto's way",
     "neuraldiffuser": "NeuralDiffuser's schedule",
     "ceiling": "true features",
@@ -52,6 +56,11 @@ METHODS = {
     "shuffled": "shuffled responses",
     "prior": "no brain at all",
 }
+# Both stages, whichever solver ran: where a run has several, the first stands for the method.
+FULL = ("stage2", "algorithm_1")
+# Controls that know nothing of what was seen: they never look at the test responses, or their
+# decoders were fitted to the wrong pictures.
+BLIND = ("mean", "mean_features", "shuffled", "prior")
 METRICS = {
     "clip_judge": "CLIP (judge)",
     "clip_guide": "CLIP (guide)",
@@ -412,6 +421,12 @@ def evaluate(
 def main_metrics(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of a tidy table that belong to the paper's metrics."""
     return frame[frame["metric"].isin(MAIN_METRICS)]
+
+
+def full_method(names: Iterable[str]) -> str | None:
+    """Return the method of `FULL` that stands for both stages; None if neither ran."""
+    names = set(names)
+    return next((name for name in FULL if name in names), None)
 
 
 def in_order(names: Sequence[str], known: Mapping[str, str]) -> list[str]:

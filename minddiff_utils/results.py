@@ -12,17 +12,26 @@ import pandas as pd
 from scipy import stats
 
 from minddiff_utils.files import InputError, atomic_path
-from minddiff_utils.metrics import METHODS, METRICS, in_order, main_metrics
+from minddiff_utils.metrics import (
+    BLIND,
+    METHODS,
+    METRICS,
+    full_method,
+    in_order,
+    main_metrics,
+)
 from minddiff_utils.strays import stray_note
 from minddiff_utils.uncertainty import bootstrap_interval, finite, holm, paired_difference
 
 __all__ = [
     "CONTROL_PAIRS",
+    "FLOOR",
     "LADDER",
     "PAIRS",
     "across_subjects",
     "difference_table",
     "differences",
+    "floor_note",
     "front_table",
     "interval_text",
     "ladder",
@@ -36,11 +45,18 @@ __all__ = [
     "shares",
     "summary",
     "summary_table",
+    "with_floor",
     "write_results",
 ]
 
-# (method, baseline): what stage 2 adds, and what each half of the latent contributes.
-PAIRS = (("stage2", "stage1"), ("stage2", "no_z"), ("stage2", "no_c"))
+# (method, baseline): what stage 2 adds, by either solver, and what each decoded input contributes.
+PAIRS = (
+    ("stage2", "stage1"),
+    ("algorithm_1", "stage1"),
+    ("stage2", "algorithm_1"),
+    ("stage2", "no_z"),
+    ("stage2", "no_c"),
+)
 # What the full method has over what knows less of the brain, or uses the same brain otherwise.
 CONTROL_PAIRS = tuple(
     ("stage2", name)
@@ -49,17 +65,24 @@ CONTROL_PAIRS = tuple(
     )
 )  # fmt: skip
 # The order that a method which reads the brain should show, from the floor to the ceiling.
-LADDER = (("stage1", "shuffled"), ("stage2", "stage1"), ("ceiling", "stage2"))
+FLOOR = "floor"  # the best control of `metrics.BLIND`, whichever it is for a subject and metric
+LADDER = (("stage1", FLOOR), ("stage2", "stage1"), ("ceiling", "stage2"))
 # What the first page shows: the paper's rows, and what their numbers are to be read against.
 FRONT = {
-    **{name: METHODS[name] for name in ("no_z", "no_c", "stage1")},
+    **{name: METHODS[name] for name in ("no_z", "no_c", "stage1", "algorithm_1")},
     "stage2": f"**{METHODS['stage2']}**",
     "ceiling": "true features (ceiling)",
     "retrieval": METHODS["retrieval"],
-    "shuffled": "shuffled responses (floor)",
+    FLOOR: "best blind control (floor)",
 }
-# What people read on the rungs from floor to ceiling.
-RUNGS = {"shuffled": "floor", "stage1": "stage 1", "stage2": "stage 2", "ceiling": "ceiling"}
+KEYS = ["subject", "metric", "method"]
+# What people read where two methods are compared.
+SHORT = {
+    "stage1": "stage 1",
+    "stage2": "both stages",
+    "algorithm_1": "Algorithm 1",
+    "ceiling": "ceiling",
+}
 NBSP = "\u00a0"  # a narrow table breaks a line before an interval, not inside it
 
 
@@ -117,8 +140,8 @@ def differences(
     keys = [key for key in _keys(frame) if key != "method"]
     rows = []
     for names, group in _groups(frame, keys):
-        wide = group.pivot(index="stimulus_id", columns="method", values="value")
-        for method, baseline in pairs:
+        wide = with_floor(group.pivot(index="stimulus_id", columns="method", values="value"))
+        for method, baseline in _pairs(pairs, wide):
             if {method, baseline} <= set(wide.columns):
                 found = paired_difference(wide[method], wide[baseline], seed=seed)
                 rows.append(
@@ -129,6 +152,37 @@ def differences(
     if len(keys) == 1:
         return found.assign(p_holm=holm(found["p"]))
     return found.assign(p_holm=found.groupby(keys[:-1])["p"].transform(holm))
+
+
+def with_floor(wide: pd.DataFrame) -> pd.DataFrame:
+    """Add the column `FLOOR`: a copy of that control of `metrics.BLIND` with the highest mean.
+
+    Parameters
+    ----------
+    wide : DataFrame
+        One metric of one subject: a row a picture, a column a method.
+
+    Returns
+    -------
+    DataFrame
+        `attrs["floor"]` names the control; without any of them, the table as it was.
+    """
+    wide.columns = wide.columns.astype(str)
+    blind = wide[[name for name in BLIND if name in wide]].mean().dropna()
+    if blind.empty:
+        return wide
+    wide = wide.assign(**{FLOOR: wide[blind.idxmax()]})
+    wide.attrs["floor"] = blind.idxmax()
+    return wide
+
+
+def _pairs(pairs: Sequence[tuple[str, str]], wide: pd.DataFrame) -> list[tuple[str, str]]:
+    """Let the solver that ran stand for both stages where this book's did not."""
+    if "stage2" in wide:
+        return list(pairs)
+    full = full_method(wide) or "stage2"
+    swapped = (tuple(full if n == "stage2" else n for n in pair) for pair in pairs)
+    return [pair for pair in dict.fromkeys(swapped) if pair[0] != pair[1]]
 
 
 def summary_table(
@@ -191,12 +245,12 @@ def difference_table(
 
 
 def pair_name(method: str, baseline: str) -> str:
-    """Return "full − no z" for the pair ("stage2", "no_z")."""
+    """Return "both stages − no z" for the pair ("stage2", "no_z")."""
     return f"{_short(method)} − {_short(baseline)}"
 
 
 def _short(method: str) -> str:
-    return METHODS.get(method, method).split(" (")[0]
+    return SHORT.get(method) or METHODS.get(method, method)
 
 
 def markdown_table(table: pd.DataFrame) -> str:
@@ -245,12 +299,12 @@ def ladder_table(frame: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     numbers = ladder(frame, seed=seed)
     numbers["text"] = [f"{row.verdict}: {_text(row, '+')}" for row in numbers.itertuples()]
     numbers["method"] = [
-        f"{RUNGS.get(lower, _short(lower))} < {RUNGS.get(upper, _short(upper))}"
+        f"{_short(lower)} < {_short(upper)}"
         for upper, lower in zip(numbers["method"], numbers["baseline"], strict=True)
     ]
     table = _wide(numbers, _keys(frame)[:-1])
     table.attrs["note"] = (
-        "Floor: shuffled responses; ceiling: true features. "
+        f"{floor_note(frame)} Ceiling: true features. "
         f"Mean paired difference, upper minus lower, with its 95{NBSP}% interval over pictures. "
         '"yes": the interval lies above zero; "not shown": it covers zero; "reversed": it lies '
         "below. These intervals are not corrected for their number; p-values of differences are."
@@ -258,16 +312,29 @@ def ladder_table(frame: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     return table
 
 
+def floor_note(frame: pd.DataFrame) -> str:
+    """Say which control is the floor of each metric (and subject)."""
+    keys = [key for key in _keys(frame) if key != "method"]
+    found = {}
+    for names, group in _groups(frame, keys):
+        wide = with_floor(group.pivot(index="stimulus_id", columns="method", values="value"))
+        name = wide.attrs.get("floor", "")
+        place = " of ".join(METRICS.get(n, str(n)) for n in reversed(names))
+        found.setdefault(METHODS.get(name, "none was made"), []).append(place)
+    parts = (f"{name} ({', '.join(places)})" for name, places in found.items())
+    return f"Floor: the best control that knows nothing of what was seen: {'; '.join(parts)}."
+
+
 def shares(
-    frame: pd.DataFrame, floor: str = "shuffled", ceiling: str = "ceiling", seed: int = 0
+    frame: pd.DataFrame, floor: str = FLOOR, ceiling: str = "ceiling", seed: int = 0
 ) -> pd.DataFrame:
     r"""How far each method has come on the way from the floor to the ceiling.
 
     .. math:: \mathrm{share} = \frac{\bar m - \bar f}{\bar c - \bar f}
 
-    with the means over pictures of the method, of the floor (the same chain, its decoders fitted
-    to shuffled responses) and of the ceiling (the same chain from the true features). Pictures
-    are resampled whole for the interval, method, floor and ceiling together.
+    with the means over pictures of the method, of the floor (the best control that knows nothing
+    of what was seen, `with_floor`) and of the ceiling (the same chain from the true features).
+    Pictures are resampled whole for the interval, method, floor and ceiling together.
 
     Parameters
     ----------
@@ -288,10 +355,10 @@ def shares(
     keys = [key for key in _keys(frame) if key != "method"]
     rows = []
     for names, group in _groups(frame, keys):
-        wide = group.pivot(index="stimulus_id", columns="method", values="value")
+        wide = with_floor(group.pivot(index="stimulus_id", columns="method", values="value"))
         if not {floor, ceiling} <= set(wide.columns):
             continue
-        for method in in_order(wide.columns, METHODS):
+        for method in in_order([name for name in wide if name != FLOOR], METHODS):
             found = _share(wide[[method, floor, ceiling]].dropna().to_numpy(), seed)
             rows.append({**dict(zip(keys, names, strict=True)), "method": method, **found})
     columns = [*keys[:-1], "method", "metric", "n", "mean", "low", "high"]
@@ -334,16 +401,16 @@ def share_table(frame: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     Returns
     -------
     DataFrame of str
-        One row a method, floor and ceiling left out.
+        One row a method, blind controls and ceiling left out.
     """
     numbers = shares(frame, seed=seed)
-    numbers = numbers[~numbers["method"].isin(["shuffled", "ceiling"])].copy()
+    numbers = numbers[~numbers["method"].isin([*BLIND, "ceiling"])].copy()
     numbers["text"] = [_percent_text(row) for row in numbers.itertuples()]
     table = _wide(numbers, _keys(frame)[:-1])
     table.attrs["note"] = (
-        f"Share of the way from the floor (shuffled responses, 0{NBSP}%) to the ceiling (true "
-        f"features, 100{NBSP}%), with its 95{NBSP}% bootstrap interval (BCa) over pictures. A dash "
-        "stands where the ceiling is not above the floor."
+        f"Share of the way from the floor (0{NBSP}%) to the ceiling (true features, 100{NBSP}%), "
+        f"with its 95{NBSP}% bootstrap interval (BCa) over pictures. A dash stands where the "
+        f"ceiling is not above the floor. {floor_note(frame)}"
     )
     return table
 
@@ -484,7 +551,11 @@ def front_table(found: pd.DataFrame) -> pd.DataFrame:
         columns. With several subjects a cell is their mean and, in parentheses, each one's value:
         no interval, since a few people are no sample.
     """
-    each = main_metrics(found[found["n"].notna() & found["method"].isin(list(FRONT))])
+    each = main_metrics(found[found["n"].notna()])
+    floor = each[each["method"].isin(BLIND)].sort_values("mean")
+    floor = floor.drop_duplicates(["subject", "metric"], keep="last").sort_index()
+    named = [f"{METRICS[m]} of {who}: {METHODS[b]}" for who, m, b in floor[KEYS].to_numpy()]
+    each = pd.concat([each[each["method"].isin(list(FRONT))], floor.assign(method=FLOOR)])
     subjects = list(dict.fromkeys(each["subject"]))
     rows = {}
     for (method, metric), group in each.groupby(["method", "metric"], sort=False):
@@ -492,12 +563,14 @@ def front_table(found: pd.DataFrame) -> pd.DataFrame:
     table = pd.DataFrame.from_dict(rows, orient="index")
     table = table.reindex([name for name in FRONT if name in rows]).fillna("–")
     table = table.rename(index=FRONT).rename_axis("method")
-    table.attrs["note"] = (
+    mean = (
         f"Mean over the test pictures with its 95{NBSP}% interval."
         if len(subjects) == 1
         else "Mean over subjects of the mean over their test pictures; in parentheses that of "
         f"each, {', '.join(map(str, subjects))}."
     )
+    table.attrs["note"] = f"{mean} The floor is the best control that knows nothing of what was seen"
+    table.attrs["note"] += f" ({'; '.join(named)})." if named else "; none was made here."
     return table
 
 

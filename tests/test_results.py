@@ -16,7 +16,7 @@ def evaluated(n=10):
 def test_summary_table_has_the_layout_of_the_paper():
     table = results.summary_table(evaluated())
     assert list(table.index) == [
-        "no z", "no stage 2", "full (MindDiffuser)", "mean picture", "mine",
+        "no z", "no stage 2", "both stages, this book's solver", "mean picture", "mine",
     ]  # fmt: skip
     assert list(table.columns) == ["CLIP (judge)", "CLIP (guide)", "SSIM", "PCC", "n"]
     assert set(table["n"]) == {"10"}
@@ -62,7 +62,7 @@ def test_difference_table_pairs_the_same_pictures():
     row = found.query("metric == 'ssim' and baseline == 'stage1'").iloc[0]
     assert row["mean"] == pytest.approx((wide["stage2"] - wide["stage1"]).mean())
     table = results.difference_table(frame)
-    assert table.index[0] == "full − no stage 2"
+    assert table.index[0] == "both stages − stage 1"
     # 2 of 2^10 flips, the smallest p there is, which all eight tests share.
     assert "p\u00a0=\u00a00.016" in table.iloc[0]["SSIM"]
     assert "corrected by Holm" in table.attrs["note"]
@@ -103,7 +103,34 @@ def test_share_is_the_way_from_floor_to_ceiling():
     assert found.loc["shuffled", "mean"] == 0 and found.loc["ceiling", "mean"] == 1
     assert found.loc["stage2", "mean"] == pytest.approx(0.25)
     assert found.loc["stage2", "low"] == pytest.approx(0.25)  # so it is for every resample
-    assert "25\u00a0%" in results.share_table(frame).loc["full (MindDiffuser)", "SSIM"]
+    assert "25\u00a0%" in results.share_table(frame).loc["both stages, this book's solver", "SSIM"]
+
+
+def test_the_floor_is_the_best_control_that_knows_nothing():
+    rng = np.random.default_rng(0)
+    parts = {name: rng.uniform(low, low + 0.1, 40)
+             for name, low in dict(mean=0.3, shuffled=0.1, stage2=0.5, ceiling=0.8).items()}  # fmt: skip
+    means = {name: values.mean() for name, values in parts.items()}
+    frame = tidy(**parts, retrieval=np.full(40, 0.7))  # which looks at the responses
+    found = results.shares(frame).set_index("method")["mean"]
+    way = means["ceiling"] - means["mean"]
+    assert found["stage2"] == pytest.approx((means["stage2"] - means["mean"]) / way)
+    assert found["shuffled"] == pytest.approx((means["shuffled"] - means["mean"]) / way)
+    assert "mean picture (SSIM)" in results.share_table(frame).attrs["note"]
+    row = results.ladder(frame.replace({"stage2": "stage1"})).set_index("method").loc["stage1"]
+    assert row["baseline"] == "floor"
+    assert row["mean"] == pytest.approx(means["stage2"] - means["mean"])
+
+
+def test_the_solver_that_ran_stands_for_both_stages():
+    frame = evaluated()
+    paper = frame.replace({"method": {"stage2": "algorithm_1"}})
+    pairs = results.differences(paper)
+    assert set(zip(pairs["method"], pairs["baseline"], strict=True)) == {
+        ("algorithm_1", "stage1"),
+        ("algorithm_1", "no_z"),
+    }
+    assert pairs["mean"].tolist() == results.differences(frame)["mean"].tolist()
 
 
 def test_interval_of_the_share_covers_as_often_as_it_says():
@@ -124,7 +151,7 @@ def test_interval_of_the_share_covers_as_often_as_it_says():
 def test_no_share_without_room_between_floor_and_ceiling():
     frame = tidy(shuffled=[0.5, 0.6], ceiling=[0.4, 0.5], stage2=[0.5, 0.5])
     assert results.shares(frame)["mean"].isna().all()
-    assert results.share_table(frame).loc["full (MindDiffuser)", "SSIM"] == "–"
+    assert results.share_table(frame).loc["both stages, this book's solver", "SSIM"] == "–"
     narrow = tidy(shuffled=[0, 0.1] * 4, ceiling=[1, -0.8] * 4, stage2=[0.5] * 8)
     row = results.shares(narrow).query("method == 'stage2'").iloc[0]
     assert np.isfinite(row["mean"]) and np.isnan(row["low"])
@@ -141,11 +168,13 @@ def test_ladder_says_what_intervals_show():
         ceiling=base + 0.2,
     )
     found = results.ladder(frame).set_index(["baseline", "method"])["verdict"]
-    assert found["shuffled", "stage1"] == "yes"
+    assert found["floor", "stage1"] == "yes"
     assert found["stage1", "stage2"] == "not shown"
     assert found["stage2", "ceiling"] == "reversed"
     table = results.ladder_table(frame)
-    assert list(table.index) == ["floor < stage 1", "stage 1 < stage 2", "stage 2 < ceiling"]
+    assert list(table.index) == [
+        "floor < stage 1", "stage 1 < both stages", "both stages < ceiling",
+    ]  # fmt: skip
     assert table.loc["floor < stage 1", "SSIM"].startswith("yes: +")
 
 
@@ -178,7 +207,9 @@ def test_first_page_shows_a_few_rows_of_the_file(tmp_path):
     results.write_results(tmp_path, pd.concat([one, two]))
     found = pd.read_csv(tmp_path / "results.csv")
     table = results.front_table(found)
-    assert list(table.index) == ["no z", "no stage 2", "**full (MindDiffuser)**"]
+    floor = "best blind control (floor)"
+    assert list(table.index) == ["no z", "no stage 2", "**both stages, this book's solver**", floor]
+    assert table.attrs["note"].count("mean picture") == 8
     means = [part.query("method == 'no_z' and metric == 'ssim'")["value"].mean()
              for part in (one, two)]  # fmt: skip
     texts = [f"{value:.3f}".replace("0.", ".", 1) for value in (np.mean(means), *means)]
