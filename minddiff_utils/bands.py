@@ -7,6 +7,7 @@ import numpy as np
 from minddiff_utils.datasets import Subject
 from minddiff_utils.decoders import PENALTIES, Design
 from minddiff_utils.files import InputError
+from minddiff_utils.moments import column_moments
 from minddiff_utils.ridge import RidgePath
 
 __all__ = ["Bands", "band_kernels", "decode_banded", "draw_shares"]
@@ -111,7 +112,7 @@ def decode_banded(
     Dupré la Tour et al. 2022, Feature-space selection with banded ridge regression (NeuroImage).
     """
     shares = draw_shares(bands, N_SHARES) if shares is None else shares
-    mean = np.average(y, axis=0, weights=np.bincount(stimulus)).astype(np.float32)
+    mean = column_moments(y, np.bincount(stimulus))[0].astype(np.float32)
     y = y - mean
     best = np.full(y.shape[1], -np.inf, np.float32)
     out = np.empty((bands.test.shape[1], y.shape[1]), np.float32)

@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 
 from minddiff_utils.components import Components, fit_components
 from minddiff_utils.files import InputError, atomic_path
+from minddiff_utils.moments import column_moments, constant_columns
 from minddiff_utils.ridge import RidgePath
 from minddiff_utils.voxel_ridge import VoxelSelectedRidge
 
@@ -200,7 +201,8 @@ class Design(NamedTuple):
         """
         designs = (self, *self.others) if family in SEMANTIC else (self,)
         r2 = [design.path.scores(y)[0] for design in designs]
-        explained = [(y.var(0) * part.max(0)).sum() for part in r2]
+        variance = column_moments(y)[1]
+        explained = [(variance * part.max(0)).sum() for part in r2]
         number = int(np.argmax(explained))
         return designs[number], r2[number].argmax(0)
 
@@ -411,15 +413,14 @@ def _fit_ridge(design: Design, y: np.ndarray, family: str) -> _Fit:
     """Fit ridge regression with a penalty for every target, the best by R²."""
     # Stimuli that were shown more often have more rows.
     count = np.bincount(design.stimulus)
-    mean = np.average(y, axis=0, weights=count).astype(np.float32)
+    mean = column_moments(y, count)[0].astype(np.float32)
     y = y - mean
     design, choice = design.best(y, family)
     held_out = design.path.held_out(y, choice) + mean
-    dual = design.path.dual(y, choice)
-    left = design.scale[:, None] * design.x.T
-    if y.shape[1] < len(design.x):
-        return _Fit(left @ dual, None, mean, held_out)
-    return _Fit(left, dual, mean, held_out)
+    scale = design.scale[:, None]
+    if design.path.primal or y.shape[1] < len(design.x):
+        return _Fit(scale * design.path.weights(y, choice), None, mean, held_out)
+    return _Fit(scale * design.x.T, design.path.dual(y, choice), mean, held_out)
 
 
 def _fit_voxels(design: Design, y: np.ndarray, n_voxels: int, alpha: float) -> _Fit:
@@ -436,7 +437,7 @@ def _fit_voxels(design: Design, y: np.ndarray, n_voxels: int, alpha: float) -> _
         held_out[held] = model.predict(design.mean_responses(held))
     model = fit(np.arange(len(y)))
     left = np.ascontiguousarray(model.coef_.T)
-    return _Fit(left, None, design.mean_x @ left + model.intercept_, held_out)
+    return _Fit(left, None, model.predict(design.mean_x[None])[0], held_out)
 
 
 def _select(
@@ -449,8 +450,8 @@ def _select(
     power: float = 1.0,
 ) -> Decoder:
     """Judge a fit by its predictions of held-out stimuli, and keep its best targets."""
-    mean = y.mean(0)
-    constant = y.std(0) <= 1e-6 * np.maximum(1, np.abs(mean))
+    mean, variance = column_moments(y)
+    constant = constant_columns(mean, variance)
     r2, correlation = design.path.accuracy(fit.held_out, y)
     r2[constant] = correlation[constant] = np.nan
     selected = best_share(r2 if select_by == "r2" else correlation, keep)
@@ -486,7 +487,7 @@ def rescaling(y: np.ndarray, held_out: np.ndarray, how: str, power: float = 1.0)
     float32 array, shape (n_targets,)
         1 where the predictions do not vary.
     """
-    true, found = y.var(0, dtype=np.float64), held_out.var(0, dtype=np.float64)
+    true, found = (column_moments(part)[1] for part in (y, held_out))
     if how == "none":
         return np.ones(len(true), np.float32)
     if how == "global":

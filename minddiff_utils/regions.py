@@ -13,6 +13,7 @@ from minddiff_utils.datasets import Split, Subject, prepare_fold
 from minddiff_utils.decoders import PENALTIES
 from minddiff_utils.decoding import correlations, voxel_weights
 from minddiff_utils.features import families, read_features
+from minddiff_utils.moments import column_moments, constant_columns
 from minddiff_utils.ridge import RidgePath
 from minddiff_utils.uncertainty import resampled_correlation
 
@@ -229,7 +230,7 @@ def sample_values(
     for name in names:
         y = read_features(path, name, split.train)
         y = y.reshape(len(y), -1)
-        varied = np.flatnonzero(y.std(0) > 1e-6 * np.maximum(1, np.abs(y.mean(0))))
+        varied = np.flatnonzero(~constant_columns(*column_moments(y)))
         chosen[name] = np.sort(rng.choice(varied, min(n, len(varied)), replace=False))
     return chosen
 
@@ -248,7 +249,7 @@ def _kernels(subject: Subject, split: Split, masks: Mapping[str, np.ndarray]):
     fold, weights = prepare_fold(subject, split), voxel_weights(subject, split)
     order = np.argsort(split.train)
     stimulus = order[np.searchsorted(split.train[order], fold.train_id)]
-    centre = fold.train_x.mean(0)
+    centre = fold.train_x.mean(0, dtype=np.float64).astype(np.float32)
     train, test = (fold.train_x - centre) * weights, (fold.test_x - centre) * weights
 
     def kernel(voxels: np.ndarray | slice) -> _Kernel:

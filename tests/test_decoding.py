@@ -186,7 +186,7 @@ def test_four_stimuli_are_enough():
 
 @pytest.mark.parametrize("n_targets", [25, 100])  # fewer and more than stimuli
 def test_saved_decoder_predicts_the_same(tmp_path, n_targets):
-    x, y = regression(n_targets=n_targets)
+    x, y = regression(n_voxels=80, n_targets=n_targets)
     decoder = fit_decoder(x, y, 0.5)
     assert (decoder.right is None) == (n_targets == 25)
     again = load_decoder(save_decoder(decoder, tmp_path / "deep" / "z.safetensors"))

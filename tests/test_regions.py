@@ -53,8 +53,7 @@ def test_they_are_decoders_fitted_to_those_voxels(world, repetitions):  # noqa: 
         x, test = x - x.mean(0), fold.test_x[:, mask] * weights[mask] - x.mean(0)
         penalties = np.square(weights[mask]).sum() * COARSE
         path = RidgePath(x, penalties, 3, np.array(stimulus))
-        dual = path.dual(y, path.scores(y)[0].argmax(0))
-        wanted = correlations(true, test @ x.T @ dual)
+        wanted = correlations(true, path.predict(test, y, path.scores(y)[0].argmax(0)))
         np.testing.assert_allclose(found[voxels, roi], wanted, atol=1e-3)
 
 

@@ -34,7 +34,10 @@ def test_scores_and_solutions_are_himalayas(n_voxels, score):
     np.testing.assert_allclose(found.max(0), model.cv_scores_.ravel(), atol=1e-4)
     choice = found.argmax(0)
     np.testing.assert_allclose(PENALTIES[choice], model.best_alphas_, rtol=1e-5)
-    np.testing.assert_allclose(path.dual(y, choice), model.dual_coef_, atol=2e-3, rtol=1e-3)
+    np.testing.assert_allclose(path.weights(y, choice), x.T @ model.dual_coef_, atol=2e-3)
+    new = recording(9, n_voxels)[0]
+    wanted = new @ x.T @ model.dual_coef_
+    np.testing.assert_allclose(path.predict(new, y, choice), wanted, atol=1e-2)
 
 
 def test_weights_are_himalayas_where_voxels_are_few():
@@ -42,8 +45,8 @@ def test_weights_are_himalayas_where_voxels_are_few():
     params = {"score_func": r2_score, "warn": False}
     model = RidgeCV(alphas=PENALTIES, cv=KFold(5), solver_params=params).fit(x, y)
     path = RidgePath(x, PENALTIES)
-    dual = path.dual(y, path.scores(y)[0].argmax(0))
-    np.testing.assert_allclose(x.T @ dual, model.coef_, atol=1e-3)
+    weights = path.weights(y, path.scores(y)[0].argmax(0))
+    np.testing.assert_allclose(weights, model.coef_, atol=1e-5)
 
 
 def test_blocks_of_targets_and_a_given_kernel_change_nothing(monkeypatch):
@@ -74,8 +77,8 @@ def test_repetitions_are_so_many_rows_of_one_stimulus(n_voxels):
     path = RidgePath(x, PENALTIES, stimulus=stimulus)
     other = RidgePath(None, PENALTIES, stimulus=stimulus, kernel=x @ x.T)
     np.testing.assert_allclose(path.scores(y), other.scores(y), atol=1e-3)
-    wanted = np.linalg.solve(x @ x.T + PENALTIES[3] * np.eye(60), y[stimulus])
-    np.testing.assert_allclose(path.dual(y, np.full(25, 3)), wanted, atol=1e-3)
+    wanted = x.T @ np.linalg.solve(x @ x.T + PENALTIES[3] * np.eye(60), y[stimulus])
+    np.testing.assert_allclose(path.weights(y, np.full(25, 3)), wanted, atol=1e-3)
 
 
 def test_constant_targets_score_zero():
