@@ -86,7 +86,7 @@ def decode_banded(
     bands: Bands,
     y: np.ndarray,
     stimulus: np.ndarray,
-    n_folds: int = 5,
+    folds: np.ndarray,
     shares: np.ndarray | None = None,
 ) -> np.ndarray:
     r"""Decode with the shares :math:`\gamma` and the penalty that each target is best with.
@@ -98,8 +98,8 @@ def decode_banded(
     bands : Bands
     y : float32 array, shape (n_stimuli, n_targets)
     stimulus : int array, shape (n_rows,)
-    n_folds : int
-        Of the cross-validation inside these stimuli, whose R² chooses.
+    folds : int array, shape (n_stimuli,)
+        Of the cross-validation, whose R² chooses.
     shares : float array, shape (n, n_bands), optional
         Tried one after the other; `N_SHARES` of `draw_shares` if not given.
 
@@ -118,7 +118,7 @@ def decode_banded(
     out = np.empty((bands.test.shape[1], y.shape[1]), np.float32)
     for share in shares.astype(np.float32):
         train, test = (np.tensordot(share, part, 1) for part in (bands.train, bands.test))
-        path = RidgePath(None, bands.penalties, n_folds, stimulus, kernel=train)
+        path = RidgePath(None, bands.penalties, folds, stimulus, kernel=train)
         score = path.scores(y)[0]
         found = score.max(0)
         better = np.flatnonzero(found > best)

@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 
 from minddiff_utils.components import Components, fit_components
 from minddiff_utils.files import InputError, atomic_path
+from minddiff_utils.folds import deal_folds
 from minddiff_utils.moments import column_moments, constant_columns
 from minddiff_utils.ridge import RidgePath
 from minddiff_utils.voxel_ridge import VoxelSelectedRidge
@@ -169,8 +170,9 @@ class Design(NamedTuple):
     """Training responses, made ready for any number of fits.
 
     `x` float32 (n_rows, n_voxels), centred and weighted; `mean_x` and `scale` float32
-    (n_voxels,); `stimulus` int64 (n_rows,), from 0; `raw` the responses as given; `path` the
-    ridge regressions on them; `others` the same responses with another say for some voxels.
+    (n_voxels,); `stimulus` int64 (n_rows,), from 0; `folds` int64 (n_stimuli,); `raw` the responses
+    as given; `path` the ridge regressions on them; `others` the same responses with another say for
+    some voxels.
     """
 
     raw: np.ndarray
@@ -178,7 +180,7 @@ class Design(NamedTuple):
     mean_x: np.ndarray
     scale: np.ndarray
     stimulus: np.ndarray
-    n_folds: int
+    folds: np.ndarray
     path: RidgePath
     others: tuple["Design", ...] = ()
 
@@ -220,7 +222,7 @@ class Design(NamedTuple):
 
 def make_design(
     x: np.ndarray,
-    n_folds: int = 5,
+    folds: np.ndarray | None = None,
     weights: np.ndarray | None = None,
     stimulus: np.ndarray | None = None,
     device: str = "cpu",
@@ -233,8 +235,8 @@ def make_design(
     ----------
     x : float32 array, shape (n_rows, n_voxels)
         Standardised responses.
-    n_folds : int
-        Folds of the cross-validation; see `RidgePath`.
+    folds : int array, shape (n_stimuli,), optional
+        The fold of each stimulus in the cross-validation; five are dealt if not given.
     weights : float array, shape (n_voxels,), optional
         How much of a say each voxel has; all the same if not given. Only their ratios matter.
     stimulus : int array, shape (n_rows,), optional
@@ -249,26 +251,22 @@ def make_design(
     Raises
     ------
     InputError
-        If responses are not finite, there are fewer than four stimuli, or less than two folds.
+        If responses are not finite, or there are fewer than four stimuli.
     """
     stimulus = np.arange(len(x)) if stimulus is None else np.asarray(stimulus)
-    n = len(np.unique(stimulus))
-    if n < 4:
-        raise InputError(f"{n} training stimuli; a cross-validated decoder needs at least 4.")
-    if n_folds < 2:
-        raise InputError(f"n_folds={n_folds}: expected 2 or more.")
+    folds = deal_folds(np.unique(stimulus)) if folds is None else folds
     _check_finite("responses", x)
     mean_x = x.mean(0, dtype=np.float64).astype(np.float32)
     scale = np.ones(x.shape[1]) if weights is None else np.asarray(weights, float)
     scale = (scale / np.sqrt(np.square(scale).mean())).astype(np.float32)
     ready = x - mean_x
     ready *= scale
-    path = RidgePath(ready, x.shape[1] * PENALTIES, n_folds, stimulus, device=device)
+    path = RidgePath(ready, x.shape[1] * PENALTIES, folds, stimulus, device=device)
     others = ()
     if early is not None and early_say != 1:
         less = scale * np.where(early, early_say, 1)
-        others = (make_design(x, n_folds, less, stimulus, device),)
-    return Design(x, ready, mean_x, scale, stimulus, n_folds, path, others)
+        others = (make_design(x, folds, less, stimulus, device),)
+    return Design(x, ready, mean_x, scale, stimulus, folds, path, others)
 
 
 def _check_finite(name: str, values: np.ndarray) -> None:
@@ -281,7 +279,7 @@ def fit_decoder(
     x: np.ndarray,
     y: np.ndarray,
     keep: float = 1.0,
-    n_folds: int = 5,
+    folds: np.ndarray | None = None,
     weights: np.ndarray | None = None,
     stimulus: np.ndarray | None = None,
 ) -> Decoder:
@@ -297,7 +295,7 @@ def fit_decoder(
     y : float32 array, shape (n_stimuli, n_values)
     keep : float
         Share of the values that is decoded: those with the best cross-validated R².
-    n_folds, weights, stimulus
+    folds, weights, stimulus
         See `make_design`; the weights are `r` in the formula.
 
     Returns
@@ -311,7 +309,7 @@ def fit_decoder(
         not in (0, 1].
     """
     method = Method(target_components=0, select_by="r2")
-    return fit_family(make_design(x, n_folds, weights, stimulus), y, "", method, keep)[0]
+    return fit_family(make_design(x, folds, weights, stimulus), y, "", method, keep)[0]
 
 
 def fit_family(

@@ -25,6 +25,7 @@ from minddiff_utils.decoders import (
 )
 from minddiff_utils.features import families, read_features
 from minddiff_utils.files import InputError, atomic_path
+from minddiff_utils.folds import training_folds
 from minddiff_utils.moments import column_moments
 from minddiff_utils.storage import open_to_write
 
@@ -277,7 +278,8 @@ def training_design(
     x, weights = _shuffled(fold, shuffle_seed)[:, voxels], voxel_weights(subject, split)[voxels]
     early = area_masks(subject.roi).get(EARLY_AREAS)
     early = None if early is None else early[voxels]
-    return ids, make_design(x, n_folds, weights, stimulus, device, early, early_say)
+    folds = training_folds(subject, ids, n_folds)
+    return ids, make_design(x, folds, weights, stimulus, device, early, early_say)
 
 
 def _evidence(

@@ -13,6 +13,7 @@ from minddiff_utils.datasets import Split, Subject, prepare_fold
 from minddiff_utils.decoders import PENALTIES
 from minddiff_utils.decoding import correlations, voxel_weights
 from minddiff_utils.features import families, read_features
+from minddiff_utils.folds import training_folds
 from minddiff_utils.moments import column_moments, constant_columns
 from minddiff_utils.ridge import RidgePath
 from minddiff_utils.uncertainty import resampled_correlation
@@ -99,8 +100,9 @@ def decode_regions(
     for split in subject.splits:
         true.append(_values(features_path, chosen, split.test))
         y = _values(features_path, chosen, split.train)
+        folds = training_folds(subject, split.train, n_folds)
         for key, kernel, stimulus in _kernels(subject, split, masks):
-            found.setdefault(key, []).append(_decode(kernel, y, n_folds, stimulus))
+            found.setdefault(key, []).append(_decode(kernel, y, folds, stimulus))
             bar.update()
     bar.close()
     family = np.repeat(names, [len(chosen[name]) for name in names])
@@ -266,8 +268,8 @@ def _kernels(subject: Subject, split: Split, masks: Mapping[str, np.ndarray]):
             yield (roi, "without"), whole.without(alone), stimulus
 
 
-def _decode(kernel: _Kernel, y: np.ndarray, n_folds: int, stimulus: np.ndarray) -> np.ndarray:
+def _decode(kernel: _Kernel, y: np.ndarray, folds: np.ndarray, stimulus: np.ndarray) -> np.ndarray:
     mean = np.average(y, axis=0, weights=np.bincount(stimulus))
-    path = RidgePath(None, kernel.size * COARSE, n_folds, stimulus, kernel=kernel.train)
+    path = RidgePath(None, kernel.size * COARSE, folds, stimulus, kernel=kernel.train)
     choice = path.scores(y - mean)[0].argmax(0)
     return kernel.test @ path.dual(y - mean, choice) + mean

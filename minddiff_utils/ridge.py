@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from sklearn.model_selection import KFold
+from sklearn.model_selection import PredefinedSplit
 
 __all__ = ["RidgePath"]
 
@@ -38,8 +38,8 @@ class RidgePath:
         Centred.
     penalties : sequence of float
         Above 0.
-    n_folds : int
-        Folds of the cross-validation, consecutive blocks of stimuli; at most one a stimulus pair.
+    folds : int array, shape (n_stimuli,)
+        The fold of each stimulus in the cross-validation, from `deal_folds`.
     stimulus : int array, shape (n_rows,), optional
         Which stimulus, from 0, each row belongs to. All rows of one are on the same side of a
         fold; the rows of a held-out stimulus are averaged, as those of a test stimulus are. Each
@@ -59,7 +59,7 @@ class RidgePath:
         self,
         x: np.ndarray | None,
         penalties: Sequence[float],
-        n_folds: int = 5,
+        folds: np.ndarray,
         stimulus: np.ndarray | None = None,
         kernel: np.ndarray | None = None,
         device: str = "cpu",
@@ -78,8 +78,7 @@ class RidgePath:
         else:
             self._gram = torch.from_numpy(np.asarray(kernel, np.float32)).to(device)
         self._factors: dict[int, torch.Tensor] = {}
-        folds = KFold(min(n_folds, len(self.count) // 2)).split(np.arange(len(self.count)))
-        self.folds = list(folds)
+        self.folds = list(PredefinedSplit(folds).split())
         self._all_maps = [self._maps(train, held) for train, held in self.folds]
 
     def _maps(self, train: np.ndarray, held: np.ndarray) -> torch.Tensor:

@@ -8,6 +8,7 @@ from sklearn.linear_model import Ridge
 from minddiff_utils import components, weights
 from minddiff_utils.decoders import PENALTIES, fit_decoder, rescaling
 from minddiff_utils.decoding import correlations
+from minddiff_utils.folds import deal_folds
 from minddiff_utils.moments import column_moments
 from minddiff_utils.ridge import RidgePath
 from minddiff_utils.voxel_ridge import VoxelSelectedRidge
@@ -54,7 +55,7 @@ def ridge(x, y, x64, y64):
 
 def accuracy(x, y, x64, y64):
     """Within folds; a constant target scores 0."""
-    path = RidgePath(x - x.mean(0), [1.0])
+    path = RidgePath(x - x.mean(0), [1.0], deal_folds(np.arange(N)))
     made = (y64 + y64.std(0) * np.random.default_rng(1).standard_normal(y.shape)).astype("f4")
     exact = np.zeros((2, 6))
     for _, held in path.folds:
