@@ -51,13 +51,9 @@ def test_predictions_are_himalayas():
 
 
 def test_each_target_takes_the_band_that_it_follows():
-    (bands, y, true), stimulus = two_bands(n=150, n_test=100), np.arange(150)
-    found = decode_banded(
-        bands, y, np.arange(len(y)), deal_folds(np.arange(len(y))), shares=draw_shares(bands, 5)
-    )
-    plain = decode_banded(
-        bands, y, np.arange(len(y)), deal_folds(np.arange(len(y))), shares=draw_shares(bands, 1)
-    )
+    bands, y, true = two_bands(n=150, n_test=100)
+    stimulus, folds = np.arange(150), deal_folds(np.arange(150))
+    found, plain = (decode_banded(bands, y, stimulus, folds, draw_shares(bands, n)) for n in (5, 1))
     error = [np.square(part - true).mean() for part in (found, plain)]
     assert error[0] < error[1]
 
