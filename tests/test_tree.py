@@ -15,7 +15,7 @@ from minddiff_utils.datasets import load_subject, prepare_fold
 from minddiff_utils.files import InputError
 from minddiff_utils.phantom import world
 from minddiff_utils.phantom.brain import make_brain
-from minddiff_utils.phantom.tree import plan_experiment, write_tree
+from minddiff_utils.phantom.tree import plan_experiment, world_ids, write_tree
 
 SMALL = {"n_train": 180, "n_test": 20, "repetitions": 3, "progress": False}
 BETAS = "nsddata_betas/ppdata/{}/func1pt8mm/betas_fithrf_GLMdenoise_RR"
@@ -124,10 +124,16 @@ def test_ncsnr_is_that_of_the_trials(tree):
 
 def test_pictures_and_captions_are_those_of_the_world(tree):
     stimuli = load_subject("nsd", tree, "subj02").stimuli
-    ids = stimuli.ids[[5, 0, 17, 5]]
-    for picture, texts, i in zip(stimuli.pictures(ids), stimuli.captions(ids), ids, strict=True):
+    chosen = plan_experiment(2, 180, 20, 3, seed=0).pictures
+    np.testing.assert_array_equal(world_ids(stimuli.tree), chosen)
+    replaced = stimuli.ids[chosen[stimuli.ids] != stimuli.ids]
+    ids = np.concatenate([stimuli.ids[[5, 0, 17, 5]], replaced])
+    assert len(replaced)
+    for picture, texts, i in zip(
+        stimuli.pictures(ids), stimuli.captions(ids), chosen[ids].tolist(), strict=True
+    ):
         np.testing.assert_array_equal(picture, world.picture(i))
-        assert texts == world.captions(int(i))
+        assert texts == world.captions(i)
 
 
 def test_picture_table(tree):
@@ -181,7 +187,9 @@ def test_responses_follow_the_signal(tree):
     """Single trials correlate with the noise-free response as their noise ceiling says."""
     subject = load_subject("nsd", tree, "subj01", rois="V1")
     brain = make_brain("subj01")
-    signal = brain.signal(subject.stimulus_ids.tolist())[:, brain.group == "V1"]
+    signal = brain.signal(world_ids(subject.stimuli.tree)[subject.stimulus_ids].tolist())[
+        :, brain.group == "V1"
+    ]
     rows = np.searchsorted(subject.stimulus_ids, subject.stimulus_id)
     order = np.lexsort(brain.ijk[brain.group == "V1"].T[::-1])
     signal = signal[rows][:, order]

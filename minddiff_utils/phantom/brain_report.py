@@ -11,6 +11,7 @@ import numpy as np
 from minddiff_utils.datasets import Subject, load_subject, noise_ceiling, prepare_fold
 from minddiff_utils.phantom import world
 from minddiff_utils.phantom.brain import QUALITIES, noise_ceiling_targets
+from minddiff_utils.phantom.tree import world_ids
 
 __all__ = ["decoding_check", "label_check", "main", "report"]
 
@@ -37,7 +38,7 @@ def decoding_check(subject: Subject) -> tuple[float, float, float]:
         .reshape(len(ids), -1)
         for ids in (fold.train_id, fold.test_id)
     )
-    settings_train, settings_test = _settings(fold.train_id), _settings(fold.test_id)
+    settings_train, settings_test = (_settings(subject, i) for i in (fold.train_id, fold.test_id))
     means = np.linalg.lstsq(settings_train, train, rcond=None)[0]
     rest_train, rest_test = train - settings_train @ means, test - settings_test @ means
     return (
@@ -47,9 +48,14 @@ def decoding_check(subject: Subject) -> tuple[float, float, float]:
     )
 
 
-def _settings(ids: Sequence[int]) -> np.ndarray:
+def _scenes(subject: Subject, ids: np.ndarray) -> list[world.Scene]:
+    """Return what the phantom's stimuli of these ids show."""
+    return [world.scene(i) for i in world_ids(subject.stimuli.tree)[ids].tolist()]
+
+
+def _settings(subject: Subject, ids: np.ndarray) -> np.ndarray:
     """Return which setting each picture has, as indicators (n, 7)."""
-    settings = np.array([world.scene(int(i)).setting for i in ids])
+    settings = np.array([scene.setting for scene in _scenes(subject, ids)])
     return (settings[:, None] == np.array([*world.SETTINGS, "pattern"])).astype(float)
 
 
@@ -67,8 +73,8 @@ def label_check(subject: Subject) -> dict[str, float]:
     """
     fold = prepare_fold(subject, subject.splits[0])
     higher = np.any([mask for name, mask in subject.roi.items() if name not in EARLY], axis=0)
-    names, train = _labels(fold.train_id)
-    _, test = _labels(fold.test_id)
+    names, train = _labels(_scenes(subject, fold.train_id))
+    _, test = _labels(_scenes(subject, fold.test_id))
     predicted = _ridge(fold.train_x[:, higher], train, fold.test_x[:, higher])
     scores: dict[str, list[float]] = {}
     for name, score, truth in zip(names, predicted.T, test.T, strict=True):
@@ -77,9 +83,8 @@ def label_check(subject: Subject) -> dict[str, float]:
     return {name: float(np.mean(values)) for name, values in scores.items()}
 
 
-def _labels(ids: Sequence[int]) -> tuple[list[str], np.ndarray]:
+def _labels(scenes: Sequence[world.Scene]) -> tuple[list[str], np.ndarray]:
     """Return for each label what it is about, and presence (n, n_labels)."""
-    scenes = [world.scene(int(i)) for i in ids]
     columns = [("kind", k, [any(t.kind == k for t in s.things) for s in scenes])
                for k in world.KINDS]  # fmt: skip
     columns += [("colour", c, [any(t.colour == c for t in s.things) for s in scenes])

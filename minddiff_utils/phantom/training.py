@@ -27,7 +27,7 @@ from minddiff_utils.phantom import models, world
 
 __all__ = ["FIRST_TRAINING_ID", "STAGES", "adopt", "encode_latents", "export", "train_stage"]
 
-FIRST_TRAINING_ID = 1_000_000
+FIRST_TRAINING_ID = world.TRAINING_IDS.start
 STAGES = ("autoencoder", "decoder", "clip_guide", "clip_judge", "unet")
 # Share of the time budget, pictures a step, peak learning rate of each stage.
 SHARES = dict(zip(STAGES, (0.15, 0.1, 0.125, 0.125, 0.5), strict=True))
@@ -510,7 +510,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/training"))
     parser.add_argument("--minutes", type=float, default=240, help="time for all stages together")
     parser.add_argument("--stages", default=",".join(STAGES), help="those to train, in order")
-    parser.add_argument("--pictures", type=int, default=48_000)
+    parser.add_argument("--pictures", type=int, default=len(world.TRAINING_IDS))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=None, help="processor cores to use")
     parser.add_argument("--start", type=Path, help="exported weights to go on from")

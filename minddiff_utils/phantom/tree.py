@@ -16,13 +16,14 @@ from minddiff_utils.datasets import patterns
 from minddiff_utils.datasets.nsd import NsdTree
 from minddiff_utils.datasets.subject import estimate_ncsnr
 from minddiff_utils.files import InputError, atomic_path
-from minddiff_utils.phantom import anatomy, brain, world
+from minddiff_utils.phantom import anatomy, brain, stimuli, world
 from minddiff_utils.phantom.anatomy import KASTNER_LABELS, SHAPE, affine
 from minddiff_utils.phantom.brain import Brain, make_brain
+from minddiff_utils.phantom.stimuli import choose_pictures
 from minddiff_utils.runs import code_digest
 from minddiff_utils.storage import open_to_write
 
-__all__ = ["SETTINGS_FILE", "Experiment", "plan_experiment", "write_tree"]
+__all__ = ["SETTINGS_FILE", "Experiment", "plan_experiment", "world_ids", "write_tree"]
 
 SETTINGS_FILE = "phantom.json"
 SESSION_TRIALS = 240  # about how many; a divisor of the number of trials near it is taken
@@ -53,6 +54,8 @@ class Experiment:
         subjects. Places up to `n_test` are the shared pictures.
     subjectim : int64 array of shape (n_subjects, n_test + n_train)
         Each subject's list of pictures, from 1.
+    pictures : int64 array of shape (n_pictures,)
+        Id in the phantom's world of each picture: see `choose_pictures`.
     n_test : int
     session_trials : int
         Trials in each session.
@@ -60,6 +63,7 @@ class Experiment:
 
     masterordering: np.ndarray
     subjectim: np.ndarray
+    pictures: np.ndarray
     n_test: int
     session_trials: int
 
@@ -106,7 +110,10 @@ def plan_experiment(
     own = [ids[n_test:]] + [n + k * n_train + rng.permutation(n_train) + 1 for k in range(7)]
     own = np.stack(own[:n_subjects])
     subjectim = np.concatenate([np.tile(shared, (n_subjects, 1)), own], axis=1)
-    return Experiment(order.astype(np.int64), subjectim.astype(np.int64), n_test, session_trials)
+    pictures = choose_pictures(shared - 1, own.ravel() - 1)
+    return Experiment(
+        order.astype(np.int64), subjectim.astype(np.int64), pictures, n_test, session_trials
+    )
 
 
 def write_tree(
@@ -186,8 +193,8 @@ def _checked(subjects: Sequence[str], settings: Settings) -> Settings:
 
 def _code() -> str:
     """Return a digest of the modules that decide what a tree holds."""
-    sources = [patterns.__file__, world.__file__, anatomy.__file__, brain.__file__, __file__]
-    return code_digest(Path(source) for source in sources)[:16]
+    sources = [module.__file__ for module in (patterns, world, stimuli, anatomy, brain)]
+    return code_digest(Path(source) for source in [*sources, __file__])[:16]
 
 
 def _claim(path: Path, settings: Settings) -> None:
@@ -303,9 +310,8 @@ def _write_shared(path: Path, experiment: Experiment) -> list[Path]:
         )
     with atomic_path(tree.stimulus_table) as tmp:
         _stimulus_table(experiment).to_csv(tmp)
-    n_pictures = _n_pictures(experiment)
-    _write_pictures(tree.pictures, n_pictures)
-    _write_captions(tree.captions, n_pictures)
+    _write_pictures(tree.pictures, experiment.pictures)
+    _write_captions(tree.captions, experiment.pictures)
     return [
         tree.design,
         tree.stimulus_table,
@@ -315,19 +321,15 @@ def _write_shared(path: Path, experiment: Experiment) -> list[Path]:
     ]
 
 
-def _n_pictures(experiment: Experiment) -> int:
-    return int(experiment.subjectim.max())
-
-
 def _stimulus_table(experiment: Experiment) -> pd.DataFrame:
     """Return NSD's table of pictures: one row each, with who saw it and in which trials."""
-    n = _n_pictures(experiment)
+    n = len(experiment.pictures)
     ids = np.arange(n)
     shared = np.isin(ids, experiment.subjectim[0, : experiment.n_test] - 1)
     table = pd.DataFrame(
         {
-            "cocoId": _coco_id(ids),
-            "cocoSplit": np.where(_in_val(ids), "val2017", "train2017"),
+            "cocoId": _coco_id(experiment.pictures),
+            "cocoSplit": np.where(_in_val(experiment.pictures), "val2017", "train2017"),
             "cropBox": "(0.0, 0.0, 0.0, 0.0)",
             "loss": 0.0,
             "nsdId": ids,
@@ -351,47 +353,52 @@ def _stimulus_table(experiment: Experiment) -> pd.DataFrame:
     return table
 
 
-def _coco_id(ids: np.ndarray) -> np.ndarray:
-    return FIRST_COCO_ID + ids
+def _coco_id(pictures: np.ndarray) -> np.ndarray:
+    return FIRST_COCO_ID + pictures
 
 
-def _in_val(ids: np.ndarray) -> np.ndarray:
+def world_ids(tree: NsdTree) -> np.ndarray:
+    """Return the id in the phantom's world of each of a tree's pictures; int64 (n_pictures,)."""
+    return pd.read_csv(tree.stimulus_table)["cocoId"].to_numpy() - FIRST_COCO_ID
+
+
+def _in_val(pictures: np.ndarray) -> np.ndarray:
     """Return which pictures count as COCO's validation pictures: one in ten."""
-    return ids % 10 == 0
+    return pictures % 10 == 0
 
 
-def _write_pictures(path: Path, n: int) -> None:
+def _write_pictures(path: Path, pictures: np.ndarray) -> None:
     """Write `imgBrick`, uint8 (n, 64, 64, 3)."""
-    shape = (n, world.SIZE, world.SIZE, 3)
+    shape = (len(pictures), world.SIZE, world.SIZE, 3)
     n_bytes = int(np.prod(shape))
     with atomic_path(path) as tmp, open_to_write(tmp, "w", n_bytes) as file:
         brick = file.create_dataset(
             "imgBrick", shape, np.uint8, chunks=(1, *shape[1:]), compression="gzip",
             compression_opts=1,
         )  # fmt: skip
-        for start in range(0, n, 256):
-            stop = min(start + 256, n)
-            brick[start:stop] = np.stack([world.picture(i) for i in range(start, stop)])
+        for start in range(0, len(pictures), 256):
+            some = pictures[start : start + 256]
+            brick[start : start + len(some)] = np.stack([world.picture(i) for i in some])
 
 
-def _write_captions(paths: tuple[Path, Path], n: int) -> None:
+def _write_captions(paths: tuple[Path, Path], pictures: np.ndarray) -> None:
     """Write COCO's two caption files, five captions a picture."""
     for path, val in zip(paths, (False, True), strict=True):
-        ids = [int(i) for i in range(n) if bool(_in_val(np.int64(i))) == val]
+        ids = pictures[_in_val(pictures) == val].tolist()
         content = {
             "info": {"description": "Captions of the phantom's pictures"},
             "licenses": [],
             "images": [
                 {
-                    "id": int(_coco_id(np.int64(i))),
-                    "file_name": f"{int(_coco_id(np.int64(i))):012d}.jpg",
+                    "id": _coco_id(i),
+                    "file_name": f"{_coco_id(i):012d}.jpg",
                     "height": world.SIZE,
                     "width": world.SIZE,
                 }
                 for i in ids
             ],
             "annotations": [
-                {"image_id": int(_coco_id(np.int64(i))), "id": 5 * i + k, "caption": text}
+                {"image_id": _coco_id(i), "id": 5 * i + k, "caption": text}
                 for i in ids
                 for k, text in enumerate(world.captions(i))
             ],
@@ -425,7 +432,7 @@ def _write_subject(
     trials = experiment.trials(subject)
     sessions = [tree.session(number + 1) for number in range(experiment.n_sessions)]
     seen, rows = np.unique(trials, return_inverse=True)
-    signal = simulated.signal(seen.tolist())
+    signal = simulated.signal(experiment.pictures[seen].tolist())
     _write_regions(tree, simulated)
     bar.update()
     responses = []

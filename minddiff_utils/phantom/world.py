@@ -17,9 +17,11 @@ from minddiff_utils.datasets.patterns import pattern_picture
 
 __all__ = [
     "COLOURS",
+    "FIRST_WIDER_ID",
     "KINDS",
     "SETTINGS",
     "SIZE",
+    "TRAINING_IDS",
     "Scene",
     "Thing",
     "captions",
@@ -32,6 +34,8 @@ __all__ = [
     "size_word",
 ]
 
+TRAINING_IDS = range(1_000_000, 1_048_000)  # what the phantom's models were trained on
+FIRST_WIDER_ID = 3_000_000  # from here on: patterns of more forms than those models were shown
 SIZE = 64
 OVERSAMPLING = 4
 KINDS = ("sun", "tree", "house", "fish", "boat", "star", "flower", "bird", "car", "cat")
@@ -82,16 +86,17 @@ def scene(i: int) -> Scene:
     Parameters
     ----------
     i : int
-        Any integer from 0; the same id gives the same scene everywhere.
+        Any integer from 0; the same id gives the same scene everywhere. From `FIRST_WIDER_ID` on
+        all are contrast patterns, with their forms at more places and in more proportions.
 
     Returns
     -------
     Scene
     """
     rng = _generator(i, "scene")
-    if rng.random() < 1 / 7:
-        kind = _pick(rng, PATTERN_KINDS)
-        return Scene("pattern", SIZE / 2, (), _pattern(kind, rng)[0], kind)
+    if _shows_pattern(i, rng):
+        kind, grid, _ = _drawn_pattern(i, rng)
+        return Scene("pattern", SIZE / 2, (), grid, kind)
     setting = _pick(rng, SETTINGS)
     horizon = 28 + 12 * rng.random()
     n_things = _weighted(rng, (1, 2, 3), (0.4, 0.4, 0.2))
@@ -105,6 +110,15 @@ def scene(i: int) -> Scene:
 def _generator(i: int, purpose: str) -> random.Random:
     # Python guarantees the sequence of random() for a seed across versions; NumPy does not.
     return random.Random(f"minddiff world {purpose} {int(i)}")
+
+
+def _shows_pattern(i: int, rng: random.Random) -> bool:
+    return rng.random() < 1 / 7 or i >= FIRST_WIDER_ID
+
+
+def _drawn_pattern(i: int, rng: random.Random) -> tuple[str, np.ndarray, str]:
+    kind = _pick(rng, PATTERN_KINDS)
+    return kind, *(_pattern if i < FIRST_WIDER_ID else _wider_pattern)(kind, rng)
 
 
 def _pick(rng: random.Random, options):
@@ -182,8 +196,7 @@ def _pattern(kind: str, rng: random.Random) -> tuple[np.ndarray, str]:
             return grid, "plus"
         grid |= inside & (np.minimum(abs(axis[0] - axis[1]), abs(axis[0] + axis[1])) < 1.5)
         return grid, "cross"
-    letter = _pick(rng, tuple(LETTERS))
-    shape = np.array([[mark == "#" for mark in line] for line in LETTERS[letter]])
+    letter, shape = _letter(rng)
     if rng.random() < 0.3:
         grid[:, 1:9] = shape.repeat(2, 0).repeat(2, 1)
     else:
@@ -193,6 +206,44 @@ def _pattern(kind: str, rng: random.Random) -> tuple[np.ndarray, str]:
 
 def _square(grid: np.ndarray, half: int, row: int, column: int, value: bool) -> None:
     grid[5 + row - half : 5 + row + half, 5 + column - half : 5 + column + half] = value
+
+
+def _letter(rng: random.Random) -> tuple[str, np.ndarray]:
+    letter = _pick(rng, tuple(LETTERS))
+    return letter, np.array([[mark == "#" for mark in line] for line in LETTERS[letter]])
+
+
+def _wider_pattern(kind: str, rng: random.Random) -> tuple[np.ndarray, str]:
+    """Return what `_pattern` does, its forms at any place and of any proportions.
+
+    `_pattern` has 194 forms besides its random patches; training shows them all.
+    """
+    if kind == "random":
+        return _pattern(kind, rng)
+    height, width = (5 + int(rng.random() * 6) for _ in range(2))
+    thickness = 1 + int(rng.random() * 2)
+    if kind == "letter":
+        word, shape = _letter(rng)
+        shape = shape.repeat(_pick(rng, (1, 2)), 0).repeat(_pick(rng, (1, 2)), 1)
+    elif kind == "frame":
+        word, shape = "frame", np.ones((height, width), bool)
+        if rng.random() < 0.15:
+            word, shape = "square", shape[:, :1].repeat(height, 1)
+        else:
+            shape[thickness:-thickness, thickness:-thickness] = False
+    elif rng.random() < 0.5:
+        word, shape = "plus", np.zeros((height, width), bool)
+        shape[(height - thickness) // 2 :][:thickness] = True
+        shape[:, (width - thickness) // 2 :][:, :thickness] = True
+    else:
+        word, shape = "cross", np.eye(height, dtype=bool)
+        if thickness == 2:
+            shape |= np.eye(height, k=1, dtype=bool) | np.eye(height, k=-1, dtype=bool)
+        shape = shape | shape[:, ::-1]
+    grid = np.zeros((10, 10), dtype=bool)
+    row, column = (int(rng.random() * (11 - side)) for side in shape.shape)
+    grid[row : row + shape.shape[0], column : column + shape.shape[1]] = shape
+    return grid, word
 
 
 # ------------------------------------------------------------------------------------------ drawing
@@ -515,13 +566,10 @@ def captions(i: int) -> tuple[str, ...]:
     tuple of 5 str
         Lower case, at most 30 words each; kind, colour, size, place of each thing and the scene.
     """
-    what = scene(i)
-    if what.pattern is not None:
-        rng = _generator(i, "scene")
-        rng.random()
-        kind = _pick(rng, PATTERN_KINDS)
-        return _pattern_captions(kind, *_pattern(kind, rng))
-    return describe(what)
+    rng = _generator(i, "scene")
+    if _shows_pattern(i, rng):
+        return _pattern_captions(*_drawn_pattern(i, rng))
+    return describe(scene(i))
 
 
 def describe(what: Scene) -> tuple[str, ...]:
