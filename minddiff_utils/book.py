@@ -218,7 +218,7 @@ def assemble(plan: Plan, pages: Path, config: Path) -> Path:
         for sheet in plan.chapters if subject else plan.group:
             _place_notebook(plan.run / subject / "notebooks", book / subject, sheet.name, subject)
     _write_generated(plan, book / "generated")
-    add_pages(plan, book, pages / "measured")
+    add_pages(plan, book, pages / "results")
     settings = yaml.safe_load(config.read_text(encoding="utf-8"))
     settings["title"] = plan.title
     settings["sphinx"]["config"]["html_theme_options"]["logo"]["text"] = plan.title

@@ -1,6 +1,7 @@
 """Make the controls and peers of one subject, each by its name, all from the same parts."""
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,10 @@ from minddiff_utils.decoding import read_decoded
 from minddiff_utils.files import InputError, require
 from minddiff_utils.generator import Generator
 from minddiff_utils.peers import decode_takagi, neuraldiffuser
-from minddiff_utils.reconstruction import read_pictures, reconstruct
+from minddiff_utils.reconstruction import ablate, read_pictures, reconstruct
 from minddiff_utils.settings import Settings
 
-__all__ = ["Bench", "make_control", "open_bench"]
+__all__ = ["Bench", "draw_again", "make_control", "open_bench"]
 
 
 @dataclass(frozen=True)
@@ -125,3 +126,32 @@ def make_control(name: str, bench: Bench, blur: float = 0.06) -> np.ndarray:
         steps = bench.generator.timesteps(bench.full.n_steps, bench.full.strength)
         return bench.run(bench.decoded, neuraldiffuser(bench.full, len(steps)), name)
     raise InputError(f"There is no control {name!r}.")
+
+
+def draw_again(bench: Bench, methods: Collection[str], seeds: int) -> dict[int, dict]:
+    """Paint stage 1, both stages and the ablations from other draws of the noise.
+
+    Parameters
+    ----------
+    bench : Bench
+    methods : collection of str
+        Ablations that are not among them are left out.
+    seeds : int
+        Draws in all; the first, `bench.seed`, is there already.
+
+    Returns
+    -------
+    dict of seed to dict of method to uint8 array, shape (n, H, W, 3)
+    """
+    full = "stage2" if bench.full.solver == "fast" else "algorithm_1"
+    runs = {full: (bench.decoded, bench.full)}
+    for part in ("z", "c"):
+        if f"no_{part}" in methods:
+            runs[f"no_{part}"] = ablate(bench.generator, bench.decoded, bench.full, part)
+    draws = {}
+    for seed in range(bench.seed + 1, bench.seed + seeds):
+        other = replace(bench, seed=seed)
+        made = {"stage1": other.first_stage(bench.decoded, bench.first, f"stage1_seed_{seed}")}
+        made |= {name: other.run(*given, f"{name}_seed_{seed}") for name, given in runs.items()}
+        draws[seed] = made
+    return draws

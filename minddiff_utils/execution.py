@@ -67,7 +67,10 @@ WRITES = {
 }
 # What it adds to a file of an earlier notebook.
 ADDS = {
-    "04_stage2": ("reconstructions.h5", frozenset({"stage2", "no_z", "no_c", "shuffled"})),
+    "04_stage2": (
+        "reconstructions.h5",
+        frozenset({"stage2", "algorithm_1", "no_z", "no_c", "shuffled"}),
+    ),
     "05_metrics": ("reconstructions.h5", frozenset(WORDS["controls"])),
 }
 SHARDED = "04_stage2"  # the chapter whose pictures can be shared out among processes

@@ -86,7 +86,8 @@ def floor_to_ceiling(frame: pd.DataFrame) -> Figure:
         handles = [
             axes.plot([], [], marker, color=colour, label=label)[0]
             for name, (colour, marker, label) in STEPS.items()
-            if {name} & set(frame["method"]) or (name == FLOOR and set(BLIND) & set(frame["method"]))
+            if {name} & set(frame["method"])
+            or (name == FLOOR and set(BLIND) & set(frame["method"]))
         ]
         fig.legend(handles=handles, loc="outside upper center", ncols=3)
         return _finish(fig)

@@ -27,7 +27,7 @@ from minddiff_utils.metrics import (
 
 __all__ = ["front_html", "gallery_page", "has_gallery", "read_gallery", "spread", "write_strips"]
 
-# What people read where the book's tables say "no stage 2" and "full (MindDiffuser)".
+# What people read where the book's tables say "no stage 2" and "both stages, this book's solver".
 LABELS = METHODS | {"stage1": "stage 1", "stage2": "stage 2", "algorithm_1": "Algorithm 1"}
 STAGES = ("stage1", *FULL)
 SEEN = "seen"

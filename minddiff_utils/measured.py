@@ -1,10 +1,13 @@
-"""Tables of what was measured once, in hours: small files of `book/measured`, made by benches.
+"""What was computed once, in hours: small files of `book/results`, made by benches.
 
-`minddiff bench stage2 --out book/measured` and `minddiff bench variants` write them.
+`minddiff bench stage2 --out book/results` and `minddiff bench variants` write them.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pandas as pd
 
 from minddiff_utils.files import InputError, atomic_path
@@ -19,6 +22,8 @@ __all__ = [
     "read_summary",
     "read_ways",
     "solver_table",
+    "store_pictures",
+    "stored_pictures",
     "ways_summary",
     "ways_table",
     "write_summary",
@@ -30,6 +35,7 @@ COSTS = {
     "processor_seconds": "seconds of the processor",
     "loss": "structure loss",
 }
+SAME = 1e-3  # of the spread of statistics: what rounding leaves
 FIRST = "stage 1 alone"  # what the ways are compared with
 DEFAULT_WAY = "guided pass"
 REFERENCE_WAY = "one look, both halves"  # of the rows that follow it
@@ -54,7 +60,7 @@ def solver_table(folder: str | Path) -> str:
     Parameters
     ----------
     folder : str or Path
-        `book/measured` of the project.
+        `book/results` of the project.
 
     Returns
     -------
@@ -97,6 +103,65 @@ def read_ways(folder: str | Path) -> pd.DataFrame:
     """
     parts = [table.assign(subject=who) for who, table in _read(folder, "variants").items()]
     return pd.concat(parts, ignore_index=True)
+
+
+def store_pictures(
+    path: str | Path, decoded: Mapping[str, np.ndarray], pictures: np.ndarray, about: str
+) -> None:
+    """Keep pictures that took hours, with what tells the decoded features that they follow from.
+
+    Parameters
+    ----------
+    path : str or Path
+        HDF5 file: `stimulus_id`, `pictures`, and `statistics` float32 (n, n_families, 2), mean and
+        standard deviation of each picture's decoded values.
+    decoded : mapping of str to array, shape (n, …)
+        As for `reconstruct`.
+    pictures : uint8 array, shape (n, h, w, 3)
+    about : str
+        How they were made; shown wherever they are.
+    """
+    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+        file.attrs["about"] = about
+        file["stimulus_id"] = decoded["stimulus_id"]
+        file["statistics"] = _statistics(decoded)
+        file.create_dataset("pictures", data=pictures, compression="gzip", compression_opts=9)
+
+
+def stored_pictures(
+    path: str | Path, decoded: Mapping[str, np.ndarray]
+) -> tuple[np.ndarray | None, str]:
+    """Return what `store_pictures` kept, if it follows from these decoded features.
+
+    Parameters
+    ----------
+    path : str or Path
+    decoded : mapping of str to array, shape (n, …)
+        Of this run. Rounding of another processor is no difference.
+
+    Returns
+    -------
+    pictures : uint8 array, shape (n, h, w, 3), or None
+    note : str
+        How they were made, or why there are none.
+    """
+    if not Path(path).is_file():
+        return None, "No pictures of Algorithm 1 are stored for this recording."
+    with h5py.File(path, "r") as file:
+        statistics, ours = file["statistics"][:], _statistics(decoded)
+        same = np.array_equal(file["stimulus_id"][:], decoded["stimulus_id"])
+        if not same or not np.allclose(statistics, ours, rtol=0, atol=SAME * statistics.std()):
+            return None, "The stored pictures of Algorithm 1 follow from other decoded features."
+        return file["pictures"][:], f"Stored, not made here: {file.attrs['about']}"
+
+
+def _statistics(decoded: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Mean and standard deviation of each picture's decoded values; float32 (n, families, 2)."""
+    names = sorted(name for name in decoded if name in ("z", "c") or name.startswith("block_"))
+    flat = (decoded[name].reshape(len(decoded[name]), -1).astype(np.float64) for name in names)
+    return np.stack(
+        [np.stack([np.nanmean(v, 1), np.nanstd(v, 1)], 1) for v in flat], axis=1
+    ).astype(np.float32)
 
 
 def ways_summary(ways: pd.DataFrame, seed: int = 0) -> pd.DataFrame:

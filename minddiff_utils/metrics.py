@@ -26,9 +26,11 @@ __all__ = [
     "check_rows",
     "cosine",
     "evaluate",
+    "evaluate_draws",
     "full_method",
     "in_order",
     "main_metrics",
+    "mean_over_draws",
     "pcc",
     "read_metrics",
     "read_reconstructions",
@@ -416,6 +418,52 @@ def evaluate(
         parts.append(wide.melt(["method", "stimulus_id"], var_name="metric"))
     columns = ["method", "stimulus_id", "metric", "value"]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+
+
+def evaluate_draws(
+    truth: np.ndarray,
+    draws: Mapping[int, Mapping[str, np.ndarray]],
+    stimulus_id: np.ndarray,
+    embed: Mapping[str, Callable[[np.ndarray], np.ndarray]],
+    size: int | None = None,
+) -> pd.DataFrame:
+    """Every metric of every method for every picture and draw of the noise.
+
+    Parameters
+    ----------
+    draws : mapping of seed to what `evaluate` takes as `reconstructions`
+        Not every method needs to be in every draw.
+    truth, stimulus_id, embed, size
+        As for `evaluate`.
+
+    Returns
+    -------
+    DataFrame
+        Tidy: `seed, method, stimulus_id, metric, value`.
+    """
+    parts = []
+    for seed, made in draws.items():
+        found = evaluate(truth, made, stimulus_id, embed, size)
+        found.insert(0, "seed", seed)
+        parts.append(found)
+    return pd.concat(parts, ignore_index=True)
+
+
+def mean_over_draws(frame: pd.DataFrame) -> pd.DataFrame:
+    """Average each picture's values over the draws of the noise.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        From `evaluate_draws`.
+
+    Returns
+    -------
+    DataFrame
+        Tidy: `method, stimulus_id, metric, value`, in the order of the first draw.
+    """
+    keys = ["method", "stimulus_id", "metric"]
+    return frame.groupby(keys, sort=False)["value"].mean().reset_index()
 
 
 def main_metrics(frame: pd.DataFrame) -> pd.DataFrame:

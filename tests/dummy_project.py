@@ -72,7 +72,7 @@ def make_project(folder: Path) -> Path:
     write_params(folder)
     pages = folder / "book"
     (pages / "static").mkdir(parents=True)
-    (pages / "measured").symlink_to(ROOT / "book" / "measured")
+    (pages / "results").symlink_to(ROOT / "book" / "results")
     for name in ("book.css", "book.js"):
         (pages / "static" / name).write_text("")
     (pages / "static" / "logo.svg").write_text((ROOT / "book" / "static" / "logo.svg").read_text())

@@ -186,7 +186,12 @@ def test_metric_points(rng, n):
     assert [axes.get_title(loc="left") for axes in fig.axes] == [
         "CLIP (judge)", "CLIP (guide)", "SSIM", "PCC",
     ]  # fmt: skip
-    assert texts(fig.axes[0]) == ["no z", "no stage 2", "full (MindDiffuser)", "mean picture"]
+    assert texts(fig.axes[0]) == [
+        "no z",
+        "no stage 2",
+        "both stages, this book's solver",
+        "mean picture",
+    ]
 
 
 def test_metric_points_of_one_picture_and_one_metric(rng):

@@ -85,7 +85,7 @@ def test_identification_table_states_chance():
     assert list(table.columns) == [
         "2-way (chance 0.500)", "10-way (chance 0.100)", "2AFC of bdpy (chance 0.500)", "n",
     ]  # fmt: skip
-    assert table.loc["full (MindDiffuser)"].iloc[1] == "1.000 [.692,\u00a01.000]"
+    assert table.loc["both stages, this book's solver"].iloc[1] == "1.000 [.692,\u00a01.000]"
     assert table.loc["mean picture"].iloc[0].startswith(".500 [.")
 
 

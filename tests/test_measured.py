@@ -13,13 +13,15 @@ from minddiff_utils.measured import (
     read_summary,
     read_ways,
     solver_table,
+    store_pictures,
+    stored_pictures,
     ways_summary,
     ways_table,
     write_summary,
 )
 from minddiff_utils.pages import add_measured
 
-MEASURED = ROOT / "book" / "measured"
+MEASURED = ROOT / "book" / "results"
 SUBJECTS = ["subj01", "subj02"]
 METRICS = ("clip_judge", "ssim", "pcc")
 
@@ -50,6 +52,24 @@ def test_the_default_gains_on_stage_1_by_every_metric():
     summary = found.set_index(["way", "metric"])
     for metric in METRICS:
         assert summary.loc[(DEFAULT_WAY, metric), "low"] > 0
+
+
+def test_stored_pictures_are_shown_for_the_same_decoded_features_alone(tmp_path):
+    rng = np.random.default_rng(0)
+    decoded = {"stimulus_id": np.arange(4), "z": rng.normal(size=(4, 2, 3, 3)),
+               "c": rng.normal(size=(4, 5)), "block_1": rng.normal(size=(4, 6))}  # fmt: skip
+    decoded["block_1"][:, 2] = np.nan  # was not decoded
+    pictures = rng.integers(0, 256, (4, 8, 8, 3), np.uint8)
+    store_pictures(tmp_path / "a.h5", decoded, pictures, "by hand")
+    found, note = stored_pictures(
+        tmp_path / "a.h5",
+        {k: v.astype("f4") if k != "stimulus_id" else v for k, v in decoded.items()},
+    )
+    np.testing.assert_array_equal(found, pictures)
+    assert note.endswith("by hand")
+    for change in ({"stimulus_id": np.arange(4)[::-1]}, {"c": 1.05 * decoded["c"]}):
+        assert stored_pictures(tmp_path / "a.h5", decoded | change)[0] is None
+    assert stored_pictures(tmp_path / "b.h5", decoded)[0] is None
 
 
 def made_ways():

@@ -53,7 +53,7 @@ def test_trend_is_spearmans_with_its_interval():
     )
     table = overlap_trend(frame.sample(frac=1, random_state=1), found)
     rho = spearmanr(value["stage2"], distance).statistic
-    text = table.loc["full (MindDiffuser)", "PCC"]
+    text = table.loc["both stages, this book's solver", "PCC"]
     assert text.startswith(f"{rho:+.2f} [")
     low, high = (float(part) for part in text.split("[")[1].strip("]").split(",\u00a0"))
     assert low < rho < high < 0

@@ -19,7 +19,7 @@ def test_flags_of_every_run_are_found(tmp_path):
     write(tmp_path / "controls" / "ceiling.h5", [False, False, False])
     assert find_strays(tmp_path) == {"stage2": [11, 12], "ceiling": []}
     note = stray_note({"a": tmp_path})
-    assert note.endswith("stands: a, full (MindDiffuser): 11, 12.\n")
+    assert note.endswith("stands: a, both stages, this book's solver: 11, 12.\n")
 
 
 def test_nothing_astray_and_nothing_there(tmp_path):
@@ -42,6 +42,6 @@ def test_the_tables_file_names_them(tmp_path):
     write(tmp_path / "a" / "trace.h5", [False] * 4)
     write(tmp_path / "b" / "trace.h5", [False, False, True, False])
     text = write_results(tmp_path, values).read_text("utf-8")
-    assert "stands: b, full (MindDiffuser): 12.\n" in text
+    assert "stands: b, both stages, this book's solver: 12.\n" in text
     text = write_results(tmp_path / "a", values[values.subject == "a"]).read_text("utf-8")
     assert "stands: none.\n" in text

@@ -87,7 +87,7 @@ def main(
         "runs/phantom/subj01"
     ),
     pictures: Annotated[int, typer.Option(min=2, help="The first so many test pictures.")] = 16,
-    iterations: Annotated[int, typer.Option(min=0, help="Of the paper's solver.")] = 300,
+    iterations: Annotated[int, typer.Option(min=0, help="Of Algorithm 1.")] = 300,
     steps: Annotated[int, typer.Option(min=1, help="Of the paper's whole schedule.")] = 50,
     batch: Annotated[int, typer.Option(min=1)] = 8,
     models: Annotated[str, typer.Option(help="Folder or name.")] = str(MODELS),
@@ -96,13 +96,15 @@ def main(
     work: Annotated[Path, typer.Option(help="For results; a stopped run goes on.")] = Path(
         "runs/bench/stage2"
     ),
-    out: Annotated[Path | None, typer.Option(help="Folder for two small tables, CSV.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for a small table and the published pictures.")
+    ] = None,
     batches: Annotated[str, typer.Option(help="Of sd14 on a GPU, with commas.")] = "1,2,4,8",
     small: Annotated[bool, typer.Option(help="Of sd14: a miniature, to see it run.")] = False,
 ) -> None:
     """Run both solvers on the same pictures and decoded features; print cost and quality.
 
-    The paper's 300 iterations take hours on a processor. Seconds are counted over all sittings.
+    Algorithm 1's 300 iterations take hours on a processor. Seconds are counted over all sittings.
     `--size sd14`: what both cost with Stable Diffusion, with random weights, no quality.
     """
     if size not in ("phantom", "sd14"):
@@ -115,7 +117,9 @@ def main(
     from minddiff_utils.checkpoints import clip_name
     from minddiff_utils.decoding import read_decoded
     from minddiff_utils.generator import load_clip, load_generator
+    from minddiff_utils.measured import store_pictures
     from minddiff_utils.metrics import read_reconstructions
+    from minddiff_utils.reconstruction import read_pictures
     from minddiff_utils.shards import pictures_of
 
     generator = load_generator(models, device, dtype)
@@ -125,9 +129,10 @@ def main(
     if not np.array_equal(ids, decoded["stimulus_id"]):
         raise InputError(f"{run}: decoded.h5 and reconstructions.h5 hold other stimuli; run 02-03.")
     embed = {"clip_judge": judge.embed, "clip_guide": generator.guide.embed}
+    decoded = pictures_of(decoded, slice(pictures))
     table = compare_solvers(
         generator,
-        pictures_of(decoded, slice(pictures)),
+        decoded,
         truth[:pictures],
         embed,
         solver_settings(iterations, steps),
@@ -141,6 +146,10 @@ def main(
     if out:
         out.mkdir(parents=True, exist_ok=True)
         table.rename_axis("solver").to_csv(out / f"solvers_{run.name}.csv", float_format="%.6g")
+        command = f"minddiff bench stage2 --run {run} --pictures {len(truth[:pictures])}"
+        about = f"`{command} --iterations {iterations} --steps {steps} --out {out}`"
+        made = read_pictures(work / run.name / "paper.h5")
+        store_pictures(out / f"algorithm_1_{run.name}.h5", decoded, made, about)
 
 
 def compare_solvers(

@@ -103,7 +103,7 @@ def main(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     only: Annotated[str, typer.Option(help="Ways, with ; between; all by default.")] = "",
     work: Annotated[Path, typer.Option(help="For features.")] = Path("runs/bench/variants"),
-    out: Annotated[Path, typer.Option(help="Folder of the result.")] = Path("book/measured"),
+    out: Annotated[Path, typer.Option(help="Folder of the result.")] = Path("book/results"),
 ) -> None:
     """Compare every way of stage 2 that was tried, on held-out training pictures of a subject."""
     from minddiff_utils.bench.ways import WAYS
