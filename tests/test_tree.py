@@ -65,8 +65,8 @@ def test_reader_agrees_trial_for_trial_and_voxel_for_voxel(tree, name):
             ours = subject.responses[trial]
             theirs = volume[..., k][tuple(subject.voxel_ijk.T)] / 300
             np.testing.assert_allclose(ours, theirs, rtol=1e-6)
-            place = int(design["masterordering"][0, trial])
-            picture = int(design["subjectim"][int(name[4:]) - 1, place - 1]) - 1
+            place = design["masterordering"][0, trial]  # an integer, and so an index
+            picture = design["subjectim"][int(name[4:]) - 1, place - 1] - 1
             assert subject.stimulus_id[trial] == picture
             assert (picture in subject.splits[0].test) == (place <= design["sharedix"].size)
             assert subject.session[trial] == number
@@ -201,6 +201,18 @@ def test_responses_follow_the_signal(tree):
     assert np.corrcoef(r, expected)[0, 1] > 0.9
 
 
+def test_betas_as_nifti_hold_the_same(tmp_path):
+    size = {**SMALL, "n_train": 30, "n_test": 10}
+    found = []
+    for betas in ("hdf5", "nii.gz"):
+        write_tree(tmp_path / betas, ("subj01",), **size, betas=betas)
+        found.append(load_subject("nsd", tmp_path / betas, "subj01"))
+        files = list((tmp_path / betas / BETAS.format("subj01")).glob("betas_session*"))
+        assert files and all(file.name.endswith(betas) for file in files)
+    np.testing.assert_array_equal(found[0].responses, found[1].responses)
+    np.testing.assert_array_equal(found[0].voxel_ijk, found[1].voxel_ijk)
+
+
 # ------------------------------------------------------------------------- writing and resuming
 
 
@@ -291,6 +303,7 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path):
         ({"subjects": ("subj09",)}, "subj09"),
         ({"subjects": ()}, "expected some of subj01"),
         ({"seed": -1}, "seed=-1"),
+        ({"betas": "mat"}, "betas='mat'"),
     ],
 )
 def test_settings_out_of_range(tmp_path, change, message):

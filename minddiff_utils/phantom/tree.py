@@ -40,6 +40,7 @@ class Settings:
     n_test: int
     repetitions: int
     seed: int
+    betas: str
     code: str
 
 
@@ -123,6 +124,7 @@ def write_tree(
     n_test: int = 64,
     repetitions: int = 3,
     seed: int = 0,
+    betas: str = "hdf5",
     progress: bool = True,
 ) -> Path:
     """Write the phantom's experiment in NSD's layout, or finish writing it.
@@ -138,6 +140,8 @@ def write_tree(
         Some of "subj01" to "subj08".
     n_train, n_test, repetitions, seed
         As in `plan_experiment`.
+    betas : {"hdf5", "nii.gz"}
+        Format of the single-trial responses; NSD has both.
     progress : bool
         Show what is being written.
 
@@ -152,7 +156,7 @@ def write_tree(
         If a parameter is outside its range, or the folder holds something else.
     """
     path = Path(path)
-    settings = _checked(subjects, Settings(n_train, n_test, repetitions, seed, _code()))
+    settings = _checked(subjects, Settings(n_train, n_test, repetitions, seed, betas, _code()))
     _claim(path, settings)
     done = _done(path)
     todo = [subject for subject in subjects if not _complete(path, subject, done)]
@@ -169,7 +173,7 @@ def write_tree(
             _mark(path, f"shared{n_subjects}", _write_shared(path, experiment))
         bar.update()
         for subject in todo:
-            _mark(path, subject, _write_subject(path, subject, experiment, seed, bar))
+            _mark(path, subject, _write_subject(path, subject, experiment, settings, bar))
     return path
 
 
@@ -182,6 +186,8 @@ def _checked(subjects: Sequence[str], settings: Settings) -> Settings:
     unknown = [subject for subject in subjects if subject not in known]
     if unknown or not subjects:
         raise InputError(f"subjects={list(subjects)}: expected some of {', '.join(known)}")
+    if settings.betas not in ("hdf5", "nii.gz"):
+        raise InputError(f"betas={settings.betas!r}: expected hdf5 or nii.gz")
     limits = {"n_train": (20, 9000), "n_test": (2, 1000), "repetitions": (1, 10), "seed": (0, None)}
     for name, (low, high) in limits.items():
         value = getattr(settings, name)
@@ -302,9 +308,10 @@ def _write_shared(path: Path, experiment: Experiment) -> list[Path]:
         scipy.io.savemat(
             tmp,
             {
-                "masterordering": experiment.masterordering[None].astype(np.float64),
-                "subjectim": experiment.subjectim.astype(np.float64),
-                "sharedix": experiment.subjectim[:1, : experiment.n_test].astype(np.float64),
+                # As MATLAB stores NSD's own, so that readers may index with them.
+                "masterordering": experiment.masterordering[None].astype(np.uint16),
+                "subjectim": experiment.subjectim.astype(np.int32),
+                "sharedix": experiment.subjectim[:1, : experiment.n_test].astype(np.int32),
             },
             do_compression=True,
         )
@@ -423,14 +430,17 @@ def _write_label_tables(path: Path) -> list[Path]:
 
 
 def _write_subject(
-    path: Path, subject: str, experiment: Experiment, seed: int, bar: tqdm
+    path: Path, subject: str, experiment: Experiment, settings: Settings, bar: tqdm
 ) -> list[Path]:
     """Write regions, betas, noise ceiling and behaviour of one subject; return the files."""
     tree = NsdTree(path, subject)
     bar.set_postfix_str(f"{subject}, receptive fields")
-    simulated = make_brain(subject, seed)
+    simulated = make_brain(subject, settings.seed)
     trials = experiment.trials(subject)
-    sessions = [tree.session(number + 1) for number in range(experiment.n_sessions)]
+    sessions = [
+        tree.betas / f"betas_session{number + 1:02d}.{settings.betas}"
+        for number in range(experiment.n_sessions)
+    ]
     seen, rows = np.unique(trials, return_inverse=True)
     signal = simulated.signal(experiment.pictures[seen].tolist())
     _write_regions(tree, simulated)
@@ -440,7 +450,7 @@ def _write_subject(
         bar.set_postfix_str(f"{subject}, session {number + 1}")
         here = slice(number * experiment.session_trials, (number + 1) * experiment.session_trials)
         # Each session has a generator of its own, so that a session made again is the same.
-        rng = np.random.default_rng([seed, _index(subject), 3, number])
+        rng = np.random.default_rng([settings.seed, _index(subject), 3, number])
         counts = np.rint(simulated.betas(signal[rows[here]], rng) * 300)
         responses.append(np.clip(counts, -32767, 32767).astype(np.int16))
         if not file.exists():
@@ -471,7 +481,7 @@ def _filled(ijk: np.ndarray, values: np.ndarray, dtype: type) -> np.ndarray:
 
 
 def _write_volume(path: Path, volume: np.ndarray) -> None:
-    """Write a NIfTI volume (X, Y, Z)."""
+    """Write a NIfTI volume (X, Y, Z) or several (X, Y, Z, n)."""
     image = nib.Nifti1Image(volume, affine())
     with atomic_path(path) as tmp:
         # No time stamp: the same volume gives the same bytes.
@@ -479,9 +489,14 @@ def _write_volume(path: Path, volume: np.ndarray) -> None:
 
 
 def _write_betas(path: Path, ijk: np.ndarray, betas: np.ndarray) -> None:
-    """Write one session: `betas`, int16 (n_trials, Z, Y, X), the volume's axes reversed."""
+    """Write one session's `betas`, int16 (n_trials, n_voxels).
+
+    NIfTI has the axes X, Y, Z, trial; HDF5 the reverse.
+    """
     volume = np.zeros((len(betas), *SHAPE[::-1]), np.int16)
     volume[:, ijk[:, 2], ijk[:, 1], ijk[:, 0]] = betas
+    if path.suffix == ".gz":
+        return _write_volume(path, volume.T)
     # Zeros, by far the most of it, take no room once they are packed.
     with atomic_path(path) as tmp, open_to_write(tmp, "w", betas.nbytes) as file:
         file.create_dataset(

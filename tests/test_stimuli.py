@@ -1,0 +1,108 @@
+"""No picture of the experiment stands twice, and no test picture was shown in any training.
+
+What is said about pixels is told from pixels alone.
+"""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minddiff_utils.phantom import stimuli, world
+from minddiff_utils.phantom.tree import plan_experiment
+
+WEIGHTS = Path(stimuli.__file__).parent / "weights"
+PATCH_PIXELS = 36
+
+
+def bytes_of(ids):
+    return [world.picture(int(i)).tobytes() for i in ids]
+
+
+def patterns(pictures):
+    """Pixels of those of some pictures that are contrast patterns, each once; bool (n, 4096)."""
+    found = {}
+    for each in set(pictures):
+        pixels = np.frombuffer(each, np.uint8).reshape(-1, 3)
+        if np.isin(pixels, (128, 235)).all():
+            found[each] = pixels[:, 0] == 235
+    return np.reshape(list(found.values()), (-1, world.SIZE**2)).astype(np.float32)
+
+
+def fewest_patches(some, others):
+    """In how many patches the most alike of two sets of patterns differ."""
+    pixels = some.sum(1)[:, None] + others.sum(1)[None] - 2 * some @ others.T
+    return pixels.min(initial=np.inf) / PATCH_PIXELS
+
+
+def is_pattern(i):
+    return world.scene(int(i)).pattern is not None
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """The contrast patterns that the models were trained on."""
+    return patterns(bytes_of(i for i in world.TRAINING_IDS if is_pattern(i)))
+
+
+@pytest.mark.parametrize(
+    "n_subjects, n_train, n_test, seed",
+    [(2, 1200, 64, 0), (2, 120, 8, 0), (8, 24, 4, 0), (1, 24, 4, 1), (3, 100, 300, 2)],
+)
+def test_no_test_picture_was_seen(trained, n_subjects, n_train, n_test, seed):
+    plan = plan_experiment(n_subjects, n_train, n_test, 1, seed)
+    pictures = np.array(bytes_of(plan.pictures), object)
+    assert len(pictures) == len(set(pictures)) == n_test + n_subjects * n_train
+    is_test = np.isin(np.arange(len(pictures)), plan.subjectim[0, :n_test] - 1)
+    test, train = patterns(pictures[is_test]), patterns(pictures[~is_test])
+    assert len(test) == sum(map(is_pattern, plan.pictures[is_test]))
+    assert fewest_patches(test, train) >= 10
+    assert fewest_patches(test, trained) >= 10
+
+
+def test_scenes_of_the_test_differ_from_all_of_training():
+    """Before anything is drawn: scenes are told apart by their numbers."""
+    pictures = plan_experiment(2, 1200, 64, 3, seed=0).pictures
+    shown = [world.scene(i)[:3] for i in [*pictures.tolist(), *world.TRAINING_IDS]]
+    scenes = [scene for scene in shown if scene[2]]
+    assert len(set(scenes)) == len(scenes)
+
+
+def test_pictures_are_kept_where_they_can_be_and_kinds_always_are():
+    pictures = plan_experiment(2, 1200, 64, 3, seed=0).pictures
+    replaced = np.flatnonzero(pictures != np.arange(len(pictures)))
+    own, chosen = ([world.scene(int(i)) for i in ids] for ids in (replaced, pictures[replaced]))
+    assert all(scene.pattern is not None for scene in own) and len(replaced) < 180
+    assert Counter(s.pattern_kind for s in own) == Counter(s.pattern_kind for s in chosen)
+    one, eight = (plan_experiment(n, 100, 10, 1, seed=1).pictures for n in (1, 8))
+    np.testing.assert_array_equal(eight[: len(one)], one)
+
+
+def test_another_kind_stands_in_where_a_kind_has_no_forms_left(monkeypatch):
+    letters = np.array([i for i in range(20_000) if world.scene(i).pattern_kind == "letter"][:40])
+    monkeypatch.setattr(stimuli, "trained_patterns", lambda: np.zeros((0, 100), bool))
+    monkeypatch.setattr(stimuli, "N_TRIES", 0)
+    chosen = stimuli.choose_pictures(np.arange(2), np.arange(2, letters.max() + 1))
+    kept = chosen[letters] == letters
+    assert 0 < kept.sum() < len(letters)
+    forms = [world.scene(int(i)).pattern.tobytes() for i in chosen[letters]]
+    assert len(set(forms)) == len(letters)
+
+
+def test_every_stage_was_trained_on_the_ids_that_are_checked():
+    stages = json.loads((WEIGHTS / "training.json").read_text())
+    assert {stage["pictures"] for stage in stages.values()} == {len(world.TRAINING_IDS)}
+
+
+@pytest.mark.slow
+def test_no_picture_of_the_experiment_is_among_all_that_training_drew():
+    plan = plan_experiment(8, 1200, 64, 3, seed=0)
+    pictures = bytes_of(plan.pictures)
+    assert len(set(pictures)) == len(pictures)
+    drawn = {hash(each) for i in world.TRAINING_IDS for each in bytes_of([i])}
+    seen = np.array([hash(each) in drawn for each in pictures])
+    # Patterns of a subject's training may be: what is decoded from is not what is tested.
+    assert not seen[plan.subjectim[0, :64] - 1].any()
+    assert all(map(is_pattern, plan.pictures[seen]))
