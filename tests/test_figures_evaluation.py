@@ -85,7 +85,8 @@ def test_overlap_figure_shows_the_methods_there_are():
     values = frame().query("metric == 'clip_judge'")
     fig = figures.overlap_figure(found, values)
     assert [text.get_text() for text in fig.legends[0].get_texts()] == [
-        "training pictures", "test pictures", "both stages, this book's solver", "nearest training picture",
+        "training pictures", "test pictures",
+        "both stages, this book's solver", "nearest training picture",
     ]  # fmt: skip
     fig = figures.overlap_figure(found, values[values["method"] == "stage2"])
     assert len(fig.legends[0].get_texts()) == 3

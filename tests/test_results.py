@@ -108,8 +108,8 @@ def test_share_is_the_way_from_floor_to_ceiling():
 
 def test_the_floor_is_the_best_control_that_knows_nothing():
     rng = np.random.default_rng(0)
-    parts = {name: rng.uniform(low, low + 0.1, 40)
-             for name, low in dict(mean=0.3, shuffled=0.1, stage2=0.5, ceiling=0.8).items()}  # fmt: skip
+    lows = {"mean": 0.3, "shuffled": 0.1, "stage2": 0.5, "ceiling": 0.8}
+    parts = {name: rng.uniform(low, low + 0.1, 40) for name, low in lows.items()}
     means = {name: values.mean() for name, values in parts.items()}
     frame = tidy(**parts, retrieval=np.full(40, 0.7))  # which looks at the responses
     found = results.shares(frame).set_index("method")["mean"]
