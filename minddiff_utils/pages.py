@@ -17,7 +17,8 @@ from minddiff_utils.measured import (
     solver_table,
     ways_table,
 )
-from minddiff_utils.results import front_table, markdown_table
+from minddiff_utils.metrics import main_metrics, read_metrics
+from minddiff_utils.results import STAGE_2_PAIRS, difference_table, front_table, markdown_table
 from minddiff_utils.runs import Plan
 
 __all__ = ["add_measured", "add_pages", "cost_table", "front_results", "step_times"]
@@ -79,12 +80,16 @@ def front_results(plan: Plan) -> str:
     Returns
     -------
     str
-        Markdown with a heading; "" without the file.
+        Markdown with a heading; "" without the file. Below the table, what stage 2 adds: by this
+        book's solver, and by Algorithm 1 as published, where both ran.
     """
     path = plan.run / "results.csv"
     if not path.is_file():
         return ""
     text = f"## What came out\n\n{markdown_table(front_table(pd.read_csv(path)))}"
+    values = main_metrics(read_metrics(plan.run, plan.subjects))
+    added = difference_table(values, STAGE_2_PAIRS)
+    text += f"\n{markdown_table(added)}" if len(added) else ""
     if plan.group:
         more = f"[]({plan.group[0].name}.ipynb)"
         text += f"\nEvery method and control, with intervals and paired tests: {more}.\n"

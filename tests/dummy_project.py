@@ -25,7 +25,9 @@ axes.plot([0, 1]);"""
 SECOND = """from pathlib import Path
 folder = Path(run_dir) / subject
 text = (folder / "first.txt").read_text()
-(folder / "second.txt").write_text(text + f" {gain}")"""
+(folder / "second.txt").write_text(text + f" {gain}")
+row = f"{subject},stage2,1,pcc,{gain}"
+(folder / "metrics.csv").write_text(f"subject,method,stimulus_id,metric,value\\n{row}\\n")"""
 
 GROUP = """from pathlib import Path
 texts = [(Path(run_dir) / name / "second.txt").read_text() for name in subjects.split(",")]

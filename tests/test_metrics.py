@@ -262,3 +262,16 @@ def test_read_metrics_joins_subjects(tmp_path):
     frame.drop(columns="value").to_csv(tmp_path / "subj01" / "metrics.csv", index=False)
     with pytest.raises(InputError, match="value"):
         metrics.read_metrics(tmp_path, ["subj01"])
+
+
+def test_a_picture_counts_with_the_mean_over_its_draws():
+    rng = np.random.default_rng(0)
+    truth, *made = (rng.integers(0, 256, (5, 16, 16, 3), np.uint8) for _ in range(4))
+    draws = {3: {"stage1": made[0], "mean": made[1]}, 4: {"stage1": made[2]}}
+    frame = metrics.evaluate_draws(truth, draws, np.arange(5), {"clip_judge": embed})
+    found = metrics.mean_over_draws(frame).set_index(["method", "metric"]).value
+    for metric, function in {"pcc": metrics.pcc, "ssim": metrics.ssim}.items():
+        each = [function(truth, pictures) for pictures in (made[0], made[2])]
+        np.testing.assert_allclose(found["stage1", metric], np.mean(each, axis=0))
+        np.testing.assert_allclose(found["mean", metric], function(truth, made[1]))
+    assert list(frame.columns) == ["seed", "method", "stimulus_id", "metric", "value"]
