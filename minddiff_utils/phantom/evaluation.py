@@ -233,10 +233,13 @@ and writes this card.
 
 DATA = """## What they were trained on
 
-Pictures of 64 × 64 pixels and their five captions, drawn from the ids from 1,000,000 on. The
-experiment's pictures (ids from 0) and those of the table above (from 900,000 on) were never
-trained on. Captions come from a few templates in English, so the text encoders understand those
-words and no others. There are no people in this world and no personal data.
+Pictures of 64 × 64 pixels and their five captions, drawn from the ids 1,000,000 to 1,047,999.
+No test picture of the experiment is among them, and each contrast pattern of the test differs from
+all of theirs in at least 10 of 100 patches. The pictures of the table above (ids from 900,000 on)
+are other drawings, but three in four of their contrast patterns stand in training too: besides
+random patches there are 194 forms. Captions come from a few templates in English, so the text
+encoders understand those words and no others. There are no people in this world and no personal
+data.
 """
 
 TRAINING = """## How they were trained
@@ -288,7 +291,7 @@ def _bars_section(results: dict[str, Bar]) -> str:
     if n_below:
         verdict = f"Aims not met: {n_below}, marked below; figures of the book suffer accordingly."
     return (
-        "## What they reach on pictures never seen\n\n"
+        "## What they reach on held-out pictures\n\n"
         + _table(("Measure", "value", "aim", ""), rows)
         + f"\n{verdict} A picture's caption is the first of its five. Two pictures may have the "
         "same sentence, mostly patterns; finding it counts for both. Pictures from a caption start "
