@@ -21,6 +21,7 @@ __all__ = [
     "LADDER",
     "PAIRS",
     "across_subjects",
+    "as_markdown",
     "difference_table",
     "differences",
     "front_table",
@@ -197,6 +198,11 @@ def pair_name(method: str, baseline: str) -> str:
 
 def _short(method: str) -> str:
     return METHODS.get(method, method).split(" (")[0]
+
+
+def as_markdown(text: str) -> str:
+    """Escape a text so that Markdown shows it as it is, within a line or a cell of a table."""
+    return re.sub(r"([\\`*_\[\]{}<>()#&~^$|])", r"\\\1", " ".join(text.split()))
 
 
 def markdown_table(table: pd.DataFrame) -> str:
