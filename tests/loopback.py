@@ -74,8 +74,8 @@ class FileServer(ThreadingHTTPServer):
     """Serves `files` by path, with ranges and ETags; can promise more than it sends.
 
     `cut_after` bytes of a body the connection closes, `cuts` times (-1: always). `asked` holds
-    the `Range` of every request, `logins` its `Authorization`. A connection that closes stands still
-    for `stall` seconds before; ranges that are sent begin `shift` bytes before those asked for.
+    the `Range` of every request, `logins` its `Authorization`. A connection that closes stands
+    still for `stall` seconds before; ranges that are sent begin `shift` bytes early.
     """
 
     daemon_threads = True
