@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from minddiff_utils.files import InputError
-from minddiff_utils.results import interval_text
+from minddiff_utils.results import as_markdown, interval_text
 from minddiff_utils.uncertainty import group_difference, holm
 
 __all__ = ["attribute_table", "common_traits", "read_words", "traits_table"]
@@ -168,14 +168,13 @@ def traits_table(traits: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame
     rows = []
     for (family, trait), group in traits.groupby(["family", "trait"], sort=False):
         found = group.set_index("metric")
-        row = {"trait": f"{family}: {trait}", "n": str(found["n"].iloc[0])}
+        row = {"trait": as_markdown(f"{family}: {trait}"), "n": str(found["n"].iloc[0])}
         for metric, name in names.items():
             row[name] = _text(found.loc[metric]) if metric in found.index else "–"
         rows.append(row)
     first = traits[traits["metric"] == next(iter(names))]
-    order = [
-        f"{family}: {trait}" for family, trait in zip(first["family"], first["trait"], strict=True)
-    ]
+    pairs = zip(first["family"], first["trait"], strict=True)
+    order = [as_markdown(f"{family}: {trait}") for family, trait in pairs]
     table = pd.DataFrame(rows, columns=["trait", "n", *names.values()]).set_index("trait")
     table = table.loc[order]
     table.attrs["note"] = (

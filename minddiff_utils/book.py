@@ -9,12 +9,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from html import escape
 from pathlib import Path
 
 import nbformat
 import yaml
 
-from minddiff_utils.files import InputError, atomic_path
+from minddiff_utils.files import BuildError, InputError, atomic_path
 from minddiff_utils.gallery import has_gallery
 from minddiff_utils.pages import add_pages
 from minddiff_utils.runs import Plan, Sheet
@@ -41,10 +42,6 @@ BUILDERS = (
 GUIDES = ("run_nsd", "run_cluster", "own_data", "data_layouts")
 # Pages of every book; they stand last.
 REFERENCE = ("cost", "glossary", "references")
-
-
-class BuildError(RuntimeError):
-    """The HTML could not be built cleanly."""
 
 
 def finish_page(notebook: nbformat.NotebookNode, subject: str = "") -> nbformat.NotebookNode:
@@ -221,7 +218,11 @@ def assemble(plan: Plan, pages: Path, config: Path) -> Path:
     add_pages(plan, book, pages / "results")
     settings = yaml.safe_load(config.read_text(encoding="utf-8"))
     settings["title"] = plan.title
-    settings["sphinx"]["config"]["html_theme_options"]["logo"]["text"] = plan.title
+    # The theme's page of the search lacks the `|e` that every other page escapes the title with.
+    (book / "templates").mkdir()
+    (book / "templates" / "search.html").write_text(SEARCH, encoding="utf-8")
+    settings["sphinx"]["config"]["templates_path"] = ["templates"]
+    settings["sphinx"]["config"]["html_theme_options"]["logo"]["text"] = escape(plan.title)
     _write_yaml(book / "_config.yml", settings)
     _write_yaml(book / "_toc.yml", table_of_contents(plan))
     return book
@@ -271,6 +272,9 @@ def _write_generated(plan: Plan, folder: Path) -> None:
         (folder / f"{name}.md").write_text(text.strip() + "\n", encoding="utf-8")
 
 
+SEARCH = """{% extends "!search.html" %}
+{% block htmltitle %}<title>{{ _("Search") }} - {{ docstitle|e }}</title>{% endblock %}
+"""
 # Texts that a run may leave, and what goes above them.
 TEXTS = {
     "captions": "Five people, so to speak, describe the second picture:\n\n",
@@ -351,11 +355,7 @@ def _jupyter_book(book: Path, output: Path) -> None:
     start = "import sys; from jupyter_book.cli.main import main; sys.exit(main())"
     command = [sys.executable, "-c", start, "build", str(book)]
     command += ["--path-output", str(output), "-W", "-n", "--keep-going", "--all"]
-    # A colour code or a locale of the terminal must not get into the log.
-    environment = {**os.environ, "NO_COLOR": "1", "PYTHONUTF8": "1"}
-    answer = subprocess.run(
-        command, capture_output=True, text=True, env=environment, encoding="utf-8"
-    )
+    answer = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
     log = output.with_name("jupyter-book.log")
     with atomic_path(log) as temporary:
         temporary.write_text(answer.stdout + answer.stderr, encoding="utf-8")

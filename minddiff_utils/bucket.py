@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minddiff_utils.downloads import BLOCK, PATIENCE, BrokenConnection
+from minddiff_utils.downloads import BLOCK, PATIENCE, BrokenConnection, hide_secrets
 from minddiff_utils.files import InputError
 
 if TYPE_CHECKING:
@@ -57,7 +57,8 @@ def connect(endpoint: str | None = None, region: str = REGION) -> "BaseClient":
     try:
         return boto3.client("s3", region_name=region, endpoint_url=endpoint, config=config)
     except ValueError as error:
-        raise InputError(f"{endpoint} is no address of a server ({error}).") from None
+        why = hide_secrets(f"{endpoint} is no address of a server ({error}).")
+        raise InputError(why) from None
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,7 @@ class BucketSource:
     def read(self, start: int) -> Iterator[bytes]:
         """Yield the content from byte `start` on, of this version only."""
         from botocore.exceptions import BotoCoreError, ClientError
+        from urllib3.exceptions import HTTPError
 
         try:
             answer = self.client.get_object(
@@ -114,8 +116,10 @@ class BucketSource:
             )
             if not answer.get("ContentRange", "").startswith(f"bytes {start}-"):
                 raise InputError(f"{self.name}: the server does not send parts of a file.")
-            while block := answer["Body"].read(BLOCK):
-                yield block
+            with answer["Body"] as body:
+                # As much as has come, so that a stall loses none of it.
+                while block := body.read1(BLOCK):
+                    yield block
         except ClientError as error:
             status = error.response["ResponseMetadata"]["HTTPStatusCode"]
             if status >= 500:
@@ -125,7 +129,7 @@ class BucketSource:
                     f"{self.name} has changed since it was looked up. Run the command again."
                 ) from None
             raise InputError(f"{self.name}: {error}.") from None
-        except (BotoCoreError, OSError) as error:
+        except (BotoCoreError, HTTPError, OSError) as error:
             raise BrokenConnection(str(error) or type(error).__name__) from error
 
     def fault(self, path: Path) -> str:
@@ -173,7 +177,8 @@ def find(client: "BaseClient", bucket: str, key: str) -> BucketSource:
         kind = NotThere if reason else InputError
         raise kind(f"{name}: {reason or error}.") from None
     except (BotoCoreError, OSError) as error:
-        raise InputError(f"{name} cannot be reached ({error}). Is there a network?") from None
+        why = hide_secrets(error)
+        raise InputError(f"{name} cannot be reached ({why}). Is there a network?") from None
     # Encrypted with a key of the owner's, a file's ETag is no digest of what is downloaded.
     encrypted = "kms" in head.get("ServerSideEncryption", "") or "SSECustomerAlgorithm" in head
     return BucketSource(client, bucket, key, size, version, part, not encrypted)

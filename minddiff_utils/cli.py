@@ -1,6 +1,5 @@
 """The command `minddiff`: what the Makefile and Snakemake call."""
 
-import fcntl
 import json
 import os
 import re
@@ -13,16 +12,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
 
-from minddiff_utils import bench
 from minddiff_utils.data_commands import check, fetch_app
-from minddiff_utils.files import InputError, atomic_path
-from minddiff_utils.memory import KEEP_MEMORY
-from minddiff_utils.runs import Job, Plan, load_plan, make_jobs, read_job
+from minddiff_utils.environment import known_environment
+from minddiff_utils.files import BuildError, InputError, NotebookError, atomic_path, lock_file
+
+# What takes long to import is imported where it is used: every command starts at once.
+if TYPE_CHECKING:
+    from minddiff_utils.runs import Job, Plan
 
 __all__ = ["app", "main"]
 
@@ -41,7 +42,6 @@ app = typer.Typer(
 )
 app.command()(check)
 app.add_typer(fetch_app, name="fetch")
-app.add_typer(bench.app, name="bench")
 
 ParamsArgument = Annotated[
     str, typer.Argument(help="A name from notebooks/params, or the path of a YAML file.")
@@ -78,8 +78,6 @@ def book(
     snakemake: Annotated[str, typer.Option(help="More arguments for Snakemake.")] = "",
 ) -> None:
     """Run every notebook for every subject and build the HTML; do only what is left to do."""
-    from minddiff_utils import book as pages
-
     started = time.monotonic()
     plan = _plan(root, params, changes, data)
     where = _profile(root, profile) if profile else None
@@ -87,6 +85,8 @@ def book(
         _make_phantom(plan)
         cores = cores or os.cpu_count() or 1
         _run_notebooks(plan, root, cores, where, shlex.split(snakemake), lock)
+        from minddiff_utils import book as pages
+
         source = pages.assemble(plan, root / "book", root / "_config.yml")
         built = pages.build_html(source, plan.run / "html", _say)
     _say(f"The book is {'ready' if built else 'up to date'} ({_clock(started)}). Open it:")
@@ -103,7 +103,7 @@ def run(
     root: Annotated[Path, typer.Option(help="The project's folder.")] = ROOT,
 ) -> None:
     """Execute one notebook for one subject, as the book does."""
-    from minddiff_utils.execution import execute
+    from minddiff_utils.runs import make_jobs
 
     plan = _plan(root, params, changes, data)
     subject = "" if subject == "-" else subject
@@ -116,6 +116,8 @@ def run(
             raise InputError(
                 f"There is no {notebook} {subject or '-'} in {params}. Known: {known}."
             )
+        from minddiff_utils.execution import execute
+
         with _noted(chosen[0]):
             execute(chosen[0], _say)
 
@@ -129,6 +131,7 @@ def job(
 ) -> None:
     """Execute one notebook from its job file; Snakemake calls this."""
     from minddiff_utils.execution import execute
+    from minddiff_utils.runs import read_job
 
     _watch(parent)
     todo = read_job(file)
@@ -148,6 +151,7 @@ def shard(
 ) -> None:
     """Compute one block of pictures of a notebook's job file; Snakemake calls this."""
     from minddiff_utils.execution import execute_shard
+    from minddiff_utils.runs import read_job
 
     _watch(parent)
     todo = read_job(file)
@@ -165,18 +169,9 @@ def _slot(run: Path, n: int) -> Iterator[None]:
     with ExitStack() as stack:
         names = [run / ".state" / f"slot-{k}" for k in range(n)]
         slots = [stack.enter_context(open(name, "a", encoding="utf-8")) for name in names]
-        while slots and not any(map(_lock, slots)):
+        while slots and not any(map(lock_file, slots)):
             time.sleep(SLOT_SECONDS)
         yield
-
-
-def _lock(file: TextIO) -> bool:
-    """Try to lock a file until it is closed; say whether that worked."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _watch(parent: str) -> None:
@@ -218,8 +213,21 @@ def phantom(
     print(out)
 
 
-def _plan(root: Path, params: str, changes: list[str] | None, data: Path | None) -> Plan:
+@app.command(
+    context_settings={"ignore_unknown_options": True, "help_option_names": []},
+    help="Measure time and memory on this machine.",
+)
+def bench(arguments: Annotated[list[str] | None, typer.Argument()] = None) -> None:
+    """Hand everything on to the benches, which are imported only now."""
+    from minddiff_utils.bench import app as benches
+
+    benches(arguments or [], prog_name="minddiff bench")
+
+
+def _plan(root: Path, params: str, changes: list[str] | None, data: Path | None) -> "Plan":
     """The plan of a parameter file with the changes of the command line."""
+    from minddiff_utils.runs import load_plan
+
     is_path = params.endswith((".yaml", ".yml"))
     path = Path(params) if is_path else root / "notebooks" / "params" / f"{params}.yaml"
     values = dict(_change(text) for text in changes or [])
@@ -247,7 +255,7 @@ def _change(text: str) -> tuple[str, Any]:
         raise InputError(f"--set {text}: the value is not valid YAML.") from None
 
 
-def _make_phantom(plan: Plan) -> None:
+def _make_phantom(plan: "Plan") -> None:
     """Write the phantom's tree if the plan asks for one, and what the page about it shows."""
     from minddiff_utils.phantom.pages import write_pieces
     from minddiff_utils.phantom.tree import write_tree
@@ -273,7 +281,7 @@ def _profile(root: Path, name: str) -> Path:
 
 
 def _run_notebooks(
-    plan: Plan, root: Path, cores: int, profile: Path | None, more: list[str], lock: int
+    plan: "Plan", root: Path, cores: int, profile: Path | None, more: list[str], lock: int
 ) -> None:
     """Let Snakemake execute what is not up to date; show the progress; explain a failure."""
     state = plan.run / ".state"
@@ -296,7 +304,6 @@ def _run_notebooks(
             stdout=chatter,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            env={**KEEP_MEMORY, **os.environ, "PYTHONHASHSEED": "0"},
             process_group=0,
             pass_fds=(lock,),  # the folder stays locked as long as Snakemake lives
         )
@@ -310,9 +317,10 @@ def _run_notebooks(
         _explain_failure(plan, state)
 
 
-def _begin(plan: Plan, state: Path) -> list[Job]:
+def _begin(plan: "Plan", state: Path) -> "list[Job]":
     """Write the jobs, and clear away what failures and earlier computations have left."""
     from minddiff_utils.execution import SHARDED, begin
+    from minddiff_utils.runs import make_jobs
 
     jobs = [job for _, job in make_jobs(plan, state)]
     for job in jobs:
@@ -348,14 +356,14 @@ def _stop(process: subprocess.Popen, cancel: bool) -> None:
 
 
 def _write_order(
-    plan: Plan, state: Path, *, threads: int, shard_threads: int, options: list[str]
+    plan: "Plan", state: Path, *, threads: int, shard_threads: int, options: list[str]
 ) -> Path:
     """What the Snakefile reads."""
     from minddiff_utils.execution import SHARDED
 
     order = {
-        "run": str(plan.run),
-        "state": str(state),
+        # Relative to where Snakemake works, which takes `{name}` in a path for a wildcard.
+        "run": os.path.relpath(plan.run, state),
         "subjects": list(plan.subjects),
         "chapters": [sheet.name for sheet in plan.chapters],
         "group": [sheet.name for sheet in plan.group],
@@ -386,9 +394,9 @@ def _follow(log: Path, process: subprocess.Popen, outputs: list[Path]) -> None:
             time.sleep(0.2)
 
 
-def _explain_failure(plan: Plan, state: Path) -> None:
+def _explain_failure(plan: "Plan", state: Path) -> None:
     """Raise the errors that the jobs left; without any, show what Snakemake said."""
-    from minddiff_utils.execution import NotebookError, no_space
+    from minddiff_utils.execution import no_space
 
     failures = [json.loads(path.read_text("utf-8")) for path in sorted(state.glob("*.failure"))]
     if not failures and shutil.disk_usage(state).free < NOTE_BYTES:  # not even for a note
@@ -409,10 +417,8 @@ def _explain_failure(plan: Plan, state: Path) -> None:
 
 
 @contextmanager
-def _noted(todo: Job, part: str = "") -> Iterator[None]:
+def _noted(todo: "Job", part: str = "") -> Iterator[None]:
     """Leave a note of a failure beside the other state, none after success."""
-    from minddiff_utils.execution import NotebookError
-
     name = f"{todo.subject or 'group'}-{todo.notebook}{part}.failure"
     note = Path(todo.run) / ".state" / name
     note.unlink(missing_ok=True)
@@ -438,7 +444,7 @@ def _locked(folder: Path) -> Iterator[int]:
     (folder / ".state").mkdir(exist_ok=True)
     with open(folder / ".state" / "lock", "a", encoding="utf-8") as file:
         patience = time.monotonic() + WAIT_SECONDS
-        while not _lock(file):
+        while not lock_file(file):
             if time.monotonic() > patience:
                 raise InputError(
                     f"Another process is at work in {folder}. Wait for it, or stop it."
@@ -476,11 +482,9 @@ def _clock(started: float) -> str:
 
 def main(command: typer.Typer = app) -> None:
     """Run a command line; what a user can mend is one line and exit code 2."""
-    from minddiff_utils.book import BuildError
-    from minddiff_utils.execution import NotebookError
-
     try:
-        command()
+        with known_environment():
+            command()
     except InputError as error:
         _say(f"Error: {error}")
         sys.exit(2)

@@ -1,17 +1,24 @@
 """Downloads that resume: a file has its final name only when it is whole and verified."""
 
+import base64
+import gzip
 import hashlib
 import http.client
+import os
+import re
 import shutil
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
+import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from minddiff_utils.files import InputError
+from minddiff_utils.files import InputError, lock_file
 
 __all__ = [
     "BrokenConnection",
@@ -19,6 +26,8 @@ __all__ = [
     "Progress",
     "Source",
     "download",
+    "hide_secrets",
+    "only_fetch",
     "partial_path",
     "require_space",
     "show_bytes",
@@ -66,6 +75,35 @@ def partial_path(path: Path, source: Source) -> Path:
     """Return the name that a file has until it is whole; another version gets another name."""
     mark = hashlib.sha256(f"{source.version} {source.size}".encode()).hexdigest()[:8]
     return path.with_name(f".{path.name}.{mark}.partial")
+
+
+def hide_secrets(text: object) -> str:
+    """Return a text, such as an error, without the passwords and keys of the addresses in it."""
+    login = r"(://)[^\s?#'\"]*@|[^\s/?#'\"]+:(?!//)[^\s?#'\"]*@"
+    return re.sub(r"\?[^\s?'\")]*=[^\s'\")]*", "?…", re.sub(login, r"\1…@", str(text)))
+
+
+@contextmanager
+def only_fetch(folder: Path) -> Iterator[None]:
+    """Let no second process download into a folder.
+
+    Raises
+    ------
+    InputError
+        If another one does so already.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / ".fetching"
+    with open(path, "a", encoding="utf-8") as file:
+        # Its last holder may have removed the file before this one locked it.
+        if not lock_file(file) or not os.fstat(file.fileno()).st_nlink:
+            raise InputError(
+                f"Another process is downloading into {folder}. Wait for it, or stop it."
+            )
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def require_space(folder: Path, wanted: Sequence[tuple[Path, Source]], more: int = 0) -> int:
@@ -136,7 +174,8 @@ def download(
     ------
     InputError
         If the connection keeps breaking (what came is kept for the next run), or the content
-        does not fit its checksum twice (nothing is kept).
+        does not fit its checksum twice (nothing is kept), or a gzip file cannot be unpacked to
+        its end (it is kept).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_path(path, source)
@@ -148,6 +187,7 @@ def download(
         _complete(source, partial, progress, pause, attempts)
         fault = source.fault(partial)
         if not fault:
+            _check_gzip(source, path, partial)
             partial.replace(path)
             return path
         # A second try from the start: the first part may have been damaged on this disk.
@@ -157,6 +197,22 @@ def download(
         f"{source.name}: {fault}. It was downloaded twice and nothing was kept. Try again later; "
         "if it stays so, the file at its source is damaged."
     )
+
+
+def _check_gzip(source: Source, path: Path, partial: Path) -> None:
+    """Read a gzip file to the checksum at its end."""
+    if path.suffix != ".gz":
+        return
+    try:
+        with gzip.open(partial) as file:
+            while file.read(BLOCK):
+                pass
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InputError(
+            f"{source.name} came in full, but cannot be unpacked to its end ({error}). It is kept "
+            f"as {partial}: delete that and run the command again. If it stays so, the file at its "
+            "source is damaged."
+        ) from None
 
 
 def _complete(
@@ -174,7 +230,7 @@ def _complete(
                     file.write(block)
                     progress(len(block))
         except BrokenConnection as error:
-            reason = str(error)
+            reason = hide_secrets(error)
         if _size(partial) > done:
             failures = 0
             continue
@@ -203,8 +259,8 @@ class HttpSource:
 
     Parameters
     ----------
-    name : str
-        The address.
+    url : str
+        The address; a name and password in it are for that server alone.
     size : int
         Bytes.
     version : str
@@ -213,10 +269,15 @@ class HttpSource:
         Known checksum in hexadecimal, or empty.
     """
 
-    name: str
+    url: str
     size: int
     version: str
     md5: str = ""
+
+    @property
+    def name(self) -> str:
+        """For messages: the address without what is secret."""
+        return hide_secrets(self.url)
 
     @classmethod
     def find(cls, url: str, md5: str = "") -> "HttpSource":
@@ -227,6 +288,7 @@ class HttpSource:
         InputError
             If the address is none, there is no such file or no network, or no size is given.
         """
+        shown = hide_secrets(url)
         try:
             # The first byte rather than HEAD, which addresses that redirect often refuse.
             with _request(url, 0, 0) as answer:
@@ -235,23 +297,28 @@ class HttpSource:
                 size = size or answer.headers.get("Content-Length", "")
                 mark = _mark(answer)
         except urllib.error.HTTPError as error:
-            raise InputError(f"{url}: the server answers {error.code} {error.reason}.") from None
+            raise InputError(f"{shown}: the server answers {error.code} {error.reason}.") from None
         except (ValueError, OSError, http.client.HTTPException) as error:
-            raise InputError(f"{url} cannot be reached ({error}). Is there a network?") from None
+            why = hide_secrets(error)
+            raise InputError(f"{shown} cannot be reached ({why}). Is there a network?") from None
         if not size.isdigit():
-            raise InputError(f"{url}: the server does not say how large the file is.")
+            raise InputError(f"{shown}: the server does not say how large the file is.")
         return cls(url, int(size), mark, md5)
 
     def read(self, start: int) -> Iterator[bytes]:
         """Yield the content from byte `start` on."""
         try:
-            with _request(self.name, start) as answer:
+            with _request(self.url, start) as answer:
                 if _mark(answer) != self.version:
                     raise InputError(f"{self.name} has changed meanwhile. Run the command again.")
-                if start and answer.status != 206:
+                span = answer.headers.get("Content-Range", "")
+                if answer.status != 206:
                     # The server sends all of it again: skip what is there already.
                     _skip(answer, start)
-                while block := answer.read(BLOCK):
+                elif not span.startswith(f"bytes {start}-"):
+                    raise BrokenConnection(f"the server sent another part than asked: {span}")
+                # As much as has come, so that a stall loses none of it.
+                while block := answer.read1(BLOCK):
                     yield block
         except (OSError, http.client.HTTPException) as error:
             raise BrokenConnection(str(error) or type(error).__name__) from error
@@ -269,10 +336,16 @@ class HttpSource:
 
 
 def _request(url: str, start: int, end: int | None = None) -> http.client.HTTPResponse:
-    headers = {"User-Agent": "minddiff"}
+    address = urllib.parse.urlsplit(url)
+    user, _, host = address.netloc.rpartition("@")
+    request = urllib.request.Request(address._replace(netloc=host).geturl())
+    request.add_header("User-Agent", "minddiff")
     if start or end is not None:
-        headers["Range"] = f"bytes={start}-{'' if end is None else end}"
-    return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=PATIENCE)
+        request.add_header("Range", f"bytes={start}-{'' if end is None else end}")
+    if user:  # for this server, not for another that it may send us to
+        token = base64.b64encode(urllib.parse.unquote(user).encode()).decode()
+        request.add_unredirected_header("Authorization", f"Basic {token}")
+    return urllib.request.urlopen(request, timeout=PATIENCE)
 
 
 def _mark(answer: http.client.HTTPResponse) -> str:

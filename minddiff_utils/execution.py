@@ -31,7 +31,7 @@ from minddiff_utils.checkpoints import (
     find_model,
     hub_name,
 )
-from minddiff_utils.files import InputError, atomic_path
+from minddiff_utils.files import InputError, NotebookError, atomic_path
 from minddiff_utils.parameters import WORDS
 from minddiff_utils.runs import Job
 from minddiff_utils.storage import open_to_write
@@ -77,14 +77,6 @@ SHARDED = "04_stage2"  # the chapter whose pictures can be shared out among proc
 QUIET_SECONDS = 5.0  # between two lines about the same cell
 START_SECONDS = 600  # for a kernel to answer, also on a machine that is very busy
 FULL = (errno.ENOSPC, errno.EDQUOT)  # a full disk, and a share of it that is used up
-
-
-class NotebookError(RuntimeError):
-    """A notebook stopped with an error. `user` says that the cause lies in what was given."""
-
-    def __init__(self, message: str, user: bool = False) -> None:
-        super().__init__(message)
-        self.user = user
 
 
 class Progress:
@@ -172,6 +164,7 @@ def execute(job: Job, say: Callable[[str], None] = print) -> Path:
             f"{job.label}: its Python process was ended from outside, most often because the "
             f"machine ran out of memory. What it had done is in {failed}."
         ) from None
+    _need_figures(job, running, failed)
     os.replace(running, output)
     if job.notebook == SHARDED:
         shutil.rmtree(_shards(job), ignore_errors=True)
@@ -181,17 +174,31 @@ def execute(job: Job, say: Callable[[str], None] = print) -> Path:
     return output
 
 
+def _need_figures(job: Job, running: Path, failed: Path) -> None:
+    """Raise NotebookError if a cell that makes a figure of the book has drawn none."""
+    for cell in nbformat.read(running, as_version=4).cells:
+        name = cell.metadata.get("mystnb", {}).get("figure", {}).get("name")
+        drawn = [kind for out in cell.get("outputs", []) for kind in out.get("data", {})]
+        if name and not any(kind.startswith("image/") for kind in drawn):
+            os.replace(running, failed)
+            raise NotebookError(
+                f"{job.label}: the cell of {name} has drawn no figure: its last line must be a "
+                f"figure of matplotlib. All of it: {failed}"
+            )
+
+
 def _papermill(job: Job, running: Path, say: Callable[[str], None]) -> None:
     # papermill adds a cell with the parameters of this run.
     n_cells = len(nbformat.read(job.source, as_version=4).cells) + 1
     progress = Progress(job.label, n_cells, say)
-    # The kernel must be this environment's Python, not one of the same name in the user's home.
-    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
     _stay_offline(job)
     say(f"{job.label} · started")
+    # papermill fills in `{name}` in a path, where a folder may be called just so.
+    paths = (job.source, str(running))
+    source, output = (path.replace("{", "{{").replace("}", "}}") for path in paths)
     papermill.execute_notebook(
-        job.source,
-        str(running),
+        source,
+        output,
         parameters=job.parameters,
         kernel_name="python3",
         start_timeout=START_SECONDS,

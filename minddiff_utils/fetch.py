@@ -11,7 +11,15 @@ from tqdm import tqdm
 from minddiff_utils.bucket import BucketSource, NotThere, find
 from minddiff_utils.datasets.kay import FILE as KAY_FILE
 from minddiff_utils.datasets.nsd import NsdTree
-from minddiff_utils.downloads import HttpSource, Source, download, require_space, show_bytes
+from minddiff_utils.downloads import (
+    HttpSource,
+    Source,
+    download,
+    hide_secrets,
+    only_fetch,
+    require_space,
+    show_bytes,
+)
 from minddiff_utils.files import InputError, atomic_path
 from minddiff_utils.inventory import is_ready, report, take_stock
 from minddiff_utils.inventory.nsd import N_SESSIONS, atlases_of, label_table, session_count
@@ -133,14 +141,14 @@ def fetch_nsd(
     say(f"{files}, {show_bytes(left)} to download into {root}.")
     if dry_run:
         return
-    with _bar(left) as bar:
+    with only_fetch(root), _bar(left) as bar:
         for path, source in wanted:
             bar.set_description_str(path.name)
             download(source, path, progress=bar.update, pause=pause)
             if isinstance(source, BucketSource) and source.checksum == "size only":
                 bar.write(f"{source.name}: only the size could be verified, not the content.")
-    if captions:
-        _unpack_captions(captions[0], NsdTree(root, subjects[0]).captions)
+        if captions:
+            _unpack_captions(captions[0], NsdTree(root, subjects[0]).captions)
     say("Done. To make sure: minddiff check nsd " + str(root))
 
 
@@ -233,11 +241,14 @@ def fetch_miyawaki(folder: str | Path, *, say: Say = print) -> None:
     if not is_ready(take_stock("miyawaki_full", folder)):
         require_space(folder, [], MIYAWAKI_BYTES)
         try:
-            fetch_miyawaki2008(data_dir=folder, verbose=1)
+            with only_fetch(folder):
+                fetch_miyawaki2008(data_dir=folder, verbose=1)
+        except InputError:
+            raise
         except (OSError, ValueError, RuntimeError) as error:
             raise InputError(
-                f"nilearn could not download the recording ({error}). Is there a network? The same "
-                "command goes on where it stopped."
+                f"nilearn could not download the recording ({hide_secrets(error)}). Is there a "
+                "network? The same command goes on where it stopped."
             ) from None
     _confirm("miyawaki_full", folder, say)
 
@@ -245,7 +256,7 @@ def fetch_miyawaki(folder: str | Path, *, say: Say = print) -> None:
 def fetch_kay(
     folder: str | Path, *, url: str = KAY_URL, say: Say = print, pause: float = 1.0
 ) -> None:
-    """Download `kay_images.npz` of Kay et al. (2008) with pooch: 249 MB.
+    """Download `kay_images.npz` of Kay et al. (2008): 249 MB.
 
     Parameters
     ----------
@@ -259,32 +270,15 @@ def fetch_kay(
     Raises
     ------
     InputError
-        If pooch is not installed, the download fails, or what came is another file.
+        If the download fails, or what came is another file.
     """
-    try:
-        import pooch
-    except ImportError:
-        raise InputError(
-            "pooch is not installed, which downloads the file: pip install pooch, or "
-            "pip install -r requirements.lock."
-        ) from None
     folder = Path(folder)
-
-    def resume(address: str, output: str, _: object) -> None:
-        """Download into pooch's temporary file, on from where an earlier run stopped."""
-        source = HttpSource.find(address)
-        # A name of its own until pooch has it: a stopped download is found again by it.
-        waiting = folder / f".{KAY_FILE}"
-        with _bar(require_space(folder, [(waiting, source)])) as bar:
-            bar.set_description_str(KAY_FILE)
-            download(source, waiting, progress=bar.update, pause=pause)
-        waiting.replace(output)
-
     # The file's author gives no checksum; the archive holds one for each array, compared below.
     if not is_ready(take_stock("kay", folder)):
-        (folder / KAY_FILE).unlink(missing_ok=True)
-        pooch.get_logger().setLevel("WARNING")
-        pooch.retrieve(url, known_hash=None, fname=KAY_FILE, path=folder, downloader=resume)
+        path, source = folder / KAY_FILE, HttpSource.find(url)
+        with only_fetch(folder), _bar(require_space(folder, [(path, source)])) as bar:
+            bar.set_description_str(KAY_FILE)
+            download(source, path, progress=bar.update, pause=pause)
     _confirm("kay", folder, say)
 
 

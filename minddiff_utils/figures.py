@@ -81,14 +81,18 @@ def style() -> Iterator[None]:
         "grid.color": "#e4e4e4",
         "grid.linewidth": 0.7,
         "lines.linewidth": 1.6,
+        # Captions and names of regions are text: a `$` in them is a `$`.
+        "text.parse_math": False,
+        "text.usetex": False,
     }
     with mpl.rc_context(settings):
         yield
 
 
 def _finish(fig: Figure) -> Figure:
-    """Lay the figure out while its style holds, and let pyplot forget it."""
-    fig.draw_without_rendering()  # ticks are made on the first draw, from the settings of then
+    """Lay the figure out in the style, and let pyplot forget it."""
+    with style():
+        fig.draw_without_rendering()  # ticks are made on the first draw, from the settings of then
     plt.close(fig)  # otherwise a notebook shows it twice
     return fig
 
@@ -410,7 +414,7 @@ def component_reliability(
         axes.xaxis.set_major_formatter("{x:.0f}")
         axes.set_ylim(min(-0.1, least - 0.1), 1.02)
         axes.set_xlabel("component (1 varies most between pictures)")
-        axes.set_ylabel("cross-validated $R^2$")
+        axes.set_ylabel("cross-validated R²")
         axes.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
         fig.legend(title="components used", fontsize=9, loc="outside right upper")
     return _finish(fig)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from minddiff_utils.datasets import Subject, noise_ceiling, single_trial_ncsnr, summarise
-from minddiff_utils.figures import BLUE, GREY, ORANGE, WIDTH, style
+from minddiff_utils.figures import BLUE, GREY, ORANGE, WIDTH, _finish, style
 
 __all__ = [
     "ceiling_by_roi",
@@ -85,7 +85,7 @@ def pictures_with_captions(subject: Subject, ids: Sequence[int], columns: int = 
             axis.imshow(picture)
             wrapped = textwrap.fill(texts[0], 92 // columns, max_lines=4, placeholder=" …")
             axis.set_title(wrapped, y=-0.08, va="top", fontsize=9)
-    return _closed(figure)
+    return _finish(figure)
 
 
 def trial_raster(subject: Subject) -> Figure:
@@ -119,7 +119,7 @@ def trial_raster(subject: Subject) -> Figure:
             bbox_to_anchor=(1, 0.5),
             markerscale=1 if few else 4,
         )
-    return _closed(figure)
+    return _finish(figure)
 
 
 def roi_voxels(subject: Subject) -> Figure:
@@ -148,7 +148,7 @@ def roi_voxels(subject: Subject) -> Figure:
         bars.set_xlabel("voxels")
         if known:
             _views(top.subplots(1, 3), subject, colours)
-    return _closed(figure)
+    return _finish(figure)
 
 
 def _roi_colours(n: int) -> list[str]:
@@ -247,7 +247,7 @@ def ceiling_by_roi(subject: Subject, n_repetitions: float) -> Figure:
                 0.5, 0.5, "not known: no picture was shown twice", ha="center",
                 transform=axis.transAxes,
             )  # fmt: skip
-    return _closed(figure)
+    return _finish(figure)
 
 
 def clearest_voxel(subject: Subject) -> int:
@@ -292,11 +292,4 @@ def voxel_responses(subject: Subject, voxel: int, n_pictures: int = 5) -> Figure
             for small, picture in zip(axes, subject.stimuli.pictures(ids), strict=True):
                 small.imshow(picture)
                 small.set_axis_off()
-    return _closed(figure)
-
-
-def _closed(figure: Figure) -> Figure:
-    """Lay the figure out, and let pyplot forget it: otherwise a notebook shows it twice."""
-    figure.draw_without_rendering()
-    plt.close(figure)
-    return figure
+    return _finish(figure)

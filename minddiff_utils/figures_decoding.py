@@ -11,7 +11,17 @@ from matplotlib.figure import Figure
 from nilearn import plotting
 
 from minddiff_utils.datasets import Subject
-from minddiff_utils.figures import BLUE, FAMILIES, GREY, ORANGE, RED, WIDTH, in_order, style
+from minddiff_utils.figures import (
+    BLUE,
+    FAMILIES,
+    GREY,
+    ORANGE,
+    RED,
+    WIDTH,
+    _finish,
+    in_order,
+    style,
+)
 from minddiff_utils.figures import accuracy_distribution as _violins
 from minddiff_utils.moments import column_moments, constant_columns
 
@@ -57,7 +67,7 @@ def accuracy_and_reliability(
             drawn.append(line)
     if drawn:
         axes.legend(handles=drawn[:1], loc="lower left", frameon=False)
-    return _closed(fig)
+    return _finish(fig)
 
 
 def region_loss(by_region: pd.DataFrame) -> Figure:
@@ -93,7 +103,7 @@ def region_loss(by_region: pd.DataFrame) -> Figure:
             axes.locator_params(axis="x", nbins=2)
         panels[0][0].invert_yaxis()
         fig.supxlabel("loss of mean correlation without the region", fontsize=10)
-    return _closed(fig)
+    return _finish(fig)
 
 
 def _sentence(text: str) -> Figure:
@@ -101,7 +111,7 @@ def _sentence(text: str) -> Figure:
     with style():
         fig = plt.figure(figsize=(WIDTH, 0.6))
         fig.text(0.5, 0.5, text, ha="center", va="center")
-    return _closed(fig)
+    return _finish(fig)
 
 
 def pattern_density(table: pd.DataFrame) -> Figure:
@@ -134,7 +144,7 @@ def pattern_density(table: pd.DataFrame) -> Figure:
         axes.set(ylim=(0, None), ylabel="variance with what is decoded\n(1: the average voxel's)")
         axes.grid(axis="x", visible=False)
         fig.legend(loc="outside upper center", ncols=len(families))
-    return _closed(fig)
+    return _finish(fig)
 
 
 def pattern_maps(
@@ -179,7 +189,7 @@ def pattern_maps(
             )  # fmt: skip
             display.annotate(size=8)
             axes.set_title(FAMILIES.get(family, family), loc="left", fontweight="bold", pad=2)
-    return _closed(fig)
+    return _finish(fig)
 
 
 def anatomy_path(data_path: str | Path, subject: str) -> Path | None:
@@ -217,7 +227,7 @@ def shrinkage(true: np.ndarray, decoded: np.ndarray) -> Figure:
         axes.set(xlim=(low, high), ylim=(0, top))
         axes.set(xlabel="correlation on test pictures", ylabel="SD decoded / SD true")
         axes.legend(loc="upper left")
-    return _closed(fig)
+    return _finish(fig)
 
 
 def _nothing(text: str) -> Figure:
@@ -225,11 +235,4 @@ def _nothing(text: str) -> Figure:
         fig, axes = plt.subplots(figsize=(WIDTH, 1.0))
         axes.text(0.5, 0.5, text, ha="center", va="center")
         axes.set_axis_off()
-    return _closed(fig)
-
-
-def _closed(fig: Figure) -> Figure:
-    """Lay the figure out, and let pyplot forget it: otherwise a notebook shows it twice."""
-    fig.draw_without_rendering()
-    plt.close(fig)
-    return fig
+    return _finish(fig)

@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from minddiff_utils.figures import BLUE, GREY, ORANGE, RED, WIDTH, _finish, style
 from minddiff_utils.files import InputError
@@ -148,6 +149,8 @@ def ways_figure(summary: pd.DataFrame, default: str) -> Figure:
                               textcoords="offset points", fontsize=8, color=colour)  # fmt: skip
             axes.axhline(0, color=GREY, linewidth=0.8)
             axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("{x:,.0f}")
+            axes.xaxis.set_minor_formatter(NullFormatter())
             axes.set_ylabel(f"{METRICS[metric]}: gain on stage 1")
         axes.set_xlabel("UNet forward-equivalents a picture")
         kinds = {default: RED, "other single passes": BLUE, "iterations of Algorithm 1": ORANGE}

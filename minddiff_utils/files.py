@@ -1,16 +1,34 @@
 """Files that are either whole or absent, and errors that say what to do."""
 
+import errno
+import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
-__all__ = ["InputError", "atomic_path", "require"]
+__all__ = ["BuildError", "InputError", "NotebookError", "atomic_path", "lock_file", "require"]
+
+# What a disk answers that has no locks, as some network disks.
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 class InputError(ValueError):
     """Something that the user gave is missing or wrong; the message says what to do about it."""
+
+
+class NotebookError(RuntimeError):
+    """A notebook stopped with an error. `user` says that the cause lies in what was given."""
+
+    def __init__(self, message: str, user: bool = False) -> None:
+        super().__init__(message)
+        self.user = user
+
+
+class BuildError(RuntimeError):
+    """The HTML could not be built cleanly."""
 
 
 @contextmanager
@@ -43,6 +61,31 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         os.replace(name, path)
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+def lock_file(file: IO, wait: bool = False) -> bool:
+    """Lock an open file until it is closed or its process has ended.
+
+    Parameters
+    ----------
+    file : file object
+    wait : bool
+        Wait while another process holds it.
+
+    Returns
+    -------
+    bool
+        False if another process holds it. A disk without locks counts as free: better no guard
+        against a second process than no run.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+    return True
 
 
 def require(path: str | Path, notebook: str) -> Path:

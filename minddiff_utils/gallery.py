@@ -174,7 +174,7 @@ def gallery_page(gallery: Mapping[str, Any], subject: str, strips: str, script: 
     """
     n = len(gallery["pictures"])
     text = json.dumps({**gallery, "strips": strips}, ensure_ascii=False, separators=(",", ":"))
-    data = text.replace("</", "<\\/")  # nothing in the data may end the element
+    data = text.replace("<", "\\u003c")  # nothing in the data may begin or end an element
     return f"""# Gallery: every test picture — {subject}
 
 All {n} test pictures of this subject, with what each method made of them: none is left out. Sort

@@ -22,7 +22,7 @@ from minddiff_utils.decoders import Method
 from minddiff_utils.features import read_features
 from minddiff_utils.files import InputError
 from minddiff_utils.metrics import METRICS, in_order
-from minddiff_utils.results import interval_text
+from minddiff_utils.results import as_markdown, interval_text
 from minddiff_utils.uncertainty import paired_difference
 
 __all__ = [
@@ -197,7 +197,7 @@ def hold_out_table(found: Mapping[str, pd.DataFrame], seed: int = 0) -> pd.DataF
     everything = pd.concat(found.values()).groupby(keys, as_index=False)["value"].mean()
     rows = []
     for name, part in {**found, "all of them": everything}.items():
-        row = {"left out": name, "n": str(part["stimulus_id"].nunique())}
+        row = {"left out": as_markdown(name), "n": str(part["stimulus_id"].nunique())}
         for metric in in_order(part["metric"], METRICS):
             wide = part[part["metric"] == metric].pivot(
                 index="stimulus_id", columns="method", values="value"

@@ -30,6 +30,7 @@ __all__ = [
     "PAIRS",
     "STAGE_2_PAIRS",
     "across_subjects",
+    "as_markdown",
     "difference_table",
     "differences",
     "floor_note",
@@ -248,6 +249,11 @@ def pair_name(method: str, baseline: str) -> str:
 
 def _short(method: str) -> str:
     return SHORT.get(method) or METHODS.get(method, method)
+
+
+def as_markdown(text: str) -> str:
+    """Escape a text so that Markdown shows it as it is, within a line or a cell of a table."""
+    return re.sub(r"([\\`*_\[\]{}<>()#&~^$|])", r"\\\1", " ".join(text.split()))
 
 
 def markdown_table(table: pd.DataFrame) -> str:

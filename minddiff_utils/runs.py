@@ -238,7 +238,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _check_name(path: Path, subject: object) -> None:
     """A subject names a folder and labels in the pages, so it must be a plain word."""
-    if not isinstance(subject, str) or not subject.isidentifier():
+    # An underscore in front would be Markdown's emphasis, and hide the name from a legend.
+    if not isinstance(subject, str) or not subject.isidentifier() or subject[0] == "_":
         raise InputError(
             f"{path}: subject {subject!r}; expected a name of letters and digits such as subj01."
         )

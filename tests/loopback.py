@@ -3,6 +3,7 @@
 import hashlib
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -73,7 +74,8 @@ class FileServer(ThreadingHTTPServer):
     """Serves `files` by path, with ranges and ETags; can promise more than it sends.
 
     `cut_after` bytes of a body the connection closes, `cuts` times (-1: always). `asked` holds
-    the `Range` of every request.
+    the `Range` of every request, `logins` its `Authorization`. A connection that closes stands
+    still for `stall` seconds before; ranges that are sent begin `shift` bytes early.
     """
 
     daemon_threads = True
@@ -81,8 +83,9 @@ class FileServer(ThreadingHTTPServer):
     def __init__(self, files: dict[str, bytes]):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.files, self.ranges = files, True
-        self.cut_after, self.cuts = 0, 0
+        self.cut_after, self.cuts, self.stall, self.shift = 0, 0, 0.0, 0
         self.asked: list[str | None] = []
+        self.logins: list[str | None] = []
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
 
@@ -96,10 +99,12 @@ class _Handler(BaseHTTPRequestHandler):
             return
         span = self.headers.get("Range")
         self.server.asked.append(span)
+        self.server.logins.append(self.headers.get("Authorization"))
         start, end, status = 0, len(body), 200
         if span and self.server.ranges:
             first, _, last = span.removeprefix("bytes=").partition("-")
             start, end, status = int(first), int(last) + 1 if last else len(body), 206
+            start = max(0, start - self.server.shift)
         self.send_response(status)
         self.send_header("ETag", f'"{hashlib.md5(body).hexdigest()}"')
         self.send_header("Content-Length", str(end - start))
@@ -112,6 +117,8 @@ class _Handler(BaseHTTPRequestHandler):
             part = part[: self.server.cut_after]
             self.close_connection = True
         self.wfile.write(part)
+        if self.close_connection and self.server.stall:
+            time.sleep(self.server.stall)
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""

@@ -1,5 +1,6 @@
 """The book's machinery on a small project: order, changes, failures, kills, pages."""
 
+import errno
 import json
 import os
 import shutil
@@ -13,17 +14,23 @@ import h5py
 import nbformat
 import numpy as np
 import pytest
+from bs4 import BeautifulSoup
 from dummy_project import ROOT, make_project, notebook, write_params
-from nbformat.v4 import new_markdown_cell, new_notebook
+from nbformat.v4 import new_markdown_cell, new_notebook, new_output
 
 from minddiff_utils import book, execution, runs
-from minddiff_utils.files import InputError
+from minddiff_utils.environment import job_environment, known_environment
+from minddiff_utils.files import InputError, NotebookError, lock_file
+
+# What a user's shell may hold: none of it may show in a book.
+SURROUNDINGS = {"MPLBACKEND": "Agg", "SNAKEMAKE_PROFILE": "/nowhere", "HOME": "/proc/nohome"}
+TITLE = "</title><script>alert(1)</script> & $x$"
 
 
 def minddiff(*arguments, **more):
     """Run the command line as the Makefile does."""
     command = [sys.executable, "-m", "minddiff_utils.cli", *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **SURROUNDINGS}
     return subprocess.run(command, capture_output=True, text=True, env=environment, **more)
 
 
@@ -35,8 +42,9 @@ def executed(project):
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """A project whose book has been built once."""
-    project = make_project(tmp_path_factory.mktemp("built"))
+    """A project whose book has been built once, in a folder with an odd name."""
+    project = make_project(tmp_path_factory.mktemp("built") / "grant{7} [2024]")
+    write_params(project, title=TITLE)
     answer = minddiff("book", "tiny", "--root", project)
     assert answer.returncode == 0, answer.stderr
     return project, answer
@@ -71,10 +79,19 @@ def test_terminal_names_subject_and_notebook_and_nothing_of_snakemake(built):
 def test_executed_notebooks_hold_their_parameters(built):
     project, _ = built
     page = nbformat.read(project / "runs/tiny/subj02/notebooks/02_second.ipynb", 4)
+    assert "image/png" in page.cells[-1].outputs[0].data
     assert page.metadata.papermill.parameters["subject"] == "subj02"
     record = json.loads((project / "runs/tiny/subj02/provenance.json").read_text())
     assert record["notebooks"]["02_second"]["parameters"]["gain"] == 0.5
     assert record["packages"]["papermill"]
+
+
+def test_a_title_is_text(built):
+    for path in (built[0] / "runs/tiny/html").rglob("*.html"):
+        page = BeautifulSoup(path.read_text(), "html.parser")
+        assert TITLE in page.title.string
+        assert "alert" not in "".join(script.text for script in page.find_all("script"))
+        assert page.select_one(".logo__title").string == TITLE
 
 
 def test_changes_redo_what_depends_on_them_and_no_more(built):
@@ -384,6 +401,47 @@ def test_stage_2_forgets_its_own_pictures_and_leaves_those_of_stage_1(tmp_path):
         with h5py.File(pictures) as file:
             assert set(file) == {"truth", "stage1"}
             np.testing.assert_array_equal(file["truth"], np.arange(3))
+
+
+def test_a_chapter_whose_figure_was_not_drawn_fails(tmp_path):
+    page = notebook("T", "a = 1", "figure", "figure")
+    for cell, kind in zip(page.cells[2:], ("image/png", "text/plain"), strict=True):
+        cell.metadata["mystnb"] = {"figure": {"name": f"fig-{kind[:4]}"}}
+        cell.outputs = [new_output("display_data", {kind: "x"})]
+    nbformat.write(page, tmp_path / "running.ipynb")
+    with pytest.raises(NotebookError, match="s · 05: the cell of fig-text has drawn no figure"):
+        execution._need_figures(
+            job_of(tmp_path, "05"), tmp_path / "running.ipynb", tmp_path / "failed.ipynb"
+        )
+    assert (tmp_path / "failed.ipynb").exists()
+
+
+def test_surroundings_of_a_job(tmp_path, monkeypatch):
+    home = tmp_path / "home"
+    for folder in (".ipython/profile_default/startup", ".cache/huggingface"):
+        (home / folder).mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("MATPLOTLIBRC", str(home))
+    monkeypatch.setenv("PYTHONSTARTUP", str(home / "startup.py"))
+    with known_environment():
+        found = dict(os.environ)
+        assert Path(found["MATPLOTLIBRC"], "matplotlibrc").is_file()
+        assert not Path(found["IPYTHONDIR"]).is_relative_to(home) and found["HOME"] == str(home)
+        assert "PYTHONSTARTUP" not in found and Path(found["IPYTHONDIR"]).parent.is_dir()
+    assert os.environ["PYTHONSTARTUP"] and not Path(found["IPYTHONDIR"]).parent.exists()
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    unwritable = job_environment(tmp_path)
+    assert unwritable["HOME"] == str(tmp_path)
+    assert unwritable["HF_HOME"] == str(home / ".cache/huggingface")  # models are found again
+
+
+def test_a_disk_without_locks_guards_nothing_and_stops_nothing(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("minddiff_utils.files.fcntl.flock", no_locks)
+    with open(tmp_path / "lock", "a") as file:
+        assert lock_file(file) and lock_file(file, wait=True)
 
 
 # --- pages ----------------------------------------------------------------------------------------

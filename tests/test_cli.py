@@ -26,13 +26,29 @@ def call(capsys, monkeypatch, *arguments):
     return stop.value.code or 0, capsys.readouterr()
 
 
-def test_commands_start_without_the_large_libraries():
-    """They take seconds and hundreds of megabytes, which would count as a bench's own memory."""
-    program = "import sys, minddiff_utils.cli; print(*sys.modules)"
-    command = [sys.executable, "-c", program]
-    loaded = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--help",
+        "check own nothing.h5",
+        "check nsd .",
+        "fetch nsd --help",
+        "bench --help",
+        "data tiny --root {}",
+    ],
+)
+def test_commands_start_at_once_and_quietly(project, words):
+    """Large libraries take seconds and memory, which would count as a bench's own."""
+    program = (
+        "import atexit, sys; from minddiff_utils.cli import main;"
+        "atexit.register(lambda: print(*sys.modules)); main()"
+    )
+    command = [sys.executable, "-c", program, *words.format(project).split()]
+    answer = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     large = {"torch", "sklearn", "himalaya", "nilearn", "matplotlib", "transformers", "diffusers"}
-    assert not large & set(loaded.stdout.split())
+    large |= set() if words.startswith(("bench", "data")) else {"pandas", "scipy.io", "nbformat"}
+    assert not large & set(answer.stdout.split())
+    assert "torch" not in answer.stderr and answer.stderr.count("\n") <= 1
 
 
 @pytest.mark.parametrize(

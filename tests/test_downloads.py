@@ -1,5 +1,7 @@
 """Downloads over loopback from servers that fail: whole and verified, or not there at all."""
 
+import base64
+import gzip
 import hashlib
 import shutil
 
@@ -8,9 +10,11 @@ import pytest
 from loopback import serve
 
 from minddiff_utils import downloads
+from minddiff_utils.bucket import connect
 from minddiff_utils.downloads import (
     HttpSource,
     download,
+    only_fetch,
     partial_path,
     require_space,
     show_bytes,
@@ -74,6 +78,63 @@ def test_a_file_shorter_than_announced_never_gets_its_name(server, tmp_path):
     with pytest.raises(InputError, match="connections in a row brought nothing"):
         download(longer, tmp_path / "file.bin", pause=0, attempts=2)
     assert not (tmp_path / "file.bin").exists()
+
+
+def test_a_stall_loses_nothing_that_came(server, tmp_path, monkeypatch):
+    source = source_of(server)
+    server.asked.clear()
+    monkeypatch.setattr(downloads, "PATIENCE", 0.2)
+    server.cuts, server.cut_after, server.stall = 2, 500_000, 1.0
+    assert download(source, tmp_path / "file.bin", pause=0).read_bytes() == BODY
+    assert server.asked == [None, "bytes=500000-", "bytes=1000000-"]
+
+
+def test_another_part_than_asked_is_not_appended(server, tmp_path):
+    source, path = source_of(server, ""), tmp_path / "file.bin"
+    partial_path(path, source).write_bytes(BODY[:1000])
+    server.shift = 10
+    with pytest.raises(InputError, match="another part than asked: bytes 990-"):
+        download(source, path, pause=0, attempts=2)
+    assert partial_path(path, source).read_bytes() == BODY[:1000] and not path.exists()
+
+
+def test_gzip_is_read_to_its_end_and_kept_if_damaged(server, tmp_path):
+    for damage, body in enumerate((gzip.compress(BODY), gzip.compress(BODY)[:-8] + bytes(8))):
+        server.files["/file.bin"] = body
+        source, path = source_of(server, ""), tmp_path / f"{damage}.nii.gz"
+        if not damage:
+            assert download(source, path).read_bytes() == body
+            continue
+        with pytest.raises(InputError, match="cannot be unpacked to its end .*delete that"):
+            download(source, path)
+        assert partial_path(path, source).read_bytes() == body and not path.exists()
+
+
+def test_a_second_fetch_into_a_folder_is_refused(tmp_path):
+    with only_fetch(tmp_path / "new"):
+        with pytest.raises(InputError, match="Another process is downloading into .*new"):
+            with only_fetch(tmp_path / "new"):
+                pass
+    with only_fetch(tmp_path / "new"):
+        pass
+    assert not files_in(tmp_path / "new")
+
+
+def test_passwords_and_keys_are_used_and_never_shown(server, tmp_path):
+    server.files["/file.bin?key=k3y"] = BODY
+    secret = server.url.replace("://", "://anna:s%20cret@") + "/file.bin?key=k3y"
+    source = HttpSource.find(secret)
+    assert download(source, tmp_path / "file.bin").read_bytes() == BODY
+    assert base64.b64decode(server.logins[-1].removeprefix("Basic ")) == b"anna:s cret"
+    said = [source.name]
+    for address in (secret.replace("file", "none"), "ftp://anna:s%20cret@x:y/?key=k3y"):
+        with pytest.raises(InputError) as caught:
+            HttpSource.find(address)
+        said.append(str(caught.value))
+    with pytest.raises(InputError) as caught:
+        connect("anna:s%20cret@host?key=k3y")
+    assert not [text for text in [*said, str(caught.value)] if "cret" in text or "k3y" in text]
+    assert "://…@127.0.0.1" in source.name and source.name.endswith("/file.bin?…")
 
 
 def test_server_without_ranges(server, tmp_path):

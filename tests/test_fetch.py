@@ -328,7 +328,7 @@ def test_fetch_then_check_through_a_bad_connection(capsys, monkeypatch, tmp_path
 # ------------------------------------------------------------------------------- other recordings
 
 
-def test_kay_through_pooch_and_bad_connections(tmp_path):
+def test_kay_through_bad_connections(tmp_path):
     path, content = test_kay.make(tmp_path)
     with serve({"/kay": path.read_bytes()}) as server:
         server.cuts, server.cut_after = 3, 10_000

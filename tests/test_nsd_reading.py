@@ -5,6 +5,7 @@ one as NIfTI in per cent, one missing; every picture was shown more than once.
 """
 
 import csv
+import itertools
 import json
 import os
 import shutil
@@ -160,14 +161,18 @@ def test_integers_that_the_header_scales_are_per_cent(tmp_path):
     np.testing.assert_allclose(got, counts.reshape(24, 5).T / 300, atol=1e-3)
 
 
-@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
-@pytest.mark.parametrize("share", [0.0, 0.4, 0.95])
-def test_truncated_nifti_is_named(tmp_path, suffix, share):
+@pytest.mark.parametrize(
+    ("suffix", "share"),
+    [*itertools.product((".nii", ".nii.gz"), (0.0, 0.4, 0.95)), (".nii.gz", 1.0)],
+)
+def test_damaged_nifti_is_named(tmp_path, suffix, share):
     path = tmp_path / f"betas_session01{suffix}"
     values = np.random.default_rng(0).normal(size=(6, 5, 4, 50)).astype(np.float32)
     nib.save(nib.Nifti1Image(values, np.eye(4)), path)
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
+    if share == 1:
+        path.write_bytes(content[:-8] + bytes(8))  # all bytes, but not those that were checked
     with pytest.raises(InputError, match=f"betas_session01{suffix} is (damaged|not a readable)"):
         read_betas(path, np.array([[1, 2, 3]]), (6, 5, 4))
 

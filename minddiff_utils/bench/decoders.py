@@ -16,8 +16,8 @@ import numpy as np
 import typer
 
 from minddiff_utils.bench.betas import peak_memory
+from minddiff_utils.environment import KEEP_MEMORY
 from minddiff_utils.files import InputError
-from minddiff_utils.memory import KEEP_MEMORY
 
 __all__ = [
     "fit_fastl2lir",

@@ -175,6 +175,7 @@ def _fill_from_nifti(file: BetaFile, ijk: np.ndarray, out: np.ndarray) -> None:
                 if file.scale == 1:
                     picked = picked * np.float32(stored.slope) + np.float32(stored.inter)
                 out[:, first : first + n] = picked.T
+            stream.read(1)  # past the end of a `.gz`, where its checksum stands
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise InputError(
             f"{file.path} is damaged or truncated ({error}): fetch it again"

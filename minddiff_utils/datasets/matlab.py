@@ -5,16 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import scipy.io
-from scipy.io.matlab import MatReadError
 
 from minddiff_utils.files import InputError
 
 __all__ = ["read_matlab"]
 
-# scipy names no one error for a damaged file: these are what its readers were seen to raise.
+# Beside an error of its own for damaged files, scipy was seen to raise these.
 DAMAGED = (
-    MatReadError,
     OSError,
     EOFError,
     ValueError,
@@ -46,12 +43,14 @@ def read_matlab(path: str | Path, names: Sequence[str], hint: str) -> dict[str, 
     InputError
         If the file is missing or damaged, or lacks a variable.
     """
+    from scipy.io.matlab import MatReadError, loadmat
+
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path} is missing. {hint}")
     try:
-        content = scipy.io.loadmat(path, variable_names=list(names))
-    except DAMAGED as error:
+        content = loadmat(path, variable_names=list(names))
+    except (MatReadError, *DAMAGED) as error:
         raise InputError(f"{path} is not a readable MATLAB file ({error}). {hint}") from error
     missing = [name for name in names if name not in content]
     if missing:

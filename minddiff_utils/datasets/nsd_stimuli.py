@@ -4,13 +4,16 @@ import ast
 import json
 from collections.abc import Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from minddiff_utils.datasets.nsd_tree import NsdTree
 from minddiff_utils.datasets.reading import existing, open_hdf5, read_rows, read_table
 from minddiff_utils.files import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["NsdStimuli"]
 
@@ -104,7 +107,7 @@ class NsdStimuli:
         # A few COCO pictures have six or seven; the method averages five.
         return tuple(texts[:5])
 
-    def _table(self, *columns: str) -> pd.DataFrame:
+    def _table(self, *columns: str) -> "pd.DataFrame":
         return read_table(self.tree.stimulus_table, ",", ("nsdId", *columns))
 
     @cached_property

@@ -3,14 +3,17 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import h5py
 import nibabel as nib
 import numpy as np
-import pandas as pd
 from nibabel.filebasedimages import ImageFileError
 
 from minddiff_utils.files import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["existing", "open_hdf5", "open_image", "read_rows", "read_table", "read_volume"]
 
@@ -96,8 +99,10 @@ def read_volume(path: Path, shape: tuple[int, ...]) -> np.ndarray:
         raise InputError(f"{path} is damaged ({error}): fetch it again") from error
 
 
-def read_table(path: Path, separator: str, columns: Sequence[str]) -> pd.DataFrame:
+def read_table(path: Path, separator: str, columns: Sequence[str]) -> "pd.DataFrame":
     """Read a table of text that must have `columns`."""
+    import pandas as pd
+
     existing(path, "It is part of NSD's nsddata.")
     try:
         table = pd.read_csv(path, sep=separator)

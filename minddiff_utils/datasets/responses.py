@@ -4,7 +4,6 @@ The betas of a subject of NSD fill 42 GB; the voxels of its visual cortex fill a
 gathered session by session, so that memory holds one session's share and no more.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -21,7 +20,7 @@ from tqdm import tqdm
 
 from minddiff_utils.datasets.betas import BetaFile, Shape, read_stored
 from minddiff_utils.datasets.reading import open_hdf5, read_rows
-from minddiff_utils.files import InputError
+from minddiff_utils.files import InputError, lock_file
 
 __all__ = ["FAULTS", "GATHERED", "Gathered", "StoredResponses", "gather_responses"]
 
@@ -331,7 +330,7 @@ def _check_space(plan: _Plan, path: Path) -> None:
 def _alone(folder: Path) -> Iterator[None]:
     """Let one process at a time write into a folder; the others wait."""
     with open(folder / LOCK, "a", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # ends with the process, also when that is killed
+        lock_file(file, wait=True)  # ends with the process, also when that is killed
         yield
 
 

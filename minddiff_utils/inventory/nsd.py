@@ -13,7 +13,6 @@ from pathlib import Path
 import h5py
 import nibabel as nib
 import numpy as np
-import pandas as pd
 from nibabel.filebasedimages import ImageFileError
 
 from minddiff_utils.datasets.nsd import KASTNER_GROUPS, NsdTree, read_design
@@ -218,6 +217,8 @@ def _short(error: InputError, path: Path) -> str:
 def _table_fault(path: Path, n_pictures: int) -> Fault | None:
     if not path.is_file():
         return None
+    import pandas as pd
+
     try:
         table = pd.read_csv(path, usecols=["nsdId", "cocoId"])
     except (ValueError, UnicodeDecodeError) as error:
@@ -289,6 +290,8 @@ def _recorded(path: Path) -> tuple[dict[int, int], Fault | None]:
     """Return how many trials each session had, as the subject's answers say; empty without them."""
     if not path.is_file():
         return {}, None
+    import pandas as pd
+
     try:
         number = pd.read_csv(path, sep="\t", usecols=["SESSION"])["SESSION"]
         return {int(n): int(count) for n, count in number.value_counts().items()}, None
