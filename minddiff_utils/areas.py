@@ -9,7 +9,9 @@ __all__ = ["EARLY_AREAS", "HIGHER_AREAS", "area_kind", "area_masks", "describe_a
 
 EARLY_AREAS, HIGHER_AREAS = "early areas", "higher areas"
 # What software puts before a name: the atlas, the side, "ROI"; as in lh.V1, L_V1_ROI, LHV1.
-BEFORE = re.compile(r"^(.*:)?((roi|[lr]h?|left|right)[\W_]+|[lr]h(?=v\d|vp|early)|roi(?=v\d))*", re.I)
+BEFORE = re.compile(
+    r"^(.*:)?((roi|[lr]h?|left|right)[\W_]+|[lr]h(?=v\d|vp|early)|roi(?=v\d))*", re.I
+)
 # Areas that answer to edges and colours at one place. VP is the lower half of V3; all three are
 # "early" in NSD's atlas `streams` and EarlyVis in BOLD5000, hOc1 to hOc3 in the Julich atlas, and
 # LVC, lower visual cortex, in Kamitani's recordings.

@@ -22,7 +22,8 @@ from minddiff_utils import bench
 from minddiff_utils.data_commands import check, fetch_app
 from minddiff_utils.files import InputError, atomic_path
 from minddiff_utils.memory import KEEP_MEMORY
-from minddiff_utils.runs import Job, Plan, load_plan, make_jobs, read_job
+from minddiff_utils.parameters import check as check_values
+from minddiff_utils.runs import Job, Plan, load_plan, make_jobs, parse_yaml, read_job
 
 __all__ = ["app", "main"]
 
@@ -216,6 +217,7 @@ def _plan(root: Path, params: str, changes: list[str] | None, data: Path | None)
     path = Path(params) if is_path else root / "notebooks" / "params" / f"{params}.yaml"
     values = dict(_change(text) for text in changes or [])
     if data is not None:
+        data = Path(check_values(data_path=str(data))["data_path"])
         if not data.exists():
             raise InputError(f"There is no {data}: expected the recording for `{path.stem}`.")
         values["data_path"] = str(data.resolve())
@@ -234,7 +236,7 @@ def _change(text: str) -> tuple[str, Any]:
     if not equals or not name.isidentifier():
         raise InputError(f"--set {text}: expected KEY=VALUE, such as seed=1.")
     try:
-        return name, yaml.safe_load(value)
+        return name, parse_yaml(value)
     except yaml.YAMLError:
         raise InputError(f"--set {text}: the value is not valid YAML.") from None
 

@@ -36,10 +36,13 @@ def read_captions(path: Path) -> dict[int, list[str]]:
     InputError
         If the file is missing or no such file, or an annotation is no caption.
     """
+    content = existing(path, ANNOTATIONS).read_bytes()
     try:
-        items = list(json.loads(existing(path, ANNOTATIONS).read_bytes())["annotations"])
+        items = list(json.loads(content)["annotations"])
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is truncated, or not a COCO caption file. {ANNOTATIONS}") from error
+        raise InputError(
+            f"{path} is truncated, or not a COCO caption file. {ANNOTATIONS}"
+        ) from error
     found: dict[int, list[tuple[int, str]]] = {}
     for place, item in enumerate(items):
         try:
