@@ -183,8 +183,8 @@ def check_type(name: str, value: Any, adapter: TypeAdapter) -> Any:
         texts = [
             re.sub("^(Input|Value error,) should be ", "", one["msg"]) for one in error.errors()
         ]
-        wanted = " or ".join(texts).replace("a valid integer", "a whole number")
-        raise InputError(f"{name}={value!r} should be {wanted}.") from None
+        wanted = " or ".join(texts).replace("valid integer", "whole number")
+        raise InputError(f"{name}={value!r} should be {wanted.replace('valid ', '')}.") from None
 
 
 def check_parameters(namespace: MutableMapping[str, Any]) -> None:
