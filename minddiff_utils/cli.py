@@ -226,12 +226,14 @@ def bench(arguments: Annotated[list[str] | None, typer.Argument()] = None) -> No
 
 def _plan(root: Path, params: str, changes: list[str] | None, data: Path | None) -> "Plan":
     """The plan of a parameter file with the changes of the command line."""
+    from minddiff_utils.parameters import check as check_values
     from minddiff_utils.runs import load_plan
 
     is_path = params.endswith((".yaml", ".yml"))
     path = Path(params) if is_path else root / "notebooks" / "params" / f"{params}.yaml"
     values = dict(_change(text) for text in changes or [])
     if data is not None:
+        data = Path(check_values(data_path=str(data))["data_path"])
         if not data.exists():
             raise InputError(f"There is no {data}: expected the recording for `{path.stem}`.")
         values["data_path"] = str(data.resolve())
@@ -246,11 +248,13 @@ def _plan(root: Path, params: str, changes: list[str] | None, data: Path | None)
 
 
 def _change(text: str) -> tuple[str, Any]:
+    from minddiff_utils.runs import parse_yaml
+
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
         raise InputError(f"--set {text}: expected KEY=VALUE, such as seed=1.")
     try:
-        return name, yaml.safe_load(value)
+        return name, parse_yaml(value)
     except yaml.YAMLError:
         raise InputError(f"--set {text}: the value is not valid YAML.") from None
 

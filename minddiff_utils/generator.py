@@ -116,7 +116,7 @@ def noise_like(z: torch.Tensor, seed: int, stimulus_ids: Sequence[int]) -> torch
     """
     drawn = []
     for stimulus in stimulus_ids:
-        source = torch.Generator().manual_seed(seed * 1_000_003 + int(stimulus))
+        source = torch.Generator().manual_seed(int(seed) * 1_000_003 + int(stimulus))
         drawn.append(torch.randn(z.shape[1:], generator=source))
     return torch.stack(drawn).to(z)
 
@@ -148,6 +148,12 @@ class Generator:
         self.scheduler = DDIMScheduler.from_config(settings, clip_sample=False)
         self.guide = guide
         self.n_tokens = n_tokens or self.tokenizer.model_max_length
+        most = self.text_encoder.config.max_position_embeddings
+        if not 3 <= self.n_tokens <= most:
+            raise InputError(
+                f"n_tokens={n_tokens}: the text encoder has places for {most} tokens; expected 3 "
+                f"to {most}, or 0 for {self.tokenizer.model_max_length}."
+            )
         for part in (self.vae, self.unet, self.text_encoder):
             part.eval().requires_grad_(False)
         # Most of a look at the phantom's pictures goes into decoding, which is faster so on a CPU.

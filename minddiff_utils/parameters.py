@@ -1,50 +1,28 @@
-"""Ranges of the notebooks' parameters: a value outside is named before anything is computed."""
+"""All parameters of the notebooks: what each may be, checked before anything is computed."""
 
-import math
+import ast
+import difflib
+import os
+import re
+from collections.abc import Collection, MutableMapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from minddiff_utils import settings
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
+
 from minddiff_utils.files import InputError
 
-__all__ = ["CHOICES", "RANGES", "WORDS", "check"]
+__all__ = [
+    "ADAPTERS",
+    "PARAMETERS",
+    "WORDS",
+    "check",
+    "check_parameters",
+    "check_type",
+    "expand_path",
+    "no_such",
+]
 
-ANY = math.inf
-# Least and most of each number; those of the two stages are `settings.BOUNDS`.
-RANGES = {
-    **settings.BOUNDS,
-    "n_tokens": (0, ANY),
-    "n_blocks": (1, ANY),
-    "target_components": (0, ANY),
-    "n_voxels_z": (1, ANY),
-    "n_voxels_c": (1, ANY),
-    "n_voxels_structure": (1, ANY),
-    "n_components": (1, ANY),
-    "n_folds": (2, ANY),
-    "n_shuffles": (2, ANY),
-    "least_reliability": (1e-6, 1 - 1e-6),
-    "most_reliability": (1e-6, 1 - 1e-6),
-    "keep_structure": (1e-6, 1),
-    "alpha": (1e-12, ANY),
-    "rescale_power": (0, 1),
-    "early_say": (1e-6, 1),
-    "batch": (1, ANY),
-    "seed": (0, 2**32 - 1),
-    "ssim_size": (0, ANY),
-    "blur": (1e-6, 1),
-    "seeds": (1, 1000),
-    "n_way": (2, ANY),
-    "n_extra": (0, ANY),
-    "holdouts": (0, ANY),
-    "n_gallery": (1, ANY),
-    "n_shown": (1, ANY),
-}
-CHOICES = {
-    **settings.CHOICES,
-    "decoder": ("ridge", "voxel_selected"),
-    "select_by": ("correlation", "r2"),
-    "rescale_z": ("none", "global", "target"),
-    "panel": ("none", "published", "full"),
-    "repetitions": ("average", "keep"),
-}
 # Texts of words with commas between; none of them is needed.
 WORDS = {
     "controls": (
@@ -60,34 +38,188 @@ WORDS = {
 }
 
 
-def check(**values: object) -> None:
-    """Check parameters of a notebook; names that have no range and no choices are not looked at.
+def expand_path(path: str) -> str:
+    """Put in what `~` and `$VARIABLE` stand for, as a shell does.
+
+    Raises
+    ------
+    ValueError
+        If one stands for nothing, and no file has such a name.
+    """
+    if Path(path).exists():
+        return path
+    expanded = os.path.expanduser(os.path.expandvars(path))
+    if left := re.search(r"^~[^/]*|\$\w+|\$\{\w+\}", expanded):
+        raise ValueError(f"should be a path, but {left[0]} stands for nothing here")
+    return expanded
+
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("should be a number")
+    return value
+
+
+def _words(*known: str) -> Any:
+    def check_words(text: str) -> str:
+        if not {word.strip() for word in text.split(",")} <= {"", *known}:
+            raise ValueError(f"should be any of {', '.join(known)}, with commas between")
+        return text
+
+    return Annotated[str, AfterValidator(check_words)]
+
+
+Whole = Annotated[int, BeforeValidator(_no_bool)]
+Number = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
+Count = Annotated[Whole, Field(ge=1)]
+CountOr0 = Annotated[Whole, Field(ge=0)]
+Share = Annotated[Number, Field(ge=1e-6, le=1)]  # above zero, in words of numbers
+PathText = Annotated[str, AfterValidator(expand_path)]
+
+PARAMETERS: dict[str, Any] = {
+    # The recording, and where results go.
+    "dataset": Literal["nsd", "miyawaki", "miyawaki_full", "kay", "own"],
+    "data_path": PathText,
+    "subject": str,
+    "subjects": str,
+    "rois": str,
+    "sessions": Count | list[Count] | str | None,
+    "protocol": Literal[982, 1000] | None,
+    "repetitions": Literal["average", "keep"],
+    "run_dir": PathText,
+    # Models, and how they compute.
+    "models": PathText,
+    "guide": PathText,
+    "judge": PathText,
+    "device": str,
+    "dtype": Literal["auto", "float64", "float32", "bfloat16", "float16"],
+    "save_memory": _words(*WORDS["save_memory"]),
+    "n_tokens": Literal[0] | Annotated[Whole, Field(ge=3)],  # the first and the last hold no word
+    "batch": Count,
+    "seed": Annotated[CountOr0, Field(le=2**32 - 1)],
+    # Decoding.
+    "n_blocks": Count,
+    "decoder": Literal["ridge", "voxel_selected"],
+    "target_components": CountOr0,
+    "n_voxels_z": Count,
+    "n_voxels_c": Count,
+    "n_voxels_structure": Count,
+    "alpha": Annotated[Number, Field(ge=1e-12)],
+    "rescale_z": Literal["none", "global", "target"],
+    "rescale_power": Annotated[Number, Field(ge=0, le=1)],
+    "early_say": Share,
+    "select_by": Literal["correlation", "r2"],
+    "keep_structure": Share,
+    "n_components": Count,
+    "least_reliability": Annotated[Share, Field(le=1 - 1e-6)],
+    "most_reliability": Annotated[Share, Field(le=1 - 1e-6)],
+    "n_folds": Annotated[Whole, Field(ge=2)],
+    "n_shuffles": Annotated[Whole, Field(ge=2)],
+    # Both stages: `settings.Settings`.
+    "n_steps": Annotated[Count, Field(le=1000)],
+    "strength": Share,
+    "guidance": Annotated[Number, Field(ge=0, le=100)],
+    "solver": Literal["fast", "paper"],
+    "structure": Literal["components", "values"],
+    "reach": Annotated[Number, Field(ge=0, le=100)],
+    "looks": Annotated[Count, Field(le=1000)],
+    "through": Literal["text", "both"],
+    "every": Annotated[Count, Field(le=1000)],
+    "guided": Annotated[CountOr0, Field(le=1000)],
+    "pull": Annotated[Number, Field(ge=0, le=1000)],
+    "iterations": Annotated[CountOr0, Field(le=100_000)],
+    "learning_rate": Annotated[Number, Field(ge=0, le=10)],
+    "decay": Annotated[Number, Field(ge=0, le=1)],
+    "optimise": Literal["zc", "z", "c"],
+    "recompute": bool,
+    "ablations": bool,
+    # Measures and controls.
+    "ssim_size": Literal[0] | Annotated[Whole, Field(ge=11)],  # the window of SSIM
+    "controls": _words(*WORDS["controls"]),
+    "blur": Share,
+    "seeds": Annotated[Count, Field(le=1000)],
+    "panel": Literal["none", "published", "full"],
+    "n_way": Annotated[Whole, Field(ge=2)],
+    "n_extra": CountOr0,
+    "holdouts": CountOr0,
+    "kinds": str,
+    "sizes": str,
+    "scenes": str,
+    "n_gallery": Count,
+    "n_shown": Count,
+}
+ADAPTERS = {name: TypeAdapter(kind) for name, kind in PARAMETERS.items()}
+
+
+def check(**values: Any) -> dict[str, Any]:
+    """Check parameters of the notebooks.
 
     Parameters
     ----------
     **values
         Parameters by name.
 
+    Returns
+    -------
+    dict
+        The same as they are meant: 32.0 is 32 where whole numbers are wanted, and in paths `~`
+        and `$VARIABLE` stand for what they do in a shell.
+
     Raises
     ------
     InputError
-        At the first value that is none of its choices, no number or outside its range.
+        At the first name that is unknown, or value of another type or out of its range.
     """
-    for name, value in values.items():
-        if name in CHOICES and value not in CHOICES[name]:
-            wanted = " or ".join(f'"{choice}"' for choice in CHOICES[name])
-            raise InputError(f"{name}={value!r}: expected {wanted}.")
-        if name in WORDS and not {word.strip() for word in value.split(",")} <= {"", *WORDS[name]}:
-            wanted = ", ".join(WORDS[name])
-            raise InputError(f"{name}={value!r}: expected any of {wanted}, with commas between.")
-        if name in RANGES and not _inside(value, *RANGES[name]):
-            raise InputError(f"{name}={value!r}: expected {_in_words(*RANGES[name])}.")
+    if strange := values.keys() - PARAMETERS:
+        raise InputError(no_such(min(strange), PARAMETERS))
+    return {name: check_type(name, value, ADAPTERS[name]) for name, value in values.items()}
 
 
-def _inside(value: object, low: float, high: float) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and low <= value <= high
+def check_type(name: str, value: Any, adapter: TypeAdapter) -> Any:
+    """Return the value as it is meant; InputError with its name if it does not fit the type."""
+    try:
+        return adapter.validate_python(value)
+    except ValidationError as error:
+        texts = [
+            re.sub("^(Input|Value error,) should be ", "", one["msg"]) for one in error.errors()
+        ]
+        wanted = " or ".join(texts).replace("valid integer", "whole number")
+        raise InputError(f"{name}={value!r} should be {wanted.replace('valid ', '')}.") from None
 
 
-def _in_words(low: float, high: float) -> str:
-    return f"{low:g} or more" if high == ANY else f"a value from {low:g} to {high:g}"
+def check_parameters(namespace: MutableMapping[str, Any]) -> None:
+    """Check what a notebook was given, by papermill or by hand in its cell of parameters.
+
+    Parameters
+    ----------
+    namespace : dict
+        `globals()` of the notebook. Its parameters are replaced by what `check` makes of them.
+
+    Raises
+    ------
+    InputError
+        As `check` does, and if papermill was given a name that the notebook does not declare.
+    """
+    cells = namespace.get("In", [])
+    # papermill puts what it was given into a cell of its own, after that of the parameters.
+    for declared, given in zip(cells, cells[1:], strict=False):
+        if given.startswith("# Parameters\n"):
+            known = _assigned(declared)
+            for name in _assigned(given):
+                if name not in known:
+                    raise InputError(no_such(name, known))
+    found = {name: namespace[name] for name in PARAMETERS if name in namespace}
+    namespace.update(check(**found))
+
+
+def no_such(name: str, known: Collection[str]) -> str:
+    """Say that there is no such parameter, and which was perhaps meant."""
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f" Did you mean `{close[0]}`?" if close else ""
+    return f"There is no parameter `{name}`.{hint} Known: {', '.join(sorted(known))}."
+
+
+def _assigned(source: str) -> list[str]:
+    """Return the names that a cell gives values to."""
+    names = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)]
+    return [name.id for name in names if isinstance(name.ctx, ast.Store)]

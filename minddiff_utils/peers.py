@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from minddiff_utils.areas import is_early
 from minddiff_utils.datasets import Subject, prepare_fold
 from minddiff_utils.decoders import Method, fit_family
 from minddiff_utils.decoding import training_design
@@ -15,14 +16,11 @@ from minddiff_utils.settings import Settings
 
 __all__ = ["decode_takagi", "early_and_higher", "guided_steps", "neuraldiffuser"]
 
-# Regions that answer to edges and colours at one place; "early" is NSD's atlas `streams`, VP the
-# lower half of V3.
-EARLY = frozenset({"V1", "V1v", "V1d", "V2", "V2v", "V2d", "V3", "V3v", "V3d", "VP", "early"})
 GUIDED, OF = 7, 37  # NeuralDiffuser: steps that are guided, the first ones, and steps in all
 
 
 def early_and_higher(roi: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Split the voxels into those of early visual areas and those of all others.
+    """Split the voxels into those of early visual areas, V1 to V3, and those of all others.
 
     Parameters
     ----------
@@ -37,13 +35,14 @@ def early_and_higher(roi: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndar
     InputError
         If either has no voxel.
     """
-    early = np.any([mask for name, mask in roi.items() if name in EARLY] or [[False]], axis=0)
+    masks = [mask for name, mask in roi.items() if is_early(name, narrow=True)]
+    early = np.any(masks or [[False]], axis=0)
     higher = np.any(list(roi.values()), axis=0) & ~early
     for name, mask in (("early", early), ("higher", higher)):
         if not mask.any():
             raise InputError(
                 f"The regions {', '.join(roi)} hold no voxel of {name} visual areas; early ones "
-                f"are named {', '.join(sorted(EARLY))}. Leave `takagi` out of `controls`."
+                "are named V1, V2, V3, or early. Leave `takagi` out of `controls`."
             )
     return early, higher
 

@@ -6,19 +6,21 @@ Snakemake compares their dates with those of the executed notebooks and so knows
 """
 
 import ast
-import difflib
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import nbformat
 import yaml
+from pydantic import TypeAdapter
+from yaml.reader import ReaderError
 
 from minddiff_utils.files import InputError, atomic_path
-from minddiff_utils.parameters import check
+from minddiff_utils.parameters import ADAPTERS, check_type, no_such
 
 __all__ = [
     "Job",
@@ -29,6 +31,7 @@ __all__ = [
     "find_sheets",
     "load_plan",
     "make_jobs",
+    "parse_yaml",
     "read_job",
 ]
 
@@ -208,11 +211,11 @@ def load_plan(
     parameters = {key: value for key, value in values.items() if key not in BOOK_KEYS}
     if "run_dir" not in parameters:
         raise InputError(f"{path}: `run_dir` is missing; for example ../runs/{path.stem}.")
-    _check_parameters(path, parameters, sheets)
+    parameters = _check_parameters(path, parameters, sheets)
     return Plan(
         name=path.stem,
-        title=str(values.get("title", path.stem)),
-        about=str(values.get("about", "")),
+        title=_text(path, "title", values.get("title"), path.stem),
+        about=_text(path, "about", values.get("about"), ""),
         pages=tuple(pages),
         subjects=tuple(subjects),
         phantom=values.get("phantom"),
@@ -228,12 +231,71 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         known = ", ".join(sorted(other.stem for other in path.parent.glob("*.yaml")))
         raise InputError(f"There is no parameter file {path}. Known: {known or 'none'}.")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = parse_yaml(path.read_bytes())
+    except ReaderError as error:
+        raise InputError(
+            f"{path} is not text in UTF-8 ({error.reason}): save it as such."
+        ) from None
     except yaml.YAMLError as error:
         raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise InputError(f"{path}: expected lines `name: value`.")
     return values
+
+
+class _Yaml12(yaml.SafeLoader):
+    """YAML by the core schema of version 1.2.
+
+    What most people expect: 1e-3 is a number, 010 is ten, 1:10 and a date are texts. No key may
+    stand twice.
+    """
+
+    # https://yaml.org/spec/1.2.2/#103-core-schema; None: whatever the text begins with.
+    yaml_implicit_resolvers: ClassVar = {
+        None: [
+            (f"tag:yaml.org,2002:{name}", re.compile(f"({pattern})$"))
+            for name, pattern in {
+                "null": "null|Null|NULL|~|",
+                "bool": "true|True|TRUE|false|False|FALSE",
+                "int": "[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+",
+                "float": r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
+                r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+            }.items()
+        ]
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for place, key in enumerate(keys):
+            if key in keys[:place]:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"`{key}` stands twice", problem_mark=node.value[place][0].start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+    def construct_whole(self, node: yaml.ScalarNode) -> int:
+        return int(node.value, {"0o": 8, "0x": 16}.get(node.value[:2], 10))
+
+
+_Yaml12.add_constructor("tag:yaml.org,2002:int", _Yaml12.construct_whole)
+
+
+def parse_yaml(text: str | bytes) -> Any:
+    """Read YAML as version 1.2 means it, without names or types of its own.
+
+    Raises
+    ------
+    yaml.YAMLError
+        If it is none, or a key stands twice.
+    """
+    return yaml.load(text, Loader=_Yaml12)
+
+
+def _text(path: Path, name: str, value: object, usual: str) -> str:
+    """A text of the file; an empty one is as good as none."""
+    if not isinstance(value, str | int | float | None):
+        raise InputError(f"{path}: `{name}` is {value!r}; expected text.")
+    return usual if value is None else str(value)
 
 
 def _check_name(path: Path, subject: object) -> None:
@@ -256,28 +318,23 @@ def _check_phantom(path: Path, phantom: object) -> None:
         )
 
 
-def _check_parameters(path: Path, parameters: Mapping[str, Any], sheets: Iterable[Sheet]) -> None:
-    """Every key must be a parameter of some notebook, of the type of its default and in range."""
+def _check_parameters(
+    path: Path, parameters: Mapping[str, Any], sheets: Iterable[Sheet]
+) -> dict[str, Any]:
+    """The values as they are meant: each of some notebook's parameter, of its type, in range."""
     defaults = {name: value for sheet in sheets for name, value in sheet.defaults.items()}
+    meant = {}
     for name, value in parameters.items():
         if name not in defaults:
-            close = difflib.get_close_matches(name, defaults, n=1)
-            hint = f" Did you mean `{close[0]}`?" if close else ""
-            raise InputError(
-                f"{path}: no notebook has a parameter `{name}`.{hint} "
-                f"Known: {', '.join(sorted(defaults))}."
-            )
-        expected = type(defaults[name])
-        fits = type(value) is expected or (expected is float and type(value) is int)
-        if not fits and defaults[name] is not None:
-            raise InputError(
-                f"{path}: `{name}` is {value!r}; expected {_IN_WORDS.get(expected, expected)}, "
-                f"such as {defaults[name]!r}."
-            )
-        check(**{name: value})
-
-
-_IN_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+            raise InputError(f"{path}: {no_such(name, defaults)}")
+        # A notebook of the user's own may have others than this book.
+        usual = defaults[name]
+        adapter = ADAPTERS.get(name) or TypeAdapter(Any if usual is None else type(usual))
+        try:
+            meant[name] = check_type(name, value, adapter)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+    return meant
 
 
 def make_jobs(plan: Plan, state: Path, package: Path = PACKAGE) -> list[tuple[Path, Job]]:

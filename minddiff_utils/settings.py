@@ -2,29 +2,9 @@
 
 from dataclasses import dataclass
 
-from minddiff_utils.files import InputError
+from minddiff_utils.parameters import check
 
 __all__ = ["Settings"]
-
-BOUNDS = {
-    "n_steps": (1, 1000),
-    "strength": (1e-6, 1),
-    "guidance": (0, 100),
-    "reach": (0, 100),
-    "looks": (1, 1000),
-    "every": (1, 1000),
-    "guided": (0, 1000),
-    "pull": (0, 1000),
-    "iterations": (0, 100_000),
-    "learning_rate": (0, 10),
-    "decay": (0, 1),
-}
-CHOICES = {
-    "solver": ("fast", "paper"),
-    "through": ("text", "both"),
-    "optimise": ("zc", "z", "c"),
-    "structure": ("components", "values"),
-}
 
 
 @dataclass(frozen=True)
@@ -73,7 +53,7 @@ class Settings:
     Raises
     ------
     InputError
-        If a value is out of its range.
+        If a value is of another type or out of its range.
     """
 
     n_steps: int = 9
@@ -94,11 +74,5 @@ class Settings:
     recompute: bool = False
 
     def __post_init__(self) -> None:
-        for name, (low, high) in BOUNDS.items():
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise InputError(f"{name}={value}: expected a value from {low:g} to {high:g}.")
-        for name, known in CHOICES.items():
-            if getattr(self, name) not in known:
-                wanted = " or ".join(f'"{choice}"' for choice in known)
-                raise InputError(f"{name}={getattr(self, name)!r}: expected {wanted}.")
+        for name, value in check(**vars(self)).items():
+            object.__setattr__(self, name, value)  # 9 for 9.0

@@ -246,8 +246,8 @@ def test_parameters_come_from_the_file_and_only_where_declared(plan):
     ("changes", "said"),
     [
         ({"gian": 1.0}, "Did you mean `gain`"),
-        ({"seed": "many"}, "expected a whole number"),
-        ({"seed": True}, "expected a whole number"),
+        ({"seed": "many"}, "should be a whole number"),
+        ({"seed": True}, "should be a number"),
         ({"subjects": []}, "expected a list of different names"),
         ({"subjects": ["a", "a"]}, "expected a list of different names"),
         ({"subjects": ["../x"]}, "expected a name of letters and digits"),

@@ -57,7 +57,7 @@ def test_commands_start_at_once_and_quietly(project, words):
         (["book", "nothing"], "nothing.yaml. Known: tiny"),
         (["book", "tiny", "--data", "/no/such.mat"], "There is no /no/such.mat"),
         (["book", "tiny", "--set", "gain"], "expected KEY=VALUE"),
-        (["book", "tiny", "--set", "gain=much"], "`gain` is 'much'; expected a number"),
+        (["book", "tiny", "--set", "gain=much"], "gain='much' should be a number"),
         (["book", "tiny", "--set", "seed=[1"], "not valid YAML"),
         (["run", "09_none", "tiny", "subj01"], "Known: 01_first subj01"),
         (["run", "01_first", "tiny", "subj09"], "Known: 01_first subj01"),

@@ -354,21 +354,3 @@ def test_bad_input_is_named(given, tmp_path, changes, said):
     with pytest.raises(PapermillExecutionError) as error:
         run(CHAPTERS[0], tmp_path, given, **changes)
     assert error.value.ename == "InputError" and said in error.value.evalue
-
-
-@pytest.mark.parametrize(
-    ("name", "changes"),
-    [
-        ("02_decoding", {"batch": 0}),
-        ("05_metrics", {"n_gallery": 0}),
-        ("06_subjects", {"n_shown": 0}),
-    ],
-)
-def test_a_value_out_of_range_is_named_before_anything_is_computed(name, changes, given, tmp_path):
-    (sheet,) = [sheet for sheet in SHEETS if sheet.name == name]
-    with pytest.raises(PapermillExecutionError) as error:
-        run(sheet, tmp_path, given, **changes)
-    ((key, value),) = changes.items()
-    assert error.value.ename == "InputError"
-    assert error.value.evalue == f"{key}={value}: expected 1 or more."
-    assert not (tmp_path / SUBJECT).exists()

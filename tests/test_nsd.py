@@ -1,5 +1,6 @@
 """Bad input to the reader of NSD's layout: one clear error each, naming the thing."""
 
+import json
 import shutil
 
 import h5py
@@ -10,8 +11,9 @@ import scipy.io
 from test_tree import BETAS, SMALL
 
 from minddiff_utils.datasets import load_subject
-from minddiff_utils.datasets.nsd import read_betas
+from minddiff_utils.datasets.nsd import NsdStimuli, read_betas
 from minddiff_utils.files import InputError
+from minddiff_utils.inventory import is_ready, take_stock
 from minddiff_utils.phantom.tree import write_tree
 
 DESIGN = "nsddata/experiments/nsd/nsd_expdesign.mat"
@@ -157,6 +159,53 @@ def test_empty_region(tree):
     fails(tree, "ROI MST is empty.*label 12")
 
 
+def rewrite_region(tree, volume=lambda v: v, affine=lambda a: a):
+    image = nib.load(tree / ROI)
+    labels = np.asarray(image.dataobj, np.float64)
+    nib.save(nib.Nifti1Image(volume(labels), affine(image.affine.copy())), tree / ROI)
+
+
+def test_labels_and_grids_that_are_off_by_rounding_change_nothing(tree):
+    whole = load(tree)
+
+    def jitter(scale):
+        rng = np.random.default_rng(0)
+        return lambda array: array + scale * rng.uniform(-1, 1, array.shape)
+
+    rewrite_region(tree, jitter(9e-4), jitter(1e-6))
+    # What is not a number is in no region.
+    rewrite_region(tree, lambda v: np.where(v < 0.5, np.nan, v))
+    found = load(tree)
+    np.testing.assert_array_equal(found.voxel_ijk, whole.voxel_ijk)
+    for name, mask in whole.roi.items():
+        np.testing.assert_array_equal(found.roi[name], mask)
+
+
+def shift(axis, step):
+    def moved(affine):
+        affine[:3, 3] += step * affine[:3, axis]
+        return affine
+
+    return moved
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"volume": lambda v: np.where(v == 3, 2.6, v)}, "no whole number as label, such as 2.6"),
+        ({"volume": lambda v: np.where(v == 3, np.inf, v)}, "no whole number as label"),
+        ({"affine": shift(0, 2)}, "axes RAS against RAS, voxels up to 2 voxels apart"),
+        ({"affine": shift(2, 0.5)}, "another grid than ncsnr.nii.gz"),
+        ({"affine": lambda a: a @ np.diag([-1, 1, 1, 1])}, "axes LAS against RAS"),
+    ],
+)
+def test_regions_on_another_grid_or_resampled_are_refused_by_reader_and_check(tree, change, said):
+    rewrite_region(tree, **change)
+    fails(tree, f"Kastner2015.nii.gz.*{said}")
+    wrong = [entry for entry in take_stock("nsd", tree) if entry.state != "present"]
+    assert [entry.path for entry in wrong] == [tree / ROI] and said in wrong[0].note
+
+
 def test_unknown_region(tree):
     fails(tree, "'FFA' is unknown; give kastner2015, nsdgeneral or some of V1,V2", rois="V1,FFA")
 
@@ -220,6 +269,36 @@ def test_captions_missing_or_damaged(tree):
     (tree / STIMULI).write_text("nsdId\n1\n")
     with pytest.raises(InputError, match="lacks column cocoId"):
         load(tree).stimuli.captions([1])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda item: item.pop("image_id"),
+        lambda item: item.pop("caption"),
+        lambda item: item.update(caption=None),
+        lambda item: item.update(caption=" "),
+        lambda item: item.update(caption=["a tree"]),
+        lambda item: item.update(image_id=None),
+        lambda item: item.update(image_id=1.5),
+        lambda item: item.update(image_id=1),  # then a picture lacks one
+        lambda item: item.update(id="first"),
+        lambda item: item.pop("id"),
+        lambda item: item.update(id=str(item["id"]), image_id=str(item["image_id"])),
+    ],
+)
+def test_check_and_reader_agree_on_odd_captions(tree, change):
+    before = load(tree).stimuli
+    texts = [set(found) for found in before.captions(before.ids)]
+    content = json.loads((tree / CAPTIONS).read_text())
+    change(content["annotations"][3])
+    (tree / CAPTIONS).write_bytes(json.dumps(content).encode("utf-8-sig"))
+    stimuli = NsdStimuli(before.tree, before.ids)
+    if is_ready(take_stock("nsd", tree)):
+        assert [set(found) for found in stimuli.captions(stimuli.ids)] == texts
+    else:
+        with pytest.raises(InputError, match="annotation 3 is .* expected|has 4 captions"):
+            stimuli.captions(stimuli.ids)
 
 
 @pytest.mark.parametrize("chunks", [None, (1, 5, 6, 7), (7, 1, 6, 7), (4, 2, 3, 3)])

@@ -26,10 +26,11 @@ def root(tmp_path_factory):
     """A phantom with a second atlas, of which label 7 has no voxel."""
     root = write_tree(tmp_path_factory.mktemp("choices") / "tree", ("subj01",), **SMALL)
     tree = NsdTree(root, "subj01")
-    shape = nib.load(tree.roi("nsdgeneral")).shape
+    image = nib.load(tree.roi("nsdgeneral"))
+    shape = image.shape
     volume = np.random.default_rng(0).choice([-1, 0, 1, 2, 5], shape).astype(np.int16)
     for name in ("streams", "lh.streams"):
-        nib.save(nib.Nifti1Image(volume, np.eye(4)), tree.roi(name))
+        nib.save(nib.Nifti1Image(volume, image.affine), tree.roi(name))
     table = "\n".join(f"{number} {name}" for number, name in LABELS.items())
     path = tree.labels("streams")
     path.parent.mkdir(parents=True)

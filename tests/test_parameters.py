@@ -1,73 +1,124 @@
-"""Every number of the notebooks has a range, and a value outside is named in one line."""
+"""Every parameter of the notebooks has a type and a range; what does not fit is named at once."""
 
+import functools
 import math
 from pathlib import Path
 
+import nbformat
+import papermill
 import pytest
+from papermill.exceptions import PapermillExecutionError
 
-from minddiff_utils import controls, decoders, generator, runs, settings
+from minddiff_utils import controls, datasets, decoders, generator, metrics, runs
 from minddiff_utils.files import InputError
-from minddiff_utils.parameters import CHOICES, RANGES, WORDS, check
+from minddiff_utils.parameters import PARAMETERS, WORDS, check, check_parameters
+from minddiff_utils.settings import Settings
 
 NOTEBOOKS = Path(runs.__file__).resolve().parent.parent / "notebooks"
 SHEETS = runs.find_sheets(NOTEBOOKS)
 DEFAULTS = {name: value for sheet in SHEETS for name, value in sheet.defaults.items()}
 
 
-def is_number(value):
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def test_every_parameter_is_known_and_its_default_fits():
+    assert {*DEFAULTS, "guided"} == {*PARAMETERS}
+    assert check(**DEFAULTS) == DEFAULTS
 
 
-def test_every_number_of_the_notebooks_has_a_range():
-    assert {name for name, value in DEFAULTS.items() if is_number(value)} <= RANGES.keys()
+REFUSED = {
+    **dict.fromkeys(("batch", "n_shown", "every", "n_voxels_z"), (0, 1.5, True, None, "many")),
+    **dict.fromkeys(("seed", "iterations", "holdouts"), (-1, 0.5, math.nan, math.inf, [1])),
+    "n_steps": (0, 1001, 2.5),
+    "n_tokens": (-1, 1, 2, 15.5),
+    "ssim_size": (-1, 1, 2 * metrics.SSIM_BORDER),
+    "strength": (0, 1.01, math.nan, True, "all"),
+    "guidance": (-0.1, 101, math.inf),
+    "dataset": ("nds", 1, None),
+    "controls": ("ceiling,floor", 3),
+    "protocol": (981, "x"),
+    "sessions": (0, 2.5, True, [0]),
+    "subject": (1, None),
+    "recompute": (5, "maybe"),
+    "run_dir": ("$NOT_SET/out", "~nobody_here/out", "a/${NOT_SET}", 3),
+}
 
 
-def test_defaults_are_inside():
-    check(**DEFAULTS)
-
-
-@pytest.mark.parametrize("name", sorted(RANGES))
-def test_values_outside_are_named(name):
-    low, high = RANGES[name]
-    check(**{name: low})
-    for value in (low - 1, math.nan, "many", True, None):
-        with pytest.raises(InputError, match=f"{name}=.*expected .*{low:g}"):
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_does_not_fit_is_named(name):
+    for value in REFUSED[name]:
+        with pytest.raises(InputError, match=f"{name}=.* should be "):
             check(**{name: value})
-    if high < math.inf:
-        check(**{name: high})
-        with pytest.raises(InputError, match=f"{name}=.*to {high:g}".replace("+", r"\+")):
-            check(**{name: 2 * high + 1})
 
 
-@pytest.mark.parametrize("name", sorted(CHOICES))
-def test_unknown_choices_are_named(name):
-    for value in CHOICES[name]:
-        check(**{name: value})
-    with pytest.raises(InputError, match=f'{name}=.*expected "{CHOICES[name][0]}" or'):
-        check(**{name: "nonsense"})
+def test_values_are_taken_as_they_are_meant(monkeypatch):
+    monkeypatch.setenv("SCRATCH", "/scratch/me")
+    monkeypatch.setenv("HOME", "/home/me")
+    given = {"seed": 1.0, "n_tokens": 0.0, "ssim_size": 11.0, "sessions": 2.0, "guidance": 3}
+    found = check(**given)
+    assert found == given and [type(value) for value in found.values()] == [*[int] * 4, float]
+    for text, meant in {"~/out": "/home/me/out", "${SCRATCH}/a": "/scratch/me/a", "b": "b"}.items():
+        assert check(run_dir=text) == {"run_dir": meant}
+    assert type(Settings(n_steps=9.0).n_steps) is int
+    with pytest.raises(InputError, match="looks=1.5"):
+        Settings(looks=1.5)
 
 
 def test_choices_are_those_of_the_functions_that_take_them():
-    assert CHOICES["decoder"] == decoders.KINDS
-    assert CHOICES["select_by"] == decoders.SELECT_BY
-    assert CHOICES["rescale_z"] == decoders.RESCALE
-    assert settings.CHOICES.items() <= CHOICES.items()
+    def chosen(name):
+        return PARAMETERS[name].__args__
+
+    assert chosen("decoder") == decoders.KINDS
+    assert chosen("select_by") == decoders.SELECT_BY
+    assert chosen("rescale_z") == decoders.RESCALE
+    assert chosen("dataset") == datasets.DATASETS
+    assert {*chosen("dtype")} == {"auto", *generator.DTYPES}
     assert WORDS["controls"] == controls.CONTROLS
     assert WORDS["save_memory"] == generator.SAVINGS
 
 
-@pytest.mark.parametrize("name", sorted(WORDS))
-def test_unknown_words_are_named(name):
-    first, *_, last = WORDS[name]
-    for text in ("", first, f"{first}, {last}"):
-        check(**{name: text})
-    with pytest.raises(InputError, match=f"{name}=.*expected any of {first}, .*{last}"):
-        check(**{name: f"{first},nonsense"})
+def test_tokens_fit_the_text_encoder(tiny_models):
+    load = functools.partial(generator.load_generator, tiny_models, "cpu")
+    assert load(n_tokens=32).encode_captions([("a red tree",)]).shape[1] == 32
+    with pytest.raises(InputError, match="n_tokens=33: .* places for 32 tokens"):
+        load(n_tokens=33)
 
+
+# --- what papermill was given ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sheet", SHEETS, ids=[sheet.name for sheet in SHEETS])
+def test_every_notebook_checks_what_it_was_given_first(sheet):
+    notebook = nbformat.read(sheet.path, as_version=4)
+    cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    assert "\ncheck_parameters(globals())\n" in cells[1]
+    given = "# Parameters\nrun_dri = 'x'\nseed = 1\n"
+    with pytest.raises(InputError, match="no parameter `run_dri`. Did you mean `run_dir`"):
+        check_parameters({"In": ["", cells[0], given, cells[1]]})
+    found = {"In": ["", cells[0], cells[1]], "data": 1, "seed": 4.0}
+    check_parameters(found)
+    assert found["data"] == 1 and type(found["seed"]) is int
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "said"),
+    [
+        ("01_data", {"subjct": "subj02"}, "no parameter `subjct`. Did you mean `subject`"),
+        ("06_subjects", {"n_shown": "abc"}, "n_shown='abc' should be a whole number"),
+    ],
+)
+def test_papermill_stops_there(name, changes, said, tmp_path):
+    how = {"kernel_name": "python3", "cwd": NOTEBOOKS, "progress_bar": False}
+    with pytest.raises(PapermillExecutionError) as error:
+        output = tmp_path / "out.ipynb"
+        papermill.execute_notebook(NOTEBOOKS / f"{name}.ipynb", output, changes, **how)
+    assert error.value.ename == "InputError" and said in error.value.evalue
+
+
+# --- parameter files ------------------------------------------------------------------------------
 
 CHANGES = (
     {"n_gallery": 0},
     {"batch": 0},
+    {"batch": None},
     {"seed": -1},
     {"panel": "x"},
     {"controls": "ceiling,floor"},
@@ -76,6 +127,7 @@ CHANGES = (
     {"phantom": {"n_train": 20.5}},
     {"phantom": {"n_trian": 20}},
     {"phantom": 5},
+    {"title": ["a"]},
 )
 
 
@@ -85,9 +137,67 @@ def test_a_run_is_refused_before_it_begins(changes):
         runs.load_plan(NOTEBOOKS / "params" / "phantom.yaml", NOTEBOOKS, changes)
 
 
-def test_nothing_is_no_number():
-    """`null` is for parameters that may be left open."""
+def test_nothing_is_for_parameters_that_may_be_left_open():
     path = NOTEBOOKS / "params" / "phantom.yaml"
     assert runs.load_plan(path, NOTEBOOKS, {"sessions": None}).parameters["sessions"] is None
-    with pytest.raises(InputError, match="`batch` is None; expected a whole number"):
-        runs.load_plan(path, NOTEBOOKS, {"batch": None})
+
+
+@pytest.fixture
+def plan(tmp_path):
+    """Read a copy of `own.yaml` with more lines, in any encoding."""
+
+    def read(lines, encoding="utf-8"):
+        text = (NOTEBOOKS / "params" / "own.yaml").read_text() + lines
+        path = tmp_path / "mine.yaml"
+        path.write_bytes(text.encode(encoding))
+        return runs.load_plan(path, NOTEBOOKS)
+
+    return read
+
+
+@pytest.mark.parametrize(
+    ("line", "meant"),
+    [
+        ("alpha: 1e-3", 1e-3),
+        ("learning_rate: 5E-4", 5e-4),
+        ("decay: 1e0", 1.0),
+        ("alpha: .5", 0.5),
+        ("batch: 010", 10),
+        ("batch: 0x10", 16),
+        ("batch: 8.0", 8),
+        ("sessions: 1:10", "1:10"),
+        ("sessions: ~", None),
+        ("sessions: 2020-01-02", "2020-01-02"),
+        ("ablations: yes", True),
+    ],
+)
+def test_yaml_means_what_most_people_expect(plan, line, meant):
+    found = plan(line).parameters[line.split(":")[0]]
+    assert found == meant and type(found) is type(meant)
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ("batch: 2\nbatch: 3\n", "`batch` stands twice"),
+        ("phantom: {seed: 1, seed: 2}\n", "`seed` stands twice"),
+        ("batch: 1_000x\n", "batch='1_000x' should be a whole number"),
+        ("3: 4\n", "expected lines `name: value`"),
+        ("alpha: .nan\n", "alpha=nan should be a finite number"),
+        ("[a]: 1\n", "not valid YAML"),
+    ],
+)
+def test_yaml_that_means_nothing_is_one_sentence(plan, lines, said):
+    with pytest.raises(InputError, match=said) as error:
+        plan(lines)
+    assert "\n" not in str(error.value)
+
+
+def test_encodings_and_an_empty_title(plan):
+    path = NOTEBOOKS / "params" / "phantom.yaml"
+    empty = runs.load_plan(path, NOTEBOOKS, {"title": None, "about": None})
+    assert (empty.title, empty.about) == ("phantom", "")
+    for encoding in ("utf-8-sig", "utf-16"):
+        assert plan("judge: été\n", encoding).parameters["judge"] == "été"
+    with pytest.raises(InputError, match="mine.yaml is not text in UTF-8"):
+        plan("judge: été\n", "latin-1")

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from test_decoding import recording, world  # noqa: F401
 
-from minddiff_utils.areas import EARLY_AREAS, HIGHER_AREAS
+from minddiff_utils.areas import EARLY_AREAS, HIGHER_AREAS, describe_areas, is_early
 from minddiff_utils.datasets import Split
 from minddiff_utils.decoding import correlations, prepare_fold, voxel_weights
 from minddiff_utils.features import read_features
@@ -67,6 +67,18 @@ def test_one_region_alone_gives_a_sentence_for_a_figure():
 
 
 # --- early and higher areas -----------------------------------------------------------------------
+
+FIRST = "V1 V2v v3d VP early ROI_V1 lh.V1 L_V1_ROI V1_exvivo LHEarlyVis RHV2 streams:early right-V3"
+NEXT = "V3A V3ab hV4 V4 V4v lh.V3B L_V4_ROI ROI_V4"
+LATER = "V10 V4t L_V3CD_ROI L_V6_ROI VO1 ROI_LOC LO2 IPS0 MT RHLOC FFA midventral nsdgeneral VPL a"
+
+
+def test_areas_are_known_by_the_names_that_atlases_give_them():
+    assert all(is_early(name, narrow=True) for name in FIRST.split())
+    assert all(is_early(name) and not is_early(name, narrow=True) for name in NEXT.split())
+    assert not any(is_early(name) for name in LATER.split())
+    told = describe_areas(dict.fromkeys(["lh.V1", "LO", "V4"]))
+    assert told == "early areas: lh.V1, V4; higher areas: LO"
 
 
 def known(noise, n=300, seed=0):

@@ -203,8 +203,9 @@ def make_tree(
     }
     scipy.io.savemat(tree.design, design)
     sheet = _sheet(shape, n_voxels)
-    nib.save(nib.Nifti1Image(sheet, np.diag([1.8, 1.8, 1.8, 1])), tree.roi("nsdgeneral"))
-    nib.save(nib.Nifti1Image(sheet.astype(np.float32), np.eye(4)), tree.ncsnr)
+    affine = np.diag([1.8, 1.8, 1.8, 1])
+    nib.save(nib.Nifti1Image(sheet, affine), tree.roi("nsdgeneral"))
+    nib.save(nib.Nifti1Image(sheet.astype(np.float32), affine), tree.ncsnr)
     rng = np.random.default_rng(0)
     size = (n_trials, *shape[::-1])
     with h5py.File(tree.session(1), "w") as file:

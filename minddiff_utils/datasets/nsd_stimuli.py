@@ -4,6 +4,7 @@ import ast
 import json
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,9 +16,51 @@ from minddiff_utils.files import InputError
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["NsdStimuli"]
+__all__ = ["NsdStimuli", "read_captions"]
 
 ANNOTATIONS = "Get annotations_trainval2017.zip from cocodataset.org and put its files there."
+
+
+def read_captions(path: Path) -> dict[int, list[str]]:
+    """Read a file of captions in COCO's form.
+
+    Parameters
+    ----------
+    path : Path
+        JSON with `annotations`, each with the whole number `image_id` and the text `caption`.
+
+    Returns
+    -------
+    dict of int to list of str
+        Captions by `image_id`, in the order of their `id`; in that of the file without one.
+
+    Raises
+    ------
+    InputError
+        If the file is missing or no such file, or an annotation is no caption.
+    """
+    content = existing(path, ANNOTATIONS).read_bytes()
+    try:
+        items = list(json.loads(content)["annotations"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} is truncated, or not a COCO caption file. {ANNOTATIONS}"
+        ) from error
+    found: dict[int, list[tuple[int, str]]] = {}
+    for place, item in enumerate(items):
+        try:
+            # Through text: 7 and "7" are numbers of a picture, 7.5 and null are not.
+            picture, order = int(str(item["image_id"])), int(str(item.get("id", place)))
+            text = item["caption"].strip()
+        except (ValueError, KeyError, TypeError, AttributeError):
+            text = ""
+        if not text:
+            raise InputError(
+                f"{path}: annotation {place} is {str(item):.80}; expected a whole number as "
+                f"image_id, one or none as id, and a text as caption. {ANNOTATIONS}"
+            )
+        found.setdefault(picture, []).append((order, text))
+    return {picture: [text for _, text in sorted(texts)] for picture, texts in found.items()}
 
 
 class NsdStimuli:
@@ -113,20 +156,18 @@ class NsdStimuli:
     @cached_property
     def _coco_ids(self) -> dict[int, int]:
         table = self._table("cocoId")
-        return dict(zip(table["nsdId"].astype(int), table["cocoId"].astype(int), strict=True))
+        try:
+            return dict(zip(table["nsdId"].astype(int), table["cocoId"].astype(int), strict=True))
+        except (ValueError, TypeError) as error:
+            path = self.tree.stimulus_table
+            raise InputError(f"{path}: nsdId or cocoId is no whole number ({error})") from error
 
     @cached_property
     def _texts(self) -> dict[int, list[str]]:
         wanted = {self._coco_ids.get(int(i)) for i in self.ids}
-        found: dict[int, list[tuple[int, str]]] = {}
+        found: dict[int, list[str]] = {}
         for path in self.tree.captions:
-            try:
-                text = existing(path, ANNOTATIONS).read_text(encoding="utf-8")
-                for item in json.loads(text)["annotations"]:
-                    if item["image_id"] in wanted:
-                        found.setdefault(item["image_id"], []).append(
-                            (item["id"], item["caption"].strip())
-                        )
-            except (ValueError, KeyError, TypeError) as error:
-                raise InputError(f"{path} is not a COCO caption file. {ANNOTATIONS}") from error
-        return {coco: [caption for _, caption in sorted(items)] for coco, items in found.items()}
+            for coco, texts in read_captions(path).items():
+                if coco in wanted:
+                    found.setdefault(coco, []).extend(texts)
+        return found

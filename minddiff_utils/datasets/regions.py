@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 
 from minddiff_utils.datasets.nsd_tree import NsdTree
@@ -28,6 +29,8 @@ KASTNER_GROUPS = {
 }
 KASTNER = "Kastner2015"
 GENERAL = "nsdgeneral"
+ROUNDING = 1e-3  # that labels may be off whole numbers
+SHIFT = 0.1  # voxels, that two headers may place a voxel apart; others mean half a voxel or more
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,9 @@ def read_regions(tree: NsdTree, rois: str) -> Regions:
     Raises
     ------
     InputError
-        If an atlas or a label is unknown, a volume or label table is missing, damaged or of
-        another shape, or a region asked for by name has no voxel.
+        If an atlas or a label is unknown, a volume or label table is missing, damaged, of
+        another shape or on another grid than the betas, a label is no whole number, or a region
+        asked for by name has no voxel.
     """
     masks: dict[str, np.ndarray] = {}
     affine, shape = None, None
@@ -84,7 +88,8 @@ def read_regions(tree: NsdTree, rois: str) -> Regions:
         shape = tuple(image.shape) if shape is None else shape
         if len(shape) != 3:
             raise InputError(f"{tree.roi(atlas)} has shape {shape}; expected three axes")
-        volume = read_volume(tree.roi(atlas), shape)
+        volume = _whole(tree.roi(atlas), read_volume(tree.roi(atlas), shape))
+        _check_grid(tree.roi(atlas), image, tree.ncsnr)
         for name, labels in (groups or _labels_present(tree, atlas, volume)).items():
             mask = np.isin(volume, labels)
             if not mask.any():
@@ -96,6 +101,38 @@ def read_regions(tree: NsdTree, rois: str) -> Regions:
     ijk = np.argwhere(np.logical_or.reduce(list(masks.values())))
     roi = {name: mask[tuple(ijk.T)] for name, mask in masks.items()}
     return Regions(affine, shape, ijk, roi)
+
+
+def _whole(path: Path, volume: np.ndarray) -> np.ndarray:
+    """Return labels as integers; what is not a number belongs to no region, as label 0."""
+    labels, unknown = np.rint(volume), np.isnan(volume)
+    with np.errstate(invalid="ignore"):  # infinity less infinity
+        wrong = ~unknown & ~(np.abs(volume - labels) <= ROUNDING)
+    if wrong.any():
+        raise InputError(
+            f"{path}: {int(wrong.sum())} voxels have no whole number as label, such as "
+            f"{volume[wrong][0]:g}. Was it resampled? Fetch it again, or make it with "
+            "nearest-neighbour interpolation."
+        )
+    return np.where(unknown, 0, labels).astype(np.int64)
+
+
+def _check_grid(path: Path, image: nib.Nifti1Image, betas: Path) -> None:
+    """Raise InputError if a volume's header puts its voxels elsewhere than that of the betas.
+
+    Both must have the same shape, which is checked where volumes are read.
+    """
+    grid = open_image(betas)
+    corners = np.stack(np.meshgrid(*[(0, n - 1) for n in image.shape], [1]), -1).reshape(-1, 4).T
+    voxel = np.linalg.norm(grid.affine[:3, :3], axis=0).min()
+    apart = np.linalg.norm(((image.affine - grid.affine) @ corners)[:3], axis=0).max() / voxel
+    if grid.shape == image.shape and not apart <= SHIFT:
+        axes = ["".join(map(str, nib.aff2axcodes(one.affine))) for one in (image, grid)]
+        raise InputError(
+            f"{path} lies on another grid than {betas.name} of the betas: axes {axes[0]} against "
+            f"{axes[1]}, voxels up to {apart:.3g} voxels apart. Regions are not resampled: bring "
+            "it to the grid of the betas (nearest neighbour), or mend its header."
+        )
 
 
 def _parse(tree: NsdTree, text: str) -> tuple[str, dict[str, list[int]] | None]:

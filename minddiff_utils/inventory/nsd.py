@@ -1,12 +1,11 @@
 """Which files of NSD's tree a run needs, and whether they fit one another."""
 
 import gzip
-import json
 import re
 import shlex
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,9 @@ import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 
-from minddiff_utils.datasets.nsd import KASTNER_GROUPS, NsdTree, read_design
+from minddiff_utils.datasets.nsd import KASTNER_GROUPS, NsdStimuli, NsdTree, read_design
+from minddiff_utils.datasets.nsd_stimuli import read_captions
+from minddiff_utils.datasets.regions import read_regions
 from minddiff_utils.files import InputError
 from minddiff_utils.inventory.entry import (
     DAMAGED,
@@ -24,6 +25,7 @@ from minddiff_utils.inventory.entry import (
     Entry,
     Fault,
     examine,
+    is_ready,
 )
 
 __all__ = [
@@ -185,15 +187,16 @@ def session_count(
 
 def _shared(tree: NsdTree, subjects: Sequence[str]) -> tuple[list[Entry], dict[str, int]]:
     """Look at design, picture table, pictures and captions; return how many trials are planned."""
-    fault, planned, n_pictures = None, {}, 0
+    fault, planned, ids = None, {}, np.empty(0, np.int64)
     for name in subjects:
         try:
             if tree.design.is_file():
                 shown = read_design(NsdTree(tree.root, name)).stimulus_id
                 planned[name] = len(shown)
-                n_pictures = max(n_pictures, int(shown.max()) + 1)
+                ids = np.union1d(ids, shown)
         except InputError as error:
             fault = Fault(DAMAGED, _short(error, tree.design))
+    n_pictures = int(ids[-1]) + 1 if len(ids) else 0
     train, val = tree.captions
     # One archive holds both.
     val_about = 0 if not train.is_file() else CAPTIONS_ZIP_BYTES
@@ -206,7 +209,20 @@ def _shared(tree: NsdTree, subjects: Sequence[str]) -> tuple[list[Entry], dict[s
         examine(train, "coco", CAPTIONS_ZIP_BYTES, _captions_fault(train)),
         examine(val, "coco", val_about, _captions_fault(val)),
     ]
-    return entries, planned
+    return _as_read(entries, lambda: NsdStimuli(tree, ids).captions(ids)), planned
+
+
+def _as_read(entries: list[Entry], read: Callable[[], object]) -> list[Entry]:
+    """Let the reader read files of which each seems right, and mark the one that it refuses."""
+    if is_ready(entries):
+        try:
+            read()
+        except InputError as error:
+            refused = next((one for one in entries if str(one.path) in str(error)), entries[-1])
+            fault = Fault(DAMAGED, _short(error, refused.path))
+            marked = examine(refused.path, refused.origin, refused.size, fault)
+            return [marked if one is refused else one for one in entries]
+    return entries
 
 
 def _short(error: InputError, path: Path) -> str:
@@ -248,11 +264,9 @@ def _captions_fault(path: Path) -> Fault | None:
     if not path.is_file():
         return None
     try:
-        first = json.loads(path.read_bytes())["annotations"][0]
-    except (ValueError, KeyError, TypeError, IndexError):
-        return Fault(DAMAGED, "truncated, or not COCO's captions in JSON")
-    if not {"image_id", "caption"} <= set(first):
-        return Fault(DAMAGED, "not COCO's captions: annotations without image_id and caption")
+        read_captions(path)
+    except InputError as error:
+        return Fault(DAMAGED, _short(error, path))
     return None
 
 
@@ -281,6 +295,7 @@ def _of_subject(
             )
     entries = [_entry(item, usual, None) for item in volumes]
     entries += [_label_entry(tree, atlas) for atlas in atlases if label_table(path, atlas)]
+    entries = _as_read(entries, lambda: read_regions(tree, rois))
     if tree.responses.is_file():
         entries.append(examine(tree.responses, "nsd", TABLE_BYTES, fault))
     return entries + [_entry(item, usual, recorded.get(n, trials)) for n, item in looked.items()]

@@ -8,14 +8,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from minddiff_utils.areas import is_early
 from minddiff_utils.datasets import Subject, load_subject, noise_ceiling, prepare_fold
 from minddiff_utils.phantom import world
 from minddiff_utils.phantom.brain import QUALITIES, noise_ceiling_targets
 from minddiff_utils.phantom.tree import world_ids
 
 __all__ = ["decoding_check", "label_check", "main", "report"]
-
-EARLY = ("V1", "V2", "V3", "V3ab", "hV4")
 
 
 def decoding_check(subject: Subject) -> tuple[float, float, float]:
@@ -72,7 +71,7 @@ def label_check(subject: Subject) -> dict[str, float]:
         Area under the ROC curve, averaged over the kinds, the colours and the settings.
     """
     fold = prepare_fold(subject, subject.splits[0])
-    higher = np.any([mask for name, mask in subject.roi.items() if name not in EARLY], axis=0)
+    higher = np.any([mask for name, mask in subject.roi.items() if not is_early(name)], axis=0)
     names, train = _labels(_scenes(subject, fold.train_id))
     _, test = _labels(_scenes(subject, fold.test_id))
     predicted = _ridge(fold.train_x[:, higher], train, fold.test_x[:, higher])
