@@ -17,8 +17,9 @@ from minddiff_utils.measured import (
     solver_table,
     ways_table,
 )
-from minddiff_utils.results import front_table, markdown_table
+from minddiff_utils.results import FRONT, front_table, markdown_table
 from minddiff_utils.runs import Plan
+from minddiff_utils.strays import stray_note
 
 __all__ = ["add_measured", "add_pages", "cost_table", "front_results", "step_times"]
 
@@ -85,6 +86,7 @@ def front_results(plan: Plan) -> str:
     if not path.is_file():
         return ""
     text = f"## What came out\n\n{markdown_table(front_table(pd.read_csv(path)))}"
+    text += stray_note({who: plan.run / who for who in plan.subjects}, FRONT, quiet=True)
     if plan.group:
         more = f"[]({plan.group[0].name}.ipynb)"
         text += f"\nEvery method and control, with intervals and paired tests: {more}.\n"

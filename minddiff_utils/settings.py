@@ -7,7 +7,7 @@ from minddiff_utils.files import InputError
 __all__ = ["Settings"]
 
 BOUNDS = {
-    "n_steps": (1, 1000),
+    "n_steps": (1, 999),  # which of them a model can take: `Generator.timesteps`
     "strength": (1e-6, 1),
     "guidance": (0, 100),
     "reach": (0, 100),
