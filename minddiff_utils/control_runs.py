@@ -8,7 +8,6 @@ import numpy as np
 
 from minddiff_utils.controls import (
     blurred,
-    first_pictures,
     mean_features,
     nearest_training,
     no_brain,
@@ -45,16 +44,13 @@ class Bench:
     batch: int
 
     def run(self, decoded: dict[str, np.ndarray], settings: Settings, name: str) -> np.ndarray:
-        """Take features through both stages; uint8 (n, H, W, 3), kept in `folder`/controls."""
+        """Take features through the stages; uint8 (n, H, W, 3), kept in `folder`/controls.
+
+        Settings without iterations, as those of `first`, are stage 1 alone.
+        """
         path = self.folder / "controls" / f"{name}.h5"
         how = {"seed": self.seed, "batch": self.batch, "n_films": 0, "label": name}
         return read_pictures(reconstruct(self.generator, decoded, settings, path, **how))
-
-    def first_stage(
-        self, decoded: dict[str, np.ndarray], settings: Settings, name: str
-    ) -> np.ndarray:
-        """Take features through stage 1 alone; uint8 (n, H, W, 3)."""
-        return first_pictures(self.generator, decoded, settings, self.seed, label=name)
 
     def seen(self, stimulus_id: np.ndarray) -> np.ndarray:
         """Pictures of the recording, of the size of painted ones."""
@@ -114,14 +110,14 @@ def make_control(name: str, bench: Bench, blur: float = 0.06) -> np.ndarray:
         return bench.run(given, bench.full, name)
     if name == "prior":
         given, settings = no_brain(bench.generator, bench.decoded, bench.first)
-        return bench.first_stage(given, settings, name)
+        return bench.run(given, settings, name)
     if name == "retrieval":
         return bench.seen(nearest_training(bench.decoded, bench.features, splits))
     if name == "blur":
         return blurred(bench.seen(ids), blur)
     if name == "takagi":
         given = decode_takagi(bench.person, bench.features)
-        return bench.first_stage(given, bench.first, name)
+        return bench.run({**bench.decoded, **given}, bench.first, name)
     if name == "neuraldiffuser":
         steps = bench.generator.timesteps(bench.full.n_steps, bench.full.strength)
         return bench.run(bench.decoded, neuraldiffuser(bench.full, len(steps)), name)
@@ -144,14 +140,14 @@ def draw_again(bench: Bench, methods: Collection[str], seeds: int) -> dict[int, 
     dict of seed to dict of method to uint8 array, shape (n, H, W, 3)
     """
     full = "stage2" if bench.full.solver == "fast" else "algorithm_1"
-    runs = {full: (bench.decoded, bench.full)}
+    runs = {"stage1": (bench.decoded, bench.first), full: (bench.decoded, bench.full)}
     for part in ("z", "c"):
         if f"no_{part}" in methods:
             runs[f"no_{part}"] = ablate(bench.generator, bench.decoded, bench.full, part)
     draws = {}
     for seed in range(bench.seed + 1, bench.seed + seeds):
         other = replace(bench, seed=seed)
-        made = {"stage1": other.first_stage(bench.decoded, bench.first, f"stage1_seed_{seed}")}
-        made |= {name: other.run(*given, f"{name}_seed_{seed}") for name, given in runs.items()}
-        draws[seed] = made
+        draws[seed] = {
+            name: other.run(*given, f"{name}_seed_{seed}") for name, given in runs.items()
+        }
     return draws

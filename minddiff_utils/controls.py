@@ -13,16 +13,14 @@ from typing import NamedTuple
 
 import h5py
 import numpy as np
-import torch
 from scipy.ndimage import gaussian_filter
-from tqdm import tqdm
 
 from minddiff_utils.datasets import Split, Subject
 from minddiff_utils.features import read_features
 from minddiff_utils.files import InputError
-from minddiff_utils.generator import Generator, noise_like, to_pictures
+from minddiff_utils.generator import Generator
 from minddiff_utils.metrics import unit_rows
-from minddiff_utils.reconstruction import ablate, stage1
+from minddiff_utils.reconstruction import ablate
 from minddiff_utils.settings import Settings
 
 __all__ = [
@@ -30,7 +28,6 @@ __all__ = [
     "PermutationTest",
     "blurred",
     "choose_controls",
-    "first_pictures",
     "mean_features",
     "mean_picture",
     "mean_pictures",
@@ -243,49 +240,9 @@ def no_brain(
     Returns
     -------
     decoded, settings
-        To call `first_pictures` with.
+        To call `reconstruct` with.
     """
     return ablate(generator, *ablate(generator, decoded, settings, "c"), "z")
-
-
-def first_pictures(
-    generator: Generator,
-    decoded: Mapping[str, np.ndarray],
-    settings: Settings,
-    seed: int = 0,
-    batch: int = 32,
-    label: str = "stage 1",
-) -> np.ndarray:
-    """Paint stage 1 of all pictures, a batch at a time.
-
-    Parameters
-    ----------
-    generator : Generator
-    decoded : mapping of str to array
-        `stimulus_id`, `z` and `c`.
-    settings : Settings
-    seed : int
-        Of the noise.
-    batch : int
-    label : str
-        Name of the progress bar.
-
-    Returns
-    -------
-    uint8 array, shape (n, H, W, 3)
-    """
-    parts = []
-    for start in tqdm(range(0, len(decoded["z"]), batch), label):
-        rows = slice(start, start + batch)
-        z, c = (
-            torch.from_numpy(np.asarray(decoded[name][rows], np.float32)).to(
-                generator.device, generator.dtype
-            )
-            for name in ("z", "c")
-        )
-        noise = noise_like(z, seed, decoded["stimulus_id"][rows])
-        parts.append(to_pictures(stage1(generator, z, c, noise, settings)))
-    return np.concatenate(parts)
 
 
 # --- nothing painted -----------------------------------------------------------------------

@@ -304,8 +304,22 @@ class Generator:
         rows = torch.as_tensor(z, dtype=self.dtype, device=self.device).split(32)
         return np.concatenate([to_pictures(self.decode(part)) for part in rows])
 
+    def spans(self, n_steps: int) -> bool:
+        """Whether a schedule of so many steps leaves out less than the noisiest tenth of levels.
+
+        The scheduler rounds the distance of levels down: 334 steps of 1000 levels, 2 apart, begin
+        at 667. It is left with that number of steps.
+        """
+        n_levels = self.scheduler.config.num_train_timesteps
+        self.scheduler.set_timesteps(n_steps)
+        levels = self.scheduler.timesteps
+        return len(levels) == n_steps and int(levels[0]) + n_levels // n_steps >= 0.9 * n_levels
+
     def timesteps(self, n_steps: int, strength: float) -> torch.Tensor:
         """Return the noise levels that img2img passes through, from noisy to clean.
+
+        Those of diffusers' DDIM for the model's own scheduler file, and the last of them as in its
+        img2img pipeline; where `n_steps * strength` is no whole number, that one rounds down.
 
         Parameters
         ----------
@@ -316,16 +330,30 @@ class Generator:
 
         Returns
         -------
-        Tensor of int64, shape (round(n_steps * strength),)
+        Tensor of int64, shape (max(1, round(n_steps * strength)),)
+
+        Raises
+        ------
+        InputError
+            If a value is out of its range, or the schedule leaves out the noisiest levels.
         """
-        if not 0 < strength <= 1 or n_steps < 1:
+        n_levels = self.scheduler.config.num_train_timesteps
+        if not 0 < strength <= 1 or not 1 <= n_steps < n_levels:
             raise InputError(
-                f"strength={strength} and n_steps={n_steps}: expected 0 < strength ≤ 1 and at "
-                "least one step."
+                f"strength={strength} and n_steps={n_steps}: expected 0 < strength ≤ 1 and 1 to "
+                f"{n_levels - 1} steps."
             )
-        self.scheduler.set_timesteps(n_steps)
+        if not self.spans(n_steps):
+            levels = self.scheduler.timesteps.tolist()
+            fewer = next(n for n in range(n_steps, 0, -1) if self.spans(n))
+            raise InputError(
+                f"n_steps={n_steps}: the model's scheduler turns this into {len(levels)} noise "
+                f"levels from {levels[0]} to {levels[-1]}, of 0 to {n_levels - 1}; they must begin "
+                f"near the noisiest. {fewer} steps do."
+            )
+        levels = self.scheduler.timesteps
         kept = max(1, round(n_steps * strength))
-        return self.scheduler.timesteps[n_steps - kept :].to(self.device)
+        return levels[n_steps - kept :].to(self.device)
 
     def add_noise(self, z: torch.Tensor, noise: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
         """Return `z` at the noise level `step`: sqrt(a) z + sqrt(1 - a) noise."""

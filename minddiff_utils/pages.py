@@ -18,8 +18,15 @@ from minddiff_utils.measured import (
     ways_table,
 )
 from minddiff_utils.metrics import main_metrics, read_metrics
-from minddiff_utils.results import STAGE_2_PAIRS, difference_table, front_table, markdown_table
+from minddiff_utils.results import (
+    FRONT,
+    STAGE_2_PAIRS,
+    difference_table,
+    front_table,
+    markdown_table,
+)
 from minddiff_utils.runs import Plan
+from minddiff_utils.strays import stray_note
 
 __all__ = ["add_measured", "add_pages", "cost_table", "front_results", "step_times"]
 
@@ -87,6 +94,7 @@ def front_results(plan: Plan) -> str:
     if not path.is_file():
         return ""
     text = f"## What came out\n\n{markdown_table(front_table(pd.read_csv(path)))}"
+    text += stray_note({who: plan.run / who for who in plan.subjects}, FRONT, quiet=True)
     values = main_metrics(read_metrics(plan.run, plan.subjects))
     added = difference_table(values, STAGE_2_PAIRS)
     text += f"\n{markdown_table(added)}" if len(added) else ""

@@ -116,7 +116,7 @@ PARAMETERS: dict[str, Any] = {
     "n_folds": Annotated[Whole, Field(ge=2)],
     "n_shuffles": Annotated[Whole, Field(ge=2)],
     # Both stages: `settings.Settings`.
-    "n_steps": Annotated[Count, Field(le=1000)],
+    "n_steps": Annotated[Count, Field(le=999)],  # which a model can take: `Generator.timesteps`
     "strength": Share,
     "guidance": Annotated[Number, Field(ge=0, le=100)],
     "solver": Literal["fast", "paper"],

@@ -66,7 +66,7 @@ def decode_takagi(
     Returns
     -------
     dict
-        `stimulus_id` int64 (n_test,), `z` and `c` float32 (n_test, …): for `first_pictures`.
+        `stimulus_id` int64 (n_test,), `z` and `c` float32 (n_test, …).
 
     Raises
     ------

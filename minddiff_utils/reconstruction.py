@@ -106,8 +106,9 @@ class Stage2:
         Paper's solver: the picture of every iteration, the first that of stage 1. Fast solver:
         the picture predicted at every guided step, and the result.
     failed : bool Tensor, shape (n,)
-        Pictures whose loss or gradient was not finite or whose loss doubled: for these the iterate
-        of least loss stands in the place of the last.
+        Pictures that, or whose loss or gradient, were not finite at some iterate (as where half
+        precision overflows), or whose loss doubled: for these the finite iterate of least loss
+        stands in the place of the last, and grey where there is none.
     """
 
     pictures: torch.Tensor
@@ -216,16 +217,18 @@ def _finished(
     iterates: list[torch.Tensor],
     losses: list[torch.Tensor],
 ) -> Stage2:
-    """Give a picture that went astray the iterate of least loss; the others their last."""
+    """Give a picture that failed the iterate of least loss; the others their last."""
     course = torch.stack(losses, dim=1).cpu()
     iterates = [pictures.cpu() for pictures in iterates]
     total = course.sum(2)
-    finite = torch.isfinite(total)
+    # The loss alone does not tell: CLIP is shown pictures whose infinite pixels were cut off.
+    painted = torch.stack([torch.isfinite(p).flatten(1).all(1) for p in iterates], dim=1)
+    finite = torch.isfinite(total) & painted
     failed = ~finite.all(1) | (total[:, -1] > DIVERGED * total[:, 0])
     best = torch.where(finite, total, torch.inf).argmin(1)
     pictures = iterates[-1].clone()
     for row in torch.nonzero(failed).flatten().tolist():
-        pictures[row] = torch.nan_to_num(iterates[best[row]][row])
+        pictures[row] = torch.nan_to_num(iterates[best[row]][row], posinf=0, neginf=0)
     return Stage2(pictures, course, z, c, iterates, failed)
 
 
@@ -496,7 +499,7 @@ def read_trace(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def read_failed(path: str | Path) -> np.ndarray:
-    """Return which pictures went astray and fell back, bool (n,); see `Stage2`."""
+    """Return which pictures failed, bool (n,); see `Stage2`."""
     with h5py.File(path, "r") as file:
         return file["failed"][:]
 
@@ -512,8 +515,8 @@ def ablate(
     decoded : mapping of str to array
     settings : Settings
     part : {"z", "c"}
-        Without `z` the picture begins from pure noise and passes as many steps as before, and
-        nothing pulls at its latent.
+        Without `z` the picture begins from pure noise and passes as many steps as before (or the
+        next fewer that span the schedule), and nothing pulls at its latent.
         Without `c` the condition is that of an empty caption.
 
     Returns
@@ -526,7 +529,8 @@ def ablate(
         return {**decoded, "c": np.broadcast_to(empty, decoded["c"].shape).copy()}, settings
     if part != "z":
         raise InputError(f'part={part!r}: expected "z" or "c".')
-    steps = len(generator.timesteps(settings.n_steps, settings.strength))
+    before = len(generator.timesteps(settings.n_steps, settings.strength))
+    steps = next(n for n in range(before, 0, -1) if generator.spans(n))
     whole = replace(settings, n_steps=steps, strength=1.0, pull=0.0)
     return {**decoded, "z": np.zeros_like(decoded["z"])}, whole
 

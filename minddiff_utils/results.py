@@ -5,6 +5,7 @@ Everything starts from the tidy table of `metrics.evaluate`, one row a picture, 
 
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -602,8 +603,8 @@ def write_results(folder: str | Path, frame: pd.DataFrame, seed: int = 0) -> Pat
     Returns
     -------
     Path
-        Of `results.md`: the table, with the pictures whose stage 2 went astray below it, the
-        differences, and the way from floor to ceiling.
+        Of `results.md`: the table, the differences, and the way from floor to ceiling, with the
+        pictures that failed below each.
     """
     if "subject" not in frame or frame.empty:
         raise InputError("The table of results needs the column `subject` and at least one row.")
@@ -613,9 +614,10 @@ def write_results(folder: str | Path, frame: pd.DataFrame, seed: int = 0) -> Pat
     tables = [summary_table(main, seed)]
     more = [difference_table(main, pairs, seed) for pairs in (PAIRS, CONTROL_PAIRS)]
     tables += [table for table in (*more, share_table(main, seed)) if len(table)]
-    texts = [markdown_table(table) for table in tables]
     own = {who: folder / str(who) for who in frame["subject"].unique()}
-    texts[0] += stray_note({who: path if path.is_dir() else folder for who, path in own.items()})
+    own = {who: path if path.is_dir() else folder for who, path in own.items()}
+    failed = partial(stray_note, own, frame["method"].unique())
+    texts = [markdown_table(table) + failed(quiet=table is not tables[0]) for table in tables]
     with atomic_path(folder / "results.md") as temporary:
         temporary.write_text("\n".join(texts), encoding="utf-8")
     return folder / "results.md"

@@ -7,13 +7,13 @@ stage 2 make of it.
 
 import argparse
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from minddiff_utils.checkpoints import clip_name
-from minddiff_utils.controls import first_pictures
 from minddiff_utils.datasets import Subject, load_subject, prepare_fold
 from minddiff_utils.decoders import Method, fit_family
 from minddiff_utils.decoding import decode_subject, read_decoded, training_design
@@ -92,7 +92,7 @@ def compare_rescaling(
     settings : Settings
         Of both stages.
     out : Path
-        Folder for the pictures of stage 2, one file a choice.
+        Folder for the pictures, one file a choice and stage.
     seed : int
         Of the diffusion noise.
     batch : int
@@ -107,13 +107,13 @@ def compare_rescaling(
     """
     rows: list[dict] = []
     first: dict[str, dict[str, np.ndarray]] = {}
+    alone = replace(settings, solver="paper", iterations=0)
     for number, (how, decoded) in enumerate(choices.items()):
-        path = out / f"stage2-{number}.h5"
-        reconstruct(generator, decoded, settings, path, seed=seed, batch=batch, n_films=0)
-        made = {
-            "stage 1": first_pictures(generator, decoded, settings, seed, batch),
-            "stage 2": read_pictures(path),
-        }
+        made = {}
+        for stage, used in (("stage 1", alone), ("stage 2", settings)):
+            path = out / f"{stage.replace(' ', '')}-{number}.h5"
+            reconstruct(generator, decoded, used, path, seed=seed, batch=batch, n_films=0)
+            made[stage] = read_pictures(path)
         values = evaluate(truth, made, decoded["stimulus_id"], embed)
         known = {"rescale": how, **_shrunk(decoded["z"], true_z)}
         for stage in made:

@@ -1,6 +1,7 @@
-"""Pictures whose stage 2 went astray: the files of every run of stage 2 flag them."""
+"""Pictures that failed: the file of every method that paints flags them."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import h5py
@@ -9,59 +10,77 @@ from minddiff_utils.metrics import METHODS
 
 __all__ = ["find_strays", "stray_note"]
 
-# Method -> file of its run of stage 2, in a subject's folder.
+# Method -> file of its run, in a subject's folder; every other one is in `controls`.
 FILES = {
+    "stage1": "stage1.h5",
     "stage2": "trace.h5",
+    "algorithm_1": "trace.h5",
     "no_z": "trace_no_z.h5",
     "no_c": "trace_no_c.h5",
     "shuffled": "trace_shuffled.h5",
-    "neuraldiffuser": "controls/neuraldiffuser.h5",
-    "ceiling": "controls/ceiling.h5",
-    "mean_features": "controls/mean_features.h5",
 }
+SOLVERS = {"stage2": "fast", "algorithm_1": "paper"}  # whose file `trace.h5` is
+LISTED = 10  # ids of one method that a note lists
 
 
-def find_strays(folder: str | Path) -> dict[str, list[int]]:
-    """Find the pictures that fell back to their iterate of least loss.
+def find_strays(folder: str | Path, methods: Iterable[str] | None = None) -> dict[str, list[int]]:
+    """Find the pictures that failed, as `Stage2` defines it.
 
     Parameters
     ----------
     folder : str or Path
         Of a subject.
+    methods : iterable of str, optional
+        Only of these; None: of all that have a row in the tables.
 
     Returns
     -------
     dict of method to list of stimulus ids
-        An entry for every run of stage 2 that is there, mostly an empty list.
+        An entry for every run that is there, mostly an empty list.
     """
     found = {}
-    for method, name in FILES.items():
-        if (path := Path(folder) / name).is_file():
+    for method in METHODS if methods is None else methods:
+        path = Path(folder) / FILES.get(method, f"controls/{method}.h5")
+        if path.is_file():
             with h5py.File(path, "r") as file:
-                found[method] = file["stimulus_id"][:][file["failed"][:]].tolist()
+                solver = json.loads(file.attrs["record"])["solver"]
+                if SOLVERS.get(method, solver) == solver:
+                    found[method] = file["stimulus_id"][:][file["failed"][:]].tolist()
     return found
 
 
-def stray_note(folders: Mapping[str, str | Path]) -> str:
-    """Say below a table which of its pictures went astray.
+def stray_note(
+    folders: Mapping[str, str | Path], methods: Iterable[str] | None = None, quiet: bool = False
+) -> str:
+    """Say how many pictures of each method failed, and which.
 
     Parameters
     ----------
     folders : mapping of subject to the subject's folder
+    methods : iterable of str, optional
+        As for `find_strays`.
+    quiet : bool
+        Say nothing where no picture failed.
 
     Returns
     -------
     str
-        A sentence of markdown; "" where no run of stage 2 is there.
+        A sentence of markdown; "" where none of the runs is there.
     """
-    found = {subject: find_strays(folder) for subject, folder in folders.items()}
-    if not any(found.values()):
-        return ""
+    methods = None if methods is None else list(methods)
+    found = {subject: find_strays(folder, methods) for subject, folder in folders.items()}
     parts = [
-        f"{subject}, {METHODS[method]}: {', '.join(map(str, ids))}"
-        for subject, methods in found.items()
-        for method, ids in methods.items()
+        f"{subject}, {METHODS.get(method, method)}: {len(ids)} ({_listed(ids)})"
+        for subject, failed in found.items()
+        for method, ids in failed.items()
         if ids
     ]
-    about = "Pictures whose stage 2 went astray, for which the iterate of least loss stands: "
-    return f"{about}{'; '.join(parts) or 'none'}.\n"
+    if not parts and (quiet or not any(found.values())):
+        return ""
+    about = "**Failed pictures** (values that are no numbers, or a loss that doubled; the iterate "
+    about += "of least loss stands for them, grey where there is none): "
+    return f"\n{about if parts else 'Failed pictures: '}{'; '.join(parts) or 'none'}.\n"
+
+
+def _listed(ids: list[int]) -> str:
+    return ", ".join(map(str, ids[:LISTED])) + ", …" * (len(ids) > LISTED)

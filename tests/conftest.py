@@ -9,6 +9,8 @@ import pytest
 def tiny_models(tmp_path_factory) -> Path:
     """The phantom's models with random weights, saved as training saves them, in float32.
 
+    Their latents have Stable Diffusion's scale: one of 1 would not tell `*` from `/`.
+
     The folder holds `stable_diffusion`, `clip_guide` and `clip_judge`. Copy it before
     changing anything. Tests thus need no trained weights.
     """
@@ -23,7 +25,7 @@ def tiny_models(tmp_path_factory) -> Path:
     tokenizer = models.build_tokenizer(text for i in ids for text in world.captions(i))
     torch.manual_seed(0)
     vae = models.build_autoencoder()
-    vae.register_to_config(scaling_factor=1.0)
+    vae.register_to_config(scaling_factor=0.18215)
     pipeline = StableDiffusionPipeline(
         vae=vae,
         unet=models.build_unet(),

@@ -1,9 +1,12 @@
 """Features of all stimuli: right, in order, and the same after a kill."""
 
+import shutil
+
 import h5py
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from minddiff_utils import features
 from minddiff_utils.datasets import Split, Subject
@@ -147,6 +150,20 @@ def test_a_whole_file_is_not_made_again(generator, whole, tmp_path, monkeypatch)
     monkeypatch.setattr(features, "_compute", None)
     write_features(path, make_subject(), generator)
     assert_equal(contents(path), contents(whole))
+
+
+def test_other_weights_in_the_same_folder_make_the_file_again(tiny_models, tmp_path):
+    folder = shutil.copytree(tiny_models, tmp_path / "models")
+    file = folder / "stable_diffusion/vae/diffusion_pytorch_model.safetensors"
+    path, found = tmp_path / "features.h5", []
+    for _ in range(2):
+        generator = load_generator(folder, "cpu")
+        write_features(path, make_subject(IDS[:2]), generator)
+        found.append(read_features(path, "z", IDS[:2]))
+        wanted = generator.encode_pictures(Drawn().pictures(IDS[:2]))
+        np.testing.assert_allclose(found[-1], wanted, rtol=1e-3, atol=1e-4)
+        save_file({name: 1.1 * value for name, value in load_file(file).items()}, file)
+    assert not np.allclose(*found, rtol=1e-2)
 
 
 @pytest.mark.parametrize("stimulus", [0, 4, 1000])

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
-    AutoencoderKL,
     DDIMScheduler,
     PNDMScheduler,
     StableDiffusionImg2ImgPipeline,
@@ -14,7 +13,13 @@ from diffusers import (
 )
 from oracles import img2img, pixels_by_pillow, structure_by_hooks
 from torch.nn import functional as F
-from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTextConfig, CLIPTextModel
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPVisionModelWithProjection,
+)
 
 from minddiff_utils.bench import architecture
 from minddiff_utils.files import InputError
@@ -29,6 +34,7 @@ from minddiff_utils.generator import (
     to_rgb,
 )
 from minddiff_utils.phantom import world
+from minddiff_utils.settings import BOUNDS
 
 IDS = (3, 7)
 
@@ -114,7 +120,26 @@ def test_strength_is_a_share_of_the_steps(generator, n_steps, strength, n):
     assert (steps.diff() < 0).all() and steps[-1] == 1
 
 
-@pytest.mark.parametrize("n_steps, strength", [(10, 0.0), (10, 1.1), (0, 0.5), (10, float("nan"))])
+def test_every_allowed_schedule_begins_near_the_noisiest_level(generator):
+    """At strength 1 little of `z` is left: of nine steps or more less than an eighth."""
+    low, high = BOUNDS["n_steps"]
+    allowed = [n for n in range(low, high + 1) if generator.spans(n)]
+    assert {*range(1, 112), 200, 250, 333, 500, 999} <= {*allowed}
+    assert not {112, 143, 334, 501, 600} & {*allowed}
+    for n in allowed:
+        steps = generator.timesteps(n, 1.0)
+        left = float(generator.scheduler.alphas_cumprod[steps[0]]) ** 0.5
+        assert len(steps) == n and steps[-1] == 1
+        assert left < 0.13 if n >= 9 else steps[0] >= 1000 - 1000 // n - n, n
+    with pytest.raises(
+        InputError, match="n_steps=334.* 334 noise levels from 667 to 1.* 333 steps"
+    ):
+        generator.timesteps(334, 0.5)
+
+
+@pytest.mark.parametrize(
+    "n_steps, strength", [(10, 0.0), (10, 1.1), (0, 0.5), (1000, 1.0), (10, float("nan"))]
+)
 def test_settings_out_of_range_are_named(generator, n_steps, strength):
     with pytest.raises(InputError, match="strength"):
         generator.timesteps(n_steps, strength)
@@ -167,6 +192,11 @@ def test_length_of_the_condition_can_be_chosen(tiny_models):
     short = load_generator(tiny_models, "cpu", n_tokens=15)
     assert short.encode_captions([world.captions(1)]).shape == (1, 15, 128)
     assert short.empty_condition().shape == (1, 15, 128)
+    # No token is told of those behind it.
+    torch.testing.assert_close(
+        short.encode_captions([("a red house",)]),
+        load_generator(tiny_models, "cpu").encode_captions([("a red house",)])[:, :15],
+    )
 
 
 def test_latents_have_the_size_of_the_unets_input(generator, pictures):
@@ -195,10 +225,14 @@ def test_pictures_survive_the_way_to_a_tensor_and_back():
 
 
 def reference_structure(folder, pictures):
-    """Structure by transformers alone: its model, behind its own processor."""
+    """Structure by transformers alone: its models, behind its own processor."""
     processor = CLIPImageProcessorPil.from_pretrained(folder)
     pixels = processor(images=list(pictures), return_tensors="pt").pixel_values
-    return structure_by_hooks(CLIPModel.from_pretrained(folder).eval(), pixels)
+    found = structure_by_hooks(CLIPModel.from_pretrained(folder).eval(), pixels)
+    with torch.no_grad():
+        embedder = CLIPVisionModelWithProjection.from_pretrained(folder).eval()
+        found["embedding"] = embedder(pixel_values=pixels).image_embeds
+    return found
 
 
 # The judge resizes; its processor rounds to 8 bits there, we cannot if it is to have a gradient.
@@ -336,42 +370,58 @@ def test_scheduler_of_the_published_model_becomes_ddim(tiny_models, tmp_path, pi
         torch.testing.assert_close(generate(theirs, z, c, noise), generate(ours, z, c, noise))
 
 
-@pytest.fixture(scope="module")
-def version_2(tmp_path_factory):
-    """A folder with a miniature of Stable Diffusion 2.1: what it has and version 1 has not.
+@pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
+def published(request, tmp_path_factory):
+    """A folder with a miniature of Stable Diffusion 1.4, or of 2.1.
 
-    Velocity, linear projections, heads block by block, another activation in the text encoder,
-    whose last layer is missing, and "!" where a caption is shorter than it may be.
+    2.1 has velocity, linear projections, heads block by block, another activation in the text
+    encoder, whose last layer is missing, and "!" where a caption is shorter than it may be.
     """
-    folder = tmp_path_factory.mktemp("version_2")
-    small, text = architecture.SMALL, {**architecture.TEXT, **architecture.SMALL["text"]}
-    heads = {"attention_head_dim": (1, 2, 4, 4), "use_linear_projection": True}
-    levels = {k: v for k, v in architecture.NOISE_LEVELS.items() if k != "skip_prk_steps"}
-    torch.manual_seed(0)
-    unet = {**architecture.UNET, **small["unet"], **heads, "upcast_attention": True}
-    AutoencoderKL(**{**architecture.VAE, **small["vae"]}).save_pretrained(folder / "vae")
-    UNet2DConditionModel(**unet).save_pretrained(folder / "unet")
-    text_config = CLIPTextConfig(**{**text, "num_hidden_layers": 3, "hidden_act": "gelu"})
-    CLIPTextModel(text_config).save_pretrained(folder / "text_encoder")
-    tokenizer = architecture.build_tokenizer()
-    tokenizer.pad_token = "!"
-    tokenizer.save_pretrained(folder / "tokenizer")
-    scheduler = DDIMScheduler(**levels, clip_sample=False, prediction_type="v_prediction")
-    scheduler.save_pretrained(folder / "scheduler")
-    parts = {"vae": "AutoencoderKL", "unet": "UNet2DConditionModel", "scheduler": "DDIMScheduler"}
-    index = {name: ["diffusers", kind] for name, kind in parts.items()}
-    index |= {"text_encoder": ["transformers", "CLIPTextModel"]}
-    index |= {"tokenizer": ["transformers", "CLIPTokenizer"], "safety_checker": [None, None]}
-    index |= {"feature_extractor": [None, None], "_class_name": "StableDiffusionPipeline"}
-    (folder / "model_index.json").write_text(json.dumps(index))
+    folder = tmp_path_factory.mktemp("published")
+    pipeline = architecture.build_pipeline(small=True)
+    if request.param == "v_prediction":
+        small, text = architecture.SMALL, {**architecture.TEXT, **architecture.SMALL["text"]}
+        heads = {"attention_head_dim": (1, 2, 4, 4), "use_linear_projection": True}
+        unet = {**architecture.UNET, **small["unet"], **heads, "upcast_attention": True}
+        text |= {"num_hidden_layers": 3, "hidden_act": "gelu"}
+        levels = {k: v for k, v in architecture.NOISE_LEVELS.items() if k != "skip_prk_steps"}
+        torch.manual_seed(0)
+        pipeline.unet = UNet2DConditionModel(**unet)
+        pipeline.text_encoder = CLIPTextModel(CLIPTextConfig(**text))
+        pipeline.tokenizer.pad_token = "!"
+        pipeline.scheduler = DDIMScheduler(
+            **levels, clip_sample=False, prediction_type="v_prediction"
+        )
+    pipeline.save_pretrained(folder)
     return folder
 
 
-def test_version_2_equals_diffusers_from_the_caption_on(version_2, tiny_models):
-    ours = load_generator(version_2, "cpu", guide=str(tiny_models / "clip_guide"))
-    theirs = StableDiffusionImg2ImgPipeline.from_pretrained(version_2, safety_checker=None)
+@pytest.fixture(scope="module")
+def both(published, tiny_models):
+    """Our generator, and diffusers' img2img with DDIM, from the same published folder."""
+    theirs = StableDiffusionImg2ImgPipeline.from_pretrained(published, safety_checker=None)
     theirs.set_progress_bar_config(disable=True)
-    assert ours.scheduler.config.prediction_type == "v_prediction"
+    theirs.scheduler = DDIMScheduler.from_config(theirs.scheduler.config, clip_sample=False)
+    return load_generator(published, "cpu", guide=str(tiny_models / "clip_guide")), theirs
+
+
+def test_published_features_and_pictures_are_those_of_diffusers(both, pictures):
+    ours, theirs = both
+    texts = ["a dog", "two boats , and a red house"]
+    c, empty = theirs.encode_prompt(texts, "cpu", 1, True)
+    torch.testing.assert_close(ours.encode_captions([(text,) for text in texts]), c)
+    torch.testing.assert_close(ours.empty_condition(), empty[:1])
+    pictures = ours.resize(pictures)
+    rgb = theirs.image_processor.preprocess(pictures / 255.0).float()
+    with torch.no_grad():
+        z = theirs.vae.encode(rgb).latent_dist.mode() * 0.18215
+        torch.testing.assert_close(ours.encode_pictures(pictures), z, rtol=1e-4, atol=1e-4)
+        painted = theirs.vae.decode(z / 0.18215).sample
+        torch.testing.assert_close(ours.decode(z), painted, rtol=1e-4, atol=1e-4)
+
+
+def test_published_model_equals_diffusers_from_the_caption_on(both):
+    ours, theirs = both
     z = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
     expected = theirs(
         prompt="a dog", image=z, strength=0.6, num_inference_steps=10, guidance_scale=5.0,
@@ -382,6 +432,18 @@ def test_version_2_equals_diffusers_from_the_caption_on(version_2, tiny_models):
         found = generate(ours, z, c, noise_like(z, 2, [7]), 10, 0.6, 5.0)
     assert (expected - z).norm() > 0.01 * z.norm()
     assert (found - expected).norm() <= 1e-4 * expected.norm()
+
+
+@pytest.mark.parametrize("n_steps", [1, 3, 5, 9, 20, 50, 142, 200, 333, 999])
+def test_levels_are_those_of_diffusers_img2img(both, n_steps):
+    ours, theirs = both
+    for strength in (0.1, 0.5, 0.56, 0.7, 1.0):
+        kept = max(1, round(n_steps * strength))
+        theirs.scheduler.set_timesteps(n_steps)
+        # Theirs rounds down.
+        wanted, n = theirs.get_timesteps(n_steps, (kept + 0.5) / n_steps, "cpu")
+        found = ours.timesteps(n_steps, strength)
+        assert n == kept and found.tolist() == wanted.tolist()
 
 
 def test_models_are_frozen(generator):

@@ -236,12 +236,13 @@ def test_a_picture_without_a_number_falls_back_and_leaves_the_others(generator, 
     np.testing.assert_array_equal(read_pictures(path)[[0, 2]], whole[[0, 2]])
 
 
-def test_a_loss_that_doubles_falls_back_to_the_best_iterate():
-    iterates = [torch.full((2, 3, 2, 2), float(k)) for k in range(3)]
-    losses = [torch.tensor(row) for row in ([[1.0], [1.0]], [[0.5], [0.5]], [[2.1], [1.9]])]
-    found = reconstruction._finished(torch.zeros(2), torch.zeros(2), iterates, losses)
-    assert found.failed.tolist() == [True, False]
-    assert found.pictures[:, 0, 0, 0].tolist() == [1.0, 2.0]
+def test_what_fails_falls_back_to_the_best_iterate():
+    iterates = [torch.full((3, 3, 2, 2), float(k)) for k in range(3)]
+    losses = torch.tensor([[1.0, 0.5, 2.1], [1.0, 0.5, 1.9], [1.0, 0.5, 0.4]])[..., None].unbind(1)
+    iterates[2][2, 0, 1, 1] = torch.inf  # a pixel of which the loss knows nothing: it is cut off
+    found = reconstruction._finished(torch.zeros(3), torch.zeros(3), iterates, list(losses))
+    assert found.failed.tolist() == [True, False, True]
+    assert found.pictures[:, 0, 0, 0].tolist() == [1.0, 2.0, 1.0]
 
 
 def test_nothing_finite_at_all_is_grey_and_flagged():

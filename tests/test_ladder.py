@@ -10,7 +10,6 @@ import pytest
 
 import minddiff_utils
 from minddiff_utils.control_runs import make_control, open_bench
-from minddiff_utils.controls import first_pictures
 from minddiff_utils.datasets import load_subject
 from minddiff_utils.decoding import decode_subject, read_decoded
 from minddiff_utils.features import write_features
@@ -49,8 +48,6 @@ def run(tmp_path_factory):
     reconstruct(generator, decoded, first, out / "stage1.h5")
     reconstruct(generator, decoded, full, out / "trace.h5")
     bench = open_bench(person, generator, out)
-    alone = first_pictures(generator, decoded, first).astype(int)  # in other batches: rounding
-    assert abs(alone - read_pictures(out / "stage1.h5")).max() <= 2
     made = {
         "shuffled": bench.run(shuffled[0], full, "shuffled"),
         "stage1": read_pictures(out / "stage1.h5"),

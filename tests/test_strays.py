@@ -1,34 +1,88 @@
-"""Pictures that went astray are named below the table."""
+"""Pictures that failed are counted where they arise and below every table that they enter."""
+
+import json
+import re
+from types import SimpleNamespace
 
 import h5py
+import nbformat
 import numpy as np
 import pandas as pd
+import pytest
+from dummy_project import ROOT
+from test_reconstruction import decoded
 
+from minddiff_utils.control_runs import Bench, make_control
+from minddiff_utils.generator import load_generator
+from minddiff_utils.pages import front_results
+from minddiff_utils.reconstruction import read_pictures, reconstruct
 from minddiff_utils.results import write_results
+from minddiff_utils.settings import Settings
 from minddiff_utils.strays import find_strays, stray_note
 
+CONTROLS = ("takagi", "neuraldiffuser", "ceiling", "mean_features", "prior")
+RUNS = {
+    "stage1": "stage1.h5",
+    "stage2": "trace.h5",
+    "no_z": "trace_no_z.h5",
+    "no_c": "trace_no_c.h5",
+    "shuffled": "trace_shuffled.h5",
+    **{name: f"controls/{name}.h5" for name in CONTROLS},
+}
 
-def write(path, failed):
+
+def write(path, failed, solver="fast"):
     path.parent.mkdir(parents=True, exist_ok=True)
     with h5py.File(path, "w") as file:
         file["stimulus_id"], file["failed"] = np.arange(10, 10 + len(failed)), failed
+        file.attrs["record"] = json.dumps({"solver": solver})
 
 
-def test_flags_of_every_run_are_found(tmp_path):
-    write(tmp_path / "trace.h5", [False, True, True])
-    write(tmp_path / "controls" / "ceiling.h5", [False, False, False])
-    assert find_strays(tmp_path) == {"stage2": [11, 12], "ceiling": []}
-    note = stray_note({"a": tmp_path})
-    assert note.endswith("stands: a, both stages, this book's solver: 11, 12.\n")
+def test_every_methods_flags_are_its_own(tmp_path):
+    for number, name in enumerate([*RUNS.values(), "controls/seed_1.h5"]):
+        write(tmp_path / name, np.arange(11) == number)
+    assert find_strays(tmp_path) == {name: [10 + k] for k, name in enumerate(RUNS)}
+    assert find_strays(tmp_path, ["seed_1", "blur"]) == {"seed_1": [20]}
+    write(tmp_path / "trace.h5", [True], "paper")
+    assert find_strays(tmp_path, ["stage2", "algorithm_1"]) == {"algorithm_1": [10]}
 
 
-def test_nothing_astray_and_nothing_there(tmp_path):
+def test_failed_pictures_are_counted_and_listed(tmp_path):
     assert stray_note({"a": tmp_path}) == ""
     write(tmp_path / "trace.h5", [False])
-    assert stray_note({"a": tmp_path}).endswith("stands: none.\n")
+    assert stray_note({"a": tmp_path}) == "\nFailed pictures: none.\n"
+    assert stray_note({"a": tmp_path}, quiet=True) == ""
+    write(tmp_path / "trace.h5", [False, True, True])
+    write(tmp_path / "controls" / "ceiling.h5", [True] * 12)
+    for note in (stray_note({"a": tmp_path}), stray_note({"a": tmp_path}, quiet=True)):
+        assert "a, both stages, this book's solver: 2 (11, 12); a, true features: 12 (10," in note
+        assert note.endswith(" 19, …).\n")
+    assert stray_note({"a": tmp_path}, ["stage1"]) == ""
 
 
-def test_the_tables_file_names_them(tmp_path):
+@pytest.mark.parametrize(("dtype", "scale", "failed"), [("float16", 1e5, 3), ("float32", 1e5, 0)])
+def test_overflow_in_half_precision_is_said(tiny_models, tmp_path, dtype, scale, failed):
+    """In stage 1, and in peers and controls that are stage 1 alone."""
+    generator = load_generator(tiny_models, "cpu", dtype)
+    for values in generator.vae.decoder.conv_in.parameters():
+        values.mul_(scale)
+    given = decoded(generator)
+    first = Settings(3, 0.7, 2.0, solver="paper", iterations=0, structure="values")
+    path = reconstruct(generator, given, first, tmp_path / "stage1.h5")
+    bench = Bench(
+        SimpleNamespace(splits=()), generator, given, tmp_path, tmp_path, first, first, 0, 2
+    )
+    grey = [
+        np.ptp(pictures, axis=(1, 2, 3)) == 0
+        for pictures in (read_pictures(path), make_control("prior", bench))
+    ]
+    assert np.sum(grey, axis=1).tolist() == [failed, failed]
+    note = stray_note({"S": tmp_path}, quiet=True)
+    for name in ("no stage 2", "no brain at all"):
+        assert (f"S, {name}: {failed} (0, 1, 2)" in note) == (failed > 0)
+
+
+def test_the_tables_file_and_the_first_page_name_them(tmp_path):
     """The group's table looks into the folders of its subjects, a subject's own into its own."""
     rng = np.random.default_rng(0)
     rows = [
@@ -40,8 +94,22 @@ def test_the_tables_file_names_them(tmp_path):
     ]
     values = pd.DataFrame(rows, columns=["subject", "method", "stimulus_id", "metric", "value"])
     write(tmp_path / "a" / "trace.h5", [False] * 4)
-    write(tmp_path / "b" / "trace.h5", [False, False, True, False])
+    write(tmp_path / "b" / "stage1.h5", [False, False, True, False])
+    write(tmp_path / "b" / "trace_no_z.h5", [True] * 4)  # has no row
     text = write_results(tmp_path, values).read_text("utf-8")
-    assert "stands: b, both stages, this book's solver: 12.\n" in text
+    n_tables = len(re.findall(r"^\| ---", text, flags=re.MULTILINE))
+    assert n_tables > 1 and text.count(": b, no stage 2: 1 (12).\n") == n_tables
+    plan = SimpleNamespace(run=tmp_path, subjects=("a", "b"), group=())
+    assert "b, no stage 2: 1 (12)" in front_results(plan)
     text = write_results(tmp_path / "a", values[values.subject == "a"]).read_text("utf-8")
-    assert "stands: none.\n" in text
+    assert text.count("Failed pictures: none.\n") == 1
+
+
+@pytest.mark.parametrize("chapter", ["05_metrics", "06_subjects", "colab"])
+def test_no_table_of_a_notebook_is_without_the_note(chapter):
+    cells = nbformat.read(ROOT / "notebooks" / f"{chapter}.ipynb", as_version=4).cells
+    tables = [c.source for c in cells if c.cell_type == "code" and "markdown_table(" in c.source]
+    assert tables
+    for source in tables:
+        last = source.splitlines()[-1]
+        assert re.search(r" \+ (below|failed|stray_note\(.*\))\)$", last), source
