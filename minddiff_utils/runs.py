@@ -209,7 +209,7 @@ def load_plan(
     if "run_dir" not in parameters:
         raise InputError(f"{path}: `run_dir` is missing; for example ../runs/{path.stem}.")
     _check_parameters(path, parameters, sheets)
-    return Plan(
+    plan = Plan(
         name=path.stem,
         title=str(values.get("title", path.stem)),
         about=str(values.get("about", "")),
@@ -221,6 +221,13 @@ def load_plan(
         sheets=sheets,
         shards=shards,
     )
+    own = parameters.get("dataset") == "own" and len(subjects) > 1
+    if own and plan.path("data_path").is_file():
+        raise InputError(
+            f"{plan.path('data_path')} is one file for {len(subjects)} subjects, "
+            f"{', '.join(subjects)}: expected a folder with a file for each."
+        )
+    return plan
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

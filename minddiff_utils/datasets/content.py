@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # they read responses, which are checked here
 __all__ = [
     "check_content",
     "content_faults",
+    "digests",
     "flat_pictures",
     "listed",
     "picture_groups_by_pixels",
@@ -65,7 +66,7 @@ def content_faults(subject: Subject) -> list[str]:
     for some, pictures in stream_pictures(subject.stimuli, ids):
         highest = max(highest, int(pictures.max()))
         flat += some[flat_pictures(pictures)].tolist()
-        keys += _digests(pictures)
+        keys += digests(pictures)
     faults = []
     if highest <= 1:
         faults.append(
@@ -113,14 +114,15 @@ def picture_groups_by_pixels(stimuli: Stimuli, ids: Sequence[int]) -> np.ndarray
         The least of the ids that have the same pixels: `groups` of a cross-validation that must
         not have copies of a picture in two folds.
     """
-    keys = [key for _, pictures in stream_pictures(stimuli, ids) for key in _digests(pictures)]
+    keys = [key for _, pictures in stream_pictures(stimuli, ids) for key in digests(pictures)]
     least: dict[bytes, int] = {}
     for key, number in zip(keys, ids, strict=True):
         least[key] = min(int(number), least.get(key, int(number)))
     return np.array([least[key] for key in keys], np.int64)
 
 
-def _digests(rows: Iterable[np.ndarray]) -> list[bytes]:
+def digests(rows: Iterable[np.ndarray]) -> list[bytes]:
+    """Return the SHA-256 of each array: equal for equal pictures, or trials."""
     return [hashlib.sha256(np.ascontiguousarray(row)).digest() for row in rows]
 
 
@@ -153,7 +155,7 @@ def trial_fault(x: np.ndarray) -> str:
     """
     zero = np.flatnonzero(~x.any(axis=1))
     first: dict[bytes, int] = {}
-    origin = np.array([first.setdefault(key, i) for i, key in enumerate(_digests(x))])
+    origin = np.array([first.setdefault(key, i) for i, key in enumerate(digests(x))])
     again = np.flatnonzero(origin != np.arange(len(x)))
     if not zero.size and not again.size:
         return ""

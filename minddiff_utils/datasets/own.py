@@ -100,8 +100,10 @@ def _same_brains(files: Sequence[Path]) -> list[str]:
     for path in files:
         try:
             with open_hdf5(path, "responses") as data:
-                start = np.asarray(data.astype(np.float32)[:FIRST])
-        except (InputError, TypeError, AttributeError):  # a fault of that file, not of this pair
+                if data.ndim != 2 or data.dtype.kind not in "iuf":
+                    continue
+                start = data.astype(np.float32)[:FIRST]
+        except InputError:  # a fault of that file, not of this pair
             continue
         other = seen.setdefault((start.shape, start.tobytes()), path)
         if other != path:

@@ -122,7 +122,10 @@ def open_file(
 def open_hdf5(path: Path, name: str) -> Iterator[h5py.Dataset]:
     """Open one dataset of an HDF5 file; see `open_file` and `open_dataset`."""
     with open_file(path) as file:
-        yield open_dataset(file, name)
+        data = open_dataset(file, name)
+        if not isinstance(data, h5py.Dataset):
+            raise InputError(f"{path} has no dataset {name!r}, but a group. Write it again.")
+        yield data
 
 
 def open_dataset(file: h5py.File, name: str, nested: int = NESTED) -> h5py.Dataset | h5py.Group:
