@@ -212,7 +212,7 @@ def load_plan(
     if "run_dir" not in parameters:
         raise InputError(f"{path}: `run_dir` is missing; for example ../runs/{path.stem}.")
     parameters = _check_parameters(path, parameters, sheets)
-    return Plan(
+    plan = Plan(
         name=path.stem,
         title=_text(path, "title", values.get("title"), path.stem),
         about=_text(path, "about", values.get("about"), ""),
@@ -224,6 +224,13 @@ def load_plan(
         sheets=sheets,
         shards=shards,
     )
+    own = parameters.get("dataset") == "own" and len(subjects) > 1
+    if own and plan.path("data_path").is_file():
+        raise InputError(
+            f"{plan.path('data_path')} is one file for {len(subjects)} subjects, "
+            f"{', '.join(subjects)}: expected a folder with a file for each."
+        )
+    return plan
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

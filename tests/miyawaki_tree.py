@@ -66,7 +66,7 @@ def _write_run(top: Path, name: str, patterns: list, block: int, rng) -> None:
     for volume, image in enumerate(screen):
         if image[0, 0] >= 0:
             change[volume + LAG] = [response_of(image, voxel) for voxel in range(voxels)]
-    base = 500 + np.arange(voxels)
+    base = 500 + rng.uniform(0, 100, voxels)  # so that no two runs are equal to the last bit
     base[-1] = 0  # outside the head
     series = base * (1 + change[:n] / 100)
     data = series.T.reshape(*SHAPE, n).astype(np.float32)

@@ -91,10 +91,10 @@ def test_empty_voxels_are_dropped_and_counted(tmp_path):
 @pytest.mark.parametrize(("low", "high"), [(-0.5, 0.5), (0, 255), (-40, 90)])
 def test_other_scales_of_luminance(tmp_path, low, high):
     rng = np.random.default_rng(1)
-    pictures = rng.uniform(low, high, (N_TRAIN, 8, 8)).astype(np.float32)
+    pictures = rng.uniform(low, high, (N_TRAIN + N_TEST, 8, 8)).astype(np.float32)
     pictures[0, 0, :2] = low, high
-    path, _ = make(tmp_path, stimuli=pictures, stimuli_test=pictures[:N_TEST])
-    shown = load(path).stimuli.pictures(range(N_TRAIN))[..., 0]
+    path, _ = make(tmp_path, stimuli=pictures[:N_TRAIN], stimuli_test=pictures[N_TRAIN:])
+    shown = load(path).stimuli.pictures(range(len(pictures)))[..., 0]
     assert shown.min() == 0 and shown.max() == 255
     np.testing.assert_allclose(shown, 255 * (pictures - low) / (high - low), atol=0.51)
 

@@ -1,5 +1,7 @@
 """Distances to the training pictures, and what depends on them."""
 
+from types import SimpleNamespace
+
 import h5py
 import numpy as np
 import pandas as pd
@@ -8,7 +10,7 @@ from scipy.stats import spearmanr
 
 from minddiff_utils.datasets import Split
 from minddiff_utils.files import InputError
-from minddiff_utils.overlap import Overlap, nearest, overlap, overlap_trend
+from minddiff_utils.overlap import Overlap, count_copies, nearest, overlap, overlap_trend
 
 
 def test_nearest_equals_a_loop():
@@ -58,3 +60,27 @@ def test_trend_is_spearmans_with_its_interval():
     low, high = (float(part) for part in text.split("[")[1].strip("]").split(",\u00a0"))
     assert low < rho < high < 0
     assert table.loc["mean picture", "PCC"] == "–"
+
+
+@pytest.mark.parametrize("side", [40, 64])
+def test_copies_and_near_twins_by_pixels(side):
+    """Patterns differ from picture 0 in so many whole patches; photographs are all different."""
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (9, side, side, 3), np.uint8)
+    grey = rng.integers(0, 2, (10, 10), np.uint8)
+    size = side // 10
+    for place, (changed, by) in enumerate([(0, 107), (0, 107), (4, 107), (12, 107), (100, 9)]):
+        pattern = 128 + 90 * grey
+        pattern.flat[:changed] = np.where(grey.flat[:changed], 218 - by, 128 + by)
+        drawn = pattern.astype(np.uint8).repeat(size, 0).repeat(size, 1)
+        pictures[place] = 128
+        pictures[place, : 10 * size, : 10 * size] = drawn[..., None]
+    pictures[8] = pictures[7]
+    stimuli = SimpleNamespace(pictures=lambda ids: pictures[np.asarray(ids)])
+    copies = count_copies(stimuli, [Split("a", np.arange(1, 8), np.array([0, 8]))])
+    assert copies.stimulus_id.tolist() == [0, 8]
+    assert copies.exact.tolist() == [1, 1]
+    assert copies.near.tolist() == [2, 0]  # four patches; all, but hardly
+    assert copies.any.tolist() == [0, 8]
+    apart = count_copies(stimuli, [Split("a", np.array([3, 5]), np.array([0, 7]))])
+    assert not apart.any.size

@@ -16,6 +16,8 @@ from minddiff_utils.datasets.own_file import LAYOUT, REQUIRED
 from minddiff_utils.datasets.subject import single_trial_ncsnr
 from minddiff_utils.figures_data import ceiling_by_roi, clearest_voxel
 from minddiff_utils.files import InputError
+from minddiff_utils.phantom.world import captions
+from minddiff_utils.runs import load_plan
 
 PAGE = ROOT / "book" / "own_data.md"
 
@@ -88,6 +90,12 @@ def test_example_writes_a_good_file_that_the_reader_reads(written):
 def test_page_describes_every_dataset_and_no_other():
     tables = re.findall(r"^\| `(\w+)` \|", PAGE.read_text("utf-8"), flags=re.MULTILINE)
     assert sorted(tables) == sorted(LAYOUT)
+
+
+def test_captions_that_the_page_recommends_are_made_of_known_words():
+    known = set(" ".join(text for i in range(3000) for text in captions(i)).split())
+    forms = re.findall(r"^- \*(.*)\*$", PAGE.read_text("utf-8"), flags=re.MULTILINE)
+    assert len(forms) == 5 and {word for form in forms for word in form.split()} <= known
 
 
 @pytest.mark.slow
@@ -185,6 +193,13 @@ def test_a_folder_has_a_file_a_subject(made):
     np.testing.assert_allclose(ben.responses, anna.responses + 1, rtol=1e-5)
     with pytest.raises(InputError, match=r"carl.h5 is missing; subjects in .*: anna, ben"):
         load_subject("own", folder, "carl")
+
+
+def test_one_file_is_not_two_subjects(made):
+    changes = {"data_path": str(write(*made)), "subjects": ["anna", "ben"]}
+    notebooks = ROOT / "notebooks"
+    with pytest.raises(InputError, match="is one file for 2 subjects, anna, ben"):
+        load_plan(notebooks / "params/own.yaml", notebooks, changes)
 
 
 def test_a_file_that_names_its_subject_is_no_one_elses(made):
@@ -292,9 +307,9 @@ def test_groups_missing_and_broken_files(made, tmp_path):
     for length in (0, 100, len(whole) - 2000):
         path.write_bytes(whole[:length])
         (fault,) = check_own(path)
-        assert "no whole HDF5 file" in fault
+        assert "is truncated or not an HDF5 file" in fault
     (fault,) = check_own(tmp_path / "nothing.h5")
-    assert "nothing.h5 is missing: expected an HDF5 file" in fault
+    assert "nothing.h5 is missing. The page 'Your own data'" in fault
     (tmp_path / "empty").mkdir()
     (fault,) = check_own(tmp_path / "empty")
     assert "holds no file *.h5" in fault

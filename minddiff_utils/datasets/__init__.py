@@ -1,8 +1,10 @@
 """Recordings, each read into the same `Subject` record."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from minddiff_utils.datasets.content import picture_groups_by_pixels
 from minddiff_utils.datasets.kay import load_kay
 from minddiff_utils.datasets.miyawaki import load_miyawaki
 from minddiff_utils.datasets.miyawaki_full import load_miyawaki_full
@@ -34,6 +36,7 @@ __all__ = [
     "load_subject",
     "mean_repetitions",
     "noise_ceiling",
+    "picture_groups_by_pixels",
     "prepare_fold",
     "single_trial_ncsnr",
     "summarise",
@@ -83,7 +86,7 @@ def load_subject(
     protocol : {982, 1000, None}
         NSD's test pictures: 982 takes the first 37 sessions, 1000 the first 40.
     repetitions : {"average", "keep"}
-        Whether NSD's training pictures give the decoders their mean response or every trial.
+        Whether training pictures give the decoders their mean response or every trial.
     cache : str or Path, optional
         Folder for the file into which the responses of a big recording are gathered, and from
         which they are then read; the folder of the subject's results, for example.
@@ -100,8 +103,8 @@ def load_subject(
     if dataset == "nsd":
         choice = {"sessions": sessions, "protocol": protocol, "repetitions": repetitions}
         return load_nsd(path, subject, rois=rois, **choice, cache=cache)
-    if (sessions, protocol, repetitions) != (None, None, "average"):
-        raise InputError(f"sessions, protocol and repetitions are for NSD, not dataset={dataset!r}")
+    if (sessions, protocol) != (None, None):
+        raise InputError(f"sessions and protocol are for NSD, not dataset={dataset!r}")
     if dataset in READERS:
-        return READERS[dataset](path, subject, rois=rois)
+        return replace(READERS[dataset](path, subject, rois=rois), repetitions=repetitions)
     raise InputError(f"dataset={dataset!r} is unknown; choose one of {', '.join(DATASETS)}")

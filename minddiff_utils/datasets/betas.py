@@ -14,7 +14,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.openers import ImageOpener
 
-from minddiff_utils.datasets.reading import open_hdf5, open_image
+from minddiff_utils.datasets.reading import open_hdf5, open_image, unreadable
 from minddiff_utils.files import InputError
 
 __all__ = ["BetaFile", "inspect_betas", "read_betas", "read_stored"]
@@ -177,9 +177,8 @@ def _fill_from_nifti(file: BetaFile, ijk: np.ndarray, out: np.ndarray) -> None:
                 out[:, first : first + n] = picked.T
             stream.read(1)  # past the end of a `.gz`, where its checksum stands
     except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise InputError(
-            f"{file.path} is damaged or truncated ({error}): fetch it again"
-        ) from error
+        damage = f"is damaged or truncated ({error}): fetch it again"
+        raise unreadable(file.path, error, damage) from error
 
 
 def _fill_from_rows(betas: h5py.Dataset, ijk: np.ndarray, out: np.ndarray) -> None:

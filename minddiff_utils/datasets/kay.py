@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from minddiff_utils.datasets.content import check_content
+from minddiff_utils.datasets.reading import existing, unreadable
 from minddiff_utils.datasets.subject import Split, Subject, check_ids
 from minddiff_utils.files import InputError
 
@@ -111,7 +113,7 @@ def load_kay(path: str | Path, subject: str = SUBJECT, *, rois: str = "kastner20
             raise InputError(f"{path}: every voxel of {name} is constant or not finite. {SOURCE}")
     grey = _grey(np.concatenate([content["stimuli"], content["stimuli_test"]]))
     ids = np.arange(n_train + n_test)
-    return Subject(
+    subject = Subject(
         name=SUBJECT,
         dataset="kay",
         responses=np.ascontiguousarray(responses[:, keep], np.float32),
@@ -122,12 +124,12 @@ def load_kay(path: str | Path, subject: str = SUBJECT, *, rois: str = "kastner20
         stimuli=KayStimuli(grey, _texts(path.with_name(CAPTIONS_FILE), len(ids))),
         n_dropped=int((wanted & ~keep).sum()),
     )
+    return check_content(path, subject, SOURCE)
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
     """Return the six arrays, of shapes that fit one another."""
-    if not path.is_file():
-        raise InputError(f"{path} is missing. {SOURCE}")
+    existing(path, SOURCE)
     try:
         with np.load(path, allow_pickle=False) as file:
             missing = [key for key in KEYS if key not in file]
@@ -137,7 +139,8 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     except InputError:
         raise
     except DAMAGED as error:
-        raise InputError(f"{path} is truncated or no npz file ({error}). {SOURCE}") from None
+        damage = f"is truncated or no npz file ({error}). {SOURCE}"
+        raise unreadable(path, error, damage) from None
     fault = _misfit({key: values.shape for key, values in content.items()})
     if fault:
         raise InputError(f"{path}: {fault}. {SOURCE}")
@@ -187,8 +190,9 @@ def _regions(path: Path, content: Mapping[str, np.ndarray], rois: str) -> dict[s
 def _grey(values: np.ndarray) -> np.ndarray:
     """Bring luminances to 0 to 255 by one scale for all pictures: their contrast stays."""
     low, high = float(values.min()), float(values.max())
-    if not np.isfinite([low, high]).all() or high <= low:
-        raise InputError(f"the pictures hold values {low} to {high}. {SOURCE}")
+    cast = values.dtype.kind in "iu" and high - low <= 1
+    if not np.isfinite([low, high]).all() or high <= low or cast:
+        raise InputError(f"the pictures hold {values.dtype} {low:g} to {high:g}. {SOURCE}")
     # Luminance is stored from 0 to 1 or 0 to 255; where the mean was taken off, the extremes count.
     if low >= 0:
         low, high = 0.0, 1.0 if high <= 1 else max(high, 255.0)

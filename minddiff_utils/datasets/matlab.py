@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from minddiff_utils.datasets.reading import existing, unreadable
 from minddiff_utils.files import InputError
 
 __all__ = ["read_matlab"]
@@ -45,13 +46,12 @@ def read_matlab(path: str | Path, names: Sequence[str], hint: str) -> dict[str, 
     """
     from scipy.io.matlab import MatReadError, loadmat
 
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path} is missing. {hint}")
+    path = existing(Path(path), hint)
     try:
         content = loadmat(path, variable_names=list(names))
     except (MatReadError, *DAMAGED) as error:
-        raise InputError(f"{path} is not a readable MATLAB file ({error}). {hint}") from error
+        damage = f"is not a readable MATLAB file ({error}). {hint}"
+        raise unreadable(path, error, damage) from error
     missing = [name for name in names if name not in content]
     if missing:
         raise InputError(f"{path} lacks {', '.join(missing)}. {hint}")

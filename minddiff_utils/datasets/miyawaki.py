@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from minddiff_utils.datasets.content import check_content
 from minddiff_utils.datasets.matlab import read_matlab
 from minddiff_utils.datasets.patterns import N_PATCHES, pattern_picture
 from minddiff_utils.datasets.subject import Split, Subject, check_ids
@@ -118,7 +119,7 @@ def load_miyawaki(
     changing = np.isfinite(responses).all(axis=0) & (np.ptp(responses, axis=0) > 0)
     if not changing.any():
         raise InputError(f"{path}: every voxel is constant or not finite. {SOURCE}")
-    return Subject(
+    subject = Subject(
         name=SUBJECT,
         dataset="miyawaki",
         responses=np.ascontiguousarray(responses[:, changing], dtype=np.float32),
@@ -129,6 +130,7 @@ def load_miyawaki(
         stimuli=MiyawakiStimuli(distinct),
         n_dropped=int((~changing).sum()),
     )
+    return check_content(Path(path), subject, SOURCE)
 
 
 def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:

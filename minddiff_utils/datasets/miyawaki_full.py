@@ -12,8 +12,10 @@ import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 
+from minddiff_utils.datasets.content import check_content
 from minddiff_utils.datasets.miyawaki import CAPTIONS
 from minddiff_utils.datasets.patterns import N_PATCHES, pattern_picture
+from minddiff_utils.datasets.reading import existing, unreadable
 from minddiff_utils.datasets.subject import Split, Subject, check_ids
 from minddiff_utils.files import InputError
 
@@ -200,10 +202,11 @@ def load_miyawaki_full(
             patterns.append(shown)
             responses.append(answers)
             from_figures.append(np.full(len(shown), kind == "figure"))
-    return _subject(
+    found = _subject(
         np.concatenate(patterns), np.concatenate(responses), np.concatenate(from_figures),
         ijk, roi, image,
     )  # fmt: skip
+    return check_content(tree.top, found, SOURCE)
 
 
 def _subject(
@@ -310,9 +313,7 @@ def read_labels(path: str | Path) -> np.ndarray:
     InputError
         If the file is missing or holds anything else.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path} is missing. {SOURCE}")
+    path = existing(Path(path), SOURCE)
     try:
         flat = np.loadtxt(path, dtype=int, delimiter=",", ndmin=2)
     except (ValueError, UnicodeDecodeError) as error:
@@ -377,16 +378,17 @@ def block_means(
 
 
 def _image(path: Path) -> nib.Nifti1Image:
-    if not path.is_file():
-        raise InputError(f"{path} is missing. {SOURCE}")
+    existing(path, SOURCE)
     try:
         return nib.load(path)
     except (ImageFileError, OSError, EOFError) as error:
-        raise InputError(f"{path} is not a readable NIfTI file ({error}). {SOURCE}") from None
+        damage = f"is not a readable NIfTI file ({error}). {SOURCE}"
+        raise unreadable(path, error, damage) from None
 
 
 def _data(path: Path, image: nib.Nifti1Image) -> np.ndarray:
     try:
         return np.asarray(image.dataobj)
     except (OSError, EOFError, ValueError) as error:
-        raise InputError(f"{path} is damaged ({error}): fetch it again. {SOURCE}") from None
+        damage = f"is damaged ({error}): fetch it again. {SOURCE}"
+        raise unreadable(path, error, damage) from None

@@ -9,8 +9,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from minddiff_utils.datasets.content import flat_pictures
 from minddiff_utils.datasets.nsd_tree import NsdTree
-from minddiff_utils.datasets.reading import existing, open_hdf5, read_rows, read_table
+from minddiff_utils.datasets.reading import (
+    MAX_SIDE,
+    existing,
+    open_hdf5,
+    read_rows,
+    read_table,
+)
 from minddiff_utils.files import InputError
 
 if TYPE_CHECKING:
@@ -89,21 +96,29 @@ class NsdStimuli:
         Raises
         ------
         InputError
-            If the file is missing, damaged, or has no such picture.
+            If the file is missing, damaged, or has no such picture, or one of a single colour.
         """
         ids = np.asarray(ids, dtype=np.int64)
         with open_hdf5(self.tree.pictures, "imgBrick") as brick:
-            if brick.ndim != 4 or brick.shape[-1] != 3 or brick.dtype != np.uint8:
+            fits = brick.ndim == 4 and brick.shape[-1] == 3 and max(brick.shape[1:3]) <= MAX_SIDE
+            if not fits or brick.dtype != np.uint8:
                 raise InputError(
                     f"{self.tree.pictures}: imgBrick is {brick.dtype} {brick.shape}; expected "
-                    "uint8 (n, height, width, 3). Fetch it again."
+                    f"uint8 (n, height, width, 3), sides to {MAX_SIDE}. Fetch it again."
                 )
             if ids.size and (ids.min() < 0 or ids.max() >= len(brick)):
                 raise InputError(
                     f"{self.tree.pictures} has pictures 0 to {len(brick) - 1}; asked for "
                     f"{ids.min() if ids.min() < 0 else ids.max()}. Fetch it again."
                 )
-            return read_rows(brick, ids)
+            found = read_rows(brick, ids)
+        flat = np.flatnonzero(flat_pictures(found))
+        if flat.size:
+            raise InputError(
+                f"{self.tree.pictures}: picture {ids[flat[0]]} has one colour throughout, so was "
+                "never written. Fetch it again."
+            )
+        return found
 
     def captions(self, ids: Sequence[int]) -> list[tuple[str, ...]]:
         """Return five captions a picture, in the order of `ids`.

@@ -4,16 +4,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
+from minddiff_utils.datasets.content import check_content, content_faults
 from minddiff_utils.datasets.own_file import LAYOUT, PLACES, OwnFile, examine, make_splits
+from minddiff_utils.datasets.reading import open_hdf5, read_rows
 from minddiff_utils.datasets.subject import Subject
 from minddiff_utils.files import InputError
 
 __all__ = ["LAYOUT", "OwnStimuli", "check_own", "load_own"]
 
 SUFFIXES = (".h5", ".hdf5")
+FIRST = 32  # trials by which two files are told apart
 
 
 class OwnStimuli:
@@ -42,9 +44,8 @@ class OwnStimuli:
         InputError
             If there is no such picture.
         """
-        wanted, place = np.unique(self._checked(ids), return_inverse=True)
-        with h5py.File(self.path, "r") as file:
-            found = file["pictures"][wanted][place.ravel()]
+        with open_hdf5(self.path, "pictures") as stored:
+            found = read_rows(stored, self._checked(ids))
         return found if found.ndim == 4 else np.repeat(found[..., None], 3, axis=3)
 
     def captions(self, ids: Sequence[int]) -> list[tuple[str, ...]]:
@@ -77,11 +78,40 @@ def check_own(path: str | Path) -> list[str]:
     """
     path = Path(path)
     if not path.is_dir():
-        return examine(path).faults
+        return _faults(path)
     files = _files(path)
     if not files:
         return [f"{path} holds no file *.h5; expected one a subject, such as {path}/S1.h5."]
-    return [fault for file in files for fault in examine(file).faults]
+    return [fault for file in files for fault in _faults(file)] + _same_brains(files)
+
+
+def _faults(path: Path) -> list[str]:
+    """All faults of one file: first those of its form, and where it has none, of its content."""
+    found = examine(path)
+    if found.faults:
+        return found.faults
+    subject = _subject(found, "", _regions(found, "all"))
+    return [f"{path}: {fault}" for fault in content_faults(subject)]
+
+
+def _same_brains(files: Sequence[Path]) -> list[str]:
+    """Say which files begin with the same responses, so are of one brain."""
+    faults, seen = [], {}
+    for path in files:
+        try:
+            with open_hdf5(path, "responses") as data:
+                if data.ndim != 2 or data.dtype.kind not in "iuf":
+                    continue
+                start = data.astype(np.float32)[:FIRST]
+        except InputError:  # a fault of that file, not of this pair
+            continue
+        other = seen.setdefault((start.shape, start.tobytes()), path)
+        if other != path:
+            faults.append(
+                f"{path}: `responses` are those of {other}: one brain as two subjects. Give each "
+                "subject its own recording."
+            )
+    return faults
 
 
 def load_own(path: str | Path, subject: str = "S1", *, rois: str = "all") -> Subject:
@@ -108,8 +138,10 @@ def load_own(path: str | Path, subject: str = "S1", *, rois: str = "all") -> Sub
         If the file is missing, has a fault that `check_own` names, is of another subject, or has
         no such region.
     """
-    path = _file_of(Path(path), subject)
+    folder, path = Path(path), _file_of(Path(path), subject)
     found = examine(path)
+    if folder.is_dir():
+        found.faults += _same_brains(_files(folder))
     if found.faults:
         more = len(found.faults) - 1
         rest = f" And {more} more: `minddiff check own {path}` names them all." if more else ""
@@ -119,7 +151,7 @@ def load_own(path: str | Path, subject: str = "S1", *, rois: str = "all") -> Sub
             f"{path} is of subject {found.subject!r}, not {subject!r}. Ask for that one: "
             f'make book PARAMS=own OWN={path} SET="subjects={found.subject}".'
         )
-    return _subject(found, subject, _regions(found, rois))
+    return check_content(path, _subject(found, subject, _regions(found, rois)))
 
 
 def _subject(found: OwnFile, name: str, roi: Mapping[str, np.ndarray]) -> Subject:

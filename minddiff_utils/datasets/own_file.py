@@ -9,7 +9,17 @@ from typing import Any
 import h5py
 import numpy as np
 
+from minddiff_utils.datasets.content import listed
+from minddiff_utils.datasets.reading import (
+    MAX_SIDE,
+    as_text,
+    check_size,
+    open_dataset,
+    open_file,
+    read_texts,
+)
 from minddiff_utils.datasets.subject import Split
+from minddiff_utils.files import InputError
 
 __all__ = ["LAYOUT", "PLACES", "OwnFile", "examine", "make_splits"]
 
@@ -72,38 +82,40 @@ class OwnFile:
 def examine(path: Path) -> OwnFile:
     """Read a file as far as it can be read, and note every fault."""
     found = OwnFile(path)
-    if not path.is_file():
-        found.faults.append(
-            f"{path} is missing: expected an HDF5 file. The page 'Your own data' of the book "
-            "shows how to write one."
-        )
-        return found
     try:
-        with h5py.File(path, "r") as file:
+        with open_file(path, "The page 'Your own data' of the book shows how to write it.") as file:
             _examine_open(file, found)
-    except OSError as error:
-        found.blame(f"this is no whole HDF5 file ({error}). Write it again.")
+    except InputError as error:
+        found.faults.append(str(error))
     return found
 
 
 def _examine_open(file: h5py.File, found: OwnFile) -> None:
     """Look at everything in an open file, from single datasets to what they say together."""
-    name = file.attrs.get("subject")
-    if name is not None and not (isinstance(name, str) and name.isidentifier()):
-        found.blame(f"attribute `subject` is {name!r}; expected letters and digits such as S1.")
-    found.subject = name
+    _read_subject(file.attrs.get("subject"), found)
     _examine_names(file, found)
-    for name in LAYOUT:
-        if name in file and name not in ("pictures", "captions"):
-            _read(file, name, found)
-    if "pictures" in file:
-        _examine_pictures(file["pictures"], found)
-    if "captions" in file:
-        _read_captions(file["captions"], found)
+    special = {"pictures": _examine_pictures, "captions": _read_captions}
+    for name in (name for name in LAYOUT if name in file):
+        try:
+            data = open_dataset(file, name)
+            special[name](data, found) if name in special else _read(data, name, found)
+        except InputError as error:
+            found.faults.append(str(error))
     _examine_lengths(found)
     _examine_values(found)
     if not found.faults:
         _examine_use(found)
+
+
+def _read_subject(name: Any, found: OwnFile) -> None:
+    """Take the attribute `subject`: a text, or as R writes it an array of one."""
+    if isinstance(name, np.ndarray) and name.size == 1:
+        name = name.item()
+    if isinstance(name, bytes | str):
+        name = as_text(name)
+    if name is not None and not (isinstance(name, str) and name.isidentifier()):
+        found.blame(f"attribute `subject` is {name!r}; expected letters and digits such as S1.")
+    found.subject = name
 
 
 def _examine_names(file: h5py.File, found: OwnFile) -> None:
@@ -129,19 +141,19 @@ def _examine_names(file: h5py.File, found: OwnFile) -> None:
         )
 
 
-def _read(file: h5py.File, name: str, found: OwnFile) -> None:
+def _read(data: h5py.Dataset | h5py.Group, name: str, found: OwnFile) -> None:
     """Read a dataset into memory if it is of the right kind and number of axes."""
     kind, n_axes = KINDS[name]
-    data = file[name]
     fits = isinstance(data, h5py.Dataset) and data.ndim == n_axes and _is(kind, data.dtype)
     if not fits or not data.size:
         found.blame(f"`{name}` is {_look(data)}; expected {LAYOUT[name]}.")
     elif kind == "text":
-        found.values[name] = np.array([text.strip() for text in data.asstr()[()]], dtype=object)
-    elif kind == "integer":
-        found.values[name] = data[()].astype(np.int64)
+        found.values[name] = read_texts(data)
     else:
-        found.values[name] = data[()].astype(np.float32 if name == "responses" else np.float64)
+        single = np.float32 if name == "responses" else np.float64
+        dtype = np.dtype(np.int64 if kind == "integer" else single)
+        check_size(data, dtype.itemsize)
+        found.values[name] = data.astype(dtype)[()]
 
 
 def _is(kind: str, dtype: np.dtype) -> bool:
@@ -179,6 +191,11 @@ def _examine_pictures(data: h5py.Dataset, found: OwnFile) -> None:
             f"`pictures` are {data.shape[1]} pixels high and {data.shape[2]} wide; expected "
             "squares. Crop or pad them, or resize them all to one square size."
         )
+    elif data.shape[1] > MAX_SIDE:
+        found.blame(
+            f"`pictures` are {data.shape[1]} pixels a side; expected {MAX_SIDE} or fewer. Models "
+            "paint 512 at most: make them smaller."
+        )
     found.pictures_shape = data.shape
 
 
@@ -188,11 +205,11 @@ def _read_captions(data: h5py.Dataset, found: OwnFile) -> None:
     if not fits or not data.size:
         found.blame(f"`captions` is {_look(data)}; expected {LAYOUT['captions']}.")
         return
-    texts = data.asstr()[()].reshape(len(data), -1)
-    found.values["captions"] = [tuple(t.strip() for t in row if t.strip()) for row in texts]
+    texts = read_texts(data).reshape(len(data), -1)
+    found.values["captions"] = [tuple(text for text in row if text) for row in texts]
     empty = [row for row, kept in enumerate(found.values["captions"]) if not kept]
     if empty:
-        found.blame(f"`captions` has none for {_some('picture', empty)}; expected at least one.")
+        found.blame(f"`captions` has none for {listed('picture', empty)}; expected at least one.")
 
 
 def _examine_lengths(found: OwnFile) -> None:
@@ -288,7 +305,7 @@ def _ncsnr(found: OwnFile) -> None:
     # NaN stands for a voxel outside the field of view, which has no responses either.
     bad = np.flatnonzero(ratio < 0)
     if bad.size:
-        found.blame(f"`ncsnr` is below zero for {_some('voxel', bad)}; expected 0 or more.")
+        found.blame(f"`ncsnr` is below zero for {listed('voxel', bad)}; expected 0 or more.")
 
 
 def _roi(found: OwnFile) -> None:
@@ -309,7 +326,7 @@ def _places(found: OwnFile) -> None:
     outside = np.flatnonzero(((ijk < 0) | (ijk >= shape)).any(axis=1))
     if outside.size:
         found.blame(
-            f"`voxel_ijk` of {_some('voxel', outside)} lies outside `volume_shape` "
+            f"`voxel_ijk` of {listed('voxel', outside)} lies outside `volume_shape` "
             f"{tuple(map(int, shape))}; places count from 0."
         )
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
@@ -326,14 +343,6 @@ CHECKS = {
     "ncsnr": _ncsnr,
     "voxel_ijk": _places,
 }
-
-
-def _some(unit: str, places: np.ndarray | list[int]) -> str:
-    """Write "voxel 3" or "voxels 3, 4, 5 and 7 more"."""
-    listed = [int(place) for place in places[:3]]
-    more = len(places) - len(listed)
-    text = ", ".join(map(str, listed)) + (f" and {more} more" if more else "")
-    return f"{unit}{'s' if len(places) > 1 else ''} {text}"
 
 
 # ------------------------------------------------------------------- what the datasets say together
@@ -423,7 +432,7 @@ def _examine_voxels(found: OwnFile) -> None:
     if "ncsnr" in found.values:
         unknown = np.flatnonzero(~np.isfinite(found.values["ncsnr"]) & found.keep & (label != ""))
         if unknown.size:
-            found.blame(f"`ncsnr` of {_some('voxel', unknown)} is not finite; expected 0 or more.")
+            found.blame(f"`ncsnr` of {listed('voxel', unknown)} is not finite; expected 0 or more.")
     for name in dict.fromkeys(label.tolist()):
         if name and not found.keep[label == name].any():
             found.blame(

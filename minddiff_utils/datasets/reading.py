@@ -1,5 +1,8 @@
 """Opening files of a recording, with one clear error for whatever is wrong with them."""
 
+import errno
+import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,33 +18,234 @@ from minddiff_utils.files import InputError
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["existing", "open_hdf5", "open_image", "read_rows", "read_table", "read_volume"]
+__all__ = [
+    "MAX_SIDE",
+    "UnreadableError",
+    "as_text",
+    "check_size",
+    "existing",
+    "open_dataset",
+    "open_file",
+    "open_hdf5",
+    "open_image",
+    "read_rows",
+    "read_table",
+    "read_texts",
+    "read_volume",
+    "unreadable",
+]
+
+MAX_SIDE = 2048  # pixels; models paint 512, and a larger picture is a mistake or a trap
+TEXT_BYTES = 100  # about what Python takes to hold a short text
+NESTED = 4  # virtual datasets that lead to one another
+
+
+class UnreadableError(InputError):
+    """The system does not let a file be read now; its content may be whole."""
+
+
+def unreadable(path: Path, error: Exception, damage: str) -> InputError:
+    """Make the error to raise for a file that cannot be read.
+
+    Parameters
+    ----------
+    path : Path
+    error : Exception
+        What was raised while reading.
+    damage : str
+        What to say after the path where it is the content that is wrong.
+
+    Returns
+    -------
+    InputError
+        An `UnreadableError` where the file is in use, locked, forbidden or out of reach.
+    """
+    text, number = str(error), getattr(error, "errno", None)
+    noted = re.search(r"errno = (\d+)", text)  # HDF5's own errors only write it
+    number = int(noted[1]) if number is None and noted else number
+    locked = "unable to lock file" in text
+    if "already open for write" in text or (locked and number in (errno.EAGAIN, errno.EACCES)):
+        return UnreadableError(
+            f"{path} is open for writing elsewhere: close it in the program that has it open, then "
+            "try again. If that program was stopped, `h5clear -s` on the file frees it."
+        )
+    if locked:
+        return UnreadableError(
+            f"{path} lies on a disk without locks ({os.strerror(number or 0)}): set "
+            "HDF5_USE_FILE_LOCKING=FALSE, then try again."
+        )
+    if number in (errno.EACCES, errno.EPERM):
+        return UnreadableError(
+            f"{path} may not be read by you ({os.strerror(number)}): ask its owner for the right."
+        )
+    # Seeking in a file that was cut short is an invalid argument.
+    if number in (None, errno.EINVAL):
+        return InputError(f"{path} {damage}")
+    return UnreadableError(
+        f"{path} cannot be reached ({os.strerror(number)}): see whether its disk or network folder "
+        "is mounted and answers, then try again."
+    )
 
 
 def existing(path: Path, hint: str) -> Path:
     """Return `path`, or raise InputError with `hint` if no file is there."""
-    if not path.is_file():
+    try:
+        there = path.is_file()
+    except OSError as error:  # a folder above it that may not be entered, a stale mount
+        raise unreadable(path, error, f"cannot be looked at ({error})") from error
+    if not there:
         raise InputError(f"{path} is missing. {hint}")
     return path
 
 
 @contextmanager
-def open_hdf5(path: Path, name: str) -> Iterator[h5py.Dataset]:
-    """Open one dataset of an HDF5 file; a missing or damaged file becomes an InputError."""
-    existing(path, "Fetch it, or run the command that writes it.")
+def open_file(
+    path: Path, hint: str = "Fetch it, or run the command that writes it."
+) -> Iterator[h5py.File]:
+    """Open an HDF5 file to read; what goes wrong with it becomes an InputError.
+
+    Raises
+    ------
+    InputError
+        If the file is missing or damaged; `UnreadableError` if the system does not let it be read.
+    """
+    existing(path, hint)
     try:
         with h5py.File(path, "r") as file:
-            if name not in file:
-                raise InputError(
-                    f"{path} has no dataset {name!r}; it has {', '.join(file) or 'none'}. Fetch or "
-                    "write it again."
-                )
-            yield file[name]
+            yield file
     except OSError as error:
+        if any(word in str(error) for word in ("truncated file", "signature not found")):
+            damage = f"is truncated or not an HDF5 file ({error}). Delete it and fetch or write it"
+        else:
+            damage = f"cannot be read as HDF5 ({error}). If it stays so, fetch or write it"
+        raise unreadable(path, error, f"{damage} again.") from error
+
+
+@contextmanager
+def open_hdf5(path: Path, name: str) -> Iterator[h5py.Dataset]:
+    """Open one dataset of an HDF5 file; see `open_file` and `open_dataset`."""
+    with open_file(path) as file:
+        data = open_dataset(file, name)
+        if not isinstance(data, h5py.Dataset):
+            raise InputError(f"{path} has no dataset {name!r}, but a group. Write it again.")
+        yield data
+
+
+def open_dataset(file: h5py.File, name: str, nested: int = NESTED) -> h5py.Dataset | h5py.Group:
+    """Open what a file holds under a name, if all its values are there and can be unpacked.
+
+    HDF5 itself reads zeros where a virtual dataset's sources are missing, and takes any file of
+    the system, a list of passwords too, for the storage of a dataset.
+
+    Parameters
+    ----------
+    file : h5py.File
+    name : str
+    nested : int
+        How many virtual datasets may lead to one another; a circle of them stops the process.
+
+    Returns
+    -------
+    h5py.Dataset, or h5py.Group where there is one
+
+    Raises
+    ------
+    InputError
+        If there is no such dataset, a link or virtual dataset leads to what is not there, the
+        values lie in a file that is not HDF5, or are compressed by a filter that is not installed.
+    """
+    where = f"{file.filename}: `{name}`"
+    link = file.get(name, getlink=True)
+    try:
+        data = file[name]
+    except (KeyError, RuntimeError, OSError) as error:
+        if isinstance(link, h5py.SoftLink | h5py.ExternalLink):
+            beside = f" in {link.filename}" if isinstance(link, h5py.ExternalLink) else ""
+            raise InputError(
+                f"{where} is a link to {link.path}{beside}, which cannot be opened ({error}). Put "
+                "it there, or write the values into this file."
+            ) from error
         raise InputError(
-            f"{path} is truncated or not an HDF5 file ({error}). Delete it and fetch or write it "
-            "again."
+            f"{file.filename} has no dataset {name!r}; it has {', '.join(file) or 'none'}. Fetch "
+            "or write it again."
         ) from error
+    if isinstance(data, h5py.Dataset):
+        _check_storage(data, where, nested)
+    return data
+
+
+def _check_storage(data: h5py.Dataset, where: str, nested: int) -> None:
+    """Refuse a dataset whose values HDF5 would take from elsewhere or cannot unpack."""
+    made = data.id.get_create_plist()
+    if made.get_external_count():
+        raise InputError(
+            f"{where} takes its values from another file, {data.external[0][0]}, which is not "
+            "HDF5. Write them into this one."
+        )
+    filters = [made.get_filter(place)[0] for place in range(made.get_nfilters())]
+    absent = [str(code) for code in filters if not h5py.h5z.filter_avail(code)]
+    if absent:
+        raise InputError(
+            f"{where} is compressed with HDF5's filter {', '.join(absent)}, which is not installed "
+            "here. Write it with compression='gzip', or install hdf5plugin and set "
+            "HDF5_PLUGIN_PATH to its folder."
+        )
+    if not data.is_virtual:
+        return
+    sources = {(source.file_name, source.dset_name) for source in data.virtual_sources()}
+    for other, name in sorted(sources):
+        if not nested:
+            raise InputError(f"{where} is put together from datasets that lead in a circle.")
+        path = Path(data.file.filename)
+        try:
+            with open_file(path if other == "." else path.parent / other) as source:
+                open_dataset(source, name, nested - 1)
+        except InputError as error:
+            raise InputError(f"{where} is put together from others, and {error}") from error
+
+
+def check_size(data: h5py.Dataset, item_bytes: int) -> None:
+    """Refuse a dataset that the machine's memory cannot hold, before it is read.
+
+    Parameters
+    ----------
+    data : h5py.Dataset
+    item_bytes : int
+        What one value takes in memory (bytes).
+
+    Raises
+    ------
+    InputError
+        If the declared size is more than the memory of the machine.
+    """
+    needed = data.size * item_bytes
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
+        raise InputError(
+            f"{data.file.filename}: `{data.name.lstrip('/')}` is declared as {data.shape}, "
+            f"{needed / 1e9:,.0f} GB in memory; this machine has {memory / 1e9:,.0f} GB. Write "
+            "what is needed, or take a larger machine."
+        )
+
+
+def as_text(value: bytes | str) -> str:
+    """Return a text that HDF5 stored, which may be UTF-8 or Latin-1, cut to length or padded."""
+    if isinstance(value, str):  # h5py takes every text for UTF-8 and marks what is not
+        value = value.encode("utf-8", "surrogateescape")
+    value = value.split(b"\0")[0]
+    try:
+        return value.decode("utf-8").strip()
+    except UnicodeDecodeError:
+        return value.decode("latin-1").strip()
+
+
+def read_texts(data: h5py.Dataset) -> np.ndarray:
+    """Read a dataset of texts of fixed or variable length; object array of str, stripped."""
+    check_size(data, max(TEXT_BYTES, data.dtype.itemsize))
+    stored = data[()]
+    texts = np.empty(stored.shape, dtype=object)
+    texts.flat = [as_text(value) for value in stored.flat]
+    return texts
 
 
 def read_rows(
@@ -80,9 +284,8 @@ def open_image(path: Path) -> nib.Nifti1Image:
     try:
         return nib.load(path)
     except (ImageFileError, OSError, EOFError) as error:
-        raise InputError(
-            f"{path} is not a readable NIfTI file ({error}): fetch it again"
-        ) from error
+        damage = f"is not a readable NIfTI file ({error}): fetch it again"
+        raise unreadable(path, error, damage) from error
 
 
 def read_volume(path: Path, shape: tuple[int, ...]) -> np.ndarray:
@@ -96,7 +299,7 @@ def read_volume(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     try:
         return np.asarray(image.dataobj)
     except (OSError, EOFError, ValueError) as error:
-        raise InputError(f"{path} is damaged ({error}): fetch it again") from error
+        raise unreadable(path, error, f"is damaged ({error}): fetch it again") from error
 
 
 def read_table(path: Path, separator: str, columns: Sequence[str]) -> "pd.DataFrame":

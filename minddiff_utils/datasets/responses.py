@@ -19,6 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from minddiff_utils.datasets.betas import BetaFile, Shape, read_stored
+from minddiff_utils.datasets.content import trial_fault
 from minddiff_utils.datasets.reading import open_hdf5, read_rows
 from minddiff_utils.files import InputError, lock_file
 
@@ -340,8 +341,12 @@ def _faults(path: Path, values: np.ndarray) -> np.ndarray:
     Raises
     ------
     InputError
-        If a voxel is NaN or infinite in some trials only: no part of the brain does that.
+        If a voxel is NaN or infinite in some trials only: no part of the brain does that; or
+        trials are zero throughout or equal to others.
     """
+    fault = trial_fault(values)
+    if fault:
+        raise InputError(f"{path}: {fault} Fetch it again.")
     low, high = values.min(axis=0), values.max(axis=0)
     faults = np.where(low == high, np.where(low == 0, 2, 3), 0).astype(np.uint8)
     bad = ~np.isfinite(low) | ~np.isfinite(high)

@@ -4,13 +4,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from minddiff_utils.datasets.reading import UnreadableError
 from minddiff_utils.downloads import show_bytes
+from minddiff_utils.files import InputError
 
 __all__ = [
     "DAMAGED",
     "MISSING",
     "ORIGINS",
     "PRESENT",
+    "UNREADABLE",
     "WRONG_SHAPE",
     "WRONG_SIZE",
     "Entry",
@@ -18,6 +21,7 @@ __all__ = [
     "Origin",
     "download_size",
     "examine",
+    "fault_of",
     "is_ready",
     "report",
 ]
@@ -27,6 +31,8 @@ MISSING = "missing"
 WRONG_SIZE = "wrong size"
 WRONG_SHAPE = "wrong shape"
 DAMAGED = "damaged"
+UNREADABLE = "unreadable"  # for now: in use, forbidden, out of reach; nothing to download
+STATES = (PRESENT, MISSING, WRONG_SIZE, WRONG_SHAPE, DAMAGED, UNREADABLE)
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,15 @@ class Fault(Exception):
         self.note = note
 
 
+def fault_of(path: Path, error: InputError, state: str = DAMAGED) -> Fault:
+    """Make a fault of a reader's error, without the file's name, which the table gives already.
+
+    `state` is for an error of the content; a file that the system refuses is "unreadable".
+    """
+    note = str(error).removeprefix(f"{path}: ").removeprefix(f"{path} ")
+    return Fault(UNREADABLE if isinstance(error, UnreadableError) else state, note)
+
+
 @dataclass(frozen=True)
 class Entry:
     """One file.
@@ -79,7 +94,7 @@ class Entry:
     origin : str
         A key of `ORIGINS`.
     state : str
-        "present", "missing", "wrong size", "wrong shape" or "damaged".
+        "present", "missing", "wrong size", "wrong shape", "damaged" or "unreadable".
     size : int
         Bytes on this disk; 0 if missing.
     download : int
@@ -113,7 +128,7 @@ def examine(path: Path, origin: str, about: int, fault: Fault | None = None) -> 
     size = path.stat().st_size
     if fault is None:
         return Entry(path, origin, PRESENT, size)
-    return Entry(path, origin, fault.state, size, about, fault.note)
+    return Entry(path, origin, fault.state, size, about * (fault.state != UNREADABLE), fault.note)
 
 
 def is_ready(entries: Sequence[Entry]) -> bool:
@@ -147,7 +162,7 @@ def report(entries: Sequence[Entry], path: Path, options: str = "") -> str:
         if entry.note:
             lines.append(f"{'':<11}  {'':>8}  {'':<7}    {entry.note}")
     lines.append("")
-    wanting = {entry.origin for entry in entries if entry.state != PRESENT}
+    wanting = {entry.origin for entry in entries if entry.state not in (PRESENT, UNREADABLE)}
     for key in dict.fromkeys(entry.origin for entry in entries):
         if key in wanting:
             origin = ORIGINS[key]
@@ -156,7 +171,7 @@ def report(entries: Sequence[Entry], path: Path, options: str = "") -> str:
 
 
 def _sum(entries: Sequence[Entry], path: Path) -> str:
-    count = {state: 0 for state in (PRESENT, MISSING, WRONG_SIZE, WRONG_SHAPE, DAMAGED)}
+    count = {state: 0 for state in STATES}
     for entry in entries:
         count[entry.state] += 1
     present = count.pop(PRESENT)

@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import h5py
 import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 
 from minddiff_utils.datasets.nsd import KASTNER_GROUPS, NsdStimuli, NsdTree, read_design
 from minddiff_utils.datasets.nsd_stimuli import read_captions
+from minddiff_utils.datasets.reading import open_hdf5, unreadable
 from minddiff_utils.datasets.regions import read_regions
 from minddiff_utils.files import InputError
 from minddiff_utils.inventory.entry import (
@@ -25,6 +25,7 @@ from minddiff_utils.inventory.entry import (
     Entry,
     Fault,
     examine,
+    fault_of,
     is_ready,
 )
 
@@ -195,7 +196,7 @@ def _shared(tree: NsdTree, subjects: Sequence[str]) -> tuple[list[Entry], dict[s
                 planned[name] = len(shown)
                 ids = np.union1d(ids, shown)
         except InputError as error:
-            fault = Fault(DAMAGED, _short(error, tree.design))
+            fault = fault_of(tree.design, error)
     n_pictures = int(ids[-1]) + 1 if len(ids) else 0
     train, val = tree.captions
     # One archive holds both.
@@ -219,15 +220,10 @@ def _as_read(entries: list[Entry], read: Callable[[], object]) -> list[Entry]:
             read()
         except InputError as error:
             refused = next((one for one in entries if str(one.path) in str(error)), entries[-1])
-            fault = Fault(DAMAGED, _short(error, refused.path))
+            fault = fault_of(refused.path, error)
             marked = examine(refused.path, refused.origin, refused.size, fault)
             return [marked if one is refused else one for one in entries]
     return entries
-
-
-def _short(error: InputError, path: Path) -> str:
-    """The message without the name of the file, which the table gives already."""
-    return str(error).removeprefix(f"{path}: ").removeprefix(f"{path} ")
 
 
 def _table_fault(path: Path, n_pictures: int) -> Fault | None:
@@ -266,7 +262,7 @@ def _captions_fault(path: Path) -> Fault | None:
     try:
         read_captions(path)
     except InputError as error:
-        return Fault(DAMAGED, _short(error, path))
+        return fault_of(path, error)
     return None
 
 
@@ -366,9 +362,9 @@ def _volume(path: Path, about: int, read: bool = True) -> Looked:
         if read:
             np.asarray(image.dataobj)
     except (EOFError, gzip.BadGzipFile, zlib.error, OSError, ValueError, ImageFileError) as error:
-        size = path.stat().st_size
         state = DAMAGED if isinstance(error, gzip.BadGzipFile | zlib.error) else WRONG_SIZE
-        return Looked(path, about, fault=Fault(state, f"{size} bytes, cut short ({error})"))
+        found = unreadable(path, error, f"{path.stat().st_size} bytes, cut short ({error})")
+        return Looked(path, about, fault=fault_of(path, found, state))
     trials = image.shape[3] if len(image.shape) == 4 else None
     return Looked(path, about, tuple(image.shape[:3]), trials)
 
@@ -414,17 +410,15 @@ def _hdf5_shape(path: Path, name: str) -> tuple[tuple[int, ...], np.dtype]:
     Raises
     ------
     Fault
-        If the file is cut short, is no HDF5, or lacks the dataset.
+        If the file is cut short, is no HDF5, lacks the dataset or its values, or cannot be read.
     """
     try:
-        with h5py.File(path, "r") as file:
-            if name not in file:
-                raise Fault(DAMAGED, f"has no dataset {name!r}; it has {', '.join(file)}")
-            return file[name].shape, file[name].dtype
-    except OSError as error:
+        with open_hdf5(path, name) as data:
+            return data.shape, data.dtype
+    except InputError as error:
         size, cut = path.stat().st_size, TRUNCATED.search(str(error))
         if cut:
             raise Fault(WRONG_SIZE, f"{size} bytes; expected {cut[2]}: it is cut short") from None
         if not size:
             raise Fault(WRONG_SIZE, "0 bytes: it is empty") from None
-        raise Fault(DAMAGED, "is no HDF5 file") from None
+        raise fault_of(path, error) from None

@@ -11,8 +11,17 @@ from nibabel.filebasedimages import ImageFileError
 from minddiff_utils.datasets.kay import kay_path, load_kay
 from minddiff_utils.datasets.miyawaki import load_miyawaki
 from minddiff_utils.datasets.miyawaki_full import REGIONS, MiyawakiTree, read_labels
+from minddiff_utils.datasets.reading import unreadable
 from minddiff_utils.files import InputError
-from minddiff_utils.inventory.entry import DAMAGED, WRONG_SHAPE, WRONG_SIZE, Entry, Fault, examine
+from minddiff_utils.inventory.entry import (
+    UNREADABLE,
+    WRONG_SHAPE,
+    WRONG_SIZE,
+    Entry,
+    Fault,
+    examine,
+    fault_of,
+)
 
 __all__ = ["kay_entries", "miyawaki_entries"]
 
@@ -56,13 +65,15 @@ def _unreadable(path: Path, load: Callable) -> Fault | None:
     try:
         load(path)
     except InputError as error:
-        note = str(error).removeprefix(f"{path}: ").removeprefix(f"{path} ")
-        size = path.stat().st_size
+        fault = fault_of(path, error)
+        note, size = fault.note, path.stat().st_size
+        if fault.state == UNREADABLE:
+            return fault
         if "has shape" in note:
             return Fault(WRONG_SHAPE, note)
         if "truncated" in note or not size:
             return Fault(WRONG_SIZE, f"{size} bytes: {note}")
-        return Fault(DAMAGED, note)
+        return fault
     return None
 
 
@@ -98,7 +109,8 @@ def _shape(path: Path) -> tuple[int, ...] | Fault | None:
         image = nib.load(path)
         np.asarray(image.dataobj)
     except (EOFError, OSError, ValueError, ImageFileError) as error:
-        return Fault(WRONG_SIZE, f"{path.stat().st_size} bytes, cut short ({error})")
+        damage = f"{path.stat().st_size} bytes, cut short ({error})"
+        return fault_of(path, unreadable(path, error, damage), WRONG_SIZE)
     return tuple(image.shape)
 
 
@@ -123,4 +135,4 @@ def _rows(path: Path) -> int | Fault | None:
     try:
         return len(read_labels(path))
     except InputError as error:
-        return Fault(DAMAGED, str(error).removeprefix(f"{path} "))
+        return fault_of(path, error)

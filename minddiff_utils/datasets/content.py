@@ -1,0 +1,183 @@
+"""What the pictures and responses of a recording give away about how they were written."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from minddiff_utils.files import InputError
+
+if TYPE_CHECKING:  # they read responses, which are checked here
+    from minddiff_utils.datasets.subject import Split, Stimuli, Subject
+
+__all__ = [
+    "check_content",
+    "content_faults",
+    "digests",
+    "flat_pictures",
+    "listed",
+    "picture_groups_by_pixels",
+    "stream_pictures",
+    "trial_fault",
+]
+
+BLOCK_BYTES = 32 * 2**20  # of pictures in memory at once
+SAMPLE = 200  # trials from which it is judged how often equal values come by chance
+BY_CHANCE = 0.01  # equal trials that are expected; above it, they say nothing
+
+
+def check_content(path: Path, subject: Subject, hint: str = "") -> Subject:
+    """Return `subject`, or raise InputError with the first of its `content_faults`."""
+    faults = content_faults(subject)
+    if faults:
+        raise InputError(f"{path}: {faults[0]} {hint}".rstrip())
+    return subject
+
+
+def listed(unit: str, places: Sequence[int]) -> str:
+    """Write "voxel 3" or "voxels 3, 4, 5 and 7 more"."""
+    shown = [int(place) for place in places[:3]]
+    more = len(places) - len(shown)
+    text = ", ".join(map(str, shown)) + (f" and {more} more" if more else "")
+    return f"{unit}{'s' if len(places) > 1 else ''} {text}"
+
+
+def content_faults(subject: Subject) -> list[str]:
+    """Say in words what is wrong with the values of a recording, given that its shapes fit.
+
+    Parameters
+    ----------
+    subject : Subject
+        With its responses in memory. Pictures are read once, some at a time.
+
+    Returns
+    -------
+    list of str
+        A sentence or two a fault: pictures of one colour, or of values 0 and 1; a test picture
+        that is a training picture by its pixels; trials of zeros, or equal to one another.
+    """
+    ids = subject.stimulus_ids
+    highest, flat, keys = 0, [], []
+    for some, pictures in stream_pictures(subject.stimuli, ids):
+        highest = max(highest, int(pictures.max()))
+        flat += some[flat_pictures(pictures)].tolist()
+        keys += digests(pictures)
+    faults = []
+    if highest <= 1:
+        faults.append(
+            f"`pictures` hold values from 0 to {highest}; expected 0 to 255. Were they cast from "
+            "numbers between 0 and 1? Write np.uint8(np.round(255 * pictures)) of those."
+        )
+    elif flat:
+        faults.append(
+            f"one colour throughout in {listed('picture', flat)}: never written? Write them, or "
+            "leave out the trials that show them."
+        )
+    if highest > 1:
+        faults += _shared_pictures(subject.splits, dict(zip(ids.tolist(), keys, strict=True)))
+    return faults + [fault for fault in [trial_fault(subject.responses)] if fault]
+
+
+def stream_pictures(
+    stimuli: Stimuli, ids: Sequence[int]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield ids and pictures, as many at a time as 32 MiB hold."""
+    ids = np.asarray(ids, np.int64)
+    step = max(1, BLOCK_BYTES // stimuli.pictures(ids[:1]).nbytes) if len(ids) else 1
+    for first in range(0, len(ids), step):
+        yield ids[first : first + step], stimuli.pictures(ids[first : first + step])
+
+
+def flat_pictures(pictures: np.ndarray) -> np.ndarray:
+    """Return which pictures (n, height, width, 3) have one colour throughout; bool (n,)."""
+    return (pictures == pictures[:, :1, :1]).all(axis=(1, 2, 3))
+
+
+def picture_groups_by_pixels(stimuli: Stimuli, ids: Sequence[int]) -> np.ndarray:
+    """Label stimuli so that those with the same pixels, under whatever ids, share a label.
+
+    Parameters
+    ----------
+    stimuli : Stimuli
+        Its pictures are read once, some at a time.
+    ids : sequence of int
+        Stimulus ids (n,).
+
+    Returns
+    -------
+    int64 array of shape (n,)
+        The least of the ids that have the same pixels: `groups` of a cross-validation that must
+        not have copies of a picture in two folds.
+    """
+    keys = [key for _, pictures in stream_pictures(stimuli, ids) for key in digests(pictures)]
+    least: dict[bytes, int] = {}
+    for key, number in zip(keys, ids, strict=True):
+        least[key] = min(int(number), least.get(key, int(number)))
+    return np.array([least[key] for key in keys], np.int64)
+
+
+def digests(rows: Iterable[np.ndarray]) -> list[bytes]:
+    """Return the SHA-256 of each array: equal for equal pictures, or trials."""
+    return [hashlib.sha256(np.ascontiguousarray(row)).digest() for row in rows]
+
+
+def _shared_pictures(splits: Iterable[Split], keys: dict[int, bytes]) -> list[str]:
+    """Say which test pictures are training pictures too, in the first split that has some."""
+    for split in splits:
+        trained = {keys[i]: i for i in split.train[::-1].tolist()}
+        copies = [i for i in split.test.tolist() if keys[i] in trained]
+        if copies:
+            return [
+                f"tested and trained with the same pixels: {listed('test picture', copies)} (the "
+                f"first is training picture {trained[keys[copies[0]]]}). Let all copies of a "
+                "picture train or all test, best under one number."
+            ]
+    return []
+
+
+def trial_fault(x: np.ndarray) -> str:
+    """Say which trials were not written, or written twice; nothing if that may be chance.
+
+    Parameters
+    ----------
+    x : array of shape (n_trials, n_voxels)
+
+    Returns
+    -------
+    str
+        Empty if no trial is zero throughout or equal to another in all voxels. Few voxels with
+        few values, such as counts, agree by chance: trials that may are not told.
+    """
+    zero = np.flatnonzero(~x.any(axis=1))
+    first: dict[bytes, int] = {}
+    origin = np.array([first.setdefault(key, i) for i, key in enumerate(digests(x))])
+    again = np.flatnonzero(origin != np.arange(len(x)))
+    if not zero.size and not again.size:
+        return ""
+    distinct = np.setdiff1d(origin, zero)
+    sample = x[distinct[:: -(-len(distinct) // SAMPLE) or 1]]
+    if len(sample) < 2:
+        return ""
+    if zero.size and len(x) * _chance(sample == 0) < BY_CHANCE:
+        return (
+            f"`responses` are zero in all voxels for {listed('trial', zero)}: was writing cut off? "
+            "Write them, or leave these trials out."
+        )
+    again = np.setdiff1d(again, zero)
+    if again.size and math.comb(len(x), 2) * _chance(sample[1:] == sample[:-1]) < BY_CHANCE:
+        return (
+            f"`responses` repeat, value by value, in {listed('trial', again)} (the first equals "
+            f"trial {origin[again[0]]}): was a block written twice, or a mean given to each "
+            "repetition? Give each trial its own, and averaged responses one row a picture."
+        )
+    return ""
+
+
+def _chance(hits: np.ndarray) -> float:
+    """Chance that all voxels hit at once, each as often as in `hits` (n, n_voxels) or 1 in n."""
+    return float(np.prod(np.maximum(hits.mean(axis=0), 1 / len(hits))))

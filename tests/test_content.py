@@ -1,0 +1,232 @@
+"""What files hold: copies, pictures and trials never written; and what HDF5 says of its files."""
+
+import errno
+import shutil
+from types import SimpleNamespace
+
+import h5py
+import numpy as np
+import pytest
+from test_own import made, write  # noqa: F401
+
+from minddiff_utils.datasets import check_own, content, load_subject, picture_groups_by_pixels
+from minddiff_utils.datasets.content import trial_fault
+from minddiff_utils.datasets.nsd_stimuli import NsdStimuli
+from minddiff_utils.datasets.reading import UnreadableError, open_hdf5, unreadable
+from minddiff_utils.files import InputError
+from minddiff_utils.inventory import download_size, report, take_stock
+
+RNG = np.random.default_rng(0)
+PICTURES = RNG.integers(0, 256, (12, 8, 8, 3), np.uint8)
+X = RNG.normal(size=(48, 10))
+
+
+def with_rows(values, rows, by):
+    values = values.copy()
+    values[rows] = by
+    return values
+
+
+FAULTS = {
+    "cast from 0 to 1": ({"pictures": PICTURES // 128}, "hold values from 0 to 1; expected 0 to"),
+    "black": ({"pictures": PICTURES * 0}, "hold values from 0 to 0; expected 0 to 255"),
+    "never written": (
+        {"pictures": with_rows(PICTURES, 3, 0)},
+        "one colour throughout in picture 3",
+    ),
+    "tested and trained": (
+        {"pictures": with_rows(PICTURES, [8, 11], PICTURES[[1, 2]])},
+        "same pixels: test pictures 8, 11 (the first is training picture 1)",
+    ),
+    "copies in two folds": (
+        {"pictures": with_rows(PICTURES, 4, PICTURES[0]), "split": None, "fold": np.arange(12) % 3},
+        "same pixels: test picture 0 (the first is training picture 4)",
+    ),
+    "cut off": ({"responses": with_rows(X, slice(30, 48), 0)}, "for trials 30, 31, 32 and 15 more"),
+    "a block twice": (
+        {"responses": with_rows(X, slice(8, 12), X[:4])},
+        "in trials 8, 9, 10 and 1 more (the first equals trial 0)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "said"), FAULTS.values(), ids=FAULTS)
+def test_content_that_no_shape_shows(made, changes, said):  # noqa: F811
+    path, whole = made
+    write(path, {**whole, **changes, "session": None})
+    (fault,) = check_own(path)
+    assert fault.startswith(f"{path}: ") and said in fault
+    with pytest.raises(InputError, match="`|same pixels|one colour"):
+        load_subject("own", path, "S1")
+
+
+def test_copies_in_training_share_a_label_and_are_no_fault(made, monkeypatch):  # noqa: F811
+    path, whole = made
+    copied = with_rows(whole["pictures"], [5, 7], whole["pictures"][2])
+    write(path, {**whole, "pictures": copied})
+    assert check_own(path) == []
+    monkeypatch.setattr(content, "BLOCK_BYTES", 500)  # two pictures at a time
+    stimuli = load_subject("own", path, "S1").stimuli
+    ids = np.random.default_rng(0).permutation(12)
+    groups = picture_groups_by_pixels(stimuli, ids)
+    assert groups.dtype == np.int64
+    assert groups.tolist() == [2 if i in (5, 7) else i for i in ids]
+
+
+@pytest.mark.parametrize("repetitions", ["average", "keep"])
+def test_any_recording_keeps_its_repetitions(made, repetitions):  # noqa: F811
+    path, whole = made
+    subject = load_subject("own", write(path, whole), "S1", repetitions=repetitions)
+    assert subject.repetitions == repetitions
+
+
+@pytest.mark.parametrize("dtype", ["f4", "i2"])
+@pytest.mark.parametrize("n_voxels", [2, 5, 300])
+def test_trials_that_agree_by_chance_are_no_fault(dtype, n_voxels):
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(0.5 if n_voxels < 10 else 5, (200, n_voxels)).astype(dtype)
+    assert trial_fault(counts) == ""
+    many = rng.normal(0, 500, (200, 60)).astype(dtype)
+    assert "zero in all voxels for trial 7:" in trial_fault(with_rows(many, 7, 0))
+    assert "in trial 9 (the first equals trial 4)" in trial_fault(with_rows(many, 9, many[4]))
+
+
+def test_one_brain_is_not_two_subjects(made):  # noqa: F811
+    path, whole = made
+    for name in ("anna", "ben"):
+        write(path.with_name(f"{name}.h5"), whole)
+    (fault,) = check_own(path.parent)
+    assert "ben.h5: `responses` are those of" in fault and "anna.h5" in fault
+    with pytest.raises(InputError, match="one brain as two subjects"):
+        load_subject("own", path.parent, "anna")
+
+
+def test_a_black_picture_of_nsd_was_never_written(tmp_path):
+    with h5py.File(tmp_path / "p.hdf5", "w") as file:
+        file["imgBrick"] = with_rows(PICTURES, 6, 0)
+    stimuli = NsdStimuli(SimpleNamespace(pictures=tmp_path / "p.hdf5"), np.arange(12))
+    np.testing.assert_array_equal(stimuli.pictures([4, 2]), PICTURES[[4, 2]])
+    with pytest.raises(InputError, match="picture 6 has one colour throughout"):
+        stimuli.pictures([2, 6])
+
+
+# --- files and links of HDF5 ----------------------------------------------------------------------
+
+LOCK = "Unable to open file (unable to lock file, errno = {}, error message = '…')"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (BlockingIOError(errno.EAGAIN, LOCK.format(errno.EAGAIN)), "open for writing elsewhere"),
+        (OSError(LOCK.format(errno.ENOLCK)), "HDF5_USE_FILE_LOCKING=FALSE"),
+        (PermissionError(errno.EACCES, "…"), "may not be read by you (Permission denied)"),
+        (OSError(errno.ESTALE, "…"), "cannot be reached (Stale file handle)"),
+        (OSError("file read failed: errno = 5, error message"), "cannot be reached (Input/output"),
+        (OSError("inflate() failed"), "is damaged"),
+        (EOFError(), "is damaged"),
+    ],
+)
+def test_what_the_system_refuses_is_not_damage(tmp_path, error, said):
+    found = unreadable(tmp_path / "x.h5", error, "is damaged")
+    assert said in str(found) and str(found).startswith(f"{tmp_path / 'x.h5'} ")
+    assert isinstance(found, UnreadableError) == (said != "is damaged")
+
+
+def test_a_file_left_open_by_its_writer_is_not_fetched_again(tmp_path):
+    betas = tmp_path / "nsddata_betas/ppdata/subj01/func1pt8mm/betas_fithrf_GLMdenoise_RR"
+    betas.mkdir(parents=True)
+    with h5py.File(tmp_path / "open.h5", "w", libver="latest") as file:
+        file["betas"] = np.zeros((4, 2, 2, 2), "i2")
+        file.swmr_mode = True
+        shutil.copy(tmp_path / "open.h5", betas / "betas_session01.hdf5")
+    (entry,) = [e for e in take_stock("nsd", tmp_path) if e.path.name == "betas_session01.hdf5"]
+    assert entry.state == "unreadable" and "is open for writing elsewhere" in entry.note
+    assert download_size([entry]) == 0 and "minddiff fetch" not in report([entry], tmp_path)
+
+
+def virtual(file, source):
+    layout = h5py.VirtualLayout(PICTURES.shape, "u1")
+    layout[:] = h5py.VirtualSource(*source, PICTURES.shape)
+    file.create_virtual_dataset("pictures", layout)
+
+
+LINKS = {
+    "external link": lambda f: f.update(pictures=h5py.ExternalLink("gone.h5", "/p")),
+    "soft link": lambda f: f.update(pictures=h5py.SoftLink("/gone")),
+    "soft circle": lambda f: f.update(pictures=h5py.SoftLink("/pictures")),
+    "virtual": lambda f: virtual(f, ("gone.h5", "p")),
+    "virtual, no such dataset": lambda f: virtual(f, ("beside.h5", "p")),
+    "virtual circle": lambda f: virtual(f, ("made.h5", "pictures")),
+    "storage": lambda f: f.create_dataset(
+        "pictures", PICTURES.shape, "u1", external=[("/etc/passwd", 0, PICTURES.size)]
+    ),
+    "virtual storage": lambda f: virtual(f, ("beside.h5", "stolen")),
+    "huge": lambda f: f.create_dataset("pictures", (12, 20_000, 20_000, 3), "u1", chunks=True),
+}
+SAID = {"storage": "not HDF5", "virtual storage": "not HDF5", "huge": "2048 or fewer"}
+
+
+@pytest.mark.parametrize("kind", LINKS)
+def test_pictures_that_are_elsewhere_or_nowhere_are_named(made, kind):  # noqa: F811
+    path, whole = made
+    write(path, {**whole, "pictures": None})
+    with h5py.File(path.with_name("beside.h5"), "w") as file:
+        file["here"] = PICTURES
+        file.create_dataset("stolen", (10,), "u1", external=[("/etc/passwd", 0, 10)])
+    with h5py.File(path, "a") as file:
+        LINKS[kind](file)
+    (fault,) = check_own(path)
+    assert fault.startswith(f"{path}: `pictures` ") and SAID.get(kind, "") in fault
+    assert "Delete" not in fault
+
+
+@pytest.mark.parametrize("link", [h5py.ExternalLink("beside.h5", "here"), None])
+def test_pictures_in_a_file_beside_are_read(made, link):  # noqa: F811
+    path, whole = made
+    write(path, {**whole, "pictures": None})
+    write(path.with_name("beside.h5"), {"here": PICTURES})
+    with h5py.File(path, "a") as file:
+        file.update(pictures=link) if link else virtual(file, ("beside.h5", "here"))
+    assert check_own(path) == []
+    stimuli = load_subject("own", path, "S1").stimuli
+    np.testing.assert_array_equal(stimuli.pictures([3, 1]), PICTURES[[3, 1]])
+
+
+def test_declared_size_is_looked_at_before_memory_is_taken(made):  # noqa: F811
+    path, whole = made
+    write(path, {**whole, "responses": None, "captions": None})
+    with h5py.File(path, "a") as file:
+        file.create_dataset("responses", (10**7, 10**7), "f4", chunks=True)
+        file.create_dataset("captions", (10**11,), h5py.string_dtype(), chunks=True)
+    faults = check_own(path)
+    assert sum("GB in memory; this machine has" in fault for fault in faults) == 2
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+@pytest.mark.parametrize("dtype", ["S9", h5py.string_dtype("ascii"), h5py.string_dtype("utf-8")])
+def test_texts_in_any_form(made, encoding, dtype):  # noqa: F811
+    path, whole = made
+    write(path, {**whole, "captions": None, "roi": None})
+    with h5py.File(path, "a") as file:
+        for name, n in (("captions", 12), ("roi", 10)):
+            data = file.create_dataset(name, (n,), dtype)
+            data[:] = np.array(["café  ".encode(encoding)] * n, "S9" if dtype == "S9" else object)
+    subject = load_subject("own", path, "S1")
+    assert subject.stimuli.captions([3]) == [("café",)] and list(subject.roi) == ["café"]
+
+
+@pytest.mark.parametrize("value", ["S1", np.bytes_("S1"), np.array([b"S1  "]), [np.bytes_("S1")]])
+def test_subject_as_matlab_r_and_julia_write_it(made, value):  # noqa: F811
+    path, whole = made
+    with h5py.File(write(path, whole), "a") as file:
+        file.attrs["subject"] = value
+    assert check_own(path) == [] and load_subject("own", path, "S1").name == "S1"
+
+
+def test_a_dataset_that_is_a_group_or_not_there(tmp_path):
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["betas/inner"] = 1
+    for name in ("betas", "other"):
+        with pytest.raises(InputError, match="has no dataset"), open_hdf5(tmp_path / "x.h5", name):
+            pass
