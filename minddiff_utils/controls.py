@@ -13,16 +13,15 @@ from typing import NamedTuple
 
 import h5py
 import numpy as np
-import torch
 from scipy.ndimage import gaussian_filter
 from tqdm import tqdm
 
 from minddiff_utils.datasets import Split, Subject
 from minddiff_utils.features import read_features
 from minddiff_utils.files import InputError
-from minddiff_utils.generator import Generator, noise_like, to_pictures
+from minddiff_utils.generator import Generator, to_pictures
 from minddiff_utils.metrics import unit_rows
-from minddiff_utils.reconstruction import ablate, stage1
+from minddiff_utils.reconstruction import ablate, stage1, stage1_inputs
 from minddiff_utils.settings import Settings
 
 __all__ = [
@@ -262,7 +261,7 @@ def first_pictures(
     ----------
     generator : Generator
     decoded : mapping of str to array
-        `stimulus_id`, `z` and `c`.
+        `stimulus_id`, `z` and `c`; without `c`, as for `stage1_inputs`.
     settings : Settings
     seed : int
         Of the noise.
@@ -276,14 +275,7 @@ def first_pictures(
     """
     parts = []
     for start in tqdm(range(0, len(decoded["z"]), batch), label):
-        rows = slice(start, start + batch)
-        z, c = (
-            torch.from_numpy(np.asarray(decoded[name][rows], np.float32)).to(
-                generator.device, generator.dtype
-            )
-            for name in ("z", "c")
-        )
-        noise = noise_like(z, seed, decoded["stimulus_id"][rows])
+        z, c, noise = stage1_inputs(generator, decoded, slice(start, start + batch), seed)
         parts.append(to_pictures(stage1(generator, z, c, noise, settings)))
     return np.concatenate(parts)
 
