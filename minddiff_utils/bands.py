@@ -7,6 +7,7 @@ import numpy as np
 from minddiff_utils.datasets import Subject
 from minddiff_utils.decoders import PENALTIES, Design
 from minddiff_utils.files import InputError
+from minddiff_utils.moments import column_moments
 from minddiff_utils.ridge import RidgePath
 
 __all__ = ["Bands", "band_kernels", "decode_banded", "draw_shares"]
@@ -85,7 +86,7 @@ def decode_banded(
     bands: Bands,
     y: np.ndarray,
     stimulus: np.ndarray,
-    n_folds: int = 5,
+    folds: np.ndarray,
     shares: np.ndarray | None = None,
 ) -> np.ndarray:
     r"""Decode with the shares :math:`\gamma` and the penalty that each target is best with.
@@ -97,8 +98,8 @@ def decode_banded(
     bands : Bands
     y : float32 array, shape (n_stimuli, n_targets)
     stimulus : int array, shape (n_rows,)
-    n_folds : int
-        Of the cross-validation inside these stimuli, whose R² chooses.
+    folds : int array, shape (n_stimuli,)
+        Of the cross-validation, whose R² chooses.
     shares : float array, shape (n, n_bands), optional
         Tried one after the other; `N_SHARES` of `draw_shares` if not given.
 
@@ -111,13 +112,13 @@ def decode_banded(
     Dupré la Tour et al. 2022, Feature-space selection with banded ridge regression (NeuroImage).
     """
     shares = draw_shares(bands, N_SHARES) if shares is None else shares
-    mean = np.average(y, axis=0, weights=np.bincount(stimulus)).astype(np.float32)
+    mean = column_moments(y, np.bincount(stimulus))[0].astype(np.float32)
     y = y - mean
     best = np.full(y.shape[1], -np.inf, np.float32)
     out = np.empty((bands.test.shape[1], y.shape[1]), np.float32)
     for share in shares.astype(np.float32):
         train, test = (np.tensordot(share, part, 1) for part in (bands.train, bands.test))
-        path = RidgePath(None, bands.penalties, n_folds, stimulus, kernel=train)
+        path = RidgePath(None, bands.penalties, folds, stimulus, kernel=train)
         score = path.scores(y)[0]
         found = score.max(0)
         better = np.flatnonzero(found > best)

@@ -15,6 +15,7 @@ from minddiff_utils.decoders import SEMANTIC, Design, Method, fit_family
 from minddiff_utils.decoding import correlations, training_design
 from minddiff_utils.features import families, read_features
 from minddiff_utils.files import InputError
+from minddiff_utils.moments import column_moments
 from minddiff_utils.regions import sample_values
 
 __all__ = ["chance_accuracies", "chance_interval"]
@@ -128,10 +129,11 @@ def _ridge(
     if len(orders) > 1 and design.others and family in SEMANTIC:
         return [_ridge(design, y, family, [order], test_x)[0] for order in orders]
     dealt = np.concatenate([y[order] for order in orders], axis=1)
-    mean = np.average(dealt, axis=0, weights=np.bincount(design.stimulus)).astype(np.float32)
+    mean = column_moments(dealt, np.bincount(design.stimulus))[0].astype(np.float32)
     design, choice = design.best(dealt - mean, family)
-    kernel = ((test_x - design.mean_x) * design.scale) @ design.x.T
-    return np.split(kernel @ design.path.dual(dealt - mean, choice) + mean, len(orders), axis=1)
+    test_x = (test_x - design.mean_x) * design.scale
+    found = design.path.predict(test_x, dealt - mean, choice) + mean
+    return np.split(found, len(orders), axis=1)
 
 
 def chance_interval(

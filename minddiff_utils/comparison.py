@@ -51,7 +51,7 @@ def _open(subject: Subject) -> Bench:
     (split,) = subject.splits
     fold = prepare_fold(subject, split)
     ids, design = training_design(subject, split, fold, early_say=Method().early_say)
-    plain = make_design(design.raw, design.n_folds, None, design.stimulus)
+    plain = make_design(design.raw, design.folds, None, design.stimulus)
     return Bench(subject, fold, ids, design, plain)
 
 
@@ -113,9 +113,8 @@ def _banded(bench: Bench, y: Values, wanted: Values) -> Values:
     scores = [parts[name].scores(part) for name, part in y.items()]
     ends = np.cumsum([part.shape[1] for part in scores])[:-1]
     bands = band_kernels(bench.subject, bench.design, bench.fold.test_x)
-    found = decode_banded(
-        bands, np.concatenate(scores, 1), bench.design.stimulus, bench.design.n_folds
-    )
+    design = bench.design
+    found = decode_banded(bands, np.concatenate(scores, 1), design.stimulus, design.folds)
     out = {}
     for (name, part), values in zip(parts.items(), np.split(found, ends, 1), strict=True):
         out[name] = values @ part.basis[wanted[name]].T + part.mean[wanted[name]]

@@ -69,7 +69,9 @@ def fit_components(values: np.ndarray, n_components: int, seed: int = 0) -> Comp
         variance, basis = _largest(values - mean, n)
     else:
         solver = "full" if n > 0.8 * min(values.shape) else "randomized"
-        found = PCA(n, svd_solver=solver, random_state=seed).fit(values)
+        # Centred here: scikit-learn adds up its mean in the precision of the values.
+        centred = values - mean.astype(values.dtype)
+        found = PCA(n, svd_solver=solver, random_state=seed, copy=False).fit(centred)
         basis = found.components_.T
         variance = found.explained_variance_ * (len(values) - 1) / len(values)
     kept = variance > 1e-9 * max(variance[0], 1e-12)

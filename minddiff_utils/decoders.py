@@ -12,6 +12,8 @@ from safetensors.numpy import save_file
 
 from minddiff_utils.components import Components, fit_components
 from minddiff_utils.files import InputError, atomic_path
+from minddiff_utils.folds import deal_folds
+from minddiff_utils.moments import column_moments, constant_columns
 from minddiff_utils.ridge import RidgePath
 from minddiff_utils.voxel_ridge import VoxelSelectedRidge
 
@@ -168,8 +170,9 @@ class Design(NamedTuple):
     """Training responses, made ready for any number of fits.
 
     `x` float32 (n_rows, n_voxels), centred and weighted; `mean_x` and `scale` float32
-    (n_voxels,); `stimulus` int64 (n_rows,), from 0; `raw` the responses as given; `path` the
-    ridge regressions on them; `others` the same responses with another say for some voxels.
+    (n_voxels,); `stimulus` int64 (n_rows,), from 0; `folds` int64 (n_stimuli,); `raw` the responses
+    as given; `path` the ridge regressions on them; `others` the same responses with another say for
+    some voxels.
     """
 
     raw: np.ndarray
@@ -177,7 +180,7 @@ class Design(NamedTuple):
     mean_x: np.ndarray
     scale: np.ndarray
     stimulus: np.ndarray
-    n_folds: int
+    folds: np.ndarray
     path: RidgePath
     others: tuple["Design", ...] = ()
 
@@ -200,7 +203,8 @@ class Design(NamedTuple):
         """
         designs = (self, *self.others) if family in SEMANTIC else (self,)
         r2 = [design.path.scores(y)[0] for design in designs]
-        explained = [(y.var(0) * part.max(0)).sum() for part in r2]
+        variance = column_moments(y)[1]
+        explained = [(variance * part.max(0)).sum() for part in r2]
         number = int(np.argmax(explained))
         return designs[number], r2[number].argmax(0)
 
@@ -218,7 +222,7 @@ class Design(NamedTuple):
 
 def make_design(
     x: np.ndarray,
-    n_folds: int = 5,
+    folds: np.ndarray | None = None,
     weights: np.ndarray | None = None,
     stimulus: np.ndarray | None = None,
     device: str = "cpu",
@@ -231,8 +235,8 @@ def make_design(
     ----------
     x : float32 array, shape (n_rows, n_voxels)
         Standardised responses.
-    n_folds : int
-        Folds of the cross-validation; see `RidgePath`.
+    folds : int array, shape (n_stimuli,), optional
+        The fold of each stimulus in the cross-validation; five are dealt if not given.
     weights : float array, shape (n_voxels,), optional
         How much of a say each voxel has; all the same if not given. Only their ratios matter.
     stimulus : int array, shape (n_rows,), optional
@@ -247,26 +251,22 @@ def make_design(
     Raises
     ------
     InputError
-        If responses are not finite, there are fewer than four stimuli, or less than two folds.
+        If responses are not finite, or there are fewer than four stimuli.
     """
     stimulus = np.arange(len(x)) if stimulus is None else np.asarray(stimulus)
-    n = len(np.unique(stimulus))
-    if n < 4:
-        raise InputError(f"{n} training stimuli; a cross-validated decoder needs at least 4.")
-    if n_folds < 2:
-        raise InputError(f"n_folds={n_folds}: expected 2 or more.")
+    folds = deal_folds(np.unique(stimulus)) if folds is None else folds
     _check_finite("responses", x)
     mean_x = x.mean(0, dtype=np.float64).astype(np.float32)
     scale = np.ones(x.shape[1]) if weights is None else np.asarray(weights, float)
     scale = (scale / np.sqrt(np.square(scale).mean())).astype(np.float32)
     ready = x - mean_x
     ready *= scale
-    path = RidgePath(ready, x.shape[1] * PENALTIES, n_folds, stimulus, device=device)
+    path = RidgePath(ready, x.shape[1] * PENALTIES, folds, stimulus, device=device)
     others = ()
     if early is not None and early_say != 1:
         less = scale * np.where(early, early_say, 1)
-        others = (make_design(x, n_folds, less, stimulus, device),)
-    return Design(x, ready, mean_x, scale, stimulus, n_folds, path, others)
+        others = (make_design(x, folds, less, stimulus, device),)
+    return Design(x, ready, mean_x, scale, stimulus, folds, path, others)
 
 
 def _check_finite(name: str, values: np.ndarray) -> None:
@@ -279,7 +279,7 @@ def fit_decoder(
     x: np.ndarray,
     y: np.ndarray,
     keep: float = 1.0,
-    n_folds: int = 5,
+    folds: np.ndarray | None = None,
     weights: np.ndarray | None = None,
     stimulus: np.ndarray | None = None,
 ) -> Decoder:
@@ -295,7 +295,7 @@ def fit_decoder(
     y : float32 array, shape (n_stimuli, n_values)
     keep : float
         Share of the values that is decoded: those with the best cross-validated R².
-    n_folds, weights, stimulus
+    folds, weights, stimulus
         See `make_design`; the weights are `r` in the formula.
 
     Returns
@@ -309,7 +309,7 @@ def fit_decoder(
         not in (0, 1].
     """
     method = Method(target_components=0, select_by="r2")
-    return fit_family(make_design(x, n_folds, weights, stimulus), y, "", method, keep)[0]
+    return fit_family(make_design(x, folds, weights, stimulus), y, "", method, keep)[0]
 
 
 def fit_family(
@@ -411,15 +411,14 @@ def _fit_ridge(design: Design, y: np.ndarray, family: str) -> _Fit:
     """Fit ridge regression with a penalty for every target, the best by R²."""
     # Stimuli that were shown more often have more rows.
     count = np.bincount(design.stimulus)
-    mean = np.average(y, axis=0, weights=count).astype(np.float32)
+    mean = column_moments(y, count)[0].astype(np.float32)
     y = y - mean
     design, choice = design.best(y, family)
     held_out = design.path.held_out(y, choice) + mean
-    dual = design.path.dual(y, choice)
-    left = design.scale[:, None] * design.x.T
-    if y.shape[1] < len(design.x):
-        return _Fit(left @ dual, None, mean, held_out)
-    return _Fit(left, dual, mean, held_out)
+    scale = design.scale[:, None]
+    if design.path.primal or y.shape[1] < len(design.x):
+        return _Fit(scale * design.path.weights(y, choice), None, mean, held_out)
+    return _Fit(scale * design.x.T, design.path.dual(y, choice), mean, held_out)
 
 
 def _fit_voxels(design: Design, y: np.ndarray, n_voxels: int, alpha: float) -> _Fit:
@@ -436,7 +435,7 @@ def _fit_voxels(design: Design, y: np.ndarray, n_voxels: int, alpha: float) -> _
         held_out[held] = model.predict(design.mean_responses(held))
     model = fit(np.arange(len(y)))
     left = np.ascontiguousarray(model.coef_.T)
-    return _Fit(left, None, design.mean_x @ left + model.intercept_, held_out)
+    return _Fit(left, None, model.predict(design.mean_x[None])[0], held_out)
 
 
 def _select(
@@ -449,8 +448,8 @@ def _select(
     power: float = 1.0,
 ) -> Decoder:
     """Judge a fit by its predictions of held-out stimuli, and keep its best targets."""
-    mean = y.mean(0)
-    constant = y.std(0) <= 1e-6 * np.maximum(1, np.abs(mean))
+    mean, variance = column_moments(y)
+    constant = constant_columns(mean, variance)
     r2, correlation = design.path.accuracy(fit.held_out, y)
     r2[constant] = correlation[constant] = np.nan
     selected = best_share(r2 if select_by == "r2" else correlation, keep)
@@ -486,7 +485,7 @@ def rescaling(y: np.ndarray, held_out: np.ndarray, how: str, power: float = 1.0)
     float32 array, shape (n_targets,)
         1 where the predictions do not vary.
     """
-    true, found = y.var(0, dtype=np.float64), held_out.var(0, dtype=np.float64)
+    true, found = (column_moments(part)[1] for part in (y, held_out))
     if how == "none":
         return np.ones(len(true), np.float32)
     if how == "global":

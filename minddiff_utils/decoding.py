@@ -25,6 +25,8 @@ from minddiff_utils.decoders import (
 )
 from minddiff_utils.features import families, read_features
 from minddiff_utils.files import InputError, atomic_path
+from minddiff_utils.folds import training_folds
+from minddiff_utils.moments import column_moments
 from minddiff_utils.storage import open_to_write
 
 __all__ = [
@@ -283,7 +285,8 @@ def training_design(
     x, weights = _shuffled(fold, shuffle_seed)[:, voxels], voxel_weights(subject, split)[voxels]
     early = area_masks(subject.roi).get(EARLY_AREAS)
     early = None if early is None or len(np.unique(early[voxels])) < 2 else early[voxels]
-    return ids, make_design(x, n_folds, weights, stimulus, device, early, early_say)
+    folds = training_folds(subject, ids, n_folds)
+    return ids, make_design(x, folds, weights, stimulus, device, early, early_say)
 
 
 def _evidence(
@@ -379,8 +382,11 @@ def correlations(true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     """
     kept = np.isfinite(predicted).all(0)
     true, predicted = true[:, kept], predicted[:, kept]
-    small = (true.std(0) < 1e-4) | (predicted.std(0) < 1e-7)
+    moments = [column_moments(part) for part in (true, predicted)]
+    small = (moments[0][1] < 1e-4**2) | (moments[1][1] < 1e-7**2)
     out = np.full(true.shape[1], np.nan)
     if len(true) > 1 and not small.all():
-        out[~small] = correlation_score(true[:, ~small], predicted[:, ~small])
+        pairs = zip((true, predicted), moments, strict=True)
+        centred = [part[:, ~small] - mean[~small].astype(part.dtype) for part, (mean, _) in pairs]
+        out[~small] = correlation_score(*centred)
     return out

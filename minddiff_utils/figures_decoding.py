@@ -13,6 +13,7 @@ from nilearn import plotting
 from minddiff_utils.datasets import Subject
 from minddiff_utils.figures import BLUE, FAMILIES, GREY, ORANGE, RED, WIDTH, in_order, style
 from minddiff_utils.figures import accuracy_distribution as _violins
+from minddiff_utils.moments import column_moments, constant_columns
 
 __all__ = [
     "accuracy_and_ceiling",
@@ -197,10 +198,12 @@ def shrinkage(true: np.ndarray, decoded: np.ndarray) -> Figure:
         A dot a value. On the diagonal, the spread is what the correlation warrants.
     """
     true, decoded = (part.reshape(len(part), -1) for part in (true, decoded))
-    spread = decoded.std(0) / np.maximum(true.std(0), 1e-12)
-    varied = true.std(0) > 1e-6
-    centred = [part - part.mean(0) for part in (true, decoded)]
-    r = (centred[0] * centred[1]).mean(0) / np.maximum(true.std(0) * decoded.std(0), 1e-12)
+    moments = [column_moments(part) for part in (true, decoded)]
+    varied = ~constant_columns(*moments[0])
+    sd, sd_decoded = (np.sqrt(variance) for _, variance in moments)
+    spread = sd_decoded / np.maximum(sd, 1e-12)
+    centred = [part - mean for part, (mean, _) in zip((true, decoded), moments, strict=True)]
+    r = (centred[0] * centred[1]).mean(0) / np.maximum(sd * sd_decoded, 1e-12)
     with style():
         fig, axes = plt.subplots(figsize=(WIDTH, 3.6), layout="constrained")
         axes.plot(r[varied], spread[varied], ".", color=BLUE, alpha=0.4, markersize=4)

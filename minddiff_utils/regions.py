@@ -13,6 +13,8 @@ from minddiff_utils.datasets import Split, Subject, prepare_fold
 from minddiff_utils.decoders import PENALTIES
 from minddiff_utils.decoding import correlations, voxel_weights
 from minddiff_utils.features import families, read_features
+from minddiff_utils.folds import training_folds
+from minddiff_utils.moments import column_moments, constant_columns
 from minddiff_utils.ridge import RidgePath
 from minddiff_utils.uncertainty import resampled_correlation
 
@@ -98,8 +100,9 @@ def decode_regions(
     for split in subject.splits:
         true.append(_values(features_path, chosen, split.test))
         y = _values(features_path, chosen, split.train)
+        folds = training_folds(subject, split.train, n_folds)
         for key, kernel, stimulus in _kernels(subject, split, masks):
-            found.setdefault(key, []).append(_decode(kernel, y, n_folds, stimulus))
+            found.setdefault(key, []).append(_decode(kernel, y, folds, stimulus))
             bar.update()
     bar.close()
     family = np.repeat(names, [len(chosen[name]) for name in names])
@@ -229,7 +232,7 @@ def sample_values(
     for name in names:
         y = read_features(path, name, split.train)
         y = y.reshape(len(y), -1)
-        varied = np.flatnonzero(y.std(0) > 1e-6 * np.maximum(1, np.abs(y.mean(0))))
+        varied = np.flatnonzero(~constant_columns(*column_moments(y)))
         chosen[name] = np.sort(rng.choice(varied, min(n, len(varied)), replace=False))
     return chosen
 
@@ -248,7 +251,7 @@ def _kernels(subject: Subject, split: Split, masks: Mapping[str, np.ndarray]):
     fold, weights = prepare_fold(subject, split), voxel_weights(subject, split)
     order = np.argsort(split.train)
     stimulus = order[np.searchsorted(split.train[order], fold.train_id)]
-    centre = fold.train_x.mean(0)
+    centre = fold.train_x.mean(0, dtype=np.float64).astype(np.float32)
     train, test = (fold.train_x - centre) * weights, (fold.test_x - centre) * weights
 
     def kernel(voxels: np.ndarray | slice) -> _Kernel:
@@ -265,8 +268,8 @@ def _kernels(subject: Subject, split: Split, masks: Mapping[str, np.ndarray]):
             yield (roi, "without"), whole.without(alone), stimulus
 
 
-def _decode(kernel: _Kernel, y: np.ndarray, n_folds: int, stimulus: np.ndarray) -> np.ndarray:
+def _decode(kernel: _Kernel, y: np.ndarray, folds: np.ndarray, stimulus: np.ndarray) -> np.ndarray:
     mean = np.average(y, axis=0, weights=np.bincount(stimulus))
-    path = RidgePath(None, kernel.size * COARSE, n_folds, stimulus, kernel=kernel.train)
+    path = RidgePath(None, kernel.size * COARSE, folds, stimulus, kernel=kernel.train)
     choice = path.scores(y - mean)[0].argmax(0)
     return kernel.test @ path.dual(y - mean, choice) + mean

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from sklearn.model_selection import KFold
+from sklearn.model_selection import PredefinedSplit
 
 __all__ = ["RidgePath"]
 
@@ -38,8 +38,8 @@ class RidgePath:
         Centred.
     penalties : sequence of float
         Above 0.
-    n_folds : int
-        Folds of the cross-validation, consecutive blocks of stimuli; at most one a stimulus pair.
+    folds : int array, shape (n_stimuli,)
+        The fold of each stimulus in the cross-validation, from `deal_folds`.
     stimulus : int array, shape (n_rows,), optional
         Which stimulus, from 0, each row belongs to. All rows of one are on the same side of a
         fold; the rows of a held-out stimulus are averaged, as those of a test stimulus are. Each
@@ -48,13 +48,18 @@ class RidgePath:
         `x @ x.T` where it is known; `x` may then be None.
     device : str
         Of torch.
+
+    Attributes
+    ----------
+    primal : bool
+        Whether the second form is used: there are more rows than voxels, and no kernel is given.
     """
 
     def __init__(
         self,
         x: np.ndarray | None,
         penalties: Sequence[float],
-        n_folds: int = 5,
+        folds: np.ndarray,
         stimulus: np.ndarray | None = None,
         kernel: np.ndarray | None = None,
         device: str = "cpu",
@@ -65,16 +70,15 @@ class RidgePath:
         self.stimulus = torch.from_numpy(stimulus).to(device)
         self.count = torch.bincount(self.stimulus).to(torch.float32)
         self._x = None if x is None else torch.from_numpy(np.asarray(x, np.float32)).to(device)
-        self._primal = kernel is None and n > self._x.shape[1]
-        if self._primal:
+        self.primal = kernel is None and n > self._x.shape[1]
+        if self.primal:
             self._gram = self._x.T @ self._x
         elif kernel is None:
             self._gram = self._x @ self._x.T
         else:
             self._gram = torch.from_numpy(np.asarray(kernel, np.float32)).to(device)
         self._factors: dict[int, torch.Tensor] = {}
-        folds = KFold(min(n_folds, len(self.count) // 2)).split(np.arange(len(self.count)))
-        self.folds = list(folds)
+        self.folds = list(PredefinedSplit(folds).split())
         self._all_maps = [self._maps(train, held) for train, held in self.folds]
 
     def _maps(self, train: np.ndarray, held: np.ndarray) -> torch.Tensor:
@@ -86,7 +90,7 @@ class RidgePath:
         used, new = rows.nonzero()[:, 0], (~rows).nonzero()[:, 0]
         place_used, place_new = place[self.stimulus[used]], place[self.stimulus[new]]
         out = torch.zeros(len(self.penalties), len(held), len(train), device=self.count.device)
-        if self._primal:
+        if self.primal:
             x = self._x[new]
             gram, right = self._gram - x.T @ x, x
             last = _sum_rows(self._x[used], place_used, len(train)).T
@@ -95,7 +99,7 @@ class RidgePath:
         right = (_sum_rows(right, place_new, len(held)) / self.count[held][:, None]).T
         for number, penalty in enumerate(self.penalties):
             found = torch.cholesky_solve(right, _factor(gram, float(penalty))).T
-            if self._primal:
+            if self.primal:
                 torch.mm(found, last, out=out[number])
             else:
                 out[number].index_add_(1, place_used, found)
@@ -171,8 +175,8 @@ class RidgePath:
     def _tensor(self, values: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(values, np.float32)).to(self.device)
 
-    def dual(self, y: np.ndarray, choice: np.ndarray) -> np.ndarray:
-        r"""Return dual coefficients :math:`(X X^\top + \alpha I)^{-1} Y` from all stimuli.
+    def weights(self, y: np.ndarray, choice: np.ndarray) -> np.ndarray:
+        """Return the weights of every voxel, from all stimuli.
 
         Parameters
         ----------
@@ -183,26 +187,59 @@ class RidgePath:
 
         Returns
         -------
+        float32 array, shape (n_voxels, n_targets)
+        """
+        found = self._solve(y, choice)
+        return found if self.primal else (self._x.T @ self._tensor(found)).cpu().numpy()
+
+    def predict(self, x: np.ndarray, y: np.ndarray, choice: np.ndarray) -> np.ndarray:
+        """Predict new stimuli from all: float32 (n_new, n_targets).
+
+        Parameters
+        ----------
+        x : float array, shape (n_new, n_voxels)
+            Centred as the training responses were.
+        y, choice
+            As for `weights`.
+        """
+        found = self._solve(y, choice)
+        return x @ found if self.primal else (x @ self._x.T.cpu().numpy()) @ found
+
+    def dual(self, y: np.ndarray, choice: np.ndarray) -> np.ndarray:
+        r"""Return dual coefficients :math:`(X X^\top + \alpha I)^{-1} Y` from all stimuli.
+
+        Only without `primal`: to make them of weights costs single precision its digits.
+
+        Parameters
+        ----------
+        y, choice
+            As for `weights`.
+
+        Returns
+        -------
         float32 array, shape (n_rows, n_targets)
         """
-        out = np.zeros((len(self.stimulus), y.shape[1]), np.float32)
-        step = max(1, AT_ONCE // (8 * len(out)))
+        if self.primal:
+            raise ValueError("there are more rows than voxels: take `weights`")
+        return self._solve(y, choice)
+
+    def _solve(self, y: np.ndarray, choice: np.ndarray) -> np.ndarray:
+        """Return weights with `primal`, else dual coefficients."""
+        out = np.zeros((len(self._gram), y.shape[1]), np.float32)
+        step = max(1, AT_ONCE // (8 * len(self.stimulus)))
         for number in np.unique(choice):
             targets = np.flatnonzero(choice == number)
             for some in np.array_split(targets, -(-len(targets) // step)):
-                values = self._tensor(y[:, some])
-                out[:, some] = self._solve(values[self.stimulus], int(number)).cpu()
+                values = self._tensor(y[:, some])[self.stimulus]
+                right = self._x.T @ values if self.primal else values
+                out[:, some] = torch.cholesky_solve(right, self._factor_of(int(number))).cpu()
         return out
 
-    def _solve(self, values: torch.Tensor, number: int) -> torch.Tensor:
-        """Solve for targets that share a penalty; each penalty's matrix is factored once."""
-        penalty = float(self.penalties[number])
+    def _factor_of(self, number: int) -> torch.Tensor:
+        """Factor each penalty's matrix once."""
         if number not in self._factors:
-            self._factors[number] = _factor(self._gram, penalty)
-        if not self._primal:
-            return torch.cholesky_solve(values, self._factors[number])
-        weights = torch.cholesky_solve(self._x.T @ values, self._factors[number])
-        return (values - self._x @ weights) / penalty
+            self._factors[number] = _factor(self._gram, float(self.penalties[number]))
+        return self._factors[number]
 
 
 def _factor(gram: torch.Tensor, penalty: float) -> torch.Tensor:
@@ -219,12 +256,16 @@ def _sum_rows(values: torch.Tensor, place: torch.Tensor, n: int) -> torch.Tensor
 
 def _agreement(predicted: torch.Tensor, true: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """R² and correlation over stimuli of (n_penalties, n, n_targets) with (n, n_targets)."""
-    n, centre = len(true), true.mean(0)
-    true = true - centre
+    # Centred by the first value and then the mean: what is constant becomes exactly zero, and the
+    # sums of squares below lose no digits to an offset. `predicted` is nobody else's.
+    n, first = len(true), true[0]
+    true = true - first
+    centre = true.mean(0)
+    true, predicted = true - centre, predicted.sub_(first + centre)
     total, mean = true.square().sum(0), predicted.mean(1)
     square = torch.einsum("pnt,pnt->pt", predicted, predicted)
     product = torch.einsum("pnt,nt->pt", predicted, true)
-    residual = total - 2 * product + square + n * centre * (centre - 2 * mean)
+    residual = total - 2 * product + square
     spread = (square - n * mean.square()).clamp_min(0)
     size = (total * spread).sqrt()
     r2 = torch.where(total > 0, 1 - residual / total, 0)

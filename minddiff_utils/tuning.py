@@ -42,7 +42,8 @@ def tuning_subject(subject: Subject, n: int, seed: int = 0) -> Subject:
     Returns
     -------
     Subject
-        With one split, "tuning"; no test stimulus of `subject` is in it.
+        With one split, "tuning"; no test stimulus of `subject` is in it, and no copy of a picture
+        that is held out trains.
 
     Raises
     ------
@@ -52,8 +53,9 @@ def tuning_subject(subject: Subject, n: int, seed: int = 0) -> Subject:
     train = subject.splits[0].train
     if not 1 <= n <= len(train) - 4:
         raise InputError(f"n={n}: expected from 1 to {len(train) - 4} held-out training pictures.")
-    held_out = np.random.default_rng(seed).choice(train, n, replace=False)
-    split = Split("tuning", np.setdiff1d(train, held_out), held_out)
+    held_out = np.random.default_rng(seed).choice(np.sort(train), n, replace=False)
+    copies = np.isin(subject.picture_of(train), subject.picture_of(held_out))
+    split = Split("tuning", np.sort(train[~copies]), held_out)
     return replace(subject, splits=(split,))
 
 

@@ -118,18 +118,25 @@ class VoxelSelectedRidge(RegressorMixin, BaseEstimator):
         self.voxels_ = np.empty((y.shape[1], k), np.int32)
         self.weights_ = np.empty((y.shape[1], k), self.dtype)
         x = torch.tensor(X, device=self.device)
-        mean_x, mean_y = x.mean(0), y.mean(0)
-        system = _System(x - mean_x, mean_x, float(self.alpha), k, y.shape[1], self._bytes())
+        mean_x, mean_y = (part.mean(0, dtype=np.float64) for part in (X, y))
+        self._mean_x = mean_x.astype(self.dtype)
+        self._at_mean, intercept = np.empty((2, y.shape[1]))
+        share = len(X) / (len(X) + self.alpha)
+        taken = torch.from_numpy(self._mean_x).to(x)
+        x -= taken
+        system = _System(x, taken, float(self.alpha), k, y.shape[1], self._bytes())
         for start in range(0, y.shape[1], system.n_together):
             some = slice(start, start + system.n_together)
-            centred = torch.from_numpy(y[:, some] - mean_y[some]).to(x)
-            voxels, weights = system.solve(centred, torch.from_numpy(mean_y[some]).to(x))
+            mean = mean_y[some].astype(self.dtype)
+            centred = torch.from_numpy(y[:, some] - mean).to(x)
+            voxels, weights = system.solve(centred, torch.from_numpy(mean).to(x))
             self.voxels_[some], self.weights_[some] = voxels.cpu(), weights.cpu()
-        chosen_mean = mean_x.cpu().numpy()[self.voxels_]
-        share = len(X) / (len(X) + self.alpha)
+            by_weights = np.einsum("tk,tk->t", mean_x[self.voxels_[some]], self.weights_[some])
+            intercept[some] = share * (mean_y[some] - by_weights)
+            self._at_mean[some] = intercept[some] + by_weights
         constant = ~self.weights_.any(axis=1)
-        intercept = share * (mean_y - np.einsum("tk,tk->t", chosen_mean, self.weights_))
-        intercept[constant] = mean_y[constant]
+        intercept[constant] = self._at_mean[constant] = mean_y[constant]
+        intercept = intercept.astype(self.dtype)
         self.intercept_ = intercept[0] if self._single else intercept
         self.error_ = self._compare(X, y) if self.dtype == "float32" else 0.0
         return self
@@ -149,12 +156,13 @@ class VoxelSelectedRidge(RegressorMixin, BaseEstimator):
         X = validate_data(self, X, dtype=self.dtype, reset=False)
         out = np.empty((len(X), len(self.weights_)), self.dtype)
         step = max(1, int(self._bytes() // (8 * X.shape[1])))
-        x = torch.tensor(X, device=self.device)
+        # About the training mean: single precision would lose digits to an offset.
+        x = torch.tensor(X - self._mean_x, device=self.device)
         for start in range(0, len(self.weights_), step):
             some = slice(start, start + step)
             weights = torch.from_numpy(self._dense(some)).to(x)
             out[:, some] = (x @ weights.T).cpu()
-        out += np.atleast_1d(self.intercept_)
+        out += self._at_mean.astype(self.dtype)
         return out[:, 0] if self._single else out
 
     @property
@@ -206,7 +214,8 @@ class VoxelSelectedRidge(RegressorMixin, BaseEstimator):
             exact = system.solve(target_y, mean_y)[1].cpu()
             size = exact.abs().max().item()
             difference = np.abs(exact[0].numpy() - self.weights_[target]).max()
-            error = max(error, float(difference) / size)
+            if size > 0:
+                error = max(error, float(difference) / size)
         if error > TOLERANCE:
             warnings.warn(
                 f"weights in float32 are off by {error:.1%} of the largest; fit with "

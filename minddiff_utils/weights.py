@@ -8,6 +8,7 @@ import pandas as pd
 
 from minddiff_utils.datasets import Subject, prepare_fold
 from minddiff_utils.decoders import Decoder, load_decoder
+from minddiff_utils.moments import column_moments, constant_columns
 
 __all__ = ["constant_share", "decoding_ceiling", "weight_shares", "weights_by_region"]
 
@@ -65,9 +66,8 @@ def constant_share(y: np.ndarray) -> tuple[float, float]:
     of_values, of_power : float
         Share of the values that never vary, and their share of the sum of squares.
     """
-    y = y.reshape(len(y), -1).astype(np.float64)
-    constant = y.std(0) <= 1e-6 * np.maximum(1, np.abs(y.mean(0)))
-    power = np.square(y).sum(0)
+    mean, variance = column_moments(y.reshape(len(y), -1))
+    constant, power = constant_columns(mean, variance), variance + np.square(mean)
     return float(constant.mean()), float(power[constant].sum() / power.sum())
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from himalaya.kernel_ridge import MultipleKernelRidgeCV
 from himalaya.scoring import r2_score
-from sklearn.model_selection import KFold
+from sklearn.model_selection import PredefinedSplit
 from test_decoding import recording, world  # noqa: F401
 
 from minddiff_utils.bands import Bands, band_kernels, decode_banded, draw_shares
@@ -15,6 +15,7 @@ from minddiff_utils.decoders import PENALTIES, Method, fit_family
 from minddiff_utils.decoding import training_design
 from minddiff_utils.features import read_features
 from minddiff_utils.files import InputError
+from minddiff_utils.folds import deal_folds
 
 
 def two_bands(n=60, n_test=20, n_targets=12, seed=0):
@@ -43,16 +44,16 @@ def test_predictions_are_himalayas():
             "score_func": r2_score,
             "progress_bar": False,
         },
-        cv=KFold(5),
+        cv=PredefinedSplit(deal_folds(np.arange(60))),
     ).fit(bands.train, y)
-    found = decode_banded(bands, y, np.arange(len(y)), shares=shares)
+    found = decode_banded(bands, y, np.arange(60), deal_folds(np.arange(60)), shares=shares)
     np.testing.assert_allclose(found, model.predict(bands.test), atol=2e-3 * np.abs(y).max())
 
 
 def test_each_target_takes_the_band_that_it_follows():
     bands, y, true = two_bands(n=150, n_test=100)
-    found = decode_banded(bands, y, np.arange(len(y)), shares=draw_shares(bands, 5))
-    plain = decode_banded(bands, y, np.arange(len(y)), shares=draw_shares(bands, 1))
+    stimulus, folds = np.arange(150), deal_folds(np.arange(150))
+    found, plain = (decode_banded(bands, y, stimulus, folds, draw_shares(bands, n)) for n in (5, 1))
     error = [np.square(part - true).mean() for part in (found, plain)]
     assert error[0] < error[1]
 
@@ -68,7 +69,7 @@ def test_first_share_is_the_default_decoder(world):  # noqa: F811
     y = read_features(features, "z", ids).reshape(len(ids), -1)
     bands = band_kernels(subject, design, fold.test_x)
     assert bands.names == ["A", "B", "rest"]
-    found = decode_banded(bands, y, design.stimulus, shares=draw_shares(bands, 1))
+    found = decode_banded(bands, y, design.stimulus, design.folds, shares=draw_shares(bands, 1))
     wanted = fit_family(design, y, "z", Method(target_components=0, rescale_z="none"))[0].predict(
         fold.test_x
     )

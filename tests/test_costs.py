@@ -68,7 +68,7 @@ def test_times_and_memory_follow_from_the_counts():
 def test_decoder_takes_what_its_file_takes(tmp_path):
     rng = np.random.default_rng(0)
     x, y = (rng.normal(size=(200, n)).astype(np.float32) for n in (300, 500))
-    path = save_decoder(fit_decoder(x, y, n_folds=2), tmp_path / "d.safetensors")
+    path = save_decoder(fit_decoder(x, y), tmp_path / "d.safetensors")
     size = costs.decoder_bytes(200, 300, 500)
     assert size == pytest.approx(path.stat().st_size, rel=0.03)
 

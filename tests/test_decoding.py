@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
-from sklearn.model_selection import KFold
+from sklearn.model_selection import PredefinedSplit
 
 from minddiff_utils import decoding
 from minddiff_utils.components import evidence, fit_components
@@ -32,6 +32,7 @@ from minddiff_utils.decoders import (
 )
 from minddiff_utils.decoding import training_design, voxel_weights
 from minddiff_utils.files import InputError
+from minddiff_utils.folds import deal_folds, training_folds
 from minddiff_utils.voxel_ridge import VoxelSelectedRidge
 
 SHAPES = {"z": (4, 2, 2), "c": (3, 5), "block_1": (4, 6), "block_2": (4, 6), "embedding": (7,)}
@@ -46,11 +47,16 @@ def regression(n=60, n_voxels=40, n_targets=25, noise=3.0, seed=0):
     return x, y.astype(np.float32)
 
 
-def penalties(x, y, n_folds=5):
+def splitter(n, n_folds=5):
+    """What scikit-learn makes of the folds of so many stimuli."""
+    return PredefinedSplit(deal_folds(np.arange(n), n_folds))
+
+
+def penalties(x, y):
     """The penalty of each target, by himalaya."""
     model = KernelRidgeCV(
         alphas=x.shape[1] * PENALTIES,
-        cv=KFold(n_folds),
+        cv=splitter(len(x)),
         warn=False,
         solver_params={"score_func": himalaya_r2},
     )
@@ -119,12 +125,12 @@ def test_without_repetitions_all_voxels_weigh_the_same():
 @pytest.mark.parametrize("n_folds", [2, 5])
 def test_accuracy_is_that_of_brute_force(n_folds):
     x, y = regression()
-    decoder = fit_decoder(x, y, n_folds=n_folds)
+    decoder = fit_decoder(x, y, folds=deal_folds(np.arange(len(x)), n_folds))
     x, y = x.astype(float) - x.mean(0), y.astype(float) - y.mean(0)
     grid = x.shape[1] * PENALTIES
     r2, r = np.zeros((2, len(grid), y.shape[1]))
     for row, penalty in enumerate(grid):
-        for train, test in KFold(n_folds).split(x):
+        for train, test in splitter(len(x), n_folds).split():
             ridge = Ridge(alpha=penalty, fit_intercept=False).fit(x[train], y[train])
             predicted = ridge.predict(x[test])
             r2[row] += r2_score(y[test], predicted, multioutput="raw_values") / n_folds
@@ -186,7 +192,7 @@ def test_four_stimuli_are_enough():
 
 @pytest.mark.parametrize("n_targets", [25, 100])  # fewer and more than stimuli
 def test_saved_decoder_predicts_the_same(tmp_path, n_targets):
-    x, y = regression(n_targets=n_targets)
+    x, y = regression(n_voxels=80, n_targets=n_targets)
     decoder = fit_decoder(x, y, 0.5)
     assert (decoder.right is None) == (n_targets == 25)
     again = load_decoder(save_decoder(decoder, tmp_path / "deep" / "z.safetensors"))
@@ -223,6 +229,7 @@ FULL_DISK = """
 import resource, signal, sys
 import numpy as np
 from minddiff_utils.decoders import fit_decoder, save_decoder
+from minddiff_utils.folds import deal_folds, training_folds
 from minddiff_utils.files import InputError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 x = np.random.default_rng(0).standard_normal((60, 40)).astype("f4")
@@ -286,9 +293,9 @@ def test_the_papers_decoder_is_voxel_selected_ridge():
     decoder, of_components, _ = fit_family(make_design(x), y, "block_1", method, 0.25, 3)
     model = VoxelSelectedRidge(20, 0.15).fit(x, y)
     held_out = np.empty_like(y)
-    for train, held in KFold(5).split(x):
+    for train, held in splitter(len(x)).split():
         held_out[held] = VoxelSelectedRidge(20, 0.15).fit(x[train], y[train]).predict(x[held])
-    folds = [held for _, held in KFold(5).split(x)]
+    folds = [held for _, held in splitter(len(x)).split()]
     r = [
         np.mean([np.corrcoef(y[held, k], held_out[held, k])[0, 1] for held in folds])
         for k in range(y.shape[1])
@@ -406,11 +413,11 @@ def test_repetitions_stay_on_one_side_of_a_fold():
     x, y = regression(n=90)
     stimulus = np.repeat(np.arange(30), 3)
     y = y[::3]
-    decoder = fit_decoder(x, y, n_folds=3, stimulus=stimulus)
+    decoder = fit_decoder(x, y, folds=deal_folds(np.arange(30), 3), stimulus=stimulus)
     rows, grid = y[stimulus], x.shape[1] * PENALTIES
     x, wanted = x - x.mean(0), np.zeros((len(grid), y.shape[1]))
     for row, penalty in enumerate(grid):
-        for train, test in KFold(3).split(y):
+        for train, test in splitter(30, 3).split():
             used = np.isin(stimulus, train)
             ridge = Ridge(alpha=penalty, fit_intercept=False)
             ridge.fit(x[used], rows[used] - y.mean(0))
@@ -524,7 +531,8 @@ def test_evidence_is_that_of_each_split_by_hand(world, tmp_path):
         y = decoding.read_features(features, "block_1", fold.train_id).reshape(-1, 24)
         components = fit_components(y, 512).first(8)
         weights = voxel_weights(subject, splits[number])
-        decoder = fit_decoder(fold.train_x, components.scores(y), weights=weights)
+        folds = training_folds(subject, fold.train_id)
+        decoder = fit_decoder(fold.train_x, components.scores(y), folds=folds, weights=weights)
         wanted = evidence(components, decoder.predict(fold.test_x), decoder.r2, 0.05, 0.9)
         n = components.variance.size  # five stimuli have four components, the rest are padding
         np.testing.assert_allclose(found["projection_1"][number, :, :n], wanted[0], atol=1e-6)

@@ -12,6 +12,7 @@ from minddiff_utils.datasets import Split
 from minddiff_utils.decoding import correlations, prepare_fold, voxel_weights
 from minddiff_utils.features import read_features
 from minddiff_utils.figures_decoding import region_loss
+from minddiff_utils.folds import training_folds
 from minddiff_utils.regions import (
     COARSE,
     RegionDecoding,
@@ -52,9 +53,8 @@ def test_they_are_decoders_fitted_to_those_voxels(world, repetitions):  # noqa: 
         x = fold.train_x[:, mask] * weights[mask]
         x, test = x - x.mean(0), fold.test_x[:, mask] * weights[mask] - x.mean(0)
         penalties = np.square(weights[mask]).sum() * COARSE
-        path = RidgePath(x, penalties, 3, np.array(stimulus))
-        dual = path.dual(y, path.scores(y)[0].argmax(0))
-        wanted = correlations(true, test @ x.T @ dual)
+        path = RidgePath(x, penalties, training_folds(subject, split.train, 3), np.array(stimulus))
+        wanted = correlations(true, path.predict(test, y, path.scores(y)[0].argmax(0)))
         np.testing.assert_allclose(found[voxels, roi], wanted, atol=1e-3)
 
 

@@ -365,7 +365,7 @@ def block_means(
     if rest.all() or not rest.any():
         state = "only rest" if rest.all() else "no rest"
         raise InputError(f"a run of {n} volumes shows {state}; expected patterns and rest")
-    base = series[rest].mean(axis=0)
+    base = series[rest].mean(axis=0, dtype=np.float64)
     base = np.where(base > 0, base, np.nan)
     changes = np.flatnonzero((labels[1:] != labels[:-1]).any(axis=1)) + 1
     bounds = [0, *changes.tolist(), n - delay]

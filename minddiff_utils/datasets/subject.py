@@ -109,6 +109,8 @@ class Subject:
         The same, by reason, where the reader tells reasons apart.
     repetitions : {"average", "keep"}
         Whether decoders see the mean of a training picture's trials or each trial.
+    copy_of : dict of int to int
+        Stimuli whose picture is that of another one pixel for pixel, and the id of that one.
     """
 
     name: str
@@ -126,6 +128,7 @@ class Subject:
     n_dropped: int = field(default=0)
     dropped: Mapping[str, int] = field(default_factory=dict)
     repetitions: str = "average"
+    copy_of: Mapping[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.repetitions not in ("average", "keep"):
@@ -143,6 +146,10 @@ class Subject:
     def stimulus_ids(self) -> np.ndarray:
         """Ids of all stimuli that were seen, sorted, each once; int64 (n_stimuli,)."""
         return np.unique(self.stimulus_id)
+
+    def picture_of(self, ids: Sequence[int]) -> np.ndarray:
+        """Return one id for all copies of a picture; int64, in the order of `ids`."""
+        return np.array([self.copy_of.get(int(one), one) for one in ids], np.int64)
 
     def n_repetitions(self, ids: Sequence[int]) -> np.ndarray:
         """How many trials showed each stimulus; int64, in the order of `ids`."""

@@ -1,0 +1,90 @@
+"""Folds follow from stimuli, pictures and sessions, not from the order in which they come."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_decoding import recording, world  # noqa: F401
+
+from minddiff_utils import decoding
+from minddiff_utils.components import fit_components
+from minddiff_utils.datasets import Split, prepare_fold
+from minddiff_utils.decoders import fit_decoder
+from minddiff_utils.files import InputError
+from minddiff_utils.folds import deal_folds, training_folds
+from minddiff_utils.tuning import tuning_subject
+
+
+@given(st.integers(4, 80), st.integers(2, 12), st.integers(0, 2**32 - 1))
+def test_folds_are_even_keep_groups_and_follow_from_ids(n, n_folds, seed):
+    rng = np.random.default_rng(seed)
+    ids = rng.choice(10**6, n, replace=False)
+    groups, session = ids[rng.permutation(n) // 2 * 2 % n], rng.integers(1, 4, n)
+    if len(np.unique(groups)) < 4:
+        groups = ids
+    folds = deal_folds(ids, n_folds, groups=groups, session=session, seed=seed)
+    order = rng.permutation(n)
+    again = deal_folds(ids[order], n_folds, groups=groups[order], session=session[order], seed=seed)
+    np.testing.assert_array_equal(again, folds[order])
+    dealt = set(zip(groups.tolist(), folds.tolist(), strict=True))
+    assert len(dealt) == len(np.unique(groups))  # no group is in two folds
+    sizes = np.bincount([fold for _, fold in dealt])
+    assert len(sizes) == min(n_folds, len(dealt) // 2) and np.ptp(sizes) <= 1
+    plain = deal_folds(ids, n_folds, session=session, seed=seed)
+    for one in np.unique(session):  # every fold has its share of every session
+        assert np.ptp(np.bincount(plain[session == one], minlength=plain.max() + 1)) <= 1
+
+
+def test_too_few_stimuli_or_folds_are_named():
+    with pytest.raises(InputError, match="3 training stimuli with different pictures"):
+        deal_folds(np.arange(6), groups=np.arange(6) // 2)
+    with pytest.raises(InputError, match="n_folds=1"):
+        deal_folds(np.arange(6), 1)
+
+
+def test_a_recording_sorted_by_kind_is_judged_as_any_other():
+    """Kinds differ far more than pictures of a kind: alone in a fold, none could be predicted."""
+    rng = np.random.default_rng(0)
+    kind = np.repeat(np.arange(6), 40)
+    y = 5 * rng.standard_normal((6, 20))[kind] + rng.standard_normal((240, 20))
+    x = (y @ rng.standard_normal((20, 30)) + 6 * rng.standard_normal((240, 30))).astype("f4")
+    r2 = [
+        fit_decoder(x[order], fit_components(y[order].astype("f4"), 1).scores(y[order])).r2[0]
+        for order in (np.arange(240), *(rng.permutation(240) for _ in range(3)))
+    ]
+    assert min(r2) > 0.9 and np.ptp(r2) < 0.02
+
+
+@pytest.mark.parametrize("repetitions", ["average", "keep"])
+def test_the_order_of_rows_changes_no_decoder(world, tmp_path, repetitions):  # noqa: F811
+    features, ids, subject = world
+    subject = dataclasses.replace(subject, repetitions=repetitions)
+    rng = np.random.default_rng(0)
+    trials, order = rng.permutation(len(subject.stimulus_id)), rng.permutation(ids[30:])
+    other = dataclasses.replace(
+        subject,
+        responses=subject.responses[trials],
+        stimulus_id=subject.stimulus_id[trials],
+        session=subject.session[trials],
+        splits=(Split("main", order, ids[:30]),),
+    )
+    one, two = (
+        decoding.read_decoded(decoding.decode_subject(each, features, tmp_path / f"{k}.h5"))
+        for k, each in enumerate((subject, other))
+    )
+    for name in ("z", "c", "embedding", "block_1", "reliability_1"):
+        np.testing.assert_allclose(two[name], one[name], atol=2e-4, err_msg=name)
+
+
+def test_copies_of_a_picture_share_a_fold_and_leave_training_together(world):  # noqa: F811
+    _, ids, subject = world
+    copies = {int(b): int(a) for a, b in zip(ids[30:90:2], ids[31:90:2], strict=True)}
+    subject = dataclasses.replace(subject, copy_of=copies)
+    (split,) = subject.splits
+    _, design = decoding.training_design(subject, split, prepare_fold(subject, split))
+    np.testing.assert_array_equal(design.folds[0:60:2], design.folds[1:60:2])
+    np.testing.assert_array_equal(design.folds, training_folds(subject, split.train))
+    held = tuning_subject(subject, 20).splits[0]
+    assert not np.isin(subject.picture_of(held.train), subject.picture_of(held.test)).any()

@@ -1,0 +1,98 @@
+"""Sums over thousands of rows, far from zero, against the same in double precision."""
+
+import numpy as np
+import pytest
+from sklearn.decomposition import PCA
+from sklearn.linear_model import Ridge
+
+from minddiff_utils import components, weights
+from minddiff_utils.decoders import PENALTIES, fit_decoder, rescaling
+from minddiff_utils.decoding import correlations
+from minddiff_utils.folds import deal_folds
+from minddiff_utils.moments import column_moments
+from minddiff_utils.ridge import RidgePath
+from minddiff_utils.voxel_ridge import VoxelSelectedRidge
+
+N = 8859  # training pictures of one subject of the Natural Scenes Dataset
+
+
+def data():
+    """Responses and targets 100 spreads from zero; the last target is constant."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((N, 12))
+    y = x @ rng.standard_normal((12, 6)) + 2 * rng.standard_normal((N, 6))
+    x, y = ((part + 100 * part.std(0)).astype(np.float32) for part in (x, y))
+    y[:, -1] = -1.2757065
+    return x, y
+
+
+def moments(x, y, x64, y64):
+    return column_moments(y), (y64.mean(0), y64.var(0))
+
+
+def weighted_moments(x, y, x64, y64):
+    count = np.arange(N) % 3 + 1
+    again = np.repeat(y64, count, axis=0)
+    return column_moments(y, count), (again.mean(0), again.var(0))
+
+
+def papers_decoder(x, y, x64, y64):
+    """The bias is a weight of ones, penalised like the others; not so for a constant."""
+    ones = np.column_stack([x64, np.ones(N)])
+    exact = ones @ np.linalg.solve(ones.T @ ones + 0.15 * np.eye(13), ones.T @ y64)
+    exact[:, -1] = y64[:, -1]
+    return VoxelSelectedRidge(12).fit(x, y).predict(x) - y64.mean(0), exact - y64.mean(0)
+
+
+def ridge(x, y, x64, y64):
+    decoder = fit_decoder(x, y)
+    every = [Ridge(penalty).fit(x64, y64).predict(x64) - y64.mean(0) for penalty in 12 * PENALTIES]
+    found = decoder.predict(x) - y64.mean(0)
+    nearest = np.argmin([np.square(found - part).sum(0) for part in every], axis=0)
+    assert np.isnan(decoder.r2[-1]) and np.isfinite(decoder.r2[:-1]).all()
+    return found, np.stack(every)[nearest, :, np.arange(6)].T
+
+
+def accuracy(x, y, x64, y64):
+    """Within folds; a constant target scores 0."""
+    path = RidgePath(x - x.mean(0), [1.0], deal_folds(np.arange(N)))
+    made = (y64 + y64.std(0) * np.random.default_rng(1).standard_normal(y.shape)).astype("f4")
+    exact = np.zeros((2, 6))
+    for _, held in path.folds:
+        true, other = y64[held, :-1], made[held, :-1].astype(float)
+        residual = np.square(true - other).sum(0) / np.square(true - true.mean(0)).sum(0)
+        r = [np.corrcoef(*pair)[0, 1] for pair in zip(true.T, other.T, strict=True)]
+        exact[:, :-1] += np.array([1 - residual, r]) / len(path.folds)
+    return path.accuracy(made, y), exact
+
+
+def correlation(x, y, x64, y64):
+    exact = [np.corrcoef(*pair)[0, 1] for pair in zip(x64.T, y64[:, :-1].T, strict=False)]
+    return correlations(y, x[:, :6]), [*exact, np.nan]
+
+
+def stretch(x, y, x64, y64):
+    held_out = (y64.mean(0) + 0.3 * (y64 - y64.mean(0))).astype(np.float32)
+    return rescaling(y, held_out, "target"), [1 / 0.3] * 5 + [1]
+
+
+def constant_share(x, y, x64, y64):
+    power = np.square(y64).sum(0)
+    return weights.constant_share(y), (1 / 6, power[-1] / power.sum())
+
+
+def scores(x, y, x64, y64):
+    found = components.fit_components(y, 3).scores(y)
+    exact = PCA(3, svd_solver="full").fit_transform(y64)
+    return found * np.sign((found * exact).sum(0)), exact
+
+
+CHECKS = [moments, weighted_moments, papers_decoder, ridge, accuracy, correlation, stretch]
+
+
+@pytest.mark.parametrize("check", [*CHECKS, constant_share, scores], ids=lambda f: f.__name__)
+def test_single_precision_is_as_good_as_double(monkeypatch, check):
+    monkeypatch.setattr(components, "EXACT", 0)  # the randomised solver, as at full size
+    x, y = data()
+    found, exact = check(x, y, x.astype(float), y.astype(float))
+    np.testing.assert_allclose(found, exact, rtol=2e-4, atol=2e-4)
