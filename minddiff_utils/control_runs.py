@@ -19,7 +19,7 @@ from minddiff_utils.decoding import read_decoded
 from minddiff_utils.files import InputError, require
 from minddiff_utils.generator import Generator
 from minddiff_utils.peers import decode_takagi, neuraldiffuser
-from minddiff_utils.reconstruction import ablate, read_pictures, reconstruct
+from minddiff_utils.reconstruction import ablate, check_inputs, read_pictures, reconstruct
 from minddiff_utils.settings import Settings
 
 __all__ = ["Bench", "draw_again", "make_control", "open_bench"]
@@ -76,12 +76,15 @@ def open_bench(person: Subject, generator: Generator, folder: str | Path, batch:
     Raises
     ------
     InputError
-        If one of the files is missing; the message says which chapter writes it.
+        If one of the files is missing, or was made from other decoded features; the message says
+        which chapter writes it.
     """
     folder = Path(folder)
     decoded = read_decoded(require(folder / "decoded.h5", "02_decoding"))
     first, _ = settings_of(require(folder / "stage1.h5", "03_stage1"))
     full, seed = settings_of(require(folder / "trace.h5", "04_stage2"))
+    for name, chapter in (("stage1.h5", "03_stage1"), ("trace.h5", "04_stage2")):
+        check_inputs(folder / name, decoded, chapter)
     features = require(folder / "features.h5", "02_decoding")
     return Bench(person, generator, decoded, features, folder, first, full, seed, batch)
 
@@ -116,7 +119,8 @@ def make_control(name: str, bench: Bench, blur: float = 0.06) -> np.ndarray:
     if name == "blur":
         return blurred(bench.seen(ids), blur)
     if name == "takagi":
-        given = decode_takagi(bench.person, bench.features)
+        paths = bench.features, bench.folder / "decoded.h5"
+        given = decode_takagi(bench.person, *paths, str(bench.generator.device))
         return bench.run({**bench.decoded, **given}, bench.first, name)
     if name == "neuraldiffuser":
         steps = bench.generator.timesteps(bench.full.n_steps, bench.full.strength)

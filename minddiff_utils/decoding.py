@@ -181,6 +181,8 @@ def decode_splits(
     decoders: str | Path | None = None,
     device: str = "cpu",
     values: bool = True,
+    names: Sequence[str] = (),
+    voxels: np.ndarray | slice = slice(None),
 ) -> dict[str, np.ndarray]:
     """Decode the test stimuli of some splits, which need not be the subject's own.
 
@@ -195,6 +197,10 @@ def decode_splits(
     values : bool
         Whether also the values of each block are decoded, which `Settings.structure = "values"`
         needs. Without, they are arrays of no columns.
+    names : sequence of str
+        Families; all of the file if none are given.
+    voxels : bool array, shape (n_voxels,), or slice
+        Which are used.
 
     Returns
     -------
@@ -210,13 +216,14 @@ def decode_splits(
     if n_components < 1:
         raise InputError(f"n_components={n_components}: expected 1 or more.")
     method = method or Method()
-    names = families(features_path)
+    names = names or families(features_path)
     rows: dict[str, list[np.ndarray]] = {}
     bar = tqdm(total=len(splits) * len(names), desc="decoders")
     for number, split in enumerate(splits):
         fold = prepare_fold(subject, split)
-        given = (n_folds, shuffle_seed, device)
-        ids, design = training_design(subject, split, fold, *given, early_say=method.second_say)
+        given = (n_folds, shuffle_seed, device, voxels, method.second_say)
+        ids, design = training_design(subject, split, fold, *given)
+        test_x = fold.test_x[:, voxels]
         place = np.full(len(fold.test_id), number, np.int64)
         found = {"stimulus_id": fold.test_id, "split": place}
         for name in names:
@@ -228,12 +235,12 @@ def decode_splits(
             decoder, of_components, parts = fit_family(design, y, name, method, keep, n, wanted)
             found[name] = np.zeros((len(place), 0), np.float32)
             if decoder is not None:
-                found[name] = decoder.predict(fold.test_x).reshape(-1, *shape)
+                found[name] = decoder.predict(test_x).reshape(-1, *shape)
             if decoder is not None and decoders is not None:
                 path = Path(decoders) / fold.split_name / f"{name}.safetensors"
                 save_decoder(decoder, path, {**asdict(method), "family": name, "n_folds": n_folds})
             if of_components is not None:
-                found |= _evidence(name, parts, of_components, fold.test_x, reliability)
+                found |= _evidence(name, parts, of_components, test_x, reliability)
             bar.update()
         for name, part in found.items():
             rows.setdefault(name, []).append(part)
@@ -264,7 +271,7 @@ def training_design(
     voxels : bool array, shape (n_voxels,), or slice
         Which are used.
     early_say : float
-        See `Method`; it needs both early and higher areas among the regions.
+        See `Method`; it needs voxels of both early and higher areas.
 
     Returns
     -------
@@ -277,7 +284,7 @@ def training_design(
     stimulus = order[np.searchsorted(ids[order], fold.train_id)]
     x, weights = _shuffled(fold, shuffle_seed)[:, voxels], voxel_weights(subject, split)[voxels]
     early = area_masks(subject.roi).get(EARLY_AREAS)
-    early = None if early is None else early[voxels]
+    early = None if early is None or len(np.unique(early[voxels])) < 2 else early[voxels]
     folds = training_folds(subject, ids, n_folds)
     return ids, make_design(x, folds, weights, stimulus, device, early, early_say)
 

@@ -4,7 +4,9 @@ The only module that knows diffusers, and with `clip` the only one that knows tr
 no brain.
 """
 
+import json
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,7 @@ from minddiff_utils.checkpoints import (
 )
 from minddiff_utils.clip import Clip, to_pictures, to_rgb
 from minddiff_utils.files import InputError
+from minddiff_utils.storage import content_hash
 
 __all__ = [
     "Clip",
@@ -185,10 +188,30 @@ class Generator:
         """Side in pixels of the pictures that the UNet was made for: 512 for version 1."""
         return self.unet.config.sample_size * 2 ** (len(self.vae.config.block_out_channels) - 1)
 
-    def fingerprint(self) -> list[float]:
-        """Return numbers that differ between models, to tell results of one from another's."""
-        parts = (self.vae, self.unet, self.text_encoder, self.guide.model)
-        return [sum(p.double().abs().sum().item() for p in part.parameters()) for part in parts]
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of the weights in their precision, and of all settings that results depend on."""
+        parts = {"vae": self.vae, "unet": self.unet}
+        parts |= {"text": self.text_encoder, "guide": self.guide.model}
+        configs = {name: part.config for name, part in parts.items()}
+        settings = {
+            **{name: _settings(config) for name, config in configs.items()},
+            "scheduler": _settings(self.scheduler.config),
+            "tokenizer": json.loads(self.tokenizer.backend_tokenizer.to_str())["model"],
+            "guide_size": (self.guide.edge, self.guide.shortest),
+            "guide_scale": (self.guide.mean.tolist(), self.guide.deviation.tolist()),
+            "n_tokens": self.n_tokens,
+            "tiling": self.vae.use_tiling,
+        }
+        text = json.dumps(settings, sort_keys=True, default=str)
+        weights = (
+            (f"{part} {name} {values.dtype}", values.detach().cpu().contiguous())
+            for part, model in parts.items()
+            for name, values in model.state_dict().items()
+        )
+        # NumPy has no bfloat16, hence the bytes.
+        arrays = ((name, values.reshape(-1).view(torch.uint8)) for name, values in weights)
+        return content_hash([(text, np.empty(0)), *arrays])
 
     # ------------------------------------------------------------------------ pictures to features
 
@@ -446,6 +469,16 @@ class Generator:
     def empty_condition(self) -> torch.Tensor:
         """Return the condition of the empty caption, (1, tokens, width)."""
         return self.encode_captions([("",)])
+
+
+def _settings(config) -> dict:
+    """A configuration of diffusers or transformers without versions and paths."""
+    values = config.to_dict() if hasattr(config, "to_dict") else config
+    return {
+        name: value
+        for name, value in values.items()
+        if not name.startswith("_") and name != "transformers_version"
+    }
 
 
 def load_clip(name: str | Path, device: str = "auto", dtype: str | torch.dtype = "auto") -> Clip:

@@ -163,6 +163,7 @@ def decoding_of(decoded_path: str | Path) -> dict:
         with h5py.File(decoded_path, "r") as file:
             record = json.loads(file.attrs["settings"])
         return {
+            "keep_structure": float(record["keep_structure"]),
             "n_components": int(record["n_components"]),
             "reliability": tuple(record["reliability"]),
             "n_folds": int(record["n_folds"]),

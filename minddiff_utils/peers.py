@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from minddiff_utils.areas import is_early
-from minddiff_utils.datasets import Subject, prepare_fold
-from minddiff_utils.decoders import Method, fit_family
-from minddiff_utils.decoding import training_design
-from minddiff_utils.features import read_features
+from minddiff_utils.datasets import Subject
+from minddiff_utils.decoding import decode_splits
 from minddiff_utils.files import InputError
+from minddiff_utils.holdout import decoding_of
 from minddiff_utils.settings import Settings
 
 __all__ = ["decode_takagi", "early_and_higher", "guided_steps", "neuraldiffuser"]
@@ -48,20 +47,22 @@ def early_and_higher(roi: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndar
 
 
 def decode_takagi(
-    subject: Subject, features_path: str | Path, n_folds: int = 5
+    subject: Subject, features_path: str | Path, decoded_path: str | Path, device: str = "cpu"
 ) -> dict[str, np.ndarray]:
     """Decode as Takagi & Nishimoto (2023): `z` from early visual areas, `c` from the higher ones.
 
     Their reconstruction is stage 1 of what comes out. Decoders, their cross-validation and the
-    generator are this book's, so that what differs is which voxels say what, and no stage 2.
+    generator are those of the run, so that what differs is which voxels say what, and no stage 2.
 
     Parameters
     ----------
     subject : Subject
     features_path : str or Path
         From `write_features`.
-    n_folds : int
-        Of the cross-validation inside the training pictures.
+    decoded_path : str or Path
+        What `decode_subject` wrote of this run: its settings are taken.
+    device : str
+        Of torch, for the fits.
 
     Returns
     -------
@@ -73,18 +74,13 @@ def decode_takagi(
     InputError
         If the recording has early areas only, or none of them.
     """
-    masks = dict(zip(("z", "c"), early_and_higher(subject.roi), strict=True))
-    rows: dict[str, list[np.ndarray]] = {"stimulus_id": [], "z": [], "c": []}
-    for split in subject.splits:
-        fold = prepare_fold(subject, split)
-        rows["stimulus_id"].append(fold.test_id)
-        for name, mask in masks.items():
-            ids, design = training_design(subject, split, fold, n_folds, voxels=mask)
-            y = read_features(features_path, name, ids)
-            decoder, _, _ = fit_family(design, y.reshape(len(y), -1), name, Method())
-            found = decoder.predict(fold.test_x[:, mask])
-            rows[name].append(found.reshape(-1, *y.shape[1:]))
-    return {name: np.concatenate(parts) for name, parts in rows.items()}
+    how = decoding_of(decoded_path) | {"device": device}
+    found = {}
+    for name, voxels in zip(("z", "c"), early_and_higher(subject.roi), strict=True):
+        given = {"names": [name], "voxels": voxels}
+        part = decode_splits(subject, features_path, subject.splits, **how, **given)
+        found |= {key: part[key] for key in ("stimulus_id", name)}
+    return found
 
 
 def neuraldiffuser(settings: Settings, n_steps: int) -> Settings:

@@ -14,7 +14,7 @@ from minddiff_utils.files import InputError, atomic_path
 from minddiff_utils.generator import Generator, noise_like, to_pictures
 from minddiff_utils.guidance import Loss, guided_pass
 from minddiff_utils.settings import Settings
-from minddiff_utils.storage import check_room, open_to_write
+from minddiff_utils.storage import check_room, content_hash, open_to_write
 from minddiff_utils.structure import (
     Belief,
     Evidence,
@@ -30,6 +30,7 @@ __all__ = [
     "ablate",
     "add_reconstructions",
     "algorithm_1",
+    "check_inputs",
     "describe",
     "generate",
     "picture_losses",
@@ -38,6 +39,7 @@ __all__ = [
     "read_trace",
     "reconstruct",
     "stage1",
+    "stage1_inputs",
     "stage1_steps",
     "stage2",
     "stage2_inputs",
@@ -307,13 +309,20 @@ def describe(
     n_films: int = FILMS,
 ) -> str:
     """Return what the result of `reconstruct` follows from; its file carries it as `record`."""
-    # Sums over the same numbers differ in the last digits between processors.
-    inputs, models = (
-        [float(f"{value:.8g}") for value in values]
-        for values in (_fingerprint(decoded), generator.fingerprint())
-    )
-    about = {"seed": seed, "films": n_films, "inputs": inputs, "models": models}
+    inputs = content_hash(sorted(decoded.items()))
+    about = {"seed": seed, "films": n_films, "inputs": inputs, "models": generator.fingerprint}
     return json.dumps({**asdict(settings), **about})
+
+
+def check_inputs(path: str | Path, decoded: Mapping[str, np.ndarray], notebook: str) -> None:
+    """Raise InputError unless `reconstruct` wrote `path`, in a notebook, from these features."""
+    with h5py.File(path, "r") as file:
+        record = json.loads(file.attrs["record"])
+    if record["inputs"] != content_hash(sorted(decoded.items())):
+        raise InputError(
+            f"{path} was made from other decoded features than those that 02_decoding has left "
+            f"since. Run {notebook} again."
+        )
 
 
 def _run(generator: Generator, decoded, rows: slice, settings: Settings, seed: int) -> Stage2:
@@ -346,9 +355,23 @@ def stage2_inputs(
         As `stage2` describes them.
     """
     target = _target(generator, decoded, rows, settings)
-    z, c = (_tensor(generator, decoded[name][rows]) for name in ("z", "c"))
-    noise = noise_like(z, seed, decoded["stimulus_id"][rows])
+    z, c, noise = stage1_inputs(generator, decoded, rows, seed)
     return z, c, target, noise, _belief(generator, decoded, rows, settings)
+
+
+def stage1_inputs(
+    generator: Generator, decoded: Mapping[str, np.ndarray], rows: slice, seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return `z`, `c` and noise of some of the decoded stimuli, as `stage1` takes them.
+
+    Parameters as for `stage2_inputs`; where nothing says `c`, it is that of the empty caption.
+    """
+    z = _tensor(generator, decoded["z"][rows])
+    if "c" in decoded:
+        c = _tensor(generator, decoded["c"][rows])
+    else:
+        c = generator.empty_condition().to(z).repeat(len(z), 1, 1)
+    return z, c, noise_like(z, seed, decoded["stimulus_id"][rows])
 
 
 @torch.no_grad()
@@ -446,12 +469,6 @@ def _tensor(
     return values.to(generator.device, dtype or generator.dtype)
 
 
-def _fingerprint(decoded: Mapping[str, np.ndarray]) -> list[float]:
-    """Numbers that change with the inputs, to tell a stopped run of the same inputs from others."""
-    names = sorted(name for name in decoded if name != "split")
-    return [float(np.nansum(np.abs(decoded[name]), dtype=np.float64)) for name in names]
-
-
 def _done(partial: Path, record: str) -> int:
     try:
         with h5py.File(partial, "r") as file:
@@ -517,7 +534,7 @@ def ablate(
     part : {"z", "c"}
         Without `z` the picture begins from pure noise and passes as many steps as before (or the
         next fewer that span the schedule), and nothing pulls at its latent.
-        Without `c` the condition is that of an empty caption.
+        Without `c` nothing says it, and the condition is that of an empty caption.
 
     Returns
     -------
@@ -525,8 +542,7 @@ def ablate(
         To call `reconstruct` with.
     """
     if part == "c":
-        empty = generator.empty_condition().float().cpu().numpy()
-        return {**decoded, "c": np.broadcast_to(empty, decoded["c"].shape).copy()}, settings
+        return {name: values for name, values in decoded.items() if name != "c"}, settings
     if part != "z":
         raise InputError(f'part={part!r}: expected "z" or "c".')
     before = len(generator.timesteps(settings.n_steps, settings.strength))
@@ -550,8 +566,7 @@ def stage1_steps(
     uint8 array, shape (n, 3, H, W, 3)
         The decoded `z` as a picture, the same after noising, and the result.
     """
-    z, c = (_tensor(generator, decoded[name][rows]) for name in ("z", "c"))
-    noise = noise_like(z, seed, decoded["stimulus_id"][rows])
+    z, c, noise = stage1_inputs(generator, decoded, rows, seed)
     first = generator.timesteps(settings.n_steps, settings.strength)[:1]
     noised = generator.add_noise(z, noise, first)
     shown = [generator.decode(z), generator.decode(noised)]

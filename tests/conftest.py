@@ -1,8 +1,12 @@
 """What several test files share."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
+
+NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
+SMALL_TREE = {"n_train": 60, "n_test": 4, "repetitions": 2}
 
 
 @pytest.fixture(scope="session")
@@ -42,3 +46,51 @@ def tiny_models(tmp_path_factory) -> Path:
         tokenizer.save_pretrained(folder / name)
         models.build_image_processor(name).save_pretrained(folder / name)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tree(tmp_path_factory) -> Path:
+    """A small phantom of one subject."""
+    from minddiff_utils.phantom.tree import write_tree
+
+    folder = tmp_path_factory.mktemp("phantom") / "tree"
+    return write_tree(folder, subjects=["subj01"], progress=False, **SMALL_TREE)
+
+
+@pytest.fixture(scope="session")
+def run_plan():
+    """A function that executes the notebooks of a plan as `minddiff book` does, in their order.
+
+    All in one kernel that is emptied in between: importing torch for each anew would take longer
+    than they do. It returns the executed notebooks by name.
+    """
+    import nbformat
+    import papermill
+    from jupyter_client import AsyncKernelManager
+    from jupyter_core.utils import run_sync
+    from nbclient import NotebookClient
+    from nbformat.v4 import new_code_cell, new_notebook
+
+    from minddiff_utils import execution, runs
+
+    kernel = AsyncKernelManager(kernel_name="python3")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        # `minddiff book --cores 1` computes on one thread; another number rounds otherwise.
+        patch.setenv("OMP_NUM_THREADS", "1")
+        run_sync(kernel.start_kernel)(cwd=str(NOTEBOOKS))
+    emptying = new_notebook(cells=[new_code_cell("%reset -f")])
+
+    def run(plan: runs.Plan) -> dict[str, nbformat.NotebookNode]:
+        executed = {}
+        with pytest.MonkeyPatch.context() as patch:
+            in_kernel = partial(papermill.execute_notebook, km=kernel)
+            patch.setattr(papermill, "execute_notebook", in_kernel)
+            for _, job in runs.make_jobs(plan, plan.run / ".state"):
+                NotebookClient(emptying, km=kernel, startup_timeout=600).execute()
+                output = execution.execute(job, lambda line: None)
+                executed[job.notebook] = nbformat.read(output, as_version=4)
+        return executed
+
+    yield run
+    run_sync(kernel.shutdown_kernel)(now=True)

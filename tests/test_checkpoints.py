@@ -189,7 +189,7 @@ def test_models_load_by_name_without_a_network_once_downloaded(cache, tiny_model
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     named = generator.load_generator(DIFFUSION, "cpu", n_tokens=15)
     local = generator.load_generator(tiny_models, "cpu", n_tokens=15)
-    assert named.fingerprint() == local.fingerprint()
+    assert named.fingerprint == local.fingerprint
     captions = [("a red house", "one blue cat")]
     torch.testing.assert_close(named.encode_captions(captions), local.encode_captions(captions))
     assert (named.guide.edge, named.guide.shortest) == (64, 64)

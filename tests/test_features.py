@@ -31,7 +31,16 @@ class Drawn:
         return [world.captions(int(i)) for i in ids]
 
 
-def make_subject(ids=IDS):
+class Relabelled(Drawn):
+    """The same with other pictures or captions under the ids: those of the ids in `order`."""
+
+    def __init__(self, part, order):
+        found = getattr(Drawn, part)
+        places = dict(zip(IDS, order, strict=True))
+        setattr(self, part, lambda ids: found(self, [places[i] for i in ids]))
+
+
+def make_subject(ids=IDS, stimuli=None):
     return Subject(
         name="s",
         dataset="nsd",
@@ -40,7 +49,7 @@ def make_subject(ids=IDS):
         session=np.ones(len(ids), np.int64),
         roi={"V1": np.ones(2, bool)},
         splits=(Split("all", ids[:-1], ids[-1:]),),
-        stimuli=Drawn(),
+        stimuli=stimuli or Drawn(),
     )
 
 
@@ -164,6 +173,30 @@ def test_other_weights_in_the_same_folder_make_the_file_again(tiny_models, tmp_p
         np.testing.assert_allclose(found[-1], wanted, rtol=1e-3, atol=1e-4)
         save_file({name: 1.1 * value for name, value in load_file(file).items()}, file)
     assert not np.allclose(*found, rtol=1e-2)
+
+
+@pytest.mark.parametrize("part", ["pictures", "captions"])
+@pytest.mark.parametrize("name", ["features.h5", "features.h5.partial"])
+@pytest.mark.parametrize("order", [[3, 2, *IDS[2:]], [*IDS[:-1], 90]], ids=["swapped", "another"])
+def test_other_contents_under_the_same_ids_are_noticed(
+    generator, whole, tmp_path, name, part, order
+):
+    (tmp_path / name).write_bytes(whole.read_bytes())
+    path, subject = tmp_path / "features.h5", make_subject(stimuli=Relabelled(part, order))
+    write_features(path, subject, generator, batch=4)
+    anew = write_features(tmp_path / "anew.h5", subject, generator, batch=4)
+    assert_equal(contents(path), contents(anew))
+    changed = {
+        name for name, values in contents(anew).items() if (values != contents(whole)[name]).any()
+    }
+    assert changed == ({"c"} if part == "captions" else {*NAMES} - {"c"})
+
+
+def test_checking_takes_any_number_at_a_time(generator, whole, tmp_path, monkeypatch):
+    path = tmp_path / "features.h5"
+    path.write_bytes(whole.read_bytes())
+    monkeypatch.setattr(features, "_compute", None)
+    write_features(path, make_subject(), generator, batch=5)
 
 
 @pytest.mark.parametrize("stimulus", [0, 4, 1000])

@@ -1,6 +1,7 @@
 """The generator against diffusers, transformers and finite differences."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from oracles import img2img, pixels_by_pillow, structure_by_hooks
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import (
     CLIPImageProcessorPil,
@@ -186,6 +188,45 @@ def test_condition_is_the_mean_over_captions(generator):
     torch.testing.assert_close(several[0], single[:2].mean(0))
     torch.testing.assert_close(several[1], single[2])
     assert several.shape == (2, 32, 128)
+
+
+def test_fingerprint_tells_models_apart_under_the_same_path(tiny_models, tmp_path):
+    """Loading again changes nothing, use neither; one weight, one setting or one token does."""
+
+    def fingerprint(**how):
+        return load_generator(folder, "cpu", **how).fingerprint
+
+    def edit(name, change):
+        file = folder / name
+        kept = file.read_bytes()
+        change(file)
+        found = fingerprint()
+        file.write_bytes(kept)
+        return found
+
+    def swap_weights(file):
+        weights = load_file(file)
+        name = max(weights, key=lambda name: weights[name].numel())
+        weights[name] = weights[name].flip(0).contiguous()  # no sum tells it
+        save_file(weights, file, {"format": "pt"})
+
+    def replace(old, new):
+        return lambda file: file.write_text(file.read_text().replace(old, new, 1))
+
+    folder = shutil.copytree(tiny_models, tmp_path / "models")
+    used = load_generator(folder, "cpu")
+    used.encode_captions([("a red house",)])
+    found = {fingerprint(), used.fingerprint}
+    assert len(found) == 1
+    parts = ("stable_diffusion/vae/diffusion_pytorch_model", "clip_guide/model")
+    found |= {edit(f"{part}.safetensors", swap_weights) for part in parts}
+    factor = replace('"scaling_factor": 1.0', '"scaling_factor": 0.5')
+    found.add(edit("stable_diffusion/vae/config.json", factor))
+    noise = replace('"beta_end": 0.012', '"beta_end": 0.02')
+    found.add(edit("stable_diffusion/scheduler/scheduler_config.json", noise))
+    found |= {fingerprint(n_tokens=15), fingerprint(dtype="bfloat16")}
+    found.add(fingerprint(save_memory="tiling"))
+    assert len(found) == 8
 
 
 def test_length_of_the_condition_can_be_chosen(tiny_models):

@@ -84,7 +84,7 @@ def test_decoded_splits_are_what_decode_subject_decodes(tmp_path, split):
     """The short way gives what chapter 2 gives, for the same splits."""
     other = Split("other", np.arange(40), np.arange(60, 66))
     subject = recording(tmp_path, (split, other))
-    how = {"n_components": 10, "reliability": (0.02, 0.8), "n_folds": 3}
+    how = {"keep_structure": 0.5, "n_components": 10, "reliability": (0.02, 0.8), "n_folds": 3}
     how["method"] = Method(target_components=40, rescale_z="none")
     features = tmp_path / "features.h5"
     path = decode_subject(subject, features, tmp_path / "decoded.h5", **how)

@@ -13,10 +13,12 @@ from minddiff_utils.generator import load_generator, noise_like, to_pictures
 from minddiff_utils.reconstruction import (
     ablate,
     add_reconstructions,
+    check_inputs,
     read_pictures,
     read_trace,
     reconstruct,
     stage1,
+    stage1_inputs,
     stage2,
 )
 from minddiff_utils.settings import Settings
@@ -369,6 +371,14 @@ def test_same_seed_same_numbers_and_another_seed_others(generator, whole, tmp_pa
     assert not np.array_equal(read_pictures(other), read_pictures(whole))
 
 
+def test_a_file_made_from_other_features_is_named_with_its_chapter(generator, whole):
+    given = decoded(generator)
+    check_inputs(whole, given, "04_stage2")
+    swapped = {**given, "z": given["z"][[1, 0, 2]]}
+    with pytest.raises(InputError, match=r"trace.h5 was made from other .* Run 04_stage2 again"):
+        check_inputs(whole, swapped, "04_stage2")
+
+
 class Stopped(Exception):
     """Stands for a kill."""
 
@@ -403,7 +413,7 @@ def test_stopped_run_goes_on_with_the_same_result(generator, tmp_path, monkeypat
         np.testing.assert_array_equal(found, wanted)
 
 
-@pytest.mark.parametrize("change", ["settings", "seed", "inputs", "damage"])
+@pytest.mark.parametrize("change", ["settings", "seed", "inputs", "order", "sign", "damage"])
 def test_what_another_run_left_is_not_taken_over(generator, tmp_path, monkeypatch, change):
     given, path = decoded(generator), tmp_path / "trace.h5"
     quick = dataclasses.replace(QUICK, iterations=0)
@@ -416,6 +426,10 @@ def test_what_another_run_left_is_not_taken_over(generator, tmp_path, monkeypatc
     settings = dataclasses.replace(quick, guidance=1.5) if change == "settings" else quick
     if change == "inputs":
         given = {**given, "c": given["c"] + 1}
+    if change == "order":
+        given = {**given, "z": given["z"][[1, 0, 2]]}
+    if change == "sign":
+        given = {**given, "z": -given["z"]}
     computed = stopping_after(N, monkeypatch)
     reconstruct(generator, given, settings, path, batch=1, seed=int(change == "seed"))
     assert computed == [0, 1, 2]
@@ -441,8 +455,8 @@ def test_without_c_the_caption_is_empty(generator):
     changed, settings = ablate(generator, given, QUICK, "c")
     assert settings == QUICK
     np.testing.assert_array_equal(changed["z"], given["z"])
-    for row in changed["c"]:
-        np.testing.assert_array_equal(row, generator.empty_condition()[0])
+    for row in stage1_inputs(generator, changed, slice(N))[1]:
+        torch.testing.assert_close(row, generator.empty_condition()[0], rtol=0, atol=0)
     with pytest.raises(InputError, match="part='y'"):
         ablate(generator, given, QUICK, "y")
 

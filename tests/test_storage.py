@@ -10,7 +10,7 @@ from dummy_project import ROOT
 
 from minddiff_utils import storage
 from minddiff_utils.files import InputError
-from minddiff_utils.storage import check_room, open_to_write
+from minddiff_utils.storage import check_room, content_hash, open_to_write
 
 
 @pytest.fixture
@@ -106,3 +106,21 @@ def test_a_file_can_be_written_and_gone_on_with(tmp_path):
         assert not list(file)
     with pytest.raises(OSError):
         open_to_write(tmp_path / "none.h5", "a")
+
+
+def test_digest_is_that_of_the_content_and_of_nothing_else():
+    rows = np.arange(6, dtype=np.float32).reshape(3, 2)
+    first = content_hash([("a", rows), ("b", rows[:1])])
+    assert content_hash([("a", np.asfortranarray(rows)), ("b", rows.copy()[:1])]) == first
+    others = [
+        [("a", rows[[1, 0, 2]]), ("b", rows[:1])],  # the same values in another order
+        [("a", -rows), ("b", rows[:1])],
+        [("a", rows.reshape(2, 3)), ("b", rows[:1])],
+        [("a", rows.view(np.int32)), ("b", rows[:1])],
+        [("a", rows), ("c", rows[:1])],
+        [("b", rows[:1]), ("a", rows)],
+        [("a", rows[:2]), ("b", rows[2:])],
+        [("a", rows)],
+    ]
+    assert len({first, *map(content_hash, others)}) == 1 + len(others)
+    assert len({content_hash([("", np.zeros(shape))]) for shape in ((), 0, 1, (0, 2))}) == 4

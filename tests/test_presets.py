@@ -1,0 +1,103 @@
+"""Every file of `notebooks/params` on small data, from the first chapter to the last.
+
+`phantom` and `fast` run in `test_notebooks`.
+"""
+
+import json
+from pathlib import Path
+
+import h5py
+import miyawaki_tree
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.io
+import test_kay
+from dummy_project import ROOT
+from test_own import write
+
+from minddiff_utils import runs
+from minddiff_utils.datasets.miyawaki_full import FIGURES
+
+NOTEBOOKS = ROOT / "notebooks"
+# Sizes alone. No decoder, solver or other choice of a file is changed, but where its comment says.
+SMALL = {"n_steps": 4, "n_shuffles": 2, "n_gallery": 8, "n_extra": 20}
+# The phantom's models in the place of Stable Diffusion and its judge, which have to be downloaded.
+MODELS = {"models": str(ROOT / "minddiff_utils" / "phantom" / "weights")}
+# The small tree has one subject, and fewer sessions than either protocol takes.
+TREE = {"subjects": ["subj01"], "protocol": None, **MODELS}
+CHANGES = {
+    "kay": MODELS,
+    "miyawaki": {},
+    "miyawaki_full": {},
+    "nsd": TREE,
+    "own": {},
+    "paper": {**TREE, "judge": "", "iterations": 2},
+}
+
+
+def kay(folder: Path) -> Path:
+    return test_kay.make(folder)[0]
+
+
+def miyawaki(folder: Path) -> Path:
+    """Ten of the known figures, eight trials each, in the layout of V1_mean_figure.mat."""
+    patterns = [miyawaki_tree.pattern_of(name) for name in list(FIGURES.values())[:10]]
+    shown = np.tile(np.stack([pattern.T.ravel() for pattern in patterns], 1), 8)
+    rng = np.random.default_rng(0)
+    responses = rng.normal(size=(30, 100)) @ shown + rng.normal(size=(30, shown.shape[1]))
+    scipy.io.savemat(folder / "figures.mat", {"I2": shown, "R2": responses})
+    return folder / "figures.mat"
+
+
+def miyawaki_full(folder: Path) -> Path:
+    miyawaki_tree.write_tree(folder)
+    return folder
+
+
+def own(folder: Path) -> Path:
+    """Two colours a picture, and voxels that answer to them; two trials each, no optional part."""
+    rng = np.random.default_rng(0)
+    colours = rng.integers(0, 256, (30, 2, 3), np.uint8)
+    stimulus = rng.permutation(np.repeat(np.arange(30), 2))
+    seen = colours.reshape(30, -1)[stimulus] @ rng.normal(size=(6, 12))
+    content = {
+        "responses": seen + rng.normal(0, 50, seen.shape),
+        "stimulus_id": stimulus,
+        "pictures": np.repeat(np.repeat(colours[:, :, None], 32, 1), 64, 2),
+        "captions": [[f"a picture of {i} colours"] for i in range(30)],
+        "split": ["train"] * 24 + ["test"] * 6,
+        "roi": ["V1"] * 6 + ["LO"] * 6,
+    }
+    return write(folder / "own.h5", content)
+
+
+def test_no_parameter_file_is_left_out():
+    names = {path.stem for path in (NOTEBOOKS / "params").glob("*.yaml")}
+    assert names == CHANGES.keys() | {"phantom", "fast"}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_every_chapter_runs_with_the_parameter_file(name, request, run_plan, tmp_path):
+    data = (
+        request.getfixturevalue("tree") if name in ("nsd", "paper") else globals()[name](tmp_path)
+    )
+    changes = {**SMALL, **CHANGES[name], "data_path": str(data), "run_dir": str(tmp_path / "run")}
+    plan = runs.load_plan(NOTEBOOKS / "params" / f"{name}.yaml", NOTEBOOKS, changes)
+    executed = run_plan(plan)
+    assert list(executed) == [sheet.name for sheet in plan.sheets]
+    (subject,) = plan.subjects
+    chosen = {name: value for sheet in plan.sheets for name, value in sheet.defaults.items()}
+    chosen |= plan.parameters
+    with h5py.File(plan.run / subject / "decoded.h5") as file:
+        decoding = json.loads(file.attrs["settings"])
+    with h5py.File(plan.run / subject / "trace.h5") as file:
+        stages = json.loads(file.attrs["record"])
+        assert np.isfinite(file["losses"]).all() and not file["failed"][:].any()
+    for used in (decoding, stages):
+        assert {key: used[key] for key in used.keys() & chosen} == {
+            key: chosen[key] for key in used.keys() & chosen
+        }
+    table = pd.read_csv(plan.run / subject / "results.csv")
+    assert {"stage1", "stage2", *filter(None, chosen["controls"].split(","))} <= {*table["method"]}
+    assert np.isfinite(table["mean"]).all()
