@@ -66,7 +66,9 @@ def test_copies_in_training_share_a_label_and_are_no_fault(made, monkeypatch):  
     write(path, {**whole, "pictures": copied})
     assert check_own(path) == []
     monkeypatch.setattr(content, "BLOCK_BYTES", 500)  # two pictures at a time
-    stimuli = load_subject("own", path, "S1").stimuli
+    subject = load_subject("own", path, "S1")
+    assert subject.picture_of(range(12)).tolist() == [2 if i in (5, 7) else i for i in range(12)]
+    stimuli = subject.stimuli
     ids = np.random.default_rng(0).permutation(12)
     groups = picture_groups_by_pixels(stimuli, ids)
     assert groups.dtype == np.int64

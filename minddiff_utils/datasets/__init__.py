@@ -106,5 +106,9 @@ def load_subject(
     if (sessions, protocol) != (None, None):
         raise InputError(f"sessions and protocol are for NSD, not dataset={dataset!r}")
     if dataset in READERS:
-        return replace(READERS[dataset](path, subject, rois=rois), repetitions=repetitions)
+        found = READERS[dataset](path, subject, rois=rois)
+        first = picture_groups_by_pixels(found.stimuli, found.stimulus_ids)
+        pairs = zip(found.stimulus_ids.tolist(), first.tolist(), strict=True)
+        copies = {one: same for one, same in pairs if one != same}
+        return replace(found, repetitions=repetitions, copy_of=copies)
     raise InputError(f"dataset={dataset!r} is unknown; choose one of {', '.join(DATASETS)}")
