@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 from minddiff_utils.datasets import Subject
+from minddiff_utils.datasets.reading import unreadable
 from minddiff_utils.files import InputError
 from minddiff_utils.generator import Generator
 from minddiff_utils.storage import check_room, content_hash, open_to_write
@@ -75,9 +76,8 @@ def _open(path: str | Path) -> h5py.File:
     try:
         return h5py.File(path, "r")
     except OSError as error:
-        raise InputError(
-            f"{path} cannot be read as HDF5 ({error}). Delete it and run 02_decoding again."
-        ) from None
+        damage = f"cannot be read as HDF5 ({error}). Delete it and run 02_decoding again."
+        raise unreadable(path, error, damage) from None
 
 
 def write_features(

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from minddiff_utils.datasets.reading import unreadable
 from minddiff_utils.files import InputError, atomic_path
 from minddiff_utils.metrics import (
     FULL,
@@ -75,10 +76,8 @@ def write_strips(reconstructions: str | Path, folder: str | Path) -> list[str]:
                     strip = Image.fromarray(np.concatenate(pictures, axis=1))
                     strip.save(temporary, quality=QUALITY, subsampling=0)
     except (OSError, KeyError) as error:
-        raise InputError(
-            f"{reconstructions} cannot be read ({error}). Delete it and run notebooks 03_stage1 "
-            "and 04_stage2 again."
-        ) from None
+        damage = f"cannot be read ({error}). Delete it and run 03_stage1 and 04_stage2 again."
+        raise unreadable(reconstructions, error, damage) from None
     return methods
 
 

@@ -15,6 +15,7 @@ from scipy.ndimage import gaussian_filter
 from skimage.color import rgb2gray
 from skimage.transform import resize
 
+from minddiff_utils.datasets.reading import unreadable
 from minddiff_utils.files import InputError, require
 
 __all__ = [
@@ -316,10 +317,8 @@ def read_reconstructions(
             found = [n for n in file if n != "truth" and _shape(file[n]) == truth.shape]
             reconstructions = {name: file[name][:] for name in in_order(found, METHODS)}
     except (OSError, KeyError) as error:
-        raise InputError(
-            f"{path} cannot be read ({error}). Delete it and run notebooks 03_stage1 and "
-            "04_stage2 again."
-        ) from None
+        damage = f"cannot be read ({error}). Delete it and run 03_stage1 and 04_stage2 again."
+        raise unreadable(path, error, damage) from None
     if not reconstructions:
         raise InputError(
             f"{path} holds no reconstructions of the shape of `truth`, {truth.shape}. "

@@ -90,8 +90,11 @@ def test_random_patterns_train_and_figures_test(whole):
 
 def test_a_figure_among_the_random_patterns_does_not_train(copy):
     top = copy / "miyawaki2008"
-    for name in ("func/data_{}.nii.gz", "label/data_{}_label.csv"):
-        shutil.copy(top / name.format("figure_run01"), top / name.format("random_run01"))
+    label, run = "label/data_{}_label.csv", "func/data_{}.nii.gz"
+    shutil.copy(top / label.format("figure_run01"), top / label.format("random_run01"))
+    image = nib.load(top / run.format("figure_run01"))
+    louder = nib.Nifti1Image(np.asarray(image.dataobj) * np.float32(1.1), image.affine)
+    nib.save(louder, top / run.format("random_run01"))
     (split,) = load(copy).splits
     assert not np.intersect1d(split.train, split.test).size and len(split.test) == 11
 

@@ -79,7 +79,7 @@ def unreadable(path: Path, error: Exception, damage: str) -> InputError:
             f"{path} may not be read by you ({os.strerror(number)}): ask its owner for the right."
         )
     # Seeking in a file that was cut short is an invalid argument.
-    if number in (None, errno.EINVAL):
+    if number in (None, errno.EINVAL, errno.ENOENT, errno.EISDIR):
         return InputError(f"{path} {damage}")
     return UnreadableError(
         f"{path} cannot be reached ({os.strerror(number)}): see whether its disk or network folder "
