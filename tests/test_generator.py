@@ -1,6 +1,5 @@
 """The generator against diffusers, transformers and finite differences."""
 
-import json
 import shutil
 
 import numpy as np
@@ -8,7 +7,6 @@ import pytest
 import torch
 from diffusers import (
     DDIMScheduler,
-    PNDMScheduler,
     StableDiffusionImg2ImgPipeline,
     UNet2DConditionModel,
 )
@@ -391,24 +389,6 @@ def test_recomputing_gives_the_same_gradient(exact):
     for one, other in zip(kept, again, strict=True):
         assert one.norm() > 0
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
-
-
-def test_scheduler_of_the_published_model_becomes_ddim(tiny_models, tmp_path, pictures):
-    """Stable Diffusion v1-4 comes with another sampler, of the same noise levels."""
-    folder = without(tiny_models, tmp_path, "stable_diffusion/scheduler")
-    index = json.loads((tiny_models / "stable_diffusion/model_index.json").read_text())
-    (folder / "stable_diffusion/model_index.json").unlink()
-    index["scheduler"] = ["diffusers", "PNDMScheduler"]
-    (folder / "stable_diffusion/model_index.json").write_text(json.dumps(index))
-    settings = load_generator(tiny_models, "cpu").scheduler.config
-    PNDMScheduler.from_config(settings, skip_prk_steps=True).save_pretrained(
-        folder / "stable_diffusion/scheduler"
-    )
-    ours, theirs = (load_generator(f, "cpu") for f in (tiny_models, folder))
-    z = ours.encode_pictures(pictures)
-    c, noise = ours.encode_captions([("a red house",)] * 2), noise_like(z, 0, IDS)
-    with torch.no_grad():
-        torch.testing.assert_close(generate(theirs, z, c, noise), generate(ours, z, c, noise))
 
 
 @pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
