@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -430,13 +431,18 @@ def code_digest(paths: Iterable[Path]) -> str:
     """A digest of what Python files do: comments, docstrings and layout do not count."""
     total = hashlib.sha256()
     for path in sorted(paths):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            body = getattr(node, "body", None)
-            if isinstance(body, list) and body and _is_text(body[0]):
-                del body[0]
-        total.update(path.name.encode() + ast.dump(tree).encode())
+        total.update(path.name.encode() + _without_words(path.read_text(encoding="utf-8")))
     return total.hexdigest()
+
+
+@cache  # most modules are used by most notebooks
+def _without_words(source: str) -> bytes:
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and _is_text(body[0]):
+            del body[0]
+    return ast.dump(tree).encode()
 
 
 def _is_text(node: ast.AST) -> bool:
@@ -469,6 +475,7 @@ def _modules(
     return found
 
 
+@cache
 def _imports(source: str, package: Path) -> set[str]:
     """Names below the package that a source text imports, `datasets.nsd` and its parents."""
     # Magics such as `%matplotlib inline` are no Python; they import nothing of ours.

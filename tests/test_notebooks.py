@@ -17,18 +17,16 @@ import numpy as np
 import pandas as pd
 import papermill
 import pytest
+from conftest import NOTEBOOKS, SMALL_TREE
 from papermill.exceptions import PapermillExecutionError
 
 from minddiff_utils import execution, runs, shards
 from minddiff_utils.controls import CONTROLS
-from minddiff_utils.phantom.tree import write_tree
 
 ROOT = Path(runs.__file__).resolve().parent.parent
-NOTEBOOKS = ROOT / "notebooks"
 SHEETS = runs.find_sheets(NOTEBOOKS)
 CHAPTERS = [sheet for sheet in SHEETS if not sheet.group]
 PARAMS = sorted((NOTEBOOKS / "params").glob("*.yaml"))
-TREE = {"n_train": 60, "n_test": 4, "repetitions": 2}
 QUICK = {"n_steps": 3, "batch": 2}
 SUBJECT = "subj01"
 
@@ -155,13 +153,6 @@ def test_defaults_are_those_of_the_phantom():
 
 
 @pytest.fixture(scope="session")
-def tree(tmp_path_factory):
-    """A small phantom."""
-    folder = tmp_path_factory.mktemp("phantom") / "tree"
-    return write_tree(folder, subjects=[SUBJECT], progress=False, **TREE)
-
-
-@pytest.fixture(scope="session")
 def given(tree, tiny_models):
     """Parameters of a quick run on a small phantom with untrained models."""
     return {"data_path": str(tree), "models": str(tiny_models), "subjects": SUBJECT, **QUICK}
@@ -186,13 +177,13 @@ def run(sheet, run_dir, given, **changes):
 
 
 @pytest.fixture(scope="session")
-def chain(given, tmp_path_factory):
-    """Folder of a run of all notebooks, and the notebooks as executed."""
+def chain(given, run_plan, tmp_path_factory):
+    """Folder of a run of all notebooks as `phantom.yaml` says, and the notebooks as executed."""
     run_dir = tmp_path_factory.mktemp("run")
-    with pytest.MonkeyPatch.context() as patch:
-        # `minddiff book --cores 1` computes on one thread; another number rounds otherwise.
-        patch.setenv("OMP_NUM_THREADS", "1")
-        return run_dir, {sheet.name: run(sheet, run_dir, given) for sheet in SHEETS}
+    changes = {**given, "run_dir": str(run_dir), "phantom": SMALL_TREE}
+    return run_dir, run_plan(
+        runs.load_plan(NOTEBOOKS / "params" / "phantom.yaml", NOTEBOOKS, changes)
+    )
 
 
 @pytest.mark.parametrize("sheet", **by_name(SHEETS))
@@ -213,7 +204,7 @@ def test_chain_leaves_its_files(chain):
     assert list((folder / "decoders").rglob("*.safetensors"))
     with h5py.File(folder / "reconstructions.h5") as pictures:
         shape = pictures["truth"].shape
-        assert shape[0] == TREE["n_test"] and shape[3] == 3
+        assert shape[0] == SMALL_TREE["n_test"] and shape[3] == 3
         painted = {"stage1", "stage2", "no_z", "no_c", "shuffled", "mean"}
         assert set(pictures) == painted | set(CONTROLS) | {"truth", "stimulus_id"}
         for name in painted | set(CONTROLS):
@@ -250,7 +241,7 @@ def test_the_table_of_the_book_is_the_file(chain):
 
 def book(run_dir, given):
     """Arguments of `minddiff book` for the same run as `chain`."""
-    changes = {**given, "run_dir": run_dir, "phantom": json.dumps(TREE)}
+    changes = {**given, "run_dir": run_dir, "phantom": json.dumps(SMALL_TREE)}
     sets = [word for name, value in changes.items() for word in ("--set", f"{name}={value}")]
     return [sys.executable, "-m", "minddiff_utils.cli", "book", "fast", "--cores", "1", *sets]
 

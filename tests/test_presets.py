@@ -3,7 +3,6 @@
 `phantom` and `fast` run in `test_notebooks`.
 """
 
-import json
 from pathlib import Path
 
 import h5py
@@ -13,19 +12,21 @@ import pandas as pd
 import pytest
 import scipy.io
 import test_kay
+from conftest import NOTEBOOKS
 from dummy_project import ROOT
 from test_own import write
 
 from minddiff_utils import runs
+from minddiff_utils.controls import settings_of
 from minddiff_utils.datasets.miyawaki_full import FIGURES
+from minddiff_utils.holdout import decoding_of
 
-NOTEBOOKS = ROOT / "notebooks"
 # Sizes alone. No decoder, solver or other choice of a file is changed, but where its comment says.
-SMALL = {"n_steps": 4, "n_shuffles": 2, "n_gallery": 8, "n_extra": 20}
+SMALL = {"n_steps": 3, "n_shuffles": 2, "n_gallery": 8, "n_extra": 20}
 # The phantom's models in the place of Stable Diffusion and its judge, which have to be downloaded.
 MODELS = {"models": str(ROOT / "minddiff_utils" / "phantom" / "weights")}
 # The small tree has one subject, and fewer sessions than either protocol takes.
-TREE = {"subjects": ["subj01"], "protocol": None, **MODELS}
+TREE = {"subjects": ["subj01"], "protocol": None, "ssim_size": 64, **MODELS}
 CHANGES = {
     "kay": MODELS,
     "miyawaki": {},
@@ -66,7 +67,7 @@ def own(folder: Path) -> Path:
         "stimulus_id": stimulus,
         "pictures": np.repeat(np.repeat(colours[:, :, None], 32, 1), 64, 2),
         "captions": [[f"a picture of {i} colours"] for i in range(30)],
-        "split": ["train"] * 24 + ["test"] * 6,
+        "split": ["train"] * 26 + ["test"] * 4,
         "roi": ["V1"] * 6 + ["LO"] * 6,
     }
     return write(folder / "own.h5", content)
@@ -89,15 +90,11 @@ def test_every_chapter_runs_with_the_parameter_file(name, request, run_plan, tmp
     (subject,) = plan.subjects
     chosen = {name: value for sheet in plan.sheets for name, value in sheet.defaults.items()}
     chosen |= plan.parameters
-    with h5py.File(plan.run / subject / "decoded.h5") as file:
-        decoding = json.loads(file.attrs["settings"])
     with h5py.File(plan.run / subject / "trace.h5") as file:
-        stages = json.loads(file.attrs["record"])
         assert np.isfinite(file["losses"]).all() and not file["failed"][:].any()
-    for used in (decoding, stages):
-        assert {key: used[key] for key in used.keys() & chosen} == {
-            key: chosen[key] for key in used.keys() & chosen
-        }
+    method = decoding_of(plan.run / subject / "decoded.h5")["method"]
+    used = {**vars(method), **vars(settings_of(plan.run / subject / "trace.h5")[0])}
+    assert used.items() >= {key: chosen[key] for key in used.keys() & chosen}.items()
     table = pd.read_csv(plan.run / subject / "results.csv")
     assert {"stage1", "stage2", *filter(None, chosen["controls"].split(","))} <= {*table["method"]}
     assert np.isfinite(table["mean"]).all()
