@@ -1,6 +1,5 @@
 """Make the controls and peers of one subject, each by its name, all from the same parts."""
 
-from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from minddiff_utils.decoding import read_decoded
 from minddiff_utils.files import InputError, require
 from minddiff_utils.generator import Generator
 from minddiff_utils.peers import decode_takagi, neuraldiffuser
-from minddiff_utils.reconstruction import ablate, check_inputs, read_pictures, reconstruct
+from minddiff_utils.reconstruction import check_inputs, read_pictures, reconstruct
 from minddiff_utils.settings import Settings
 
 __all__ = ["Bench", "draw_again", "make_control", "open_bench"]
@@ -128,14 +127,12 @@ def make_control(name: str, bench: Bench, blur: float = 0.06) -> np.ndarray:
     raise InputError(f"There is no control {name!r}.")
 
 
-def draw_again(bench: Bench, methods: Collection[str], seeds: int) -> dict[int, dict]:
-    """Paint stage 1, both stages and the ablations from other draws of the noise.
+def draw_again(bench: Bench, seeds: int) -> dict[int, dict[str, np.ndarray]]:
+    """Paint stage 1 and both stages from other draws of the noise.
 
     Parameters
     ----------
     bench : Bench
-    methods : collection of str
-        Ablations that are not among them are left out.
     seeds : int
         Draws in all; the first, `bench.seed`, is there already.
 
@@ -144,14 +141,12 @@ def draw_again(bench: Bench, methods: Collection[str], seeds: int) -> dict[int, 
     dict of seed to dict of method to uint8 array, shape (n, H, W, 3)
     """
     full = "stage2" if bench.full.solver == "fast" else "algorithm_1"
-    runs = {"stage1": (bench.decoded, bench.first), full: (bench.decoded, bench.full)}
-    for part in ("z", "c"):
-        if f"no_{part}" in methods:
-            runs[f"no_{part}"] = ablate(bench.generator, bench.decoded, bench.full, part)
+    runs = {"stage1": bench.first, full: bench.full}
     draws = {}
     for seed in range(bench.seed + 1, bench.seed + seeds):
         other = replace(bench, seed=seed)
         draws[seed] = {
-            name: other.run(*given, f"{name}_seed_{seed}") for name, given in runs.items()
+            name: other.run(bench.decoded, settings, f"{name}_seed_{seed}")
+            for name, settings in runs.items()
         }
     return draws
