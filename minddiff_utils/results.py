@@ -74,7 +74,6 @@ FRONT = {
     "retrieval": METHODS["retrieval"],
     FLOOR: "best blind control (floor)",
 }
-KEYS = ["subject", "metric", "method"]
 # What people read where two methods are compared.
 SHORT = {
     "stage1": "stage 1",
@@ -317,16 +316,25 @@ def ladder_table(frame: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
 
 
 def floor_note(frame: pd.DataFrame) -> str:
-    """Say which control is the floor of each metric (and subject)."""
+    """Say which control is the floor of each metric, and of which subject where they differ."""
     keys = [key for key in _keys(frame) if key != "method"]
-    found = {}
+    found = []
     for names, group in _groups(frame, keys):
         wide = with_floor(group.pivot(index="stimulus_id", columns="method", values="value"))
-        name = wide.attrs.get("floor", "")
-        place = " of ".join(METRICS.get(n, str(n)) for n in reversed(names))
-        found.setdefault(METHODS.get(name, "none was made"), []).append(place)
-    parts = (f"{name} ({', '.join(places)})" for name, places in found.items())
-    return f"Floor: the best control that knows nothing of what was seen: {'; '.join(parts)}."
+        found.append((names[-1], names[0], wide.attrs.get("floor", "")))
+    return _floor_text(pd.DataFrame(found, columns=["metric", "subject", "method"]))
+
+
+def _floor_text(floor: pd.DataFrame) -> str:
+    """The same from a table `metric, subject, method`."""
+    measures: dict[str, list[str]] = {}
+    for metric, part in floor.groupby("metric", sort=False):
+        alike = part["method"].nunique() == 1
+        for row in part[: 1 if alike else None].itertuples():
+            measure = METRICS.get(metric, metric) + ("" if alike else f" of {row.subject}")
+            measures.setdefault(METHODS.get(row.method, "none was made"), []).append(measure)
+    parts = (f"{name} ({', '.join(of)})" for name, of in measures.items())
+    return f"Floor: the best control that knows nothing of what was seen, {'; '.join(parts)}."
 
 
 def shares(
@@ -558,7 +566,6 @@ def front_table(found: pd.DataFrame) -> pd.DataFrame:
     each = main_metrics(found[found["n"].notna()])
     floor = each[each["method"].isin(BLIND)].sort_values("mean")
     floor = floor.drop_duplicates(["subject", "metric"], keep="last").sort_index()
-    named = [f"{METRICS[m]} of {who}: {METHODS[b]}" for who, m, b in floor[KEYS].to_numpy()]
     each = pd.concat([each[each["method"].isin(list(FRONT))], floor.assign(method=FLOOR)])
     subjects = list(dict.fromkeys(each["subject"]))
     rows = {}
