@@ -328,7 +328,7 @@ class Generator:
         return np.concatenate([to_pictures(self.decode(part)) for part in rows])
 
     def spans(self, n_steps: int) -> bool:
-        """Whether a schedule of so many steps leaves out less than the noisiest tenth of levels.
+        """Whether a schedule of so many steps begins a step below the noisiest tenth, or higher.
 
         The scheduler rounds the distance of levels down: 334 steps of 1000 levels, 2 apart, begin
         at 667. It is left with that number of steps.

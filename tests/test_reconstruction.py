@@ -305,7 +305,7 @@ def test_weights_before_the_factors_sum_to_one():
     ("name", "value"),
     [
         ("n_steps", 0),
-        ("n_steps", 1001),
+        ("n_steps", 1000),
         ("strength", 0.0),
         ("strength", 1.1),
         ("guidance", -1.0),
