@@ -7,6 +7,7 @@ no brain.
 import json
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -203,15 +204,14 @@ class Generator:
             "n_tokens": self.n_tokens,
             "tiling": self.vae.use_tiling,
         }
-        text = json.dumps(settings, sort_keys=True, default=str)
+        # One at a time: on a GPU, each is copied. NumPy has no bfloat16, hence the bytes.
         weights = (
-            (f"{part} {name} {values.dtype}", values.detach().cpu().contiguous())
+            (f"{part} {name} {values.dtype}", values.cpu().reshape(-1).view(torch.uint8))
             for part, model in parts.items()
             for name, values in model.state_dict().items()
         )
-        # NumPy has no bfloat16, hence the bytes.
-        arrays = ((name, values.reshape(-1).view(torch.uint8)) for name, values in weights)
-        return content_hash([(text, np.empty(0)), *arrays])
+        text = json.dumps(settings, sort_keys=True, default=str)
+        return content_hash(chain([(text, np.empty(0))], weights))
 
     # ------------------------------------------------------------------------ pictures to features
 

@@ -27,13 +27,15 @@ SMALL = {"n_steps": 3, "n_shuffles": 2, "n_gallery": 8, "n_extra": 20}
 MODELS = {"models": str(ROOT / "minddiff_utils" / "phantom" / "weights")}
 # The small tree has one subject, and fewer sessions than either protocol takes.
 TREE = {"subjects": ["subj01"], "protocol": None, "ssim_size": 64, **MODELS}
+# Minutes otherwise: voxels are chosen and weighed for each of 50,000 values.
+FEWER = {"n_blocks": 2, "n_voxels_z": 60, "n_voxels_c": 50, "n_voxels_structure": 40}
 CHANGES = {
     "kay": MODELS,
     "miyawaki": {},
     "miyawaki_full": {},
     "nsd": TREE,
     "own": {},
-    "paper": {**TREE, "judge": "", "iterations": 2},
+    "paper": {**TREE, **FEWER, "judge": "", "iterations": 2},
 }
 
 
