@@ -580,10 +580,7 @@ def front_table(found: pd.DataFrame) -> pd.DataFrame:
         else "Mean over subjects of the mean over their test pictures; in parentheses that of "
         f"each, {', '.join(map(str, subjects))}."
     )
-    table.attrs["note"] = (
-        f"{mean} The floor is the best control that knows nothing of what was seen"
-    )
-    table.attrs["note"] += f" ({'; '.join(named)})." if named else "; none was made here."
+    table.attrs["note"] = f"{mean} {_floor_text(floor)}" if len(floor) else mean
     return table
 
 
