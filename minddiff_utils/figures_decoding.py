@@ -109,8 +109,10 @@ def region_loss(by_region: pd.DataFrame) -> Figure:
 def _sentence(text: str) -> Figure:
     """Stand where a figure would, and say why there is none."""
     with style():
-        fig = plt.figure(figsize=(WIDTH, 0.6))
-        fig.text(0.5, 0.5, text, ha="center", va="center")
+        # IPython shows no figure without axes.
+        fig, axes = plt.subplots(figsize=(WIDTH, 0.6))
+        axes.axis("off")
+        axes.text(0.5, 0.5, text, ha="center", va="center")
     return _finish(fig)
 
 

@@ -218,7 +218,7 @@ def test_subjects_are_told_apart(rng, subjects):
 
 def test_paired_differences_show_the_pairs_there_are(rng):
     fig = figures.paired_differences(metric_frame(rng))
-    assert texts(fig.axes[0]) == ["full − no stage 2", "full − no z"]
+    assert texts(fig.axes[0]) == ["both stages − stage 1", "both stages − no z"]
     assert figures.paired_differences(metric_frame(rng).drop(columns="subject")).axes
     with pytest.raises(InputError, match="None of the pairs"):
         figures.paired_differences(metric_frame(rng, methods=("stage1", "mean")))

@@ -216,7 +216,7 @@ def test_fingerprint_tells_models_apart_under_the_same_path(tiny_models, tmp_pat
     assert len(found) == 1
     parts = ("stable_diffusion/vae/diffusion_pytorch_model", "clip_guide/model")
     found |= {edit(f"{part}.safetensors", swap_weights) for part in parts}
-    factor = replace('"scaling_factor": 1.0', '"scaling_factor": 0.5')
+    factor = replace('"scaling_factor": 0.18215', '"scaling_factor": 0.5')
     found.add(edit("stable_diffusion/vae/config.json", factor))
     noise = replace('"beta_end": 0.012', '"beta_end": 0.02')
     found.add(edit("stable_diffusion/scheduler/scheduler_config.json", noise))
