@@ -27,7 +27,7 @@ ROOT = Path(runs.__file__).resolve().parent.parent
 SHEETS = runs.find_sheets(NOTEBOOKS)
 CHAPTERS = [sheet for sheet in SHEETS if not sheet.group]
 PARAMS = sorted((NOTEBOOKS / "params").glob("*.yaml"))
-QUICK = {"n_steps": 3, "batch": 2}
+QUICK = {"n_steps": 3, "batch": 2, "seeds": 2}
 SUBJECT = "subj01"
 
 

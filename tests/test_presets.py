@@ -22,7 +22,7 @@ from minddiff_utils.datasets.miyawaki_full import FIGURES
 from minddiff_utils.holdout import decoding_of
 
 # Sizes alone. No decoder, solver or other choice of a file is changed, but where its comment says.
-SMALL = {"n_steps": 3, "n_shuffles": 2, "n_gallery": 8, "n_extra": 20}
+SMALL = {"n_steps": 3, "seeds": 1, "n_shuffles": 2, "n_gallery": 8, "n_extra": 20}
 # The phantom's models in the place of Stable Diffusion and its judge, which have to be downloaded.
 MODELS = {"models": str(ROOT / "minddiff_utils" / "phantom" / "weights")}
 # The small tree has one subject, and fewer sessions than either protocol takes.
