@@ -28,7 +28,7 @@ MODELS = {"models": str(ROOT / "minddiff_utils" / "phantom" / "weights")}
 # The small tree has one subject, and fewer sessions than either protocol takes.
 TREE = {"subjects": ["subj01"], "protocol": None, "ssim_size": 64, **MODELS}
 # Minutes otherwise: voxels are chosen and weighed for each of 50,000 values.
-FEWER = {"n_blocks": 2, "n_voxels_z": 60, "n_voxels_c": 50, "n_voxels_structure": 40}
+FEWER = {"n_blocks": 1, "n_voxels_z": 60, "n_voxels_c": 50, "n_voxels_structure": 40}
 CHANGES = {
     "kay": MODELS,
     "miyawaki": {},
