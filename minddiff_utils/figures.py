@@ -16,10 +16,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from skimage.transform import resize
 
-from minddiff_utils.controls import PermutationTest
 from minddiff_utils.files import InputError
 from minddiff_utils.metrics import METHODS, METRICS, in_order
-from minddiff_utils.results import PAIRS, differences, pair_name, summary
+from minddiff_utils.results import PAIRS, differences, p_text, pair_name, summary
 from minddiff_utils.uncertainty import bootstrap_interval
 
 __all__ = [
@@ -578,14 +577,12 @@ def permutation_null(null: np.ndarray, observed: float, label: str) -> Figure:
         The title gives the one-sided p-value.
     """
     null = np.asarray(null, dtype=float)
-    test = PermutationTest(observed, null, (1 + np.sum(null >= observed)) / (1 + len(null)))
-    relation = "<" if test.p <= 1 / len(null) else "="
-    shown = 1 / len(null) if relation == "<" else test.p
+    p = (1 + np.sum(null >= observed)) / (1 + len(null))
     with style():
         fig, axes = plt.subplots(figsize=(WIDTH, 2.8), layout="constrained")
         axes.hist(null, bins=40, color=GREY, alpha=0.6, label=f"{len(null):,} permutations")
         axes.axvline(observed, color=RED, linewidth=2.2, label="matched pictures")
-        axes.set_title(f"p {relation} {shown:.2g}", loc="left")
+        axes.set_title(p_text(p), loc="left")
         axes.set_xlabel(label)
         axes.set_ylabel("permutations")
         axes.margins(x=0.05)

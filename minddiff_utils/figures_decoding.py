@@ -16,26 +16,29 @@ from minddiff_utils.figures import accuracy_distribution as _violins
 from minddiff_utils.moments import column_moments, constant_columns
 
 __all__ = [
-    "accuracy_and_ceiling",
+    "accuracy_and_reliability",
     "anatomy_path",
+    "pattern_density",
+    "pattern_maps",
     "region_loss",
     "shrinkage",
-    "weight_density",
-    "weight_maps",
 ]
 
+RELIABILITY = "highest that the decoder's reliability allows"
 ANATOMY = "nsddata/ppdata/{}/func1pt8mm/T1_to_func1pt8mm.nii.gz"
 
 
-def accuracy_and_ceiling(accuracy: pd.DataFrame, ceiling: Mapping[str, np.ndarray]) -> Figure:
-    """Draw test correlations as violins, with the noise ceiling of each family as a line.
+def accuracy_and_reliability(
+    accuracy: pd.DataFrame, reliability: Mapping[str, np.ndarray]
+) -> Figure:
+    """Draw test correlations as violins, with what noise allows each decoder as a line.
 
     Parameters
     ----------
     accuracy : DataFrame
         As `accuracy_distribution` takes it.
-    ceiling : mapping of family to float array
-        From `decoding_ceiling`; the median is drawn. NaN where not known.
+    reliability : mapping of family to float array
+        From `decoder_reliability`; the median is drawn. NaN where not known.
 
     Returns
     -------
@@ -46,11 +49,11 @@ def accuracy_and_ceiling(accuracy: pd.DataFrame, ceiling: Mapping[str, np.ndarra
     families = in_order(accuracy["family"], FAMILIES)
     drawn = []
     for place, family in enumerate(families):
-        values = np.asarray(ceiling.get(family, [np.nan]))
+        values = np.asarray(reliability.get(family, [np.nan]))
         if np.isfinite(values).any():
             ends = [place - 0.42, place + 0.42]
             height = [np.nanmedian(values)] * 2
-            (line,) = axes.plot(ends, height, color=ORANGE, linewidth=2.2, label="noise ceiling")
+            (line,) = axes.plot(ends, height, color=ORANGE, linewidth=2.2, label=RELIABILITY)
             drawn.append(line)
     if drawn:
         axes.legend(handles=drawn[:1], loc="lower left", frameon=False)
@@ -101,13 +104,13 @@ def _sentence(text: str) -> Figure:
     return _closed(fig)
 
 
-def weight_density(table: pd.DataFrame) -> Figure:
-    """Draw how much the voxels of each region weigh, family by family.
+def pattern_density(table: pd.DataFrame) -> Figure:
+    """Draw how much the voxels of each region follow what is decoded, family by family.
 
     Parameters
     ----------
     table : DataFrame
-        From `weights_by_region`.
+        From `density_by_region`.
 
     Returns
     -------
@@ -128,22 +131,22 @@ def weight_density(table: pd.DataFrame) -> Figure:
             )  # fmt: skip
         axes.axhline(1, color="#555555", linewidth=0.8)
         axes.set_xticks(range(len(rois)), rois)
-        axes.set(ylim=(0, None), ylabel="squared weight of a voxel\n(1: the average voxel's)")
+        axes.set(ylim=(0, None), ylabel="variance with what is decoded\n(1: the average voxel's)")
         axes.grid(axis="x", visible=False)
         fig.legend(loc="outside upper center", ncols=len(families))
     return _closed(fig)
 
 
-def weight_maps(
+def pattern_maps(
     subject: Subject, shares: Mapping[str, np.ndarray], anatomy: str | Path | None = None
 ) -> Figure:
-    """Draw where in the volume the weights lie, five slices from above for each family.
+    """Draw where in the volume the patterns lie, five slices from above for each family.
 
     Parameters
     ----------
     subject : Subject
     shares : mapping of family to float array, shape (n_voxels,)
-        From `weight_shares`.
+        From `pattern_shares`.
     anatomy : str or Path, optional
         A volume of the subject's brain, in the space of the responses, to draw on.
 

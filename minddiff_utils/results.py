@@ -28,6 +28,7 @@ __all__ = [
     "ladder",
     "ladder_table",
     "markdown_table",
+    "p_text",
     "pair_name",
     "results",
     "seed_spread",
@@ -176,7 +177,7 @@ def difference_table(
     Parameters and order of the columns as in `differences` and `summary_table`.
     """
     numbers = differences(frame, pairs, seed)
-    numbers["text"] = [f"{_text(row, '+')}, {_p_text(row.p_holm)}" for row in numbers.itertuples()]
+    numbers["text"] = [f"{_text(row, '+')}, {p_text(row.p_holm)}" for row in numbers.itertuples()]
     numbers["method"] = [
         pair_name(m, b) for m, b in zip(numbers["method"], numbers["baseline"], strict=True)
     ]
@@ -589,5 +590,6 @@ def _leading(text: str) -> str:
     return re.sub(r"(?<!\d)0\.", ".", text)  # .765, as the paper's table has it
 
 
-def _p_text(p: float) -> str:
+def p_text(p: float) -> str:
+    """Return "p = 0.012", or "p < 0.001" for all below: the same in tables and figures."""
     return f"p{NBSP}<{NBSP}0.001" if p < 0.001 else f"p{NBSP}={NBSP}{p:.3f}"

@@ -48,7 +48,7 @@ def structure_loss(
 ) -> torch.Tensor:
     """Return the weighted squared error of every block, over the values that were decoded.
 
-    .. math:: L_i = w_i \\, \\frac{1}{|M_i|} \\sum_{m \\in M_i} (CLIP_i(Y)_m - Z_{i,m})^2
+    .. math:: L_i = w_i \\, \\frac{1}{|M_i|} \\sum_{m \\in M_i} (CLIP_i(Y)_m - \\hat Z_{i,m})^2
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What decoders rest on: where their weights lie, and how well they could do at best."""
+"""What decoders rest on: which voxels follow what they decode, and how well they could do."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,40 +10,61 @@ from minddiff_utils.datasets import Subject, prepare_fold
 from minddiff_utils.decoders import Decoder, load_decoder
 from minddiff_utils.moments import column_moments, constant_columns
 
-__all__ = ["constant_share", "decoding_ceiling", "weight_shares", "weights_by_region"]
+__all__ = ["constant_share", "decoder_reliability", "density_by_region", "pattern_shares"]
 
 
-def weight_shares(decoder: Decoder) -> np.ndarray:
-    """Return each voxel's share of the squared weights of all decoded values.
+def pattern_shares(decoder: Decoder, x: np.ndarray) -> np.ndarray:
+    r"""Return how much of a decoder's activation pattern lies in each voxel.
 
-    Responses are z-scored, so that weights of different voxels can be compared.
+    A decoder's weights say how to read a value out, not which voxels follow it: a voxel of noise
+    alone gets a large weight where it cancels the noise of others. The pattern says what the
+    weights do not, how responses :math:`x_v` change with what is decoded (Haufe et al. 2014):
+
+    .. math:: a_{vj} = \frac{\mathrm{cov}(x_v, \hat y_j)}{\mathrm{var}(\hat y_j)}, \qquad
+              P_v \propto \sum_j \mathrm{var}(\hat y_j)^2 \, a_{vj}^2 .
+
+    :math:`P_v` is the variance of a voxel that goes along with a decoded value, averaged over all
+    values by how much of them is decoded; principal components in the place of values give the
+    same.
+
+    Parameters
+    ----------
+    decoder : Decoder
+    x : array, shape (n_rows, n_voxels)
+        The training responses.
 
     Returns
     -------
-    float32 array, shape (n_voxels,)
+    float array, shape (n_voxels,)
         Sums to 1.
+
+    References
+    ----------
+    Haufe et al. 2014, On the interpretation of weight vectors of linear models in multivariate
+    neuroimaging (NeuroImage).
     """
+    between = (x - decoder.mean_x) @ decoder.left
+    covariance = x.T @ (between - between.mean(0))
     if decoder.right is None:
-        power = np.square(decoder.left).sum(1)
+        power = np.square(covariance).sum(1)
     else:
-        between = decoder.right @ decoder.right.T
-        power = np.einsum("vk,vk->v", decoder.left @ between, decoder.left)
+        power = np.einsum("vk,vk->v", covariance @ (decoder.right @ decoder.right.T), covariance)
     return power / power.sum()
 
 
-def weights_by_region(subject: Subject, shares: dict[str, np.ndarray]) -> pd.DataFrame:
-    """Compare each region's share of the weights with its share of the voxels.
+def density_by_region(subject: Subject, shares: dict[str, np.ndarray]) -> pd.DataFrame:
+    """Compare each region's share of the patterns with its share of the voxels.
 
     Parameters
     ----------
     subject : Subject
     shares : dict of family to array, shape (n_voxels,)
-        From `weight_shares`.
+        From `pattern_shares`.
 
     Returns
     -------
     DataFrame
-        `family`, `roi`, `density`: 1 where a region's voxels weigh as much as the average voxel.
+        `family`, `roi`, `density`: 1 where a region's voxels follow as much as the average voxel.
     """
     rows = [
         {"family": family, "roi": roi, "density": share[mask].sum() / mask.mean()}
@@ -71,8 +92,10 @@ def constant_share(y: np.ndarray) -> tuple[float, float]:
     return float(constant.mean()), float(power[constant].sum() / power.sum())
 
 
-def decoding_ceiling(subject: Subject, decoders: str | Path, family: str) -> np.ndarray:
+def decoder_reliability(subject: Subject, decoders: str | Path, family: str) -> np.ndarray:
     r"""Return the highest correlation that noise in the test responses lets a decoder reach.
+
+    Not a noise ceiling of voxels: what repeats of a decoded value need not be the picture's.
 
     The test pictures are decoded from each repetition alone. With the variance
     :math:`\sigma^2_w` over the :math:`n` repetitions of a picture and :math:`\sigma^2_b` of their

@@ -279,7 +279,7 @@ def test_components_of_values_are_decoded_and_put_together():
 
 
 def test_the_scale_of_a_target_makes_no_difference():
-    """So that decoding components is decoding whitened values."""
+    """So components need not be brought to one size."""
     x, y = low_rank()
     scale = np.geomspace(0.01, 100, y.shape[1], dtype=np.float32)
     plain, scaled = fit_decoder(x, y), fit_decoder(x, y * scale)

@@ -222,10 +222,10 @@ def test_paired_differences_show_the_pairs_there_are(rng):
 def test_permutation_null_states_p(rng):
     null = rng.normal(size=999)
     fig = figures.permutation_null(null, 9.0, "mean cosine")
-    assert fig.axes[0].get_title(loc="left") == "p < 0.001"
+    assert fig.axes[0].get_title(loc="left") == "p\xa0=\xa00.001"
     assert fig.axes[0].get_xlabel() == "mean cosine"
     fig = figures.permutation_null(null, np.sort(null)[499], "mean cosine")
-    assert fig.axes[0].get_title(loc="left") == "p = 0.5"
+    assert fig.axes[0].get_title(loc="left") == "p\xa0=\xa00.501"
 
 
 def test_a_figure_can_be_saved_after_its_style_has_ended(rng, tmp_path):

@@ -1,4 +1,4 @@
-"""Ceilings, weights and constant shares, on recordings whose answers are known; their figures."""
+"""Reliability, patterns, constant shares, on recordings whose answers are known; figures."""
 
 import dataclasses
 
@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from test_decoding import recording, world  # noqa: F401
 
 from minddiff_utils import figures_decoding, weights
-from minddiff_utils.decoders import Decoder, load_decoder
+from minddiff_utils.datasets import prepare_fold
+from minddiff_utils.decoders import Decoder, fit_decoder, load_decoder
 from minddiff_utils.decoding import decode_subject, decoding_accuracy
 from minddiff_utils.regions import decode_regions, region_accuracies
 
@@ -24,20 +25,37 @@ def decoded(world, tmp_path_factory):  # noqa: F811
 
 
 @pytest.mark.parametrize("factored", [True, False])
-def test_shares_are_those_of_squared_weights(factored):
+def test_shares_are_those_of_haufes_patterns(factored):
     rng = np.random.default_rng(0)
     left, right = rng.standard_normal((9, 4)), rng.standard_normal((4, 6)) if factored else None
     n = 6 if factored else 4
     nothing = np.zeros(n)
-    decoder = Decoder(left, right, np.zeros(9), nothing, np.ones(n, bool), nothing, nothing)
-    power = np.square(decoder.weights(np.arange(n))).sum(1)
-    np.testing.assert_allclose(weights.weight_shares(decoder), power / power.sum())
+    decoder = Decoder(left, right, np.ones(9), nothing, np.ones(n, bool), nothing, nothing)
+    x = rng.standard_normal((200, 9)) @ rng.standard_normal((9, 9)) + 1
+    found, decoded = np.cov(x.T), decoder.weights(np.arange(n))
+    # A = cov(x) W / var(decoded), for each value by itself.
+    variance = np.diag(decoded.T @ found @ decoded)
+    pattern = found @ decoded / variance
+    power = np.square(pattern * variance).sum(1)
+    np.testing.assert_allclose(weights.pattern_shares(decoder, x), power / power.sum())
 
 
-def test_weights_lie_in_the_region_that_knows(world, decoded):  # noqa: F811
+def test_a_voxel_of_noise_has_weight_but_no_pattern():
+    """The example of Haufe et al. 2014: what is heard of the signal less the noise beside it."""
+    rng = np.random.default_rng(0)
+    signal, noise = rng.standard_normal((2, 2000, 1)).astype(np.float32)
+    x = np.concatenate([signal + noise, noise], axis=1)
+    decoder = fit_decoder(x, signal)
+    np.testing.assert_allclose(decoder.weights([0])[:, 0], [1, -1], atol=0.02)
+    np.testing.assert_allclose(weights.pattern_shares(decoder, x), [1, 0], atol=0.01)
+
+
+def test_patterns_lie_in_the_region_that_knows(world, decoded):  # noqa: F811
     _, _, subject = world
-    share = weights.weight_shares(load_decoder(decoded[1] / "main" / "z.safetensors"))
-    table = weights.weights_by_region(subject, {"z": share}).set_index("roi").density
+    decoder = load_decoder(decoded[1] / "main" / "z.safetensors")
+    x = prepare_fold(subject, subject.splits[0]).train_x
+    share = weights.pattern_shares(decoder, x)
+    table = weights.density_by_region(subject, {"z": share}).set_index("roi").density
     assert table["A"] > 3 * table["B"]
     assert (table * [0.5, 0.5]).sum() == pytest.approx(1, abs=1e-4)
 
@@ -48,24 +66,24 @@ def test_constant_share_counts_values_and_power():
 
 
 @pytest.mark.parametrize("noise", [0.5, 4.0, 20.0])
-def test_ceiling_is_above_accuracy_and_falls_with_noise(world, tmp_path, noise):  # noqa: F811
+def test_reliability_is_above_accuracy_and_falls_with_noise(world, tmp_path, noise):  # noqa: F811
     features, ids, _ = world
     split = world[2].splits[0]
     subject = recording(features, [split], noise=noise)
     path = decode_subject(subject, features, tmp_path / "d.h5", decoders=tmp_path / "d")
     accuracy = decoding_accuracy(features, path)
     r = accuracy[accuracy.family == "z"].correlation.to_numpy()
-    ceiling = weights.decoding_ceiling(subject, tmp_path / "d", "z")
-    assert ceiling.shape == r.shape
+    highest = weights.decoder_reliability(subject, tmp_path / "d", "z")
+    assert highest.shape == r.shape
     # What is decoded from the signal without noise is known here: twice as much noise, less comes.
     decoder = load_decoder(tmp_path / "d" / "main" / "z.safetensors")
-    clean = np.nanmean(ceiling)
+    clean = np.nanmean(highest)
     assert clean >= np.mean(r) - 0.1
     assert {0.5: 0.95, 4.0: 0.6, 20.0: 0.0}[noise] <= clean <= {0.5: 1, 4.0: 1, 20.0: 0.8}[noise]
     assert decoder.left.shape[0] == 100
 
 
-def test_without_repetitions_there_is_no_ceiling(world, decoded):  # noqa: F811
+def test_without_repetitions_there_is_no_reliability(world, decoded):  # noqa: F811
     subject = world[2]
     once = pd.Series(subject.stimulus_id).groupby(subject.stimulus_id).cumcount().to_numpy() == 0
     subject = dataclasses.replace(
@@ -74,7 +92,7 @@ def test_without_repetitions_there_is_no_ceiling(world, decoded):  # noqa: F811
         stimulus_id=subject.stimulus_id[once],
         session=np.ones(once.sum(), np.int64),
     )
-    assert np.isnan(weights.decoding_ceiling(subject, decoded[1], "z")).all()
+    assert np.isnan(weights.decoder_reliability(subject, decoded[1], "z")).all()
 
 
 def test_figures_draw_what_they_are_given(world, decoded, tmp_path):  # noqa: F811
@@ -86,15 +104,19 @@ def test_figures_draw_what_they_are_given(world, decoded, tmp_path):  # noqa: F8
     accuracy = decoding_accuracy(features, decoded[0])
     figures = [
         figures_decoding.region_loss(table),
-        figures_decoding.weight_density(weights.weights_by_region(subject, share)),
-        figures_decoding.weight_maps(placed, share),
-        figures_decoding.weight_maps(subject, share),
+        figures_decoding.pattern_density(weights.density_by_region(subject, share)),
+        figures_decoding.pattern_maps(placed, share),
+        figures_decoding.pattern_maps(subject, share),
         figures_decoding.shrinkage(np.eye(5), 0.5 * np.eye(5)),
-        figures_decoding.accuracy_and_ceiling(accuracy, {"z": np.full(16, 0.9)}),
-        figures_decoding.accuracy_and_ceiling(accuracy, {"z": np.full(16, np.nan)}),
+        figures_decoding.accuracy_and_reliability(accuracy, {"z": np.full(16, 0.9)}),
+        figures_decoding.accuracy_and_reliability(accuracy, {"z": np.full(16, np.nan)}),
     ]
     assert all(isinstance(figure, Figure) for figure in figures)
-    line = [line for line in figures[5].axes[0].lines if line.get_label() == "noise ceiling"]
+    line = [
+        line
+        for line in figures[5].axes[0].lines
+        if line.get_label() == figures_decoding.RELIABILITY
+    ]
     np.testing.assert_array_equal(line[0].get_ydata(), [0.9, 0.9])
     bars = figures[0].axes[0].patches
     means = table.groupby(["voxels", "family", "roi"]).correlation.mean()
