@@ -22,13 +22,13 @@ from minddiff_utils.datasets.miyawaki_full import FIGURES
 from minddiff_utils.holdout import decoding_of
 
 # Sizes alone. No decoder, solver or other choice of a file is changed, but where its comment says.
-SMALL = {"n_steps": 3, "seeds": 1, "n_shuffles": 2, "n_gallery": 8, "n_extra": 20}
+SMALL = {"n_steps": 2, "seeds": 1, "n_shuffles": 2, "n_gallery": 8, "n_extra": 20}
 # The phantom's models in the place of Stable Diffusion and its judge, which have to be downloaded.
 MODELS = {"models": str(ROOT / "minddiff_utils" / "phantom" / "weights")}
 # The small tree has one subject, and fewer sessions than either protocol takes.
-TREE = {"subjects": ["subj01"], "protocol": None, "ssim_size": 64, **MODELS}
+TREE = {"subjects": ["subj01"], "protocol": None, "n_steps": 3, "ssim_size": 64, **MODELS}
 # Minutes otherwise: voxels are chosen and weighed for each of 50,000 values.
-FEWER = {"n_blocks": 2, "n_voxels_z": 60, "n_voxels_c": 50, "n_voxels_structure": 40}
+FEWER = {"n_blocks": 1, "n_voxels_z": 60, "n_voxels_c": 50, "n_voxels_structure": 40}
 CHANGES = {
     "kay": MODELS,
     "miyawaki": {},
