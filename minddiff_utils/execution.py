@@ -75,6 +75,7 @@ ADDS = {
 }
 SHARDED = "04_stage2"  # the chapter whose pictures can be shared out among processes
 QUIET_SECONDS = 5.0  # between two lines about the same cell
+STARTS = 3  # of a kernel, before it is given up
 START_SECONDS = 600  # for a kernel to answer, also on a machine that is very busy
 FULL = (errno.ENOSPC, errno.EDQUOT)  # a full disk, and a share of it that is used up
 
@@ -196,18 +197,25 @@ def _papermill(job: Job, running: Path, say: Callable[[str], None]) -> None:
     # papermill fills in `{name}` in a path, where a folder may be called just so.
     paths = (job.source, str(running))
     source, output = (path.replace("{", "{{").replace("}", "}}") for path in paths)
-    papermill.execute_notebook(
-        source,
-        output,
-        parameters=job.parameters,
-        kernel_name="python3",
-        start_timeout=START_SECONDS,
-        cwd=job.cwd,
-        progress_bar=False,
-        stderr_file=progress,
-        stdout_file=progress,
-        on_cell_start=progress.on_cell,
-    )
+    for starts_left in reversed(range(STARTS)):
+        try:
+            papermill.execute_notebook(
+                source,
+                output,
+                parameters=job.parameters,
+                kernel_name="python3",
+                start_timeout=START_SECONDS,
+                cwd=job.cwd,
+                progress_bar=False,
+                stderr_file=progress,
+                stdout_file=progress,
+                on_cell_start=progress.on_cell,
+            )
+            return
+        except RuntimeError as error:
+            # Kernels that start at the same moment may choose the same port; one of them dies.
+            if not starts_left or "before replying" not in str(error):
+                raise
 
 
 def _stay_offline(job: Job) -> None:

@@ -1,5 +1,6 @@
 """The book's machinery on a small project: order, changes, failures, kills, pages."""
 
+import contextlib
 import errno
 import json
 import os
@@ -519,3 +520,23 @@ def test_progress_says_cell_and_bar(monkeypatch):
     progress.write("\rstage 2:  30%|███  | 9/30")
     bar = "stage 2:  20%|██   | 6/30 [00:10<00:40]"
     assert said == [f"subj01 · 04_stage2 · cell 5 of 12 · {bar} · 1:05"]
+
+
+@pytest.mark.parametrize(("n_failures", "works"), [(2, True), (3, False)])
+def test_a_kernel_that_does_not_start_is_started_again(tmp_path, monkeypatch, n_failures, works):
+    """As where two of them chose the same port."""
+    notebook = tmp_path / "a.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(), notebook)
+    left = [RuntimeError("Kernel died before replying to kernel_info")] * n_failures
+
+    def execute(source, output, **given):
+        if left:
+            raise left.pop()
+        Path(output).write_bytes(Path(source).read_bytes())
+
+    monkeypatch.setattr(execution.papermill, "execute_notebook", execute)
+    job = runs.Job(**{**vars(job_of(tmp_path, "a")), "source": str(notebook)})
+    expected = contextlib.nullcontext() if works else pytest.raises(RuntimeError, match="replying")
+    with expected:
+        execution._papermill(job, tmp_path / "out.ipynb", print)
+    assert (tmp_path / "out.ipynb").exists() == works
