@@ -15,7 +15,7 @@
     order: "high",
     shown: new Set(firstShown.length ? firstShown : data.shown.slice(0, 2)),
   };
-  const GAIN = "full-stage1";
+  const GAIN = full + "-stage1";
 
   function element(name, attributes, ...children) {
     const made = document.createElement(name);
