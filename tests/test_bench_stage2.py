@@ -11,11 +11,13 @@ from typer.testing import CliRunner
 from minddiff_utils import guidance
 from minddiff_utils.bench import stage2_cost
 from minddiff_utils.bench.architecture import build_generator
+from minddiff_utils.bench.published import follow_course
 from minddiff_utils.bench.stage2 import compare_solvers, count_unet
 from minddiff_utils.bench.stage2_cost import estimate, measure_passes
 from minddiff_utils.cli import app
 from minddiff_utils.generator import load_clip, load_generator
-from minddiff_utils.reconstruction import reconstruct
+from minddiff_utils.metrics import pcc
+from minddiff_utils.reconstruction import read_pictures, read_trace, reconstruct
 from minddiff_utils.settings import Settings
 
 FAST = Settings(n_steps=5, strength=0.6, structure="values", pull=0.0, looks=2)
@@ -60,6 +62,20 @@ def test_table_and_going_on(generator, tiny_models, tmp_path):
         again = compare_solvers(*given)
     assert count.forward == 0  # all of it was there
     assert again.seconds.equals(table.seconds) and again.ssim.equals(table.ssim)
+
+
+def test_the_course_begins_at_stage_1_and_ends_at_the_result(generator, tmp_path):
+    arrays = decoded(generator, 3)
+    truth = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+    embed = {"clip_judge": generator.guide.embed, "clip_guide": generator.guide.embed}
+    course = follow_course(generator, arrays, truth, embed, PAPER, [0, 2], batch=2)
+    for iteration in (0, 2):
+        settings = dataclasses.replace(PAPER, iterations=iteration)
+        path = reconstruct(generator, arrays, settings, tmp_path / f"{iteration}.h5", batch=2)
+        found = course[course.iteration == iteration].set_index("metric").value
+        np.testing.assert_allclose(found["pcc"], pcc(truth, read_pictures(path)), atol=1e-9)
+        losses = read_trace(path)[0][:, -1].sum(1)
+        np.testing.assert_allclose(found["loss"], losses, rtol=1e-5)
 
 
 def test_estimate_adds_up_the_parts():
