@@ -165,7 +165,7 @@ def with_floor(wide: pd.DataFrame) -> pd.DataFrame:
     DataFrame
         `attrs["floor"]` names the control; without any of them, the table as it was.
     """
-    wide.columns = wide.columns.astype(str)
+    wide = wide.set_axis(wide.columns.astype(str), axis=1)
     blind = wide[[name for name in BLIND if name in wide]].mean().dropna()
     if blind.empty:
         return wide

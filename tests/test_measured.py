@@ -67,7 +67,12 @@ def test_stored_pictures_are_shown_for_the_same_decoded_features_alone(tmp_path)
     )
     np.testing.assert_array_equal(found, pictures)
     assert note.endswith("by hand")
-    for change in ({"stimulus_id": np.arange(4)[::-1]}, {"c": 1.05 * decoded["c"]}):
+    changes = (
+        {"stimulus_id": np.arange(4)[::-1]},
+        {"c": 1.05 * decoded["c"]},
+        {"block_2": np.ones((4, 2))},
+    )
+    for change in changes:
         assert stored_pictures(tmp_path / "a.h5", decoded | change)[0] is None
     assert stored_pictures(tmp_path / "b.h5", decoded)[0] is None
 
