@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import yaml
 
+from minddiff_utils.book.environment import known_environment
 from minddiff_utils.data_commands import check, fetch_app
-from minddiff_utils.environment import known_environment
-from minddiff_utils.files import BuildError, InputError, NotebookError, atomic_path, lock_file
+from minddiff_utils.io import BuildError, InputError, NotebookError, atomic_path, lock_file
 
 # What takes long to import is imported where it is used: every command starts at once.
 if TYPE_CHECKING:
-    from minddiff_utils.runs import Job, Plan
+    from minddiff_utils.book.runs import Job, Plan
 
 __all__ = ["app", "main"]
 
@@ -85,7 +85,7 @@ def book(
         _make_phantom(plan)
         cores = cores or os.cpu_count() or 1
         _run_notebooks(plan, root, cores, where, shlex.split(snakemake), lock)
-        from minddiff_utils import book as pages
+        from minddiff_utils.book import build as pages
 
         source = pages.assemble(plan, root / "book", root / "_config.yml")
         built = pages.build_html(source, plan.run / "html", _say)
@@ -103,7 +103,7 @@ def run(
     root: Annotated[Path, typer.Option(help="The project's folder.")] = ROOT,
 ) -> None:
     """Execute one notebook for one subject, as the book does."""
-    from minddiff_utils.runs import make_jobs
+    from minddiff_utils.book.runs import make_jobs
 
     plan = _plan(root, params, changes, data)
     subject = "" if subject == "-" else subject
@@ -116,7 +116,7 @@ def run(
             raise InputError(
                 f"There is no {notebook} {subject or '-'} in {params}. Known: {known}."
             )
-        from minddiff_utils.execution import execute
+        from minddiff_utils.book.execution import execute
 
         with _noted(chosen[0]):
             execute(chosen[0], _say)
@@ -130,8 +130,8 @@ def job(
     at_once: AtOnceOption = 0,
 ) -> None:
     """Execute one notebook from its job file; Snakemake calls this."""
-    from minddiff_utils.execution import execute
-    from minddiff_utils.runs import read_job
+    from minddiff_utils.book.execution import execute
+    from minddiff_utils.book.runs import read_job
 
     _watch(parent)
     todo = read_job(file)
@@ -150,8 +150,8 @@ def shard(
     at_once: AtOnceOption = 0,
 ) -> None:
     """Compute one block of pictures of a notebook's job file; Snakemake calls this."""
-    from minddiff_utils.execution import execute_shard
-    from minddiff_utils.runs import read_job
+    from minddiff_utils.book.execution import execute_shard
+    from minddiff_utils.book.runs import read_job
 
     _watch(parent)
     todo = read_job(file)
@@ -176,7 +176,7 @@ def _slot(run: Path, n: int) -> Iterator[None]:
 
 def _watch(parent: str) -> None:
     """Stop with the process that asked for this one, where it runs on the same machine."""
-    from minddiff_utils.execution import watch_parent
+    from minddiff_utils.book.execution import watch_parent
 
     host, _, pid = parent.rpartition(":")
     if host == os.uname().nodename:
@@ -213,21 +213,10 @@ def phantom(
     print(out)
 
 
-@app.command(
-    context_settings={"ignore_unknown_options": True, "help_option_names": []},
-    help="Measure time and memory on this machine.",
-)
-def bench(arguments: Annotated[list[str] | None, typer.Argument()] = None) -> None:
-    """Hand everything on to the benches, which are imported only now."""
-    from minddiff_utils.bench import app as benches
-
-    benches(arguments or [], prog_name="minddiff bench")
-
-
 def _plan(root: Path, params: str, changes: list[str] | None, data: Path | None) -> "Plan":
     """The plan of a parameter file with the changes of the command line."""
+    from minddiff_utils.book.runs import load_plan
     from minddiff_utils.parameters import check as check_values
-    from minddiff_utils.runs import load_plan
 
     is_path = params.endswith((".yaml", ".yml"))
     path = Path(params) if is_path else root / "notebooks" / "params" / f"{params}.yaml"
@@ -248,7 +237,7 @@ def _plan(root: Path, params: str, changes: list[str] | None, data: Path | None)
 
 
 def _change(text: str) -> tuple[str, Any]:
-    from minddiff_utils.runs import parse_yaml
+    from minddiff_utils.book.runs import parse_yaml
 
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
@@ -323,8 +312,8 @@ def _run_notebooks(
 
 def _begin(plan: "Plan", state: Path) -> "list[Job]":
     """Write the jobs, and clear away what failures and earlier computations have left."""
-    from minddiff_utils.execution import SHARDED, begin
-    from minddiff_utils.runs import make_jobs
+    from minddiff_utils.book.execution import SHARDED, begin
+    from minddiff_utils.book.runs import make_jobs
 
     jobs = [job for _, job in make_jobs(plan, state)]
     for job in jobs:
@@ -363,7 +352,7 @@ def _write_order(
     plan: "Plan", state: Path, *, threads: int, shard_threads: int, options: list[str]
 ) -> Path:
     """What the Snakefile reads."""
-    from minddiff_utils.execution import SHARDED
+    from minddiff_utils.book.execution import SHARDED
 
     order = {
         # Relative to where Snakemake works, which takes `{name}` in a path for a wildcard.
@@ -400,7 +389,7 @@ def _follow(log: Path, process: subprocess.Popen, outputs: list[Path]) -> None:
 
 def _explain_failure(plan: "Plan", state: Path) -> None:
     """Raise the errors that the jobs left; without any, show what Snakemake said."""
-    from minddiff_utils.execution import no_space
+    from minddiff_utils.book.execution import no_space
 
     failures = [json.loads(path.read_text("utf-8")) for path in sorted(state.glob("*.failure"))]
     if not failures and shutil.disk_usage(state).free < NOTE_BYTES:  # not even for a note
@@ -459,7 +448,7 @@ def _locked(folder: Path) -> Iterator[int]:
 
 def _trouble(error: OSError) -> str:
     """What the operating system refused, and for which file."""
-    from minddiff_utils.execution import is_full, no_space
+    from minddiff_utils.book.execution import is_full, no_space
 
     if is_full(error):
         return no_space(Path(error.filename).parent if error.filename else "what is written")
@@ -479,7 +468,7 @@ def _say(line: str) -> None:
 
 
 def _clock(started: float) -> str:
-    from minddiff_utils.execution import clock
+    from minddiff_utils.book.execution import clock
 
     return clock(time.monotonic() - started)
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from minddiff_utils.files import InputError
+from minddiff_utils.io import InputError
 
 __all__ = ["check", "fetch_app"]
 
@@ -35,7 +35,13 @@ def check(
     Exit code 0 if all is ready, 1 if not.
     """
     from minddiff_utils.datasets import check_own
-    from minddiff_utils.inventory import INVENTORIES, fetch_options, is_ready, report, take_stock
+    from minddiff_utils.datasets.check import (
+        INVENTORIES,
+        fetch_options,
+        is_ready,
+        report,
+        take_stock,
+    )
 
     known = (*INVENTORIES, "own")
     if dataset not in known:
@@ -69,8 +75,8 @@ def nsd(
     endpoint: Annotated[str, typer.Option(help="Another server than Amazon's.")] = "",
 ) -> None:
     """The Natural Scenes Dataset: betas, regions, design and pictures; captions from COCO."""
-    from minddiff_utils import fetch
-    from minddiff_utils.bucket import connect
+    from minddiff_utils.datasets.fetch import recordings as fetch
+    from minddiff_utils.datasets.fetch.bucket import connect
 
     _agree(i_have_signed, fetch.AGREEMENT)
     fetch.fetch_nsd(
@@ -88,7 +94,7 @@ def nsd(
 @fetch_app.command()
 def miyawaki(path: Annotated[Path, typer.Argument(help="Folder to download into.")]) -> None:
     """The full recording of Miyawaki et al. (2008): 153 MB, through nilearn."""
-    from minddiff_utils.fetch import fetch_miyawaki
+    from minddiff_utils.datasets.fetch.recordings import fetch_miyawaki
 
     fetch_miyawaki(path, say=_say)
 
@@ -99,7 +105,7 @@ def kay(
     url: Annotated[str, typer.Option(help="Another address of kay_images.npz.")] = "",
 ) -> None:
     """Natural photographs in grey, Kay et al. (2008): 249 MB, nothing to sign."""
-    from minddiff_utils.fetch import KAY_URL, fetch_kay
+    from minddiff_utils.datasets.fetch.recordings import KAY_URL, fetch_kay
 
     fetch_kay(path, url=url or KAY_URL, say=_say)
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
 
-from minddiff_utils.files import InputError
+from minddiff_utils.io import InputError
 
 __all__ = [
     "ADAPTERS",

@@ -8,7 +8,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from minddiff_utils.files import InputError
+from minddiff_utils.io import InputError
 
 __all__ = ["check_room", "content_hash", "open_to_write"]
 

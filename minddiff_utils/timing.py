@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from minddiff_utils.files import atomic_path
+from minddiff_utils.io import atomic_path
 
 __all__ = ["read_seconds", "timed"]
 

@@ -71,7 +71,7 @@ def run_plan():
     from nbclient import NotebookClient
     from nbformat.v4 import new_code_cell, new_notebook
 
-    from minddiff_utils import execution, runs
+    from minddiff_utils.book import execution, runs
 
     kernel = AsyncKernelManager(kernel_name="python3")
     with pytest.MonkeyPatch.context() as patch:

@@ -6,11 +6,9 @@ import nbformat
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from minddiff_utils import runs
-
 __all__ = ["make_project", "notebook", "write_params"]
 
-ROOT = Path(runs.__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 
 FIRST = """from pathlib import Path
 folder = Path(run_dir) / subject

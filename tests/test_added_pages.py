@@ -8,7 +8,7 @@ from dummy_project import notebook
 from nbformat import write
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from minddiff_utils import pages
+from minddiff_utils.book import pages
 from minddiff_utils.phantom import world
 from minddiff_utils.phantom.pages import caption_list
 

@@ -4,10 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from minddiff_utils import attributes
-from minddiff_utils.files import InputError
+from minddiff_utils.book.runs import find_sheets
+from minddiff_utils.evaluation import attributes
+from minddiff_utils.io import InputError
 from minddiff_utils.phantom import world
-from minddiff_utils.runs import find_sheets
 
 CAPTIONS = [
     ("a red house on the left and a small cat", "two cats and a house", "a cat"),

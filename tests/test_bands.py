@@ -9,13 +9,13 @@ from himalaya.scoring import r2_score
 from sklearn.model_selection import PredefinedSplit
 from test_decoding import recording, world  # noqa: F401
 
-from minddiff_utils.bands import Bands, band_kernels, decode_banded, draw_shares
 from minddiff_utils.datasets import prepare_fold
-from minddiff_utils.decoders import PENALTIES, Method, fit_family
-from minddiff_utils.decoding import training_design
-from minddiff_utils.features import read_features
-from minddiff_utils.files import InputError
-from minddiff_utils.folds import deal_folds
+from minddiff_utils.decoding.bands import Bands, band_kernels, decode_banded, draw_shares
+from minddiff_utils.decoding.decode import training_design
+from minddiff_utils.decoding.decoders import PENALTIES, Method, fit_family
+from minddiff_utils.decoding.features import read_features
+from minddiff_utils.decoding.folds import deal_folds
+from minddiff_utils.io import InputError
 
 
 def two_bands(n=60, n_test=20, n_targets=12, seed=0):

@@ -10,12 +10,11 @@ from oracles import img2img, pixels_by_pillow, structure_by_hooks
 from transformers import CLIPImageProcessorPil
 from typer.testing import CliRunner
 
-from minddiff_utils import bench
-from minddiff_utils.bench import architecture, sd14
-from minddiff_utils.cli import app
-from minddiff_utils.files import InputError
-from minddiff_utils.generator import noise_like, to_rgb
+from minddiff_utils.io import InputError
+from minddiff_utils.models.stable_diffusion import noise_like, to_rgb
 from minddiff_utils.phantom.models import n_parameters
+from studies import architecture, sd14
+from studies.__main__ import app
 
 # Of the published models, from their repositories' files.
 MILLIONS = {"unet": 859.520964, "vae": 83.653863, "text_encoder": 123.06048}
@@ -78,7 +77,7 @@ def test_structure_equals_hooks_at_clips_own_preprocessing(tmp_path, size, toler
 @pytest.mark.parametrize("save_memory", ["", "attention,tiling,checkpointing"])
 def test_bench_prints_seconds_and_memory_of_both_stages(save_memory):
     options = ["--small", "--steps", "4", "--device", "cpu", "--save-memory", save_memory]
-    result = CliRunner().invoke(app, ["bench", "sd14", *options])
+    result = CliRunner().invoke(app, ["sd14", *options])
     assert result.exit_code == 0, result.output
     for stage in ("models", "features", "stage 1", "stage 2, 2 iterations"):
         assert re.search(rf"{stage} +[\d.]+ s +peak memory +[\d.]+ GiB", result.output), stage
@@ -88,10 +87,10 @@ def test_bench_prints_seconds_and_memory_of_both_stages(save_memory):
 
 def test_bench_over_its_limit_fails():
     options = ["--small", "--steps", "1", "--strength", "1", "--device", "cpu", "--limit", "0.001"]
-    result = CliRunner().invoke(bench.app, ["sd14", *options])
+    result = CliRunner().invoke(app, ["sd14", *options])
     assert result.exit_code == 1 and "went over 0.001 GiB" in result.output
 
 
 def test_bench_names_an_unknown_option_before_it_begins():
-    result = CliRunner().invoke(app, ["bench", "sd14", "--save-memory", "magic"])
+    result = CliRunner().invoke(app, ["sd14", "--save-memory", "magic"])
     assert isinstance(result.exception, InputError) and "magic is unknown" in str(result.exception)

@@ -1,4 +1,4 @@
-"""`minddiff bench betas`: what it prints, and when it complains."""
+"""`python -m studies betas`: what it prints, and when it complains."""
 
 import os
 import re
@@ -6,13 +6,13 @@ import re
 import pytest
 from typer.testing import CliRunner
 
-from minddiff_utils.bench import betas
-from minddiff_utils.cli import app
-from minddiff_utils.files import InputError
+from minddiff_utils.io import InputError
+from studies import betas
+from studies.__main__ import app
 
 
 def call(*arguments):
-    return CliRunner().invoke(app, ["bench", "betas", "--small", "--rounds", "1", *arguments])
+    return CliRunner().invoke(app, ["betas", "--small", "--rounds", "1", *arguments])
 
 
 def test_both_speeds_stand_side_by_side(tmp_path):

@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from minddiff_utils.bench import decoders
-from minddiff_utils.cli import app
-from minddiff_utils.files import InputError
-from minddiff_utils.voxel_ridge import VoxelSelectedRidge
+from minddiff_utils.decoding.voxel_selected_ridge import VoxelSelectedRidge
+from minddiff_utils.io import InputError
+from studies import decoders
+from studies.__main__ import app
 
 PAIR = ["--samples", "40", "--voxels", "30", "--targets", "6", "--chosen", "9", "--rounds", "1"]
 
 
 def call(*arguments):
-    return CliRunner().invoke(app, ["bench", "decoders", "--threads", "1", *arguments])
+    return CliRunner().invoke(app, ["decoders", "--threads", "1", *arguments])
 
 
 def test_seconds_of_both_precisions_and_how_to_get_the_other(tmp_path, monkeypatch):

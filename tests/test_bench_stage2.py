@@ -8,17 +8,17 @@ import torch
 from test_reconstruction import decoded
 from typer.testing import CliRunner
 
-from minddiff_utils import guidance
-from minddiff_utils.bench import stage2_cost
-from minddiff_utils.bench.architecture import build_generator
-from minddiff_utils.bench.published import follow_course
-from minddiff_utils.bench.stage2 import compare_solvers, count_unet
-from minddiff_utils.bench.stage2_cost import estimate, measure_passes
-from minddiff_utils.cli import app
-from minddiff_utils.generator import load_clip, load_generator
-from minddiff_utils.metrics import pcc
-from minddiff_utils.reconstruction import read_pictures, read_trace, reconstruct
+from minddiff_utils.evaluation.metrics import pcc
+from minddiff_utils.models.stable_diffusion import load_clip, load_generator
+from minddiff_utils.reconstruction import guided_sampling as guidance
+from minddiff_utils.reconstruction.stages import read_pictures, read_trace, reconstruct
 from minddiff_utils.settings import Settings
+from studies import stage2_cost
+from studies.__main__ import app
+from studies.architecture import build_generator
+from studies.published import follow_course
+from studies.stage2 import compare_solvers, count_unet
+from studies.stage2_cost import estimate, measure_passes
 
 FAST = Settings(n_steps=5, strength=0.6, structure="values", pull=0.0, looks=2)
 PAPER = dataclasses.replace(FAST, solver="paper", iterations=2)
@@ -87,14 +87,14 @@ def test_estimate_adds_up_the_parts():
 
 
 def test_cost_at_full_size_is_printed_for_a_miniature():
-    shown = CliRunner().invoke(app, ["bench", "stage2", "--size", "sd14", "--small"])
+    shown = CliRunner().invoke(app, ["stage2", "--size", "sd14", "--small"])
     assert shown.exit_code == 0, shown.output
     assert "pictures of 128 × 128, on cpu" in shown.output
     assert "Estimated from these parts" in shown.output and "750 the passes" in shown.output
 
 
 def test_an_unknown_size_is_named():
-    shown = CliRunner().invoke(app, ["bench", "stage2", "--size", "sd15"])
+    shown = CliRunner().invoke(app, ["stage2", "--size", "sd15"])
     assert "--size sd15: expected phantom or sd14" in str(shown.exception)
 
 

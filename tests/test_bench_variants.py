@@ -10,11 +10,11 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 from test_reconstruction import decoded
 
-from minddiff_utils.bench.variants import compare_ways
-from minddiff_utils.bench.ways import WAYS, by_settings, dpm_step, truncated, walk
-from minddiff_utils.generator import load_clip, load_generator
-from minddiff_utils.reconstruction import stage2_inputs
+from minddiff_utils.models.stable_diffusion import load_clip, load_generator
+from minddiff_utils.reconstruction.stages import stage2_inputs
 from minddiff_utils.settings import Settings
+from studies.variants import compare_ways
+from studies.ways import WAYS, by_settings, dpm_step, truncated, walk
 
 QUICK = Settings(n_steps=5, strength=0.6, structure="values", pull=0.0, looks=2, through="both")
 

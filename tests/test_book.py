@@ -19,9 +19,10 @@ from bs4 import BeautifulSoup
 from dummy_project import ROOT, make_project, notebook, write_params
 from nbformat.v4 import new_markdown_cell, new_notebook, new_output
 
-from minddiff_utils import book, execution, runs
-from minddiff_utils.environment import job_environment, known_environment
-from minddiff_utils.files import InputError, NotebookError, lock_file
+from minddiff_utils.book import build as book
+from minddiff_utils.book import execution, runs
+from minddiff_utils.book.environment import job_environment, known_environment
+from minddiff_utils.io import InputError, NotebookError, lock_file
 
 # What a user's shell may hold: none of it may show in a book.
 SURROUNDINGS = {"MPLBACKEND": "Agg", "SNAKEMAKE_PROFILE": "/nowhere", "HOME": "/proc/nohome"}
@@ -141,7 +142,7 @@ def test_failing_notebook_stops_the_build_and_the_last_book_stays(tmp_path):
     broken.cells[
         2
     ].source = (
-        "from minddiff_utils.files import InputError\nraise InputError('x is missing. Fetch x.')"
+        "from minddiff_utils.io import InputError\nraise InputError('x is missing. Fetch x.')"
     )
     nbformat.write(broken, path)
     answer = minddiff("book", "tiny", "--root", project)
@@ -441,7 +442,7 @@ def test_a_disk_without_locks_guards_nothing_and_stops_nothing(tmp_path, monkeyp
     def no_locks(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("minddiff_utils.files.fcntl.flock", no_locks)
+    monkeypatch.setattr("minddiff_utils.io.fcntl.flock", no_locks)
     with open(tmp_path / "lock", "a") as file:
         assert lock_file(file) and lock_file(file, wait=True)
 

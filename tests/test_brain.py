@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from scipy.ndimage import label
 
-from minddiff_utils.phantom import anatomy, brain, brain_report, world
+from minddiff_utils.phantom import anatomy, brain, world
 from minddiff_utils.phantom.brain import feature_maps, make_brain, noise_ceiling_targets
+from studies import brain_report
 
 IDS = list(range(300))
 

@@ -8,13 +8,13 @@ import pytest
 from scipy import stats
 from test_decoding import recording, world  # noqa: F401
 
-from minddiff_utils.chance import chance_accuracies, chance_interval
-from minddiff_utils.controls import shuffled_rows
 from minddiff_utils.datasets import Split, prepare_fold
-from minddiff_utils.decoders import Method, fit_family
-from minddiff_utils.decoding import correlations, training_design
-from minddiff_utils.features import read_features
-from minddiff_utils.files import InputError
+from minddiff_utils.decoding.decode import correlations, training_design
+from minddiff_utils.decoding.decoders import Method, fit_family
+from minddiff_utils.decoding.features import read_features
+from minddiff_utils.evaluation.chance import chance_accuracies, chance_interval
+from minddiff_utils.evaluation.controls import shuffled_rows
+from minddiff_utils.io import InputError
 
 
 @pytest.mark.parametrize(

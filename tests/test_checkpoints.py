@@ -15,8 +15,11 @@ import huggingface_hub.constants
 import pytest
 import torch
 
-from minddiff_utils import generator
-from minddiff_utils.checkpoints import (
+from minddiff_utils.book.execution import _revisions
+from minddiff_utils.book.runs import Job
+from minddiff_utils.io import InputError
+from minddiff_utils.models import stable_diffusion as generator
+from minddiff_utils.models.hub import (
     CLIP_FILES,
     DIFFUSION_FILES,
     REVISIONS,
@@ -25,11 +28,8 @@ from minddiff_utils.checkpoints import (
     hub_name,
     resolved,
 )
-from minddiff_utils.execution import _revisions
-from minddiff_utils.files import InputError
-from minddiff_utils.runs import Job
 
-ROOT = Path(generator.__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 DIFFUSION, GUIDE = "CompVis/stable-diffusion-v1-4", "openai/clip-vit-base-patch32"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -143,8 +143,8 @@ def address(server):
 
 FIND = """
 import sys
-from minddiff_utils.checkpoints import CLIP_FILES, DIFFUSION_FILES, find_model
-from minddiff_utils.files import InputError
+from minddiff_utils.models.hub import CLIP_FILES, DIFFUSION_FILES, find_model
+from minddiff_utils.io import InputError
 for name in sys.argv[1:]:
     files = CLIP_FILES if "clip" in name else DIFFUSION_FILES
     try:

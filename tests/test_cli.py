@@ -8,9 +8,10 @@ import sys
 import pytest
 from dummy_project import ROOT, make_project, write_params
 
-from minddiff_utils import cli, runs
-from minddiff_utils.execution import NotebookError
-from minddiff_utils.files import InputError
+from minddiff_utils import cli
+from minddiff_utils.book import runs
+from minddiff_utils.book.execution import NotebookError
+from minddiff_utils.io import InputError
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import papermill
 import pytest
 from dummy_project import ROOT
 
-from minddiff_utils import runs
+from minddiff_utils.book import runs
 
 PATH = ROOT / "notebooks" / "colab.ipynb"
 QUICK = {"n_train": 60, "n_test": 4, "repetitions": 2, "n_steps": 3}

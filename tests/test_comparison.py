@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from test_decoding import recording, world  # noqa: F401
 
-from minddiff_utils import comparison
-from minddiff_utils.comparison import WAYS, compare_ways, decode_ways
 from minddiff_utils.datasets import prepare_fold
-from minddiff_utils.decoders import Method, fit_family
-from minddiff_utils.decoding import decode_subject, read_decoded, training_design
-from minddiff_utils.features import read_features
-from minddiff_utils.files import InputError
+from minddiff_utils.decoding.decode import decode_subject, read_decoded, training_design
+from minddiff_utils.decoding.decoders import Method, fit_family
+from minddiff_utils.decoding.features import read_features
+from minddiff_utils.io import InputError
+from studies import comparison
+from studies.comparison import WAYS, compare_ways, decode_ways
 
 CHOSEN = {"z": np.array([0, 3, 9]), "block_1": np.array([1, 23])}
 

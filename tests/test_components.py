@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.decomposition import PCA
 
-from minddiff_utils.components import Components, evidence, fit_components, informative
-from minddiff_utils.decoders import fit_decoder
-from minddiff_utils.files import InputError
+from minddiff_utils.decoding.components import Components, evidence, fit_components, informative
+from minddiff_utils.decoding.decoders import fit_decoder
+from minddiff_utils.io import InputError
 
 
 def low_rank(n=120, n_values=60, rank=5, seed=0):
@@ -24,7 +24,7 @@ def low_rank(n=120, n_values=60, rank=5, seed=0):
 @pytest.mark.parametrize("n", [120, 40], ids=["tall", "wide"])
 @pytest.mark.parametrize("n_components", [3, 100])
 def test_components_are_those_of_scikit_learn(monkeypatch, n_components, n, exact):
-    monkeypatch.setattr("minddiff_utils.components.EXACT", exact)
+    monkeypatch.setattr("minddiff_utils.decoding.components.EXACT", exact)
     values = low_rank(n)
     found = fit_components(values, n_components)
     size = min(n_components, 60, n - 1)

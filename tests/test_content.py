@@ -10,11 +10,11 @@ import pytest
 from test_own import made, write  # noqa: F401
 
 from minddiff_utils.datasets import check_own, content, load_subject, picture_groups_by_pixels
+from minddiff_utils.datasets.check import download_size, report, take_stock
 from minddiff_utils.datasets.content import trial_fault
-from minddiff_utils.datasets.nsd_stimuli import NsdStimuli
+from minddiff_utils.datasets.nsd.stimuli import NsdStimuli
 from minddiff_utils.datasets.reading import UnreadableError, open_hdf5, unreadable
-from minddiff_utils.files import InputError
-from minddiff_utils.inventory import download_size, report, take_stock
+from minddiff_utils.io import InputError
 
 RNG = np.random.default_rng(0)
 PICTURES = RNG.integers(0, 256, (12, 8, 8, 3), np.uint8)

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minddiff_utils import controls
 from minddiff_utils.datasets import Split
-from minddiff_utils.files import InputError
+from minddiff_utils.evaluation import controls
+from minddiff_utils.io import InputError
 
 
 def test_mean_picture_is_the_rounded_mean():
@@ -188,8 +188,8 @@ def test_controls_are_chosen_by_name():
 
 
 def test_settings_are_read_back_from_what_reconstruct_wrote(tiny_models, tmp_path):
-    from minddiff_utils.generator import load_generator
-    from minddiff_utils.reconstruction import read_pictures, reconstruct
+    from minddiff_utils.models.stable_diffusion import load_generator
+    from minddiff_utils.reconstruction.stages import read_pictures, reconstruct
     from minddiff_utils.settings import Settings
 
     generator = load_generator(tiny_models, "cpu", "float32")

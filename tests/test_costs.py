@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from dummy_project import ROOT
 
-from minddiff_utils import costs
-from minddiff_utils.decoders import fit_decoder, save_decoder
+from minddiff_utils.decoding.decoders import fit_decoder, save_decoder
+from studies import costs
 
 PAGE = (ROOT / "book" / "run_nsd.md").read_text("utf-8")
 MADE = costs.Counts(1e12, 2e12, {"all": 10**9}, unet_saved=2 * 10**9, decoder_saved=3 * 10**9)

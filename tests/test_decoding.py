@@ -16,10 +16,11 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 from sklearn.model_selection import PredefinedSplit
 
-from minddiff_utils import decoding
-from minddiff_utils.components import evidence, fit_components
 from minddiff_utils.datasets import Split, Subject, prepare_fold
-from minddiff_utils.decoders import (
+from minddiff_utils.decoding import decode as decoding
+from minddiff_utils.decoding.components import evidence, fit_components
+from minddiff_utils.decoding.decode import training_design, voxel_weights
+from minddiff_utils.decoding.decoders import (
     PENALTIES,
     Method,
     best_share,
@@ -30,10 +31,9 @@ from minddiff_utils.decoders import (
     rescaling,
     save_decoder,
 )
-from minddiff_utils.decoding import training_design, voxel_weights
-from minddiff_utils.files import InputError
-from minddiff_utils.folds import deal_folds, training_folds
-from minddiff_utils.voxel_ridge import VoxelSelectedRidge
+from minddiff_utils.decoding.folds import deal_folds, training_folds
+from minddiff_utils.decoding.voxel_selected_ridge import VoxelSelectedRidge
+from minddiff_utils.io import InputError
 
 SHAPES = {"z": (4, 2, 2), "c": (3, 5), "block_1": (4, 6), "block_2": (4, 6), "embedding": (7,)}
 
@@ -228,9 +228,9 @@ def test_foreign_damaged_and_missing_files_are_named(tmp_path):
 FULL_DISK = """
 import resource, signal, sys
 import numpy as np
-from minddiff_utils.decoders import fit_decoder, save_decoder
-from minddiff_utils.folds import deal_folds, training_folds
-from minddiff_utils.files import InputError
+from minddiff_utils.decoding.decoders import fit_decoder, save_decoder
+from minddiff_utils.decoding.folds import deal_folds, training_folds
+from minddiff_utils.io import InputError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 x = np.random.default_rng(0).standard_normal((60, 40)).astype("f4")
 decoder = fit_decoder(x, x)

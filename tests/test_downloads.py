@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from loopback import serve
 
-from minddiff_utils import downloads
-from minddiff_utils.bucket import connect
-from minddiff_utils.downloads import (
+from minddiff_utils.datasets.fetch import downloads
+from minddiff_utils.datasets.fetch.bucket import connect
+from minddiff_utils.datasets.fetch.downloads import (
     HttpSource,
     download,
     only_fetch,
@@ -19,7 +19,7 @@ from minddiff_utils.downloads import (
     require_space,
     show_bytes,
 )
-from minddiff_utils.files import InputError
+from minddiff_utils.io import InputError
 
 BODY = np.random.default_rng(0).bytes(3_000_000)
 MD5 = hashlib.md5(BODY).hexdigest()

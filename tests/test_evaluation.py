@@ -9,9 +9,10 @@ import pytest
 from skimage.metrics import peak_signal_noise_ratio
 from transformers import CLIPModel, CLIPTokenizer
 
-from minddiff_utils.generator import load_clip
-from minddiff_utils.phantom import evaluation, world
-from minddiff_utils.phantom.evaluation import Bar, evaluate, write_model_card
+from minddiff_utils.models.stable_diffusion import load_clip
+from minddiff_utils.phantom import world
+from studies import model_card as evaluation
+from studies.model_card import Bar, evaluate, write_model_card
 
 KEYS = [
     "psnr",

@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from minddiff_utils import features
 from minddiff_utils.datasets import Split, Subject
-from minddiff_utils.features import families, read_features, write_features
-from minddiff_utils.files import InputError
-from minddiff_utils.generator import load_generator, to_rgb
+from minddiff_utils.decoding import features
+from minddiff_utils.decoding.features import families, read_features, write_features
+from minddiff_utils.io import InputError
+from minddiff_utils.models.stable_diffusion import load_generator, to_rgb
 from minddiff_utils.phantom import world
 
 IDS = np.array([2, 3, 5, 8, 13, 21, 34, 55, 89])

@@ -18,12 +18,14 @@ from loopback import CuttingProxy, serve
 from moto.server import ThreadedMotoServer
 from test_tree import SMALL
 
-from minddiff_utils import cli, downloads, fetch
-from minddiff_utils.bucket import connect, find, multipart_digest
+from minddiff_utils import cli
 from minddiff_utils.datasets import load_subject
-from minddiff_utils.downloads import download, partial_path
-from minddiff_utils.files import InputError
-from minddiff_utils.inventory import is_ready, take_stock
+from minddiff_utils.datasets.check import is_ready, take_stock
+from minddiff_utils.datasets.fetch import downloads
+from minddiff_utils.datasets.fetch import recordings as fetch
+from minddiff_utils.datasets.fetch.bucket import connect, find, multipart_digest
+from minddiff_utils.datasets.fetch.downloads import download, partial_path
+from minddiff_utils.io import InputError
 from minddiff_utils.phantom.tree import write_tree
 
 KEY = "nsddata/some.bin"

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from minddiff_utils import figures
-from minddiff_utils.files import InputError
+from minddiff_utils.figures import common as figures
+from minddiff_utils.io import InputError
 
 RNG_SEED = 0
 METRICS = ["clip_judge", "clip_guide", "ssim", "pcc"]

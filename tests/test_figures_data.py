@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from minddiff_utils import figures_data
 from minddiff_utils.datasets import Split, Subject
 from minddiff_utils.datasets.miyawaki import MiyawakiStimuli
+from minddiff_utils.figures import data as figures_data
 
 
 def make_subject(places):

@@ -5,9 +5,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from minddiff_utils import figures_evaluation as figures
-from minddiff_utils.files import InputError
-from minddiff_utils.overlap import Overlap
+from minddiff_utils.evaluation.leakage import Overlap
+from minddiff_utils.figures import evaluation as figures
+from minddiff_utils.io import InputError
 
 
 @pytest.fixture(autouse=True)

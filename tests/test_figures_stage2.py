@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from minddiff_utils.figures_stage2 import film, loss_course
-from minddiff_utils.files import InputError
+from minddiff_utils.figures.reconstruction import film, loss_course
+from minddiff_utils.io import InputError
 
 
 @pytest.fixture

@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_decoding import recording, world  # noqa: F401
 
-from minddiff_utils import decoding
-from minddiff_utils.components import fit_components
 from minddiff_utils.datasets import Split, prepare_fold
-from minddiff_utils.decoders import fit_decoder
-from minddiff_utils.files import InputError
-from minddiff_utils.folds import deal_folds, training_folds
-from minddiff_utils.tuning import tuning_subject
+from minddiff_utils.decoding import decode as decoding
+from minddiff_utils.decoding.components import fit_components
+from minddiff_utils.decoding.decoders import fit_decoder
+from minddiff_utils.decoding.folds import deal_folds, training_folds
+from minddiff_utils.io import InputError
+from studies.tuning import tuning_subject
 
 
 @given(st.integers(4, 80), st.integers(2, 12), st.integers(0, 2**32 - 1))

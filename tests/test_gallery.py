@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from minddiff_utils import gallery
-from minddiff_utils.files import InputError
+from minddiff_utils.book import gallery
+from minddiff_utils.io import InputError
 
 IDS = [40, 7, 22, 13, 5, 61, 30, 9, 2]
 METHODS = ("mean", "stage2", "stage1")

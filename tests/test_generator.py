@@ -21,9 +21,8 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from minddiff_utils.bench import architecture
-from minddiff_utils.files import InputError
-from minddiff_utils.generator import (
+from minddiff_utils.io import InputError
+from minddiff_utils.models.stable_diffusion import (
     PARTS,
     load_clip,
     load_generator,
@@ -34,6 +33,7 @@ from minddiff_utils.generator import (
     to_rgb,
 )
 from minddiff_utils.phantom import world
+from studies import architecture
 
 IDS = (3, 7)
 

@@ -4,8 +4,8 @@ import pytest
 from dummy_project import ROOT
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from minddiff_utils.files import InputError
-from minddiff_utils.glossary import link_notebook, link_text, read_terms
+from minddiff_utils.book.glossary import link_notebook, link_text, read_terms
+from minddiff_utils.io import InputError
 
 TERMS = ["noise ceiling", "noise", "voxel", "ROI", "latent"]
 

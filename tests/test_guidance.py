@@ -7,12 +7,13 @@ import pytest
 import torch
 from test_reconstruction import decoded, inputs, plain_structure
 
-from minddiff_utils import reconstruction
-from minddiff_utils.components import Components, evidence
-from minddiff_utils.files import InputError
-from minddiff_utils.generator import load_generator, to_pictures
-from minddiff_utils.guidance import follow, pull
-from minddiff_utils.reconstruction import (
+from minddiff_utils.decoding.components import Components, evidence
+from minddiff_utils.io import InputError
+from minddiff_utils.models.stable_diffusion import load_generator, to_pictures
+from minddiff_utils.reconstruction import stages as reconstruction
+from minddiff_utils.reconstruction.guided_sampling import follow, pull
+from minddiff_utils.reconstruction.losses import Belief, Evidence, belief_from
+from minddiff_utils.reconstruction.stages import (
     picture_losses,
     read_failed,
     read_pictures,
@@ -22,7 +23,6 @@ from minddiff_utils.reconstruction import (
     stage2,
 )
 from minddiff_utils.settings import Settings
-from minddiff_utils.structure import Belief, Evidence, belief_from
 
 QUICK = Settings(n_steps=5, strength=0.6, guidance=2.0, structure="values", pull=0.0)
 N = 3

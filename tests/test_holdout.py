@@ -5,11 +5,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from minddiff_utils import holdout
 from minddiff_utils.datasets import Split, Subject
-from minddiff_utils.decoders import Method
-from minddiff_utils.decoding import decode_splits, decode_subject, read_decoded
-from minddiff_utils.files import InputError
+from minddiff_utils.decoding.decode import decode_splits, decode_subject, read_decoded
+from minddiff_utils.decoding.decoders import Method
+from minddiff_utils.evaluation import holdout
+from minddiff_utils.io import InputError
 
 N = 90
 

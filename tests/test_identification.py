@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 
-from minddiff_utils import identification
-from minddiff_utils.files import InputError
+from minddiff_utils.evaluation import identification
+from minddiff_utils.io import InputError
 
 
 def pictures(n=4, side=24, seed=0):

@@ -15,9 +15,9 @@ from test_nsd import CAPTIONS, DESIGN, NCSNR, PICTURES, ROI, SESSION, STIMULI, T
 from test_tree import SMALL
 
 from minddiff_utils import cli
-from minddiff_utils.files import InputError
-from minddiff_utils.inventory import download_size, is_ready, report, take_stock
-from minddiff_utils.inventory.nsd import atlases_of, session_count
+from minddiff_utils.datasets.check import download_size, is_ready, report, take_stock
+from minddiff_utils.datasets.check.nsd import atlases_of, session_count
+from minddiff_utils.io import InputError
 from minddiff_utils.phantom.tree import write_tree
 
 RESPONSES = "nsddata/ppdata/subj01/behav/responses.tsv"  # read if it is there

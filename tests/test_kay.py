@@ -7,7 +7,7 @@ import pytest
 
 from minddiff_utils.datasets import load_subject, prepare_fold
 from minddiff_utils.datasets.kay import kay_path
-from minddiff_utils.files import InputError
+from minddiff_utils.io import InputError
 
 NAMES = ["Other", "V1", "V2", "V3", "V3A", "V3B", "V4", "LatOcc"]
 N_TRAIN, N_TEST, N_VOXELS = 30, 6, 40
@@ -119,8 +119,8 @@ def test_captions_from_a_file_beside(tmp_path):
 
 
 def test_empty_captions_make_one_condition_for_all(tmp_path, tiny_models):
-    from minddiff_utils.features import read_features, write_features
-    from minddiff_utils.generator import load_generator
+    from minddiff_utils.decoding.features import read_features, write_features
+    from minddiff_utils.models.stable_diffusion import load_generator
 
     subject = load(make(tmp_path)[0])
     generator = load_generator(tiny_models, "cpu")

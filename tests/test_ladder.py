@@ -9,18 +9,21 @@ import numpy as np
 import pytest
 
 import minddiff_utils
-from minddiff_utils.control_runs import make_control, open_bench
 from minddiff_utils.datasets import load_subject
-from minddiff_utils.decoding import decode_subject, read_decoded
-from minddiff_utils.features import write_features
-from minddiff_utils.generator import load_clip, load_generator
-from minddiff_utils.identification import identification_accuracy, pairwise_identification
-from minddiff_utils.metrics import evaluate, main_metrics
+from minddiff_utils.decoding.decode import decode_subject, read_decoded
+from minddiff_utils.decoding.features import write_features
+from minddiff_utils.evaluation.control_runs import make_control, open_bench
+from minddiff_utils.evaluation.identification import (
+    identification_accuracy,
+    pairwise_identification,
+)
+from minddiff_utils.evaluation.metrics import evaluate, main_metrics
+from minddiff_utils.evaluation.statistics import bootstrap_interval
+from minddiff_utils.evaluation.tables import ladder, shares
+from minddiff_utils.models.stable_diffusion import load_clip, load_generator
 from minddiff_utils.phantom.tree import write_tree
-from minddiff_utils.reconstruction import read_pictures, reconstruct
-from minddiff_utils.results import ladder, shares
+from minddiff_utils.reconstruction.stages import read_pictures, reconstruct
 from minddiff_utils.settings import Settings
-from minddiff_utils.uncertainty import bootstrap_interval
 
 pytestmark = pytest.mark.slow
 WEIGHTS = Path(minddiff_utils.__file__).parent / "phantom" / "weights"

@@ -5,9 +5,8 @@ import pandas as pd
 import pytest
 from dummy_project import ROOT
 
-from minddiff_utils.bench.ways import WAYS
-from minddiff_utils.files import InputError
-from minddiff_utils.measured import (
+from minddiff_utils.book.pages import add_measured
+from minddiff_utils.evaluation.stored import (
     DEFAULT_WAY,
     read_solvers,
     read_summary,
@@ -19,7 +18,8 @@ from minddiff_utils.measured import (
     ways_table,
     write_summary,
 )
-from minddiff_utils.pages import add_measured
+from minddiff_utils.io import InputError
+from studies.ways import WAYS
 
 MEASURED = ROOT / "book" / "results"
 SUBJECTS = ["subj01", "subj02"]

@@ -10,8 +10,9 @@ from scipy.stats import pearsonr
 from skimage.color import rgb2gray
 from skimage.metrics import structural_similarity
 
-from minddiff_utils import identification, metrics, uncertainty
-from minddiff_utils.files import InputError
+from minddiff_utils.evaluation import identification, metrics
+from minddiff_utils.evaluation import statistics as uncertainty
+from minddiff_utils.io import InputError
 
 
 def pictures(n=4, side=24, seed=0):

@@ -10,7 +10,7 @@ import scipy.io
 from minddiff_utils.datasets import load_subject, prepare_fold
 from minddiff_utils.datasets.miyawaki import CAPTIONS
 from minddiff_utils.datasets.patterns import pattern_picture
-from minddiff_utils.files import InputError
+from minddiff_utils.io import InputError
 from minddiff_utils.phantom import world
 
 DEFAULT = Path(__file__).parents[2] / "shared/data/miyawaki2008/V1_mean_figure.mat"

@@ -12,7 +12,7 @@ from nilearn.masking import apply_mask
 from minddiff_utils.datasets import load_subject, prepare_fold
 from minddiff_utils.datasets.miyawaki import CAPTIONS
 from minddiff_utils.datasets.miyawaki_full import FIGURES, block_means, read_labels
-from minddiff_utils.files import InputError
+from minddiff_utils.io import InputError
 from minddiff_utils.phantom import world
 
 

@@ -5,13 +5,14 @@ import pytest
 from sklearn.decomposition import PCA
 from sklearn.linear_model import Ridge
 
-from minddiff_utils import components, weights
-from minddiff_utils.decoders import PENALTIES, fit_decoder, rescaling
-from minddiff_utils.decoding import correlations
-from minddiff_utils.folds import deal_folds
-from minddiff_utils.moments import column_moments
-from minddiff_utils.ridge import RidgePath
-from minddiff_utils.voxel_ridge import VoxelSelectedRidge
+from minddiff_utils.decoding import components
+from minddiff_utils.decoding import patterns as weights
+from minddiff_utils.decoding.decode import correlations
+from minddiff_utils.decoding.decoders import PENALTIES, fit_decoder, rescaling
+from minddiff_utils.decoding.folds import deal_folds
+from minddiff_utils.decoding.moments import column_moments
+from minddiff_utils.decoding.ridge import RidgePath
+from minddiff_utils.decoding.voxel_selected_ridge import VoxelSelectedRidge
 
 N = 8859  # training pictures of one subject of the Natural Scenes Dataset
 

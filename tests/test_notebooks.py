@@ -20,10 +20,11 @@ import pytest
 from conftest import NOTEBOOKS, SMALL_TREE
 from papermill.exceptions import PapermillExecutionError
 
-from minddiff_utils import execution, runs, shards
-from minddiff_utils.controls import CONTROLS
+from minddiff_utils.book import execution, runs
+from minddiff_utils.evaluation.controls import CONTROLS
+from minddiff_utils.reconstruction import shards
 
-ROOT = Path(runs.__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 SHEETS = runs.find_sheets(NOTEBOOKS)
 CHAPTERS = [sheet for sheet in SHEETS if not sheet.group]
 PARAMS = sorted((NOTEBOOKS / "params").glob("*.yaml"))
@@ -312,8 +313,10 @@ def test_stage_2_takes_what_shards_computed(chain, given, tmp_path, monkeypatch)
     values = {**given, "run_dir": str(tmp_path), "subject": SUBJECT}
     parameters = {name: values.get(name, default) for name, default in sheet.defaults.items()}
     for number in (1, 2):
-        command = "import json, sys; from minddiff_utils.shards import compute_shard as compute\n"
-        command += "compute(json.loads(sys.argv[1]), int(sys.argv[2]), 2)"
+        command = (
+            "import json, sys; from minddiff_utils.reconstruction.shards import compute_shard\n"
+        )
+        command += "compute_shard(json.loads(sys.argv[1]), int(sys.argv[2]), 2)"
         arguments = [sys.executable, "-c", command, json.dumps(parameters), str(number)]
         subprocess.run(arguments, check=True, cwd=ROOT)
     gathered = shards.gather(folder)

@@ -11,9 +11,9 @@ import scipy.io
 from test_tree import BETAS, SMALL
 
 from minddiff_utils.datasets import load_subject
-from minddiff_utils.datasets.nsd import NsdStimuli, read_betas
-from minddiff_utils.files import InputError
-from minddiff_utils.inventory import is_ready, take_stock
+from minddiff_utils.datasets.check import is_ready, take_stock
+from minddiff_utils.datasets.nsd.load import NsdStimuli, read_betas
+from minddiff_utils.io import InputError
 from minddiff_utils.phantom.tree import write_tree
 
 DESIGN = "nsddata/experiments/nsd/nsd_expdesign.mat"
@@ -303,7 +303,7 @@ def test_check_and_reader_agree_on_odd_captions(tree, change):
 
 @pytest.mark.parametrize("chunks", [None, (1, 5, 6, 7), (7, 1, 6, 7), (4, 2, 3, 3)])
 def test_any_chunking_and_float_betas(tmp_path, chunks, monkeypatch):
-    monkeypatch.setattr("minddiff_utils.datasets.betas.BLOCK_BYTES", 3000)
+    monkeypatch.setattr("minddiff_utils.datasets.nsd.betas.BLOCK_BYTES", 3000)
     rng = np.random.default_rng(0)
     stored = rng.integers(-3000, 3000, (11, 5, 6, 7)).astype(np.int16)
     ijk = np.argwhere(rng.random((7, 6, 5)) < 0.2)

@@ -10,13 +10,13 @@ import scipy.io
 from dummy_project import ROOT
 from test_tree import SMALL
 
-from minddiff_utils.bench.betas import make_tree
+from minddiff_utils.book.runs import load_plan
 from minddiff_utils.datasets import load_subject, mean_repetitions, noise_ceiling
-from minddiff_utils.datasets.nsd import NsdTree
-from minddiff_utils.datasets.regions import read_regions
-from minddiff_utils.files import InputError
+from minddiff_utils.datasets.nsd.load import NsdTree
+from minddiff_utils.datasets.nsd.regions import read_regions
+from minddiff_utils.io import InputError
 from minddiff_utils.phantom.tree import write_tree
-from minddiff_utils.runs import load_plan
+from studies.betas import make_tree
 
 LABELS = {0: "Unknown", 1: "early", 2: "midventral", 5: "ventral", 7: "parietal"}
 

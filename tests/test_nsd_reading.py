@@ -19,13 +19,13 @@ import numpy as np
 import pytest
 from test_tree import BETAS, SMALL
 
-from minddiff_utils.bench.betas import make_tree
-from minddiff_utils.datasets import describe_dropped, load_subject, prepare_fold, responses
-from minddiff_utils.datasets.betas import inspect_betas, read_betas
-from minddiff_utils.datasets.nsd import NsdTree
-from minddiff_utils.datasets.responses import GATHERED, LOCK, StoredResponses
-from minddiff_utils.files import InputError
+from minddiff_utils.datasets import describe_dropped, load_subject, prepare_fold
+from minddiff_utils.datasets.nsd.betas import inspect_betas, read_betas
+from minddiff_utils.datasets.nsd.load import NsdTree, responses
+from minddiff_utils.datasets.nsd.responses import GATHERED, LOCK, StoredResponses
+from minddiff_utils.io import InputError
 from minddiff_utils.phantom.tree import write_tree
+from studies.betas import make_tree
 
 SUBJECT = "subj02"
 RECORD = f"nsddata/ppdata/{SUBJECT}/behav/responses.tsv"
@@ -260,7 +260,8 @@ def test_gathered_once_and_again_when_something_changed(small, tmp_path, reads):
 
 KILLED = """
 import os, signal, sys
-from minddiff_utils.datasets import load_subject, responses
+from minddiff_utils.datasets import load_subject
+from minddiff_utils.datasets.nsd import responses
 
 name, calls = {name!r}, []
 function = getattr(responses, name)
@@ -319,7 +320,7 @@ def test_no_room_is_said_before_reading(small, tmp_path, monkeypatch):
 PEAK = """
 import json, sys
 import numpy as np
-from minddiff_utils.bench.betas import peak_memory
+from studies.betas import peak_memory
 from minddiff_utils.datasets import load_subject, prepare_fold
 
 before = peak_memory()

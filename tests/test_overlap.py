@@ -9,8 +9,8 @@ import pytest
 from scipy.stats import spearmanr
 
 from minddiff_utils.datasets import Split
-from minddiff_utils.files import InputError
-from minddiff_utils.overlap import Overlap, count_copies, nearest, overlap, overlap_trend
+from minddiff_utils.evaluation.leakage import Overlap, count_copies, nearest, overlap, overlap_trend
+from minddiff_utils.io import InputError
 
 
 def test_nearest_equals_a_loop():

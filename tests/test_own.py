@@ -11,13 +11,13 @@ import pytest
 from dummy_project import ROOT
 from test_book import minddiff
 
+from minddiff_utils.book.runs import load_plan
 from minddiff_utils.datasets import check_own, load_subject, noise_ceiling, prepare_fold
 from minddiff_utils.datasets.own_file import LAYOUT, REQUIRED
 from minddiff_utils.datasets.subject import single_trial_ncsnr
-from minddiff_utils.figures_data import ceiling_by_roi, clearest_voxel
-from minddiff_utils.files import InputError
+from minddiff_utils.figures.data import ceiling_by_roi, clearest_voxel
+from minddiff_utils.io import InputError
 from minddiff_utils.phantom.world import captions
-from minddiff_utils.runs import load_plan
 
 PAGE = ROOT / "book" / "own_data.md"
 

@@ -7,9 +7,10 @@ import pytest
 import typer
 from dummy_project import ROOT
 
-from minddiff_utils import checkpoints, cli
-from minddiff_utils.areas import is_early
-from minddiff_utils.runs import Plan, load_plan
+from minddiff_utils import cli
+from minddiff_utils.book.runs import Plan, load_plan
+from minddiff_utils.datasets.areas import is_early
+from minddiff_utils.models import hub as checkpoints
 
 PAGES = sorted((ROOT / "book").glob("*.md"))
 PARAMS = ROOT / "notebooks" / "params"

@@ -11,9 +11,9 @@ from scipy.stats import pearsonr
 from skimage.color import rgb2gray
 from skimage.metrics import structural_similarity
 
-from minddiff_utils import panel
-from minddiff_utils.files import InputError
-from minddiff_utils.generator import load_clip
+from minddiff_utils.evaluation import panel
+from minddiff_utils.io import InputError
+from minddiff_utils.models.stable_diffusion import load_clip
 
 HAS_VISION = importlib.util.find_spec("torchvision") is not None
 

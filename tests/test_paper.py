@@ -6,12 +6,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from minddiff_utils import runs
-from minddiff_utils.checkpoints import REVISIONS, hub_name
+from minddiff_utils.models.hub import REVISIONS, hub_name
+from minddiff_utils.reconstruction.losses import BLOCK_WEIGHTS
 from minddiff_utils.settings import Settings
-from minddiff_utils.structure import BLOCK_WEIGHTS
 
-PATH = Path(runs.__file__).resolve().parent.parent / "notebooks" / "params" / "paper.yaml"
+PATH = Path(__file__).resolve().parent.parent / "notebooks" / "params" / "paper.yaml"
 # The table of the method's published values.
 PUBLISHED = {
     "subjects": ["subj01", "subj02", "subj05", "subj07"],

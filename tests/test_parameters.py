@@ -9,12 +9,16 @@ import papermill
 import pytest
 from papermill.exceptions import PapermillExecutionError
 
-from minddiff_utils import controls, datasets, decoders, generator, metrics, runs
-from minddiff_utils.files import InputError
+from minddiff_utils import datasets
+from minddiff_utils.book import runs
+from minddiff_utils.decoding import decoders
+from minddiff_utils.evaluation import controls, metrics
+from minddiff_utils.io import InputError
+from minddiff_utils.models import stable_diffusion as generator
 from minddiff_utils.parameters import PARAMETERS, WORDS, check, check_parameters
 from minddiff_utils.settings import Settings
 
-NOTEBOOKS = Path(runs.__file__).resolve().parent.parent / "notebooks"
+NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 SHEETS = runs.find_sheets(NOTEBOOKS)
 DEFAULTS = {name: value for sheet in SHEETS for name, value in sheet.defaults.items()}
 

@@ -8,13 +8,14 @@ import pytest
 import torch
 from dummy_project import ROOT
 
-from minddiff_utils import peers, runs
+from minddiff_utils.book import runs
 from minddiff_utils.datasets import Split, Subject
-from minddiff_utils.decoders import Method
-from minddiff_utils.decoding import decode_subject, read_decoded
-from minddiff_utils.files import InputError
-from minddiff_utils.generator import load_generator
-from minddiff_utils.guidance import guided_pass
+from minddiff_utils.decoding.decode import decode_subject, read_decoded
+from minddiff_utils.decoding.decoders import Method
+from minddiff_utils.evaluation import peers
+from minddiff_utils.io import InputError
+from minddiff_utils.models.stable_diffusion import load_generator
+from minddiff_utils.reconstruction.guided_sampling import guided_pass
 from minddiff_utils.settings import Settings
 
 NOTEBOOKS = ROOT / "notebooks"

@@ -16,10 +16,10 @@ from conftest import NOTEBOOKS
 from dummy_project import ROOT
 from test_own import write
 
-from minddiff_utils import runs
-from minddiff_utils.controls import settings_of
+from minddiff_utils.book import runs
 from minddiff_utils.datasets.miyawaki_full import FIGURES
-from minddiff_utils.holdout import decoding_of
+from minddiff_utils.evaluation.controls import settings_of
+from minddiff_utils.evaluation.holdout import decoding_of
 
 # Sizes alone. No decoder, solver or other choice of a file is changed, but where its comment says.
 SMALL = {"n_steps": 2, "seeds": 1, "n_shuffles": 2, "n_gallery": 8, "n_extra": 20}

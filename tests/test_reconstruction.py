@@ -7,10 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from minddiff_utils import reconstruction
-from minddiff_utils.files import InputError
-from minddiff_utils.generator import load_generator, noise_like, to_pictures
-from minddiff_utils.reconstruction import (
+from minddiff_utils.io import InputError
+from minddiff_utils.models.stable_diffusion import load_generator, noise_like, to_pictures
+from minddiff_utils.reconstruction import stages as reconstruction
+from minddiff_utils.reconstruction.losses import (
+    Evidence,
+    evidence_loss,
+    structure_loss,
+    structure_weights,
+)
+from minddiff_utils.reconstruction.stages import (
     ablate,
     add_reconstructions,
     check_inputs,
@@ -22,7 +28,6 @@ from minddiff_utils.reconstruction import (
     stage2,
 )
 from minddiff_utils.settings import Settings
-from minddiff_utils.structure import Evidence, evidence_loss, structure_loss, structure_weights
 
 QUICK = Settings(
     n_steps=3,

@@ -7,20 +7,20 @@ import pandas as pd
 import pytest
 from test_decoding import recording, world  # noqa: F401
 
-from minddiff_utils.areas import EARLY_AREAS, HIGHER_AREAS, describe_areas, is_early
 from minddiff_utils.datasets import Split
-from minddiff_utils.decoding import correlations, prepare_fold, voxel_weights
-from minddiff_utils.features import read_features
-from minddiff_utils.figures_decoding import region_loss
-from minddiff_utils.folds import training_folds
-from minddiff_utils.regions import (
+from minddiff_utils.datasets.areas import EARLY_AREAS, HIGHER_AREAS, describe_areas, is_early
+from minddiff_utils.decoding.decode import correlations, prepare_fold, voxel_weights
+from minddiff_utils.decoding.features import read_features
+from minddiff_utils.decoding.folds import training_folds
+from minddiff_utils.decoding.ridge import RidgePath
+from minddiff_utils.evaluation.regions import (
     COARSE,
     RegionDecoding,
     area_contrasts,
     decode_regions,
     region_accuracies,
 )
-from minddiff_utils.ridge import RidgePath
+from minddiff_utils.figures.decoding import region_loss
 
 
 def test_regions_tell_which_one_knows(world):  # noqa: F811

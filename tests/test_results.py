@@ -5,8 +5,10 @@ import pandas as pd
 import pytest
 from test_metrics import evaluated as evaluated_fully
 
-from minddiff_utils import metrics, results, uncertainty
-from minddiff_utils.files import InputError
+from minddiff_utils.evaluation import metrics
+from minddiff_utils.evaluation import statistics as uncertainty
+from minddiff_utils.evaluation import tables as results
+from minddiff_utils.io import InputError
 
 
 def evaluated(n=10):

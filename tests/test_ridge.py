@@ -7,9 +7,9 @@ from himalaya.ridge import RidgeCV
 from himalaya.scoring import correlation_score, r2_score
 from sklearn.model_selection import PredefinedSplit
 
-from minddiff_utils import ridge
-from minddiff_utils.folds import deal_folds
-from minddiff_utils.ridge import RidgePath
+from minddiff_utils.decoding import ridge
+from minddiff_utils.decoding.folds import deal_folds
+from minddiff_utils.decoding.ridge import RidgePath
 
 PENALTIES = np.logspace(0, 4, 7)
 FOLDS = deal_folds(np.arange(60))

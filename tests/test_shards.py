@@ -15,10 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_reconstruction import decoded as decoded_arrays
 
-from minddiff_utils import cli, execution, reconstruction, runs, shards
-from minddiff_utils.files import InputError
-from minddiff_utils.generator import load_generator
-from minddiff_utils.reconstruction import reconstruct
+from minddiff_utils import cli
+from minddiff_utils.book import execution, runs
+from minddiff_utils.io import InputError
+from minddiff_utils.models.stable_diffusion import load_generator
+from minddiff_utils.reconstruction import shards
+from minddiff_utils.reconstruction import stages as reconstruction
+from minddiff_utils.reconstruction.stages import reconstruct
 from minddiff_utils.settings import Settings
 
 N = 7  # four batches

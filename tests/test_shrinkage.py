@@ -6,12 +6,12 @@ import torch
 from test_decoding import recording, world  # noqa: F401
 from test_reconstruction import decoded
 
-from minddiff_utils.decoding import decode_subject, read_decoded
-from minddiff_utils.generator import load_generator, noise_like, to_pictures
-from minddiff_utils.metrics import evaluate
-from minddiff_utils.reconstruction import read_pictures, reconstruct, stage1
+from minddiff_utils.decoding.decode import decode_subject, read_decoded
+from minddiff_utils.evaluation.metrics import evaluate
+from minddiff_utils.models.stable_diffusion import load_generator, noise_like, to_pictures
+from minddiff_utils.reconstruction.stages import read_pictures, reconstruct, stage1
 from minddiff_utils.settings import Settings
-from minddiff_utils.shrinkage import CHOICES, compare_rescaling, decode_choices
+from studies.shrinkage import CHOICES, compare_rescaling, decode_choices
 
 SETTINGS = Settings(n_steps=3, strength=0.7, structure="values", pull=0.0)
 

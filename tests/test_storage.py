@@ -9,7 +9,7 @@ import pytest
 from dummy_project import ROOT
 
 from minddiff_utils import storage
-from minddiff_utils.files import InputError
+from minddiff_utils.io import InputError
 from minddiff_utils.storage import check_room, content_hash, open_to_write
 
 

@@ -12,13 +12,13 @@ import pytest
 from dummy_project import ROOT
 from test_reconstruction import decoded
 
-from minddiff_utils.control_runs import Bench, make_control
-from minddiff_utils.generator import load_generator
-from minddiff_utils.pages import front_results
-from minddiff_utils.reconstruction import read_pictures, reconstruct
-from minddiff_utils.results import write_results
+from minddiff_utils.book.pages import front_results
+from minddiff_utils.evaluation.control_runs import Bench, make_control
+from minddiff_utils.evaluation.strays import find_strays, stray_note
+from minddiff_utils.evaluation.tables import write_results
+from minddiff_utils.models.stable_diffusion import load_generator
+from minddiff_utils.reconstruction.stages import read_pictures, reconstruct
 from minddiff_utils.settings import Settings
-from minddiff_utils.strays import find_strays, stray_note
 
 CONTROLS = ("takagi", "neuraldiffuser", "ceiling", "mean_features", "prior")
 RUNS = {

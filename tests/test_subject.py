@@ -15,7 +15,7 @@ from minddiff_utils.datasets import (
     summarise,
     write_summary,
 )
-from minddiff_utils.files import InputError
+from minddiff_utils.io import InputError
 
 
 def make_subject(seed=0, n_stimuli=12, n_repetitions=3, n_sessions=2, n_voxels=5):

@@ -16,8 +16,10 @@ from mdit_py_plugins.myst_role import myst_role_plugin
 from mdit_py_plugins.substitution import substitution_plugin
 from test_figures_data import make_subject
 
-from minddiff_utils import figures, figures_data, gallery
-from minddiff_utils.results import as_markdown, markdown_table
+from minddiff_utils.book import gallery
+from minddiff_utils.evaluation.tables import as_markdown, markdown_table
+from minddiff_utils.figures import common as figures
+from minddiff_utils.figures import data as figures_data
 
 NASTY = (
     r"a $\frac{$ sign", "costs $5, or $6", "<script>alert(1)</script>", "</script><!--<script>",

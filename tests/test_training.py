@@ -11,9 +11,11 @@ from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
 from transformers import CLIPModel
 
-from minddiff_utils.generator import load_clip, load_generator
-from minddiff_utils.phantom import evaluation, models, training, world
-from minddiff_utils.phantom.training import STAGES, TrainingSet, train_stage
+from minddiff_utils.models.stable_diffusion import load_clip, load_generator
+from minddiff_utils.phantom import models, world
+from studies import model_card as evaluation
+from studies import training
+from studies.training import STAGES, TrainingSet, train_stage
 
 N_PICTURES = 260
 SECONDS = 1.5

@@ -12,7 +12,7 @@ import pytest
 import scipy.io
 
 from minddiff_utils.datasets import load_subject, prepare_fold
-from minddiff_utils.files import InputError
+from minddiff_utils.io import InputError
 from minddiff_utils.phantom import world
 from minddiff_utils.phantom.brain import make_brain
 from minddiff_utils.phantom.tree import plan_experiment, world_ids, write_tree

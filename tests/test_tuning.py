@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from minddiff_utils.datasets.subject import Split, Subject
-from minddiff_utils.files import InputError
-from minddiff_utils.generator import load_clip, load_generator
+from minddiff_utils.io import InputError
+from minddiff_utils.models.stable_diffusion import load_clip, load_generator
 from minddiff_utils.settings import Settings
-from minddiff_utils.tuning import _variants, compare_settings, tuning_subject
+from studies.tuning import _variants, compare_settings, tuning_subject
 
 
 def person(n_train=12, n_test=4):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from minddiff_utils import uncertainty
+from minddiff_utils.evaluation import statistics as uncertainty
 
 
 def test_bootstrap_interval_covers_the_mean_as_often_as_it_says():

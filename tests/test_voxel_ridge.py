@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sklearn.utils.estimator_checks import check_estimator
 
-from minddiff_utils.files import InputError
-from minddiff_utils.voxel_ridge import VoxelSelectedRidge
+from minddiff_utils.decoding.voxel_selected_ridge import VoxelSelectedRidge
+from minddiff_utils.io import InputError
 
 ALPHA = 0.15
 # Samples, voxels, voxels for each target: with fewer and with more voxels than samples.

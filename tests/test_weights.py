@@ -8,11 +8,12 @@ import pytest
 from matplotlib.figure import Figure
 from test_decoding import recording, world  # noqa: F401
 
-from minddiff_utils import figures_decoding, weights
 from minddiff_utils.datasets import prepare_fold
-from minddiff_utils.decoders import Decoder, fit_decoder, load_decoder
-from minddiff_utils.decoding import decode_subject, decoding_accuracy
-from minddiff_utils.regions import decode_regions, region_accuracies
+from minddiff_utils.decoding import patterns as weights
+from minddiff_utils.decoding.decode import decode_subject, decoding_accuracy
+from minddiff_utils.decoding.decoders import Decoder, fit_decoder, load_decoder
+from minddiff_utils.evaluation.regions import decode_regions, region_accuracies
+from minddiff_utils.figures import decoding as figures_decoding
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from minddiff_utils.datasets.content import picture_groups_by_pixels
 from minddiff_utils.datasets.kay import load_kay
 from minddiff_utils.datasets.miyawaki import load_miyawaki
 from minddiff_utils.datasets.miyawaki_full import load_miyawaki_full
-from minddiff_utils.datasets.nsd import load_nsd
+from minddiff_utils.datasets.nsd.load import load_nsd
 from minddiff_utils.datasets.own import check_own, load_own
 from minddiff_utils.datasets.subject import (
     Fold,
@@ -23,7 +23,7 @@ from minddiff_utils.datasets.subject import (
     summarise,
     write_summary,
 )
-from minddiff_utils.files import InputError
+from minddiff_utils.io import InputError
 
 __all__ = [
     "DATASETS",
@@ -79,7 +79,7 @@ def load_subject(
     rois : str
         Which regions: "kastner2015" (eleven groups), "nsdgeneral", or names of groups separated
         by commas ("V1,V2,hV4"), or any atlas of NSD's: see
-        `minddiff_utils.datasets.regions.read_regions`. A recording with one region ignores
+        `minddiff_utils.datasets.nsd.regions.read_regions`. A recording with one region ignores
         "kastner2015", and an own one takes it, like "all", for all regions of the file.
     sessions : int, str, sequence of int, or None
         Of NSD the first so many sessions, exactly these (from 1; also "1-10,12"), or all.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from minddiff_utils.files import InputError
+from minddiff_utils.io import InputError
 
 if TYPE_CHECKING:  # they read responses, which are checked here
     from minddiff_utils.datasets.subject import Split, Stimuli, Subject

@@ -16,7 +16,7 @@ import numpy as np
 from minddiff_utils.datasets.content import check_content
 from minddiff_utils.datasets.reading import existing, unreadable
 from minddiff_utils.datasets.subject import Split, Subject, check_ids
-from minddiff_utils.files import InputError
+from minddiff_utils.io import InputError
 
 __all__ = ["CAPTIONS_FILE", "FILE", "KEYS", "SUBJECT", "KayStimuli", "kay_path", "load_kay"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from minddiff_utils.datasets.reading import existing, unreadable
-from minddiff_utils.files import InputError
+from minddiff_utils.io import InputError
 
 __all__ = ["read_matlab"]
 

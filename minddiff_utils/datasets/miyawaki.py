@@ -10,7 +10,7 @@ from minddiff_utils.datasets.content import check_content
 from minddiff_utils.datasets.matlab import read_matlab
 from minddiff_utils.datasets.patterns import N_PATCHES, pattern_picture
 from minddiff_utils.datasets.subject import Split, Subject, check_ids
-from minddiff_utils.files import InputError
+from minddiff_utils.io import InputError
 
 __all__ = ["CAPTIONS", "SUBJECT", "MiyawakiStimuli", "load_miyawaki"]
 

@@ -17,7 +17,7 @@ from minddiff_utils.datasets.miyawaki import CAPTIONS
 from minddiff_utils.datasets.patterns import N_PATCHES, pattern_picture
 from minddiff_utils.datasets.reading import existing, unreadable
 from minddiff_utils.datasets.subject import Split, Subject, check_ids
-from minddiff_utils.files import InputError
+from minddiff_utils.io import InputError
 
 __all__ = [
     "DELAY",

@@ -10,7 +10,7 @@ from minddiff_utils.datasets.content import check_content, content_faults
 from minddiff_utils.datasets.own_file import LAYOUT, PLACES, OwnFile, examine, make_splits
 from minddiff_utils.datasets.reading import open_hdf5, read_rows
 from minddiff_utils.datasets.subject import Subject
-from minddiff_utils.files import InputError
+from minddiff_utils.io import InputError
 
 __all__ = ["LAYOUT", "OwnStimuli", "check_own", "load_own"]
 

@@ -19,7 +19,7 @@ from minddiff_utils.datasets.reading import (
     read_texts,
 )
 from minddiff_utils.datasets.subject import Split
-from minddiff_utils.files import InputError
+from minddiff_utils.io import InputError
 
 __all__ = ["LAYOUT", "PLACES", "OwnFile", "examine", "make_splits"]
 

@@ -13,7 +13,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 
-from minddiff_utils.files import InputError
+from minddiff_utils.io import InputError
 
 if TYPE_CHECKING:
     import pandas as pd

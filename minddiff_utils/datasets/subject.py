@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from minddiff_utils.datasets.responses import StoredResponses
-from minddiff_utils.files import InputError, atomic_path
+from minddiff_utils.datasets.nsd.responses import StoredResponses
+from minddiff_utils.io import InputError, atomic_path
 
 __all__ = [
     "Fold",

@@ -13,7 +13,7 @@ import numpy as np
 from scipy import fft, sparse
 from scipy.spatial import KDTree
 
-from minddiff_utils.datasets.nsd import KASTNER_GROUPS
+from minddiff_utils.datasets.nsd.load import KASTNER_GROUPS
 from minddiff_utils.phantom import world
 from minddiff_utils.phantom.anatomy import anatomy
 
@@ -441,9 +441,3 @@ def _energy(
 def _halved(maps: np.ndarray) -> np.ndarray:
     """Average 2 x 2 pixels; (n, 64, 64) to (n, 32, 32)."""
     return maps.reshape(len(maps), GRID, 2, GRID, 2).mean(axis=(2, 4), dtype=np.float32)
-
-
-if __name__ == "__main__":
-    from minddiff_utils.phantom.brain_report import main
-
-    main()

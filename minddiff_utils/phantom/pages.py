@@ -9,7 +9,7 @@ from PIL import Image
 
 from minddiff_utils.datasets import load_subject
 from minddiff_utils.datasets.subject import noise_ceiling
-from minddiff_utils.files import atomic_path
+from minddiff_utils.io import atomic_path
 from minddiff_utils.phantom import world
 from minddiff_utils.phantom.brain import noise_ceiling_targets
 

@@ -12,15 +12,15 @@ import pandas as pd
 import scipy.io
 from tqdm import tqdm
 
+from minddiff_utils.book.runs import code_digest
 from minddiff_utils.datasets import patterns
-from minddiff_utils.datasets.nsd import NsdTree
+from minddiff_utils.datasets.nsd.load import NsdTree
 from minddiff_utils.datasets.subject import estimate_ncsnr
-from minddiff_utils.files import InputError, atomic_path
+from minddiff_utils.io import InputError, atomic_path
 from minddiff_utils.phantom import anatomy, brain, stimuli, world
 from minddiff_utils.phantom.anatomy import KASTNER_LABELS, SHAPE, affine
 from minddiff_utils.phantom.brain import Brain, make_brain
 from minddiff_utils.phantom.stimuli import choose_pictures
-from minddiff_utils.runs import code_digest
 from minddiff_utils.storage import open_to_write
 
 __all__ = ["SETTINGS_FILE", "Experiment", "plan_experiment", "world_ids", "write_tree"]

@@ -1,0 +1,1 @@
+"""Gets recordings from where they are published."""

@@ -1,0 +1,1 @@
+"""The Natural Scenes Dataset, and anything else written in its layout of folders and files."""

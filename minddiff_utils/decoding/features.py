@@ -1,0 +1,201 @@
+"""The targets of decoding for every stimulus: `z`, `c` and CLIP structure, in one HDF5 file."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from minddiff_utils.datasets import Subject
+from minddiff_utils.datasets.reading import unreadable
+from minddiff_utils.io import InputError
+from minddiff_utils.models.stable_diffusion import Generator
+from minddiff_utils.storage import check_room, content_hash, open_to_write
+
+__all__ = ["families", "feature_size", "read_features", "write_features"]
+
+
+def families(path: str | Path) -> list[str]:
+    """Return the names of the feature families in a file: z, c, block_1 …, embedding."""
+    with _open(path) as file:
+        names = [name for name in file if name != "stimulus_id"]
+    order = {"z": 0, "c": 1, "embedding": 1000}
+    return sorted(names, key=lambda name: order.get(name) or (name != "z") * _block(name))
+
+
+def _block(name: str) -> int:
+    return 1 + int(name.removeprefix("block_")) if name.startswith("block_") else 500
+
+
+def read_features(path: str | Path, family: str, stimulus_ids: Sequence[int]) -> np.ndarray:
+    """Read one family for some stimuli.
+
+    Parameters
+    ----------
+    path : str or Path
+        A file that `write_features` wrote.
+    family : str
+        "z", "c", "block_1" …, "embedding".
+    stimulus_ids : sequence of n int
+
+    Returns
+    -------
+    ndarray of float32, shape (n, …)
+        In the order of `stimulus_ids`.
+
+    Raises
+    ------
+    InputError
+        If the file is damaged, or holds no such family or stimulus.
+    """
+    with _open(path) as file:
+        if family not in file:
+            raise InputError(f"{path} holds no features {family!r}; it has {', '.join(file)}.")
+        known = file["stimulus_id"][:]
+        place = np.searchsorted(known, stimulus_ids)
+        place = np.minimum(place, len(known) - 1)
+        if (known[place] != np.asarray(stimulus_ids)).any():
+            wrong = np.asarray(stimulus_ids)[known[place] != np.asarray(stimulus_ids)][0]
+            raise InputError(
+                f"{path} holds no features of stimulus {wrong}; run 02_decoding again."
+            )
+        rows, inverse = np.unique(place, return_inverse=True)
+        return file[family][rows].astype(np.float32)[inverse]
+
+
+def feature_size(path: str | Path, family: str) -> int:
+    """Return how many values a family has for one stimulus."""
+    with _open(path) as file:
+        return int(np.prod(file[family].shape[1:]))
+
+
+def _open(path: str | Path) -> h5py.File:
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        damage = f"cannot be read as HDF5 ({error}). Delete it and run 02_decoding again."
+        raise unreadable(path, error, damage) from None
+
+
+def write_features(
+    path: str | Path,
+    subject: Subject,
+    generator: Generator,
+    n_blocks: int = 6,
+    batch: int = 64,
+) -> Path:
+    """Compute the features of all stimuli of a subject, block by block; go on where a run stopped.
+
+    A file that is there is taken only if it was computed with these models from these pictures,
+    pixel by pixel, and these captions. They are hashed as they are read, and read once more to
+    check: of NSD 10,000 pictures of a subject, or 5 GB, where its decoders take far longer.
+
+    Parameters
+    ----------
+    path : str or Path
+        The HDF5 file. Until it is whole it is called `<path>.partial`.
+    subject : Subject
+        Its `stimuli` give pictures and captions.
+    generator : Generator
+    n_blocks : int
+        Structure is taken from vision blocks 1 to `n_blocks` of the guide.
+    batch : int
+        Pictures at a time.
+
+    Returns
+    -------
+    Path
+        Datasets `stimulus_id` int64 (n,), sorted; `z` float32 (n, channels, h, w); `c` float32
+        (n, tokens, width); `block_1` … float16 (n, tokens, width); `embedding` float32 (n, dims).
+
+    Raises
+    ------
+    InputError
+        If the guide has fewer than `n_blocks` blocks, or there is no room on the disk.
+    """
+    path = Path(path)
+    if not 1 <= n_blocks <= generator.guide.n_blocks:
+        raise InputError(
+            f"n_blocks={n_blocks}: the guide has {generator.guide.n_blocks} vision blocks; choose "
+            f"1 to {generator.guide.n_blocks}."
+        )
+    ids = subject.stimulus_ids
+    partial = path.with_name(path.name + ".partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    record = _record(generator, n_blocks)
+    if _resume(path, subject, record, batch)[0] == len(ids):
+        return path
+    done, digest = _resume(partial, subject, record, batch)
+    with open_to_write(partial, "a" if done else "w") as file:
+        starts = range(done, len(ids), batch)
+        for start in tqdm(starts, "features", initial=done // batch, total=-(-len(ids) // batch)):
+            rows = slice(start, min(start + batch, len(ids)))
+            pictures, captions = _read(subject, ids[rows])
+            computed = _compute(generator, pictures, captions, n_blocks)
+            check_room(partial, sum(values.nbytes for values in computed.values()))
+            if "stimulus_id" not in file:
+                _create(file, ids, computed, record)
+            for name, values in computed.items():
+                file[name][rows] = values
+            digest = _digest(digest, pictures, captions)
+            file.attrs["done"], file.attrs["seen"] = rows.stop, digest
+            file.flush()
+    partial.replace(path)
+    return path
+
+
+def _record(generator: Generator, n_blocks: int) -> str:
+    """A text that differs between models, so that a stopped run never mixes two of them."""
+    return json.dumps({"blocks": n_blocks, "models": generator.fingerprint})
+
+
+def _resume(path: Path, subject: Subject, record: str, batch: int) -> tuple[int, str]:
+    """How many stimuli a file holds whole, and their digest; 0 and "" where it cannot be used."""
+    ids, digest = subject.stimulus_ids, ""
+    try:
+        with h5py.File(path, "r") as file:
+            same = np.array_equal(file["stimulus_id"][:], ids) and file.attrs["record"] == record
+            done, seen = int(file.attrs["done"]), file.attrs["seen"]
+    except (OSError, KeyError):
+        return 0, ""
+    for start in range(0, done if same else 0, batch):
+        digest = _digest(digest, *_read(subject, ids[start : min(start + batch, done)]))
+    return (done, digest) if digest == seen else (0, "")
+
+
+def _read(subject: Subject, ids: np.ndarray) -> tuple[np.ndarray, list[tuple[str, ...]]]:
+    return subject.stimuli.pictures(ids), subject.stimuli.captions(ids)
+
+
+def _digest(before: str, pictures: np.ndarray, captions: Sequence[Sequence[str]]) -> str:
+    """Digest of the stimuli so far, `before`, and of more; however many are read at a time."""
+    for picture, texts in zip(pictures, captions, strict=True):
+        before = content_hash([(json.dumps([before, texts]), picture)])
+    return before
+
+
+def _create(file: h5py.File, ids: np.ndarray, first: dict, record: str) -> None:
+    file["stimulus_id"] = ids.astype(np.int64)
+    file.attrs["record"] = record
+    for name, values in first.items():
+        file.create_dataset(name, (len(ids), *values.shape[1:]), values.dtype)
+
+
+@torch.no_grad()
+def _compute(generator: Generator, pictures, captions, n_blocks: int) -> dict[str, np.ndarray]:
+    """All families of some stimuli, as arrays with one row a stimulus."""
+    # Of the size of painted pictures: stage 2 compares the structure of those with this.
+    structure = generator.structure(generator.prepare(pictures), range(1, n_blocks + 1))
+    found = {
+        "z": generator.encode_pictures(pictures),
+        "c": generator.encode_captions(captions),
+        **structure,
+    }
+    # Blocks are by far the largest and need no more than float16's three digits.
+    return {
+        name: values.float().cpu().numpy().astype("f2" if name.startswith("block") else "f4")
+        for name, values in found.items()
+    }

@@ -1,0 +1,1 @@
+"""What the pictures are worth: metrics, controls, statistics, tables."""

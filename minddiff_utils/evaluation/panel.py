@@ -1,0 +1,353 @@
+"""The eight numbers that papers on NSD report, by the preprocessing that their code uses.
+
+PixCorr, SSIM, two-way identification by AlexNet (two layers), Inception v3 and CLIP ViT-L/14, and
+the distance by EfficientNet-B1 and SwAV, as MindEye's published code computes them
+(`src/Reconstruction_Metrics.py` of MedARC-AI/fMRI-reconstruction-NSD; MindEye2's
+`final_evaluations.ipynb` does the same). There every picture, seen or made, is first resized to
+256 × 256 pixels, and only then to the side that a measure wants; both times linearly and without
+smoothing, which was torchvision's default for tensors then. The networks need torchvision, the
+extra `panel`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from skimage.color import rgb2gray
+
+from minddiff_utils.evaluation.identification import pairwise_identification
+from minddiff_utils.evaluation.metrics import check_rows, cosine, ssim_grey
+from minddiff_utils.io import InputError
+from minddiff_utils.models.clip import Clip
+
+__all__ = [
+    "NETWORKS",
+    "PUBLISHED",
+    "Network",
+    "correlation_distance",
+    "load_networks",
+    "network_features",
+    "panel",
+    "panel_ssim",
+    "panel_table",
+    "pixcorr",
+]
+
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+OPENAI = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+FIRST = 256  # pixels, to which all pictures are resized before anything else
+SIDE = 425  # pixels, at which PixCorr and SSIM are computed
+HUB = "https://dl.fbaipublicfiles.com/deepcluster/swav_800ep_pretrain.pth.tar"
+
+
+@dataclass(frozen=True)
+class Network:
+    """How one network of the panel is used.
+
+    `family` is the model; `layer` the node whose output counts; `side` the pixels that pictures
+    are resized to; `normal` mean and deviation of the colours; `measure` "two-way" (per cent,
+    higher is better) or "distance" (lower is better).
+    """
+
+    family: str
+    layer: str
+    side: int
+    normal: tuple[tuple[float, ...], tuple[float, ...]]
+    measure: str
+
+
+NETWORKS = {
+    "Alex(2)": Network("alexnet", "features.4", 256, IMAGENET, "two-way"),
+    "Alex(5)": Network("alexnet", "features.11", 256, IMAGENET, "two-way"),
+    "Incep": Network("inception_v3", "avgpool", 342, IMAGENET, "two-way"),
+    "CLIP": Network("clip", "embedding", 224, OPENAI, "two-way"),
+    "Eff": Network("efficientnet_b1", "avgpool", 255, IMAGENET, "distance"),
+    "SwAV": Network("swav", "avgpool", 224, IMAGENET, "distance"),
+}
+COLUMNS = ("PixCorr", "SSIM", *NETWORKS)
+# Means over the subjects 1, 2, 5 and 7 of NSD, as MindEye2 (Scotti et al. 2024, arXiv 2403.11207)
+# and Brain-IT (2026) print them; "rerun": by the authors of MindEye2, not by its own.
+PUBLISHED = {
+    "Takagi & Nishimoto 2023, rerun": (0.246, 0.410, 78.9, 85.6, 83.8, 82.1, 0.811, 0.504),
+    "Brain-Diffuser 2023, rerun": (0.273, 0.365, 94.4, 96.6, 91.3, 90.9, 0.728, 0.421),
+    "MindEye1, rerun": (0.319, 0.360, 92.8, 96.9, 94.6, 93.3, 0.648, 0.377),
+    "MindEye2 2024": (0.322, 0.431, 96.1, 98.6, 95.4, 93.0, 0.619, 0.344),
+    "Brain-IT 2026": (0.386, 0.486, 98.4, 99.5, 97.3, 96.4, 0.564, 0.320),
+}
+
+
+def load_networks(
+    choice: str,
+    clip: Clip | None = None,
+    device: str | torch.device = "cpu",
+    swav: str | Path = HUB,
+    pretrained: bool = True,
+) -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:
+    """Load the networks of the panel.
+
+    Parameters
+    ----------
+    choice : {"none", "published", "full"}
+        Only "full" loads anything.
+    clip : Clip
+        CLIP ViT-L/14, for "full".
+    device : str or torch.device
+    swav : str or Path
+        File or address of SwAV's weights, of a ResNet-50.
+    pretrained : bool
+        False leaves random weights, to test the wiring without a download.
+
+    Returns
+    -------
+    dict of name in `NETWORKS` to function
+        From normalised pictures (n, 3, side, side) to features (n, …).
+
+    Raises
+    ------
+    InputError
+        If torchvision is missing or does not fit torch.
+    """
+    if choice not in ("none", "published", "full"):
+        raise InputError(f"panel={choice!r}: expected none, published or full.")
+    if choice != "full":
+        return {}
+    if clip is None:
+        raise InputError("The full panel needs a CLIP; give the judge.")
+    vision = _torchvision()
+    nodes: dict[str, list[str]] = {}
+    for network in NETWORKS.values():
+        nodes.setdefault(network.family, []).append(network.layer)
+    found = {}
+    for family in ("alexnet", "inception_v3", "efficientnet_b1", "swav"):
+        model = _model(vision, family, swav, pretrained).eval().requires_grad_(False).to(device)
+        found[family] = vision.models.feature_extraction.create_feature_extractor(
+            model, nodes[family]
+        )
+    return {
+        name: _clip_network(clip)
+        if network.family == "clip"
+        else _layer(found[network.family], network.layer)
+        for name, network in NETWORKS.items()
+    }
+
+
+def _torchvision():
+    try:
+        import torchvision
+        import torchvision.models.feature_extraction
+    except (ImportError, RuntimeError) as error:  # one built for another torch fails at run time
+        raise InputError(
+            f"panel='full' needs torchvision, which cannot be imported here ({error}). Install the "
+            "build that fits your torch: pip install 'minddiffuser-book[panel]'; or set "
+            "panel='published'."
+        ) from None
+    return torchvision
+
+
+def _model(vision, family: str, swav: str | Path, pretrained: bool) -> torch.nn.Module:
+    if family != "swav":
+        extra = {} if pretrained or family != "inception_v3" else {"init_weights": False}
+        return vision.models.get_model(family, weights="DEFAULT" if pretrained else None, **extra)
+    model = vision.models.resnet50(weights=None)
+    if pretrained:
+        if str(swav).startswith("https://"):
+            state = torch.hub.load_state_dict_from_url(swav, map_location="cpu", weights_only=True)
+        else:
+            state = torch.load(swav, map_location="cpu", weights_only=True)
+        state = {name.removeprefix("module."): value for name, value in state.items()}
+        lacking = model.load_state_dict(state, strict=False).missing_keys
+        if set(lacking) - {"fc.weight", "fc.bias"}:
+            raise InputError(f"{swav} holds no ResNet-50: it lacks {lacking[0]} and others.")
+    return model
+
+
+def _layer(model: torch.nn.Module, layer: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda pictures: model(pictures)[layer]
+
+
+def _clip_network(clip: Clip) -> Callable[[torch.Tensor], torch.Tensor]:
+    def embed(pictures: torch.Tensor) -> torch.Tensor:
+        pixels = pictures.to(clip.device, clip.model.dtype)
+        pooled = clip.model.vision_model(pixel_values=pixels).pooler_output
+        return clip.model.visual_projection(pooled)
+
+    return embed
+
+
+@torch.no_grad()
+def network_features(
+    pictures: np.ndarray,
+    network: Network,
+    function: Callable[[torch.Tensor], torch.Tensor],
+    device: str | torch.device = "cpu",
+    batch: int = 32,
+) -> np.ndarray:
+    """Features of pictures by one network: resized as published, then normalised.
+
+    Parameters
+    ----------
+    pictures : uint8 (n, h, w, 3)
+    network : Network
+    function : function
+        From `load_networks`.
+    device : str or torch.device
+    batch : int
+        Pictures at a time.
+
+    Returns
+    -------
+    float32 (n, n_features)
+    """
+    mean, deviation = (torch.tensor(values).view(3, 1, 1) for values in network.normal)
+    rows = []
+    for start in range(0, len(pictures), batch):
+        rgb = _resized(pictures[start : start + batch], network.side)
+        rows.append(function(((rgb - mean) / deviation).to(device)).flatten(1).float().cpu())
+    return torch.cat(rows).numpy()
+
+
+def _resized(pictures: np.ndarray, side: int) -> torch.Tensor:
+    """Pictures float32 (n, 3, side, side) in [0, 1], by way of `FIRST` pixels."""
+    rgb = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 255
+    for size in (FIRST, side):
+        if rgb.shape[-2:] != (size, size):
+            rgb = F.interpolate(rgb, (size, size), mode="bilinear", align_corners=False)
+    return rgb
+
+
+def pixcorr(truth: np.ndarray, made: np.ndarray, batch: int = 32) -> np.ndarray:
+    """Pearson correlation of all pixel values at 425 × 425 pixels: PixCorr of the field.
+
+    Parameters
+    ----------
+    truth, made : uint8 (n, h, w, 3)
+    batch : int
+
+    Returns
+    -------
+    float64 (n,)
+        Between -1 and 1; 0 where a picture is flat.
+    """
+    found = []
+    for start in range(0, len(truth), batch):
+        rows = slice(start, start + batch)
+        a, b = (_resized(p[rows], SIDE).flatten(1).double().numpy() for p in (truth, made))
+        # Resizing rounds: what was flat is so no longer, and would correlate a little.
+        flat = [np.ptp(p[rows], axis=(1, 2, 3)) == 0 for p in (truth, made)]
+        found.append(np.where(flat[0] | flat[1], 0, 1 - correlation_distance(a, b)))
+    return np.concatenate(found)
+
+
+def panel_ssim(truth: np.ndarray, made: np.ndarray, batch: int = 32) -> np.ndarray:
+    """Structural similarity of the grey pictures at 425 × 425 pixels, as in published rows.
+
+    `metrics.ssim` with `size=425` differs in that it goes there directly.
+
+    Parameters
+    ----------
+    truth, made : uint8 (n, h, w, 3)
+    batch : int
+
+    Returns
+    -------
+    float64 (n,)
+        Between -1 and 1.
+    """
+    found = []
+    for start in range(0, len(truth), batch):
+        rows = slice(start, start + batch)
+        pairs = (_resized(p[rows], SIDE).permute(0, 2, 3, 1).double() for p in (truth, made))
+        found.append(ssim_grey(*(rgb2gray(pictures.numpy()) for pictures in pairs)))
+    return np.concatenate(found)
+
+
+def correlation_distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """1 - Pearson's correlation of features, row by row: from 0 to 2, lower is better.
+
+    Parameters
+    ----------
+    a, b : float (n, d)
+
+    Returns
+    -------
+    float64 (n,)
+        1 where a row is constant.
+    """
+    check_rows(a, b)
+    a, b = (np.asarray(rows, np.float64) for rows in (a, b))
+    return 1 - cosine(*(rows - rows.mean(axis=1, keepdims=True) for rows in (a, b)))
+
+
+def panel(
+    truth: np.ndarray,
+    made: np.ndarray,
+    networks: Mapping[str, Callable[[torch.Tensor], torch.Tensor]],
+    device: str | torch.device = "cpu",
+) -> dict[str, np.ndarray]:
+    """Compute the panel of one method, a value a picture.
+
+    Parameters
+    ----------
+    truth, made : uint8 (n, h, w, 3)
+    networks : mapping
+        From `load_networks`; without any, only PixCorr and SSIM.
+    device : str or torch.device
+
+    Returns
+    -------
+    dict of float64 (n,)
+        Two-way identification in per cent: of each picture against all others.
+    """
+    found = {"PixCorr": pixcorr(truth, made), "SSIM": panel_ssim(truth, made)}
+    for name, function in networks.items():
+        network = NETWORKS[name]
+        true, predicted = (
+            network_features(pictures, network, function, device) for pictures in (truth, made)
+        )
+        if network.measure == "two-way":
+            found[name] = 100 * pairwise_identification(predicted, true)
+        else:
+            found[name] = correlation_distance(true, predicted)
+    return found
+
+
+def panel_table(choice: str, rows: Mapping[str, Mapping[str, np.ndarray]]) -> pd.DataFrame:
+    """Write the panel for people, the published rows above our own.
+
+    Parameters
+    ----------
+    choice : {"none", "published", "full"}
+        "none" leaves everything out.
+    rows : mapping of method to what `panel` returns
+
+    Returns
+    -------
+    DataFrame of str
+    """
+    table = pd.DataFrame(index=pd.Index([], name="method"))
+    if choice == "none":
+        table.attrs["note"] = "The panel of papers on NSD is left out (parameter `panel`)."
+        return table
+    lines = {name: list(map(_number, COLUMNS, values)) for name, values in PUBLISHED.items()}
+    for method, values in rows.items():
+        mean = [np.mean(values[name]) if name in values else np.nan for name in COLUMNS]
+        lines[method] = list(map(_number, COLUMNS, mean))
+    heads = [f"{name} ↓" if name in ("Eff", "SwAV") else name for name in COLUMNS]
+    table = pd.DataFrame.from_dict(lines, orient="index", columns=heads).rename_axis("method")
+    table.attrs["note"] = (
+        "Published rows are means over the subjects 1, 2, 5 and 7, from 982 or 1,000 pictures; "
+        "ours are of this subject. Higher is better, but for ↓. Two-way identification in "
+        "per cent, chance 50. A dash: not computed (`panel = 'full'` needs torchvision)."
+    )
+    return table
+
+
+def _number(column: str, value: float) -> str:
+    if not np.isfinite(value):
+        return "–"
+    two_way = column in NETWORKS and NETWORKS[column].measure == "two-way"
+    return f"{value:.1f}" if two_way else f"{value:.3f}".lstrip("0")

@@ -1,0 +1,275 @@
+"""Which region knows what: decoding from one region alone, and from all voxels but its own."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from minddiff_utils.datasets import Split, Subject, prepare_fold
+from minddiff_utils.datasets.areas import EARLY_AREAS, HIGHER_AREAS, area_kind, area_masks
+from minddiff_utils.decoding.decode import correlations, voxel_weights
+from minddiff_utils.decoding.decoders import PENALTIES
+from minddiff_utils.decoding.features import families, read_features
+from minddiff_utils.decoding.folds import training_folds
+from minddiff_utils.decoding.moments import column_moments, constant_columns
+from minddiff_utils.decoding.ridge import RidgePath
+from minddiff_utils.evaluation.statistics import resampled_correlation
+
+__all__ = [
+    "RegionDecoding",
+    "area_contrasts",
+    "decode_regions",
+    "region_accuracies",
+    "sample_values",
+]
+
+# Every second penalty: mean accuracies need no finer choice.
+COARSE = PENALTIES[::2]
+
+
+class _Kernel(NamedTuple):
+    """Products of responses over some voxels, and their number, each counted by its weight.
+
+    `train` float32 (n_rows, n_rows), `test` float32 (n_test, n_rows).
+    """
+
+    train: np.ndarray
+    test: np.ndarray
+    size: float
+
+    def without(self, other: "_Kernel") -> "_Kernel":
+        """Take some of the voxels away."""
+        return _Kernel(self.train - other.train, self.test - other.test, self.size - other.size)
+
+
+class RegionDecoding(NamedTuple):
+    """A sample of values, decoded from many sets of voxels.
+
+    `true` float32 (n_test, n_values); `family` and `value` (n_values,), where each comes from;
+    `rois` the names of regions; `decoded` from a region and "alone", "without" it, or "all" with
+    "" for the region, to float32 (n_test, n_values). Where there are both, all early areas
+    together and all higher ones are two more regions, `EARLY_AREAS` and `HIGHER_AREAS`.
+    """
+
+    true: np.ndarray
+    family: np.ndarray
+    value: np.ndarray
+    rois: tuple[str, ...]
+    decoded: dict[tuple[str, str], np.ndarray]
+
+
+def decode_regions(
+    subject: Subject,
+    features_path: str | Path,
+    *,
+    names: Sequence[str] = ("z", "c", "block_1", "block_6"),
+    n_targets: int = 150,
+    n_folds: int = 3,
+    seed: int = 0,
+) -> RegionDecoding:
+    """Decode a sample of each family's values from each region, and from all but the region.
+
+    Ridge regression sees voxels only through their products, summed over voxels. So the matrix of
+    products of all voxels but a region's is that of all less that of the region.
+
+    Parameters
+    ----------
+    subject : Subject
+    features_path : str or Path
+    names : sequence of str
+        Families; those that the file lacks are left out.
+    n_targets : int
+        Values of each family, drawn at random among those that vary.
+    n_folds : int
+        Folds that choose each value's penalty, among five.
+    seed : int
+
+    Returns
+    -------
+    RegionDecoding
+    """
+    names = [name for name in names if name in families(features_path)]
+    chosen = sample_values(features_path, names, subject.splits[0], n_targets, seed)
+    found: dict[tuple[str, str], list[np.ndarray]] = {}
+    true = []
+    masks = subject.roi | area_masks(subject.roi)
+    bar = tqdm(total=len(subject.splits) * (2 * len(masks) + 1), desc="regions")
+    for split in subject.splits:
+        true.append(_values(features_path, chosen, split.test))
+        y = _values(features_path, chosen, split.train)
+        folds = training_folds(subject, split.train, n_folds)
+        for key, kernel, stimulus in _kernels(subject, split, masks):
+            found.setdefault(key, []).append(_decode(kernel, y, folds, stimulus))
+            bar.update()
+    bar.close()
+    family = np.repeat(names, [len(chosen[name]) for name in names])
+    value = np.concatenate([chosen[name] for name in names])
+    decoded = {key: np.concatenate(parts) for key, parts in found.items()}
+    return RegionDecoding(np.concatenate(true), family, value, tuple(subject.roi), decoded)
+
+
+def region_accuracies(regional: RegionDecoding) -> pd.DataFrame:
+    """Correlate what each region alone, and all but each region, decode with the truth.
+
+    Returns
+    -------
+    DataFrame
+        `family`, `roi`, `voxels` ("alone", "without" the region, or "all" with `roi` ""),
+        `value` (its place in the family) and `correlation` over the test stimuli: one row each.
+    """
+    frames = []
+    for (roi, voxels), decoded in regional.decoded.items():
+        if roi and roi not in regional.rois:
+            continue
+        frame = {"family": regional.family, "roi": roi, "voxels": voxels, "value": regional.value}
+        frame["correlation"] = correlations(regional.true, decoded)
+        frames.append(pd.DataFrame(frame))
+    return pd.concat(frames, ignore_index=True)
+
+
+def area_contrasts(
+    regional: RegionDecoding, n_resamples: int = 1000, seed: int = 0
+) -> pd.DataFrame:
+    """Ask whether early areas stand out in `z` and low layers, and higher areas in `c`.
+
+    For every region, the mean correlation of the one family less that of the other; averaged over
+    early areas, and over higher ones. How noisy a region is, and how many voxels it has, touches
+    both families alike.
+
+    Parameters
+    ----------
+    regional : RegionDecoding
+    n_resamples, seed : int
+        Of the bootstrap over pictures.
+
+    Returns
+    -------
+    DataFrame
+        Indexed by `measure` and `families` ("z - c", "block_1 - block_6"); `early` and `higher`
+        areas, their `difference` with its 95 % interval from `low` to `high`, and whether it
+        `holds`: the interval lies above 0. The measures: what a region decodes "alone", what is
+        lost "without" it, and what is lost without all of its kind. No rows where a recording has
+        areas of one kind only.
+    """
+    rows = {}
+    pairs = _pairs(regional.family)
+    if (EARLY_AREAS, "alone") not in regional.decoded:
+        return pd.DataFrame(rows)
+    for first, second in pairs:
+        for measure in ("alone", "without", "without all"):
+            early, higher = (
+                _resampled_contrast(regional, measure, kind, (first, second), n_resamples, seed)
+                for kind in (EARLY_AREAS, HIGHER_AREAS)
+            )
+            low, high = np.percentile((early - higher)[1:], [2.5, 97.5])
+            row = {"early": early[0], "higher": higher[0], "difference": early[0] - higher[0]}
+            row |= {"low": low, "high": high, "holds": low > 0}
+            rows[measure, f"{first} - {second}"] = row
+    table = pd.DataFrame(rows).T.infer_objects()
+    return table.rename_axis(["measure", "families"])
+
+
+def _pairs(family: np.ndarray) -> list[tuple[str, str]]:
+    """Return pairs of families of which the first belongs to early areas."""
+    names = list(dict.fromkeys(family.tolist()))
+    blocks = [name for name in names if name.startswith("block_")]
+    pairs = [("z", "c")] if {"z", "c"} <= set(names) else []
+    return pairs + ([(blocks[0], blocks[-1])] if len(blocks) > 1 else [])
+
+
+def _resampled_contrast(
+    regional: RegionDecoding,
+    measure: str,
+    kind: str,
+    pair: tuple[str, str],
+    n: int,
+    seed: int,
+) -> np.ndarray:
+    """Average a kind of areas: (n + 1,), of the pictures themselves first, then resampled."""
+
+    def accuracy(roi: str, voxels: str, name: str) -> np.ndarray:
+        of = regional.family == name
+        true, found = regional.true[:, of], regional.decoded[roi, voxels][:, of]
+        mean = np.nanmean(correlations(true, found))
+        return np.concatenate([[mean], resampled_correlation(true, found, n, seed)])
+
+    def value(roi: str, name: str) -> np.ndarray:
+        if measure == "alone":
+            return accuracy(roi, "alone", name)
+        return accuracy("", "all", name) - accuracy(roi, "without", name)
+
+    rois = (
+        [kind] if measure == "without all" else [r for r in regional.rois if area_kind(r) == kind]
+    )
+    return np.mean([value(roi, pair[0]) - value(roi, pair[1]) for roi in rois], axis=0)
+
+
+def sample_values(
+    path: str | Path, names: Sequence[str], split: Split, n: int, seed: int
+) -> dict[str, np.ndarray]:
+    """Draw values of each family that vary over the training stimuli.
+
+    Parameters
+    ----------
+    path : str or Path
+        From `write_features`.
+    names : sequence of str
+    split : Split
+    n : int
+        Of each family, at most.
+    seed : int
+
+    Returns
+    -------
+    dict of family to int array
+        Places in the family, ascending.
+    """
+    rng = np.random.default_rng(seed)
+    chosen = {}
+    for name in names:
+        y = read_features(path, name, split.train)
+        y = y.reshape(len(y), -1)
+        varied = np.flatnonzero(~constant_columns(*column_moments(y)))
+        chosen[name] = np.sort(rng.choice(varied, min(n, len(varied)), replace=False))
+    return chosen
+
+
+def _values(path: str | Path, chosen: Mapping[str, np.ndarray], ids: np.ndarray) -> np.ndarray:
+    """Read the drawn values of all families side by side."""
+    parts = [
+        read_features(path, name, ids).reshape(len(ids), -1)[:, places]
+        for name, places in chosen.items()
+    ]
+    return np.concatenate(parts, axis=1)
+
+
+def _kernels(subject: Subject, split: Split, masks: Mapping[str, np.ndarray]):
+    """Yield (region, which voxels), the kernel, and the stimulus of each row, from 0."""
+    fold, weights = prepare_fold(subject, split), voxel_weights(subject, split)
+    order = np.argsort(split.train)
+    stimulus = order[np.searchsorted(split.train[order], fold.train_id)]
+    centre = fold.train_x.mean(0, dtype=np.float64).astype(np.float32)
+    train, test = (fold.train_x - centre) * weights, (fold.test_x - centre) * weights
+
+    def kernel(voxels: np.ndarray | slice) -> _Kernel:
+        part = train[:, voxels]
+        size = float(np.square(weights[voxels]).sum())
+        return _Kernel(part @ part.T, test[:, voxels] @ part.T, size)
+
+    whole = kernel(slice(None))
+    yield ("", "all"), whole, stimulus
+    for roi, mask in masks.items():
+        alone = kernel(mask)
+        yield (roi, "alone"), alone, stimulus
+        if not mask.all():
+            yield (roi, "without"), whole.without(alone), stimulus
+
+
+def _decode(kernel: _Kernel, y: np.ndarray, folds: np.ndarray, stimulus: np.ndarray) -> np.ndarray:
+    mean = np.average(y, axis=0, weights=np.bincount(stimulus))
+    path = RidgePath(None, kernel.size * COARSE, folds, stimulus, kernel=kernel.train)
+    choice = path.scores(y - mean)[0].argmax(0)
+    return kernel.test @ path.dual(y - mean, choice) + mean

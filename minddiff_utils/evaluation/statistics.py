@@ -1,0 +1,239 @@
+"""How sure is a mean over pictures? Bootstrap intervals, paired tests, and correction for many."""
+
+import numpy as np
+from scipy import stats
+
+from minddiff_utils.io import InputError
+
+__all__ = [
+    "bootstrap_interval",
+    "finite",
+    "group_difference",
+    "hit_interval",
+    "holm",
+    "paired_difference",
+    "resampled_correlation",
+]
+
+# Features that vary less count as constant.
+LEAST_TRUE, LEAST_PREDICTED = 1e-4, 1e-7
+# Values at a time, which bounds the memory.
+VALUES = 2048
+
+
+def bootstrap_interval(
+    values: np.ndarray, level: float = 0.95, n_resamples: int = 9999, seed: int = 0
+) -> tuple[float, float]:
+    """Interval of the mean over pictures: bias-corrected and accelerated bootstrap.
+
+    Efron 1987, through `scipy.stats.bootstrap`. NaN values are left out.
+
+    Parameters
+    ----------
+    values : float (n,)
+        One value a picture.
+    level : float
+        Confidence level, between 0 and 1.
+    n_resamples : int
+        Bootstrap samples.
+    seed : int
+        Same seed, same interval.
+
+    Returns
+    -------
+    low, high : float
+        (NaN, NaN) for fewer than two values; both equal to the mean if all values are equal.
+    """
+    values = finite(values)
+    if len(values) < 2:
+        return np.nan, np.nan
+    if np.ptp(values) == 0:  # BCa divides by the spread
+        return float(values[0]), float(values[0])
+    result = stats.bootstrap(
+        (values,),
+        np.mean,
+        confidence_level=level,
+        n_resamples=n_resamples,
+        method="BCa",
+        batch=1000,
+        rng=np.random.default_rng(seed),
+    )
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+def hit_interval(values: np.ndarray, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
+    r"""Interval of a mean over pictures of chances to be right, each from 0 to 1.
+
+    As `bootstrap_interval`, but for the case that no picture was right, or every one: resampling
+    equal values cannot tell how sure that is. There it is Clopper & Pearson's exact interval
+    (1934), which for none of n pictures reaches up to :math:`1 - ((1 - \text{level}) / 2)^{1/n}`.
+
+    Parameters
+    ----------
+    values : float (n,)
+        From 0 to 1.
+    level : float
+    seed : int
+
+    Returns
+    -------
+    low, high : float
+        As `bootstrap_interval`.
+    """
+    found = finite(values)
+    hits = found.sum()
+    if len(found) < 2 or hits not in (0, len(found)):
+        return bootstrap_interval(found, level, seed=seed)
+    exact = stats.binomtest(int(hits), len(found)).proportion_ci(level, "exact")
+    return float(exact.low), float(exact.high)
+
+
+def paired_difference(
+    a: np.ndarray, b: np.ndarray, n_resamples: int = 9999, seed: int = 0
+) -> dict[str, float]:
+    """Mean of `a - b` over pictures, its 95 % BCa interval and a sign-flip permutation p-value.
+
+    Under the null hypothesis that the two methods are exchangeable, each picture's difference is
+    as likely as its negative. All 2^n flips are tried if there are at most `n_resamples` of them,
+    else that many random ones.
+
+    Parameters
+    ----------
+    a, b : float (n,)
+        Values of two methods for the same pictures. Pairs with a NaN are left out.
+    n_resamples : int
+        Bootstrap samples, and sign flips.
+    seed : int
+        Same seed, same numbers.
+
+    Returns
+    -------
+    dict
+        `n` pairs, `mean`, `low`, `high`, and the two-sided `p` (NaN for fewer than two pairs).
+    """
+    if np.shape(a) != np.shape(b):
+        raise InputError(f"Paired values need one shape, not {np.shape(a)} and {np.shape(b)}.")
+    values = finite(np.asarray(a, dtype=float) - np.asarray(b, dtype=float))
+    low, high = bootstrap_interval(values, n_resamples=n_resamples, seed=seed)
+    p = np.nan
+    if len(values) > 1:
+        p = stats.permutation_test(
+            (values,),
+            np.mean,
+            permutation_type="samples",
+            n_resamples=n_resamples,
+            batch=1000,
+            rng=np.random.default_rng(seed),
+        ).pvalue
+    mean = float(values.mean()) if len(values) else np.nan
+    return {"n": len(values), "mean": mean, "low": low, "high": high, "p": float(p)}
+
+
+def group_difference(
+    a: np.ndarray, b: np.ndarray, n_resamples: int = 4999, seed: int = 0
+) -> dict[str, float]:
+    """Difference of the means of two groups of pictures, its 95 % interval and a permutation p.
+
+    Pictures are resampled within each group (BCa bootstrap); for the p-value they are dealt out to
+    the two groups at random.
+
+    Parameters
+    ----------
+    a, b : float (n_a,), (n_b,)
+        Values of the two groups; NaN are left out.
+    n_resamples : int
+    seed : int
+
+    Returns
+    -------
+    dict
+        `with` and `without`, the means of `a` and `b`; their `difference`, `low`, `high` and
+        two-sided `p`. What cannot be known from fewer than two values a group is NaN.
+    """
+    a, b = finite(a), finite(b)
+    found = dict.fromkeys(("with", "without", "difference", "low", "high", "p"), np.nan)
+    if len(a):
+        found["with"] = float(a.mean())
+    if len(b):
+        found["without"] = float(b.mean())
+    found["difference"] = found["with"] - found["without"]
+    if min(len(a), len(b)) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return found
+    how = {"n_resamples": n_resamples, "batch": 1000, "vectorized": True}
+    interval = stats.bootstrap(
+        (a, b), _difference, method="BCa", rng=np.random.default_rng(seed), **how
+    ).confidence_interval
+    test = stats.permutation_test((a, b), _difference, rng=np.random.default_rng(seed), **how)
+    return found | {"low": float(interval.low), "high": float(interval.high), "p": test.pvalue}
+
+
+def _difference(a: np.ndarray, b: np.ndarray, axis: int = -1) -> np.ndarray:
+    return a.mean(axis) - b.mean(axis)
+
+
+def finite(values: np.ndarray) -> np.ndarray:
+    """Return the values that are not NaN as float64 (n,)."""
+    values = np.asarray(values, dtype=float).ravel()
+    return values[~np.isnan(values)]
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    r"""Adjust p-values for their number, so that the chance of any false finding stays bounded.
+
+    Holm 1979. With the :math:`m` values sorted, :math:`p_{(1)} \le \dots \le p_{(m)}`,
+
+    .. math:: \tilde p_{(i)} = \min\Bigl(1, \max_{j \le i} (m - j + 1)\, p_{(j)}\Bigr).
+
+    Parameters
+    ----------
+    p : float array, any shape
+        NaN where no test could be made; it does not count as a test.
+
+    Returns
+    -------
+    float64 array of the shape of `p`
+    """
+    p = np.asarray(p, dtype=np.float64)
+    flat, out = p.ravel(), np.full(p.size, np.nan)
+    tested = np.flatnonzero(~np.isnan(flat))
+    order = tested[np.argsort(flat[tested], kind="stable")]
+    out[order] = np.maximum.accumulate(flat[order] * np.arange(len(order), 0, -1)).clip(max=1)
+    return out.reshape(p.shape)
+
+
+def resampled_correlation(
+    true: np.ndarray, predicted: np.ndarray, n_resamples: int = 1000, seed: int = 0
+) -> np.ndarray:
+    """Draw pictures with replacement, and average the correlations of all values over them.
+
+    Values of one picture belong together, so that their number says nothing about how sure their
+    mean is; the number of pictures does.
+
+    Parameters
+    ----------
+    true, predicted : float arrays, shape (n_pictures, n_values)
+        Values that do not vary, or were not predicted (NaN), are left out.
+    n_resamples : int
+    seed : int
+        Same seed, same pictures: two predictions are compared draw by draw.
+
+    Returns
+    -------
+    float array, shape (n_resamples,)
+        NaN where no value is left.
+    """
+    n = len(true)
+    rng = np.random.default_rng(seed)
+    share = rng.multinomial(n, np.full(n, 1 / n), n_resamples) / n
+    out, count = np.zeros(n_resamples), 0
+    for start in range(0, true.shape[1], VALUES):
+        a, b = (part[:, start : start + VALUES].astype(float) for part in (true, predicted))
+        kept = np.isfinite(b).all(0) & (a.std(0) >= LEAST_TRUE) & (b.std(0) >= LEAST_PREDICTED)
+        a, b = (part[:, kept] - part[:, kept].mean(0) for part in (a, b))
+        mean_a, mean_b = share @ a, share @ b
+        product = share @ (a * b) - mean_a * mean_b
+        size = (share @ a**2 - mean_a**2) * (share @ b**2 - mean_b**2)
+        varied = size > 0
+        out += np.where(varied, product / np.sqrt(np.where(varied, size, 1)), 0).sum(1)
+        count += kept.sum()
+    return out / count if count else np.full(n_resamples, np.nan)

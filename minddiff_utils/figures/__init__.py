@@ -1,0 +1,1 @@
+"""The figures of the book; each function returns a matplotlib Figure."""

@@ -1,0 +1,1 @@
+"""Stable Diffusion and CLIP, which know no brain."""

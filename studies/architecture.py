@@ -1,0 +1,190 @@
+"""Stable Diffusion v1 and CLIP ViT-B/32 at their full size, with random weights.
+
+The shapes are those of the published `config.json` files of CompVis/stable-diffusion-v1-4 and
+openai/clip-vit-base-patch32. What a model costs in time and memory, and whether two programs agree
+on it, does not depend on its weights; so nothing has to be downloaded to find out.
+"""
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from minddiff_utils.models.clip import Clip
+from minddiff_utils.models.stable_diffusion import Generator, memory_savings
+
+__all__ = ["build_clip", "build_generator", "build_pipeline"]
+
+UNET = {
+    "sample_size": 64,
+    "in_channels": 4,
+    "out_channels": 4,
+    "block_out_channels": (320, 640, 1280, 1280),
+    "layers_per_block": 2,
+    "cross_attention_dim": 768,
+    "attention_head_dim": 8,
+    "down_block_types": (
+        "CrossAttnDownBlock2D",
+        "CrossAttnDownBlock2D",
+        "CrossAttnDownBlock2D",
+        "DownBlock2D",
+    ),
+    "up_block_types": (
+        "UpBlock2D",
+        "CrossAttnUpBlock2D",
+        "CrossAttnUpBlock2D",
+        "CrossAttnUpBlock2D",
+    ),
+}
+VAE = {
+    "sample_size": 512,
+    "latent_channels": 4,
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "scaling_factor": 0.18215,
+}
+TEXT = {
+    "vocab_size": 49408,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "max_position_embeddings": 77,
+    "projection_dim": 768,
+    "hidden_act": "quick_gelu",
+}
+# CLIP ViT-B/32. Its text side, 512 wide, plays no part here.
+VISION = {
+    "image_size": 224,
+    "patch_size": 32,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "projection_dim": 512,
+    "hidden_act": "quick_gelu",
+}
+PREPROCESSING = {
+    "size": 224,
+    "crop_size": 224,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+}
+NOISE_LEVELS = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+}
+# A miniature of the same layers, to see in seconds that everything runs.
+SMALL = {
+    "unet": {
+        "sample_size": 16,
+        "block_out_channels": (32, 32, 64, 64),
+        "cross_attention_dim": 64,
+        "attention_head_dim": 4,
+    },
+    "vae": {"sample_size": 128, "block_out_channels": (32, 32, 32, 32)},
+    "text": {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    },
+    "vision": {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 4,
+    },
+}
+
+
+def build_tokenizer() -> CLIPTokenizer:
+    """Return a tokenizer of single letters, with the special tokens of CLIP in their places."""
+    letters = [chr(code) for code in range(33, 127)]
+    vocabulary = {letter: number for number, letter in enumerate(letters)}
+    vocabulary |= {f"{letter}</w>": len(letters) + number for letter, number in vocabulary.items()}
+    vocabulary |= {"<|startoftext|>": 49406, "<|endoftext|>": 49407}
+    return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=77)
+
+
+def build_pipeline(small: bool = False, seed: int = 0) -> StableDiffusionPipeline:
+    """Return Stable Diffusion v1's parts with random weights, in float32 on the CPU.
+
+    Parameters
+    ----------
+    small : bool
+        Take a miniature of the same layers.
+    seed : int
+        Of the weights.
+
+    Returns
+    -------
+    StableDiffusionPipeline
+        860 million numbers in the UNet, 84 in the autoencoder, 123 in the text encoder.
+    """
+    change = SMALL if small else {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return StableDiffusionPipeline(
+            vae=AutoencoderKL(**{**VAE, **change.get("vae", {})}),
+            unet=UNet2DConditionModel(**{**UNET, **change.get("unet", {})}),
+            text_encoder=CLIPTextModel(CLIPTextConfig(**{**TEXT, **change.get("text", {})})),
+            tokenizer=build_tokenizer(),
+            scheduler=PNDMScheduler(**NOISE_LEVELS),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+
+
+def build_clip(small: bool = False, seed: int = 1) -> Clip:
+    """Return CLIP ViT-B/32 with random weights and its own preprocessing, in float32 on the CPU."""
+    change = SMALL if small else {}
+    text = {**TEXT, "hidden_size": 512, "num_attention_heads": 8, "intermediate_size": 2048}
+    config = CLIPConfig(
+        text_config={**text, **change.get("text", {})},
+        vision_config={**VISION, **change.get("vision", {})},
+        projection_dim=512,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Clip(CLIPModel(config), PREPROCESSING)
+
+
+def build_generator(
+    small: bool = False,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    n_tokens: int = 15,
+    save_memory: str = "",
+) -> Generator:
+    """Return the generator that `load_generator` would, with random weights.
+
+    Parameters
+    ----------
+    small : bool
+        Take a miniature of the same layers.
+    device : torch.device or str
+    dtype : torch.dtype
+    n_tokens : int
+        Length of the text condition.
+    save_memory : str
+        As for `load_generator`.
+    """
+    memory_savings(save_memory)  # a typing error is told before the models are made
+    pipeline, clip = build_pipeline(small), build_clip(small)
+    for part in (pipeline.vae, pipeline.unet, pipeline.text_encoder, clip.model):
+        # Not by the method of diffusers, which warns of layers to keep in float32: there are none.
+        torch.nn.Module.to(part, device, dtype)
+    return Generator(pipeline, clip, n_tokens, save_memory)

@@ -1,0 +1,253 @@
+"""How fast a region's voxels are gathered, beside plainly reading the same files end to end."""
+
+import contextlib
+import io
+import multiprocessing
+import os
+import resource
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import h5py
+import nibabel as nib
+import numpy as np
+import scipy.io
+import typer
+
+from minddiff_utils.datasets.nsd.load import NsdTree, load_nsd
+from minddiff_utils.io import InputError
+
+__all__ = ["Measurement", "gather_once", "main", "make_tree", "peak_memory", "read_plainly"]
+
+SUBJECT = "subj01"
+SHAPE = (81, 104, 83)  # X, Y, Z of subj01 at 1.8 mm
+MIB = 2**20
+HOW = (
+    "Medians of {rounds} round(s), the two taking turns at going first. {cache} Gathering ends "
+    "with a whole file of the region's responses; its memory is the most that a fresh process "
+    "held, libraries included."
+)
+FORGOTTEN = "Before each reading the system forgets the files, so both read from the disk."
+CACHED = "Before each reading the files are read once, so both read from the system's cache."
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Seconds on the clock, seconds of the processor, and bytes of memory at the most."""
+
+    seconds: float
+    processor: float
+    memory: int
+
+
+def main(
+    folder: Annotated[
+        Path | None, typer.Option(help="Where to make the files: on the disk to be measured.")
+    ] = None,
+    sessions: Annotated[int, typer.Option(min=1, help="Sessions; all but one are links.")] = 1,
+    trials: Annotated[int, typer.Option(min=3, help="Trials a session.")] = 750,
+    voxels: Annotated[int, typer.Option(min=1, help="Voxels of the region.")] = 15000,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Measurements of each; the median counts.")
+    ] = 3,
+    cached: Annotated[
+        bool, typer.Option(help="Read from the system's cache, not from the disk.")
+    ] = False,
+    small: Annotated[bool, typer.Option(help="A miniature, to see that it runs.")] = False,
+    ratio: Annotated[float, typer.Option(min=0, help="Speed wanted, of plain reading's.")] = 0.6,
+    limit: Annotated[float, typer.Option(min=0, help="GiB of memory allowed.")] = 2,
+) -> None:
+    """Gather a region's voxels from betas of real size, beside plain reading of the same files.
+
+    One session is made as NSD has it: int16, 750 trials of 81 × 104 × 83 voxels, one HDF5 chunk a
+    voxel, about 1 GB. With --sessions 40 the same file stands under forty names, so that memory
+    can be measured at a subject's full size; both sides then read it from the cache. Exit code 1:
+    too slow from the disk, or too much memory.
+    """
+    shape = (12, 14, 10) if small else SHAPE
+    trials, voxels = (60, 200) if small else (trials, voxels)
+    cached = cached or sessions > 1 or not hasattr(os, "posix_fadvise")
+    if voxels > np.prod(shape):
+        raise InputError(f"--voxels {voxels}: the volume has {np.prod(shape)}")
+    needed = 1.3 * 2 * trials * int(np.prod(shape)) + 2 * trials * sessions * voxels
+    parent = folder or Path(tempfile.gettempdir())
+    if not parent.is_dir() or shutil.disk_usage(parent).free < needed:
+        raise InputError(f"--folder {parent}: needs a folder with {needed / 1e9:.1f} GB free")
+    with tempfile.TemporaryDirectory(dir=parent, prefix="minddiff-bench-") as scratch:
+        tree = NsdTree(Path(scratch) / "tree", SUBJECT)
+        print("writing the files …", file=sys.stderr, flush=True)
+        make_tree(tree, shape, trials, voxels, sessions)
+        paths = [tree.session(number + 1) for number in range(sessions)]
+        size = sum(path.stat().st_size for path in paths)
+        print(f"{sessions} × {trials} trials × {' × '.join(map(str, shape))} voxels in int16, one")
+        print(f"HDF5 chunk a voxel: {size / 1e9:.2f} GB; a region of {voxels:,} voxels")
+        plain, gathered = measure(tree, paths, Path(scratch) / "cache", rounds, cached)
+    print(_line("plain reading", plain, size), _line("gathering", gathered, size), sep="\n")
+    found = plain.seconds / gathered.seconds
+    # In a miniature, opening files takes all the time.
+    counts = not (cached or small)
+    wanted = f"wanted from the disk: {ratio:.0%}"
+    print(f"gathering has {found:.0%} of the speed of plain reading; {wanted}")
+    print(f"memory of gathering: {gathered.memory / MIB:.0f} MiB; allowed: {limit * 1024:.0f} MiB")
+    print(HOW.format(rounds=rounds, cache=CACHED if cached else FORGOTTEN))
+    if (counts and found < ratio) or gathered.memory > limit * 1024 * MIB:
+        raise typer.Exit(1)
+
+
+def measure(
+    tree: NsdTree, paths: Sequence[Path], cache: Path, rounds: int, cached: bool
+) -> tuple[Measurement, Measurement]:
+    """Read the files plainly and gather a region from them, in turns.
+
+    Parameters
+    ----------
+    tree : NsdTree
+    paths : sequence of Path
+        The betas of its sessions.
+    cache : Path
+        Where the gathered file goes; removed after each round.
+    rounds : int
+    cached : bool
+        Whether both find the files in the system's cache; else both read them from the disk.
+
+    Returns
+    -------
+    plain, gathered : Measurement
+        Medians; the memory is the largest.
+    """
+    plain, gathered = [], []
+    prepare = read_plainly if cached else _forget
+    for number in range(rounds):
+        for what in ("plain", "gathered") if number % 2 == 0 else ("gathered", "plain"):
+            prepare(paths)
+            if what == "plain":
+                plain.append(read_plainly(paths))
+                continue
+            # A fresh process, so that its memory is its own.
+            context = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(1, mp_context=context) as pool:
+                gathered.append(pool.submit(gather_once, tree, cache).result())
+            shutil.rmtree(cache)
+    return _median(plain), _median(gathered)
+
+
+def read_plainly(paths: Sequence[Path]) -> Measurement:
+    """Read files from front to end, 4 MiB at a time, and do nothing with them."""
+    buffer = bytearray(4 * MIB)
+    started, worked = time.perf_counter(), time.process_time()
+    for path in paths:
+        with open(path, "rb", buffering=0) as file:
+            while file.readinto(buffer):
+                pass
+    return Measurement(time.perf_counter() - started, time.process_time() - worked, len(buffer))
+
+
+def gather_once(tree: NsdTree, cache: Path) -> Measurement:
+    """Load the subject, its responses gathered into `cache`."""
+    started, worked = time.perf_counter(), time.process_time()
+    with contextlib.redirect_stderr(io.StringIO()):  # its progress would come between ours
+        load_nsd(tree.root, tree.subject, rois="nsdgeneral", cache=cache)
+    seconds, processor = time.perf_counter() - started, time.process_time() - worked
+    return Measurement(seconds, processor, peak_memory())
+
+
+def peak_memory() -> int:
+    """Return the most memory that this process has held, in bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux counts into ru_maxrss what the parent held before the start
+        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        return int(lines["VmHWM"].split()[0]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def make_tree(
+    tree: NsdTree,
+    shape: tuple[int, int, int] = SHAPE,
+    n_trials: int = 750,
+    n_voxels: int = 15000,
+    n_sessions: int = 1,
+    chunks: tuple[int, int, int, int] | None = None,
+) -> None:
+    """Write as much of an NSD tree as the reader of responses needs, filled with noise.
+
+    Parameters
+    ----------
+    tree : NsdTree
+    shape : tuple of three int
+        Of the volume (X, Y, Z).
+    n_trials : int
+        Trials a session.
+    n_voxels : int
+        Of `nsdgeneral`: a folded sheet at the back of the volume.
+    n_sessions : int
+        The first is a file, the others are links to it.
+    chunks : tuple of four int, optional
+        Of the HDF5 dataset (n_trials, Z, Y, X). NSD's own are one voxel by all trials.
+    """
+    for path in (tree.design, tree.roi("nsdgeneral"), tree.ncsnr):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    n_pictures = max(4, n_trials // 3)
+    design = {
+        "masterordering": np.arange(n_trials * n_sessions)[None] % n_pictures + 1,
+        "subjectim": np.arange(n_pictures)[None] + 1,
+        "sharedix": np.arange(n_pictures // 4)[None] + 1,
+    }
+    scipy.io.savemat(tree.design, design)
+    sheet = _sheet(shape, n_voxels)
+    affine = np.diag([1.8, 1.8, 1.8, 1])
+    nib.save(nib.Nifti1Image(sheet, affine), tree.roi("nsdgeneral"))
+    nib.save(nib.Nifti1Image(sheet.astype(np.float32), affine), tree.ncsnr)
+    rng = np.random.default_rng(0)
+    size = (n_trials, *shape[::-1])
+    with h5py.File(tree.session(1), "w") as file:
+        betas = file.create_dataset("betas", size, "int16", chunks=chunks or (n_trials, 1, 1, 1))
+        for plane in range(shape[2]):
+            # Unlike in a brain no voxel is constant, so none is left out.
+            values = rng.integers(-3000, 3000, (n_trials, *shape[1::-1]), np.int16)
+            betas[:, plane] = values
+    for number in range(2, n_sessions + 1):
+        os.link(tree.session(1), tree.betas / f"betas_session{number:02d}.hdf5")
+
+
+def _sheet(shape: tuple[int, int, int], n_voxels: int) -> np.ndarray:
+    """Return int16 (X, Y, Z), 1 at `n_voxels` voxels of a folded sheet like cortex, else 0."""
+    x, y, z = (np.linspace(-1, 1, n) for n in shape)
+    x, y, z = x[:, None, None], y[None, :, None], z[None, None, :]
+    folds = 0.08 * np.sin(14 * x) + 0.08 * np.sin(17 * z)
+    distance = np.abs(np.sqrt(x**2 + y**2 + z**2) - 0.8 + folds) + np.maximum(y + 0.2, 0)
+    sheet = np.zeros(np.prod(shape), np.int16)
+    sheet[np.argsort(distance, axis=None, kind="stable")[:n_voxels]] = 1
+    return sheet.reshape(shape)
+
+
+def _forget(paths: Sequence[Path]) -> None:
+    """Take the files out of the system's cache; Linux does so when told."""
+    for path in paths:
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())  # what is not yet on the disk would stay in the cache
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _median(found: Sequence[Measurement]) -> Measurement:
+    return Measurement(
+        statistics.median(one.seconds for one in found),
+        statistics.median(one.processor for one in found),
+        max(one.memory for one in found),
+    )
+
+
+def _line(name: str, found: Measurement, size: int) -> str:
+    speed = size / found.seconds / 1e6
+    return (
+        f"{name:>14}: {found.seconds:8.2f} s, {speed:8.0f} MB/s, "
+        f"{found.processor:.2f} s of the processor"
+    )

@@ -1,0 +1,548 @@
+"""Train the phantom's small models from nothing: autoencoder, two CLIPs, UNet and text encoder.
+
+`python -m studies.training` trains, resumes after a kill and exports;
+`python -m studies.training --evaluate` prints the held-out bars.
+"""
+
+import argparse
+import csv
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import StableDiffusionPipeline
+from diffusers.models.attention_processor import AttnProcessor
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+from tqdm import tqdm
+
+from minddiff_utils.io import InputError, atomic_path
+from minddiff_utils.phantom import models, world
+
+__all__ = ["FIRST_TRAINING_ID", "STAGES", "adopt", "encode_latents", "export", "train_stage"]
+
+FIRST_TRAINING_ID = world.TRAINING_IDS.start
+STAGES = ("autoencoder", "decoder", "clip_guide", "clip_judge", "unet")
+# Share of the time budget, pictures a step, peak learning rate of each stage.
+SHARES = dict(zip(STAGES, (0.15, 0.1, 0.125, 0.125, 0.5), strict=True))
+BATCH = dict(zip(STAGES, (16, 16, 192, 128, 48), strict=True))
+LEARNING_RATE = dict(zip(STAGES, (1.5e-3, 1e-3, 1e-3, 1e-3, 1e-3), strict=True))
+CHECKPOINT_SECONDS = 60
+WARM_UP_STEPS = 150
+EMA_DECAY = 0.998
+NO_CAPTION, ALL_CAPTIONS = 0.1, 0.3
+MIN_SNR_GAMMA = 5.0
+# A share of the latents' deviation: what the UNet hands over is never exact.
+DECODER_JITTER = 0.02
+
+
+# --------------------------------------------------------------------------------------------- data
+
+
+class TrainingSet:
+    """Pictures and tokenised captions of the ids from `FIRST_TRAINING_ID`, cached on disk.
+
+    Attributes
+    ----------
+    pictures : ndarray of uint8, shape (n, 64, 64, 3)
+    tokens : Tensor of int64, shape (n, 5, 32)
+    """
+
+    def __init__(self, work: Path, n: int, tokenizer):
+        path = work / f"pictures-{n}.npy"
+        ids = range(FIRST_TRAINING_ID, FIRST_TRAINING_ID + n)
+        if not path.exists():
+            pictures = np.stack([world.picture(i) for i in tqdm(ids, "drawing", mininterval=5)])
+            with atomic_path(path) as temporary:
+                np.save(temporary, pictures)
+        self.pictures = np.load(path, mmap_mode="r")
+        sentences = [sentence for i in ids for sentence in world.captions(i)]
+        self.tokens = tokenize(tokenizer, sentences).reshape(n, 5, -1)
+
+    def __len__(self):
+        return len(self.pictures)
+
+    def rgb(self, rows: np.ndarray, device) -> torch.Tensor:
+        """Return pictures as float32 in [-1, 1], shape (len(rows), 3, 64, 64)."""
+        return to_rgb(self.pictures[np.sort(rows)], device)
+
+
+def to_rgb(pictures: np.ndarray, device) -> torch.Tensor:
+    """Turn uint8 (n, h, w, 3) into float32 (n, 3, h, w) in [-1, 1]."""
+    tensor = torch.from_numpy(np.ascontiguousarray(pictures)).to(device)
+    return tensor.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def tokenize(tokenizer, sentences: list[str]) -> torch.Tensor:
+    """Return token ids, int64 (n, 32), padded with the end token."""
+    return tokenizer(
+        sentences,
+        padding="max_length",
+        max_length=models.MAX_LENGTH,
+        truncation=True,
+        return_tensors="pt",
+    ).input_ids
+
+
+def load_tokenizer(work: Path):
+    """Return the tokenizer of this training, learnt once and kept in `work`."""
+    folder = work / "tokenizer"
+    if not (folder / "tokenizer_config.json").exists():
+        ids = range(FIRST_TRAINING_ID, FIRST_TRAINING_ID + 4000)
+        models.build_tokenizer(c for i in ids for c in world.captions(i)).save_pretrained(folder)
+    return models.CLIPTokenizer.from_pretrained(folder)
+
+
+# ------------------------------------------------------------------------------------------- losses
+
+
+def autoencoder_loss(model: nn.Module, data: TrainingSet, rows, device) -> torch.Tensor:
+    """Squared and absolute error of the reconstruction, and a small pull of latents to N(0, 1)."""
+    rgb = data.rgb(rows, device)
+    posterior = model.encode(rgb).latent_dist
+    out = model.decode(posterior.sample()).sample.float()
+    return F.mse_loss(out, rgb) + 0.1 * F.l1_loss(out, rgb) + 2e-7 * posterior.kl().mean()
+
+
+def decoder_loss(model: nn.Module, data: TrainingSet, latents, rows, device) -> torch.Tensor:
+    """Squared and absolute error of pictures decoded from fixed latents, slightly jittered."""
+    rows = np.sort(rows)
+    z = latents[rows].to(device)
+    out = model.decode(z + DECODER_JITTER * torch.randn_like(z)).sample.float()
+    rgb = data.rgb(rows, device)
+    return F.mse_loss(out, rgb) + 0.1 * F.l1_loss(out, rgb)
+
+
+def clip_loss(model: nn.Module, data: TrainingSet, rows, device) -> torch.Tensor:
+    """Symmetric contrastive loss of pictures and one of their five captions (CLIP, 2103.00020)."""
+    rows = np.sort(rows)
+    which = torch.randint(0, 5, (len(rows),))
+    edge = model.config.vision_config.image_size
+    rgb = clip_normalise(data.rgb(rows, device), edge)
+    tokens = data.tokens[rows, which].to(device)
+    logits = model(input_ids=tokens, pixel_values=rgb).logits_per_image.float()
+    target = torch.arange(len(rows), device=device)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def clip_normalise(rgb: torch.Tensor, edge: int) -> torch.Tensor:
+    """Resize pictures in [-1, 1] to `edge` and apply the phantom CLIPs' mean and deviation."""
+    if rgb.shape[-1] != edge:
+        rgb = F.interpolate(rgb, (edge, edge), mode="bicubic", antialias=True, align_corners=False)
+    mean, deviation = models.CLIP_MEAN[0], models.CLIP_STD[0]
+    return (rgb.clamp(-1, 1) / 2 + 0.5 - mean) / deviation
+
+
+class ConditionedUNet(nn.Module):
+    """The UNet and the text encoder that learns with it, as one thing to optimise."""
+
+    def __init__(self, unet: nn.Module, text: nn.Module):
+        super().__init__()
+        self.unet, self.text = unet, text
+
+
+def conditions(text: nn.Module, tokens: torch.Tensor, empty: torch.Tensor) -> torch.Tensor:
+    """Encode captions as stage 1 meets them: one, the mean over all five, or none.
+
+    Parameters
+    ----------
+    text : CLIPTextModel
+    tokens : Tensor of int64, shape (n, 5, 32)
+    empty : Tensor of int64, shape (1, 32)
+        The empty caption, which guidance needs.
+
+    Returns
+    -------
+    Tensor, shape (n, 32, 128)
+    """
+    n = len(tokens)
+    n_all, n_none = round(ALL_CAPTIONS * n), round(NO_CAPTION * n)
+    which = torch.randint(0, 5, (n - n_all - n_none,))
+    single = tokens[torch.arange(n_all, n - n_none), which]
+    # The averages cost five passes each, so the text encoder itself learns from the others.
+    with torch.no_grad():
+        hidden = text(input_ids=tokens[:n_all].flatten(0, 1)).last_hidden_state
+    averaged = hidden.unflatten(0, (n_all, 5)).mean(1)
+    others = text(input_ids=torch.cat([single, empty.expand(n_none, -1)])).last_hidden_state
+    return torch.cat([averaged, others])
+
+
+def unet_loss(model: ConditionedUNet, batch, levels: torch.Tensor) -> torch.Tensor:
+    """Error of the predicted velocity, weighted by min(SNR, 5) (Hang et al. 2303.09556)."""
+    latents, tokens, empty = batch
+    step = torch.sigmoid(torch.randn(len(latents), device=latents.device) * 1.2 + 0.2)
+    step = (step * len(levels)).long().clamp(0, len(levels) - 1)
+    signal = levels[step].view(-1, 1, 1, 1)
+    noise = torch.randn_like(latents)
+    noised = signal.sqrt() * latents + (1 - signal).sqrt() * noise
+    velocity = signal.sqrt() * noise - (1 - signal).sqrt() * latents
+    out = model.unet(noised, step, conditions(model.text, tokens, empty)).sample.float()
+    snr = signal / (1 - signal)
+    weight = snr.clamp(max=MIN_SNR_GAMMA) / (snr + 1)
+    return (weight * (out - velocity).square()).mean() / weight.mean()
+
+
+# ---------------------------------------------------------------------------------- the loop itself
+
+
+def save_checkpoint(path: Path, model, ema, optimiser, progress: dict) -> None:
+    """Write weights, their running mean, Adam's moments and the progress, as safetensors."""
+    tensors = {f"model.{k}": v.contiguous().cpu() for k, v in model.state_dict().items()}
+    tensors |= {f"ema.{k}": v.contiguous().cpu().clone() for k, v in ema.items()}
+    for k, state in optimiser.state_dict()["state"].items():
+        tensors |= {
+            f"adam.{k}.{n}": torch.as_tensor(v).cpu().contiguous() for n, v in state.items()
+        }
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={"progress": json.dumps(progress)})
+
+
+def load_checkpoint(path: Path, model, optimiser) -> tuple[dict, dict]:
+    """Restore what `save_checkpoint` wrote; return the running mean and the progress."""
+    with safe_open(path, "pt") as file:
+        progress = json.loads(file.metadata()["progress"])
+        tensors = {key: file.get_tensor(key) for key in file.keys()}
+    model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
+    moments: dict = {}
+    for key, value in tensors.items():
+        if key.startswith("adam."):
+            _, index, name = key.split(".")
+            moments.setdefault(int(index), {})[name] = value
+    saved = optimiser.state_dict()
+    optimiser.load_state_dict({"state": moments, "param_groups": saved["param_groups"]})
+    return {k[4:]: v for k, v in tensors.items() if k.startswith("ema.")}, progress
+
+
+def learning_rate(stage: str, step: int, share: float) -> float:
+    """Return the rate: a linear warm-up, then half a cosine over the `share` of time spent."""
+    warm = min(1.0, (step + 1) / WARM_UP_STEPS)
+    return LEARNING_RATE[stage] * warm * (0.02 + 0.98 * (1 + math.cos(math.pi * share)) / 2)
+
+
+def train_stage(
+    stage: str, work: Path, minutes: float, n_pictures: int, device: str, seed: int = 0
+) -> Path:
+    """Train one model until its time is spent; go on from its checkpoint where there is one.
+
+    Parameters
+    ----------
+    stage : {"autoencoder", "decoder", "clip_guide", "clip_judge", "unet"}
+        "decoder" goes on with the decoding half alone, so that the latents stay as they are and
+        the UNet can learn beside it. It and "unet" need the checkpoint of "autoencoder"; "unet"
+        starts its text encoder from the guide's text tower where that has been trained.
+    work : Path
+        Folder of checkpoints, logs and cached pictures.
+    minutes : float
+        Time to train in all, earlier runs counted in.
+    n_pictures : int
+        Size of the training set.
+    device : str
+        A torch device.
+    seed : int
+        Seed of initial weights and batches.
+
+    Returns
+    -------
+    Path
+        The checkpoint.
+    """
+    torch.manual_seed(seed + STAGES.index(stage))
+    tokenizer = load_tokenizer(work)
+    data = TrainingSet(work, n_pictures, tokenizer)
+    model, loss_of = _prepare(stage, work, data, tokenizer, device)
+    decay = 0.1 if stage.startswith("clip") else 1e-4
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.AdamW(learning, betas=(0.9, 0.99), weight_decay=decay, fused=True)
+    path = work / f"{stage}.safetensors"
+    ema = {k: v.clone() for k, v in model.state_dict().items()}
+    progress = {"step": 0, "seconds": 0.0}
+    if path.exists():
+        ema, progress = load_checkpoint(path, model, optimiser)
+        ema = {k: v.to(device) for k, v in ema.items()}
+    if progress["seconds"] < 60 * minutes:
+        progress["settings"] = _settings(stage, n_pictures, seed, device)
+    torch.manual_seed(seed + 1000 + progress["step"])
+    rng = np.random.default_rng(seed + progress["step"])
+    _loop(stage, model, ema, optimiser, loss_of, progress, minutes, (path, len(data), rng, device))
+    return path
+
+
+def _settings(stage: str, n_pictures: int, seed: int, device: str) -> dict:
+    """Return what the model card says about a training."""
+    kind = torch.device(device).type
+    n = torch.get_num_threads()
+    cores = f"CPU, {n} core" + "s" * (n > 1)
+    return {
+        "pictures": n_pictures,
+        "batch": BATCH[stage],
+        "learning_rate": LEARNING_RATE[stage],
+        "seed": seed + STAGES.index(stage),
+        "device": torch.cuda.get_device_name(device) if kind == "cuda" else cores,
+    }
+
+
+def _loop(stage, model, ema, optimiser, loss_of, progress, minutes, rest) -> None:
+    path, n, rng, device = rest
+    started, saved, losses = time.monotonic() - progress["seconds"], time.monotonic(), []
+    bar = tqdm(desc=stage, initial=progress["step"], mininterval=20, unit=" steps")
+    while (elapsed := time.monotonic() - started) < 60 * minutes:
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(stage, progress["step"], elapsed / (60 * minutes))
+        with torch.autocast(torch.device(device).type, torch.bfloat16):
+            loss = loss_of(model, rng.choice(n, BATCH[stage], replace=False))
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        decay = min(EMA_DECAY, (1 + progress["step"]) / (10 + progress["step"]))
+        _average(ema, model, decay)
+        progress["step"] += 1
+        losses.append(loss.item())
+        bar.update()
+        if progress["step"] % 50 == 0:
+            progress["seconds"] = time.monotonic() - started
+            _log(path.with_suffix(".csv"), progress, float(np.mean(losses)))
+            losses.clear()
+        if time.monotonic() - saved > CHECKPOINT_SECONDS:
+            progress["seconds"] = time.monotonic() - started
+            save_checkpoint(path, model, ema, optimiser, progress)
+            saved = time.monotonic()
+    progress["seconds"] = max(progress["seconds"], time.monotonic() - started)
+    save_checkpoint(path, model, ema, optimiser, progress)
+
+
+@torch.no_grad()
+def _average(ema: dict, model: nn.Module, decay: float) -> None:
+    for name, value in model.state_dict().items():
+        if value.is_floating_point():
+            ema[name].lerp_(value, 1 - decay)
+
+
+def _log(path: Path, progress: dict, loss: float) -> None:
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.writer(file)
+        if new:
+            writer.writerow(["step", "minutes", "loss"])
+        writer.writerow([progress["step"], round(progress["seconds"] / 60, 2), round(loss, 6)])
+
+
+def _prepare(stage: str, work: Path, data: TrainingSet, tokenizer, device: str):
+    """Return an untrained model of a stage and its loss as a function of (model, rows)."""
+    if stage == "autoencoder":
+        model = models.build_autoencoder().to(device, memory_format=torch.channels_last)
+        return model, lambda m, rows: autoencoder_loss(m, data, rows, device)
+    if stage == "decoder":
+        model = trained_autoencoder(work).to(device, memory_format=torch.channels_last).train()
+        model.encoder.requires_grad_(False)
+        model.quant_conv.requires_grad_(False)
+        latents = encode_latents(work, data, device) / model.config.scaling_factor
+        return model, lambda m, rows: decoder_loss(m, data, latents, rows, device)
+    if stage.startswith("clip"):
+        model = models.build_clip(stage, tokenizer).to(device)
+        # On short sequences and a CPU, plain attention trains twice as fast as the fused kernel.
+        model.set_attn_implementation("eager")
+        return model, lambda m, rows: clip_loss(m, data, rows, device)
+    text = models.build_text_encoder(tokenizer, 128, 4)
+    if (work / "clip_guide.safetensors").exists():
+        text.load_state_dict(_text_tower(work / "clip_guide.safetensors"), strict=False)
+    text.set_attn_implementation("eager")
+    model = ConditionedUNet(models.build_unet(), text).to(device)
+    model.unet.set_attn_processor(AttnProcessor())
+    latents, tokens = encode_latents(work, data, device).to(device), data.tokens.to(device)
+    levels = models.build_scheduler().alphas_cumprod.to(device)
+    empty = tokenize(tokenizer, [""]).to(device)
+    return model, lambda m, rows: unet_loss(m, (latents[rows], tokens[rows], empty), levels)
+
+
+def _text_tower(path: Path) -> dict:
+    with safe_open(path, "pt") as file:
+        names = [k for k in file.keys() if k.startswith("ema.text_model.")]
+        return {k.removeprefix("ema.text_model."): file.get_tensor(k) for k in names}
+
+
+@torch.no_grad()
+def encode_latents(work: Path, data: TrainingSet, device: str) -> torch.Tensor:
+    """Return the latents of all training pictures in unit variance, float32 (n, 4, 16, 16)."""
+    path, trained = work / f"latents-{len(data)}.npy", work / "autoencoder.safetensors"
+    if not path.exists() or path.stat().st_mtime < trained.stat().st_mtime:
+        model = trained_autoencoder(work).to(device)
+        with torch.autocast(torch.device(device).type, torch.bfloat16):
+            latents = [
+                model.encode(data.rgb(rows, device)).latent_dist.mean.float().cpu()
+                for rows in tqdm(_blocks(len(data), 256), "latents", mininterval=5)
+            ]
+        with atomic_path(path) as temporary:
+            np.save(temporary, (torch.cat(latents) * model.config.scaling_factor).numpy())
+    return torch.from_numpy(np.load(path))
+
+
+def _blocks(n: int, size: int) -> Iterator[np.ndarray]:
+    yield from np.array_split(np.arange(n), max(1, n // size))
+
+
+# ------------------------------------------------------------------------------------------- export
+
+
+def _load_ema(model: nn.Module, path: Path) -> nn.Module:
+    with safe_open(path, "pt") as file:
+        names = [k for k in file.keys() if k.startswith("ema.")]
+        model.load_state_dict({k[4:]: file.get_tensor(k) for k in names})
+    return model.eval()
+
+
+def trained_autoencoder(work: Path):
+    """Return the autoencoder as far as it is, its `scaling_factor` set for unit variance."""
+    paths = [work / f"{stage}.safetensors" for stage in ("decoder", "autoencoder")]
+    path = next(path for path in paths if path.exists() or path == paths[-1])
+    model = _load_ema(models.build_autoencoder(), path)
+    ids = range(FIRST_TRAINING_ID, FIRST_TRAINING_ID + 256)
+    rgb = to_rgb(np.stack([world.picture(i) for i in ids]), "cpu")
+    with torch.no_grad():
+        latents = model.encode(rgb).latent_dist.mean
+    model.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
+    return model
+
+
+def export(work: Path, out: Path) -> None:
+    """Save what has been trained as folders that diffusers and transformers load, in float16."""
+    tokenizer = load_tokenizer(work)
+    for name in ("clip_guide", "clip_judge"):
+        model = _load_ema(models.build_clip(name, tokenizer), work / f"{name}.safetensors")
+        model.half().save_pretrained(out / name)
+        _open_as_float32(out / name)
+        tokenizer.save_pretrained(out / name)
+        models.build_image_processor(name).save_pretrained(out / name)
+    text = models.build_text_encoder(tokenizer, 128, 4)
+    both = _load_ema(ConditionedUNet(models.build_unet(), text), work / "unet.safetensors")
+    StableDiffusionPipeline(
+        vae=trained_autoencoder(work).half(),
+        unet=both.unet.half(),
+        text_encoder=both.text.half(),
+        tokenizer=tokenizer,
+        scheduler=models.build_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(out / "stable_diffusion")
+    _open_as_float32(out / "stable_diffusion" / "text_encoder")
+    _export_records(work, out)
+
+
+def adopt(weights: Path, work: Path) -> None:
+    """Write checkpoints from exported weights, so that training goes on from them.
+
+    Parameters
+    ----------
+    weights : Path
+        What `export` wrote. Adam's moments are not in it and begin anew.
+    work : Path
+        Folder of checkpoints; those that are there stay as they are.
+    """
+    pipeline = StableDiffusionPipeline.from_pretrained(weights / "stable_diffusion")
+    if not (work / "tokenizer").exists():
+        pipeline.tokenizer.save_pretrained(work / "tokenizer")
+    both = ConditionedUNet(pipeline.unet, pipeline.text_encoder)
+    known = {"autoencoder": pipeline.vae, "decoder": pipeline.vae, "unet": both}
+    for stage in STAGES:
+        path = work / f"{stage}.safetensors"
+        if path.exists():
+            continue
+        model = known.get(stage) or models.CLIPModel.from_pretrained(weights / stage)
+        state = {k: v.float() for k, v in model.state_dict().items()}
+        nothing = torch.optim.AdamW(model.parameters())
+        save_checkpoint(path, model.float(), state, nothing, {"step": 0, "seconds": 0.0})
+
+
+def _open_as_float32(folder: Path) -> None:
+    """Let transformers open half-precision weights in float32, as diffusers does.
+
+    Otherwise a pipeline that is loaded without naming a precision is float16 in one part
+    and float32 in another, and fails.
+    """
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps({**config, "dtype": "float32"}, indent=2) + "\n")
+
+
+def _export_records(work: Path, out: Path) -> None:
+    """Write the settings and loss curves of all stages, for the model card."""
+    settings, curves = {}, [("stage", "step", "minutes", "loss")]
+    for stage in [name for name in STAGES if (work / f"{name}.safetensors").exists()]:
+        with safe_open(work / f"{stage}.safetensors", "pt") as file:
+            progress = json.loads(file.metadata()["progress"])
+        settings[stage] = {
+            **progress.get("settings", {}),
+            "steps": progress["step"],
+            "minutes": round(progress["seconds"] / 60, 1),
+        }
+        curves += [(stage, *row) for row in _read_log(work / f"{stage}.csv")]
+    with atomic_path(out / "training.json") as temporary:
+        temporary.write_text(json.dumps(settings, indent=1) + "\n")
+    with atomic_path(out / "curves.csv") as temporary, temporary.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(curves)
+
+
+def _read_log(path: Path) -> list[list[str]]:
+    """Rows of a log, without those that a run after a kill has written again."""
+    rows: list[list[str]] = []
+    if path.exists():
+        with path.open(newline="") as file:
+            for row in list(csv.reader(file))[1:]:
+                rows = [old for old in rows if int(old[0]) < int(row[0])] + [row]
+    return rows
+
+
+# ------------------------------------------------------------------------------------- command line
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train, export and evaluate; see `--help`."""
+    parser = argparse.ArgumentParser(prog="python -m studies.training")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path(__file__).parents[1] / "minddiff_utils" / "phantom" / "weights",
+    )
+    parser.add_argument("--work", type=Path, default=Path("runs/training"))
+    parser.add_argument("--minutes", type=float, default=240, help="time for all stages together")
+    parser.add_argument("--stages", default=",".join(STAGES), help="those to train, in order")
+    parser.add_argument("--pictures", type=int, default=len(world.TRAINING_IDS))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=None, help="processor cores to use")
+    parser.add_argument("--start", type=Path, help="exported weights to go on from")
+    parser.add_argument(
+        "--evaluate", action="store_true", help="only print the held-out bars and write the card"
+    )
+    options = parser.parse_args(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if options.evaluate:
+        # Here, so that training itself needs neither metrics nor the generator.
+        from studies.model_card import evaluate, write_model_card
+
+        try:
+            write_model_card(options.out, evaluate(options.out, options.device))
+        except InputError as error:
+            parser.exit(2, f"{error}\n")
+        return
+    options.work.mkdir(parents=True, exist_ok=True)
+    if options.start:
+        adopt(options.start, options.work)
+    for stage in [name for name in options.stages.split(",") if name]:
+        minutes = options.minutes * SHARES[stage]
+        train_stage(stage, options.work, minutes, options.pictures, options.device)
+    needed = [name for name in STAGES if name != "decoder"]
+    if all((options.work / f"{name}.safetensors").exists() for name in needed):
+        export(options.work, options.out)
+
+
+if __name__ == "__main__":
+    main()
