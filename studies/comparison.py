@@ -50,7 +50,7 @@ class Bench(NamedTuple):
 def _open(subject: Subject) -> Bench:
     (split,) = subject.splits
     fold = prepare_fold(subject, split)
-    ids, design = training_design(subject, split, fold, early_say=Method().early_say)
+    ids, design = training_design(subject, split, fold, early_band_scale=Method().early_band_scale)
     plain = make_design(design.raw, design.folds, None, design.stimulus)
     return Bench(subject, fold, ids, design, plain)
 

@@ -317,7 +317,7 @@ def fit_streamed(
     before = _now()
     # Four voxels of ten are in early areas, which have two says to try.
     early = np.arange(x.shape[1]) < 0.4 * x.shape[1]
-    design = make_design(x, device=device, early=early, early_say=Method().early_say)
+    design = make_design(x, device=device, early=early, early_band_scale=Method().early_band_scale)
     seconds["responses"] = _since(before)
     with h5py.File(features) as source, h5py.File(folder / "decoded.h5", "w") as target:
         for name in source:

@@ -68,7 +68,7 @@ def evaluate(
     n_pictures: int = 256,
     n_steps: int = Settings.n_steps,
     strength: float = Settings.strength,
-    guidance: float = Settings.guidance,
+    guidance_scale: float = Settings.guidance,
 ) -> dict[str, Bar]:
     """Measure the models on held-out pictures and print each bar as it is known.
 
@@ -95,7 +95,7 @@ def evaluate(
     """
     weights, ids = Path(weights), range(FIRST_HELD_OUT_ID, FIRST_HELD_OUT_ID + n_pictures)
     found: dict[str, Bar] = {}
-    stage1_settings = Settings(n_steps=n_steps, strength=strength, guidance=guidance)
+    stage1_settings = Settings(n_steps=n_steps, strength=strength, guidance_scale=guidance_scale)
     for key, bar in _measure(weights, device, ids, stage1_settings):
         print(bar, flush=True)
         found[key] = bar
@@ -125,7 +125,7 @@ def _measure(
     yield "caption_to_picture", Bar(what, share, 0.60)
     again = _image_to_image(generator, ids, pictures, settings)
     where = f"True z, c, {settings.n_steps} steps, strength {settings.strength:g}"
-    where += f", guidance {settings.guidance:g}"
+    where += f", guidance {settings.guidance_scale:g}"
     yield "img2img_ssim", Bar(f"{where}: SSIM", ssim(pictures, again).mean(), 0.80)
     alike = cosine(clip.embed(pictures), clip.embed(again)).mean()
     yield "img2img_judge", Bar(f"{where}: judge", alike, 0.85)

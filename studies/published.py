@@ -29,7 +29,7 @@ CHANGES: dict[str, tuple[dict, str]] = {
     "best quarter of the values": ({}, "quarter"),
     "z alone": ({"optimise": "z"}, "decoded"),
     "c alone": ({"optimise": "c"}, "decoded"),
-    "components for values": ({"structure": "components"}, "decoded"),
+    "components for values": ({"structure_target": "components"}, "decoded"),
     "true values": ({}, "true"),
 }
 
@@ -116,7 +116,7 @@ def main(
     truth = generator.resize(person.stimuli.pictures(decoded["stimulus_id"]))
     judge = load_clip(clip_name(models, "judge"), device, "float32")
     embed = {"clip_judge": judge.embed, "clip_guide": generator.guide.embed}
-    published = solver_settings(iterations, STEPS)["paper"]
+    published = solver_settings(iterations, STEPS)["algorithm_1"]
     shown = sorted({0, iterations // 10, iterations // 3, iterations})
     path = out / f"published_{subject}.csv"
     found = pd.read_csv(path) if path.exists() else pd.DataFrame({"change": []})

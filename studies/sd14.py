@@ -28,7 +28,7 @@ def main(
     steps: Annotated[int, typer.Option(min=1, help="Steps of the whole schedule.")] = 50,
     strength: Annotated[float, typer.Option(help="Share of it that is denoised.")] = 0.7,
     guidance: Annotated[float, typer.Option(help="Weight of the text; 1 is none.")] = 5.0,
-    solver: Annotated[str, typer.Option(help="Of stage 2: paper or fast.")] = "paper",
+    solver: Annotated[str, typer.Option(help="Of stage 2: algorithm_1 or guided.")] = "algorithm_1",
     iterations: Annotated[int, typer.Option(min=1, help="Updates of the paper's solver.")] = 2,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
@@ -57,13 +57,13 @@ def main(
     settings = Settings(
         n_steps=steps,
         strength=strength,
-        guidance=guidance,
+        guidance_scale=guidance,
         iterations=iterations,
         learning_rate=0.01,
         recompute=recompute,
         solver=solver,
-        structure="values",
-        pull=0.0,
+        structure_target="values",
+        z_evidence_weight=0.0,
     )
     generator = _timed(
         "models", place, lambda: build_generator(small, place, precision, 15, save_memory)
@@ -72,7 +72,9 @@ def main(
     z, c, noise, target = _timed("features", place, lambda: prepare_inputs(generator))
     first = _timed("stage 1", place, lambda: stage1(generator, z, c, noise, settings))
     second = _timed(
-        f"stage 2, {iterations} iterations" if solver == "paper" else "stage 2, one guided pass",
+        f"stage 2, {iterations} iterations"
+        if solver == "algorithm_1"
+        else "stage 2, one guided pass",
         place,
         lambda: stage2(generator, z, c, target, noise, settings),
     )
@@ -147,7 +149,7 @@ def _describe(generator: "Generator", settings: "Settings", save_memory: str) ->
     kept = ", ".join(word for word in (save_memory, "recompute" * settings.recompute) if word)
     print(
         f"UNet of {unet:.0f} million weights, pictures of {generator.size} × {generator.size}, "
-        f"{n} of {settings.n_steps} steps, guidance {settings.guidance:g}, on {generator.device} "
+        f"{n} of {settings.n_steps} steps, guidance {settings.guidance_scale:g}, on {generator.device} "
         f"in {str(generator.compute_dtype).removeprefix('torch.')}, "
         f"{torch.get_num_threads()} threads; saving memory by: {kept or 'nothing'}",
         flush=True,

@@ -107,7 +107,7 @@ def compare_rescaling(
     """
     rows: list[dict] = []
     first: dict[str, dict[str, np.ndarray]] = {}
-    alone = replace(settings, solver="paper", iterations=0)
+    alone = replace(settings, solver="algorithm_1", iterations=0)
     for number, (how, decoded) in enumerate(choices.items()):
         made = {}
         for stage, used in (("stage 1", alone), ("stage 2", settings)):

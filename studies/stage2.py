@@ -71,12 +71,12 @@ def solver_settings(iterations: int, steps: int) -> dict:
 
     paper = Settings(
         n_steps=steps,
-        solver="paper",
-        structure="values",
+        solver="algorithm_1",
+        structure_target="values",
         iterations=iterations,
         learning_rate=0.01,
     )
-    return {"fast": Settings(), "paper": paper}
+    return {"guided": Settings(), "algorithm_1": paper}
 
 
 def main(
@@ -140,7 +140,7 @@ def main(
         batch,
     )
     print(table.T.to_string(float_format=lambda value: f"{value:.4g}"))
-    ratio = table.loc["paper"] / table.loc["fast"]
+    ratio = table.loc["algorithm_1"] / table.loc["guided"]
     seconds, cost = ratio["seconds"], ratio["equivalents"]
     print(f"paper / fast: {seconds:.0f} times the seconds, {cost:.0f} times the passes")
     if out:

@@ -17,7 +17,13 @@ if TYPE_CHECKING:
 __all__ = ["estimate", "measure_parts", "measure_passes", "print_cost"]
 
 # As notebooks/params/nsd.yaml and paper.yaml have them.
-FAST = {"n_steps": 20, "strength": 0.7, "guidance": 5.0, "structure": "values", "pull": 0.0}
+FAST = {
+    "n_steps": 20,
+    "strength": 0.7,
+    "guidance_scale": 5.0,
+    "structure_target": "values",
+    "z_evidence_weight": 0.0,
+}
 PAPER_STEPS, PAPER_ITERATIONS = 35, 300
 GIB = 2**30
 
@@ -52,7 +58,7 @@ def print_cost(device: str, dtype: str, batches: Sequence[int], small: bool = Fa
     table = estimate(parts)
     print("Estimated from these parts, for one picture at a time:")
     print(table.to_string(float_format=lambda value: f"{value:,.1f}"))
-    ratio = table.loc["paper"] / table.loc["fast"]
+    ratio = table.loc["algorithm_1"] / table.loc["guided"]
     print(f"paper / fast: {ratio['seconds']:.0f} times the seconds, {ratio.passes:.0f} the passes")
     if place.type == "cuda":
         print("Run to the end, guided pass:")
@@ -82,19 +88,19 @@ def measure_parts(generator: "Generator") -> dict[str, float]:
     empty = generator.empty_condition().to(c)
     z_t = generator.add_noise(z, noise, step[None])
 
-    def predict(z_t: "torch.Tensor", guidance: float = 1.0) -> "torch.Tensor":
-        return generator.predict_clean(z_t, c, empty, step, guidance)
+    def predict(z_t: "torch.Tensor", guidance_scale: float = 1.0) -> "torch.Tensor":
+        return generator.predict_clean(z_t, c, empty, step, guidance_scale)
 
     def plain() -> None:
         with torch.no_grad():
-            predict(z_t, settings.guidance)
+            predict(z_t, settings.guidance_scale)
 
     def painted() -> None:
         leaf = z.clone().requires_grad_(True)
         torch.autograd.grad(loss_of(generator.decode(leaf)).sum(), leaf)
 
     variance = generator.noise_variance(step)
-    once = replace(settings, looks=1)
+    once = replace(settings, gradient_steps=1)
     return {
         "prediction": _seconds(plain, z.device),
         "look": _seconds(
@@ -119,16 +125,16 @@ def estimate(parts: dict[str, float]) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        Rows "fast" and "paper"; columns `seconds`, `passes` (forward-equivalents).
+        Rows "guided" and "algorithm_1"; columns `seconds`, `passes` (forward-equivalents).
     """
     fast, paper = Pass(14, 2), Loop(PAPER_STEPS, PAPER_ITERATIONS)
     prediction, look, painted = parts.values()
     step = prediction + 2 * (look - painted)  # both halves, there and then there and back
     seconds = {
-        "fast": fast.denoising * (fast.looks * look + prediction),
-        "paper": paper.iterations * (paper.denoising * step + painted),
+        "guided": fast.denoising * (fast.looks * look + prediction),
+        "algorithm_1": paper.iterations * (paper.denoising * step + painted),
     }
-    passes = {"fast": fast.equivalents, "paper": paper.equivalents}
+    passes = {"guided": fast.equivalents, "algorithm_1": paper.equivalents}
     return pd.DataFrame({"seconds": seconds, "passes": passes})
 
 

@@ -1,6 +1,6 @@
 """Choose the settings of both stages on training pictures, so that test pictures stay unseen.
 
-`python -m studies.tuning --vary strength=0.4,0.6 --vary reach=0,0.2,0.3` decodes held-out
+`python -m studies.tuning --vary strength=0.4,0.6 --vary step_size=0,0.2,0.3` decodes held-out
 *training* pictures of a subject and prints what every combination of values reaches on them.
 """
 

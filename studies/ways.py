@@ -13,7 +13,7 @@ import torch
 
 from minddiff_utils.evaluation.stored import DEFAULT_WAY, REFERENCE_WAY
 from minddiff_utils.models.stable_diffusion import Generator
-from minddiff_utils.reconstruction.guided_sampling import follow, guided_pass, pull
+from minddiff_utils.reconstruction.guided_sampling import add_z_evidence, follow, guided_pass
 from minddiff_utils.reconstruction.stages import (
     algorithm_1,
     generate,
@@ -68,14 +68,14 @@ def walk(
         variance = generator.noise_variance(step)
         predict = partial(_clean, generator, c, empty, step)
         if look == "step":
-            way = partial(predict, settings.guidance)
+            way = partial(predict, settings.guidance_scale)
             z_t = follow(generator, z_t, way, loss_of, variance, settings)[0]
         with torch.no_grad():
-            z_0 = predict(settings.guidance, z_t)
+            z_0 = predict(settings.guidance_scale, z_t)
         if look == "clean":
             z_0 = follow(generator, z_0, torch.clone, loss_of, variance, settings)[0]
         if belief is not None:
-            z_0 = pull(z_0, belief, variance, settings.pull)
+            z_0 = add_z_evidence(z_0, belief, variance, settings.z_evidence_weight)
         if sampler == "dpm":
             z_t, before = dpm_step(generator, z_t, z_0, step, before), (z_0, step)
         else:
@@ -165,9 +165,9 @@ def truncated(
     for _ in range(settings.iterations):
         with torch.no_grad():
             z_t = generator.add_noise(z, noise, timesteps[:1])
-            z_t = generator.denoise(z_t, c, timesteps[:-last], settings.guidance)
+            z_t = generator.denoise(z_t, c, timesteps[:-last], settings.guidance_scale)
         z_t = z_t + kept * (z - z.detach())
-        z_0 = generator.denoise(z_t, c, timesteps[-last:], settings.guidance)
+        z_0 = generator.denoise(z_t, c, timesteps[-last:], settings.guidance_scale)
         loss = _loss(generator, target, settings, generator.decode(z_0)).sum()
         adam.zero_grad()
         loss.backward()
@@ -209,31 +209,31 @@ def afterwards(
         return generate(generator, z_0, c, noise, settings)
 
 
-OUTER = {"solver": "paper", "iterations": 10, "learning_rate": 0.1}
-BOTH = {"through": "both"}
-ONE = {"through": "both", "looks": 1}
+OUTER = {"solver": "algorithm_1", "iterations": 10, "learning_rate": 0.1}
+BOTH = {"gradient_through": "both"}
+ONE = {"gradient_through": "both", "gradient_steps": 1}
 # Name -> (way, changes of the default settings). From REFERENCE_WAY on, rows differ from that one.
 WAYS: dict[str, tuple[Way, dict]] = {
     DEFAULT_WAY: (by_settings, {}),
-    "stage 1 alone": (walk, {"pull": 0.0}),
+    "stage 1 alone": (walk, {"z_evidence_weight": 0.0}),
     "gradient through both halves": (by_settings, BOTH),
-    "3 looks, both halves": (by_settings, BOTH | {"looks": 3}),
-    "4 looks, both halves": (by_settings, BOTH | {"looks": 4}),
+    "3 looks, both halves": (by_settings, BOTH | {"gradient_steps": 3}),
+    "4 looks, both halves": (by_settings, BOTH | {"gradient_steps": 4}),
     REFERENCE_WAY: (by_settings, ONE),
     "pull of z, no structure": (walk, {}),
-    "structure, no pull of z": (by_settings, ONE | {"pull": 0.0}),
-    "fits decoded values": (by_settings, ONE | {"structure": "values"}),
-    "every second step guided": (by_settings, ONE | {"every": 2}),
-    "first 2 steps guided": (by_settings, ONE | {"guided": 2}),
-    "reach 0.1": (by_settings, ONE | {"reach": 0.1}),
-    "reach 0.3": (by_settings, ONE | {"reach": 0.3}),
-    "reach 0.4": (by_settings, ONE | {"reach": 0.4}),
-    "reach 0.8": (by_settings, ONE | {"reach": 0.8}),
-    "pull counted twice": (by_settings, ONE | {"pull": 2.0}),
-    "no guidance by text": (by_settings, ONE | {"guidance": 1.0}),
+    "structure, no pull of z": (by_settings, ONE | {"z_evidence_weight": 0.0}),
+    "fits decoded values": (by_settings, ONE | {"structure_target": "values"}),
+    "every second step guided": (by_settings, ONE | {"guide_every": 2}),
+    "first 2 steps guided": (by_settings, ONE | {"n_guided_steps": 2}),
+    "reach 0.1": (by_settings, ONE | {"step_size": 0.1}),
+    "reach 0.3": (by_settings, ONE | {"step_size": 0.3}),
+    "reach 0.4": (by_settings, ONE | {"step_size": 0.4}),
+    "reach 0.8": (by_settings, ONE | {"step_size": 0.8}),
+    "pull counted twice": (by_settings, ONE | {"z_evidence_weight": 2.0}),
+    "no guidance by text": (by_settings, ONE | {"guidance_scale": 1.0}),
     "5 of 9 steps → 3 of 5": (by_settings, ONE | {"n_steps": 5}),
     "5 of 9 steps → 10 of 18": (by_settings, ONE | {"n_steps": 18}),
-    "gradient through the text's half": (by_settings, {"looks": 1}),
+    "gradient through the text's half": (by_settings, {"gradient_steps": 1}),
     "gradient at the clean latent": (partial(walk, look="clean"), ONE),
     "DPM-Solver++, 5 of 9 steps": (partial(walk, look="step", sampler="dpm"), ONE),
     "DPM-Solver++, 3 of 5 steps": (
@@ -249,5 +249,5 @@ WAYS: dict[str, tuple[Way, dict]] = {
     "10 iterations": (by_settings, OUTER),
     "10 iterations, gradient of the last step": (truncated, OUTER),
     "10 iterations, gradient of the last 2 steps": (partial(truncated, last=2), OUTER),
-    "10 iterations, decoded values": (by_settings, OUTER | {"structure": "values"}),
+    "10 iterations, decoded values": (by_settings, OUTER | {"structure_target": "values"}),
 }

@@ -20,8 +20,10 @@ from studies.published import follow_course
 from studies.stage2 import compare_solvers, count_unet
 from studies.stage2_cost import estimate, measure_passes
 
-FAST = Settings(n_steps=5, strength=0.6, structure="values", pull=0.0, looks=2)
-PAPER = dataclasses.replace(FAST, solver="paper", iterations=2)
+FAST = Settings(
+    n_steps=5, strength=0.6, structure_target="values", z_evidence_weight=0.0, gradient_steps=2
+)
+PAPER = dataclasses.replace(FAST, solver="algorithm_1", iterations=2)
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +35,11 @@ def generator(tiny_models):
     ("settings", "forward", "backward"),
     [
         (FAST, 3 * (2 + 2), 3 * 2),  # steps, looks under the text, both conditions of the step
-        (dataclasses.replace(FAST, through="both"), 3 * 2 * (2 + 1), 3 * 2 * 2),
+        (dataclasses.replace(FAST, gradient_through="both"), 3 * 2 * (2 + 1), 3 * 2 * 2),
         (PAPER, 3 * 2 * 3, 3 * 2 * 2),  # steps, both conditions, iterations and the last picture
         (dataclasses.replace(PAPER, recompute=True), 3 * 2 * (3 + 2), 3 * 2 * 2),
     ],
-    ids=["fast", "both halves", "paper", "recomputed"],
+    ids=["guided", "both halves", "algorithm_1", "recomputed"],
 )
 def test_passes_are_counted(generator, tmp_path, settings, forward, backward):
     with count_unet(generator.unet) as count:
@@ -51,13 +53,13 @@ def test_table_and_going_on(generator, tiny_models, tmp_path):
     truth = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
     judge = load_clip(tiny_models / "clip_judge", "cpu")
     embed = {"clip_judge": judge.embed, "clip_guide": generator.guide.embed}
-    given = (generator, arrays, truth, embed, {"fast": FAST, "paper": PAPER}, tmp_path, 2)
+    given = (generator, arrays, truth, embed, {"guided": FAST, "algorithm_1": PAPER}, tmp_path, 2)
     table = compare_solvers(*given)
-    assert list(table.index) == ["fast", "paper"]
+    assert list(table.index) == ["guided", "algorithm_1"]
     assert list(table.equivalents) == [3 * (4 + 4), 3 * 2 * (3 + 4)]
-    assert (table.loc["fast", ["ssim_gain", "ssim_low", "ssim_high"]] == 0).all()
-    gain = table.ssim["fast"] - table.ssim["paper"]
-    assert table.loc["paper", "ssim_gain"] == pytest.approx(gain)
+    assert (table.loc["guided", ["ssim_gain", "ssim_low", "ssim_high"]] == 0).all()
+    gain = table.ssim["guided"] - table.ssim["algorithm_1"]
+    assert table.loc["algorithm_1", "ssim_gain"] == pytest.approx(gain)
     with count_unet(generator.unet) as count:
         again = compare_solvers(*given)
     assert count.forward == 0  # all of it was there
@@ -80,9 +82,9 @@ def test_the_course_begins_at_stage_1_and_ends_at_the_result(generator, tmp_path
 
 def test_estimate_adds_up_the_parts():
     table = estimate({"prediction": 1.0, "look": 10.0, "painted": 4.0})
-    assert table.seconds["fast"] == 14 * (2 * 10 + 1)
+    assert table.seconds["guided"] == 14 * (2 * 10 + 1)
     # Both halves there, and then there and back.
-    assert table.seconds["paper"] == 300 * (35 * (1 + 2 * (10 - 4)) + 4)
+    assert table.seconds["algorithm_1"] == 300 * (35 * (1 + 2 * (10 - 4)) + 4)
     assert list(table.passes) == [14 * (2 * 3 + 2), 84_000]
 
 

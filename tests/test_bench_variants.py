@@ -16,7 +16,14 @@ from minddiff_utils.settings import Settings
 from studies.variants import compare_ways
 from studies.ways import WAYS, by_settings, dpm_step, truncated, walk
 
-QUICK = Settings(n_steps=5, strength=0.6, structure="values", pull=0.0, looks=2, through="both")
+QUICK = Settings(
+    n_steps=5,
+    strength=0.6,
+    structure_target="values",
+    z_evidence_weight=0.0,
+    gradient_steps=2,
+    gradient_through="both",
+)
 
 
 @pytest.fixture(scope="module")
@@ -41,13 +48,15 @@ def test_another_gradient_is_another_picture(generator, given):
 
 
 def test_without_a_look_it_is_stage_1(generator, given):
-    nothing = dataclasses.replace(QUICK, solver="paper", iterations=0)
+    nothing = dataclasses.replace(QUICK, solver="algorithm_1", iterations=0)
     found = walk(generator, given, QUICK)
     torch.testing.assert_close(found, by_settings(generator, given, nothing).to(found))
 
 
 def test_gradients_through_every_step_are_algorithm_1(generator, given):
-    outer = dataclasses.replace(QUICK, solver="paper", iterations=2, decay=1.0, learning_rate=0.1)
+    outer = dataclasses.replace(
+        QUICK, solver="algorithm_1", iterations=2, learning_rate_decay=1.0, learning_rate=0.1
+    )
     n = len(generator.timesteps(outer.n_steps, outer.strength))
     wanted = by_settings(generator, given, outer)
     torch.testing.assert_close(truncated(generator, given, outer, n), wanted)
@@ -103,7 +112,7 @@ def test_every_way_runs_on_decoded_values(generator):
     """Those that need evidence about z or components are tried in the run that is published."""
     arrays = decoded(generator, 1)
     for name, (way, changes) in WAYS.items():
-        small = changes | {"structure": "values", "pull": 0.0, "n_steps": 9}
+        small = changes | {"structure_target": "values", "z_evidence_weight": 0.0, "n_steps": 9}
         settings = dataclasses.replace(Settings(), **small)
         settings = dataclasses.replace(settings, iterations=min(settings.iterations, 1))
         pictures = way(generator, stage2_inputs(generator, arrays, slice(1), settings), settings)
@@ -116,7 +125,7 @@ def test_a_way_that_is_there_is_not_run_again(tiny_models, tmp_path):
     truth = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
     embed = {"clip_judge": load_clip(tiny_models / "clip_judge", "cpu").embed}
     embed["clip_guide"] = generator.guide.embed
-    values = {"structure": "values", "pull": 0.0, "n_steps": 5}
+    values = {"structure_target": "values", "z_evidence_weight": 0.0, "n_steps": 5}
     ways = {"a": (by_settings, values), "b": (partial(walk, look="clean"), values)}
     path = tmp_path / "a.csv"
     table = compare_ways(generator, arrays, truth, embed, ways, path, batch=2)

@@ -27,11 +27,13 @@ def test_it_is_the_decoder_of_features_in_the_wrong_order(world, method, family)
     features, ids, subject = world
     half = np.arange(subject.responses.shape[1]) % 2 == 0
     subject = dataclasses.replace(subject, roi={"V1": half, "VO": ~half})
-    found = chance_accuracies(subject, features, method=method, n_shuffles=2, n_values=99)
+    found = chance_accuracies(subject, features, method=method, n_permutations=2, n_values=99)
     found = found.set_index(["family", "shuffle"]).correlation
     split = subject.splits[0]
     fold = prepare_fold(subject, split)
-    trained, design = training_design(subject, split, fold, early_say=method.second_say)
+    trained, design = training_design(
+        subject, split, fold, early_band_scale=method.second_band_scale
+    )
     y, true = (
         read_features(features, family, part).reshape(len(part), -1)
         for part in (trained, split.test)
@@ -58,10 +60,10 @@ def test_several_splits_are_judged_together(world):  # noqa: F811
     features, ids, subject = world
     splits = (Split("a", ids[30:], ids[:30]), Split("b", ids[:100], ids[100:]))
     both = dataclasses.replace(subject, splits=splits)
-    found = chance_accuracies(both, features, n_shuffles=3)
+    found = chance_accuracies(both, features, n_permutations=3)
     assert len(found) == 5 * 3 and found.correlation.notna().all()
-    assert found.equals(chance_accuracies(both, features, n_shuffles=3))
-    assert not found.equals(chance_accuracies(both, features, n_shuffles=3, seed=1))
+    assert found.equals(chance_accuracies(both, features, n_permutations=3))
+    assert not found.equals(chance_accuracies(both, features, n_permutations=3, seed=1))
 
 
 def test_interval_is_students_over_deals_for_all_families_together():
@@ -78,5 +80,5 @@ def test_interval_is_students_over_deals_for_all_families_together():
 
 
 def test_one_deal_is_refused(world):  # noqa: F811
-    with pytest.raises(InputError, match="n_shuffles=1"):
-        chance_accuracies(world[2], world[0], n_shuffles=1)
+    with pytest.raises(InputError, match="n_permutations=1"):
+        chance_accuracies(world[2], world[0], n_permutations=1)

@@ -36,7 +36,7 @@ def test_its_defaults_are_those_of_the_phantom(colab):
     given = runs.declared_parameters(colab)
     plan = runs.load_plan(ROOT / "notebooks/params/phantom.yaml", PATH.parent)
     known = {name: value for sheet in plan.sheets for name, value in sheet.defaults.items()}
-    for name in ("models", "reach", "n_steps", "subject"):
+    for name in ("models", "step_size", "n_steps", "subject"):
         assert given[name] == plan.parameters.get(name, known[name])
     assert given["n_train"] == plan.phantom["n_train"]
 

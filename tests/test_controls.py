@@ -197,7 +197,7 @@ def test_settings_are_read_back_from_what_reconstruct_wrote(tiny_models, tmp_pat
     z = rng.normal(size=(2, *generator.encode_pictures(np.zeros((1, 64, 64, 3), "u1")).shape[1:]))
     c = generator.empty_condition().numpy().repeat(2, axis=0)
     decoded = {"stimulus_id": np.array([5, 9]), "z": z, "c": c, "block_1": np.ones((2, 65, 128))}
-    settings = Settings(3, 0.7, solver="paper", iterations=0, structure="values")
+    settings = Settings(3, 0.7, solver="algorithm_1", iterations=0, structure_target="values")
     path = reconstruct(generator, decoded, settings, tmp_path / "x.h5", seed=4)
     assert controls.settings_of(path) == (settings, 4)
     # Told nothing, it paints the same whatever was decoded.

@@ -348,7 +348,7 @@ def two_areas(loud_early):
 @pytest.mark.parametrize("loud_early", [True, False])
 def test_early_areas_have_less_of_a_say_where_that_predicts_better(loud_early):
     x, y, early = two_areas(loud_early)
-    design = make_design(x, early=early, early_say=0.5)
+    design = make_design(x, early=early, early_band_scale=0.5)
     method = Method(target_components=0, rescale_z="none")
     for family in ("z", "c", "embedding"):
         decoder = fit_family(design, y, family, method)[0]
@@ -358,20 +358,20 @@ def test_early_areas_have_less_of_a_say_where_that_predicts_better(loud_early):
 
 
 def test_the_papers_decoder_needs_no_second_fit():
-    assert Method().second_say == Method().early_say == 0.5
-    assert Method("voxel_selected").second_say == 1
+    assert Method().second_band_scale == Method().early_band_scale == 0.5
+    assert Method("voxel_selected").second_band_scale == 1
 
 
 def test_without_two_kinds_of_areas_every_voxel_keeps_its_say(tmp_path):
     x, y, early = two_areas(True)
     assert make_design(x, early=early).others == ()
-    assert make_design(x, early_say=0.5).others == ()
+    assert make_design(x, early_band_scale=0.5).others == ()
     subject, split = repeated(np.ones(6))
     fold = prepare_fold(subject, split)
-    assert training_design(subject, split, fold, early_say=0.5)[1].others == ()
+    assert training_design(subject, split, fold, early_band_scale=0.5)[1].others == ()
     halves = {"V1": np.arange(6) < 3, "VO": np.arange(6) >= 3}
     both = dataclasses.replace(subject, roi=halves)
-    (other,) = training_design(both, split, fold, early_say=0.5)[1].others
+    (other,) = training_design(both, split, fold, early_band_scale=0.5)[1].others
     ratio = other.scale / training_design(both, split, fold)[1].scale
     np.testing.assert_allclose(ratio[:3] / ratio[3:], 0.5, rtol=1e-5)
 
@@ -391,8 +391,8 @@ def test_predictions_that_do_not_vary_are_not_stretched():
         ({"target_components": -1}, "target_components=-1"),
         ({"n_voxels_c": 0}, "n_voxels_c=0"),
         ({"alpha": 0}, "alpha=0"),
-        ({"early_say": 0}, "early_say=0"),
-        ({"early_say": 1.5}, "early_say=1.5"),
+        ({"early_band_scale": 0}, "early_band_scale=0"),
+        ({"early_band_scale": 1.5}, "early_band_scale=1.5"),
     ],
 )
 def test_unknown_ways_are_named(settings, said):

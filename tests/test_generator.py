@@ -59,10 +59,10 @@ def captions():
     return [world.captions(i) for i in IDS]
 
 
-def generate(generator, z, c, noise, n_steps=4, strength=0.5, guidance=2.0, recompute=False):
+def generate(generator, z, c, noise, n_steps=4, strength=0.5, guidance_scale=2.0, recompute=False):
     steps = generator.timesteps(n_steps, strength)
     z = generator.add_noise(z, noise, steps[:1])
-    return generator.denoise(z, c, steps, guidance, recompute)
+    return generator.denoise(z, c, steps, guidance_scale, recompute)
 
 
 # ------------------------------------------------------------------------------- against diffusers

@@ -11,7 +11,7 @@ from minddiff_utils.decoding.components import Components, evidence
 from minddiff_utils.io import InputError
 from minddiff_utils.models.stable_diffusion import load_generator, to_pictures
 from minddiff_utils.reconstruction import stages as reconstruction
-from minddiff_utils.reconstruction.guided_sampling import follow, pull
+from minddiff_utils.reconstruction.guided_sampling import add_z_evidence, follow
 from minddiff_utils.reconstruction.losses import Belief, Evidence, belief_from
 from minddiff_utils.reconstruction.stages import (
     picture_losses,
@@ -24,7 +24,9 @@ from minddiff_utils.reconstruction.stages import (
 )
 from minddiff_utils.settings import Settings
 
-QUICK = Settings(n_steps=5, strength=0.6, guidance=2.0, structure="values", pull=0.0)
+QUICK = Settings(
+    n_steps=5, strength=0.6, guidance_scale=2.0, structure_target="values", z_evidence_weight=0.0
+)
 N = 3
 
 
@@ -74,22 +76,22 @@ def plain_pass(generator, z, c, target, belief, noise, settings):
 
         def clean_of(x, step=step, a=a):
             without = generator.unet(x, step, empty).sample
-            v = without + settings.guidance * (generator.unet(x, step, c).sample - without)
+            v = without + settings.guidance_scale * (generator.unet(x, step, c).sample - without)
             return a.sqrt() * x - (1 - a).sqrt() * v
 
         def seen_by_the_loss(x, step=step, a=a, clean_of=clean_of):
-            if settings.through == "both":
+            if settings.gradient_through == "both":
                 return clean_of(x)
             return a.sqrt() * x - (1 - a).sqrt() * generator.unet(x, step, c).sample
 
-        guided = number % settings.every == 0
-        for _ in range(settings.looks * guided):
+        guided = number % settings.guide_every == 0
+        for _ in range(settings.gradient_steps * guided):
             x = x.detach().requires_grad_(True)
             clean = seen_by_the_loss(x) / generator.vae.config.scaling_factor
             rgb = generator.vae.decode(clean).sample
             g = torch.autograd.grad(plain_loss(generator, rgb, target), x)[0]
             open_ = ((1 - a) / a) / (1 + (1 - a) / a)
-            length = settings.reach / settings.looks * open_.sqrt()
+            length = settings.step_size / settings.gradient_steps * open_.sqrt()
             x = x.detach() - length * g / g.square().mean().sqrt()
         with torch.no_grad():
             clean = clean_of(x)
@@ -99,7 +101,7 @@ def plain_pass(generator, z, c, target, belief, noise, settings):
             for k in range(belief.value.shape[1]):
                 u = belief.basis[0, :, k]
                 known = s2 * belief.spread[0, k] / (s2 + belief.spread[0, k])
-                share = known / (known + belief.variance[0, k] / settings.pull)
+                share = known / (known + belief.variance[0, k] / settings.z_evidence_weight)
                 flat += share * (belief.value[0, k] - clean.flatten() @ u) * u
             clean = flat.view_as(clean)
         eps = (x - a.sqrt() * clean) / (1 - a).sqrt()
@@ -107,13 +109,19 @@ def plain_pass(generator, z, c, target, belief, noise, settings):
     return generator.vae.decode(x / generator.vae.config.scaling_factor).sample
 
 
-@pytest.mark.parametrize(("every", "through"), [(1, "text"), (2, "text"), (1, "both")])
-def test_the_guided_pass_is_that_of_a_plain_transcription(tiny_models, every, through):
+@pytest.mark.parametrize(
+    ("guide_every", "gradient_through"), [(1, "text"), (2, "text"), (1, "both")]
+)
+def test_the_guided_pass_is_that_of_a_plain_transcription(
+    tiny_models, guide_every, gradient_through
+):
     generator = load_generator(tiny_models, "cpu", torch.float64)
     z, c, target, noise = inputs(generator)
     belief = some_belief()
     belief = belief._replace(value=belief.value.double(), basis=belief.basis.double())
-    settings = dataclasses.replace(QUICK, reach=0.5, pull=2.0, every=every, through=through)
+    settings = dataclasses.replace(
+        QUICK, step_size=0.5, z_evidence_weight=2.0, guide_every=every, gradient_through=through
+    )
     found = stage2(generator, z, c, target, noise, settings, belief)
     assert len(found.iterates) == len(range(0, 3, every)) + 1
     for i in range(N):
@@ -127,7 +135,7 @@ def test_the_guided_pass_is_that_of_a_plain_transcription(tiny_models, every, th
 
 def test_without_reach_and_pull_the_pass_is_stage_1(generator):
     z, c, target, noise = inputs(generator)
-    found = stage2(generator, z, c, target, noise, dataclasses.replace(QUICK, reach=0.0))
+    found = stage2(generator, z, c, target, noise, dataclasses.replace(QUICK, step_size=0.0))
     torch.testing.assert_close(
         found.pictures, stage1(generator, z, c, noise, QUICK), rtol=0, atol=1e-4
     )
@@ -135,7 +143,7 @@ def test_without_reach_and_pull_the_pass_is_stage_1(generator):
 
 def test_the_loss_ends_below_that_of_stage_1(generator, tmp_path):
     arrays = decoded(generator)
-    settings = dataclasses.replace(QUICK, reach=0.6)
+    settings = dataclasses.replace(QUICK, step_size=0.6)
     losses, films, pictures = read_trace(reconstruct(generator, arrays, settings, tmp_path / "a"))
     z, c, _, noise = inputs(generator)
     first = to_pictures(stage1(generator, z, c, noise, settings))
@@ -152,7 +160,7 @@ def test_the_loss_ends_below_that_of_stage_1(generator, tmp_path):
 def test_batch_and_order_change_nothing_but_rounding(generator, batch):
     z, c, target, noise = inputs(generator)
     belief = some_belief()
-    settings = dataclasses.replace(QUICK, pull=1.0)
+    settings = dataclasses.replace(QUICK, z_evidence_weight=1.0)
     whole = stage2(generator, z, c, target, noise, settings, belief).pictures
     for rows in ([2, 0], [1])[:: (1, -1)[batch == 1]]:
         part = {name: value[rows] for name, value in target.items()}
@@ -163,7 +171,7 @@ def test_batch_and_order_change_nothing_but_rounding(generator, batch):
 
 def test_a_look_moves_every_picture_by_its_reach(generator):
     z, _, _, _ = inputs(generator)
-    settings = dataclasses.replace(QUICK, reach=0.4, looks=1)
+    settings = dataclasses.replace(QUICK, step_size=0.4, gradient_steps=1)
 
     def loss_of(pictures):
         scale = torch.tensor([1.0, 1e3, 1e-3]).view(-1, 1)
@@ -181,7 +189,7 @@ def test_pull_is_bayes_rule_for_gaussians():
     """Against the posterior mean written with whole covariance matrices."""
     belief = some_belief(n=2, n_values=32, n_splits=2)
     z = torch.randn(2, 2, 4, 4, generator=torch.Generator().manual_seed(1))
-    found = pull(z, belief, 1.7, 1.0)
+    found = add_z_evidence(z, belief, 1.7, 1.0)
     for row in range(2):
         u, lam = belief.basis[row].double(), belief.spread[row].double()
         prior = u @ torch.diag(1.7 * lam / (1.7 + lam)) @ u.T
@@ -211,20 +219,22 @@ def test_components_that_say_nothing_do_not_pull(generator):
     wanted = scores[:, [0, 2]] / r2[[0, 2]] + (components.mean @ basis)[[0, 2]]
     np.testing.assert_allclose(belief.value[:, [0, 2]], wanted, rtol=1e-4)
     z = torch.from_numpy(rng.standard_normal((2, 2, 4, 4)).astype(np.float32))
-    moved = (pull(z, belief, 1.0, 1.0) - z).flatten(1) @ torch.from_numpy(basis)
+    moved = (add_z_evidence(z, belief, 1.0, 1.0) - z).flatten(1) @ torch.from_numpy(basis)
     assert (moved[:, [1, 3]].abs() < 1e-5).all() and (moved[:, [0, 2]].abs() > 1e-3).all()
 
 
 def test_lack_of_evidence_about_z_is_named(generator, tmp_path):
-    settings = dataclasses.replace(QUICK, pull=1.0)
-    with pytest.raises(InputError, match="no evidence_z.*run 02_decoding again, or set pull=0"):
+    settings = dataclasses.replace(QUICK, z_evidence_weight=1.0)
+    with pytest.raises(
+        InputError, match="no evidence_z.*run 02_decoding again, or set z_evidence_weight=0"
+    ):
         reconstruct(generator, decoded(generator), settings, tmp_path / "a.h5")
 
 
 # --- pictures that go astray --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("solver", ["fast", "paper"])
+@pytest.mark.parametrize("solver", ["guided", "algorithm_1"])
 def test_a_picture_without_a_number_falls_back_and_leaves_the_others(generator, tmp_path, solver):
     settings = dataclasses.replace(QUICK, solver=solver, iterations=2, learning_rate=0.1)
     arrays = decoded(generator)

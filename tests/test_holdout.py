@@ -119,4 +119,4 @@ def test_table_shows_the_drop():
     assert table["n"].tolist() == ["8", "7", "12"]  # three pictures are in both groups
     assert ": -.2" in table.loc["cat", "PCC"] or ": -.1" in table.loc["cat", "PCC"]
     empty = holdout.hold_out_table({})
-    assert empty.empty and "holdouts" in empty.attrs["note"]
+    assert empty.empty and "n_holdouts" in empty.attrs["note"]

@@ -46,7 +46,7 @@ def run(tmp_path_factory):
     for deal in range(DEALS):
         path = decode_subject(person, features, out / f"shuffled_{deal}.h5", shuffle_seed=deal)
         shuffled.append(read_decoded(path))
-    first, full = Settings(solver="paper", iterations=0), Settings()
+    first, full = Settings(solver="algorithm_1", iterations=0), Settings()
     decoded = read_decoded(out / "decoded.h5")
     reconstruct(generator, decoded, first, out / "stage1.h5")
     reconstruct(generator, decoded, full, out / "trace.h5")

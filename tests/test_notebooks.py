@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SHEETS = runs.find_sheets(NOTEBOOKS)
 CHAPTERS = [sheet for sheet in SHEETS if not sheet.group]
 PARAMS = sorted((NOTEBOOKS / "params").glob("*.yaml"))
-QUICK = {"n_steps": 3, "batch": 2, "seeds": 2}
+QUICK = {"n_steps": 3, "batch": 2, "n_seeds": 2}
 SUBJECT = "subj01"
 
 

@@ -20,8 +20,8 @@ import pytest
 from test_tree import BETAS, SMALL
 
 from minddiff_utils.datasets import describe_dropped, load_subject, prepare_fold
-from minddiff_utils.datasets.nsd.betas import inspect_betas, read_betas
 from minddiff_utils.datasets.nsd import responses
+from minddiff_utils.datasets.nsd.betas import inspect_betas, read_betas
 from minddiff_utils.datasets.nsd.load import NsdTree
 from minddiff_utils.datasets.nsd.responses import GATHERED, LOCK, StoredResponses
 from minddiff_utils.io import InputError

@@ -27,16 +27,23 @@ PUBLISHED = {
     "alpha": 0.15,
     "select_by": "correlation",
     "n_steps": 50,
-    "guidance": 5.0,
+    "guidance_scale": 5.0,
     "iterations": 300,
     "learning_rate": 0.01,
-    "decay": 0.999,
+    "learning_rate_decay": 0.999,
     "optimise": "zc",
-    "solver": "paper",
-    "structure": "values",
+    "solver": "algorithm_1",
+    "structure_target": "values",
 }
-STAGES = ("n_steps", "strength", "guidance", "iterations", "learning_rate", "decay")
-STAGES += ("solver", "structure", "optimise", "recompute")
+STAGES = ("n_steps", "strength", "guidance_scale", "iterations", "learning_rate")
+    "n_steps",
+    "strength",
+    "guidance_scale",
+    "iterations",
+    "learning_rate",
+    "learning_rate_decay",
+)
+STAGES += ("learning_rate_decay", "solver", "structure_target", "optimise", "recompute")
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +55,7 @@ def test_settings_are_the_published_ones(values):
     assert {name: values[name] for name in PUBLISHED} == PUBLISHED
     assert round(values["strength"] * values["n_steps"]) == 35
     assert hub_name(values["models"]) == (values["models"], REVISIONS[values["models"]])
-    assert Settings(**{name: values[name] for name in STAGES}).solver == "paper"
+    assert Settings(**{name: values[name] for name in STAGES}).solver == "algorithm_1"
 
 
 def test_what_has_no_parameter_is_told_too():

@@ -24,18 +24,20 @@ DEFAULTS = {name: value for sheet in SHEETS for name, value in sheet.defaults.it
 
 
 def test_every_parameter_is_known_and_its_default_fits():
-    assert {*DEFAULTS, "guided"} == {*PARAMETERS}
+    assert {*DEFAULTS, "n_guided_steps"} == {*PARAMETERS}
     assert check(**DEFAULTS) == DEFAULTS
 
 
 REFUSED = {
-    **dict.fromkeys(("batch", "n_shown", "every", "n_voxels_z"), (0, 1.5, True, None, "many")),
-    **dict.fromkeys(("seed", "iterations", "holdouts"), (-1, 0.5, math.nan, math.inf, [1])),
+    **dict.fromkeys(
+        ("batch", "n_shown", "guide_every", "n_voxels_z"), (0, 1.5, True, None, "many")
+    ),
+    **dict.fromkeys(("seed", "iterations", "n_holdouts"), (-1, 0.5, math.nan, math.inf, [1])),
     "n_steps": (0, 1001, 2.5),
     "n_tokens": (-1, 1, 2, 15.5),
     "ssim_size": (-1, 1, 2 * metrics.SSIM_BORDER),
     "strength": (0, 1.01, math.nan, True, "all"),
-    "guidance": (-0.1, 101, math.inf),
+    "guidance_scale": (-0.1, 101, math.inf),
     "dataset": ("nds", 1, None),
     "controls": ("ceiling,floor", 3),
     "protocol": (981, "x"),
@@ -56,14 +58,14 @@ def test_what_does_not_fit_is_named(name):
 def test_values_are_taken_as_they_are_meant(monkeypatch):
     monkeypatch.setenv("SCRATCH", "/scratch/me")
     monkeypatch.setenv("HOME", "/home/me")
-    given = {"seed": 1.0, "n_tokens": 0.0, "ssim_size": 11.0, "sessions": 2.0, "guidance": 3}
+    given = {"seed": 1.0, "n_tokens": 0.0, "ssim_size": 11.0, "sessions": 2.0, "guidance_scale": 3}
     found = check(**given)
     assert found == given and [type(value) for value in found.values()] == [*[int] * 4, float]
     for text, meant in {"~/out": "/home/me/out", "${SCRATCH}/a": "/scratch/me/a", "b": "b"}.items():
         assert check(run_dir=text) == {"run_dir": meant}
     assert type(Settings(n_steps=9.0).n_steps) is int
-    with pytest.raises(InputError, match="looks=1.5"):
-        Settings(looks=1.5)
+    with pytest.raises(InputError, match="gradient_steps=1.5"):
+        Settings(gradient_steps=1.5)
 
 
 def test_choices_are_those_of_the_functions_that_take_them():
@@ -164,7 +166,7 @@ def plan(tmp_path):
     [
         ("alpha: 1e-3", 1e-3),
         ("learning_rate: 5E-4", 5e-4),
-        ("decay: 1e0", 1.0),
+        ("learning_rate_decay: 1e0", 1.0),
         ("alpha: .5", 0.5),
         ("batch: 010", 10),
         ("batch: 0x10", 16),

@@ -107,10 +107,18 @@ def test_neuraldiffuser_guides_seven_of_thirty_seven(steps, guided):
 
 
 def test_neuraldiffuser_is_a_change_of_settings_alone():
-    ours = Settings(n_steps=9, strength=0.56, reach=0.4, looks=3, every=2, pull=2.0)
+    ours = Settings(
+        n_steps=9,
+        strength=0.56,
+        step_size=0.4,
+        gradient_steps=3,
+        guide_every=2,
+        z_evidence_weight=2.0,
+    )
     theirs = peers.neuraldiffuser(ours, 37)
-    assert (theirs.solver, theirs.guided, theirs.every, theirs.looks) == ("fast", 7, 1, 1)
-    changed = {"solver", "guided", "every", "looks", "pull"}
+    found = (theirs.solver, theirs.n_guided_steps, theirs.guide_every, theirs.gradient_steps)
+    assert found == ("guided", 7, 1, 1)
+    changed = {"solver", "n_guided_steps", "guide_every", "gradient_steps", "z_evidence_weight"}
     assert all(
         value == vars(ours)[name] for name, value in vars(theirs).items() if name not in changed
     )
@@ -127,10 +135,10 @@ def test_only_the_first_steps_are_guided(tiny_models):
         looked.append(len(pictures))
         return pictures.square().mean((1, 2, 3))[:, None]
 
-    settings = Settings(n_steps=6, strength=1.0, looks=1, pull=0.0)
+    settings = Settings(n_steps=6, strength=1.0, gradient_steps=1, z_evidence_weight=0.0)
     for guided, n_looks in ((0, 6), (2, 2), (9, 6)):
         looked.clear()
         _, iterates, _ = guided_pass(
-            generator, z, c, loss_of, None, noise, replace(settings, guided=guided)
+            generator, z, c, loss_of, None, noise, replace(settings, n_guided_steps=guided)
         )
         assert len(looked) == len(iterates) == n_looks

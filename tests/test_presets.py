@@ -22,7 +22,7 @@ from minddiff_utils.evaluation.controls import settings_of
 from minddiff_utils.evaluation.holdout import decoding_of
 
 # Sizes alone. No decoder, solver or other choice of a file is changed, but where its comment says.
-SMALL = {"n_steps": 2, "seeds": 1, "n_shuffles": 2, "n_gallery": 8, "n_extra": 20}
+SMALL = {"n_steps": 2, "n_seeds": 1, "n_permutations": 2, "n_gallery": 8, "n_extra": 20}
 # The phantom's models in the place of Stable Diffusion and its judge, which have to be downloaded.
 MODELS = {"models": str(ROOT / "minddiff_utils" / "phantom" / "weights")}
 # The small tree has one subject, and fewer sessions than either protocol takes.
@@ -98,6 +98,6 @@ def test_every_chapter_runs_with_the_parameter_file(name, request, run_plan, tmp
     used = {**vars(method), **vars(settings_of(plan.run / subject / "trace.h5")[0])}
     assert used.items() >= {key: chosen[key] for key in used.keys() & chosen}.items()
     table = pd.read_csv(plan.run / subject / "results.csv")
-    full = {"fast": "stage2", "paper": "algorithm_1"}[chosen["solver"]]
+    full = {"guided": "stage2", "algorithm_1": "algorithm_1"}[chosen["solver"]]
     assert {"stage1", full, *filter(None, chosen["controls"].split(","))} <= {*table["method"]}
     assert np.isfinite(table["mean"]).all()

@@ -32,9 +32,9 @@ from minddiff_utils.settings import Settings
 QUICK = Settings(
     n_steps=3,
     strength=0.7,
-    guidance=2.0,
-    solver="paper",
-    structure="values",
+    guidance_scale=2.0,
+    solver="algorithm_1",
+    structure_target="values",
     iterations=2,
     learning_rate=0.1,
 )
@@ -85,7 +85,7 @@ def plain_picture(generator, z, c, noise, settings):
         a = alphas[step]
         before = alphas[step - stride] if step >= stride else alphas[0]
         without = generator.unet(z, step, empty).sample
-        v = without + settings.guidance * (generator.unet(z, step, c).sample - without)
+        v = without + settings.guidance_scale * (generator.unet(z, step, c).sample - without)
         clean, eps = a.sqrt() * z - (1 - a).sqrt() * v, a.sqrt() * v + (1 - a).sqrt() * z
         z = before.sqrt() * clean + (1 - before).sqrt() * eps
     return generator.vae.decode(z / generator.vae.config.scaling_factor).sample
@@ -126,7 +126,7 @@ def plain_stage2(generator, z, c, target, noise, settings):
         rgb = plain_picture(generator, *values, noise, settings)
         loss = plain_loss(generator, rgb, target)
         losses.append(loss.item())
-        rate = settings.learning_rate * settings.decay**k
+        rate = settings.learning_rate * settings.learning_rate_decay**k
         for i, g in enumerate(torch.autograd.grad(loss, values)):
             first[i] = 0.9 * first[i] + 0.1 * g
             second[i] = 0.999 * second[i] + 0.001 * g**2
@@ -147,7 +147,7 @@ def close(found, wanted, tolerance):
 def test_stage2_is_algorithm_1(tiny_models, dtype, tolerance):
     generator = load_generator(tiny_models, "cpu", dtype)
     z, c, target, noise = inputs(generator, n=2)
-    settings = dataclasses.replace(QUICK, iterations=5, decay=0.9)
+    settings = dataclasses.replace(QUICK, iterations=5, learning_rate_decay=0.9)
     found = stage2(generator, z, c, target, noise, settings)
     for i in range(2):
         row = slice(i, i + 1)
@@ -265,7 +265,7 @@ def arrays_with_evidence(generator):
 
 def test_stage2_fits_the_evidence_of_each_pictures_own_split(generator, tmp_path):
     arrays = arrays_with_evidence(generator)
-    settings = dataclasses.replace(QUICK, structure="components", optimise="z")
+    settings = dataclasses.replace(QUICK, structure_target="components", optimise="z")
     whole = read_trace(reconstruct(generator, arrays, settings, tmp_path / "a.h5", batch=N))
     alone = read_trace(reconstruct(generator, arrays, settings, tmp_path / "b.h5", batch=1))
     assert whole[0].shape == (N, 3, 2)
@@ -284,7 +284,7 @@ def test_no_evidence_leaves_stage_1_as_it_is(generator, tmp_path):
     for name in arrays:
         if name.startswith(("evidence", "projection")):
             arrays[name] = np.zeros_like(arrays[name])
-    settings = dataclasses.replace(QUICK, structure="components")
+    settings = dataclasses.replace(QUICK, structure_target="components")
     _, films, last = read_trace(
         reconstruct(generator, arrays, settings, tmp_path / "a.h5", batch=N, n_films=N)
     )
@@ -292,7 +292,7 @@ def test_no_evidence_leaves_stage_1_as_it_is(generator, tmp_path):
 
 
 def test_lack_of_evidence_is_named(generator, tmp_path):
-    settings = dataclasses.replace(QUICK, structure="components")
+    settings = dataclasses.replace(QUICK, structure_target="components")
     with pytest.raises(InputError, match="no evidence_1.*run 02_decoding again"):
         reconstruct(generator, decoded(generator), settings, tmp_path / "a.h5")
 
@@ -313,12 +313,12 @@ def test_weights_before_the_factors_sum_to_one():
         ("n_steps", 1000),
         ("strength", 0.0),
         ("strength", 1.1),
-        ("guidance", -1.0),
+        ("guidance_scale", -1.0),
         ("iterations", -1),
         ("learning_rate", float("nan")),
-        ("decay", 1.5),
+        ("learning_rate_decay", 1.5),
         ("optimise", "y"),
-        ("structure", "pixels"),
+        ("structure_target", "pixels"),
     ],
 )
 def test_settings_out_of_range_are_named(name, value):
@@ -428,7 +428,7 @@ def test_what_another_run_left_is_not_taken_over(generator, tmp_path, monkeypatc
     if change == "damage":
         partial = path.with_name("trace.h5.partial")
         partial.write_bytes(partial.read_bytes()[:100])
-    settings = dataclasses.replace(quick, guidance=1.5) if change == "settings" else quick
+    settings = dataclasses.replace(quick, guidance_scale=1.5) if change == "settings" else quick
     if change == "inputs":
         given = {**given, "c": given["c"] + 1}
     if change == "order":
@@ -450,7 +450,7 @@ def test_without_z_the_picture_begins_from_noise_and_passes_as_many_steps(genera
     assert not changed["z"].any() and changed["z"].shape == given["z"].shape
     np.testing.assert_array_equal(changed["c"], given["c"])
     assert (whole.n_steps, whole.strength) == (6, 1.0)
-    assert dataclasses.replace(whole, n_steps=10, strength=0.6, pull=1.0) == settings
+    assert dataclasses.replace(whole, n_steps=10, strength=0.6, z_evidence_weight=1.0) == settings
     steps = generator.timesteps(whole.n_steps, whole.strength)
     assert len(steps) == len(generator.timesteps(10, 0.6))
 

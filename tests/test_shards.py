@@ -59,7 +59,13 @@ def parameters(tiny_models, inputs, tmp_path):
             for key, values in arrays.items():
                 file[key] = values
     (sheet,) = [s for s in runs.find_sheets(ROOT / "notebooks") if s.name == execution.SHARDED]
-    quick = {"n_steps": 2, "pull": 0.0, "batch": 2, "structure": "values", "device": "cpu"}
+    quick = {
+        "n_steps": 2,
+        "z_evidence_weight": 0.0,
+        "batch": 2,
+        "structure_target": "values",
+        "device": "cpu",
+    }
     place = {"run_dir": "run", "subject": "s", "models": str(tiny_models)}
     return {**sheet.defaults, **quick, **place}
 

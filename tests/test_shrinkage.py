@@ -13,7 +13,7 @@ from minddiff_utils.reconstruction.stages import read_pictures, reconstruct, sta
 from minddiff_utils.settings import Settings
 from studies.shrinkage import CHOICES, compare_rescaling, decode_choices
 
-SETTINGS = Settings(n_steps=3, strength=0.7, structure="values", pull=0.0)
+SETTINGS = Settings(n_steps=3, strength=0.7, structure_target="values", z_evidence_weight=0.0)
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ RUNS = {
 }
 
 
-def write(path, failed, solver="fast"):
+def write(path, failed, solver="guided"):
     path.parent.mkdir(parents=True, exist_ok=True)
     with h5py.File(path, "w") as file:
         file["stimulus_id"], file["failed"] = np.arange(10, 10 + len(failed)), failed
@@ -43,7 +43,7 @@ def test_every_methods_flags_are_its_own(tmp_path):
         write(tmp_path / name, np.arange(11) == number)
     assert find_strays(tmp_path) == {name: [10 + k] for k, name in enumerate(RUNS)}
     assert find_strays(tmp_path, ["seed_1", "blur"]) == {"seed_1": [20]}
-    write(tmp_path / "trace.h5", [True], "paper")
+    write(tmp_path / "trace.h5", [True], "algorithm_1")
     assert find_strays(tmp_path, ["stage2", "algorithm_1"]) == {"algorithm_1": [10]}
 
 
@@ -67,7 +67,7 @@ def test_overflow_in_half_precision_is_said(tiny_models, tmp_path, dtype, scale,
     for values in generator.vae.decoder.conv_in.parameters():
         values.mul_(scale)
     given = decoded(generator)
-    first = Settings(3, 0.7, 2.0, solver="paper", iterations=0, structure="values")
+    first = Settings(3, 0.7, 2.0, solver="algorithm_1", iterations=0, structure_target="values")
     path = reconstruct(generator, given, first, tmp_path / "stage1.h5")
     bench = Bench(
         SimpleNamespace(splits=()), generator, given, tmp_path, tmp_path, first, first, 0, 2

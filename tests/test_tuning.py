@@ -58,7 +58,9 @@ def test_table_has_a_row_a_variant(tiny_models):
     }
     judge = load_clip(tiny_models / "clip_judge", "cpu")
     variants = [
-        Settings(2, 0.5, solver="paper", structure="values", iterations=n, learning_rate=0.1)
+        Settings(
+            2, 0.5, solver="algorithm_1", structure_target="values", iterations=n, learning_rate=0.1
+        )
         for n in (0, 2)
     ]
     table = compare_settings(generator, decoded, truth, {"clip_judge": judge.embed}, variants)

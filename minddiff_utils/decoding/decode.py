@@ -221,7 +221,7 @@ def decode_splits(
     bar = tqdm(total=len(splits) * len(names), desc="decoders")
     for number, split in enumerate(splits):
         fold = prepare_fold(subject, split)
-        given = (n_folds, shuffle_seed, device, voxels, method.second_say)
+        given = (n_folds, shuffle_seed, device, voxels, method.second_band_scale)
         ids, design = training_design(subject, split, fold, *given)
         test_x = fold.test_x[:, voxels]
         place = np.full(len(fold.test_id), number, np.int64)
@@ -256,7 +256,7 @@ def training_design(
     shuffle_seed: int | None = None,
     device: str = "cpu",
     voxels: np.ndarray | slice = slice(None),
-    early_say: float = 1.0,
+    early_band_scale: float = 1.0,
 ) -> tuple[np.ndarray, Design]:
     """Make the training responses of a split ready; trials of one stimulus share a fold.
 
@@ -270,7 +270,7 @@ def training_design(
         As for `decode_subject`.
     voxels : bool array, shape (n_voxels,), or slice
         Which are used.
-    early_say : float
+    early_band_scale : float
         See `Method`; it needs voxels of both early and higher areas.
 
     Returns
@@ -286,7 +286,7 @@ def training_design(
     early = area_masks(subject.roi).get(EARLY_AREAS)
     early = None if early is None or len(np.unique(early[voxels])) < 2 else early[voxels]
     folds = training_folds(subject, ids, n_folds)
-    return ids, make_design(x, folds, weights, stimulus, device, early, early_say)
+    return ids, make_design(x, folds, weights, stimulus, device, early, early_band_scale)
 
 
 def _evidence(

@@ -65,7 +65,7 @@ class Method:
         pictures', by one factor or by one for each value.
     rescale_power : float
         How far: the factor is raised to this power. 1 is all the way.
-    early_say : float
+    early_band_scale : float
         Ridge regression decodes `c` and the embedding also with this much of a say for voxels of
         early visual areas, next to 1 for all others, and keeps what predicts held-out training
         stimuli better: banded ridge with two bands. 1 leaves it out.
@@ -80,7 +80,7 @@ class Method:
     select_by: str = "correlation"
     rescale_z: str = "global"
     rescale_power: float = 0.7
-    early_say: float = 0.5
+    early_band_scale: float = 0.5
 
     def __post_init__(self) -> None:
         for name, known in (("decoder", KINDS), ("select_by", SELECT_BY), ("rescale_z", RESCALE)):
@@ -95,15 +95,17 @@ class Method:
         if not 0 <= self.rescale_power <= 1:
             value = self.rescale_power
             raise InputError(f"rescale_power={value}: expected a value from 0 to 1.")
-        if not 0 < self.early_say <= 1:
-            raise InputError(f"early_say={self.early_say}: expected above 0, at most 1.")
+        if not 0 < self.early_band_scale <= 1:
+            raise InputError(
+                f"early_band_scale={self.early_band_scale}: expected above 0, at most 1."
+            )
         if not self.alpha > 0:
             raise InputError(f"alpha={self.alpha}: the penalty must be above 0.")
 
     @property
-    def second_say(self) -> float:
-        """`early_say` where it counts; 1, which needs no second fit, with the paper's decoder."""
-        return self.early_say if self.decoder == "ridge" else 1.0
+    def second_band_scale(self) -> float:
+        """`early_band_scale`; 1, which needs no second fit, with the paper's decoder."""
+        return self.early_band_scale if self.decoder == "ridge" else 1.0
 
     def n_voxels(self, family: str) -> int:
         """Voxels for each value of a family."""
@@ -227,7 +229,7 @@ def make_design(
     stimulus: np.ndarray | None = None,
     device: str = "cpu",
     early: np.ndarray | None = None,
-    early_say: float = 1.0,
+    early_band_scale: float = 1.0,
 ) -> Design:
     """Do what fits on the same responses share.
 
@@ -245,7 +247,7 @@ def make_design(
         Of torch.
     early : bool array, shape (n_voxels,), optional
         Voxels of early visual areas.
-    early_say : float
+    early_band_scale : float
         See `Method`; only with `early`.
 
     Raises
@@ -263,8 +265,8 @@ def make_design(
     ready *= scale
     path = RidgePath(ready, x.shape[1] * PENALTIES, folds, stimulus, device=device)
     others = ()
-    if early is not None and early_say != 1:
-        less = scale * np.where(early, early_say, 1)
+    if early is not None and early_band_scale != 1:
+        less = scale * np.where(early, early_band_scale, 1)
         others = (make_design(x, folds, less, stimulus, device),)
     return Design(x, ready, mean_x, scale, stimulus, folds, path, others)
 

@@ -26,7 +26,7 @@ def chance_accuracies(
     features_path: str | Path,
     *,
     method: Method | None = None,
-    n_shuffles: int = 10,
+    n_permutations: int = 10,
     n_values: int = 150,
     n_folds: int = 5,
     seed: int = 0,
@@ -44,7 +44,7 @@ def chance_accuracies(
     features_path : str or Path
     method : Method, optional
         As for `decode_subject`; stretching is left out, for no correlation changes with it.
-    n_shuffles : int
+    n_permutations : int
         Deals, at least 2.
     n_values : int
         Values of each family, drawn at random among those that vary.
@@ -61,8 +61,8 @@ def chance_accuracies(
     InputError
         If responses or features cannot be decoded, or there are too few deals.
     """
-    if n_shuffles < 2:
-        raise InputError(f"n_shuffles={n_shuffles}: expected 2 or more.")
+    if n_permutations < 2:
+        raise InputError(f"n_permutations={n_permutations}: expected 2 or more.")
     method = method or Method()
     names = families(features_path)
     chosen = sample_values(features_path, names, subject.splits[0], n_values, seed)
@@ -72,9 +72,11 @@ def chance_accuracies(
     for number, split in enumerate(subject.splits):
         fold = prepare_fold(subject, split)
         given = (n_folds, None, device)
-        ids, design = training_design(subject, split, fold, *given, early_say=method.second_say)
+        ids, design = training_design(
+            subject, split, fold, *given, early_band_scale=method.second_band_scale
+        )
         rng = np.random.default_rng([seed, number])
-        orders = [shuffled_rows(len(ids), rng) for _ in range(n_shuffles)]
+        orders = [shuffled_rows(len(ids), rng) for _ in range(n_permutations)]
         for name in names:
             true[name].append(_flat(features_path, name, split.test)[:, chosen[name]])
             y = _flat(features_path, name, ids)

@@ -140,7 +140,7 @@ def draw_again(bench: Bench, seeds: int) -> dict[int, dict[str, np.ndarray]]:
     -------
     dict of seed to dict of method to uint8 array, shape (n, H, W, 3)
     """
-    full = "stage2" if bench.full.solver == "fast" else "algorithm_1"
+    full = "stage2" if bench.full.solver == "guided" else "algorithm_1"
     runs = {"stage1": bench.first, full: bench.full}
     draws = {}
     for seed in range(bench.seed + 1, bench.seed + seeds):

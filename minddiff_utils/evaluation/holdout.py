@@ -192,7 +192,7 @@ def hold_out_table(found: Mapping[str, pd.DataFrame], seed: int = 0) -> pd.DataF
     """
     if not found:
         table = pd.DataFrame(index=pd.Index([], name="left out"))
-        table.attrs["note"] = "No group of pictures was left out (parameter `holdouts`)."
+        table.attrs["note"] = "No group of pictures was left out (parameter `n_holdouts`)."
         return table
     keys = ["method", "stimulus_id", "metric"]
     everything = pd.concat(found.values()).groupby(keys, as_index=False)["value"].mean()

@@ -102,7 +102,14 @@ def neuraldiffuser(settings: Settings, n_steps: int) -> Settings:
         To call `reconstruct` with.
     """
     guided = guided_steps(n_steps)
-    return replace(settings, solver="fast", guided=guided, every=1, looks=1, pull=0.0)
+    return replace(
+        settings,
+        solver="guided",
+        n_guided_steps=guided,
+        guide_every=1,
+        gradient_steps=1,
+        z_evidence_weight=0.0,
+    )
 
 
 def guided_steps(n_steps: int) -> int:

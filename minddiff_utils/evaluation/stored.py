@@ -75,7 +75,7 @@ def solver_table(folder: str | Path) -> str:
     """
     rows = []
     for who, table in read_solvers(folder).items():
-        paper, fast = table.loc["paper"], table.loc["fast"]
+        paper, fast = table.loc["algorithm_1"], table.loc["guided"]
         for name in (*COSTS, *SHOWN, "clip_guide"):
             if name in METRICS:
                 parts = (paper[f"{name}_{part}"] for part in ("gain", "low", "high"))
@@ -84,8 +84,8 @@ def solver_table(folder: str | Path) -> str:
                 last = f"1 / {paper[name] / fast[name]:,.0f}" if name != "loss" else "–"
             label = METRICS.get(name) or COSTS[name]
             rows.append([who, label, *map(_number, (paper[name], fast[name])), last])
-    solvers = [f'solver="{name}"' for name in ("paper", "fast")]
-    columns = ["subject", "a picture", *solvers, "fast compared with paper"]
+    solvers = [f'solver="{name}"' for name in ("algorithm_1", "guided")]
+    columns = ["subject", "a picture", *solvers, "guided compared with Algorithm 1"]
     return markdown_table(pd.DataFrame(rows, columns=columns).set_index("subject"))
 
 

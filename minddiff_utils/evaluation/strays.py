@@ -19,7 +19,7 @@ FILES = {
     "no_c": "trace_no_c.h5",
     "shuffled": "trace_shuffled.h5",
 }
-SOLVERS = {"stage2": "fast", "algorithm_1": "paper"}  # whose file `trace.h5` is
+SOLVERS = {"stage2": "guided", "algorithm_1": "algorithm_1"}  # whose file `trace.h5` is
 LISTED = 10  # ids of one method that a note lists
 
 

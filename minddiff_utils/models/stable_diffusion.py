@@ -387,7 +387,7 @@ class Generator:
         z: torch.Tensor,
         c: torch.Tensor,
         timesteps: torch.Tensor,
-        guidance: float,
+        guidance_scale: float,
         recompute: bool = False,
     ) -> torch.Tensor:
         """Denoise under a text condition with classifier-free guidance and deterministic DDIM.
@@ -411,7 +411,7 @@ class Generator:
         """
         empty = self.empty_condition().to(c).expand(len(c), -1, -1)
         for step in timesteps:
-            arguments = (z, c, empty, step, guidance)
+            arguments = (z, c, empty, step, guidance_scale)
             if recompute:
                 out = checkpoint(self._predict, *arguments, use_reentrant=False)
             else:
@@ -425,13 +425,13 @@ class Generator:
         c: torch.Tensor,
         empty: torch.Tensor,
         step: torch.Tensor,
-        guidance: float,
+        guidance_scale: float,
     ) -> torch.Tensor:
         """Return the clean latents that the UNet sees behind noisy ones, differentiably.
 
         `empty` is the empty condition in the shape of `c`.
         """
-        out = self._predict(z, c, empty, step, guidance)
+        out = self._predict(z, c, empty, step, guidance_scale)
         return self.scheduler.step(out, step, z, eta=0.0).pred_original_sample
 
     def noise_variance(self, step: torch.Tensor) -> float:
@@ -451,13 +451,13 @@ class Generator:
         eps = (z - a**0.5 * z_0) / (1 - a) ** 0.5
         return b**0.5 * z_0 + (1 - b) ** 0.5 * eps
 
-    def _predict(self, z, c, empty, step, guidance: float) -> torch.Tensor:
+    def _predict(self, z, c, empty, step, guidance_scale: float) -> torch.Tensor:
         """One guided UNet prediction; both halves of the guidance in one batch."""
-        if guidance == 1:
+        if guidance_scale == 1:
             return self._unet(z, step, c)
         both = self._unet(torch.cat([z, z]), step, torch.cat([empty, c]))
         without, with_text = both.chunk(2)
-        return without + guidance * (with_text - without)
+        return without + guidance_scale * (with_text - without)
 
     def _unet(self, z: torch.Tensor, step: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
         """The UNet in its own precision, between inputs and output in theirs."""

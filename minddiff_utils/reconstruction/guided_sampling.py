@@ -15,7 +15,7 @@ from minddiff_utils.models.stable_diffusion import Generator
 from minddiff_utils.reconstruction.losses import Belief
 from minddiff_utils.settings import Settings
 
-__all__ = ["follow", "guided_pass", "pull"]
+__all__ = ["follow", "guided_pass", "add_z_evidence"]
 
 Loss = Callable[[torch.Tensor], torch.Tensor]
 
@@ -49,7 +49,7 @@ def guided_pass(
         The last latent.
     iterates : list of Tensor, shape (n, 3, H, W)
         The picture predicted at each guided step, before it is corrected there; with
-        `settings.through` "text", under the text condition alone.
+        `settings.gradient_through` "text", under the text condition alone.
     losses : list of Tensor, shape (n, n_blocks)
         Of these pictures.
     """
@@ -60,24 +60,28 @@ def guided_pass(
     for number, step in enumerate(timesteps):
 
         def predict(
-            z_t: torch.Tensor, step: torch.Tensor = step, guidance: float = settings.guidance
+            z_t: torch.Tensor,
+            step: torch.Tensor = step,
+            guidance_scale: float = settings.guidance_scale,
         ) -> torch.Tensor:
-            return generator.predict_clean(z_t, c, empty, step, guidance)
+            return generator.predict_clean(z_t, c, empty, step, guidance_scale)
 
         # Without guidance only the half under the text is computed.
-        look = partial(predict, guidance=1.0) if settings.through == "text" else predict
+        look = (
+            partial(predict, guidance_scale=1.0) if settings.gradient_through == "text" else predict
+        )
 
         variance = generator.noise_variance(step)
-        last = settings.guided or len(timesteps)
-        guided = number % settings.every == 0 and number < last
+        last = settings.n_guided_steps or len(timesteps)
+        guided = number % settings.guide_every == 0 and number < last
         if guided:
             z_t, picture, loss = follow(generator, z_t, look, loss_of, variance, settings)
             iterates.append(picture)
             losses.append(loss)
         with torch.no_grad():
             z_0 = predict(z_t)
-        if guided and belief is not None and settings.pull > 0:
-            z_0 = pull(z_0, belief, variance, settings.pull)
+        if guided and belief is not None and settings.z_evidence_weight > 0:
+            z_0 = add_z_evidence(z_0, belief, variance, settings.z_evidence_weight)
         z_t = generator.step_to(z_t, z_0, step)
     return z_t, iterates, losses
 
@@ -110,9 +114,9 @@ def follow(
     picture, loss : Tensor
         Before the first move; the loss is NaN where a gradient was not finite.
     """
-    length = settings.reach / settings.looks * (variance / (1 + variance)) ** 0.5
+    length = settings.step_size / settings.gradient_steps * (variance / (1 + variance)) ** 0.5
     pictures, losses = [], []
-    for _ in range(settings.looks):
+    for _ in range(settings.gradient_steps):
         z_t = z_t.detach().requires_grad_(True)
         picture = generator.decode(predict(z_t))
         loss = loss_of(picture)
@@ -127,7 +131,9 @@ def follow(
     return z_t, pictures[0], losses[0] + 0 * sum(losses)
 
 
-def pull(z_0: torch.Tensor, belief: Belief, variance: float, times: float) -> torch.Tensor:
+def add_z_evidence(
+    z_0: torch.Tensor, belief: Belief, variance: float, times: float
+) -> torch.Tensor:
     r"""Move clean latents towards what the responses say about them.
 
     Before the responses are heard, component :math:`k` of the predicted latent is known up to

@@ -77,7 +77,7 @@ def generate(
     """
     timesteps = generator.timesteps(settings.n_steps, settings.strength)
     z_t = generator.add_noise(z, noise, timesteps[:1])  # 1
-    z_0 = generator.denoise(z_t, c, timesteps, settings.guidance, settings.recompute)  # 2
+    z_0 = generator.denoise(z_t, c, timesteps, settings.guidance_scale, settings.recompute)  # 2
     return generator.decode(z_0)  # 3
 
 
@@ -141,10 +141,10 @@ def stage2(
         Decoded text condition.
     target : mapping of str to Evidence, or to Tensor, shape (n, tokens, width)
         For each block, "block_1" …: what the responses say about it, or where
-        `settings.structure` is "values" its decoded values; NaN: not decoded.
+        `settings.structure_target` is "values" its decoded values; NaN: not decoded.
     noise : Tensor, shape of `z`
     settings : Settings
-        Its `solver` is "fast" (`guidance.guided_pass`) or "paper" (`algorithm_1`).
+        Its `solver` is "guided" (`guidance.guided_pass`) or "algorithm_1" (`algorithm_1`).
     belief : Belief, optional
         What the responses say about `z`, for the fast solver.
 
@@ -157,7 +157,7 @@ def stage2(
     def loss_of(pictures: torch.Tensor) -> torch.Tensor:
         return structure_losses(generator, pictures, target, settings)
 
-    if settings.solver == "paper":
+    if settings.solver == "algorithm_1":
         return algorithm_1(generator, z, c, loss_of, noise, settings)
     z_0, iterates, losses = guided_pass(generator, z, c, loss_of, belief, noise, settings)
     with torch.no_grad():
@@ -196,7 +196,7 @@ def algorithm_1(
     z, c = z.detach().clone(), c.detach().clone()
     learned = [{"z": z, "c": c}[name].requires_grad_(True) for name in settings.optimise]
     adam = torch.optim.Adam(learned, lr=settings.learning_rate)
-    schedule = torch.optim.lr_scheduler.ExponentialLR(adam, settings.decay)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(adam, settings.learning_rate_decay)
     losses, iterates = [], []
     for iteration in range(settings.iterations + 1):
         last = iteration == settings.iterations
@@ -414,7 +414,7 @@ def structure_losses(
 ) -> torch.Tensor:
     """Return the loss of each block, (n, n_blocks), that stage 2 makes small; differentiable."""
     blocks = [int(name.removeprefix("block_")) for name in block_order(target)]
-    loss = evidence_loss if settings.structure == "components" else structure_loss
+    loss = evidence_loss if settings.structure_target == "components" else structure_loss
     return loss(generator.structure(rgb, blocks), target)
 
 
@@ -422,12 +422,12 @@ def _belief(
     generator: Generator, decoded: Mapping[str, np.ndarray], rows: slice, settings: Settings
 ) -> Belief | None:
     """Return what the responses say about `z`, where the settings make use of it."""
-    if settings.solver != "fast" or settings.pull == 0:
+    if settings.solver != "guided" or settings.z_evidence_weight == 0:
         return None
     if "evidence_z" not in decoded:
         raise InputError(
-            "The decoded features have no evidence_z, which solver='fast' needs: run 02_decoding "
-            "again, or set pull=0 to do without."
+            "The decoded features have no evidence_z, which solver='guided' needs: run 02_decoding "
+            "again, or set z_evidence_weight=0 to do without."
         )
     values = [_tensor(generator, decoded[f"{name}_z"]) for name in ("projection", "variance")]
     evidence = _tensor(generator, decoded["evidence_z"][rows])
@@ -440,14 +440,14 @@ def _target(
 ) -> dict[str, torch.Tensor] | dict[str, Evidence]:
     """Return what stage 2 is to fit of some pictures."""
     blocks = block_order([name for name in decoded if name.startswith("block_")])
-    if settings.structure == "values":
+    if settings.structure_target == "values":
         return {name: _tensor(generator, decoded[name][rows]) for name in blocks}
     numbers = [name.removeprefix("block_") for name in blocks]
     lacking = [n for n in numbers if f"evidence_{n}" not in decoded]
     if lacking:
         raise InputError(
-            f"The decoded features have no evidence_{lacking[0]}, which structure='components' "
-            "needs: run 02_decoding again."
+            f"The decoded features have no evidence_{lacking[0]}, which "
+            "structure_target='components' needs: run 02_decoding again."
         )
     # Half precision has too few digits for sums over thousands of values.
     precise = torch.promote_types(generator.dtype, torch.float32)
@@ -547,7 +547,7 @@ def ablate(
         raise InputError(f'part={part!r}: expected "z" or "c".')
     before = len(generator.timesteps(settings.n_steps, settings.strength))
     steps = next(n for n in range(before, 0, -1) if generator.spans(n))
-    whole = replace(settings, n_steps=steps, strength=1.0, pull=0.0)
+    whole = replace(settings, n_steps=steps, strength=1.0, z_evidence_weight=0.0)
     return {**decoded, "z": np.zeros_like(decoded["z"])}, whole
 
 
