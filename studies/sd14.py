@@ -149,8 +149,8 @@ def _describe(generator: "Generator", settings: "Settings", save_memory: str) ->
     kept = ", ".join(word for word in (save_memory, "recompute" * settings.recompute) if word)
     print(
         f"UNet of {unet:.0f} million weights, pictures of {generator.size} × {generator.size}, "
-        f"{n} of {settings.n_steps} steps, guidance {settings.guidance_scale:g}, on {generator.device} "
-        f"in {str(generator.compute_dtype).removeprefix('torch.')}, "
+        f"{n} of {settings.n_steps} steps, guidance {settings.guidance_scale:g}, "
+        f"on {generator.device} in {str(generator.compute_dtype).removeprefix('torch.')}, "
         f"{torch.get_num_threads()} threads; saving memory by: {kept or 'nothing'}",
         flush=True,
     )

@@ -120,10 +120,14 @@ def test_the_guided_pass_is_that_of_a_plain_transcription(
     belief = some_belief()
     belief = belief._replace(value=belief.value.double(), basis=belief.basis.double())
     settings = dataclasses.replace(
-        QUICK, step_size=0.5, z_evidence_weight=2.0, guide_every=every, gradient_through=through
+        QUICK,
+        step_size=0.5,
+        z_evidence_weight=2.0,
+        guide_every=guide_every,
+        gradient_through=gradient_through,
     )
     found = stage2(generator, z, c, target, noise, settings, belief)
-    assert len(found.iterates) == len(range(0, 3, every)) + 1
+    assert len(found.iterates) == len(range(0, 3, guide_every)) + 1
     for i in range(N):
         row = slice(i, i + 1)
         part = {name: value[row] for name, value in target.items()}

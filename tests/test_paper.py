@@ -36,13 +36,6 @@ PUBLISHED = {
     "structure_target": "values",
 }
 STAGES = ("n_steps", "strength", "guidance_scale", "iterations", "learning_rate")
-    "n_steps",
-    "strength",
-    "guidance_scale",
-    "iterations",
-    "learning_rate",
-    "learning_rate_decay",
-)
 STAGES += ("learning_rate_decay", "solver", "structure_target", "optimise", "recompute")
 
 
