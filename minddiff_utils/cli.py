@@ -25,8 +25,6 @@ from minddiff_utils.io import BuildError, InputError, NotebookError, atomic_path
 if TYPE_CHECKING:
     from minddiff_utils.book.runs import Job, Plan
 
-__all__ = ["app", "main"]
-
 ROOT = Path(__file__).resolve().parent.parent
 DONE = "· done in"  # in the line that ends a notebook
 CANCEL_SECONDS = 60.0  # for Snakemake to cancel its jobs on a cluster
@@ -124,10 +122,7 @@ def run(
 
 @app.command(hidden=True)
 def job(
-    file: Path,
-    parent: ParentOption = "",
-    log: LogOption = None,
-    at_once: AtOnceOption = 0,
+    file: Path, parent: ParentOption = "", log: LogOption = None, at_once: AtOnceOption = 0
 ) -> None:
     """Execute one notebook from its job file; Snakemake calls this."""
     from minddiff_utils.book.execution import execute
@@ -203,12 +198,7 @@ def phantom(
 
     names = tuple(name.strip() for name in subjects.split(","))
     write_tree(
-        out,
-        subjects=names,
-        n_train=n_train,
-        n_test=n_test,
-        repetitions=repetitions,
-        betas=betas,
+        out, subjects=names, n_train=n_train, n_test=n_test, repetitions=repetitions, betas=betas
     )
     print(out)
 

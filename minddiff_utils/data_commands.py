@@ -8,8 +8,6 @@ import typer
 
 from minddiff_utils.io import InputError
 
-__all__ = ["check", "fetch_app"]
-
 fetch_app = typer.Typer(
     help="Download a recording: only what is missing, on from where it stopped.",
     no_args_is_help=True,

@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-__all__ = ["BuildError", "InputError", "NotebookError", "atomic_path", "lock_file", "require"]
-
 # What a disk answers that has no locks, as some network disks.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 

@@ -12,17 +12,6 @@ from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, Valida
 
 from minddiff_utils.io import InputError
 
-__all__ = [
-    "ADAPTERS",
-    "PARAMETERS",
-    "WORDS",
-    "check",
-    "check_parameters",
-    "check_type",
-    "expand_path",
-    "no_such",
-]
-
 # Texts of words with commas between; none of them is needed.
 WORDS = {
     "controls": (

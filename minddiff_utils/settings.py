@@ -4,8 +4,6 @@ from dataclasses import dataclass
 
 from minddiff_utils.parameters import check
 
-__all__ = ["Settings"]
-
 
 @dataclass(frozen=True)
 class Settings:

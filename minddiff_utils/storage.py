@@ -10,8 +10,6 @@ import numpy as np
 
 from minddiff_utils.io import InputError
 
-__all__ = ["check_room", "content_hash", "open_to_write"]
-
 SPARE = 4 * 2**20  # bytes that stay free: HDF5 does not bear a disk that is quite full
 
 

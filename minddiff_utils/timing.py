@@ -9,8 +9,6 @@ import pandas as pd
 
 from minddiff_utils.io import atomic_path
 
-__all__ = ["read_seconds", "timed"]
-
 
 @contextmanager
 def timed(path: str | Path, step: str, n_pictures: int) -> Iterator[None]:

@@ -6,18 +6,11 @@ on it, does not depend on its weights; so nothing has to be downloaded to find o
 """
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    PNDMScheduler,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,
-)
+from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from minddiff_utils.models.clip import Clip
 from minddiff_utils.models.stable_diffusion import Generator, memory_savings
-
-__all__ = ["build_clip", "build_generator", "build_pipeline"]
 
 UNET = {
     "sample_size": 64,

@@ -25,8 +25,6 @@ import typer
 from minddiff_utils.datasets.nsd.load import NsdTree, load_nsd
 from minddiff_utils.io import InputError
 
-__all__ = ["Measurement", "gather_once", "main", "make_tree", "peak_memory", "read_plainly"]
-
 SUBJECT = "subj01"
 SHAPE = (81, 104, 83)  # X, Y, Z of subj01 at 1.8 mm
 MIB = 2**20

@@ -14,8 +14,6 @@ from minddiff_utils.phantom import world
 from minddiff_utils.phantom.brain import QUALITIES, noise_ceiling_targets
 from minddiff_utils.phantom.tree import world_ids
 
-__all__ = ["decoding_check", "label_check", "main", "report"]
-
 
 def decoding_check(subject: Subject) -> tuple[float, float, float]:
     """Decode 16 x 16 colour pictures with ridge regression.

@@ -27,8 +27,6 @@ from minddiff_utils.evaluation.statistics import resampled_correlation
 from minddiff_utils.io import InputError, require
 from studies.tuning import tuning_subject
 
-__all__ = ["WAYS", "compare_ways", "decode_ways"]
-
 Values = dict[str, np.ndarray]
 Way = Callable[["Bench", Values, Values], Values]
 
@@ -154,10 +152,7 @@ def _values_of(features: str | Path, name: str, ids: np.ndarray) -> np.ndarray:
 
 
 def decode_ways(
-    subject: Subject,
-    features: str | Path,
-    ways: Sequence[str],
-    chosen: Mapping[str, np.ndarray],
+    subject: Subject, features: str | Path, ways: Sequence[str], chosen: Mapping[str, np.ndarray]
 ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, float]]:
     """Decode the test stimuli of a subject's only split in several ways.
 

@@ -17,24 +17,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from minddiff_utils.datasets.check.nsd import CAPTIONS_ZIP_BYTES
 
-__all__ = [
-    "GPUS",
-    "LOOPS",
-    "Counts",
-    "Loop",
-    "betas_bytes",
-    "count",
-    "decoder_bytes",
-    "download_bytes",
-    "feature_bytes",
-    "files",
-    "memory",
-    "projection_bytes",
-    "result_bytes",
-    "stimuli_bytes",
-    "time_table",
-]
-
 # Shape (X, Y, Z) of each subject's func1pt8mm volume, and sessions.
 VOLUMES = {
     "subj01": ((81, 104, 83), 40),

@@ -19,17 +19,6 @@ from minddiff_utils.book.environment import KEEP_MEMORY
 from minddiff_utils.io import InputError
 from studies.betas import peak_memory
 
-__all__ = [
-    "fit_fastl2lir",
-    "fit_streamed",
-    "has_fastl2lir",
-    "main",
-    "make_recording",
-    "our_process",
-    "serve",
-    "write_targets",
-]
-
 ALPHA = 0.15
 GET = (
     "fastl2lir is not there: `pip install --target FOLDER fastl2lir 'numpy<2.4'` and give "

@@ -30,8 +30,6 @@ from minddiff_utils.phantom import world
 from minddiff_utils.reconstruction.stages import stage1
 from minddiff_utils.settings import Settings
 
-__all__ = ["FIRST_HELD_OUT_ID", "Bar", "evaluate", "write_model_card"]
-
 FIRST_HELD_OUT_ID = 900_000
 CAPTION = 0  # which of the five captions stands for a picture in retrieval and generation
 CAPTION_STEPS, CAPTION_GUIDANCE = 50, 5.0  # pictures from a caption alone
@@ -68,7 +66,7 @@ def evaluate(
     n_pictures: int = 256,
     n_steps: int = Settings.n_steps,
     strength: float = Settings.strength,
-    guidance_scale: float = Settings.guidance,
+    guidance_scale: float = Settings.guidance_scale,
 ) -> dict[str, Bar]:
     """Measure the models on held-out pictures and print each bar as it is known.
 

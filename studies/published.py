@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from minddiff_utils.models.stable_diffusion import Generator
     from minddiff_utils.settings import Settings
 
-__all__ = ["CHANGES", "follow_course", "main"]
-
 STEPS = 9  # of the whole schedule; the published 50 would take six times as long
 # What is changed: the settings of stage 2, and which target it is given.
 CHANGES: dict[str, tuple[dict, str]] = {

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from minddiff_utils.reconstruction.stages import Stage2
     from minddiff_utils.settings import Settings
 
-__all__ = ["main", "peak_memory", "prepare_inputs"]
-
 GIB = 2**30
 PICTURE = 425  # px, side of the pictures of NSD
 CAPTION = "a dog lies on a red sofa beside a window"

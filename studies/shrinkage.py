@@ -24,8 +24,6 @@ from minddiff_utils.reconstruction.stages import read_pictures, reconstruct
 from minddiff_utils.settings import Settings
 from studies.tuning import gains_on, tuning_subject
 
-__all__ = ["CHOICES", "compare_rescaling", "decode_choices"]
-
 Decoded = dict[str, np.ndarray]
 # The first is what the others are compared with.
 CHOICES = {

@@ -16,8 +16,6 @@ from minddiff_utils.io import InputError, atomic_path, require
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["UnetCount", "compare_solvers", "count_unet", "main", "solver_settings"]
-
 # Of both kinds of seconds those of the processor count where other programs share the machine.
 SPENT = ("seconds", "processor_seconds", "equivalents")
 METRICS = ("clip_judge", "clip_guide", "ssim", "pcc")

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     from minddiff_utils.models.stable_diffusion import Generator
 
-__all__ = ["estimate", "measure_parts", "measure_passes", "print_cost"]
-
 # As notebooks/params/nsd.yaml and paper.yaml have them.
 FAST = {
     "n_steps": 20,

@@ -25,8 +25,6 @@ from tqdm import tqdm
 from minddiff_utils.io import InputError, atomic_path
 from minddiff_utils.phantom import models, world
 
-__all__ = ["FIRST_TRAINING_ID", "STAGES", "adopt", "encode_latents", "export", "train_stage"]
-
 FIRST_TRAINING_ID = world.TRAINING_IDS.start
 STAGES = ("autoencoder", "decoder", "clip_guide", "clip_judge", "unet")
 # Share of the time budget, pictures a step, peak learning rate of each stage.

@@ -26,8 +26,6 @@ from minddiff_utils.models.stable_diffusion import Generator, load_clip, load_ge
 from minddiff_utils.reconstruction.stages import read_trace, reconstruct
 from minddiff_utils.settings import Settings
 
-__all__ = ["compare_settings", "gains_on", "tuning_subject"]
-
 
 def tuning_subject(subject: Subject, n: int, seed: int = 0) -> Subject:
     """Return the subject with some of its training stimuli in the place of the test stimuli.

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from minddiff_utils.models.stable_diffusion import Generator
     from studies.ways import Way
 
-__all__ = ["compare_ways", "main"]
-
 
 def compare_ways(
     generator: "Generator",

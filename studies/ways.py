@@ -14,15 +14,8 @@ import torch
 from minddiff_utils.evaluation.stored import DEFAULT_WAY, REFERENCE_WAY
 from minddiff_utils.models.stable_diffusion import Generator
 from minddiff_utils.reconstruction.guided_sampling import add_z_evidence, follow, guided_pass
-from minddiff_utils.reconstruction.stages import (
-    algorithm_1,
-    generate,
-    stage2,
-    structure_losses,
-)
+from minddiff_utils.reconstruction.stages import algorithm_1, generate, stage2, structure_losses
 from minddiff_utils.settings import Settings
-
-__all__ = ["WAYS", "Way", "afterwards", "by_settings", "dpm_step", "truncated", "walk"]
 
 # From the inputs of `stage2` to pictures (n, 3, H, W).
 Way = Callable[[Generator, tuple, Settings], torch.Tensor]
@@ -34,11 +27,7 @@ def by_settings(generator: Generator, given: tuple, settings: Settings) -> torch
 
 
 def walk(
-    generator: Generator,
-    given: tuple,
-    settings: Settings,
-    look: str = "",
-    sampler: str = "ddim",
+    generator: Generator, given: tuple, settings: Settings, look: str = "", sampler: str = "ddim"
 ) -> torch.Tensor:
     """Paint in one pass, with another gradient or another sampler than `guided_pass`.
 
@@ -236,10 +225,7 @@ WAYS: dict[str, tuple[Way, dict]] = {
     "gradient through the text's half": (by_settings, {"gradient_steps": 1}),
     "gradient at the clean latent": (partial(walk, look="clean"), ONE),
     "DPM-Solver++, 5 of 9 steps": (partial(walk, look="step", sampler="dpm"), ONE),
-    "DPM-Solver++, 3 of 5 steps": (
-        partial(walk, look="step", sampler="dpm"),
-        ONE | {"n_steps": 5},
-    ),
+    "DPM-Solver++, 3 of 5 steps": (partial(walk, look="step", sampler="dpm"), ONE | {"n_steps": 5}),
     "then noise and denoise": (partial(afterwards, then="stage1", strength=0.23), ONE),
     "then guide once more": (partial(afterwards, then="guided", strength=0.34), ONE),
     "then 5 iterations": (

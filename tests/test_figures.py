@@ -237,8 +237,3 @@ def test_a_figure_can_be_saved_after_its_style_has_ended(rng, tmp_path):
     path = tmp_path / "figure.png"
     figures.metric_points(metric_frame(rng)).savefig(path)
     assert plt.imread(path).shape[1] == figures.WIDTH * figures.DPI
-
-
-def test_every_public_figure_is_documented():
-    for name in figures.__all__:
-        assert getattr(figures, name).__doc__

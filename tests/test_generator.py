@@ -5,11 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from diffusers import (
-    DDIMScheduler,
-    StableDiffusionImg2ImgPipeline,
-    UNet2DConditionModel,
-)
+from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline, UNet2DConditionModel
 from oracles import img2img, pixels_by_pillow, structure_by_hooks
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F

@@ -12,7 +12,8 @@ from test_tree import BETAS, SMALL
 
 from minddiff_utils.datasets import load_subject
 from minddiff_utils.datasets.check import is_ready, take_stock
-from minddiff_utils.datasets.nsd.load import NsdStimuli, read_betas
+from minddiff_utils.datasets.nsd.betas import read_betas
+from minddiff_utils.datasets.nsd.load import NsdStimuli
 from minddiff_utils.io import InputError
 from minddiff_utils.phantom.tree import write_tree
 

@@ -20,15 +20,6 @@ from minddiff_utils.book.pages import add_pages
 from minddiff_utils.book.runs import Plan, Sheet
 from minddiff_utils.io import BuildError, InputError, atomic_path
 
-__all__ = [
-    "BuildError",
-    "assemble",
-    "build_html",
-    "demote_headings",
-    "finish_page",
-    "table_of_contents",
-]
-
 # Builders whose version shapes the HTML: a new one builds the book again.
 BUILDERS = (
     "jupyter-book",
@@ -276,10 +267,7 @@ SEARCH = """{% extends "!search.html" %}
 {% block htmltitle %}<title>{{ _("Search") }} - {{ docstitle|e }}</title>{% endblock %}
 """
 # Texts that a run may leave, and what goes above them.
-TEXTS = {
-    "captions": "Five people, so to speak, describe the second picture:\n\n",
-    "ceilings": "",
-}
+TEXTS = {"captions": "Five people, so to speak, describe the second picture:\n\n", "ceilings": ""}
 # Pictures that a run may leave: (caption, alternative text)
 PICTURES = {
     "overview": (

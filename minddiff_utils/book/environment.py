@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["KEEP_MEMORY", "job_environment", "known_environment"]
-
 # For glibc: freed memory is kept for the next step of the same size, which spares the system's
 # clearing of it, some 5 % of stage 2's time.
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "1000000000", "MALLOC_TRIM_THRESHOLD_": "4000000000"}

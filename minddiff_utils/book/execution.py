@@ -36,20 +36,6 @@ from minddiff_utils.models.hub import (
 from minddiff_utils.parameters import WORDS
 from minddiff_utils.storage import open_to_write
 
-__all__ = [
-    "SHARDED",
-    "NotebookError",
-    "Progress",
-    "begin",
-    "clock",
-    "execute",
-    "execute_shard",
-    "forget",
-    "is_full",
-    "no_space",
-    "watch_parent",
-]
-
 # What each notebook leaves in the subject's folder, `.partial` files among it. A computation whose
 # parameters, data or code have changed starts without these; one that was merely stopped finds them
 # and goes on.

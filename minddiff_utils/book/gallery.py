@@ -26,8 +26,6 @@ from minddiff_utils.evaluation.metrics import (
 )
 from minddiff_utils.io import InputError, atomic_path
 
-__all__ = ["front_html", "gallery_page", "has_gallery", "read_gallery", "spread", "write_strips"]
-
 # What people read where the book's tables say "no stage 2" and "both stages, this book's solver".
 LABELS = METHODS | {"stage1": "stage 1", "stage2": "stage 2", "algorithm_1": "Algorithm 1"}
 STAGES = ("stage1", *FULL)

@@ -7,8 +7,6 @@ import nbformat
 
 from minddiff_utils.io import InputError
 
-__all__ = ["link_notebook", "link_text", "read_terms"]
-
 # What is no prose, where a word must stay as it is.
 PROTECTED = (
     r"^[ \t]*(?P<fence>`{3,}|~{3,}).*?^[ \t]*(?P=fence)[`~]*[ \t]*$",  # code and directives

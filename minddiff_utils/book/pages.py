@@ -18,12 +18,7 @@ from minddiff_utils.book.gallery import (
 from minddiff_utils.book.glossary import link_notebook, link_text, read_terms
 from minddiff_utils.book.runs import Plan
 from minddiff_utils.evaluation.metrics import main_metrics, read_metrics
-from minddiff_utils.evaluation.stored import (
-    DEFAULT_WAY,
-    read_summary,
-    solver_table,
-    ways_table,
-)
+from minddiff_utils.evaluation.stored import DEFAULT_WAY, read_summary, solver_table, ways_table
 from minddiff_utils.evaluation.strays import stray_note
 from minddiff_utils.evaluation.tables import (
     FRONT,
@@ -33,8 +28,6 @@ from minddiff_utils.evaluation.tables import (
     markdown_table,
 )
 from minddiff_utils.figures.reconstruction import ways_figure
-
-__all__ = ["add_measured", "add_pages", "cost_table", "front_results", "step_times"]
 
 SHORTEST = 1.0  # seconds of a step that the table of costs shows
 UNLINKED = ("index.md", "glossary.md", "references.md", "gallery.md")

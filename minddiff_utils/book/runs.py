@@ -23,29 +23,9 @@ from yaml.reader import ReaderError
 from minddiff_utils.io import InputError, atomic_path
 from minddiff_utils.parameters import ADAPTERS, check_type, no_such
 
-__all__ = [
-    "Job",
-    "Plan",
-    "Sheet",
-    "code_digest",
-    "declared_parameters",
-    "find_sheets",
-    "load_plan",
-    "make_jobs",
-    "parse_yaml",
-    "read_job",
-]
-
 PACKAGE = Path(__file__).parents[1]
 # Modules that draw, build pages or only check: a change there redoes the page, not the computation.
-DISPLAY = frozenset(
-    {
-        "figures",
-        "book",
-        "cli",
-        "parameters",
-    }
-)
+DISPLAY = frozenset({"figures", "book", "cli", "parameters"})
 # Keys of a parameter file that are for the book, not for the notebooks.
 BOOK_KEYS = frozenset({"title", "about", "pages", "subjects", "phantom", "parameters", "shards"})
 HASHED_WHOLE = 256 * 2**20  # bytes; files that are more than this count by size and date
@@ -372,12 +352,7 @@ def make_jobs(plan: Plan, state: Path, package: Path = PACKAGE) -> list[tuple[Pa
 
 
 def _job(
-    plan: Plan,
-    sheet: Sheet,
-    subject: str,
-    upstream: str,
-    package: Path,
-    digests: dict[Path, str],
+    plan: Plan, sheet: Sheet, subject: str, upstream: str, package: Path, digests: dict[Path, str]
 ) -> Job:
     """The job of one notebook; `data` names all that its numbers depend on, `page` all else."""
     own = {"subject": subject} if subject else {"subjects": ",".join(plan.subjects)}

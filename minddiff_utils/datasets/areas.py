@@ -5,8 +5,6 @@ from collections.abc import Mapping
 
 import numpy as np
 
-__all__ = ["EARLY_AREAS", "HIGHER_AREAS", "area_kind", "area_masks", "describe_areas", "is_early"]
-
 EARLY_AREAS, HIGHER_AREAS = "early areas", "higher areas"
 # What software puts before a name: the atlas, the side, "ROI"; as in lh.V1, L_V1_ROI, LHV1.
 BEFORE = re.compile(

@@ -15,17 +15,6 @@ from minddiff_utils.io import InputError
 if TYPE_CHECKING:  # they read responses, which are checked here
     from minddiff_utils.datasets.subject import Split, Stimuli, Subject
 
-__all__ = [
-    "check_content",
-    "content_faults",
-    "digests",
-    "flat_pictures",
-    "listed",
-    "picture_groups_by_pixels",
-    "stream_pictures",
-    "trial_fault",
-]
-
 BLOCK_BYTES = 32 * 2**20  # of pictures in memory at once
 SAMPLE = 200  # trials from which it is judged how often equal values come by chance
 BY_CHANCE = 0.01  # equal trials that are expected; above it, they say nothing

@@ -18,8 +18,6 @@ from minddiff_utils.datasets.reading import existing, unreadable
 from minddiff_utils.datasets.subject import Split, Subject, check_ids
 from minddiff_utils.io import InputError
 
-__all__ = ["CAPTIONS_FILE", "FILE", "KEYS", "SUBJECT", "KayStimuli", "kay_path", "load_kay"]
-
 SUBJECT = "S1"
 FILE = "kay_images.npz"
 CAPTIONS_FILE = "kay_captions.json"

@@ -9,8 +9,6 @@ import numpy as np
 from minddiff_utils.datasets.reading import existing, unreadable
 from minddiff_utils.io import InputError
 
-__all__ = ["read_matlab"]
-
 # Beside an error of its own for damaged files, scipy was seen to raise these.
 DAMAGED = (
     OSError,

@@ -12,8 +12,6 @@ from minddiff_utils.datasets.patterns import N_PATCHES, pattern_picture
 from minddiff_utils.datasets.subject import Split, Subject, check_ids
 from minddiff_utils.io import InputError
 
-__all__ = ["CAPTIONS", "SUBJECT", "MiyawakiStimuli", "load_miyawaki"]
-
 SUBJECT = "S1"
 N_REPETITIONS = 8
 SOURCE = (

@@ -19,19 +19,6 @@ from minddiff_utils.datasets.reading import existing, unreadable
 from minddiff_utils.datasets.subject import Split, Subject, check_ids
 from minddiff_utils.io import InputError
 
-__all__ = [
-    "DELAY",
-    "FIGURE_RUNS",
-    "RANDOM_RUNS",
-    "REGIONS",
-    "SUBJECT",
-    "MiyawakiTree",
-    "PatternStimuli",
-    "block_means",
-    "load_miyawaki_full",
-    "read_labels",
-]
-
 SUBJECT = "S1"
 RANDOM_RUNS = 20
 FIGURE_RUNS = 12

@@ -7,12 +7,10 @@ from typing import Any
 import numpy as np
 
 from minddiff_utils.datasets.content import check_content, content_faults
-from minddiff_utils.datasets.own_file import LAYOUT, PLACES, OwnFile, examine, make_splits
+from minddiff_utils.datasets.own_file import PLACES, OwnFile, examine, make_splits
 from minddiff_utils.datasets.reading import open_hdf5, read_rows
 from minddiff_utils.datasets.subject import Subject
 from minddiff_utils.io import InputError
-
-__all__ = ["LAYOUT", "OwnStimuli", "check_own", "load_own"]
 
 SUFFIXES = (".h5", ".hdf5")
 FIRST = 32  # trials by which two files are told apart

@@ -21,8 +21,6 @@ from minddiff_utils.datasets.reading import (
 from minddiff_utils.datasets.subject import Split
 from minddiff_utils.io import InputError
 
-__all__ = ["LAYOUT", "PLACES", "OwnFile", "examine", "make_splits"]
-
 # What each dataset of the file holds, in the words that an error shows.
 LAYOUT = {
     "responses": "numbers (n_trials, n_voxels): one row a trial",

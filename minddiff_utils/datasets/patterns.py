@@ -2,8 +2,6 @@
 
 import numpy as np
 
-__all__ = ["BACKGROUND", "BORDER", "N_PATCHES", "ON", "PATCH", "SIZE", "pattern_picture"]
-
 SIZE = 64  # px, side of the picture
 N_PATCHES = 10  # patches along each side
 PATCH = 6  # px, side of a patch

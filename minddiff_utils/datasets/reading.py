@@ -18,23 +18,6 @@ from minddiff_utils.io import InputError
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = [
-    "MAX_SIDE",
-    "UnreadableError",
-    "as_text",
-    "check_size",
-    "existing",
-    "open_dataset",
-    "open_file",
-    "open_hdf5",
-    "open_image",
-    "read_rows",
-    "read_table",
-    "read_texts",
-    "read_volume",
-    "unreadable",
-]
-
 MAX_SIDE = 2048  # pixels; models paint 512, and a larger picture is a mistake or a trap
 TEXT_BYTES = 100  # about what Python takes to hold a short text
 NESTED = 4  # virtual datasets that lead to one another

@@ -11,22 +11,6 @@ import numpy as np
 from minddiff_utils.datasets.nsd.responses import StoredResponses
 from minddiff_utils.io import InputError, atomic_path
 
-__all__ = [
-    "Fold",
-    "Split",
-    "Stimuli",
-    "Subject",
-    "check_ids",
-    "describe_dropped",
-    "estimate_ncsnr",
-    "mean_repetitions",
-    "noise_ceiling",
-    "prepare_fold",
-    "single_trial_ncsnr",
-    "summarise",
-    "write_summary",
-]
-
 
 class Stimuli(Protocol):
     """Where the pictures and captions of a recording come from."""

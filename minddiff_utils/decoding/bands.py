@@ -10,8 +10,6 @@ from minddiff_utils.decoding.moments import column_moments
 from minddiff_utils.decoding.ridge import RidgePath
 from minddiff_utils.io import InputError
 
-__all__ = ["Bands", "band_kernels", "decode_banded", "draw_shares"]
-
 # Concentrations of the Dirichlet distribution that shares are drawn from: few bands, and many.
 CONCENTRATIONS = (0.1, 1.0)
 N_SHARES = 21

@@ -8,8 +8,6 @@ from sklearn.decomposition import PCA
 
 from minddiff_utils.io import InputError
 
-__all__ = ["Components", "evidence", "fit_components", "informative"]
-
 # Up to so many stimuli, or values, components are computed exactly.
 EXACT = 2000
 

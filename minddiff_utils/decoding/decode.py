@@ -29,16 +29,6 @@ from minddiff_utils.decoding.moments import column_moments
 from minddiff_utils.io import InputError, atomic_path
 from minddiff_utils.storage import open_to_write
 
-__all__ = [
-    "correlations",
-    "decode_splits",
-    "decode_subject",
-    "decoding_accuracy",
-    "read_decoded",
-    "training_design",
-    "voxel_weights",
-]
-
 # Voxels at a time when their reliability is estimated, which bounds the memory.
 VOXELS = 1024
 # Estimates of reliability are noisy: no voxel counts for less.

@@ -17,20 +17,6 @@ from minddiff_utils.decoding.ridge import RidgePath
 from minddiff_utils.decoding.voxel_selected_ridge import VoxelSelectedRidge
 from minddiff_utils.io import InputError, atomic_path
 
-__all__ = [
-    "Decoder",
-    "Design",
-    "Method",
-    "best_share",
-    "check_keep",
-    "fit_decoder",
-    "fit_family",
-    "load_decoder",
-    "make_design",
-    "rescaling",
-    "save_decoder",
-]
-
 FORMAT = "minddiff-decoder"
 VERSION = 3
 # Penalties a voxel: with standardised responses the kernel grows with the number of voxels.

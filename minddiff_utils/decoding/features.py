@@ -15,8 +15,6 @@ from minddiff_utils.io import InputError
 from minddiff_utils.models.stable_diffusion import Generator
 from minddiff_utils.storage import check_room, content_hash, open_to_write
 
-__all__ = ["families", "feature_size", "read_features", "write_features"]
-
 
 def families(path: str | Path) -> list[str]:
     """Return the names of the feature families in a file: z, c, block_1 …, embedding."""
@@ -81,11 +79,7 @@ def _open(path: str | Path) -> h5py.File:
 
 
 def write_features(
-    path: str | Path,
-    subject: Subject,
-    generator: Generator,
-    n_blocks: int = 6,
-    batch: int = 64,
+    path: str | Path, subject: Subject, generator: Generator, n_blocks: int = 6, batch: int = 64
 ) -> Path:
     """Compute the features of all stimuli of a subject, block by block; go on where a run stopped.
 

@@ -5,8 +5,6 @@ import numpy as np
 from minddiff_utils.datasets import Subject
 from minddiff_utils.io import InputError
 
-__all__ = ["deal_folds", "training_folds"]
-
 FEWEST = 4  # stimuli: two in each of two folds
 
 

@@ -2,8 +2,6 @@
 
 import numpy as np
 
-__all__ = ["column_moments", "constant_columns"]
-
 # Columns at a time, which bounds the memory.
 COLUMNS = 1024
 

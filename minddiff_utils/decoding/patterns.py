@@ -10,8 +10,6 @@ from minddiff_utils.datasets import Subject, prepare_fold
 from minddiff_utils.decoding.decoders import Decoder, load_decoder
 from minddiff_utils.decoding.moments import column_moments, constant_columns
 
-__all__ = ["constant_share", "decoder_reliability", "density_by_region", "pattern_shares"]
-
 
 def pattern_shares(decoder: Decoder, x: np.ndarray) -> np.ndarray:
     r"""Return how much of a decoder's activation pattern lies in each voxel.

@@ -6,8 +6,6 @@ import numpy as np
 import torch
 from sklearn.model_selection import PredefinedSplit
 
-__all__ = ["RidgePath"]
-
 # Bytes of predictions in memory at once.
 AT_ONCE = 2**28
 

@@ -11,8 +11,6 @@ from threadpoolctl import threadpool_limits
 
 from minddiff_utils.io import InputError
 
-__all__ = ["VoxelSelectedRidge"]
-
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 # A voxel of less variance counts as constant, as in FastL2LiR.
 LEAST_VARIANCE = 1e-8

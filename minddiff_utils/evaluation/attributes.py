@@ -10,8 +10,6 @@ from minddiff_utils.evaluation.statistics import group_difference, holm
 from minddiff_utils.evaluation.tables import as_markdown, interval_text
 from minddiff_utils.io import InputError
 
-__all__ = ["attribute_table", "common_traits", "read_words", "traits_table"]
-
 FEWEST = 3  # pictures with a trait, and without it, below which nothing is said about it
 
 
@@ -48,10 +46,7 @@ def read_words(text: str) -> dict[str, tuple[str, ...]]:
 
 
 def attribute_table(
-    captions: Sequence[Sequence[str]],
-    kinds: str = "",
-    sizes: str = "",
-    scenes: str = "",
+    captions: Sequence[Sequence[str]], kinds: str = "", sizes: str = "", scenes: str = ""
 ) -> pd.DataFrame:
     """Tell from its captions what each picture shows.
 

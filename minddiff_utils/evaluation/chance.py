@@ -18,8 +18,6 @@ from minddiff_utils.evaluation.controls import shuffled_rows
 from minddiff_utils.evaluation.regions import sample_values
 from minddiff_utils.io import InputError
 
-__all__ = ["chance_accuracies", "chance_interval"]
-
 
 def chance_accuracies(
     subject: Subject,

@@ -21,8 +21,6 @@ from minddiff_utils.models.stable_diffusion import Generator
 from minddiff_utils.reconstruction.stages import check_inputs, read_pictures, reconstruct
 from minddiff_utils.settings import Settings
 
-__all__ = ["Bench", "draw_again", "make_control", "open_bench"]
-
 
 @dataclass(frozen=True)
 class Bench:

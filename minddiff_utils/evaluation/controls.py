@@ -23,22 +23,6 @@ from minddiff_utils.models.stable_diffusion import Generator
 from minddiff_utils.reconstruction.stages import ablate
 from minddiff_utils.settings import Settings
 
-__all__ = [
-    "CONTROLS",
-    "PermutationTest",
-    "blurred",
-    "choose_controls",
-    "mean_features",
-    "mean_picture",
-    "mean_pictures",
-    "nearest_training",
-    "no_brain",
-    "permutation_test",
-    "settings_of",
-    "shuffled_rows",
-    "true_features",
-]
-
 # Controls and peers that chapter 5 can make, in the order it makes them.
 CONTROLS = (
     "ceiling", "mean_features", "prior", "retrieval", "blur", "takagi", "neuraldiffuser"

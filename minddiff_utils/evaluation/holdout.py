@@ -25,15 +25,6 @@ from minddiff_utils.evaluation.statistics import paired_difference
 from minddiff_utils.evaluation.tables import as_markdown, interval_text
 from minddiff_utils.io import InputError
 
-__all__ = [
-    "cluster_groups",
-    "decoding_of",
-    "hold_out",
-    "hold_out_table",
-    "picture_groups",
-    "trait_groups",
-]
-
 FEWEST = 3  # test pictures of a group that is held out
 
 

@@ -12,16 +12,6 @@ from minddiff_utils.evaluation.statistics import hit_interval
 from minddiff_utils.evaluation.tables import summary_table
 from minddiff_utils.io import InputError
 
-__all__ = [
-    "embed_stimuli",
-    "identification_accuracy",
-    "identification_table",
-    "pairwise_identification",
-    "similarity_matrix",
-    "zero_shot_accuracy",
-    "zero_shot_table",
-]
-
 
 def similarity_matrix(predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
     """Cosine similarity of every predicted row (n, d) with every true row (n, d): float64 (n, n).

@@ -16,8 +16,6 @@ from minddiff_utils.decoding.features import read_features
 from minddiff_utils.evaluation.metrics import METHODS, METRICS, in_order, unit_rows
 from minddiff_utils.io import InputError
 
-__all__ = ["Copies", "Overlap", "count_copies", "nearest", "overlap", "overlap_trend"]
-
 MOST = 1000  # training pictures that are compared among themselves
 # Near twins: of this many patches a side, fewer than so many differ by more than so many levels.
 N_PATCHES = 10

@@ -18,29 +18,6 @@ from skimage.transform import resize
 from minddiff_utils.datasets.reading import unreadable
 from minddiff_utils.io import InputError, require
 
-__all__ = [
-    "BLIND",
-    "FULL",
-    "MAIN_METRICS",
-    "METHODS",
-    "METRICS",
-    "check_rows",
-    "cosine",
-    "evaluate",
-    "evaluate_draws",
-    "full_method",
-    "in_order",
-    "main_metrics",
-    "mean_over_draws",
-    "pcc",
-    "read_metrics",
-    "read_reconstructions",
-    "ssim",
-    "ssim_channels",
-    "ssim_grey",
-    "unit_rows",
-]
-
 # Names in the files -> names that people read, in the order of the tables: the paper's rows, what
 # others do with the same parts, then controls from the best that can be had to none of the brain.
 METHODS = {
@@ -288,9 +265,7 @@ def _check_pictures(a: np.ndarray, b: np.ndarray) -> None:
 # --- files ---------------------------------------------------------------------------------
 
 
-def read_reconstructions(
-    path: str | Path,
-) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
+def read_reconstructions(path: str | Path) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
     """Read the pictures that were seen and every method's reconstructions of them.
 
     Parameters

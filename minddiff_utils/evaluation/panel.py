@@ -24,19 +24,6 @@ from minddiff_utils.evaluation.metrics import check_rows, cosine, ssim_grey
 from minddiff_utils.io import InputError
 from minddiff_utils.models.clip import Clip
 
-__all__ = [
-    "NETWORKS",
-    "PUBLISHED",
-    "Network",
-    "correlation_distance",
-    "load_networks",
-    "network_features",
-    "panel",
-    "panel_ssim",
-    "panel_table",
-    "pixcorr",
-]
-
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 OPENAI = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 FIRST = 256  # pixels, to which all pictures are resized before anything else

@@ -13,8 +13,6 @@ from minddiff_utils.evaluation.holdout import decoding_of
 from minddiff_utils.io import InputError
 from minddiff_utils.settings import Settings
 
-__all__ = ["decode_takagi", "early_and_higher", "guided_steps", "neuraldiffuser"]
-
 GUIDED, OF = 7, 37  # NeuralDiffuser: steps that are guided, the first ones, and steps in all
 
 

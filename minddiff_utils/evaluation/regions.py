@@ -18,14 +18,6 @@ from minddiff_utils.decoding.moments import column_moments, constant_columns
 from minddiff_utils.decoding.ridge import RidgePath
 from minddiff_utils.evaluation.statistics import resampled_correlation
 
-__all__ = [
-    "RegionDecoding",
-    "area_contrasts",
-    "decode_regions",
-    "region_accuracies",
-    "sample_values",
-]
-
 # Every second penalty: mean accuracies need no finer choice.
 COARSE = PENALTIES[::2]
 
@@ -181,12 +173,7 @@ def _pairs(family: np.ndarray) -> list[tuple[str, str]]:
 
 
 def _resampled_contrast(
-    regional: RegionDecoding,
-    measure: str,
-    kind: str,
-    pair: tuple[str, str],
-    n: int,
-    seed: int,
+    regional: RegionDecoding, measure: str, kind: str, pair: tuple[str, str], n: int, seed: int
 ) -> np.ndarray:
     """Average a kind of areas: (n + 1,), of the pictures themselves first, then resampled."""
 

@@ -5,16 +5,6 @@ from scipy import stats
 
 from minddiff_utils.io import InputError
 
-__all__ = [
-    "bootstrap_interval",
-    "finite",
-    "group_difference",
-    "hit_interval",
-    "holm",
-    "paired_difference",
-    "resampled_correlation",
-]
-
 # Features that vary less count as constant.
 LEAST_TRUE, LEAST_PREDICTED = 1e-4, 1e-7
 # Values at a time, which bounds the memory.

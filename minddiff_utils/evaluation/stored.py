@@ -15,20 +15,6 @@ from minddiff_utils.evaluation.statistics import bootstrap_interval
 from minddiff_utils.evaluation.tables import interval_text, markdown_table
 from minddiff_utils.io import InputError, atomic_path
 
-__all__ = [
-    "DEFAULT_WAY",
-    "REFERENCE_WAY",
-    "read_solvers",
-    "read_summary",
-    "read_ways",
-    "solver_table",
-    "store_pictures",
-    "stored_pictures",
-    "ways_summary",
-    "ways_table",
-    "write_summary",
-]
-
 SHOWN = ("clip_judge", "ssim", "pcc")
 COSTS = {
     "equivalents": "UNet passes a picture",

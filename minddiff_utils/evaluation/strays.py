@@ -8,8 +8,6 @@ import h5py
 
 from minddiff_utils.evaluation.metrics import METHODS
 
-__all__ = ["find_strays", "stray_note"]
-
 # Method -> file of its run, in a subject's folder; every other one is in `controls`.
 FILES = {
     "stage1": "stage1.h5",

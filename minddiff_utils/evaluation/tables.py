@@ -24,35 +24,6 @@ from minddiff_utils.evaluation.statistics import bootstrap_interval, finite, hol
 from minddiff_utils.evaluation.strays import stray_note
 from minddiff_utils.io import InputError, atomic_path
 
-__all__ = [
-    "CONTROL_PAIRS",
-    "FLOOR",
-    "LADDER",
-    "PAIRS",
-    "STAGE_2_PAIRS",
-    "across_subjects",
-    "as_markdown",
-    "difference_table",
-    "differences",
-    "floor_note",
-    "front_table",
-    "interval_text",
-    "ladder",
-    "ladder_table",
-    "markdown_table",
-    "p_text",
-    "pair_name",
-    "results",
-    "seed_spread",
-    "seed_table",
-    "share_table",
-    "shares",
-    "summary",
-    "summary_table",
-    "with_floor",
-    "write_results",
-]
-
 # (method, baseline): what stage 2 adds, by either solver, and what each decoded input contributes.
 STAGE_2_PAIRS = (("stage2", "stage1"), ("algorithm_1", "stage1"), ("stage2", "algorithm_1"))
 PAIRS = (*STAGE_2_PAIRS, ("stage2", "no_z"), ("stage2", "no_c"))

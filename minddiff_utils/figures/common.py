@@ -21,21 +21,6 @@ from minddiff_utils.evaluation.statistics import bootstrap_interval
 from minddiff_utils.evaluation.tables import PAIRS, differences, p_text, pair_name, summary
 from minddiff_utils.io import InputError
 
-__all__ = [
-    "accuracy_distribution",
-    "component_reliability",
-    "decoded_latents",
-    "layer_contributions",
-    "metric_points",
-    "noising_steps",
-    "paired_differences",
-    "permutation_null",
-    "picture_grid",
-    "roi_accuracy",
-    "style",
-    "subject_comparison",
-]
-
 WIDTH = 7.0  # inches; at 150 dpi about 1.5 pixels for each of the page's 700
 DPI = 150
 ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PINK, GREY = (

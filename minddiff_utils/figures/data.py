@@ -14,17 +14,6 @@ from matplotlib.patheffects import withStroke
 from minddiff_utils.datasets import Subject, noise_ceiling, single_trial_ncsnr, summarise
 from minddiff_utils.figures.common import BLUE, GREY, ORANGE, WIDTH, _finish, style
 
-__all__ = [
-    "ceiling_by_roi",
-    "clearest_voxel",
-    "counts_table",
-    "example_ids",
-    "pictures_with_captions",
-    "roi_voxels",
-    "trial_raster",
-    "voxel_responses",
-]
-
 PLANES = ((0, 1, "from above"), (1, 2, "from the side"), (0, 2, "from behind"))
 ROI_COLOURS = (
     "#0072B2", "#E69F00", "#56B4E9", "#882255", "#009E73", "#D55E00",

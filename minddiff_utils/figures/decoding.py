@@ -25,15 +25,6 @@ from minddiff_utils.figures.common import (
 )
 from minddiff_utils.figures.common import accuracy_distribution as _violins
 
-__all__ = [
-    "accuracy_and_reliability",
-    "anatomy_path",
-    "pattern_density",
-    "pattern_maps",
-    "region_loss",
-    "shrinkage",
-]
-
 RELIABILITY = "highest that the decoder's reliability allows"
 ANATOMY = "nsddata/ppdata/{}/func1pt8mm/T1_to_func1pt8mm.nii.gz"
 

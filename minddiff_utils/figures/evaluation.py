@@ -26,8 +26,6 @@ from minddiff_utils.figures.common import (
 )
 from minddiff_utils.io import InputError
 
-__all__ = ["corner_pictures", "failures", "floor_to_ceiling", "overlap_figure"]
-
 # Method -> colour, marker and label, from the floor to the ceiling.
 STEPS = {
     FLOOR: (GREY, "v", "best blind control (floor)"),
@@ -151,11 +149,7 @@ def corner_pictures(x: np.ndarray, y: np.ndarray, n: int = 2) -> dict[str, np.nd
 
 
 def failures(
-    truth: np.ndarray,
-    made: np.ndarray,
-    clip: np.ndarray,
-    pcc: np.ndarray,
-    labels: Sequence[str],
+    truth: np.ndarray, made: np.ndarray, clip: np.ndarray, pcc: np.ndarray, labels: Sequence[str]
 ) -> Figure:
     """Every test picture at its CLIP cosine and its PCC, with pictures at the four corners.
 

@@ -12,8 +12,6 @@ from minddiff_utils.evaluation.metrics import METRICS
 from minddiff_utils.figures.common import BLUE, GREY, ORANGE, RED, WIDTH, _finish, style
 from minddiff_utils.io import InputError
 
-__all__ = ["film", "loss_course", "ways_figure"]
-
 
 def loss_course(losses: np.ndarray, first: np.ndarray | None = None) -> Figure:
     """Structure loss of stage 2 at its iterates.

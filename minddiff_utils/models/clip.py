@@ -10,8 +10,6 @@ import torch
 import torch.nn.functional as F
 from transformers import CLIPModel
 
-__all__ = ["Clip", "to_pictures", "to_rgb"]
-
 
 class Clip:
     """The picture side of a CLIP: embeddings, and what its vision blocks compute.

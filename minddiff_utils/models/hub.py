@@ -9,19 +9,6 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFound
 
 from minddiff_utils.io import InputError
 
-__all__ = [
-    "CLIP_FILES",
-    "CLIP_PARTS",
-    "DIFFUSION_FILES",
-    "PAPER",
-    "PARTS",
-    "REVISIONS",
-    "clip_name",
-    "find_model",
-    "hub_name",
-    "resolved",
-]
-
 # Commits, so that the same weights are loaded for ever; every one holds safetensors.
 REVISIONS = {
     "CompVis/stable-diffusion-v1-4": "133a221b8aa7292a167afc5127cb63fb5005638b",

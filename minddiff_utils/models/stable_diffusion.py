@@ -34,19 +34,6 @@ from minddiff_utils.models.hub import (
 )
 from minddiff_utils.storage import content_hash
 
-__all__ = [
-    "Clip",
-    "Generator",
-    "load_clip",
-    "load_generator",
-    "memory_savings",
-    "noise_like",
-    "resolve_device",
-    "resolve_dtype",
-    "to_pictures",
-    "to_rgb",
-]
-
 DTYPES = {
     "float64": torch.float64,
     "float32": torch.float32,

@@ -9,16 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = [
-    "KASTNER_LABELS",
-    "SHAPE",
-    "VOXEL_MM",
-    "Anatomy",
-    "AreaShape",
-    "anatomy",
-    "affine",
-]
-
 SHAPE = (44, 50, 38)  # voxels: left to right, back to front, bottom to top
 VOXEL_MM = 1.8
 

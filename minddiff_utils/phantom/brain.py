@@ -13,17 +13,9 @@ import numpy as np
 from scipy import fft, sparse
 from scipy.spatial import KDTree
 
-from minddiff_utils.datasets.nsd.load import KASTNER_GROUPS
+from minddiff_utils.datasets.nsd.regions import KASTNER_GROUPS
 from minddiff_utils.phantom import world
 from minddiff_utils.phantom.anatomy import anatomy
-
-__all__ = [
-    "Brain",
-    "CeilingTarget",
-    "feature_maps",
-    "make_brain",
-    "noise_ceiling_targets",
-]
 
 GRID = 32  # feature maps are kept on every second pixel
 WAVELENGTHS = (5.0, 9.0, 16.0)  # px

@@ -15,18 +15,6 @@ from transformers import (
     CLIPTokenizer,
 )
 
-__all__ = [
-    "MAX_LENGTH",
-    "build_autoencoder",
-    "build_clip",
-    "build_image_processor",
-    "build_scheduler",
-    "build_text_encoder",
-    "build_tokenizer",
-    "build_unet",
-    "n_parameters",
-]
-
 MAX_LENGTH = 32
 CLIP_MEAN = (0.5, 0.5, 0.5)
 CLIP_STD = (0.3, 0.3, 0.3)

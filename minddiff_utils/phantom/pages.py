@@ -13,8 +13,6 @@ from minddiff_utils.io import atomic_path
 from minddiff_utils.phantom import world
 from minddiff_utils.phantom.brain import noise_ceiling_targets
 
-__all__ = ["caption_list", "ceiling_table", "write_pieces", "write_world_sheet"]
-
 GAP = 8  # px of white between pictures
 SCALE = 2
 EXAMPLE = 1  # the second picture of the sheet, whose captions are shown
@@ -69,10 +67,7 @@ def ceiling_table(tree: str | Path, subjects: Sequence[str]) -> str:
         mean over voxels with their number. Per cent, for the mean of three repetitions.
     """
     found = {name: load_subject("nsd", tree, name) for name in subjects}
-    lines = [
-        "| Area | aimed at | " + " | ".join(found) + " |",
-        "|---|---:|" + "---:|" * len(found),
-    ]
+    lines = ["| Area | aimed at | " + " | ".join(found) + " |", "|---|---:|" + "---:|" * len(found)]
     for roi, aim in noise_ceiling_targets():
         cells = [_cell(subject, roi) for subject in found.values()]
         lines.append(f"| {roi or 'elsewhere'} | {aim:.0f} % | " + " | ".join(cells) + " |")

@@ -11,8 +11,6 @@ import numpy as np
 
 from minddiff_utils.phantom import world
 
-__all__ = ["NEAR", "choose_pictures"]
-
 NEAR = 10  # patches of 100; patterns that differ in fewer are near twins
 N_TRIES = 200  # spare pictures among which one of the same kind is sought
 N_SPARE = 1000  # for each stimulus

@@ -23,8 +23,6 @@ from minddiff_utils.phantom.brain import Brain, make_brain
 from minddiff_utils.phantom.stimuli import choose_pictures
 from minddiff_utils.storage import open_to_write
 
-__all__ = ["SETTINGS_FILE", "Experiment", "plan_experiment", "world_ids", "write_tree"]
-
 SETTINGS_FILE = "phantom.json"
 SESSION_TRIALS = 240  # about how many; a divisor of the number of trials near it is taken
 N_SUBJECTS = 8  # at most, as in NSD

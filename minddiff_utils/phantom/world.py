@@ -15,25 +15,6 @@ from PIL import Image, ImageDraw
 
 from minddiff_utils.datasets.patterns import pattern_picture
 
-__all__ = [
-    "COLOURS",
-    "FIRST_WIDER_ID",
-    "KINDS",
-    "SETTINGS",
-    "SIZE",
-    "TRAINING_IDS",
-    "Scene",
-    "Thing",
-    "captions",
-    "describe",
-    "pattern_picture",
-    "picture",
-    "place",
-    "render",
-    "scene",
-    "size_word",
-]
-
 TRAINING_IDS = range(1_000_000, 1_048_000)  # what the phantom's models were trained on
 FIRST_WIDER_ID = 3_000_000  # from here on: patterns of more forms than those models were shown
 SIZE = 64

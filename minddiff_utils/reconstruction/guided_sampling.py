@@ -15,8 +15,6 @@ from minddiff_utils.models.stable_diffusion import Generator
 from minddiff_utils.reconstruction.losses import Belief
 from minddiff_utils.settings import Settings
 
-__all__ = ["follow", "guided_pass", "add_z_evidence"]
-
 Loss = Callable[[torch.Tensor], torch.Tensor]
 
 

@@ -5,16 +5,6 @@ from typing import NamedTuple
 
 import torch
 
-__all__ = [
-    "Belief",
-    "Evidence",
-    "belief_from",
-    "block_order",
-    "evidence_loss",
-    "structure_loss",
-    "structure_weights",
-]
-
 # Weights of the six blocks relative to one another in the authors' code.
 BLOCK_WEIGHTS = (1.5, 1.2, 1.0, 1.0, 1.0, 1.0)
 

@@ -23,8 +23,6 @@ from minddiff_utils.reconstruction.stages import FILMS, ablate, describe, recons
 from minddiff_utils.settings import Settings
 from minddiff_utils.storage import open_to_write
 
-__all__ = ["Run", "blocks", "compute_shard", "gather", "pictures_of", "stage2_runs"]
-
 FOLDER = "shards"  # in a subject's folder
 # Decoded arrays that have a row for each split, not for each picture.
 OF_SPLITS = ("projection_", "reliability_", "variance_")

@@ -24,28 +24,6 @@ from minddiff_utils.reconstruction.losses import (
 from minddiff_utils.settings import Settings
 from minddiff_utils.storage import check_room, content_hash, open_to_write
 
-__all__ = [
-    "Settings",
-    "Stage2",
-    "ablate",
-    "add_reconstructions",
-    "algorithm_1",
-    "check_inputs",
-    "describe",
-    "generate",
-    "picture_losses",
-    "read_failed",
-    "read_pictures",
-    "read_trace",
-    "reconstruct",
-    "stage1",
-    "stage1_inputs",
-    "stage1_steps",
-    "stage2",
-    "stage2_inputs",
-    "structure_losses",
-]
-
 # A picture whose loss ends this many times as high as it began has diverged.
 DIVERGED = 2.0
 # Of so many pictures, the first ones, every iterate is kept.
@@ -53,11 +31,7 @@ FILMS = 6
 
 
 def generate(
-    generator: Generator,
-    z: torch.Tensor,
-    c: torch.Tensor,
-    noise: torch.Tensor,
-    settings: Settings,
+    generator: Generator, z: torch.Tensor, c: torch.Tensor, noise: torch.Tensor, settings: Settings
 ) -> torch.Tensor:
     """Noise `z`, denoise it under `c`, decode: steps 1 to 3 of Algorithm 1, differentiable.
 
@@ -83,11 +57,7 @@ def generate(
 
 @torch.no_grad()
 def stage1(
-    generator: Generator,
-    z: torch.Tensor,
-    c: torch.Tensor,
-    noise: torch.Tensor,
-    settings: Settings,
+    generator: Generator, z: torch.Tensor, c: torch.Tensor, noise: torch.Tensor, settings: Settings
 ) -> torch.Tensor:
     """Turn decoded `z` and `c` into a first picture (img2img); see `generate`."""
     return generate(generator, z, c, noise, settings)
@@ -214,10 +184,7 @@ def algorithm_1(
 
 
 def _finished(
-    z: torch.Tensor,
-    c: torch.Tensor,
-    iterates: list[torch.Tensor],
-    losses: list[torch.Tensor],
+    z: torch.Tensor, c: torch.Tensor, iterates: list[torch.Tensor], losses: list[torch.Tensor]
 ) -> Stage2:
     """Give a picture that failed the iterate of least loss; the others their last."""
     course = torch.stack(losses, dim=1).cpu()

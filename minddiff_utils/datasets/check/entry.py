@@ -8,24 +8,6 @@ from minddiff_utils.datasets.fetch.downloads import show_bytes
 from minddiff_utils.datasets.reading import UnreadableError
 from minddiff_utils.io import InputError
 
-__all__ = [
-    "DAMAGED",
-    "MISSING",
-    "ORIGINS",
-    "PRESENT",
-    "UNREADABLE",
-    "WRONG_SHAPE",
-    "WRONG_SIZE",
-    "Entry",
-    "Fault",
-    "Origin",
-    "download_size",
-    "examine",
-    "fault_of",
-    "is_ready",
-    "report",
-]
-
 PRESENT = "present"
 MISSING = "missing"
 WRONG_SIZE = "wrong size"
@@ -53,8 +35,7 @@ ORIGINS = {
         "naturalscenesdataset.org: minddiff fetch nsd {path}{options}",
     ),
     "coco": Origin(
-        "COCO",
-        "annotations_trainval2017.zip of cocodataset.org; minddiff fetch nsd gets it too",
+        "COCO", "annotations_trainval2017.zip of cocodataset.org; minddiff fetch nsd gets it too"
     ),
     "vbcca": Origin(
         "VBCCA", "sample/data/V1_mean_figure.mat of the public repository KamitaniLab/VBCCA"

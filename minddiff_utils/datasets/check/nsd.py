@@ -23,22 +23,12 @@ from minddiff_utils.datasets.check.entry import (
     fault_of,
     is_ready,
 )
-from minddiff_utils.datasets.nsd.load import KASTNER_GROUPS, NsdStimuli, NsdTree, read_design
-from minddiff_utils.datasets.nsd.regions import read_regions
+from minddiff_utils.datasets.nsd.design import read_design
+from minddiff_utils.datasets.nsd.load import NsdStimuli, NsdTree
+from minddiff_utils.datasets.nsd.regions import KASTNER_GROUPS, read_regions
 from minddiff_utils.datasets.nsd.stimuli import read_captions
 from minddiff_utils.datasets.reading import open_hdf5, unreadable
 from minddiff_utils.io import InputError
-
-__all__ = [
-    "CAPTIONS_ZIP_BYTES",
-    "N_SESSIONS",
-    "VOLUMES",
-    "atlases_of",
-    "fetch_options",
-    "label_table",
-    "nsd_entries",
-    "session_count",
-]
 
 # Of NSD's data manual: sessions, and axes of the volumes at 1.8 mm, of subjects 1 to 8.
 N_SESSIONS = dict(

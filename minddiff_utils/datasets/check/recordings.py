@@ -23,8 +23,6 @@ from minddiff_utils.datasets.miyawaki_full import REGIONS, MiyawakiTree, read_la
 from minddiff_utils.datasets.reading import unreadable
 from minddiff_utils.io import InputError
 
-__all__ = ["kay_entries", "miyawaki_entries"]
-
 SMALL_BYTES = 494_782
 KAY_BYTES = 249_000_000
 # The archive has 153 MB, nearly all of it in the 32 runs; a part of it cannot be fetched.

@@ -13,8 +13,6 @@ from minddiff_utils.io import InputError
 if TYPE_CHECKING:
     from botocore.client import BaseClient
 
-__all__ = ["BucketSource", "NotThere", "connect", "find", "multipart_digest"]
-
 REGION = "us-east-2"  # where the bucket of NSD is
 SIMPLE = re.compile(r"[0-9a-f]{32}")
 MULTIPART = re.compile(r"([0-9a-f]{32})-(\d+)")

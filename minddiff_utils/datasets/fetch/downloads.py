@@ -20,19 +20,6 @@ from typing import Protocol
 
 from minddiff_utils.io import InputError, lock_file
 
-__all__ = [
-    "BrokenConnection",
-    "HttpSource",
-    "Progress",
-    "Source",
-    "download",
-    "hide_secrets",
-    "only_fetch",
-    "partial_path",
-    "require_space",
-    "show_bytes",
-]
-
 BLOCK = 2**20  # bytes handed over at a time
 PATIENCE = 60.0  # seconds without a byte after which a connection counts as broken
 ATTEMPTS = 6  # in a row without one new byte

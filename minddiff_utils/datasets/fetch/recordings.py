@@ -27,17 +27,6 @@ from minddiff_utils.io import InputError, atomic_path
 if TYPE_CHECKING:
     from botocore.client import BaseClient
 
-__all__ = [
-    "AGREEMENT",
-    "BUCKET",
-    "CAPTIONS_URL",
-    "KAY_URL",
-    "fetch_kay",
-    "fetch_miyawaki",
-    "fetch_nsd",
-    "nsd_files",
-]
-
 BUCKET = "natural-scenes-dataset"
 AGREEMENT = "https://naturalscenesdataset.org"
 CAPTIONS_URL = "http://images.cocodataset.org/annotations/annotations_trainval2017.zip"

@@ -17,8 +17,6 @@ from nibabel.openers import ImageOpener
 from minddiff_utils.datasets.reading import open_hdf5, open_image, unreadable
 from minddiff_utils.io import InputError
 
-__all__ = ["BetaFile", "inspect_betas", "read_betas", "read_stored"]
-
 BETA_SCALE = 300
 BLOCK_BYTES = 32 * 2**20  # how much of a session is held at once
 

@@ -11,8 +11,6 @@ from minddiff_utils.datasets.nsd.tree import NsdTree
 from minddiff_utils.datasets.reading import read_table
 from minddiff_utils.io import InputError
 
-__all__ = ["PROTOCOLS", "Design", "Trials", "choose_sessions", "read_design", "read_trials"]
-
 # Test pictures of the two protocols in use, and the sessions that show them: 37 were public at
 # first, all 40 are now.
 PROTOCOLS = {982: 37, 1000: 40}

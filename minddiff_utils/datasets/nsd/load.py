@@ -4,34 +4,15 @@ from pathlib import Path
 
 import numpy as np
 
-from minddiff_utils.datasets.nsd.betas import inspect_betas, read_betas
-from minddiff_utils.datasets.nsd.design import (
-    PROTOCOLS,
-    Sessions,
-    Trials,
-    choose_sessions,
-    read_design,
-    read_trials,
-)
-from minddiff_utils.datasets.nsd.regions import KASTNER_GROUPS, Regions, read_regions
+from minddiff_utils.datasets.nsd.betas import inspect_betas
+from minddiff_utils.datasets.nsd.design import Sessions, Trials, choose_sessions, read_trials
+from minddiff_utils.datasets.nsd.regions import Regions, read_regions
 from minddiff_utils.datasets.nsd.responses import Gathered, gather_responses
 from minddiff_utils.datasets.nsd.stimuli import NsdStimuli
-from minddiff_utils.datasets.nsd.tree import BETAS, SPACE, NsdTree
+from minddiff_utils.datasets.nsd.tree import NsdTree
 from minddiff_utils.datasets.reading import read_volume
 from minddiff_utils.datasets.subject import Split, Subject
 from minddiff_utils.io import InputError
-
-__all__ = [
-    "BETAS",
-    "KASTNER_GROUPS",
-    "PROTOCOLS",
-    "SPACE",
-    "NsdStimuli",
-    "NsdTree",
-    "load_nsd",
-    "read_betas",
-    "read_design",
-]
 
 
 def load_nsd(

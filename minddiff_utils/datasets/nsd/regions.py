@@ -10,8 +10,6 @@ from minddiff_utils.datasets.nsd.tree import NsdTree
 from minddiff_utils.datasets.reading import existing, open_image, read_volume
 from minddiff_utils.io import InputError
 
-__all__ = ["KASTNER_GROUPS", "Regions", "read_regions"]
-
 # The groups of the paper, made of the atlas's labels. MT and MST are TO1 and TO2 in some label
 # tables and hMT and hMST in others.
 KASTNER_GROUPS = {

@@ -23,8 +23,6 @@ from minddiff_utils.datasets.nsd.betas import BetaFile, Shape, read_stored
 from minddiff_utils.datasets.reading import open_hdf5, read_rows
 from minddiff_utils.io import InputError, lock_file
 
-__all__ = ["FAULTS", "GATHERED", "Gathered", "StoredResponses", "gather_responses"]
-
 GATHERED = "betas.h5"  # in the folder of the cache
 LOCK = ".betas.lock"
 FORMAT = 1  # counts up when the file's layout changes

@@ -11,19 +11,11 @@ import numpy as np
 
 from minddiff_utils.datasets.content import flat_pictures
 from minddiff_utils.datasets.nsd.tree import NsdTree
-from minddiff_utils.datasets.reading import (
-    MAX_SIDE,
-    existing,
-    open_hdf5,
-    read_rows,
-    read_table,
-)
+from minddiff_utils.datasets.reading import MAX_SIDE, existing, open_hdf5, read_rows, read_table
 from minddiff_utils.io import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
-
-__all__ = ["NsdStimuli", "read_captions"]
 
 ANNOTATIONS = "Get annotations_trainval2017.zip from cocodataset.org and put its files there."
 

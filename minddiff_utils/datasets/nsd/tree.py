@@ -6,8 +6,6 @@ from pathlib import Path
 
 from minddiff_utils.io import InputError
 
-__all__ = ["BETAS", "SPACE", "NsdTree"]
-
 SPACE = "func1pt8mm"
 BETAS = "betas_fithrf_GLMdenoise_RR"
 BETA_SUFFIXES = (".hdf5", ".nii.gz", ".nii")  # the first that is there is read
