@@ -58,6 +58,16 @@ def tree(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def nsd_tree(tmp_path_factory) -> Path:
+    """A phantom of one subject with three sessions. Copy it before changing anything."""
+    from minddiff_utils.phantom.tree import write_tree
+
+    folder = tmp_path_factory.mktemp("nsd") / "tree"
+    size = {"n_train": 180, "n_test": 20, "repetitions": 3}
+    return write_tree(folder, subjects=["subj01"], progress=False, **size)
+
+
+@pytest.fixture(scope="session")
 def run_plan():
     """A function that executes the notebooks of a plan as `minddiff book` does, in their order.
 

@@ -1,30 +1,27 @@
-"""What one can choose of NSD: regions of any atlas, sessions, protocols; and what a crop is."""
+"""What one can choose of NSD: regions of any atlas, sessions and protocols."""
 
 import shutil
 
 import nibabel as nib
 import numpy as np
-import pandas as pd
 import pytest
 import scipy.io
 from dummy_project import ROOT
-from test_tree import SMALL
 
 from minddiff_utils.book.runs import load_plan
 from minddiff_utils.datasets import load_subject, mean_repetitions, noise_ceiling
 from minddiff_utils.datasets.nsd.load import NsdTree
 from minddiff_utils.datasets.nsd.regions import read_regions
 from minddiff_utils.io import InputError
-from minddiff_utils.phantom.tree import write_tree
 from studies.betas import make_tree
 
 LABELS = {0: "Unknown", 1: "early", 2: "midventral", 5: "ventral", 7: "parietal"}
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
+def root(nsd_tree, tmp_path_factory):
     """A phantom with a second atlas, of which label 7 has no voxel."""
-    root = write_tree(tmp_path_factory.mktemp("choices") / "tree", ("subj01",), **SMALL)
+    root = shutil.copytree(nsd_tree, tmp_path_factory.mktemp("choices") / "tree")
     tree = NsdTree(root, "subj01")
     image = nib.load(tree.roi("nsdgeneral"))
     shape = image.shape
@@ -79,7 +76,10 @@ def test_several_atlases_together(tree):
     [
         ("stream", r"'stream' is unknown; .* \(Kastner2015, lh.streams, nsdgeneral, streams\)"),
         ("stream:early", "'stream' is unknown"),
-        ("streams:FFA", "has no label 'FFA'; it has early, midventral, ventral, parietal"),
+        (
+            "streams:FFA",
+            "has no label FFA for ROI FFA; it has early, midventral, ventral, parietal",
+        ),
         ("streams:parietal", "ROI parietal is empty.* label 7. Leave it out"),
         ("streams:9", "ROI streams:9 is empty"),
         ("", "'' is unknown"),
@@ -100,13 +100,6 @@ def test_atlas_without_a_table(root, tmp_path):
     nib.save(nib.Nifti1Image(np.ones(shape, np.int16), np.eye(4)), copy.roi("streams"))
     with pytest.raises(InputError, match=r"streams.nii.gz has shape .* expected"):
         read_regions(copy, "V1+streams:1")
-
-
-def test_crops(root):
-    stimuli = load_subject("nsd", root, "subj01").stimuli
-    np.testing.assert_array_equal(stimuli.crops([3, 1]), np.zeros((2, 4)))
-    with pytest.raises(InputError, match="no picture with nsdId 9999"):
-        stimuli.crops([9999])
 
 
 # --- sessions and protocols -----------------------------------------------------------------------
@@ -197,19 +190,6 @@ def test_sessions_by_number_and_by_name(forty):
         np.testing.assert_array_equal(subject.stimulus_id, pictures[shown - 1] - 1)
     with pytest.raises(InputError, match=r"sessions=1\.5: expected how many"):
         load(forty, sessions=1.5)
-
-
-def test_record_and_design_must_agree(root, tmp_path):
-    copy = NsdTree(shutil.copytree(root, tmp_path / "tree"), "subj01")
-    before = load_subject("nsd", copy.root, "subj01")
-    table = pd.read_csv(copy.responses, sep="\t")
-    copy.responses.unlink()
-    after = load_subject("nsd", copy.root, "subj01")
-    np.testing.assert_array_equal(after.stimulus_id, before.stimulus_id)
-    table.loc[5, "73KID"] += 1
-    table.to_csv(copy.responses, sep="\t", index=False)
-    with pytest.raises(InputError, match="responses.tsv and .*expdesign.mat name different"):
-        load_subject("nsd", copy.root, "subj01")
 
 
 def test_choices_of_nsd_are_refused_elsewhere(tmp_path):

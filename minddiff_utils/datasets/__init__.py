@@ -1,3 +1,4 @@
+# ruff: noqa: F401 (the public names of this room)
 """Recordings, each read into the same `Subject` record."""
 
 from collections.abc import Sequence
@@ -25,30 +26,8 @@ from minddiff_utils.datasets.subject import (
 )
 from minddiff_utils.io import InputError
 
-__all__ = [
-    "DATASETS",
-    "Fold",
-    "Split",
-    "Subject",
-    "check_own",
-    "describe_dropped",
-    "estimate_ncsnr",
-    "load_subject",
-    "mean_repetitions",
-    "noise_ceiling",
-    "picture_groups_by_pixels",
-    "prepare_fold",
-    "single_trial_ncsnr",
-    "summarise",
-    "write_summary",
-]
-
-READERS = {
-    "miyawaki": load_miyawaki,
-    "miyawaki_full": load_miyawaki_full,
-    "kay": load_kay,
-    "own": load_own,
-}
+READERS = {"miyawaki": load_miyawaki, "miyawaki_full": load_miyawaki_full}
+READERS |= {"kay": load_kay, "own": load_own}
 DATASETS = ("nsd", *READERS)
 
 
@@ -101,14 +80,13 @@ def load_subject(
         If the dataset or subject is unknown, or a file is missing, damaged or of a wrong shape.
     """
     if dataset == "nsd":
-        choice = {"sessions": sessions, "protocol": protocol, "repetitions": repetitions}
-        return load_nsd(path, subject, rois=rois, **choice, cache=cache)
+        found = load_nsd(path, subject, rois, sessions, protocol, cache)
+        return replace(found, repetitions=repetitions)
+    if dataset not in READERS:
+        raise InputError(f"dataset={dataset!r} is unknown; choose one of {', '.join(DATASETS)}")
     if (sessions, protocol) != (None, None):
         raise InputError(f"sessions and protocol are for NSD, not dataset={dataset!r}")
-    if dataset in READERS:
-        found = READERS[dataset](path, subject, rois=rois)
-        first = picture_groups_by_pixels(found.stimuli, found.stimulus_ids)
-        pairs = zip(found.stimulus_ids.tolist(), first.tolist(), strict=True)
-        copies = {one: same for one, same in pairs if one != same}
-        return replace(found, repetitions=repetitions, copy_of=copies)
-    raise InputError(f"dataset={dataset!r} is unknown; choose one of {', '.join(DATASETS)}")
+    found = READERS[dataset](path, subject, rois=rois)
+    first = picture_groups_by_pixels(found.stimuli, found.stimulus_ids).tolist()
+    copies = dict(zip(found.stimulus_ids.tolist(), first, strict=True))
+    return replace(found, repetitions=repetitions, copy_of=copies)

@@ -30,10 +30,8 @@ def check_content(path: Path, subject: Subject, hint: str = "") -> Subject:
 
 def listed(unit: str, places: Sequence[int]) -> str:
     """Write "voxel 3" or "voxels 3, 4, 5 and 7 more"."""
-    shown = [int(place) for place in places[:3]]
-    more = len(places) - len(shown)
-    text = ", ".join(map(str, shown)) + (f" and {more} more" if more else "")
-    return f"{unit}{'s' if len(places) > 1 else ''} {text}"
+    more = f" and {len(places) - 3} more" if len(places) > 3 else ""
+    return f"{unit}{'s' * (len(places) > 1)} {', '.join(str(int(p)) for p in places[:3])}{more}"
 
 
 def content_faults(subject: Subject) -> list[str]:
@@ -56,20 +54,22 @@ def content_faults(subject: Subject) -> list[str]:
         highest = max(highest, int(pictures.max()))
         flat += some[flat_pictures(pictures)].tolist()
         keys += digests(pictures)
-    faults = []
+    fault = trial_fault(subject.responses)
+    faults = [fault] if fault else []
     if highest <= 1:
-        faults.append(
+        return [
             f"`pictures` hold values from 0 to {highest}; expected 0 to 255. Were they cast from "
-            "numbers between 0 and 1? Write np.uint8(np.round(255 * pictures)) of those."
-        )
-    elif flat:
-        faults.append(
+            "numbers between 0 and 1? Write np.uint8(np.round(255 * pictures)) of those.",
+            *faults,
+        ]
+    copied = _shared_pictures(subject.splits, dict(zip(ids.tolist(), keys, strict=True)))
+    if flat:
+        copied.insert(
+            0,
             f"one colour throughout in {listed('picture', flat)}: never written? Write them, or "
-            "leave out the trials that show them."
+            "leave out the trials that show them.",
         )
-    if highest > 1:
-        faults += _shared_pictures(subject.splits, dict(zip(ids.tolist(), keys, strict=True)))
-    return faults + [fault for fault in [trial_fault(subject.responses)] if fault]
+    return copied + faults
 
 
 def stream_pictures(
@@ -104,9 +104,7 @@ def picture_groups_by_pixels(stimuli: Stimuli, ids: Sequence[int]) -> np.ndarray
         not have copies of a picture in two folds.
     """
     keys = [key for _, pictures in stream_pictures(stimuli, ids) for key in digests(pictures)]
-    least: dict[bytes, int] = {}
-    for key, number in zip(keys, ids, strict=True):
-        least[key] = min(int(number), least.get(key, int(number)))
+    least = {key: int(one) for one, key in sorted(zip(ids, keys, strict=True), reverse=True)}
     return np.array([least[key] for key in keys], np.int64)
 
 
@@ -143,13 +141,11 @@ def trial_fault(x: np.ndarray) -> str:
         few values, such as counts, agree by chance: trials that may are not told.
     """
     zero = np.flatnonzero(~x.any(axis=1))
-    first: dict[bytes, int] = {}
-    origin = np.array([first.setdefault(key, i) for i, key in enumerate(digests(x))])
-    again = np.flatnonzero(origin != np.arange(len(x)))
-    if not zero.size and not again.size:
-        return ""
+    _, first, origin = np.unique(digests(x), return_index=True, return_inverse=True)
+    origin = first[origin]
+    again = np.setdiff1d(np.flatnonzero(origin != np.arange(len(x))), zero)
     distinct = np.setdiff1d(origin, zero)
-    sample = x[distinct[:: -(-len(distinct) // SAMPLE) or 1]]
+    sample = x[distinct[:: max(1, -(-len(distinct) // SAMPLE))]]
     if len(sample) < 2:
         return ""
     if zero.size and len(x) * _chance(sample == 0) < BY_CHANCE:
@@ -157,7 +153,6 @@ def trial_fault(x: np.ndarray) -> str:
             f"`responses` are zero in all voxels for {listed('trial', zero)}: was writing cut off? "
             "Write them, or leave these trials out."
         )
-    again = np.setdiff1d(again, zero)
     if again.size and math.comb(len(x), 2) * _chance(sample[1:] == sample[:-1]) < BY_CHANCE:
         return (
             f"`responses` repeat, value by value, in {listed('trial', again)} (the first equals "

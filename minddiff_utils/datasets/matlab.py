@@ -1,25 +1,12 @@
 """MATLAB files, with one clear error for whatever is wrong with them."""
 
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from minddiff_utils.datasets.reading import existing, unreadable
+from minddiff_utils.datasets.reading import reading
 from minddiff_utils.io import InputError
-
-# Beside an error of its own for damaged files, scipy was seen to raise these.
-DAMAGED = (
-    OSError,
-    EOFError,
-    ValueError,
-    TypeError,
-    KeyError,
-    IndexError,
-    NotImplementedError,
-    zlib.error,
-)
 
 
 def read_matlab(path: str | Path, names: Sequence[str], hint: str) -> dict[str, np.ndarray]:
@@ -42,14 +29,10 @@ def read_matlab(path: str | Path, names: Sequence[str], hint: str) -> dict[str, 
     InputError
         If the file is missing or damaged, or lacks a variable.
     """
-    from scipy.io.matlab import MatReadError, loadmat
+    from scipy.io import loadmat
 
-    path = existing(Path(path), hint)
-    try:
+    with reading(Path(path), "MATLAB file", hint):
         content = loadmat(path, variable_names=list(names))
-    except (MatReadError, *DAMAGED) as error:
-        damage = f"is not a readable MATLAB file ({error}). {hint}"
-        raise unreadable(path, error, damage) from error
     missing = [name for name in names if name not in content]
     if missing:
         raise InputError(f"{path} lacks {', '.join(missing)}. {hint}")

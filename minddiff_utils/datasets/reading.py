@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import h5py
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
 
 from minddiff_utils.io import InputError
 
@@ -43,31 +42,25 @@ def unreadable(path: Path, error: Exception, damage: str) -> InputError:
     InputError
         An `UnreadableError` where the file is in use, locked, forbidden or out of reach.
     """
-    text, number = str(error), getattr(error, "errno", None)
-    noted = re.search(r"errno = (\d+)", text)  # HDF5's own errors only write it
-    number = int(noted[1]) if number is None and noted else number
-    locked = "unable to lock file" in text
-    if "already open for write" in text or (locked and number in (errno.EAGAIN, errno.EACCES)):
-        return UnreadableError(
-            f"{path} is open for writing elsewhere: close it in the program that has it open, then "
-            "try again. If that program was stopped, `h5clear -s` on the file frees it."
+    noted = re.search(r"errno = (\d+)", str(error))  # HDF5's own errors only write it
+    number = getattr(error, "errno", None) or (int(noted[1]) if noted else None)
+    forbidden = number in (errno.EACCES, errno.EPERM)
+    locked = "unable to lock file" in str(error)
+    if "already open for write" in str(error) or (locked and (forbidden or number == errno.EAGAIN)):
+        why = (
+            "is open for writing elsewhere: close it in the program that has it open, then try "
+            "again. If that program was stopped, `h5clear -s` on the file frees it."
         )
-    if locked:
-        return UnreadableError(
-            f"{path} lies on a disk without locks ({os.strerror(number or 0)}): set "
-            "HDF5_USE_FILE_LOCKING=FALSE, then try again."
-        )
-    if number in (errno.EACCES, errno.EPERM):
-        return UnreadableError(
-            f"{path} may not be read by you ({os.strerror(number)}): ask its owner for the right."
-        )
+    elif locked:
+        why = "lies on a disk without locks: set HDF5_USE_FILE_LOCKING=FALSE, then try again."
+    elif forbidden:
+        why = f"may not be read by you ({os.strerror(number)}): ask its owner for the right."
     # Seeking in a file that was cut short is an invalid argument.
-    if number in (None, errno.EINVAL, errno.ENOENT, errno.EISDIR):
+    elif number in (None, errno.EINVAL, errno.ENOENT, errno.EISDIR):
         return InputError(f"{path} {damage}")
-    return UnreadableError(
-        f"{path} cannot be reached ({os.strerror(number)}): see whether its disk or network folder "
-        "is mounted and answers, then try again."
-    )
+    else:
+        why = f"cannot be reached ({os.strerror(number)}): is its disk or network folder mounted?"
+    return UnreadableError(f"{path} {why}")
 
 
 def existing(path: Path, hint: str) -> Path:
@@ -82,10 +75,18 @@ def existing(path: Path, hint: str) -> Path:
 
 
 @contextmanager
-def open_file(
-    path: Path, hint: str = "Fetch it, or run the command that writes it."
-) -> Iterator[h5py.File]:
-    """Open an HDF5 file to read; what goes wrong with it becomes an InputError.
+def reading(path: Path, kind: str, hint: str) -> Iterator[None]:
+    """Turn whatever a library raises while it reads a file into one InputError.
+
+    The block should hold that one call.
+
+    Parameters
+    ----------
+    path : Path
+    kind : str
+        What the file should be, such as "NIfTI file".
+    hint : str
+        A sentence on where to get the file.
 
     Raises
     ------
@@ -94,14 +95,28 @@ def open_file(
     """
     existing(path, hint)
     try:
+        yield
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # scipy alone was seen to raise nine kinds for damaged files
+        damage = f"is damaged or not a readable {kind} ({error}): fetch it again. {hint}"
+        raise unreadable(path, error, damage) from error
+
+
+@contextmanager
+def open_file(
+    path: Path, hint: str = "Fetch it, or run the command that writes it."
+) -> Iterator[h5py.File]:
+    """Open an HDF5 file to read; errors as of `reading`, but only of the file itself."""
+    existing(path, hint)
+    try:
         with h5py.File(path, "r") as file:
             yield file
     except OSError as error:
+        damage = f"cannot be read as HDF5 ({error}). If it stays so, fetch or write it again."
         if any(word in str(error) for word in ("truncated file", "signature not found")):
-            damage = f"is truncated or not an HDF5 file ({error}). Delete it and fetch or write it"
-        else:
-            damage = f"cannot be read as HDF5 ({error}). If it stays so, fetch or write it"
-        raise unreadable(path, error, f"{damage} again.") from error
+            damage = f"is truncated or not an HDF5 file ({error}). Fetch or write it again."
+        raise unreadable(path, error, damage) from error
 
 
 @contextmanager
@@ -143,14 +158,14 @@ def open_dataset(file: h5py.File, name: str, nested: int = NESTED) -> h5py.Datas
         data = file[name]
     except (KeyError, RuntimeError, OSError) as error:
         if isinstance(link, h5py.SoftLink | h5py.ExternalLink):
-            beside = f" in {link.filename}" if isinstance(link, h5py.ExternalLink) else ""
+            target = f"{getattr(link, 'filename', '')} {link.path}".strip()
             raise InputError(
-                f"{where} is a link to {link.path}{beside}, which cannot be opened ({error}). Put "
-                "it there, or write the values into this file."
+                f"{where} is a link to {target}, which cannot be opened ({error}). Put it there, "
+                "or write the values into this file."
             ) from error
+        there = ", ".join(file) or "none"
         raise InputError(
-            f"{file.filename} has no dataset {name!r}; it has {', '.join(file) or 'none'}. Fetch "
-            "or write it again."
+            f"{file.filename} has no dataset {name!r}; it has {there}. Fetch or write it again."
         ) from error
     if isinstance(data, h5py.Dataset):
         _check_storage(data, where, nested)
@@ -159,12 +174,12 @@ def open_dataset(file: h5py.File, name: str, nested: int = NESTED) -> h5py.Datas
 
 def _check_storage(data: h5py.Dataset, where: str, nested: int) -> None:
     """Refuse a dataset whose values HDF5 would take from elsewhere or cannot unpack."""
-    made = data.id.get_create_plist()
-    if made.get_external_count():
+    if data.external:
         raise InputError(
             f"{where} takes its values from another file, {data.external[0][0]}, which is not "
             "HDF5. Write them into this one."
         )
+    made = data.id.get_create_plist()
     filters = [made.get_filter(place)[0] for place in range(made.get_nfilters())]
     absent = [str(code) for code in filters if not h5py.h5z.filter_avail(code)]
     if absent:
@@ -173,41 +188,34 @@ def _check_storage(data: h5py.Dataset, where: str, nested: int) -> None:
             "here. Write it with compression='gzip', or install hdf5plugin and set "
             "HDF5_PLUGIN_PATH to its folder."
         )
-    if not data.is_virtual:
-        return
-    sources = {(source.file_name, source.dset_name) for source in data.virtual_sources()}
-    for other, name in sorted(sources):
+    path = Path(data.file.filename)
+    for source in data.virtual_sources() if data.is_virtual else []:
         if not nested:
             raise InputError(f"{where} is put together from datasets that lead in a circle.")
-        path = Path(data.file.filename)
         try:
-            with open_file(path if other == "." else path.parent / other) as source:
-                open_dataset(source, name, nested - 1)
+            with open_file(
+                path if source.file_name == "." else path.parent / source.file_name
+            ) as f:
+                open_dataset(f, source.dset_name, nested - 1)
         except InputError as error:
             raise InputError(f"{where} is put together from others, and {error}") from error
 
 
 def check_size(data: h5py.Dataset, item_bytes: int) -> None:
-    """Refuse a dataset that the machine's memory cannot hold, before it is read.
+    """Raise InputError if a dataset is declared larger than this machine's memory.
 
     Parameters
     ----------
     data : h5py.Dataset
     item_bytes : int
-        What one value takes in memory (bytes).
-
-    Raises
-    ------
-    InputError
-        If the declared size is more than the memory of the machine.
+        What each value takes once it is read.
     """
     needed = data.size * item_bytes
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > memory:
         raise InputError(
             f"{data.file.filename}: `{data.name.lstrip('/')}` is declared as {data.shape}, "
-            f"{needed / 1e9:,.0f} GB in memory; this machine has {memory / 1e9:,.0f} GB. Write "
-            "what is needed, or take a larger machine."
+            f"{needed / 1e9:,.0f} GB in memory; this machine has {memory / 1e9:,.0f} GB"
         )
 
 
@@ -226,9 +234,7 @@ def read_texts(data: h5py.Dataset) -> np.ndarray:
     """Read a dataset of texts of fixed or variable length; object array of str, stripped."""
     check_size(data, max(TEXT_BYTES, data.dtype.itemsize))
     stored = data[()]
-    texts = np.empty(stored.shape, dtype=object)
-    texts.flat = [as_text(value) for value in stored.flat]
-    return texts
+    return np.array([as_text(value) for value in stored.flat], object).reshape(stored.shape)
 
 
 def read_rows(
@@ -240,7 +246,7 @@ def read_rows(
     ----------
     dataset : h5py.Dataset of shape (n, …)
     rows : int array of shape (m,)
-        From 0 to n - 1; repeats are allowed.
+        From 0 to n - 1, at least one; repeats are allowed.
     columns : tuple of slice
         What to read of the other axes; all of it by default.
 
@@ -249,51 +255,36 @@ def read_rows(
     array of shape (m, …)
     """
     wanted, place = np.unique(rows, return_inverse=True)
-    parts = [
-        dataset[(slice(run[0], run[-1] + 1), *columns)]
-        for run in np.split(wanted, np.flatnonzero(np.diff(wanted) > 1) + 1)
-        if run.size
-    ]
-    found = (
-        np.concatenate(parts) if len(parts) > 1 else (parts or [dataset[(slice(0), *columns)]])[0]
-    )
-    in_order = len(rows) == len(wanted) and (place.ravel() == np.arange(len(rows))).all()
-    return found if in_order else found[place.ravel()]
+    runs = np.split(wanted, np.flatnonzero(np.diff(wanted) > 1) + 1)
+    found = np.concatenate([dataset[(slice(run[0], run[-1] + 1), *columns)] for run in runs])
+    return found[place.ravel()]
 
 
-def open_image(path: Path) -> nib.Nifti1Image:
-    """Open a NIfTI file without reading its values, or raise InputError."""
-    existing(path, "It is part of NSD's nsddata (regions) or nsddata_betas (betas, ncsnr).")
-    try:
-        return nib.load(path)
-    except (ImageFileError, OSError, EOFError) as error:
-        damage = f"is not a readable NIfTI file ({error}): fetch it again"
-        raise unreadable(path, error, damage) from error
+def read_volume(path: Path, shape: tuple[int, ...] | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Read a NIfTI volume, which must have `shape` if that is given.
 
-
-def read_volume(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """Read a NIfTI volume that must have `shape`."""
-    image = open_image(path)
-    if image.shape != tuple(shape):
-        raise InputError(
-            f"{path} has shape {image.shape}; expected {tuple(shape)}, as other volumes have. It "
-            "is damaged or of another space: fetch it again."
-        )
-    try:
-        return np.asarray(image.dataobj)
-    except (OSError, EOFError, ValueError) as error:
-        raise unreadable(path, error, f"is damaged ({error}): fetch it again") from error
+    Returns
+    -------
+    values : array of shape (X, Y, Z)
+    affine : float array of shape (4, 4)
+        From voxel indices to millimetres.
+    """
+    with reading(path, "NIfTI file", "It is part of NSD's nsddata or nsddata_betas."):
+        image = nib.load(path)
+        if shape is not None and image.shape != shape:
+            raise InputError(
+                f"{path} has shape {image.shape}; expected {shape}, as the betas' ncsnr has. One "
+                "of the two is damaged or of another space: fetch it again."
+            )
+        return np.asarray(image.dataobj), image.affine
 
 
 def read_table(path: Path, separator: str, columns: Sequence[str]) -> "pd.DataFrame":
     """Read a table of text that must have `columns`."""
     import pandas as pd
 
-    existing(path, "It is part of NSD's nsddata.")
-    try:
+    with reading(path, "table", "It is part of NSD's nsddata."):
         table = pd.read_csv(path, sep=separator)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not a readable table ({error}): fetch it again") from error
     missing = [name for name in columns if name not in table]
     if missing:
         raise InputError(f"{path} lacks column {', '.join(missing)}: fetch it again")

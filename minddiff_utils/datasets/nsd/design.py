@@ -8,7 +8,6 @@ import numpy as np
 
 from minddiff_utils.datasets.matlab import read_matlab
 from minddiff_utils.datasets.nsd.tree import NsdTree
-from minddiff_utils.datasets.reading import read_table
 from minddiff_utils.io import InputError
 
 # Test pictures of the two protocols in use, and the sessions that show them: 37 were public at
@@ -24,32 +23,22 @@ class Design:
 
     Parameters
     ----------
-    stimulus_id : int64 array of shape (n_trials,)
-        All trials of the experiment as planned, session after session.
-    shared : bool array of shape (n_trials,)
-        Whether the picture is one that all subjects saw.
-    subjectim : int64 array of shape (n_pictures,)
-        The subject's picture for each value of `masterordering`, from 0.
+    pictures : int64 array of shape (n_pictures,)
+        Ids of the pictures of this subject, NSD's `subjectim`.
+    order : int64 array of shape (n_trials,)
+        Which of them was to be shown in each trial of the experiment, NSD's `masterordering`.
     n_shared : int
-        So many first values of `masterordering` are shared pictures.
+        So many first of the pictures are those that all subjects saw.
     """
 
-    stimulus_id: np.ndarray
-    shared: np.ndarray
-    subjectim: np.ndarray
+    pictures: np.ndarray
+    order: np.ndarray
     n_shared: int
 
-
-@dataclass(frozen=True)
-class Trials:
-    """What was shown in the trials of the sessions read; ids count from 0.
-
-    `stimulus_id` and `session` are int64 (n_trials,), `shared` is bool (n_trials,).
-    """
-
-    stimulus_id: np.ndarray
-    shared: np.ndarray
-    session: np.ndarray
+    @property
+    def stimulus_id(self) -> np.ndarray:
+        """int64 (n_trials,): all trials as planned, session after session."""
+        return self.pictures[self.order]
 
 
 def choose_sessions(
@@ -80,7 +69,7 @@ def choose_sessions(
                 "37 sessions) or 1000 (the first 40) without sessions, or sessions alone"
             )
         sessions = PROTOCOLS[protocol]
-    wanted = list(range(1, found[-1] + 1)) if sessions is None else _parse_sessions(sessions)
+    wanted = _parse_sessions(found[-1] if sessions is None else sessions)
     missing = [number for number in wanted if number not in found]
     if missing:
         what = "name the sessions to read with `sessions`"
@@ -95,24 +84,18 @@ def choose_sessions(
 
 def _parse_sessions(sessions: int | str | Sequence[int]) -> list[int]:
     """Return the numbers that were meant, sorted, each once."""
-    wrong = InputError(
-        f"sessions={sessions!r}: expected how many (from the first), or which, such as 1-10,12"
-    )
-    if isinstance(sessions, str):
-        parts = [re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", p) for p in sessions.split(",")]
-        if not all(parts):
-            raise wrong
-        ends = [(int(part[1]), int(part[2] or part[1])) for part in parts]
-        numbers = [number for first, last in ends for number in range(first, last + 1)]
-    elif isinstance(sessions, int):
-        numbers = list(range(1, sessions + 1))
-    elif isinstance(sessions, Sequence):
-        numbers = [int(number) for number in sessions]
+    if isinstance(sessions, int):
+        text = f"1-{sessions}"
     else:
-        raise wrong
-    if not numbers or min(numbers) < 1:
-        raise wrong
-    return sorted(set(numbers))
+        text = sessions if isinstance(sessions, str) else ",".join(map(str, np.ravel(sessions)))
+    parts = [re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part) for part in text.split(",")]
+    ends = [(int(part[1]), int(part[2] or part[1])) for part in parts if part]
+    numbers = sorted({number for first, last in ends for number in range(first, last + 1)})
+    if not all(parts) or not numbers or numbers[0] < 1:
+        raise InputError(
+            f"sessions={sessions!r}: expected how many (from the first), or which, such as 1-10,12"
+        )
+    return numbers
 
 
 def _spans(numbers: Sequence[int]) -> str:
@@ -133,28 +116,26 @@ def read_design(tree: NsdTree) -> Design:
     InputError
         If the file is missing or damaged, lacks a variable, or has no such subject.
     """
-    path = tree.design
     names = ("masterordering", "subjectim", "sharedix")
-    content = read_matlab(path, names, "It is part of NSD's nsddata/experiments/nsd.")
+    hint = "It is part of NSD's nsddata/experiments/nsd."
+    content = read_matlab(tree.design, names, hint)
     order = content["masterordering"].ravel().astype(np.int64)
     pictures = content["subjectim"].astype(np.int64)
     row = int(tree.subject[4:]) - 1
     if row >= len(pictures) or order.min() < 1 or order.max() > pictures.shape[1]:
         raise InputError(
-            f"{path}: subjectim has shape {pictures.shape} and masterordering values {order.min()} "
-            f"to {order.max()}; expected a row for {tree.subject} and a column for every value"
+            f"{tree.design}: subjectim has shape {pictures.shape} and masterordering values "
+            f"{order.min()} to {order.max()}; expected a row for {tree.subject} and a column for "
+            "every value"
         )
     # MATLAB counts from 1, NSD's own ids from 0.
-    own = pictures[row] - 1
-    n_shared = content["sharedix"].size
-    return Design(own[order - 1], order <= n_shared, own, n_shared)
+    return Design(pictures[row] - 1, order - 1, content["sharedix"].size)
 
 
-def read_trials(tree: NsdTree, n_trials: Mapping[int, int], protocol: int | None = None) -> Trials:
-    """Find what was shown in each trial of some sessions.
-
-    `responses.tsv` says it trial by trial, and so allows for a session that was cut short. Where
-    that file is not there, the sessions must be equally long and are taken as planned.
+def read_trials(
+    tree: NsdTree, n_trials: Mapping[int, int], protocol: int | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Find what was shown in each trial of some sessions, all equally long, as was planned.
 
     Parameters
     ----------
@@ -166,61 +147,31 @@ def read_trials(tree: NsdTree, n_trials: Mapping[int, int], protocol: int | None
 
     Returns
     -------
-    Trials
+    stimulus_id, session : int64 arrays of shape (n_trials,)
+        What was shown, ids from 0, and in which session, from 1.
+    shared : bool array of shape (n_trials,)
+        Whether the picture is one that all subjects saw.
 
     Raises
     ------
     InputError
-        If a session has another number of trials than was recorded or planned, the files
-        contradict one another, or the number of test pictures is not that of the protocol.
+        If a session has another number of trials than the others or than was planned, or the
+        number of test pictures is not that of the protocol.
     """
     design = read_design(tree)
-    trials = (_recorded if tree.responses.exists() else _planned)(tree, design, n_trials)
-    n_test = len(np.unique(trials.stimulus_id[trials.shared]))
+    usual = max(n_trials.values())
+    for number, n in n_trials.items():
+        if n != usual or number * n > len(design.order):
+            raise InputError(
+                f"{tree.session(number)} has {n} trials; expected {usual} in each session and "
+                f"{len(design.order)} in all, as in {tree.design}. Fetch it again."
+            )
+    numbers = np.array(list(n_trials), np.int64)
+    order = design.order[((numbers[:, None] - 1) * usual + np.arange(usual)).ravel()]
+    n_test = len(np.unique(order[order < design.n_shared]))
     if protocol is not None and n_test != protocol:
         raise InputError(
-            f"protocol={protocol}: {tree.subject} saw {n_test} of the shared pictures in sessions "
-            f"{_spans(list(n_trials))}, as {tree.design} has it. Leave protocol out to take these."
+            f"protocol={protocol}: {tree.subject} saw {n_test} of the shared pictures in these "
+            f"sessions, as {tree.design} has it. Leave protocol out to take these."
         )
-    return trials
-
-
-def _recorded(tree: NsdTree, design: Design, n_trials: Mapping[int, int]) -> Trials:
-    """Take each session's trials from `responses.tsv`, checked against the design."""
-    path = tree.responses
-    table = read_table(path, "\t", ("SESSION", "73KID", "10KID"))
-    rows = [np.flatnonzero(table["SESSION"] == number) for number in n_trials]
-    for (number, n), here in zip(n_trials.items(), rows, strict=True):
-        if not here.size:
-            raise InputError(f"{path} has no trials of session {number}: fetch it again")
-        if len(here) != n:
-            raise InputError(
-                f"{tree.session(number)} has {n} trials; expected {len(here)}, as {path} has them. "
-                "One of the two is damaged: fetch it again."
-            )
-    picture, place = (table[name].to_numpy()[np.concatenate(rows)] for name in ("73KID", "10KID"))
-    place = place.astype(np.int64) - 1
-    picture = picture.astype(np.int64) - 1
-    known = (place >= 0) & (place < len(design.subjectim))
-    if not known.all() or (design.subjectim[place] != picture).any():
-        raise InputError(
-            f"{path} and {tree.design} name different pictures for {tree.subject}: one of them is "
-            "damaged or of another experiment. Fetch both again."
-        )
-    session = np.repeat(np.array(list(n_trials), np.int64), [len(here) for here in rows])
-    return Trials(picture, place < design.n_shared, session)
-
-
-def _planned(tree: NsdTree, design: Design, n_trials: Mapping[int, int]) -> Trials:
-    """Take the trials of equally long sessions from the design."""
-    (first, n), *others = n_trials.items()
-    for number, count in n_trials.items():
-        if count != n or number * n > len(design.stimulus_id):
-            raise InputError(
-                f"{tree.session(number)} has {count} trials; expected {n} as in session {first}, "
-                f"and {len(design.stimulus_id)} trials in all sessions as in {tree.design}. If it "
-                f"was cut short, {tree.responses} is needed: fetch it."
-            )
-    places = np.concatenate([(number - 1) * n + np.arange(n) for number in n_trials])
-    session = np.repeat(np.array(list(n_trials), np.int64), n)
-    return Trials(design.stimulus_id[places], design.shared[places], session)
+    return design.pictures[order], np.repeat(numbers, usual), order < design.n_shared

@@ -5,12 +5,11 @@ from pathlib import Path
 import numpy as np
 
 from minddiff_utils.datasets.nsd.betas import inspect_betas
-from minddiff_utils.datasets.nsd.design import Sessions, Trials, choose_sessions, read_trials
-from minddiff_utils.datasets.nsd.regions import Regions, read_regions
-from minddiff_utils.datasets.nsd.responses import Gathered, gather_responses
+from minddiff_utils.datasets.nsd.design import Sessions, choose_sessions, read_trials
+from minddiff_utils.datasets.nsd.regions import read_regions
+from minddiff_utils.datasets.nsd.responses import gather_responses
 from minddiff_utils.datasets.nsd.stimuli import NsdStimuli
 from minddiff_utils.datasets.nsd.tree import NsdTree
-from minddiff_utils.datasets.reading import read_volume
 from minddiff_utils.datasets.subject import Split, Subject
 from minddiff_utils.io import InputError
 
@@ -18,11 +17,9 @@ from minddiff_utils.io import InputError
 def load_nsd(
     path: str | Path,
     subject: str,
-    *,
     rois: str = "kastner2015",
     sessions: Sessions = None,
     protocol: int | None = None,
-    repetitions: str = "average",
     cache: str | Path | None = None,
 ) -> Subject:
     """Read one subject from a tree in NSD's layout.
@@ -37,8 +34,6 @@ def load_nsd(
         As in `minddiff_utils.datasets.nsd.regions.read_regions`.
     sessions, protocol
         As in `minddiff_utils.datasets.nsd.design.choose_sessions`.
-    repetitions : {"average", "keep"}
-        What `prepare_fold` makes of several trials of a training picture.
     cache : str or Path, optional
         Folder for the file that the responses are gathered into and then read from; without it
         they are held in memory.
@@ -58,47 +53,31 @@ def load_nsd(
     tree = NsdTree(Path(path), subject)
     tree.check()
     regions = read_regions(tree, rois)
-    ncsnr = read_volume(tree.ncsnr, regions.shape)[tuple(regions.ijk.T)].astype(np.float32)
     numbers = choose_sessions(tree, sessions, protocol)
     files = {number: inspect_betas(tree.session(number), regions.shape) for number in numbers}
-    trials = read_trials(tree, {n: file.n_trials for n, file in files.items()}, protocol)
-    gathered = gather_responses(files, regions.ijk, regions.shape, cache)
-    return _subject(tree, regions, trials, gathered, ncsnr, repetitions)
-
-
-def _subject(
-    tree: NsdTree,
-    regions: Regions,
-    trials: Trials,
-    gathered: Gathered,
-    ncsnr: np.ndarray,
-    repetitions: str,
-) -> Subject:
-    """Put the parts together, without the voxels that are at fault."""
-    responses, keep, dropped = gathered.without_faults()
+    n_trials = {number: file.n_trials for number, file in files.items()}
+    stimulus_id, session, shared = read_trials(tree, n_trials, protocol)
+    responses, keep = gather_responses(files, regions.ijk, cache)
     roi = {name: mask[keep] for name, mask in regions.roi.items()}
-    for name, mask in roi.items():
-        if not mask.any():
-            raise InputError(
-                f"{tree.subject}: every voxel of ROI {name} is constant or not a number in "
-                f"{tree.betas}. Leave it out of rois, or fetch the betas again."
-            )
-    ids, shared = trials.stimulus_id, trials.shared
-    split = Split("shared", train=np.unique(ids[~shared]), test=np.unique(ids[shared]))
+    lost = [name for name, mask in roi.items() if not mask.any()]
+    if lost:
+        raise InputError(
+            f"{tree.subject}: every voxel of ROI {lost[0]} is constant or not a number in "
+            f"{tree.betas}. Leave it out of rois, or fetch the betas again."
+        )
+    train, test = np.unique(stimulus_id[~shared]), np.unique(stimulus_id[shared])
     return Subject(
-        name=tree.subject,
+        name=subject,
         dataset="nsd",
         responses=responses,
-        stimulus_id=ids,
-        session=trials.session,
+        stimulus_id=stimulus_id,
+        session=session,
         roi=roi,
-        splits=(split,),
-        stimuli=NsdStimuli(tree, ids),
-        ncsnr=ncsnr[keep],
+        splits=(Split("shared", train, test),),
+        stimuli=NsdStimuli(tree, stimulus_id),
+        ncsnr=regions.ncsnr[keep],
         voxel_ijk=regions.ijk[keep],
         volume_shape=regions.shape,
         affine=regions.affine,
         n_dropped=int((~keep).sum()),
-        dropped=dropped,
-        repetitions=repetitions,
     )

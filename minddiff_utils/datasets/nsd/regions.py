@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 
 from minddiff_utils.datasets.nsd.tree import NsdTree
-from minddiff_utils.datasets.reading import existing, open_image, read_volume
+from minddiff_utils.datasets.reading import existing, read_volume
 from minddiff_utils.io import InputError
 
 # The groups of the paper, made of the atlas's labels. MT and MST are TO1 and TO2 in some label
@@ -44,16 +44,18 @@ class Regions:
     ijk : int array of shape (n_voxels, 3)
         Places in the volume, each voxel once.
     roi : dict of str to bool array of shape (n_voxels,)
+    ncsnr : float32 array of shape (n_voxels,)
     """
 
     affine: np.ndarray
     shape: tuple[int, int, int]
     ijk: np.ndarray
     roi: dict[str, np.ndarray]
+    ncsnr: np.ndarray
 
 
 def read_regions(tree: NsdTree, rois: str) -> Regions:
-    """Read the regions asked for.
+    """Read the regions asked for, on the grid of the betas' `ncsnr`.
 
     Parameters
     ----------
@@ -77,28 +79,28 @@ def read_regions(tree: NsdTree, rois: str) -> Regions:
         another shape or on another grid than the betas, a label is no whole number, or a region
         asked for by name has no voxel.
     """
+    ncsnr, affine = read_volume(tree.ncsnr)
     masks: dict[str, np.ndarray] = {}
-    affine, shape = None, None
-    for part in rois.split("+"):
-        atlas, groups = _parse(tree, part.strip())
-        image = open_image(tree.roi(atlas))
-        affine = np.asarray(image.affine) if affine is None else affine
-        shape = tuple(image.shape) if shape is None else shape
-        if len(shape) != 3:
-            raise InputError(f"{tree.roi(atlas)} has shape {shape}; expected three axes")
-        volume = _whole(tree.roi(atlas), read_volume(tree.roi(atlas), shape))
-        _check_grid(tree.roi(atlas), image, tree.ncsnr)
-        for name, labels in (groups or _labels_present(tree, atlas, volume)).items():
-            mask = np.isin(volume, labels)
-            if not mask.any():
-                raise InputError(
-                    f"ROI {name} is empty: {tree.roi(atlas)} has no voxel with label "
-                    f"{' or '.join(map(str, labels))}. Leave it out of rois."
-                )
-            masks[f"{atlas}:{name}" if name in masks else name] = mask
+    for part in map(str.strip, rois.split("+")):
+        atlas, groups = _parse(tree, part)
+        path = tree.roi(atlas)
+        values, its_affine = read_volume(path, ncsnr.shape)
+        _check_grid(path, ncsnr.shape, its_affine, affine)
+        volume = _whole(path, values)
+        found = {name: np.isin(volume, labels) for name, labels in groups.items()}
+        empty = [name for name, mask in found.items() if not mask.any()]
+        # Of a whole atlas, labels that this subject lacks are left out.
+        if len(empty) == len(found) or (empty and part != atlas):
+            raise InputError(
+                f"ROI {empty[0]} is empty: {path} has no voxel with label "
+                f"{' or '.join(map(str, groups[empty[0]]))}. Leave it out of rois."
+            )
+        for name in [name for name in found if name not in empty]:
+            masks[f"{atlas}:{name}" if name in masks else name] = found[name]
     ijk = np.argwhere(np.logical_or.reduce(list(masks.values())))
-    roi = {name: mask[tuple(ijk.T)] for name, mask in masks.items()}
-    return Regions(affine, shape, ijk, roi)
+    place = tuple(ijk.T)
+    roi = {name: mask[place] for name, mask in masks.items()}
+    return Regions(affine, ncsnr.shape, ijk, roi, ncsnr[place].astype(np.float32))
 
 
 def _whole(path: Path, volume: np.ndarray) -> np.ndarray:
@@ -115,102 +117,66 @@ def _whole(path: Path, volume: np.ndarray) -> np.ndarray:
     return np.where(unknown, 0, labels).astype(np.int64)
 
 
-def _check_grid(path: Path, image: nib.Nifti1Image, betas: Path) -> None:
-    """Raise InputError if a volume's header puts its voxels elsewhere than that of the betas.
-
-    Both must have the same shape, which is checked where volumes are read.
-    """
-    grid = open_image(betas)
-    corners = np.stack(np.meshgrid(*[(0, n - 1) for n in image.shape], [1]), -1).reshape(-1, 4).T
-    voxel = np.linalg.norm(grid.affine[:3, :3], axis=0).min()
-    apart = np.linalg.norm(((image.affine - grid.affine) @ corners)[:3], axis=0).max() / voxel
-    if grid.shape == image.shape and not apart <= SHIFT:
-        axes = ["".join(map(str, nib.aff2axcodes(one.affine))) for one in (image, grid)]
+def _check_grid(path: Path, shape: tuple[int, ...], affine: np.ndarray, grid: np.ndarray) -> None:
+    """Raise InputError if a volume's header puts its voxels elsewhere than that of the betas."""
+    corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(shape) - 1)
+    shift = nib.affines.apply_affine(affine, corners) - nib.affines.apply_affine(grid, corners)
+    apart = np.linalg.norm(shift, axis=1).max() / nib.affines.voxel_sizes(grid).min()
+    if not apart <= SHIFT:
+        axes = ["".join(nib.aff2axcodes(one)) for one in (affine, grid)]
         raise InputError(
-            f"{path} lies on another grid than {betas.name} of the betas: axes {axes[0]} against "
+            f"{path} lies on another grid than ncsnr.nii.gz of the betas: axes {axes[0]} against "
             f"{axes[1]}, voxels up to {apart:.3g} voxels apart. Regions are not resampled: bring "
             "it to the grid of the betas (nearest neighbour), or mend its header."
         )
 
 
-def _parse(tree: NsdTree, text: str) -> tuple[str, dict[str, list[int]] | None]:
-    """Return the atlas and the integer labels of each region; None stands for all of them."""
-    atlas, colon, labels = text.partition(":")
-    if colon:
-        if not tree.roi(atlas).exists():
-            raise _unknown(tree, atlas)
-        return atlas, _named(tree, atlas, [name.strip() for name in labels.split(",")])
-    if text == GENERAL:
+def _parse(tree: NsdTree, part: str) -> tuple[str, dict[str, list[int]]]:
+    """Return the atlas of one part of `rois`, and the integer labels of each region."""
+    if part == GENERAL:
         return GENERAL, {GENERAL: [1]}
-    names = list(KASTNER_GROUPS) if text == KASTNER.lower() else text.split(",")
-    names = [name.strip() for name in names]
-    if len(names) == 1 and names[0] not in KASTNER_GROUPS and tree.roi(text).exists():
-        return text, None
-    unknown = [name for name in names if name not in KASTNER_GROUPS]
-    if unknown:
-        raise _unknown(tree, unknown[0])
-    return KASTNER, _groups(tree, names)
-
-
-def _unknown(tree: NsdTree, name: str) -> InputError:
-    return InputError(
-        f"rois: {name!r} is unknown; give kastner2015, nsdgeneral or some of "
-        f"{','.join(KASTNER_GROUPS)}, or an atlas of {tree.rois} "
-        f"({', '.join(tree.atlases) or 'none'}), such as streams or streams:ventral,lateral"
-    )
-
-
-def _groups(tree: NsdTree, names: list[str]) -> dict[str, list[int]]:
-    """Return the labels of the paper's groups."""
-    path = tree.labels(KASTNER)
-    table = read_labels(path)
-    groups = {}
-    for name in names:
-        parts = {part.lower() for part in KASTNER_GROUPS[name]}
-        groups[name] = [number for number, label in table.items() if label.lower() in parts]
-        if not groups[name]:
-            raise InputError(
-                f"{path} has none of {', '.join(KASTNER_GROUPS[name])}, of which ROI {name} is made"
-            )
-    return groups
-
-
-def _named(tree: NsdTree, atlas: str, names: list[str]) -> dict[str, list[int]]:
-    """Return the labels of an atlas that were asked for by name or number."""
-    if all(name.isdigit() for name in names):
-        return {f"{atlas}:{name}": [int(name)] for name in names}
-    path = tree.labels(atlas)
-    table = {label.lower(): (label, number) for number, label in read_labels(path).items()}
-    unknown = [name for name in names if name.lower() not in table]
-    if unknown:
-        known = ", ".join(label for label, number in table.values() if number > 0)
-        raise InputError(f"rois: {path} has no label {unknown[0]!r}; it has {known}")
-    found = [table[name.lower()] for name in names]
-    return {label: [number] for label, number in found}
-
-
-def _labels_present(tree: NsdTree, atlas: str, volume: np.ndarray) -> dict[str, list[int]]:
-    """Return every label above zero of an atlas that has a voxel."""
-    table = read_labels(tree.labels(atlas))
-    present = {label: [number] for number, label in table.items() if (volume == number).any()}
-    found = {label: numbers for label, numbers in present.items() if numbers[0] > 0}
-    if not found:
+    atlas, colon, labels = part.partition(":")
+    names = [name.strip() for name in (labels if colon else atlas).split(",")]
+    names = list(KASTNER_GROUPS) if part == KASTNER.lower() else names
+    if not colon and set(names) <= set(KASTNER_GROUPS):
+        atlas, groups = KASTNER, {name: KASTNER_GROUPS[name] for name in names}
+    elif not tree.roi(atlas).exists():
+        unknown = atlas if colon else next(name for name in names if name not in KASTNER_GROUPS)
         raise InputError(
-            f"{tree.roi(atlas)} has no voxel with a label of {tree.labels(atlas)}: choose another "
-            "atlas in rois"
+            f"rois: {unknown!r} is unknown; give kastner2015, nsdgeneral or some of "
+            f"{','.join(KASTNER_GROUPS)}, or an atlas of {tree.rois} "
+            f"({', '.join(tree.atlases) or 'none'}), such as streams or streams:ventral,lateral"
         )
-    return found
+    elif colon and all(name.isdigit() for name in names):
+        return atlas, {f"{atlas}:{name}": [int(name)] for name in names}
+    else:
+        groups = {name: (name,) for name in names} if colon else None
+    path = tree.labels(atlas)
+    table = _read_labels(path)
+    known = {label: numbers for label, numbers in table.items() if numbers[0] > 0}
+    if groups is None:
+        return atlas, known
+    spelt = {label.lower(): label for label in table}
+    regions = {}
+    for name, parts in groups.items():
+        found = [spelt[one.lower()] for one in parts if one.lower() in spelt]
+        if not found:
+            raise InputError(
+                f"rois: {path} has no label {' or '.join(parts)} for ROI {name}; it has "
+                f"{', '.join(known)}"
+            )
+        regions[name if atlas == KASTNER else found[0]] = sum((table[one] for one in found), [])
+    return atlas, regions
 
 
-def read_labels(path: Path) -> dict[int, str]:
-    """Read a FreeSurfer colour table: number, name, and maybe colours."""
+def _read_labels(path: Path) -> dict[str, list[int]]:
+    """Read a FreeSurfer colour table: number, name, and maybe colours; return numbers by name."""
     hint = "It is part of NSD's nsddata/freesurfer. Without it, give label numbers: atlas:1,2"
-    table = {}
+    table: dict[str, list[int]] = {}
     for line in existing(path, hint).read_text().splitlines():
-        parts = line.split()
-        if not parts or parts[0].startswith("#"):
-            continue
-        if len(parts) < 2 or not parts[0].isdigit():
+        parts = line.split("#")[0].split()
+        if parts and (len(parts) < 2 or not parts[0].isdigit()):
             raise InputError(f"{path}: cannot read {line!r}; expected a number and a name")
-        table[int(parts[0])] = parts[1]
+        if parts:
+            table.setdefault(parts[1], []).append(int(parts[0]))
     return table
