@@ -12,8 +12,8 @@ from test_tree import BETAS
 
 from minddiff_utils.datasets import load_subject
 from minddiff_utils.datasets.check import is_ready, take_stock
-from minddiff_utils.datasets.nsd.betas import inspect_betas, read_stored
 from minddiff_utils.datasets.nsd.load import NsdStimuli
+from minddiff_utils.datasets.nsd.responses import inspect_betas, read_stored
 from minddiff_utils.io import InputError
 
 DESIGN = "nsddata/experiments/nsd/nsd_expdesign.mat"
@@ -50,7 +50,7 @@ def edit_betas(tree, change, number=1):
 
 
 def test_not_a_tree(tmp_path):
-    with pytest.raises(InputError, match="is no NSD tree"):
+    with pytest.raises(InputError, match="the folder that holds nsddata"):
         load_subject("nsd", tmp_path, "subj01")
 
 
@@ -77,7 +77,7 @@ def test_truncated_file_is_named(tree, file):
 
 def test_missing_session_is_named(tree):
     (tree / SESSION.format(1)).unlink()
-    fails(tree, r"betas_session01.hdf5 is missing; subj01 has sessions 2-3")
+    fails(tree, r"betas_session01.hdf5 is missing; subj01 has sessions 2, 3")
     assert set(load(tree, sessions=[2, 3]).session) == {2, 3}
     fails(tree, "betas_session09.hdf5 is missing", sessions=[2, 9])
     fails(tree, "sessions=0: expected how many", sessions=0)
@@ -103,7 +103,7 @@ def test_more_trials_than_planned(tree):
 
 def test_axes_in_the_wrong_order(tree):
     edit_betas(tree, lambda betas: betas.transpose(0, 3, 2, 1))
-    fails(tree, r"betas are float32 \(38, 50, 44, 200\); expected .* \(44, 50, 38, n_trials\)")
+    fails(tree, r"betas are float32 \(38, 50, 44, 200\); expected \(44, 50, 38\)")
 
 
 def test_nan_in_some_trials(tree):
@@ -114,7 +114,7 @@ def test_nan_in_some_trials(tree):
         return betas
 
     edit_betas(tree, spoil)
-    fails(tree, r"betas_session01.hdf5: betas of 1 voxels are NaN .* \(first in trial 11\)")
+    fails(tree, r"betas_session01.hdf5: 1 voxels are NaN .* \(first in trial 11\)")
 
 
 @pytest.mark.parametrize("value", [np.nan, 0.0, 2.5])
@@ -206,9 +206,9 @@ def test_unknown_region(tree):
 
 def test_label_table_of_another_atlas(tree):
     (tree / TABLE).write_text("0 Unknown\n1 FFA\n")
-    fails(tree, "has no label V1v or V1d for ROI V1; it has FFA")
+    fails(tree, "has no label V1v or V1d; it has FFA")
     (tree / TABLE).write_text("V1v one\n")
-    fails(tree, "cannot read 'V1v one'")
+    fails(tree, "cannot read .*V1v")
 
 
 def test_label_table_with_colours_and_the_subjects_own(tree):
@@ -225,7 +225,7 @@ def test_design_of_another_experiment(tree):
     fails(tree, "lacks subjectim, sharedix")
     bad = {"masterordering": [[1, 7]], "subjectim": np.ones((1, 5)), "sharedix": [[1]]}
     scipy.io.savemat(tree / DESIGN, bad)
-    fails(tree, r"subjectim has shape \(1, 5\) and masterordering values 1 to 7")
+    fails(tree, r"subjectim has shape \(1, 5\); .* masterordering, 1 to 7")
 
 
 def test_ncsnr_of_another_shape(tree):
@@ -297,7 +297,7 @@ def test_check_and_reader_agree_on_odd_captions(tree, change):
 
 @pytest.mark.parametrize("chunks", [None, (1, 5, 6, 7), (7, 1, 6, 7), (4, 2, 3, 3)])
 def test_any_chunking_and_float_betas(tmp_path, chunks, monkeypatch):
-    monkeypatch.setattr("minddiff_utils.datasets.nsd.betas.BLOCK_BYTES", 3000)
+    monkeypatch.setattr("minddiff_utils.datasets.nsd.responses.BLOCK_BYTES", 3000)
     rng = np.random.default_rng(0)
     stored = rng.integers(-3000, 3000, (11, 5, 6, 7)).astype(np.int16)
     ijk = np.argwhere(rng.random((7, 6, 5)) < 0.2)

@@ -5,11 +5,9 @@ in per cent.
 """
 
 import csv
-import itertools
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 
@@ -22,9 +20,13 @@ from test_tree import BETAS
 from minddiff_utils import storage
 from minddiff_utils.datasets import describe_dropped, load_subject, prepare_fold
 from minddiff_utils.datasets.nsd import responses
-from minddiff_utils.datasets.nsd.betas import inspect_betas, read_stored
 from minddiff_utils.datasets.nsd.load import NsdTree
-from minddiff_utils.datasets.nsd.responses import GATHERED, StoredResponses
+from minddiff_utils.datasets.nsd.responses import (
+    GATHERED,
+    StoredResponses,
+    inspect_betas,
+    read_stored,
+)
 from minddiff_utils.io import InputError
 from studies.betas import make_tree
 
@@ -129,18 +131,14 @@ def test_integers_that_the_header_scales_are_per_cent(tmp_path):
     np.testing.assert_allclose(got, counts.reshape(24, 5).T / 300, atol=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("suffix", "share"),
-    [*itertools.product((".nii", ".nii.gz"), (0.0, 0.4, 0.95)), (".nii.gz", 1.0)],
-)
-def test_damaged_nifti_is_named(tmp_path, suffix, share):
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("share", [0.0, 0.4, 0.95])
+def test_truncated_nifti_is_named(tmp_path, suffix, share):
     path = tmp_path / f"betas_session01{suffix}"
     values = np.random.default_rng(0).normal(size=(6, 5, 4, 50)).astype(np.float32)
     nib.save(nib.Nifti1Image(values, np.eye(4)), path)
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
-    if share == 1:
-        path.write_bytes(content[:-8] + bytes(8))  # all bytes, but not those that were checked
     with pytest.raises(InputError, match=f"betas_session01{suffix} is damaged or not a readable"):
         read_stored(inspect_betas(path, (6, 5, 4)), np.array([[1, 2, 3]]))
 
@@ -148,11 +146,11 @@ def test_damaged_nifti_is_named(tmp_path, suffix, share):
 def test_files_of_another_form_are_named(tmp_path):
     path = tmp_path / "betas_session01.nii"
     nib.save(nib.Nifti1Image(np.zeros((6, 5, 4, 3), np.int16), np.eye(4)), path)
-    with pytest.raises(InputError, match=r"int16 \(6, 5, 4, 3\); expected .*\(4, 5, 6, n_trials"):
+    with pytest.raises(InputError, match=r"int16 \(6, 5, 4, 3\); expected \(4, 5, 6\)"):
         inspect_betas(path, (4, 5, 6))
     with h5py.File(tmp_path / "betas_session01.hdf5", "w") as file:
         file["betas"] = np.zeros((3, 4, 5, 6), complex)
-    with pytest.raises(InputError, match="betas are complex128 .*; expected int16"):
+    with pytest.raises(InputError, match="betas are complex128 .* int16 or float"):
         inspect_betas(tmp_path / "betas_session01.hdf5", (6, 5, 4))
 
 
@@ -225,48 +223,12 @@ def test_gathered_once_and_again_when_something_changed(small, tmp_path, reads):
     assert [path.name for path in cache.iterdir()] == [GATHERED]
 
 
-KILLED = """
-import os, signal, sys
-from minddiff_utils.datasets import load_subject
-from minddiff_utils.datasets.nsd import responses
-
-read, calls = responses._faulty, []
-
-def deadly(*arguments):
-    calls.append(0)
-    if len(calls) == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return read(*arguments)
-
-responses._faulty = deadly
-load_subject("nsd", sys.argv[1], "subj01", rois="nsdgeneral", cache=sys.argv[2])
-"""
-
-
-def test_killed_gathering_goes_on(small, tmp_path, reads):
+def test_nothing_is_left_of_a_gathering_that_stopped(small, tmp_path, reads, monkeypatch):
     cache = tmp_path / "cache"
-    arguments = [sys.executable, "-c", KILLED, str(small.root), str(cache)]
-    assert subprocess.run(arguments, capture_output=True).returncode == -signal.SIGKILL
-    assert not (cache / GATHERED).exists()
-    subject = load_small(small, cache)
-    assert reads == [small.session(number).name for number in (3, 4)]
-    np.testing.assert_array_equal(subject.responses[:], load_small(small, None).responses)
-    assert [path.name for path in cache.iterdir()] == [GATHERED]
-
-
-def test_a_file_that_another_process_is_writing_is_left_alone(small, tmp_path):
-    cache = tmp_path / "cache"
-    cache.mkdir()
-    program = f"""import h5py, time
-file = h5py.File({str(cache / ".betas.partial")!r}, "w")
-print(flush=True)
-time.sleep(60)"""
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as writer:
-        writer.stdout.readline()
-        with pytest.raises(InputError, match="is open for writing elsewhere"):
-            load_small(small, cache)
-        writer.kill()
-    load_small(small, cache)
+    monkeypatch.setattr(responses, "_faulty", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
+    with pytest.raises(OSError, match="full"):
+        load_small(small, cache)
+    assert reads == ["betas_session01.hdf5"] and not list(cache.iterdir())
 
 
 def test_no_room_is_said_before_reading(small, tmp_path, monkeypatch):

@@ -54,22 +54,19 @@ def content_faults(subject: Subject) -> list[str]:
         highest = max(highest, int(pictures.max()))
         flat += some[flat_pictures(pictures)].tolist()
         keys += digests(pictures)
-    fault = trial_fault(subject.responses)
-    faults = [fault] if fault else []
+    fault = ""
     if highest <= 1:
-        return [
+        fault = (
             f"`pictures` hold values from 0 to {highest}; expected 0 to 255. Were they cast from "
-            "numbers between 0 and 1? Write np.uint8(np.round(255 * pictures)) of those.",
-            *faults,
-        ]
-    copied = _shared_pictures(subject.splits, dict(zip(ids.tolist(), keys, strict=True)))
-    if flat:
-        copied.insert(
-            0,
-            f"one colour throughout in {listed('picture', flat)}: never written? Write them, or "
-            "leave out the trials that show them.",
+            "numbers between 0 and 1? Write np.uint8(np.round(255 * pictures)) of those."
         )
-    return copied + faults
+    elif flat:
+        fault = (
+            f"one colour throughout in {listed('picture', flat)}, never written? Leave out."
+        )
+    copied = _shared_pictures(subject.splits, dict(zip(ids.tolist(), keys, strict=True)))
+    faults = (fault, copied if highest > 1 else "", trial_fault(subject.responses))
+    return [one for one in faults if one]
 
 
 def stream_pictures(
@@ -113,18 +110,18 @@ def digests(rows: Iterable[np.ndarray]) -> list[bytes]:
     return [hashlib.sha256(np.ascontiguousarray(row)).digest() for row in rows]
 
 
-def _shared_pictures(splits: Iterable[Split], keys: dict[int, bytes]) -> list[str]:
+def _shared_pictures(splits: Iterable[Split], keys: dict[int, bytes]) -> str:
     """Say which test pictures are training pictures too, in the first split that has some."""
     for split in splits:
         trained = {keys[i]: i for i in split.train[::-1].tolist()}
         copies = [i for i in split.test.tolist() if keys[i] in trained]
         if copies:
-            return [
+            return (
                 f"tested and trained with the same pixels: {listed('test picture', copies)} (the "
                 f"first is training picture {trained[keys[copies[0]]]}). Let all copies of a "
                 "picture train or all test, best under one number."
-            ]
-    return []
+            )
+    return ""
 
 
 def trial_fault(x: np.ndarray) -> str:
@@ -149,15 +146,11 @@ def trial_fault(x: np.ndarray) -> str:
     if len(sample) < 2:
         return ""
     if zero.size and len(x) * _chance(sample == 0) < BY_CHANCE:
-        return (
-            f"`responses` are zero in all voxels for {listed('trial', zero)}: was writing cut off? "
-            "Write them, or leave these trials out."
-        )
+        return f"`responses` are zero in all voxels for {listed('trial', zero)}: leave them out."
     if again.size and math.comb(len(x), 2) * _chance(sample[1:] == sample[:-1]) < BY_CHANCE:
         return (
             f"`responses` repeat, value by value, in {listed('trial', again)} (the first equals "
-            f"trial {origin[again[0]]}): was a block written twice, or a mean given to each "
-            "repetition? Give each trial its own, and averaged responses one row a picture."
+            f"trial {origin[again[0]]}). Give each trial its own, averaged ones one row a picture."
         )
     return ""
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from minddiff_utils.datasets.content import check_content
-from minddiff_utils.datasets.matlab import read_matlab
 from minddiff_utils.datasets.patterns import N_PATCHES, pattern_picture
+from minddiff_utils.datasets.reading import read_matlab
 from minddiff_utils.datasets.subject import Split, Subject, check_ids
 from minddiff_utils.io import InputError
 

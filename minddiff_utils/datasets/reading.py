@@ -6,16 +6,13 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import h5py
 import nibabel as nib
 import numpy as np
+import pandas as pd
 
 from minddiff_utils.io import InputError
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 MAX_SIDE = 2048  # pixels; models paint 512, and a larger picture is a mistake or a trap
 TEXT_BYTES = 100  # about what Python takes to hold a short text
@@ -113,9 +110,7 @@ def open_file(
         with h5py.File(path, "r") as file:
             yield file
     except OSError as error:
-        damage = f"cannot be read as HDF5 ({error}). If it stays so, fetch or write it again."
-        if any(word in str(error) for word in ("truncated file", "signature not found")):
-            damage = f"is truncated or not an HDF5 file ({error}). Fetch or write it again."
+        damage = f"is truncated or not an HDF5 file, or damaged ({error}): fetch or write it again"
         raise unreadable(path, error, damage) from error
 
 
@@ -152,33 +147,22 @@ def open_dataset(file: h5py.File, name: str, nested: int = NESTED) -> h5py.Datas
         If there is no such dataset, a link or virtual dataset leads to what is not there, the
         values lie in a file that is not HDF5, or are compressed by a filter that is not installed.
     """
-    where = f"{file.filename}: `{name}`"
-    link = file.get(name, getlink=True)
     try:
         data = file[name]
     except (KeyError, RuntimeError, OSError) as error:
+        link = file.get(name, getlink=True)
+        why = f" has no dataset {name!r}; it has {', '.join(file) or 'none'}"
         if isinstance(link, h5py.SoftLink | h5py.ExternalLink):
             target = f"{getattr(link, 'filename', '')} {link.path}".strip()
-            raise InputError(
-                f"{where} is a link to {target}, which cannot be opened ({error}). Put it there, "
-                "or write the values into this file."
-            ) from error
-        there = ", ".join(file) or "none"
-        raise InputError(
-            f"{file.filename} has no dataset {name!r}; it has {there}. Fetch or write it again."
-        ) from error
+            why = f": `{name}` is a link to {target}, which cannot be opened ({error})"
+        raise InputError(f"{file.filename}{why}. Fetch or write it again.") from error
     if isinstance(data, h5py.Dataset):
-        _check_storage(data, where, nested)
+        _check_storage(data, f"{file.filename}: `{name}`", nested)
     return data
 
 
 def _check_storage(data: h5py.Dataset, where: str, nested: int) -> None:
     """Refuse a dataset whose values HDF5 would take from elsewhere or cannot unpack."""
-    if data.external:
-        raise InputError(
-            f"{where} takes its values from another file, {data.external[0][0]}, which is not "
-            "HDF5. Write them into this one."
-        )
     made = data.id.get_create_plist()
     filters = [made.get_filter(place)[0] for place in range(made.get_nfilters())]
     absent = [str(code) for code in filters if not h5py.h5z.filter_avail(code)]
@@ -188,15 +172,17 @@ def _check_storage(data: h5py.Dataset, where: str, nested: int) -> None:
             "here. Write it with compression='gzip', or install hdf5plugin and set "
             "HDF5_PLUGIN_PATH to its folder."
         )
+    if data.external:
+        other = data.external[0][0]
+        raise InputError(f"{where} takes its values from {other}, which is not HDF5: copy them.")
+    sources = data.virtual_sources() if data.is_virtual else []
+    if sources and not nested:
+        raise InputError(f"{where} is put together from datasets that lead in a circle.")
     path = Path(data.file.filename)
-    for source in data.virtual_sources() if data.is_virtual else []:
-        if not nested:
-            raise InputError(f"{where} is put together from datasets that lead in a circle.")
+    for other, name in sorted({(source.file_name, source.dset_name) for source in sources}):
         try:
-            with open_file(
-                path if source.file_name == "." else path.parent / source.file_name
-            ) as f:
-                open_dataset(f, source.dset_name, nested - 1)
+            with open_file(path if other == "." else path.parent / other) as file:
+                open_dataset(file, name, nested - 1)
         except InputError as error:
             raise InputError(f"{where} is put together from others, and {error}") from error
 
@@ -215,7 +201,7 @@ def check_size(data: h5py.Dataset, item_bytes: int) -> None:
     if needed > memory:
         raise InputError(
             f"{data.file.filename}: `{data.name.lstrip('/')}` is declared as {data.shape}, "
-            f"{needed / 1e9:,.0f} GB in memory; this machine has {memory / 1e9:,.0f} GB"
+            f"{needed / 1e9:,.0f} GB in memory; this machine has {memory / 1e9:,.0f} GB."
         )
 
 
@@ -233,8 +219,7 @@ def as_text(value: bytes | str) -> str:
 def read_texts(data: h5py.Dataset) -> np.ndarray:
     """Read a dataset of texts of fixed or variable length; object array of str, stripped."""
     check_size(data, max(TEXT_BYTES, data.dtype.itemsize))
-    stored = data[()]
-    return np.array([as_text(value) for value in stored.flat], object).reshape(stored.shape)
+    return np.vectorize(as_text, otypes=[object])(data[()])
 
 
 def read_rows(
@@ -272,20 +257,46 @@ def read_volume(path: Path, shape: tuple[int, ...] | None = None) -> tuple[np.nd
     with reading(path, "NIfTI file", "It is part of NSD's nsddata or nsddata_betas."):
         image = nib.load(path)
         if shape is not None and image.shape != shape:
-            raise InputError(
-                f"{path} has shape {image.shape}; expected {shape}, as the betas' ncsnr has. One "
-                "of the two is damaged or of another space: fetch it again."
-            )
+            expected = f"{shape}, as the betas' ncsnr has: fetch again what is of another space"
+            raise InputError(f"{path} has shape {image.shape}; expected {expected}")
         return np.asarray(image.dataobj), image.affine
 
 
-def read_table(path: Path, separator: str, columns: Sequence[str]) -> "pd.DataFrame":
+def read_table(path: Path, separator: str, columns: Sequence[str]) -> pd.DataFrame:
     """Read a table of text that must have `columns`."""
-    import pandas as pd
-
     with reading(path, "table", "It is part of NSD's nsddata."):
         table = pd.read_csv(path, sep=separator)
     missing = [name for name in columns if name not in table]
     if missing:
         raise InputError(f"{path} lacks column {', '.join(missing)}: fetch it again")
     return table
+
+
+def read_matlab(path: str | Path, names: Sequence[str], hint: str) -> dict[str, np.ndarray]:
+    """Read variables of a MATLAB file (up to version 7).
+
+    Parameters
+    ----------
+    path : str or Path
+    names : sequence of str
+        The variables that must be there.
+    hint : str
+        A sentence on where to get the file, for error messages.
+
+    Returns
+    -------
+    dict of str to array
+
+    Raises
+    ------
+    InputError
+        If the file is missing or damaged, or lacks a variable.
+    """
+    from scipy.io import loadmat
+
+    with reading(Path(path), "MATLAB file", hint):
+        content = loadmat(path, variable_names=list(names))
+    missing = [name for name in names if name not in content]
+    if missing:
+        raise InputError(f"{path} lacks {', '.join(missing)}. {hint}")
+    return {name: content[name] for name in names}

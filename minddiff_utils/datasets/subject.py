@@ -58,9 +58,8 @@ class Split:
     test: np.ndarray
 
     def __post_init__(self) -> None:
-        both = np.intersect1d(self.train, self.test)
-        if both.size:
-            raise ValueError(f"split {self.name}: stimuli {both[:5]} are in train and in test")
+        if np.intersect1d(self.train, self.test).size:
+            raise ValueError(f"split {self.name}: some stimuli are in train and in test")
         if not len(self.train) or not len(self.test):
             counts = f"{len(self.train)} training and {len(self.test)} test stimuli"
             raise InputError(f"split {self.name} has {counts}; load more sessions")

@@ -1,15 +1,18 @@
-"""NSD's experiment: which sessions there are, and which picture was shown in which trial."""
+"""NSD's files and experiment: where each lies, which sessions there are, what was shown when."""
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from minddiff_utils.datasets.matlab import read_matlab
-from minddiff_utils.datasets.nsd.tree import NsdTree
+from minddiff_utils.datasets.reading import read_matlab
 from minddiff_utils.io import InputError
 
+SPACE = "func1pt8mm"
+BETAS = "betas_fithrf_GLMdenoise_RR"
+BETA_SUFFIXES = (".hdf5", ".nii.gz", ".nii")  # the first that is there is read
 # Test pictures of the two protocols in use, and the sessions that show them: 37 were public at
 # first, all 40 are now.
 PROTOCOLS = {982: 37, 1000: 40}
@@ -17,8 +20,82 @@ PROTOCOLS = {982: 37, 1000: 40}
 Sessions = int | str | Sequence[int] | None
 
 
-@dataclass(frozen=True)
-class Design:
+class NsdTree:
+    """Where each file of the tree lies, for one subject.
+
+    Parameters
+    ----------
+    root : Path
+        The folder with `nsddata`, `nsddata_betas` and `nsddata_stimuli`.
+    subject : str
+        "subj01" to "subj08".
+
+    Attributes
+    ----------
+    design, stimulus_table, pictures, responses, ncsnr : Path
+        Order of the trials; one row a picture: its COCO id, crop and use; all pictures, uint8
+        (n, height, width, 3); what the subject pressed, one row a trial; signal-to-noise ratio of
+        each voxel.
+    captions : tuple of two Path
+        COCO's caption files, which are not part of NSD's own bucket.
+    betas, rois : Path
+        Folder with one file a session and `ncsnr.nii.gz`; folder with one volume an atlas.
+    """
+
+    def __init__(self, root: Path, subject: str):
+        self.root, self.subject = root, subject
+        self.design = root / "nsddata/experiments/nsd/nsd_expdesign.mat"
+        self.stimulus_table = root / "nsddata/experiments/nsd/nsd_stim_info_merged.csv"
+        self.pictures = root / "nsddata_stimuli/stimuli/nsd/nsd_stimuli.hdf5"
+        coco = root / "coco/annotations"
+        self.captions = (coco / "captions_train2017.json", coco / "captions_val2017.json")
+        self.betas = root / "nsddata_betas/ppdata" / subject / SPACE / BETAS
+        self.ncsnr = self.betas / "ncsnr.nii.gz"
+        self.responses = root / "nsddata/ppdata" / subject / "behav/responses.tsv"
+        self.rois = root / "nsddata/ppdata" / subject / SPACE / "roi"
+
+    @property
+    def atlases(self) -> list[str]:
+        """Names of the atlases whose volume is there, sorted."""
+        return sorted(path.name.removesuffix(".nii.gz") for path in self.rois.glob("*.nii.gz"))
+
+    @property
+    def sessions(self) -> list[int]:
+        """Numbers of the sessions whose betas are there, sorted."""
+        pattern = re.compile(r"betas_session(\d\d+)(\.hdf5|\.nii\.gz|\.nii)")
+        matches = [pattern.fullmatch(path.name) for path in self.betas.glob("betas_session*")]
+        return sorted({int(match[1]) for match in matches if match})
+
+    def session(self, number: int) -> Path:
+        """Betas of one session, from 1: the HDF5 file, or a NIfTI file if only that is there."""
+        paths = [self.betas / f"betas_session{number:02d}{suffix}" for suffix in BETA_SUFFIXES]
+        return next((path for path in paths if path.exists()), paths[0])
+
+    def roi(self, atlas: str) -> Path:
+        """Volume of integer labels."""
+        return self.rois / f"{atlas}.nii.gz"
+
+    def labels(self, atlas: str) -> Path:
+        """Label table of an atlas: the subject's own, else the one of fsaverage."""
+        # Both hemispheres share a table.
+        name = re.sub(r"^[lr]h\.", "", atlas)
+        folder = self.root / "nsddata/freesurfer"
+        own = folder / self.subject / "label" / f"{name}.mgz.ctab"
+        shared = folder / "fsaverage/label" / f"{name}.mgz.ctab"
+        return own if own.exists() or not shared.exists() else shared
+
+    def check(self) -> None:
+        """Raise InputError unless the folder is an NSD tree and has the subject."""
+        folder = self.root / "nsddata_betas/ppdata"
+        found = sorted(path.name for path in folder.glob("subj[0-9][0-9]"))
+        if self.subject not in found:
+            raise InputError(
+                f"{self.subject!r} is not in {folder}, which has {', '.join(found) or 'none'}: "
+                "choose one that is there, or the folder that holds nsddata and nsddata_betas"
+            )
+
+
+class Design(NamedTuple):
     """Which picture was to be shown when; ids count from 0.
 
     Parameters
@@ -62,23 +139,15 @@ def choose_sessions(
     found = tree.sessions
     if not found:
         raise InputError(f"{tree.betas} has no betas_session01.hdf5, …: fetch the subject's betas")
-    if protocol is not None:
-        if protocol not in PROTOCOLS or sessions is not None:
-            raise InputError(
-                f"protocol={protocol!r} with sessions={sessions!r}: give protocol 982 (the first "
-                "37 sessions) or 1000 (the first 40) without sessions, or sessions alone"
-            )
-        sessions = PROTOCOLS[protocol]
-    wanted = _parse_sessions(found[-1] if sessions is None else sessions)
+    if protocol is not None and (protocol not in PROTOCOLS or sessions is not None):
+        given = f"protocol={protocol!r} with sessions={sessions!r}"
+        raise InputError(f"{given}: give protocol 982 or 1000 without sessions, or sessions alone")
+    wanted = _parse_sessions(PROTOCOLS.get(protocol, found[-1] if sessions is None else sessions))
     missing = [number for number in wanted if number not in found]
     if missing:
-        what = "name the sessions to read with `sessions`"
-        if protocol is not None:
-            what = f"leave out `protocol`, whose {protocol} test pictures take {sessions} sessions"
-        raise InputError(
-            f"{tree.session(missing[0])} is missing; {tree.subject} has sessions "
-            f"{_spans(found)}. Fetch it, or {what}."
-        )
+        there = f"{tree.subject} has sessions {', '.join(map(str, found))}"
+        what = "leave out `protocol`" if protocol else "name the sessions to read with `sessions`"
+        raise InputError(f"{tree.session(missing[0])} is missing; {there}. Fetch it, or {what}.")
     return wanted
 
 
@@ -98,12 +167,6 @@ def _parse_sessions(sessions: int | str | Sequence[int]) -> list[int]:
     return numbers
 
 
-def _spans(numbers: Sequence[int]) -> str:
-    """Write sorted numbers shortly: "1-10, 12"."""
-    runs = np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1)
-    return ", ".join(f"{r[0]}-{r[-1]}" if len(r) > 1 else f"{r[0]}" for r in runs)
-
-
 def read_design(tree: NsdTree) -> Design:
     """Read which picture was to be shown in which trial.
 
@@ -117,19 +180,16 @@ def read_design(tree: NsdTree) -> Design:
         If the file is missing or damaged, lacks a variable, or has no such subject.
     """
     names = ("masterordering", "subjectim", "sharedix")
-    hint = "It is part of NSD's nsddata/experiments/nsd."
-    content = read_matlab(tree.design, names, hint)
-    order = content["masterordering"].ravel().astype(np.int64)
-    pictures = content["subjectim"].astype(np.int64)
+    content = read_matlab(tree.design, names, "It is part of NSD's nsddata/experiments/nsd.")
+    order, pictures = (content[name].astype(np.int64) for name in names[:2])
     row = int(tree.subject[4:]) - 1
     if row >= len(pictures) or order.min() < 1 or order.max() > pictures.shape[1]:
         raise InputError(
-            f"{tree.design}: subjectim has shape {pictures.shape} and masterordering values "
-            f"{order.min()} to {order.max()}; expected a row for {tree.subject} and a column for "
-            "every value"
+            f"{tree.design}: subjectim has shape {pictures.shape}; expected a row for each subject "
+            f"and a column for each value of masterordering, {order.min()} to {order.max()}"
         )
     # MATLAB counts from 1, NSD's own ids from 0.
-    return Design(pictures[row] - 1, order - 1, content["sharedix"].size)
+    return Design(pictures[row] - 1, order.ravel() - 1, content["sharedix"].size)
 
 
 def read_trials(
@@ -158,20 +218,20 @@ def read_trials(
         If a session has another number of trials than the others or than was planned, or the
         number of test pictures is not that of the protocol.
     """
-    design = read_design(tree)
-    usual = max(n_trials.values())
-    for number, n in n_trials.items():
-        if n != usual or number * n > len(design.order):
+    design, n = read_design(tree), max(n_trials.values())
+    for number, count in n_trials.items():
+        if count != n or number * n > len(design.order):
             raise InputError(
-                f"{tree.session(number)} has {n} trials; expected {usual} in each session and "
+                f"{tree.session(number)} has {count} trials; expected {n} in each session and "
                 f"{len(design.order)} in all, as in {tree.design}. Fetch it again."
             )
-    numbers = np.array(list(n_trials), np.int64)
-    order = design.order[((numbers[:, None] - 1) * usual + np.arange(usual)).ravel()]
-    n_test = len(np.unique(order[order < design.n_shared]))
+    session = np.repeat(np.array(list(n_trials), np.int64), n)
+    order = np.concatenate([design.order[n * (one - 1) : n * one] for one in n_trials])
+    shared = order < design.n_shared
+    n_test = len(np.unique(order[shared]))
     if protocol is not None and n_test != protocol:
         raise InputError(
             f"protocol={protocol}: {tree.subject} saw {n_test} of the shared pictures in these "
             f"sessions, as {tree.design} has it. Leave protocol out to take these."
         )
-    return design.pictures[order], np.repeat(numbers, usual), order < design.n_shared
+    return design.pictures[order], session, shared

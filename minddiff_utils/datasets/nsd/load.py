@@ -4,12 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from minddiff_utils.datasets.nsd.betas import inspect_betas
-from minddiff_utils.datasets.nsd.design import Sessions, choose_sessions, read_trials
+from minddiff_utils.datasets.nsd.design import NsdTree, Sessions, choose_sessions, read_trials
 from minddiff_utils.datasets.nsd.regions import read_regions
-from minddiff_utils.datasets.nsd.responses import gather_responses
+from minddiff_utils.datasets.nsd.responses import gather_responses, inspect_betas
 from minddiff_utils.datasets.nsd.stimuli import NsdStimuli
-from minddiff_utils.datasets.nsd.tree import NsdTree
 from minddiff_utils.datasets.subject import Split, Subject
 from minddiff_utils.io import InputError
 

@@ -1,38 +1,32 @@
 """Regions of interest: which voxels of NSD's volume belong to which part of an atlas."""
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
 
-from minddiff_utils.datasets.nsd.tree import NsdTree
+from minddiff_utils.datasets.nsd.design import NsdTree
 from minddiff_utils.datasets.reading import existing, read_volume
 from minddiff_utils.io import InputError
 
 # The groups of the paper, made of the atlas's labels. MT and MST are TO1 and TO2 in some label
 # tables and hMT and hMST in others.
+# fmt: off
 KASTNER_GROUPS = {
-    "V1": ("V1v", "V1d"),
-    "V2": ("V2v", "V2d"),
-    "V3": ("V3v", "V3d"),
-    "V3ab": ("V3A", "V3B"),
-    "hV4": ("hV4",),
-    "VO": ("VO1", "VO2"),
-    "PHC": ("PHC1", "PHC2"),
-    "MT": ("TO1", "MT", "hMT"),
-    "MST": ("TO2", "MST", "hMST"),
-    "LO": ("LO1", "LO2"),
+    "V1": ("V1v", "V1d"), "V2": ("V2v", "V2d"), "V3": ("V3v", "V3d"), "V3ab": ("V3A", "V3B"),
+    "hV4": ("hV4",), "VO": ("VO1", "VO2"), "PHC": ("PHC1", "PHC2"), "MT": ("TO1", "MT", "hMT"),
+    "MST": ("TO2", "MST", "hMST"), "LO": ("LO1", "LO2"),
     "IPS": ("IPS0", "IPS1", "IPS2", "IPS3", "IPS4", "IPS5"),
 }
+# fmt: on
 KASTNER = "Kastner2015"
 GENERAL = "nsdgeneral"
 ROUNDING = 1e-3  # that labels may be off whole numbers
 SHIFT = 0.1  # voxels, that two headers may place a voxel apart; others mean half a voxel or more
 
 
-@dataclass(frozen=True)
-class Regions:
+class Regions(NamedTuple):
     """The voxels of the regions asked for.
 
     Parameters
@@ -64,7 +58,7 @@ def read_regions(tree: NsdTree, rois: str) -> Regions:
         - "kastner2015": the eleven groups of `KASTNER_GROUPS`; some of them as "V1,V2,hV4";
         - "nsdgeneral": the part of visual cortex that answers reliably, as one region;
         - the name of any atlas in the folder `roi`, such as "streams": each of its labels is a
-          region; some of them as "streams:ventral,lateral", by name or number;
+          region; some of them as "streams:ventral,lateral";
         - several of these with "+" between them: "nsdgeneral+floc-faces". A voxel that is in
           more than one counts once.
 
@@ -82,21 +76,21 @@ def read_regions(tree: NsdTree, rois: str) -> Regions:
     ncsnr, affine = read_volume(tree.ncsnr)
     masks: dict[str, np.ndarray] = {}
     for part in map(str.strip, rois.split("+")):
-        atlas, groups = _parse(tree, part)
+        atlas, regions = _parse(tree, part)
         path = tree.roi(atlas)
         values, its_affine = read_volume(path, ncsnr.shape)
         _check_grid(path, ncsnr.shape, its_affine, affine)
         volume = _whole(path, values)
-        found = {name: np.isin(volume, labels) for name, labels in groups.items()}
-        empty = [name for name, mask in found.items() if not mask.any()]
+        there = {name: labels for name, labels in regions.items() if np.isin(labels, volume).any()}
         # Of a whole atlas, labels that this subject lacks are left out.
-        if len(empty) == len(found) or (empty and part != atlas):
+        empty = [name for name in regions if name not in there]
+        if empty and (part != atlas or not there):
             raise InputError(
                 f"ROI {empty[0]} is empty: {path} has no voxel with label "
-                f"{' or '.join(map(str, groups[empty[0]]))}. Leave it out of rois."
+                f"{' or '.join(map(str, regions[empty[0]]))}. Leave it out of rois."
             )
-        for name in [name for name in found if name not in empty]:
-            masks[f"{atlas}:{name}" if name in masks else name] = found[name]
+        for name, labels in there.items():
+            masks[f"{atlas}:{name}" if name in masks else name] = np.isin(volume, labels)
     ijk = np.argwhere(np.logical_or.reduce(list(masks.values())))
     place = tuple(ijk.T)
     roi = {name: mask[place] for name, mask in masks.items()}
@@ -135,48 +129,42 @@ def _parse(tree: NsdTree, part: str) -> tuple[str, dict[str, list[int]]]:
     """Return the atlas of one part of `rois`, and the integer labels of each region."""
     if part == GENERAL:
         return GENERAL, {GENERAL: [1]}
-    atlas, colon, labels = part.partition(":")
-    names = [name.strip() for name in (labels if colon else atlas).split(",")]
-    names = list(KASTNER_GROUPS) if part == KASTNER.lower() else names
-    if not colon and set(names) <= set(KASTNER_GROUPS):
-        atlas, groups = KASTNER, {name: KASTNER_GROUPS[name] for name in names}
-    elif not tree.roi(atlas).exists():
-        unknown = atlas if colon else next(name for name in names if name not in KASTNER_GROUPS)
+    atlas, _, chosen = part.partition(":")
+    names = [name.strip() for name in (chosen or part).split(",")]
+    if part == KASTNER.lower():
+        atlas, groups = KASTNER, KASTNER_GROUPS
+    elif chosen or tree.roi(part).exists():
+        groups = {name: (name,) for name in names if chosen}
+    else:
+        atlas, groups = KASTNER, {name: KASTNER_GROUPS.get(name, ()) for name in names}
+    unknown = [name for name, parts in groups.items() if not parts]
+    if unknown or (chosen and not tree.roi(atlas).exists()):
         raise InputError(
-            f"rois: {unknown!r} is unknown; give kastner2015, nsdgeneral or some of "
+            f"rois: {[*unknown, atlas][0]!r} is unknown; give kastner2015, nsdgeneral or some of "
             f"{','.join(KASTNER_GROUPS)}, or an atlas of {tree.rois} "
             f"({', '.join(tree.atlases) or 'none'}), such as streams or streams:ventral,lateral"
         )
-    elif colon and all(name.isdigit() for name in names):
-        return atlas, {f"{atlas}:{name}": [int(name)] for name in names}
-    else:
-        groups = {name: (name,) for name in names} if colon else None
     path = tree.labels(atlas)
     table = _read_labels(path)
-    known = {label: numbers for label, numbers in table.items() if numbers[0] > 0}
-    if groups is None:
-        return atlas, known
-    spelt = {label.lower(): label for label in table}
+    known = {label: [number] for label, number in table.items() if number > 0}
+    spelt = {label.lower(): label for label in known}
     regions = {}
     for name, parts in groups.items():
         found = [spelt[one.lower()] for one in parts if one.lower() in spelt]
         if not found:
             raise InputError(
-                f"rois: {path} has no label {' or '.join(parts)} for ROI {name}; it has "
-                f"{', '.join(known)}"
+                f"rois: {path} has no label {' or '.join(parts)}; it has {', '.join(known)}"
             )
-        regions[name if atlas == KASTNER else found[0]] = sum((table[one] for one in found), [])
-    return atlas, regions
+        regions[name if atlas == KASTNER else found[0]] = [table[label] for label in found]
+    return atlas, regions or known
 
 
-def _read_labels(path: Path) -> dict[str, list[int]]:
+def _read_labels(path: Path) -> dict[str, int]:
     """Read a FreeSurfer colour table: number, name, and maybe colours; return numbers by name."""
-    hint = "It is part of NSD's nsddata/freesurfer. Without it, give label numbers: atlas:1,2"
-    table: dict[str, list[int]] = {}
-    for line in existing(path, hint).read_text().splitlines():
-        parts = line.split("#")[0].split()
-        if parts and (len(parts) < 2 or not parts[0].isdigit()):
-            raise InputError(f"{path}: cannot read {line!r}; expected a number and a name")
-        if parts:
-            table.setdefault(parts[1], []).append(int(parts[0]))
-    return table
+    text = existing(path, "It is part of NSD's nsddata/freesurfer.").read_text()
+    lines = [line.split() for line in text.splitlines()]
+    rows = [words for words in lines if words and not words[0].startswith("#")]
+    for words in rows:
+        if len(words) < 2 or not words[0].isdigit():
+            raise InputError(f"{path}: cannot read {words!r}; expected a number and a name")
+    return {words[1]: int(words[0]) for words in rows}

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from minddiff_utils.datasets.content import flat_pictures
-from minddiff_utils.datasets.nsd.tree import NsdTree
+from minddiff_utils.datasets.nsd.design import NsdTree
 from minddiff_utils.datasets.reading import MAX_SIDE, open_hdf5, read_rows, read_table, reading
 from minddiff_utils.datasets.subject import check_ids
 from minddiff_utils.io import InputError
