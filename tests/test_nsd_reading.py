@@ -139,7 +139,7 @@ def test_truncated_nifti_is_named(tmp_path, suffix, share):
     nib.save(nib.Nifti1Image(values, np.eye(4)), path)
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(InputError, match=f"betas_session01{suffix} is damaged or not a readable"):
+    with pytest.raises(InputError, match=f"betas_session01{suffix} is truncated, damaged or no"):
         read_stored(inspect_betas(path, (6, 5, 4)), np.array([[1, 2, 3]]))
 
 

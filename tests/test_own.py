@@ -307,7 +307,7 @@ def test_groups_missing_and_broken_files(made, tmp_path):
     for length in (0, 100, len(whole) - 2000):
         path.write_bytes(whole[:length])
         (fault,) = check_own(path)
-        assert "is truncated or not an HDF5 file" in fault
+        assert "is truncated, damaged or no HDF5 file" in fault
     (fault,) = check_own(tmp_path / "nothing.h5")
     assert "nothing.h5 is missing. The page 'Your own data'" in fault
     (tmp_path / "empty").mkdir()

@@ -61,9 +61,7 @@ def content_faults(subject: Subject) -> list[str]:
             "numbers between 0 and 1? Write np.uint8(np.round(255 * pictures)) of those."
         )
     elif flat:
-        fault = (
-            f"one colour throughout in {listed('picture', flat)}, never written? Leave out."
-        )
+        fault = f"one colour throughout in {listed('picture', flat)}, never written? Leave out."
     copied = _shared_pictures(subject.splits, dict(zip(ids.tolist(), keys, strict=True)))
     faults = (fault, copied if highest > 1 else "", trial_fault(subject.responses))
     return [one for one in faults if one]

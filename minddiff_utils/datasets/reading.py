@@ -67,12 +67,14 @@ def existing(path: Path, hint: str) -> Path:
     except OSError as error:  # a folder above it that may not be entered, a stale mount
         raise unreadable(path, error, f"cannot be looked at ({error})") from error
     if not there:
-        raise InputError(f"{path} is missing. {hint}")
+        raise InputError(f"{path} is missing. {hint or 'Fetch it, or run what writes it.'}")
     return path
 
 
 @contextmanager
-def reading(path: Path, kind: str, hint: str) -> Iterator[None]:
+def reading(
+    path: Path, kind: str, hint: str, errors: type[Exception] = Exception
+) -> Iterator[None]:
     """Turn whatever a library raises while it reads a file into one InputError.
 
     The block should hold that one call.
@@ -84,6 +86,8 @@ def reading(path: Path, kind: str, hint: str) -> Iterator[None]:
         What the file should be, such as "NIfTI file".
     hint : str
         A sentence on where to get the file.
+    errors : type
+        What the library raises: scipy alone raises nine kinds for damaged files.
 
     Raises
     ------
@@ -95,23 +99,16 @@ def reading(path: Path, kind: str, hint: str) -> Iterator[None]:
         yield
     except (InputError, MemoryError):
         raise
-    except Exception as error:  # scipy alone was seen to raise nine kinds for damaged files
-        damage = f"is damaged or not a readable {kind} ({error}): fetch it again. {hint}"
+    except errors as error:
+        damage = f"is truncated, damaged or no {kind} ({error}): fetch or write it again. {hint}"
         raise unreadable(path, error, damage) from error
 
 
 @contextmanager
-def open_file(
-    path: Path, hint: str = "Fetch it, or run the command that writes it."
-) -> Iterator[h5py.File]:
-    """Open an HDF5 file to read; errors as of `reading`, but only of the file itself."""
-    existing(path, hint)
-    try:
-        with h5py.File(path, "r") as file:
-            yield file
-    except OSError as error:
-        damage = f"is truncated or not an HDF5 file, or damaged ({error}): fetch or write it again"
-        raise unreadable(path, error, damage) from error
+def open_file(path: Path, hint: str = "") -> Iterator[h5py.File]:
+    """Open an HDF5 file to read; errors as of `reading`."""
+    with reading(path, "HDF5 file", hint, OSError), h5py.File(path, "r") as file:
+        yield file
 
 
 @contextmanager

@@ -178,10 +178,8 @@ def prepare_fold(subject: Subject, split: Split) -> Fold:
     ids = np.concatenate([split.train, split.test]).astype(np.int64)
     unseen = ids[subject.n_repetitions(ids) == 0]
     if unseen.size:
-        raise InputError(
-            f"{subject.name}: stimulus {unseen[0]} of split {split.name} was not seen in the "
-            "loaded sessions. Load more sessions, or leave it out of the split."
-        )
+        where = f"{subject.name}: stimulus {unseen[0]} of split {split.name}"
+        raise InputError(f"{where} was not seen in the loaded sessions: load more")
     places = {one: place for place, one in enumerate(ids.tolist())}
     row = np.array([places.get(one, -1) for one in subject.stimulus_id.tolist()])
     n_train, train_id = len(split.train), ids[: len(split.train)]
@@ -197,9 +195,8 @@ def prepare_fold(subject: Subject, split: Split) -> Fold:
         trials = np.flatnonzero((subject.session == session) & (row >= 0))
         if trials.size:
             z = _standardise(subject, trials, training[trials], int(session))
-            for place, values in zip(
-                row[trials], z, strict=True
-            ):  # np.add.at takes 100 times as long
+            # np.add.at takes a hundred times as long.
+            for place, values in zip(row[trials], z, strict=True):
                 total[place] += values
     total /= np.bincount(row[row >= 0], minlength=len(total))[:, None].astype(np.float32)
     return Fold(split.name, total[:n_train], train_id, total[n_train:], ids[len(split.train) :])
@@ -211,10 +208,8 @@ def _standardise(
     """Z-score the `trials` of one session with the statistics of its `training` trials."""
     where = f"{subject.name}, session {session}"
     if training.sum() < 2:
-        raise InputError(
-            f"{where}: {int(training.sum())} training trials; at least 2 are needed to "
-            "standardise. Leave the session out or load more pictures."
-        )
+        n = int(training.sum())
+        raise InputError(f"{where}: {n} training trials; it takes 2 to standardise. Leave it out.")
     x = subject.responses[trials]
     mean = x[training].mean(axis=0, dtype=np.float64)
     sd = x[training].std(axis=0, dtype=np.float64)
@@ -345,21 +340,18 @@ def summarise(subject: Subject) -> dict[str, Any]:
         Plain numbers and texts: name, dataset, trials, stimuli, sessions, repetitions, voxels,
         voxels of each region, voxels left out, and for each split its stimuli.
     """
-    repetitions = subject.n_repetitions(subject.stimulus_ids)
+    n_repetitions = subject.n_repetitions(subject.stimulus_ids)
     return {
         "subject": subject.name,
         "dataset": subject.dataset,
         "n_trials": len(subject.stimulus_id),
-        "n_stimuli": len(repetitions),
+        "n_stimuli": len(n_repetitions),
         "n_sessions": len(np.unique(subject.session)),
-        "repetitions": [int(repetitions.min()), int(repetitions.max())],
+        "repetitions": [int(n_repetitions.min()), int(n_repetitions.max())],
         "n_voxels": subject.responses.shape[1],
         "n_dropped_voxels": subject.n_dropped,
         "rois": {name: int(mask.sum()) for name, mask in subject.roi.items()},
-        "splits": {
-            split.name: {"train": len(split.train), "test": len(split.test)}
-            for split in subject.splits
-        },
+        "splits": {s.name: {"train": len(s.train), "test": len(s.test)} for s in subject.splits},
     }
 
 

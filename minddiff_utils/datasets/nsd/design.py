@@ -185,8 +185,8 @@ def read_design(tree: NsdTree) -> Design:
     row = int(tree.subject[4:]) - 1
     if row >= len(pictures) or order.min() < 1 or order.max() > pictures.shape[1]:
         raise InputError(
-            f"{tree.design}: subjectim has shape {pictures.shape}; expected a row for each subject "
-            f"and a column for each value of masterordering, {order.min()} to {order.max()}"
+            f"{tree.design}: subjectim has shape {pictures.shape}; expected a row for "
+            f"{tree.subject}, a column for all of masterordering, {order.min()} to {order.max()}"
         )
     # MATLAB counts from 1, NSD's own ids from 0.
     return Design(pictures[row] - 1, order.ravel() - 1, content["sharedix"].size)

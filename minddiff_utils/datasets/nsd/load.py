@@ -59,10 +59,8 @@ def load_nsd(
     roi = {name: mask[keep] for name, mask in regions.roi.items()}
     lost = [name for name, mask in roi.items() if not mask.any()]
     if lost:
-        raise InputError(
-            f"{tree.subject}: every voxel of ROI {lost[0]} is constant or not a number in "
-            f"{tree.betas}. Leave it out of rois, or fetch the betas again."
-        )
+        why = f"every voxel of ROI {lost[0]} is constant or not a number in {tree.betas}"
+        raise InputError(f"{subject}: {why}. Leave it out of rois, or fetch the betas again.")
     train, test = np.unique(stimulus_id[~shared]), np.unique(stimulus_id[shared])
     return Subject(
         name=subject,

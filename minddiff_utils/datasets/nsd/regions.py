@@ -5,9 +5,10 @@ from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 
 from minddiff_utils.datasets.nsd.design import NsdTree
-from minddiff_utils.datasets.reading import existing, read_volume
+from minddiff_utils.datasets.reading import read_volume, reading
 from minddiff_utils.io import InputError
 
 # The groups of the paper, made of the atlas's labels. MT and MST are TO1 and TO2 in some label
@@ -81,16 +82,16 @@ def read_regions(tree: NsdTree, rois: str) -> Regions:
         values, its_affine = read_volume(path, ncsnr.shape)
         _check_grid(path, ncsnr.shape, its_affine, affine)
         volume = _whole(path, values)
-        there = {name: labels for name, labels in regions.items() if np.isin(labels, volume).any()}
-        # Of a whole atlas, labels that this subject lacks are left out.
-        empty = [name for name in regions if name not in there]
-        if empty and (part != atlas or not there):
-            raise InputError(
-                f"ROI {empty[0]} is empty: {path} has no voxel with label "
-                f"{' or '.join(map(str, regions[empty[0]]))}. Leave it out of rois."
-            )
-        for name, labels in there.items():
-            masks[f"{atlas}:{name}" if name in masks else name] = np.isin(volume, labels)
+        for name, labels in regions.items():
+            mask = np.isin(volume, labels)
+            if mask.any():
+                masks[f"{atlas}:{name}" if name in masks else name] = mask
+            elif part != atlas:  # of a whole atlas, labels that this subject lacks are left out
+                raise InputError(
+                    f"ROI {name} is empty: {path} has no label {labels}. Leave it out."
+                )
+    if not masks:
+        raise InputError(f"rois={rois!r} are empty in {tree.rois}: choose others")
     ijk = np.argwhere(np.logical_or.reduce(list(masks.values())))
     place = tuple(ijk.T)
     roi = {name: mask[place] for name, mask in masks.items()}
@@ -104,9 +105,8 @@ def _whole(path: Path, volume: np.ndarray) -> np.ndarray:
         wrong = ~unknown & ~(np.abs(volume - labels) <= ROUNDING)
     if wrong.any():
         raise InputError(
-            f"{path}: {int(wrong.sum())} voxels have no whole number as label, such as "
-            f"{volume[wrong][0]:g}. Was it resampled? Fetch it again, or make it with "
-            "nearest-neighbour interpolation."
+            f"{path}: {wrong.sum()} voxels have no whole number as label, such as "
+            f"{volume[wrong][0]:g}. Was it resampled? Then take nearest-neighbour interpolation."
         )
     return np.where(unknown, 0, labels).astype(np.int64)
 
@@ -120,8 +120,7 @@ def _check_grid(path: Path, shape: tuple[int, ...], affine: np.ndarray, grid: np
         axes = ["".join(nib.aff2axcodes(one)) for one in (affine, grid)]
         raise InputError(
             f"{path} lies on another grid than ncsnr.nii.gz of the betas: axes {axes[0]} against "
-            f"{axes[1]}, voxels up to {apart:.3g} voxels apart. Regions are not resampled: bring "
-            "it to the grid of the betas (nearest neighbour), or mend its header."
+            f"{axes[1]}, up to {apart:.3g} voxels apart. Resample it, or mend its header."
         )
 
 
@@ -145,26 +144,13 @@ def _parse(tree: NsdTree, part: str) -> tuple[str, dict[str, list[int]]]:
             f"({', '.join(tree.atlases) or 'none'}), such as streams or streams:ventral,lateral"
         )
     path = tree.labels(atlas)
-    table = _read_labels(path)
-    known = {label: [number] for label, number in table.items() if number > 0}
-    spelt = {label.lower(): label for label in known}
+    with reading(path, "label table", "It is part of NSD's nsddata/freesurfer."):
+        rows = pd.read_csv(path, sep=r"\s+", comment="#", header=None, usecols=[0, 1])
+        table = {name: number for number, name in rows.to_numpy().tolist() if number > 0}
     regions = {}
     for name, parts in groups.items():
-        found = [spelt[one.lower()] for one in parts if one.lower() in spelt]
-        if not found:
-            raise InputError(
-                f"rois: {path} has no label {' or '.join(parts)}; it has {', '.join(known)}"
-            )
-        regions[name if atlas == KASTNER else found[0]] = [table[label] for label in found]
-    return atlas, regions or known
-
-
-def _read_labels(path: Path) -> dict[str, int]:
-    """Read a FreeSurfer colour table: number, name, and maybe colours; return numbers by name."""
-    text = existing(path, "It is part of NSD's nsddata/freesurfer.").read_text()
-    lines = [line.split() for line in text.splitlines()]
-    rows = [words for words in lines if words and not words[0].startswith("#")]
-    for words in rows:
-        if len(words) < 2 or not words[0].isdigit():
-            raise InputError(f"{path}: cannot read {words!r}; expected a number and a name")
-    return {words[1]: int(words[0]) for words in rows}
+        regions[name] = [table[label] for label in parts if label in table]
+        if not regions[name]:
+            there = ", ".join(table)
+            raise InputError(f"rois: {path} has no label {' or '.join(parts)}; it has {there}")
+    return atlas, regions or {label: [number] for label, number in table.items()}

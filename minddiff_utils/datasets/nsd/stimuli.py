@@ -35,22 +35,12 @@ def read_captions(path: Path) -> dict[int, list[str]]:
         If the file is missing or no such file, or an annotation is no caption.
     """
     with reading(path, "COCO caption file", ANNOTATIONS):
-        items = list(json.loads(path.read_bytes())["annotations"])
-    found: dict[int, list[tuple[int, str]]] = {}
-    for place, item in enumerate(items):
-        try:
-            # Through text: 7 and "7" are numbers of a picture, 7.5 and null are not.
-            picture, order = int(str(item["image_id"])), int(str(item.get("id", place)))
-            text = item["caption"].strip()
-        except (ValueError, KeyError, TypeError, AttributeError):
-            text = ""
-        if not text:
-            raise InputError(
-                f"{path}: annotation {place} is {str(item):.80}; expected a whole number as "
-                f"image_id, one or none as id, and a text as caption. {ANNOTATIONS}"
-            )
-        found.setdefault(picture, []).append((order, text))
-    return {picture: [text for _, text in sorted(texts)] for picture, texts in found.items()}
+        items = json.loads(path.read_bytes())["annotations"]
+        rows = [(int(str(i["image_id"])), int(str(i["id"])), i["caption"].strip()) for i in items]
+    found: dict[int, list[str]] = {}
+    for picture, _, text in sorted(rows):
+        found.setdefault(picture, []).append(text)
+    return found
 
 
 class NsdStimuli:
@@ -83,8 +73,7 @@ class NsdStimuli:
         """
         path = self.tree.pictures
         with open_hdf5(path, "imgBrick") as brick:
-            fits = brick.ndim == 4 and brick.shape[-1] == 3 and max(brick.shape[1:3]) <= MAX_SIDE
-            if not fits or brick.dtype != np.uint8:
+            if brick.ndim != 4 or brick.dtype != np.uint8 or max(brick.shape[1:3]) > MAX_SIDE:
                 raise InputError(
                     f"{path}: imgBrick is {brick.dtype} {brick.shape}; expected uint8 (n, height, "
                     f"width, 3), sides to {MAX_SIDE}. Fetch it again."
@@ -92,10 +81,7 @@ class NsdStimuli:
             found = read_rows(brick, check_ids(ids, len(brick)))
         flat = np.flatnonzero(flat_pictures(found))
         if flat.size:
-            raise InputError(
-                f"{path}: picture {ids[flat[0]]} has one colour throughout, so was never written. "
-                "Fetch it again."
-            )
+            raise InputError(f"{path}: picture {ids[flat[0]]} has one colour: fetch it again")
         return found
 
     def captions(self, ids: Sequence[int]) -> list[tuple[str, ...]]:
@@ -106,12 +92,13 @@ class NsdStimuli:
         InputError
             If a file is missing or damaged, or a picture has no five captions.
         """
-        found = [self._texts.get(self._coco_ids.get(int(one)), []) for one in ids]
-        for one, texts in zip(ids, found, strict=True):
+        coco = [self._coco_ids.get(int(one)) for one in ids]
+        found = [self._texts.get(one, []) for one in coco]
+        for stimulus, one, texts in zip(ids, coco, found, strict=True):
             if len(texts) < 5:
+                n = f"stimulus {stimulus} (COCO id {one}) has {len(texts)} captions"
                 raise InputError(
-                    f"stimulus {one} (COCO id {self._coco_ids.get(int(one))}) has {len(texts)} "
-                    f"captions in {self.tree.captions[0].parent}; expected 5. {ANNOTATIONS}"
+                    f"{n} in {self.tree.captions[0].parent}; expected 5. {ANNOTATIONS}"
                 )
         # A few COCO pictures have six or seven; the method averages five.
         return [tuple(texts[:5]) for texts in found]
