@@ -153,10 +153,7 @@ def choose_sessions(
 
 def _parse_sessions(sessions: int | str | Sequence[int]) -> list[int]:
     """Return the numbers that were meant, sorted, each once."""
-    if isinstance(sessions, int):
-        text = f"1-{sessions}"
-    else:
-        text = sessions if isinstance(sessions, str) else ",".join(map(str, np.ravel(sessions)))
+    text = f"1-{sessions}" if isinstance(sessions, int) else str(sessions).strip("[]()")
     parts = [re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part) for part in text.split(",")]
     ends = [(int(part[1]), int(part[2] or part[1])) for part in parts if part]
     numbers = sorted({number for first, last in ends for number in range(first, last + 1)})
@@ -193,7 +190,7 @@ def read_design(tree: NsdTree) -> Design:
 
 
 def read_trials(
-    tree: NsdTree, n_trials: Mapping[int, int], protocol: int | None = None
+    tree: NsdTree, n_trials: Mapping[int, int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Find what was shown in each trial of some sessions, all equally long, as was planned.
 
@@ -202,8 +199,6 @@ def read_trials(
     tree : NsdTree
     n_trials : dict of int to int
         How many trials the betas of each session have; the keys are the sessions' numbers.
-    protocol : {982, 1000, None}
-        How many test pictures there must be.
 
     Returns
     -------
@@ -215,8 +210,7 @@ def read_trials(
     Raises
     ------
     InputError
-        If a session has another number of trials than the others or than was planned, or the
-        number of test pictures is not that of the protocol.
+        If a session has another number of trials than the others or than was planned.
     """
     design, n = read_design(tree), max(n_trials.values())
     for number, count in n_trials.items():
@@ -227,11 +221,4 @@ def read_trials(
             )
     session = np.repeat(np.array(list(n_trials), np.int64), n)
     order = np.concatenate([design.order[n * (one - 1) : n * one] for one in n_trials])
-    shared = order < design.n_shared
-    n_test = len(np.unique(order[shared]))
-    if protocol is not None and n_test != protocol:
-        raise InputError(
-            f"protocol={protocol}: {tree.subject} saw {n_test} of the shared pictures in these "
-            f"sessions, as {tree.design} has it. Leave protocol out to take these."
-        )
-    return design.pictures[order], session, shared
+    return design.pictures[order], session, order < design.n_shared

@@ -54,7 +54,7 @@ def load_nsd(
     numbers = choose_sessions(tree, sessions, protocol)
     files = {number: inspect_betas(tree.session(number), regions.shape) for number in numbers}
     n_trials = {number: file.n_trials for number, file in files.items()}
-    stimulus_id, session, shared = read_trials(tree, n_trials, protocol)
+    stimulus_id, session, shared = read_trials(tree, n_trials)
     responses, keep = gather_responses(files, regions.ijk, cache)
     roi = {name: mask[keep] for name, mask in regions.roi.items()}
     lost = [name for name, mask in roi.items() if not mask.any()]

@@ -78,7 +78,8 @@ def inspect_betas(path: str | Path, shape: tuple[int, int, int]) -> BetaFile:
         found, dtype = stored.shape, stored.dtype
         # A header that scales integers makes them per cent, not NSD's integers.
         plain = (stored.slope, stored.inter) == (1, 0)
-    if len(found) != 4 or found[:3] != tuple(shape) or dtype.kind not in "if":
+    known = dtype.kind == "f" or (dtype.kind, dtype.itemsize) == ("i", 2)
+    if len(found) != 4 or found[:3] != tuple(shape) or not known:
         expected = f"{tuple(shape)}, the grid of the regions, by trials, int16 or float in per cent"
         raise InputError(f"{path}: betas are {dtype} {found}; expected {expected}. Fetch it again.")
     return BetaFile(path, found[3], BETA_SCALE if plain and dtype.kind == "i" else 1)
@@ -168,20 +169,15 @@ class StoredResponses:
         A file that `gather_responses` wrote.
     key : str
         What it was gathered from; the file may have been replaced since.
-    n_trials : int
+    shape : tuple of two int
     voxels : int64 array of shape (n_voxels,)
         Which voxels of the file these are.
     """
 
     path: Path
     key: str
-    n_trials: int
+    shape: tuple[int, int]
     voxels: np.ndarray
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(n_trials, n_voxels)."""
-        return self.n_trials, len(self.voxels)
 
     def __getitem__(self, index: Rows | tuple[Rows, Rows]) -> np.ndarray:
         """Read some trials, some voxels; float32.
@@ -192,7 +188,7 @@ class StoredResponses:
             If the file is missing, damaged, or was gathered anew from something else.
         """
         rows, columns = index if isinstance(index, tuple) else (index, slice(None))
-        trials, voxels = np.arange(self.n_trials)[rows], self.voxels[columns]
+        trials, voxels = np.arange(self.shape[0])[rows], self.voxels[columns]
         near = slice(voxels.min(), voxels.max() + 1)
         with open_hdf5(self.path, "responses") as stored:
             if stored.file.attrs["key"] != self.key:
@@ -254,7 +250,7 @@ def gather_responses(
             stored.attrs["key"] = key
     with open_hdf5(path, "faults") as faults:
         keep = ~faults[()].any(axis=0)
-    return StoredResponses(path, key, size[0], np.flatnonzero(keep)), keep
+    return StoredResponses(path, key, (size[0], int(keep.sum())), np.flatnonzero(keep)), keep
 
 
 def _fill(
