@@ -12,7 +12,7 @@ from test_tree import BETAS
 
 from minddiff_utils.datasets import load_subject
 from minddiff_utils.datasets.check import is_ready, take_stock
-from minddiff_utils.datasets.nsd.load import NsdStimuli
+from minddiff_utils.datasets.nsd.load import NsdStimuli, NsdTree
 from minddiff_utils.datasets.nsd.responses import inspect_betas, read_stored
 from minddiff_utils.io import InputError
 
@@ -31,8 +31,12 @@ def tree(nsd_tree, tmp_path):
     return shutil.copytree(nsd_tree, tmp_path / "tree")
 
 
-def load(tree, **more):
-    return load_subject("nsd", tree, "subj01", **more)
+def load(tree, sessions=1, **more):
+    return load_subject("nsd", tree, "subj01", sessions=sessions, **more)
+
+
+def stimuli_of(tree):
+    return NsdStimuli(NsdTree(tree, "subj01"), np.arange(200))
 
 
 def fails(tree, message, **more):
@@ -65,19 +69,18 @@ def test_missing_file_is_named(tree, file):
     fails(tree, f"{(tree / file).name} is missing")
 
 
-@pytest.mark.parametrize("file", [DESIGN, ROI, NCSNR, SESSION.format(2), PICTURES])
+@pytest.mark.parametrize("file", [DESIGN, ROI, NCSNR, SESSION.format(1), PICTURES])
 def test_truncated_file_is_named(tree, file):
     content = (tree / file).read_bytes()
     for share in (0.0, 0.3, 0.9):
         (tree / file).write_bytes(content[: int(share * len(content))])
         with pytest.raises(InputError, match=(tree / file).name):
-            stimuli = load(tree).stimuli
-            stimuli.pictures(stimuli.ids)
+            load(tree).stimuli.pictures([0, 199])
 
 
 def test_missing_session_is_named(tree):
     (tree / SESSION.format(1)).unlink()
-    fails(tree, r"betas_session01.hdf5 is missing; subj01 has sessions 2, 3")
+    fails(tree, r"betas_session01.hdf5 is missing; subj01 has sessions 2, 3", sessions=None)
     assert set(load(tree, sessions=[2, 3]).session) == {2, 3}
     fails(tree, "betas_session09.hdf5 is missing", sessions=[2, 9])
     fails(tree, "sessions=0: expected how many", sessions=0)
@@ -93,12 +96,12 @@ def test_no_sessions(tree):
 
 def test_session_of_another_length(tree):
     edit_betas(tree, lambda betas: betas[:-1], number=2)
-    fails(tree, "betas_session02.hdf5 has 199 trials; expected 200")
+    fails(tree, "betas_session02.hdf5 has 199 trials; expected 200", sessions=None)
 
 
 def test_more_trials_than_planned(tree):
     shutil.copy(tree / SESSION.format(3), tree / SESSION.format(4))
-    fails(tree, "betas_session04.hdf5 has 200 trials; .* 600 in all")
+    fails(tree, "betas_session04.hdf5 has 200 trials; .* 600 in all", sessions=None)
 
 
 def test_axes_in_the_wrong_order(tree):
@@ -126,7 +129,7 @@ def test_voxel_without_data_is_dropped_and_counted(tree, value):
         betas[:, z, y, x] = value
         return betas
 
-    edit_betas(tree, blank, number=3)
+    edit_betas(tree, blank)
     after = load(tree)
     assert after.n_dropped == 1
     np.testing.assert_array_equal(after.voxel_ijk, np.delete(before.voxel_ijk, 7, axis=0))
@@ -234,7 +237,7 @@ def test_ncsnr_of_another_shape(tree):
 
 
 def test_pictures_missing_or_damaged(tree):
-    stimuli = load(tree).stimuli
+    stimuli = stimuli_of(tree)
     with pytest.raises(InputError, match=r"stimulus ids \[3, 200\]: expected some of 0 to 199"):
         stimuli.pictures([3, 200])
     (tree / PICTURES).write_bytes((tree / PICTURES).read_bytes()[:3000])
@@ -253,16 +256,16 @@ def test_pictures_missing_or_damaged(tree):
 def test_captions_missing_or_damaged(tree):
     (tree / CAPTIONS).write_text('{"annotations": []}')
     with pytest.raises(InputError, match=r"stimulus 1 \(COCO id 700001\) has 0 captions"):
-        load(tree).stimuli.captions([1])
+        stimuli_of(tree).captions([1])
     (tree / CAPTIONS).write_text('{"annotat')
     with pytest.raises(InputError, match="no COCO caption file"):
-        load(tree).stimuli.captions([1])
+        stimuli_of(tree).captions([1])
     (tree / CAPTIONS).unlink()
     with pytest.raises(InputError, match="annotations_trainval2017.zip"):
-        load(tree).stimuli.captions([1])
+        stimuli_of(tree).captions([1])
     (tree / STIMULI).write_text("nsdId\n1\n")
     with pytest.raises(InputError, match="lacks column cocoId"):
-        load(tree).stimuli.captions([1])
+        stimuli_of(tree).captions([1])
 
 
 @pytest.mark.parametrize(
@@ -280,12 +283,12 @@ def test_captions_missing_or_damaged(tree):
     ],
 )
 def test_check_and_reader_agree_on_odd_captions(tree, change):
-    before = load(tree).stimuli
+    before = stimuli_of(tree)
     texts = [set(found) for found in before.captions(before.ids)]
     content = json.loads((tree / CAPTIONS).read_text())
     change(content["annotations"][3])
     (tree / CAPTIONS).write_bytes(json.dumps(content).encode("utf-8-sig"))
-    stimuli = NsdStimuli(before.tree, before.ids)
+    stimuli = stimuli_of(tree)
     if is_ready(take_stock("nsd", tree)):
         assert [set(found) for found in stimuli.captions(stimuli.ids)] == texts
     else:
