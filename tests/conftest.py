@@ -58,12 +58,12 @@ def tree(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def nsd_tree(tmp_path_factory) -> Path:
-    """A phantom of one subject with three sessions. Copy it before changing anything."""
+def three_sessions(tmp_path_factory) -> Path:
+    """A small phantom of one subject in three sessions; copy it before changing anything."""
     from minddiff_utils.phantom.tree import write_tree
 
-    folder = tmp_path_factory.mktemp("nsd") / "tree"
-    size = {"n_train": 180, "n_test": 20, "repetitions": 3}
+    folder = tmp_path_factory.mktemp("phantom") / "tree"
+    size = {"n_train": 56, "n_test": 4, "repetitions": 10}
     return write_tree(folder, subjects=["subj01"], progress=False, **size)
 
 

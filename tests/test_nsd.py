@@ -27,8 +27,8 @@ CAPTIONS = "coco/annotations/captions_train2017.json"
 
 
 @pytest.fixture
-def tree(nsd_tree, tmp_path):
-    return shutil.copytree(nsd_tree, tmp_path / "tree")
+def tree(three_sessions, tmp_path):
+    return shutil.copytree(three_sessions, tmp_path / "tree")
 
 
 def load(tree, sessions=1, **more):
@@ -36,7 +36,7 @@ def load(tree, sessions=1, **more):
 
 
 def stimuli_of(tree):
-    return NsdStimuli(NsdTree(tree, "subj01"), np.arange(200))
+    return NsdStimuli(NsdTree(tree, "subj01"), np.arange(60))
 
 
 def fails(tree, message, **more):
@@ -75,7 +75,7 @@ def test_truncated_file_is_named(tree, file):
     for share in (0.0, 0.3, 0.9):
         (tree / file).write_bytes(content[: int(share * len(content))])
         with pytest.raises(InputError, match=(tree / file).name):
-            load(tree).stimuli.pictures([0, 199])
+            load(tree).stimuli.pictures([0, 59])
 
 
 def test_missing_session_is_named(tree):
@@ -238,8 +238,8 @@ def test_ncsnr_of_another_shape(tree):
 
 def test_pictures_missing_or_damaged(tree):
     stimuli = stimuli_of(tree)
-    with pytest.raises(InputError, match=r"stimulus ids \[3, 200\]: expected some of 0 to 199"):
-        stimuli.pictures([3, 200])
+    with pytest.raises(InputError, match=r"stimulus ids \[3, 60\]: expected some of 0 to 59"):
+        stimuli.pictures([3, 60])
     (tree / PICTURES).write_bytes((tree / PICTURES).read_bytes()[:3000])
     with pytest.raises(InputError, match="nsd_stimuli.hdf5 is truncated"):
         stimuli.pictures([3])

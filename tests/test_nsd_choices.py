@@ -19,9 +19,9 @@ LABELS = {0: "Unknown", 1: "early", 2: "midventral", 5: "ventral", 7: "parietal"
 
 
 @pytest.fixture(scope="module")
-def root(nsd_tree, tmp_path_factory):
+def root(three_sessions, tmp_path_factory):
     """A phantom with a second atlas, of which label 7 has no voxel."""
-    root = shutil.copytree(nsd_tree, tmp_path_factory.mktemp("choices") / "tree")
+    root = shutil.copytree(three_sessions, tmp_path_factory.mktemp("choices") / "tree")
     tree = NsdTree(root, "subj01")
     image = nib.load(tree.roi("nsdgeneral"))
     shape = image.shape
