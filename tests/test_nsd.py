@@ -264,7 +264,7 @@ def test_captions_missing_or_damaged(tree):
     with pytest.raises(InputError, match="annotations_trainval2017.zip"):
         stimuli_of(tree).captions([1])
     (tree / STIMULI).write_text("nsdId\n1\n")
-    with pytest.raises(InputError, match="lacks column cocoId"):
+    with pytest.raises(InputError, match="no table of nsdId and cocoId"):
         stimuli_of(tree).captions([1])
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import h5py
 import nibabel as nib
 import numpy as np
-import pandas as pd
 
 from minddiff_utils.io import InputError
 
@@ -60,17 +59,6 @@ def unreadable(path: Path, error: Exception, damage: str) -> InputError:
     return UnreadableError(f"{path} {why}")
 
 
-def existing(path: Path, hint: str) -> Path:
-    """Return `path`, or raise InputError with `hint` if no file is there."""
-    try:
-        there = path.is_file()
-    except OSError as error:  # a folder above it that may not be entered, a stale mount
-        raise unreadable(path, error, f"cannot be looked at ({error})") from error
-    if not there:
-        raise InputError(f"{path} is missing. {hint or 'Fetch it, or run what writes it.'}")
-    return path
-
-
 @contextmanager
 def reading(
     path: Path, kind: str, hint: str, errors: type[Exception] = Exception
@@ -94,14 +82,21 @@ def reading(
     InputError
         If the file is missing or damaged; `UnreadableError` if the system does not let it be read.
     """
-    existing(path, hint)
     try:
+        if not path.is_file():
+            raise InputError(f"{path} is missing. {hint or 'Fetch it, or run what writes it.'}")
         yield
     except (InputError, MemoryError):
         raise
     except errors as error:
         damage = f"is truncated, damaged or no {kind} ({error}): fetch or write it again. {hint}"
         raise unreadable(path, error, damage) from error
+
+
+def existing(path: Path, hint: str) -> Path:
+    """Return `path`, or raise InputError with `hint` if no file is there."""
+    with reading(path, "file", hint):
+        return path
 
 
 @contextmanager
@@ -257,16 +252,6 @@ def read_volume(path: Path, shape: tuple[int, ...] | None = None) -> tuple[np.nd
             expected = f"{shape}, as the betas' ncsnr has: fetch again what is of another space"
             raise InputError(f"{path} has shape {image.shape}; expected {expected}")
         return np.asarray(image.dataobj), image.affine
-
-
-def read_table(path: Path, separator: str, columns: Sequence[str]) -> pd.DataFrame:
-    """Read a table of text that must have `columns`."""
-    with reading(path, "table", "It is part of NSD's nsddata."):
-        table = pd.read_csv(path, sep=separator)
-    missing = [name for name in columns if name not in table]
-    if missing:
-        raise InputError(f"{path} lacks column {', '.join(missing)}: fetch it again")
-    return table
 
 
 def read_matlab(path: str | Path, names: Sequence[str], hint: str) -> dict[str, np.ndarray]:

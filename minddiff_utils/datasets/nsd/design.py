@@ -62,9 +62,9 @@ class NsdTree:
     @property
     def sessions(self) -> list[int]:
         """Numbers of the sessions whose betas are there, sorted."""
-        pattern = re.compile(r"betas_session(\d\d+)(\.hdf5|\.nii\.gz|\.nii)")
-        matches = [pattern.fullmatch(path.name) for path in self.betas.glob("betas_session*")]
-        return sorted({int(match[1]) for match in matches if match})
+        patterns = [f"betas_session[0-9][0-9]{suffix}" for suffix in BETA_SUFFIXES]
+        found = [path.name for pattern in patterns for path in self.betas.glob(pattern)]
+        return sorted({int(name[13:15]) for name in found})
 
     def session(self, number: int) -> Path:
         """Betas of one session, from 1: the HDF5 file, or a NIfTI file if only that is there."""
@@ -96,26 +96,18 @@ class NsdTree:
 
 
 class Design(NamedTuple):
-    """Which picture was to be shown when; ids count from 0.
+    """Which picture was to be shown when, all trials of the experiment, session after session.
 
     Parameters
     ----------
-    pictures : int64 array of shape (n_pictures,)
-        Ids of the pictures of this subject, NSD's `subjectim`.
-    order : int64 array of shape (n_trials,)
-        Which of them was to be shown in each trial of the experiment, NSD's `masterordering`.
-    n_shared : int
-        So many first of the pictures are those that all subjects saw.
+    stimulus_id : int64 array of shape (n_trials,)
+        From 0.
+    shared : bool array of shape (n_trials,)
+        Whether the picture is one that all subjects saw.
     """
 
-    pictures: np.ndarray
-    order: np.ndarray
-    n_shared: int
-
-    @property
-    def stimulus_id(self) -> np.ndarray:
-        """int64 (n_trials,): all trials as planned, session after session."""
-        return self.pictures[self.order]
+    stimulus_id: np.ndarray
+    shared: np.ndarray
 
 
 def choose_sessions(
@@ -185,8 +177,9 @@ def read_design(tree: NsdTree) -> Design:
             f"{tree.design}: subjectim has shape {pictures.shape}; expected a row for "
             f"{tree.subject}, a column for all of masterordering, {order.min()} to {order.max()}"
         )
-    # MATLAB counts from 1, NSD's own ids from 0.
-    return Design(pictures[row] - 1, order.ravel() - 1, content["sharedix"].size)
+    # MATLAB counts from 1, NSD's own ids from 0. The shared pictures come first.
+    order = order.ravel()
+    return Design(pictures[row, order - 1] - 1, order <= content["sharedix"].size)
 
 
 def read_trials(
@@ -214,11 +207,10 @@ def read_trials(
     """
     design, n = read_design(tree), max(n_trials.values())
     for number, count in n_trials.items():
-        if count != n or number * n > len(design.order):
+        if count != n or number * n > len(design.shared):
             raise InputError(
                 f"{tree.session(number)} has {count} trials; expected {n} in each session and "
-                f"{len(design.order)} in all, as in {tree.design}. Fetch it again."
+                f"{len(design.shared)} in all, as in {tree.design}. Fetch it again."
             )
-    session = np.repeat(np.array(list(n_trials), np.int64), n)
-    order = np.concatenate([design.order[n * (one - 1) : n * one] for one in n_trials])
-    return design.pictures[order], session, order < design.n_shared
+    places = np.concatenate([np.arange(n * (number - 1), n * number) for number in n_trials])
+    return design.stimulus_id[places], places // n + 1, design.shared[places]

@@ -100,15 +100,15 @@ def read_regions(tree: NsdTree, rois: str) -> Regions:
 
 def _whole(path: Path, volume: np.ndarray) -> np.ndarray:
     """Return labels as integers; what is not a number belongs to no region, as label 0."""
-    labels, unknown = np.rint(volume), np.isnan(volume)
-    with np.errstate(invalid="ignore"):  # infinity less infinity
-        wrong = ~unknown & ~(np.abs(volume - labels) <= ROUNDING)
+    volume = np.where(np.isnan(volume), 0, volume)
+    labels = np.rint(volume)
+    wrong = np.isinf(volume) | ~np.isclose(volume, labels, rtol=0, atol=ROUNDING)
     if wrong.any():
         raise InputError(
             f"{path}: {wrong.sum()} voxels have no whole number as label, such as "
             f"{volume[wrong][0]:g}. Was it resampled? Then take nearest-neighbour interpolation."
         )
-    return np.where(unknown, 0, labels).astype(np.int64)
+    return labels.astype(np.int64)
 
 
 def _check_grid(path: Path, shape: tuple[int, ...], affine: np.ndarray, grid: np.ndarray) -> None:

@@ -6,13 +6,15 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from minddiff_utils.datasets.content import flat_pictures
 from minddiff_utils.datasets.nsd.design import NsdTree
-from minddiff_utils.datasets.reading import MAX_SIDE, open_hdf5, read_rows, read_table, reading
+from minddiff_utils.datasets.reading import MAX_SIDE, open_hdf5, read_rows, reading
 from minddiff_utils.datasets.subject import check_ids
 from minddiff_utils.io import InputError
 
+HINT = "It is part of NSD's nsddata/experiments/nsd."
 ANNOTATIONS = "Get annotations_trainval2017.zip from cocodataset.org and put its files there."
 
 
@@ -105,11 +107,10 @@ class NsdStimuli:
 
     @cached_property
     def _coco_ids(self) -> dict[int, int]:
-        path = self.tree.stimulus_table
         columns = ["nsdId", "cocoId"]
-        table = read_table(path, ",", columns)[columns]
-        with reading(path, "table of whole numbers", ""):
-            return dict(table.astype(int).to_numpy().tolist())
+        with reading(self.tree.stimulus_table, "table of nsdId and cocoId", HINT):
+            table = pd.read_csv(self.tree.stimulus_table, usecols=columns).astype(int)
+        return dict(table[columns].to_numpy().tolist())
 
     @cached_property
     def _texts(self) -> dict[int, list[str]]:
