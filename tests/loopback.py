@@ -5,7 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 __all__ = ["CuttingProxy", "FileServer", "serve"]
@@ -105,18 +105,20 @@ class _Handler(BaseHTTPRequestHandler):
             first, _, last = span.removeprefix("bytes=").partition("-")
             start, end, status = int(first), int(last) + 1 if last else len(body), 206
             start = max(0, start - self.server.shift)
+        part = body[start:end]
+        # Decided before the client gets an answer, upon which a test may change these.
+        if self.server.cuts and len(part) > self.server.cut_after:
+            self.server.cuts -= 1
+            part = part[: self.server.cut_after]
+            self.close_connection = True
         self.send_response(status)
         self.send_header("ETag", f'"{hashlib.md5(body).hexdigest()}"')
         self.send_header("Content-Length", str(end - start))
         if status == 206:
             self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(body)}")
         self.end_headers()
-        part = body[start:end]
-        if self.server.cuts and len(part) > self.server.cut_after:
-            self.server.cuts -= 1
-            part = part[: self.server.cut_after]
-            self.close_connection = True
-        self.wfile.write(part)
+        with suppress(ConnectionError):  # who only asks for the size does not stay
+            self.wfile.write(part)
         if self.close_connection and self.server.stall:
             time.sleep(self.server.stall)
 
@@ -128,7 +130,7 @@ class _Handler(BaseHTTPRequestHandler):
 def serve(files: dict[str, bytes]) -> Iterator[FileServer]:
     """Run a `FileServer` in the background."""
     server = FileServer(files)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     try:
         yield server
     finally:

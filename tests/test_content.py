@@ -1,7 +1,6 @@
 """What files hold: copies, pictures and trials never written; and what HDF5 says of its files."""
 
 import errno
-import shutil
 from types import SimpleNamespace
 
 import h5py
@@ -10,7 +9,6 @@ import pytest
 from test_own import made, write  # noqa: F401
 
 from minddiff_utils.datasets import check_own, content, load_subject, picture_groups_by_pixels
-from minddiff_utils.datasets.check import download_size, report, take_stock
 from minddiff_utils.datasets.content import trial_fault
 from minddiff_utils.datasets.nsd.stimuli import NsdStimuli
 from minddiff_utils.datasets.reading import UnreadableError, open_hdf5, unreadable
@@ -133,18 +131,6 @@ def test_what_the_system_refuses_is_not_damage(tmp_path, error, said):
     found = unreadable(tmp_path / "x.h5", error, "is damaged")
     assert said in str(found) and str(found).startswith(f"{tmp_path / 'x.h5'} ")
     assert isinstance(found, UnreadableError) == (said != "is damaged")
-
-
-def test_a_file_left_open_by_its_writer_is_not_fetched_again(tmp_path):
-    betas = tmp_path / "nsddata_betas/ppdata/subj01/func1pt8mm/betas_fithrf_GLMdenoise_RR"
-    betas.mkdir(parents=True)
-    with h5py.File(tmp_path / "open.h5", "w", libver="latest") as file:
-        file["betas"] = np.zeros((4, 2, 2, 2), "i2")
-        file.swmr_mode = True
-        shutil.copy(tmp_path / "open.h5", betas / "betas_session01.hdf5")
-    (entry,) = [e for e in take_stock("nsd", tmp_path) if e.path.name == "betas_session01.hdf5"]
-    assert entry.state == "unreadable" and "is open for writing elsewhere" in entry.note
-    assert download_size([entry]) == 0 and "minddiff fetch" not in report([entry], tmp_path)
 
 
 def virtual(file, source):

@@ -6,12 +6,13 @@ import miyawaki_tree
 import nibabel as nib
 import numpy as np
 import pytest
-from miyawaki_tree import pattern_of, response_of
+from miyawaki_tree import response_of
 from nilearn.masking import apply_mask
 
 from minddiff_utils.datasets import load_subject, prepare_fold
 from minddiff_utils.datasets.miyawaki import CAPTIONS
-from minddiff_utils.datasets.miyawaki_full import FIGURES, block_means, read_labels
+from minddiff_utils.datasets.miyawaki_full import block_means, read_labels
+from minddiff_utils.datasets.patterns import pattern_picture
 from minddiff_utils.io import InputError
 from minddiff_utils.phantom import world
 
@@ -81,8 +82,8 @@ def test_random_patterns_train_and_figures_test(whole):
     subject = load(folder)
     (split,) = subject.splits
     assert (split.name, len(split.train), len(split.test)) == ("figures", 40, 11)
-    test = {subject.stimuli.patterns[i].tobytes() for i in split.test}
-    assert test == {pattern.astype(bool).tobytes() for pattern in shown["figure"]}
+    test = {picture.tobytes() for picture in subject.stimuli.pictures(split.test)}
+    assert test == {pattern_picture(pattern).tobytes() for pattern in shown["figure"]}
     fold = prepare_fold(subject, split)
     np.testing.assert_allclose(fold.train_x.mean(axis=0), 0, atol=1e-4)
     assert fold.test_x.shape == (11, subject.responses.shape[1])
@@ -133,11 +134,6 @@ def test_captions_name_known_figures_and_count_patches(whole):
     known = {w for i in range(2000) for t in world.captions(i) for w in t.split()}
     assert {w for five in texts for t in five for w in t.split()} <= known
     assert all(len(five) == 5 for five in texts)
-
-
-def test_known_figures_are_those_of_the_small_recording():
-    assert list(FIGURES.values()) == list(CAPTIONS)
-    assert pattern_of("letter_u")[2:7, 3:7].tolist() == [[1, 0, 0, 1]] * 4 + [[1, 1, 1, 1]]
 
 
 def test_block_means_shift_and_average():

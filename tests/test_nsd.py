@@ -11,7 +11,7 @@ import scipy.io
 from test_tree import BETAS
 
 from minddiff_utils.datasets import load_subject
-from minddiff_utils.datasets.check import is_ready, take_stock
+from minddiff_utils.datasets.check import check_nsd, is_ready
 from minddiff_utils.datasets.nsd.load import NsdStimuli, NsdTree
 from minddiff_utils.datasets.nsd.responses import inspect_betas, read_stored
 from minddiff_utils.io import InputError
@@ -199,7 +199,7 @@ def shift(axis, step):
 def test_regions_on_another_grid_or_resampled_are_refused_by_reader_and_check(tree, change, said):
     rewrite_region(tree, **change)
     fails(tree, f"Kastner2015.nii.gz.*{said}")
-    wrong = [entry for entry in take_stock("nsd", tree) if entry.state != "present"]
+    wrong = [entry for entry in check_nsd(tree) if entry.state != "present"]
     assert [entry.path for entry in wrong] == [tree / ROI] and said in wrong[0].note
 
 
@@ -289,7 +289,7 @@ def test_check_and_reader_agree_on_odd_captions(tree, change):
     change(content["annotations"][3])
     (tree / CAPTIONS).write_bytes(json.dumps(content).encode("utf-8-sig"))
     stimuli = stimuli_of(tree)
-    if is_ready(take_stock("nsd", tree)):
+    if is_ready(check_nsd(tree)):
         assert [set(found) for found in stimuli.captions(stimuli.ids)] == texts
     else:
         with pytest.raises(InputError, match="no COCO caption file|has 4 captions"):

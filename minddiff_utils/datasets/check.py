@@ -1,0 +1,167 @@
+"""What `minddiff check nsd` prints: each file of the tree, what is wrong, where to get it."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from minddiff_utils.datasets.fetch.download import show_bytes
+from minddiff_utils.datasets.fetch.recordings import CAPTIONS_ZIP_BYTES, N_SESSIONS, nsd_files
+from minddiff_utils.datasets.nsd.design import NsdTree, read_design, read_trials
+from minddiff_utils.datasets.nsd.regions import read_regions
+from minddiff_utils.datasets.nsd.responses import inspect_betas
+from minddiff_utils.datasets.nsd.stimuli import NsdStimuli
+from minddiff_utils.datasets.reading import UnreadableError, read_volume
+from minddiff_utils.io import InputError
+
+PRESENT, MISSING, DAMAGED = "present", "missing", "damaged"
+UNREADABLE = "unreadable"  # for now: in use, forbidden, out of reach; nothing to download
+# About how many bytes there are to download for a file, by its name.
+SIZES = {
+    "nsd_stimuli.hdf5": 73_000 * 425 * 425 * 3,
+    "betas_session*": 1_050_000_000,
+    "captions_train2017.json": CAPTIONS_ZIP_BYTES,  # one archive holds both
+    "captions_val2017.json": 0,
+    "*": 10_000,
+}
+# Where files come from: a short name for the table, and what to do.
+ORIGINS = {
+    "NSD": "public bucket s3://natural-scenes-dataset, after signing the data-access agreement at "
+    "naturalscenesdataset.org: minddiff fetch nsd {path}, with --subject, --rois and --sessions as "
+    "here",
+    "COCO": "annotations_trainval2017.zip of cocodataset.org; minddiff fetch nsd gets it too",
+}
+
+
+@dataclass
+class Entry:
+    """One file.
+
+    Parameters
+    ----------
+    path : Path
+    origin : str
+        A key of `ORIGINS`.
+    state : str
+        "present", "missing", "damaged" or "unreadable".
+    note : str
+        What is wrong, as the reader says it.
+    """
+
+    path: Path
+    origin: str
+    state: str
+    note: str = ""
+
+
+def check_nsd(
+    path: str | Path,
+    subjects: Sequence[str] = (),
+    rois: str = "kastner2015",
+    sessions: int | None = None,
+) -> list[Entry]:
+    """List every file that a run on NSD needs, and let the reader read what is there.
+
+    Parameters
+    ----------
+    path : str or Path
+        The folder that is, or will be, the parameter `data_path`; a phantom's too.
+    subjects : sequence of str
+        Whose files; none for those that are there, or the first.
+    rois : str
+        As the parameter `rois` of the notebooks.
+    sessions : int, optional
+        Only the first so many.
+
+    Returns
+    -------
+    list of Entry
+    """
+    path = Path(path)
+    there = [name for name in N_SESSIONS if (path / "nsddata_betas/ppdata" / name).is_dir()]
+    trees = [NsdTree(path, name) for name in subjects or there or ["subj01"]]
+    files: list[Path] = []
+    for tree in trees:
+        # Of a phantom, which has fewer sessions than NSD, those that are there.
+        small = (path / "phantom.json").is_file()
+        count = min(sessions or 99, max(tree.sessions, default=1)) if small else sessions
+        files += nsd_files(path, [tree.subject], rois, count)
+    entries = _entries(dict.fromkeys(files), "NSD") + _entries(trees[0].captions, "COCO")
+    if any(entry.state == PRESENT for entry in entries):
+        for tree in trees:
+            betas = [file for file in files if file.parent == tree.betas and file != tree.ncsnr]
+            _read_nsd(tree, rois, betas, entries)
+    return entries
+
+
+def _entries(files: Iterable[Path], origin: str) -> list[Entry]:
+    return [Entry(path, origin, PRESENT if path.is_file() else MISSING) for path in files]
+
+
+@contextmanager
+def _noting(entries: Sequence[Entry], path: Path) -> Iterator[None]:
+    """Note a reader's error at the file that it names first.
+
+    One that names none is noted at `path`, unless a file is missing, which then explains it.
+    """
+    try:
+        yield
+    except InputError as error:
+        text = str(error)
+        named = [entry for entry in entries if str(entry.path) in text]
+        if not named and is_ready(entries):
+            named = [entry for entry in entries if entry.path == path]
+        first = min(named, key=lambda entry: text.find(str(entry.path)), default=None)
+        if first and first.state == PRESENT:
+            first.state = UNREADABLE if isinstance(error, UnreadableError) else DAMAGED
+            first.note = text.removeprefix(str(first.path)).lstrip(": ")
+
+
+def _read_nsd(tree: NsdTree, rois: str, betas: Sequence[Path], entries: Sequence[Entry]) -> None:
+    """Read as the reader does, but of betas only their form; note what it refuses."""
+    n_trials = {}
+    with _noting(entries, tree.ncsnr):
+        shape = read_regions(tree, rois).shape
+        read_volume(tree.ncsnr, shape)
+        for number, path in enumerate(betas, start=1):
+            with _noting(entries, path):
+                n_trials[number] = inspect_betas(path, shape).n_trials
+        if n_trials:
+            read_trials(tree, n_trials)
+    with _noting(entries, tree.stimulus_table):
+        stimuli = NsdStimuli(tree, read_design(tree).stimulus_id)
+        with _noting(entries, tree.pictures):
+            stimuli.pictures(stimuli.ids[-1:])
+        stimuli.captions(stimuli.ids)
+
+
+def is_ready(entries: Iterable[Entry]) -> bool:
+    """Whether every file is there and as it should be."""
+    return all(entry.state == PRESENT for entry in entries)
+
+
+def report(entries: Sequence[Entry], path: Path) -> str:
+    """Return the table: one line a file, what is wrong below it, where it comes from, the sum.
+
+    Parameters
+    ----------
+    entries : sequence of Entry
+    path : Path
+        The folder of the tree.
+    """
+    lines, wanted, about = [f"{'state':<10}  {'size':>6}  {'from':<7}  file"], {}, 0
+    for entry in entries:
+        if entry.state in (MISSING, DAMAGED):
+            wanted[entry.origin] = ORIGINS[entry.origin].format(path=path)
+            size = next(size for name, size in SIZES.items() if entry.path.match(name))
+            about += size
+        else:
+            size = entry.path.stat().st_size
+        name = entry.path.relative_to(path)
+        lines.append(f"{entry.state:<10}  {show_bytes(size):>6}  {entry.origin:<7}  {name}")
+        lines += [f"{'':<29}{entry.note}"] * bool(entry.note)
+    n_present = sum(entry.state == PRESENT for entry in entries)
+    total = f"{n_present} of {len(entries)} files of {path} are there"
+    total += "." if is_ready(entries) else f"; about {show_bytes(about)} to download."
+    ready = "Ready" if is_ready(entries) else "Not ready"
+    return "\n".join([*lines, "", *map(": ".join, wanted.items()), f"{ready}: {total}"])

@@ -1,0 +1,229 @@
+"""`minddiff check`: exactly what is missing or wrong is named, and where to get it."""
+
+import re
+import shutil
+import sys
+
+import h5py
+import miyawaki_tree
+import nibabel as nib
+import numpy as np
+import pytest
+import test_kay
+from test_nsd import CAPTIONS, DESIGN, NCSNR, PICTURES, ROI, SESSION, STIMULI, TABLE
+
+from minddiff_utils import cli
+from minddiff_utils.datasets.check import check_nsd, is_ready, report
+from minddiff_utils.datasets.fetch.recordings import atlases_of
+from minddiff_utils.io import InputError
+
+VAL = CAPTIONS.replace("train", "val")
+FILES = [DESIGN, STIMULI, PICTURES, CAPTIONS, VAL, ROI, TABLE, NCSNR]
+
+
+@pytest.fixture
+def tree(three_sessions, tmp_path):
+    return shutil.copytree(three_sessions, tmp_path / "tree")
+
+
+def check(capsys, monkeypatch, *arguments):
+    """Run `minddiff check`; return exit code and lines."""
+    monkeypatch.setattr(sys, "argv", ["minddiff", "check", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    return stop.value.code or 0, capsys.readouterr().out.splitlines()
+
+
+def faults(path, **more):
+    """State and note of every file that is not as it should be, by name."""
+    entries = check_nsd(path, **more)
+    return {
+        entry.path.relative_to(path).as_posix(): (entry.state, entry.note)
+        for entry in entries
+        if entry.state != "present"
+    }
+
+
+def cut(path, share=0.6):
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+
+
+def rewrite(path, change):
+    """Write the betas of a session anew."""
+    with h5py.File(path) as file:
+        betas = change(file["betas"])
+    with h5py.File(path, "w") as file:
+        file["betas"] = betas
+
+
+def test_whole_tree_is_ready(capsys, monkeypatch, three_sessions):
+    code, lines = check(capsys, monkeypatch, "nsd", three_sessions)
+    assert code == 0
+    listed = {line.split()[-1] for line in lines[1:-2]}
+    assert listed == {*FILES, *(SESSION.format(n) for n in (1, 2, 3))}
+    assert all(line.startswith("present ") for line in lines[1:-2])
+    assert lines[-1] == f"Ready: 11 of 11 files of {three_sessions} are there."
+
+
+def test_empty_folder(capsys, monkeypatch, tmp_path):
+    code, lines = check(capsys, monkeypatch, "nsd", tmp_path)
+    assert code == 1
+    table = lines[1 : lines.index("")]
+    assert [line.split()[0] for line in table] == ["missing"] * 48
+    assert {line.split()[-1] for line in table} == {
+        *FILES,
+        *(SESSION.format(n) for n in range(1, 41)),
+    }
+    assert lines[-3] == (
+        "NSD: public bucket s3://natural-scenes-dataset, after signing the data-access agreement "
+        f"at naturalscenesdataset.org: minddiff fetch nsd {tmp_path}, with --subject, --rois and "
+        "--sessions as here"
+    )
+    assert lines[-2].startswith("COCO: annotations_trainval2017.zip of cocodataset.org")
+    # 40 sessions of 750 volumes, 81 x 104 x 83 voxels of 2 bytes; 73,000 pictures; captions.
+    size = 40 * 750 * 81 * 104 * 83 * 2 + 73_000 * 425 * 425 * 3 + 252_907_541
+    assert size == pytest.approx(81.8e9, rel=0.002)
+    assert lines[-1].startswith("Not ready: 0 of 48 files of ")
+    assert lines[-1].endswith("about 81.8GB to download.")
+
+
+def test_one_removed_one_truncated_one_of_wrong_shape(capsys, monkeypatch, tree):
+    """The three are named with what is wrong with them, and nothing else is."""
+    (tree / STIMULI).unlink()
+    cut(tree / SESSION.format(2))
+    rewrite(tree / SESSION.format(3), lambda betas: betas[:, :-1])
+    code, lines = check(capsys, monkeypatch, "nsd", tree)
+    assert code == 1
+    wrong = [line for line in lines[1 : lines.index("")] if not line.startswith("present")]
+    named = [line.split() for line in wrong if line[0] != " "]
+    assert [(words[0], words[-1]) for words in named] == [
+        ("missing", STIMULI),
+        ("damaged", SESSION.format(2)),
+        ("damaged", SESSION.format(3)),
+    ]
+    notes = [line.strip() for line in wrong if line[0] == " "]
+    depth = nib.load(tree / ROI).shape[2]
+    assert "is truncated" in notes[0] and str(depth - 1) in notes[1] and str(depth) in notes[1]
+    assert lines[-1].startswith("Not ready: 8 of 11 files of ") and "about 2." in lines[-1]
+
+
+def test_subjects_that_are_there_are_checked(tmp_path):
+    (tmp_path / "nsddata_betas/ppdata/subj07").mkdir(parents=True)
+    names = [str(entry.path) for entry in check_nsd(tmp_path)]
+    assert len([name for name in names if "subj07" in name]) == 42
+    assert not any("subj01" in name for name in names)
+
+
+def test_check_names_every_dataset(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["minddiff", "check", "nds", str(tmp_path)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    known = "choose one of nsd, miyawaki, miyawaki_full, kay, own"
+    assert stop.value.code == 2 and known in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("file", [*FILES, SESSION.format(1)])
+def test_each_missing_or_truncated_file_is_named_alone(tree, file):
+    cut(tree / file, 0.7)
+    if file == TABLE:  # the last labels of the atlas belong to no region of the paper
+        (tree / file).write_text("\n".join((tree / file).read_text().splitlines()[:8]))
+    ((name, (state, note)),) = faults(tree).items()
+    assert name == file and state == "damaged" and note
+    (tree / file).unlink()
+    if file != DESIGN:  # without it, 40 sessions are expected
+        assert faults(tree) == {file: ("missing", "")}
+
+
+@pytest.mark.parametrize("file", [ROI, NCSNR])
+def test_volumes_of_different_shapes_are_named(tree, file):
+    volume = (np.arange(210, dtype=np.int16) % 25 + 1).reshape(5, 6, 7)
+    nib.save(nib.Nifti1Image(volume, nib.load(tree / file).affine), tree / file)
+    found = faults(tree)
+    assert {ROI, NCSNR} & set(found) and any("(5, 6, 7)" in note for _, note in found.values())
+
+
+def test_pictures_of_wrong_shape_are_named_alone(tree):
+    with h5py.File(tree / PICTURES, "w") as file:
+        file["imgBrick"] = np.zeros((10, 8, 8, 3), np.uint8)
+    ((name, (state, note)),) = faults(tree).items()
+    assert name == PICTURES and state == "damaged"
+
+
+def test_sessions_as_nifti_count_as_there(tree):
+    path = tree / SESSION.format(2)
+    with h5py.File(path) as file:
+        betas = file["betas"][()]
+    path.unlink()
+    named = path.with_name("betas_session02.nii.gz")
+    nib.save(nib.Nifti1Image(betas.T, np.eye(4)), named)
+    assert faults(tree) == {}
+
+
+def test_a_file_left_open_by_its_writer_is_not_fetched_again(tree):
+    path = tree / SESSION.format(1)
+    rewrite(path, lambda betas: betas[()])
+    copy = path.with_name("open.h5")
+    with h5py.File(copy, "w", libver="latest") as file:
+        file["betas"] = np.zeros((4, 2, 2, 2), "i2")
+        file.swmr_mode = True
+        shutil.copy(copy, path)
+    (entry,) = [entry for entry in check_nsd(tree) if entry.state != "present"]
+    assert entry.path == path and entry.state == "unreadable"
+    assert "is open for writing elsewhere" in entry.note
+    said = report([entry], tree)
+    assert "about 0.00B to download" in said and "minddiff fetch" not in said
+
+
+def test_other_regions_need_other_files(three_sessions):
+    entries = check_nsd(three_sessions, ("subj01",), rois="nsdgeneral")
+    names = {entry.path.name for entry in entries}
+    assert "nsdgeneral.nii.gz" in names and "Kastner2015.nii.gz" not in names
+    assert "Kastner2015.mgz.ctab" not in names and is_ready(entries)
+
+
+def test_subjects_and_sessions_that_are_asked_for(three_sessions):
+    missing = faults(three_sessions, subjects=("subj01", "subj05"), sessions=2)
+    # The phantom's design has one subject only.
+    state, note = missing.pop(DESIGN)
+    assert state == "damaged" and "expected a row for subj05" in note
+    assert len(missing) == 3 and all("subj05" in name for name in missing)
+    assert not faults(three_sessions, subjects=("subj01",), sessions=2)
+    with pytest.raises(InputError, match="'subj09' is unknown"):
+        check_nsd(three_sessions, ("subj09",))
+
+
+@pytest.mark.parametrize(
+    ("rois", "atlases"),
+    [
+        ("V1, hV4", ["Kastner2015"]),
+        ("nsdgeneral", ["nsdgeneral"]),
+        ("nsdgeneral+floc-faces:1,2+kastner2015", ["nsdgeneral", "floc-faces", "Kastner2015"]),
+    ],
+)
+def test_atlases_of_regions(rois, atlases):
+    assert atlases_of(rois) == atlases
+
+
+# ------------------------------------------------------------------------------ other recordings
+
+
+@pytest.mark.parametrize(
+    ("dataset", "write", "missing"),
+    [
+        ("miyawaki", miyawaki_tree.write_tree, "mask.nii.gz is missing. .*minddiff fetch miyawaki"),
+        ("kay", test_kay.make, "kay_images.npz is missing. Fetch it .*: minddiff fetch kay"),
+    ],
+)
+def test_other_recordings_are_read(capsys, monkeypatch, tmp_path, dataset, write, missing):
+    code, (said,) = check(capsys, monkeypatch, dataset, tmp_path)
+    assert code == 1 and re.search(missing, said)
+    write(tmp_path)
+    assert check(capsys, monkeypatch, dataset, tmp_path)[0] == 0
+    cut(next(file for file in tmp_path.rglob("*.n*") if file.stat().st_size > 1000))
+    assert check(capsys, monkeypatch, dataset, tmp_path)[0] == 1
+
+
+def test_small_miyawaki_file(capsys, monkeypatch, tmp_path):
+    code, (said,) = check(capsys, monkeypatch, "miyawaki", tmp_path / "V1_mean_figure.mat")
+    assert code == 1 and "V1_mean_figure.mat is missing" in said and "KamitaniLab/VBCCA" in said
