@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 from minddiff_utils.evaluation.metrics import pcc
 from minddiff_utils.models.stable_diffusion import load_clip, load_generator
 from minddiff_utils.reconstruction import guided_sampling as guidance
-from minddiff_utils.reconstruction.stages import read_pictures, read_trace, reconstruct
+from minddiff_utils.reconstruction.results import read_pictures, read_trace
+from minddiff_utils.reconstruction.stage2 import reconstruct
 from minddiff_utils.settings import Settings
 from studies import stage2_cost
 from studies.__main__ import app

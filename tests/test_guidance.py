@@ -13,15 +13,9 @@ from minddiff_utils.models.stable_diffusion import load_generator, to_pictures
 from minddiff_utils.reconstruction import stages as reconstruction
 from minddiff_utils.reconstruction.guided_sampling import add_z_evidence, follow
 from minddiff_utils.reconstruction.losses import Belief, Evidence, belief_from
-from minddiff_utils.reconstruction.stages import (
-    picture_losses,
-    read_failed,
-    read_pictures,
-    read_trace,
-    reconstruct,
-    stage1,
-    stage2,
-)
+from minddiff_utils.reconstruction.results import read_pictures, read_trace
+from minddiff_utils.reconstruction.stage1 import stage1
+from minddiff_utils.reconstruction.stage2 import picture_losses, read_failed, reconstruct, stage2
 from minddiff_utils.settings import Settings
 
 QUICK = Settings(

@@ -10,23 +10,21 @@ import torch
 from minddiff_utils.io import InputError
 from minddiff_utils.models.stable_diffusion import load_generator, noise_like, to_pictures
 from minddiff_utils.reconstruction import stages as reconstruction
+from minddiff_utils.reconstruction.inputs import ablate
 from minddiff_utils.reconstruction.losses import (
     Evidence,
     evidence_loss,
     structure_loss,
     structure_weights,
 )
-from minddiff_utils.reconstruction.stages import (
-    ablate,
+from minddiff_utils.reconstruction.results import (
     add_reconstructions,
     check_inputs,
     read_pictures,
     read_trace,
-    reconstruct,
-    stage1,
-    stage1_inputs,
-    stage2,
 )
+from minddiff_utils.reconstruction.stage1 import stage1
+from minddiff_utils.reconstruction.stage2 import reconstruct, stage1_inputs, stage2
 from minddiff_utils.settings import Settings
 
 QUICK = Settings(

@@ -21,7 +21,7 @@ from minddiff_utils.io import InputError
 from minddiff_utils.models.stable_diffusion import load_generator
 from minddiff_utils.reconstruction import shards
 from minddiff_utils.reconstruction import stages as reconstruction
-from minddiff_utils.reconstruction.stages import reconstruct
+from minddiff_utils.reconstruction.stage2 import reconstruct
 from minddiff_utils.settings import Settings
 
 N = 7  # four batches
