@@ -162,8 +162,6 @@ def _check(first: "torch.Tensor", second: "Reconstruction") -> None:
 
     moved = (second.pictures - second.iterates[0]).abs().max().item()
     loss = second.losses.sum(-1)[0].tolist()
-    print(
-        f"loss {' → '.join(f'{value:.6g}' for value in loss)}; pixels moved by up to {moved:.3g}"
-    )
+    print(f"loss {' → '.join(f'{value:.6g}' for value in loss)}; pixels moved by up to {moved:.3g}")
     if not (torch.isfinite(first).all() and torch.isfinite(second.pictures).all() and moved > 0):
         raise InputError("The result is not finite, or stage 2 changed nothing: try float32.")

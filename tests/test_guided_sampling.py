@@ -74,6 +74,7 @@ def plain_pass(generator, given, row, settings, basis, variance, score, spread):
             return a.sqrt() * x - (1 - a).sqrt() * generator.unet(x, step, c).sample
 
         guided = number % settings.guide_every == 0
+        guided = guided and number < (settings.n_guided_steps or len(steps))
         for _ in range(settings.gradient_steps * guided):
             x = x.detach().requires_grad_(True)
             clean = seen_by_the_loss(x) / generator.vae.config.scaling_factor
@@ -98,9 +99,11 @@ def plain_pass(generator, given, row, settings, basis, variance, score, spread):
     return generator.vae.decode(x / generator.vae.config.scaling_factor).sample
 
 
-@pytest.mark.parametrize(("guide_every", "gradient_through"), [(1, "text"), (2, "both")])
+@pytest.mark.parametrize(
+    ("guide_every", "n_guided_steps", "gradient_through"), [(1, 2, "text"), (2, 0, "both")]
+)
 def test_the_guided_pass_is_that_of_a_plain_transcription(
-    tiny_models, guide_every, gradient_through
+    tiny_models, guide_every, n_guided_steps, gradient_through
 ):
     generator = load_generator(tiny_models, "cpu", torch.float64)
     said = gaussians(n=2)
@@ -110,10 +113,11 @@ def test_the_guided_pass_is_that_of_a_plain_transcription(
         step_size=0.5,
         z_evidence_weight=2.0,
         guide_every=guide_every,
+        n_guided_steps=n_guided_steps,
         gradient_through=gradient_through,
     )
     found = stage2(generator, given, settings)
-    assert len(found.iterates) == len(range(0, 3, guide_every)) + 1
+    assert len(found.iterates) == len(range(0, n_guided_steps or 3, guide_every)) + 1
     row = slice(1, 2)
     wanted = plain_pass(generator, given, row, settings, *said, given.z_evidence.spread)
     assert (found.pictures[row] - wanted).norm() < 1e-5 * wanted.norm()
