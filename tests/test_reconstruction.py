@@ -333,7 +333,7 @@ def test_a_file_made_from_other_features_is_named_with_its_chapter(generator, wh
     given = decoded(generator)
     check_inputs(whole, given, "04_stage2")
     swapped = {**given, "z": given["z"][[1, 0, 2]]}
-    with pytest.raises(InputError, match=r"trace.h5 was made from other .* Run 04_stage2 again"):
+    with pytest.raises(InputError, match=r"trace.h5 was made from other .*\. Run 04_stage2 again"):
         check_inputs(whole, swapped, "04_stage2")
 
 

@@ -84,10 +84,7 @@ def check_inputs(path: str | Path, decoded: Arrays, notebook: str) -> None:
     with h5py.File(path, "r") as file:
         record = json.loads(file.attrs["record"])
     if record["inputs"] != content_hash(sorted(decoded.items())):
-        raise InputError(
-            f"{path} was made from other decoded features than those that 02_decoding has left "
-            f"since. Run {notebook} again."
-        )
+        raise InputError(f"{path} was made from other decoded features. Run {notebook} again.")
 
 
 def write_batches(
