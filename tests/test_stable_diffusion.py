@@ -130,12 +130,6 @@ def test_noise_depends_on_seed_and_stimulus_alone():
     torch.testing.assert_close(double.float(), noise, rtol=0, atol=0)
 
 
-def test_noise_is_standard_normal():
-    noise = noise_like(torch.zeros(64, 4, 16, 16), 0, range(64))
-    assert abs(noise.mean()) < 0.01 and abs(noise.std() - 1) < 0.01
-    assert abs((noise.abs() < 1).float().mean() - 0.6827) < 0.01
-
-
 # ----------------------------------------------------------------------------------- text and z
 
 
@@ -264,12 +258,6 @@ def test_preprocessing_is_pillows_without_its_rounding(tiny_models, size):
     torch.testing.assert_close(ours, theirs, rtol=0, atol=5e-5)
 
 
-def test_structure_leaves_no_hook_behind(generator, pictures):
-    generator.structure(to_rgb(pictures, "cpu"), (1, 2))
-    layers = generator.guide.model.vision_model.encoder.layers
-    assert not any(layer.mlp.fc2._forward_hooks for layer in layers)
-
-
 def test_embeddings_have_length_one_in_any_batch(tiny_models, pictures):
     judge = load_clip(tiny_models / "clip_judge", "cpu")
     both, single = judge.embed(pictures), judge.embed(pictures, batch=1)
@@ -299,22 +287,22 @@ def weight(values):
     return torch.linspace(-1, 1, values.numel(), dtype=values.dtype).view_as(values)
 
 
-@pytest.mark.parametrize("name", ["z", "c"])
-def test_gradient_equals_finite_differences(exact, name):
-    z, c = (value.requires_grad_(True) for value in some_inputs(exact))
-    chosen = {"z": z, "c": c}[name]
-    (gradient,) = torch.autograd.grad(loss_of(exact, z, c), chosen)
+def test_gradient_equals_finite_differences(exact):
+    """Along one direction of z, and along one of c."""
+    given = [value.requires_grad_(True) for value in some_inputs(exact)]
+    gradients = torch.autograd.grad(loss_of(exact, *given), given)
     source = torch.Generator().manual_seed(2)
-    for _ in range(2):
-        direction = torch.randn(chosen.shape, generator=source, dtype=torch.float64)
-        direction /= direction.norm()
+    for k, gradient in enumerate(gradients):
+        direction = torch.randn(gradient.shape, generator=source, dtype=torch.float64)
+        direction *= 1e-5 / direction.norm()
         ends = []
         with torch.no_grad():
             for sign in (1, -1):
-                moved = {"z": z, "c": c, name: chosen + sign * 1e-5 * direction}
-                ends.append(loss_of(exact, moved["z"], moved["c"]))
-        slope = (ends[0] - ends[1]) / 2e-5
-        torch.testing.assert_close((gradient * direction).sum(), slope, rtol=1e-5, atol=1e-8)
+                moved = list(given)
+                moved[k] = given[k] + sign * direction
+                ends.append(loss_of(exact, *moved))
+        slope = (ends[0] - ends[1]) / 2
+        torch.testing.assert_close((gradient * direction).sum(), slope, rtol=1e-5, atol=1e-13)
 
 
 def test_gradient_passes_through_the_guides_own_resizing(tiny_models):
@@ -409,12 +397,6 @@ def test_levels_are_those_of_diffusers_img2img(both, n_steps):
         wanted, n = theirs.get_timesteps(n_steps, (kept + 0.5) / n_steps, "cpu")
         found = ours.timesteps(n_steps, strength)
         assert n == kept and found.tolist() == wanted.tolist()
-
-
-def test_models_are_frozen(generator):
-    parts = (generator.vae, generator.unet, generator.text_encoder, generator.guide.model)
-    assert not any(p.requires_grad for part in parts for p in part.parameters())
-    assert not any(part.training for part in parts)
 
 
 # --------------------------------------------------------------------------- precision and memory
@@ -529,11 +511,6 @@ def test_missing_part_of_the_pipeline_is_named(tiny_models, tmp_path, part):
         load_generator(folder, "cpu")
 
 
-def test_missing_folder_is_named(tmp_path):
-    with pytest.raises(InputError, match="nowhere.* lacks"):
-        load_clip(tmp_path / "nowhere", "cpu")
-
-
 @pytest.mark.parametrize(
     ("file", "damage"),
     [
@@ -555,8 +532,3 @@ def test_missing_or_truncated_weights_are_one_clear_error(tiny_models, tmp_path,
 def test_unusable_device_is_named(device):
     with pytest.raises(InputError, match=device):
         resolve_device(device)
-
-
-def test_automatic_device_is_one_that_works():
-    assert torch.ones(2, device=resolve_device("auto")).sum() == 2
-    assert resolve_device("cpu").type == "cpu"
