@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNe
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from minddiff_utils.models.clip import Clip
-from minddiff_utils.models.stable_diffusion import Generator, memory_savings
+from minddiff_utils.models.stable_diffusion import Generator
 
 UNET = {
     "sample_size": 64,
@@ -175,7 +175,6 @@ def build_generator(
     save_memory : str
         As for `load_generator`.
     """
-    memory_savings(save_memory)  # a typing error is told before the models are made
     pipeline, clip = build_pipeline(small), build_clip(small)
     for part in (pipeline.vae, pipeline.unet, pipeline.text_encoder, clip.model):
         # Not by the method of diffusers, which warns of layers to keep in float32: there are none.

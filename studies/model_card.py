@@ -27,7 +27,7 @@ from minddiff_utils.models.stable_diffusion import (
     to_pictures,
 )
 from minddiff_utils.phantom import world
-from minddiff_utils.reconstruction.stages import stage1
+from minddiff_utils.reconstruction.stage1 import stage1
 from minddiff_utils.settings import Settings
 
 FIRST_HELD_OUT_ID = 900_000
@@ -80,7 +80,7 @@ def evaluate(
         The pictures are the ids from 900,000, none of which any model has been trained on; as many
         captions are the candidates of each retrieval.
     n_steps, strength, guidance : int, float, float
-        Of stage 1, for the img2img bars; see `minddiff_utils.reconstruction.stages.Settings`.
+        Of stage 1, for the img2img bars; see `minddiff_utils.settings.Settings`.
 
     Returns
     -------

@@ -63,14 +63,15 @@ def follow_course(
     """
     from minddiff_utils.evaluation.metrics import evaluate
     from minddiff_utils.models.stable_diffusion import to_pictures
-    from minddiff_utils.reconstruction.stages import stage2, stage2_inputs
+    from minddiff_utils.reconstruction.inputs import stage_inputs
+    from minddiff_utils.reconstruction.stage2 import stage2
 
     parts = []
     for start in range(0, len(truth), batch):
         rows = slice(start, start + batch)
         ids = decoded["stimulus_id"][rows]
-        given = stage2_inputs(generator, decoded, rows, settings)
-        result = stage2(generator, *given[:4], settings, given[4])
+        inputs = stage_inputs(generator, decoded, rows, settings)
+        result = stage2(generator, inputs, settings)
         for iteration in shown:
             made = {"made": to_pictures(result.iterates[iteration])}
             found = evaluate(truth[rows], made, ids, embed)

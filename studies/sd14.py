@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
 
     from minddiff_utils.models.stable_diffusion import Generator
-    from minddiff_utils.reconstruction.stages import Stage2
+    from minddiff_utils.reconstruction.results import Reconstruction
     from minddiff_utils.settings import Settings
 
 GIB = 2**30
@@ -46,7 +46,9 @@ def main(
 
     logging.set_verbosity_error()  # of a missing torchvision, which nothing here needs
     from minddiff_utils.models.stable_diffusion import resolve_device, resolve_dtype
-    from minddiff_utils.reconstruction.stages import stage1, stage2
+    from minddiff_utils.reconstruction.inputs import Inputs
+    from minddiff_utils.reconstruction.stage1 import stage1
+    from minddiff_utils.reconstruction.stage2 import stage2
     from minddiff_utils.settings import Settings
     from studies.architecture import build_generator
 
@@ -74,9 +76,9 @@ def main(
         if solver == "algorithm_1"
         else "stage 2, one guided pass",
         place,
-        lambda: stage2(generator, z, c, target, noise, settings),
+        lambda: stage2(generator, Inputs(z, c, target, noise), settings),
     )
-    _check(first, second, z)
+    _check(first, second)
     if peak_memory(place) > limit * GIB > 0:
         print(f"The memory went over {limit:g} GiB.")
         raise typer.Exit(1)
@@ -154,12 +156,12 @@ def _describe(generator: "Generator", settings: "Settings", save_memory: str) ->
     )
 
 
-def _check(first: "torch.Tensor", second: "Stage2", z: "torch.Tensor") -> None:
+def _check(first: "torch.Tensor", second: "Reconstruction") -> None:
     """Print what came out; fail if a number is not finite or stage 2 changed nothing."""
     import torch
 
-    moved = (second.z - z).abs().max().item()
+    moved = (second.pictures - second.iterates[0]).abs().max().item()
     loss = second.losses.sum(-1)[0].tolist()
-    print(f"loss {' → '.join(f'{value:.6g}' for value in loss)}; z moved by up to {moved:.3g}")
+    print(f"loss {' → '.join(f'{value:.6g}' for value in loss)}; pixels moved by up to {moved:.3g}")
     if not (torch.isfinite(first).all() and torch.isfinite(second.pictures).all() and moved > 0):
         raise InputError("The result is not finite, or stage 2 changed nothing: try float32.")

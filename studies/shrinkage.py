@@ -20,7 +20,8 @@ from minddiff_utils.decoding.features import read_features, write_features
 from minddiff_utils.evaluation.metrics import evaluate
 from minddiff_utils.models.hub import clip_name
 from minddiff_utils.models.stable_diffusion import Generator, load_clip, load_generator
-from minddiff_utils.reconstruction.stages import read_pictures, reconstruct
+from minddiff_utils.reconstruction.results import read_pictures
+from minddiff_utils.reconstruction.stage2 import reconstruct
 from minddiff_utils.settings import Settings
 from studies.tuning import gains_on, tuning_subject
 

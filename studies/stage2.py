@@ -117,8 +117,8 @@ def main(
     from minddiff_utils.evaluation.stored import store_pictures
     from minddiff_utils.models.hub import clip_name
     from minddiff_utils.models.stable_diffusion import load_clip, load_generator
+    from minddiff_utils.reconstruction.results import read_pictures
     from minddiff_utils.reconstruction.shards import pictures_of
-    from minddiff_utils.reconstruction.stages import read_pictures
 
     generator = load_generator(models, device, dtype)
     judge = load_clip(clip_name(models, "judge"), device, dtype)
@@ -184,7 +184,7 @@ def compare_solvers(
     """
     from minddiff_utils.evaluation.metrics import evaluate
     from minddiff_utils.evaluation.statistics import paired_difference
-    from minddiff_utils.reconstruction.stages import read_pictures
+    from minddiff_utils.reconstruction.results import read_pictures
     from studies.betas import peak_memory
 
     rows, made, first = {}, {}, next(iter(solvers))
@@ -209,7 +209,7 @@ def compare_solvers(
 
 def _loss(generator, decoded, pictures, settings) -> float:
     """Both solvers' pictures are held against what the first one fits."""
-    from minddiff_utils.reconstruction.stages import picture_losses
+    from minddiff_utils.reconstruction.stage2 import picture_losses
 
     return float(picture_losses(generator, decoded, pictures, settings).sum(1).mean())
 
@@ -217,7 +217,7 @@ def _loss(generator, decoded, pictures, settings) -> float:
 def _timed_run(generator, decoded, settings, path: Path, batch: int) -> dict[str, float]:
     """Reconstruct batch after batch; what each cost stays in a file beside the result."""
     from minddiff_utils.reconstruction.shards import pictures_of
-    from minddiff_utils.reconstruction.stages import reconstruct
+    from minddiff_utils.reconstruction.stage2 import reconstruct
 
     folder = path.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
@@ -240,7 +240,7 @@ def _timed_run(generator, decoded, settings, path: Path, batch: int) -> dict[str
 def _join(parts: list[Path], path: Path) -> None:
     import h5py
 
-    from minddiff_utils.reconstruction.stages import read_pictures
+    from minddiff_utils.reconstruction.results import read_pictures
 
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
         file["pictures"] = np.concatenate([read_pictures(part) for part in parts])

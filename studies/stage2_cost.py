@@ -81,13 +81,13 @@ def measure_parts(generator: "Generator") -> dict[str, float]:
 
     from minddiff_utils.reconstruction.guided_sampling import follow
 
-    z, c, loss_of, noise, settings = _inputs(generator, 1)
+    inputs, loss_of, settings = _inputs(generator, 1)
+    z, c, _, noise, _ = inputs
     step = generator.timesteps(settings.n_steps, settings.strength)[0]
-    empty = generator.empty_condition().to(c)
     z_t = generator.add_noise(z, noise, step[None])
 
     def predict(z_t: "torch.Tensor", guidance_scale: float = 1.0) -> "torch.Tensor":
-        return generator.predict_clean(z_t, c, empty, step, guidance_scale)
+        return generator.predict_clean(z_t, c, step, guidance_scale)
 
     def plain() -> None:
         with torch.no_grad():
@@ -163,21 +163,21 @@ def _measure_pass(generator: "Generator", n: int) -> dict[str, float]:
     from minddiff_utils.reconstruction.guided_sampling import guided_pass
     from studies.stage2 import count_unet
 
-    z, c, loss_of, noise, settings = _inputs(generator, n)
-    torch.cuda.reset_peak_memory_stats(z.device)
+    inputs, _, settings = _inputs(generator, n)
+    device = inputs.z.device
+    torch.cuda.reset_peak_memory_stats(device)
     with count_unet(generator.unet) as count:
-        seconds = _seconds(
-            lambda: guided_pass(generator, z, c, loss_of, None, noise, settings), z.device
-        )
+        seconds = _seconds(lambda: guided_pass(generator, inputs, settings), device)
     return {
         "seconds": seconds / n,
-        "passes": count.equivalents / n / _runs(z.device),
-        "peak_gib": torch.cuda.max_memory_allocated(z.device) / GIB,
+        "passes": count.equivalents / n / _runs(device),
+        "peak_gib": torch.cuda.max_memory_allocated(device) / GIB,
     }
 
 
 def _inputs(generator: "Generator", n: int) -> tuple:
-    from minddiff_utils.reconstruction.stages import structure_losses
+    from minddiff_utils.reconstruction.inputs import Inputs
+    from minddiff_utils.reconstruction.losses import structure_losses
     from minddiff_utils.settings import Settings
     from studies.sd14 import prepare_inputs
 
@@ -189,7 +189,7 @@ def _inputs(generator: "Generator", n: int) -> tuple:
     def loss_of(pictures: "torch.Tensor") -> "torch.Tensor":
         return structure_losses(generator, pictures, target, settings)
 
-    return z, c, loss_of, noise, settings
+    return Inputs(z, c, target, noise), loss_of, settings
 
 
 def _runs(device: "torch.device") -> int:

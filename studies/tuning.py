@@ -23,7 +23,8 @@ from minddiff_utils.evaluation.statistics import paired_difference
 from minddiff_utils.io import InputError
 from minddiff_utils.models.hub import clip_name
 from minddiff_utils.models.stable_diffusion import Generator, load_clip, load_generator
-from minddiff_utils.reconstruction.stages import read_trace, reconstruct
+from minddiff_utils.reconstruction.results import read_trace
+from minddiff_utils.reconstruction.stage2 import reconstruct
 from minddiff_utils.settings import Settings
 
 

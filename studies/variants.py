@@ -75,13 +75,13 @@ def _paint(generator, decoded, way: "Way", changes: dict, batch: int) -> np.ndar
     import torch
 
     from minddiff_utils.models.stable_diffusion import to_pictures
-    from minddiff_utils.reconstruction.stages import stage2_inputs
+    from minddiff_utils.reconstruction.inputs import stage_inputs
     from minddiff_utils.settings import Settings
 
     settings, made = replace(Settings(), **changes), []
     for start in range(0, len(decoded["stimulus_id"]), batch):
         rows = slice(start, start + batch)
-        made.append(way(generator, stage2_inputs(generator, decoded, rows, settings), settings))
+        made.append(way(generator, stage_inputs(generator, decoded, rows, settings), settings))
     return to_pictures(torch.cat([pictures.cpu() for pictures in made]))
 
 

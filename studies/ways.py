@@ -13,29 +13,32 @@ import torch
 
 from minddiff_utils.evaluation.stored import DEFAULT_WAY, REFERENCE_WAY
 from minddiff_utils.models.stable_diffusion import Generator
+from minddiff_utils.reconstruction.algorithm1 import algorithm_1
 from minddiff_utils.reconstruction.guided_sampling import add_z_evidence, follow, guided_pass
-from minddiff_utils.reconstruction.stages import algorithm_1, generate, stage2, structure_losses
+from minddiff_utils.reconstruction.inputs import Inputs
+from minddiff_utils.reconstruction.losses import structure_losses
+from minddiff_utils.reconstruction.stage1 import generate
+from minddiff_utils.reconstruction.stage2 import stage2
 from minddiff_utils.settings import Settings
 
 # From the inputs of `stage2` to pictures (n, 3, H, W).
-Way = Callable[[Generator, tuple, Settings], torch.Tensor]
+Way = Callable[[Generator, Inputs, Settings], torch.Tensor]
 
 
-def by_settings(generator: Generator, given: tuple, settings: Settings) -> torch.Tensor:
+def by_settings(generator: Generator, given: Inputs, settings: Settings) -> torch.Tensor:
     """Run stage 2 as the package has it."""
-    return stage2(generator, *given[:4], settings, given[4]).pictures
+    return stage2(generator, given, settings).pictures
 
 
 def walk(
-    generator: Generator, given: tuple, settings: Settings, look: str = "", sampler: str = "ddim"
+    generator: Generator, given: Inputs, settings: Settings, look: str = "", sampler: str = "ddim"
 ) -> torch.Tensor:
     """Paint in one pass, with another gradient or another sampler than `guided_pass`.
 
     Parameters
     ----------
     generator : Generator
-    given : tuple
-        What `stage2_inputs` returns.
+    given : Inputs
     settings : Settings
     look : {"", "step", "clean"}
         Where the gradient of the structure loss is taken: nowhere; through both halves of the
@@ -48,14 +51,13 @@ def walk(
     -------
     Tensor, shape (n, 3, H, W)
     """
-    z, c, target, noise, belief = given
+    z, c, target, noise, z_evidence = given
     loss_of = partial(_loss, generator, target, settings)
     timesteps = generator.timesteps(settings.n_steps, settings.strength)
-    empty = generator.empty_condition().to(c).expand(len(c), -1, -1)
     z_t, before = generator.add_noise(z, noise, timesteps[:1]), None
     for step in timesteps:
         variance = generator.noise_variance(step)
-        predict = partial(_clean, generator, c, empty, step)
+        predict = partial(_clean, generator, c, step)
         if look == "step":
             way = partial(predict, settings.guidance_scale)
             z_t = follow(generator, z_t, way, loss_of, variance, settings)[0]
@@ -63,8 +65,8 @@ def walk(
             z_0 = predict(settings.guidance_scale, z_t)
         if look == "clean":
             z_0 = follow(generator, z_0, torch.clone, loss_of, variance, settings)[0]
-        if belief is not None:
-            z_0 = add_z_evidence(z_0, belief, variance, settings.z_evidence_weight)
+        if z_evidence is not None:
+            z_0 = add_z_evidence(z_0, z_evidence, variance, settings.z_evidence_weight)
         if sampler == "dpm":
             z_t, before = dpm_step(generator, z_t, z_0, step, before), (z_0, step)
         else:
@@ -73,8 +75,8 @@ def walk(
         return generator.decode(z_t)
 
 
-def _clean(generator, c, empty, step, guidance, z_t):
-    return generator.predict_clean(z_t, c, empty, step, guidance)
+def _clean(generator, c, step, guidance, z_t):
+    return generator.predict_clean(z_t, c, step, guidance)
 
 
 def _loss(generator, target, settings, pictures):
@@ -128,7 +130,7 @@ def _half_log_snr(a: float) -> float:
 
 
 def truncated(
-    generator: Generator, given: tuple, settings: Settings, last: int = 1
+    generator: Generator, given: Inputs, settings: Settings, last: int = 1
 ) -> torch.Tensor:
     """Algorithm 1 with gradients through the last steps only (DRaFT-K, arXiv 2309.17400).
 
@@ -166,7 +168,7 @@ def truncated(
 
 
 def afterwards(
-    generator: Generator, given: tuple, settings: Settings, then: str, strength: float
+    generator: Generator, given: Inputs, settings: Settings, then: str, strength: float
 ) -> torch.Tensor:
     """Noise the result of the guided pass a little, and go on: see `then`.
 
@@ -184,18 +186,16 @@ def afterwards(
     -------
     Tensor, shape (n, 3, H, W)
     """
-    z, c, target, noise, belief = given
-    loss_of = partial(_loss, generator, target, settings)
-    z_0 = guided_pass(generator, z, c, loss_of, belief, noise, settings)[0]
-    settings = replace(settings, strength=strength)
+    z_0 = guided_pass(generator, given, settings)[0]
+    again, settings = given._replace(z=z_0), replace(settings, strength=strength)
     if then == "iterate":
-        return algorithm_1(generator, z_0, c, loss_of, noise, settings).pictures
+        return algorithm_1(generator, again, settings).pictures
     if then == "guided":
-        z_0 = guided_pass(generator, z_0, c, loss_of, belief, noise, settings)[0]
+        z_0 = guided_pass(generator, again, settings)[0]
         with torch.no_grad():
             return generator.decode(z_0)
     with torch.no_grad():
-        return generate(generator, z_0, c, noise, settings)
+        return generate(generator, z_0, given.c, given.noise, settings)
 
 
 OUTER = {"solver": "algorithm_1", "iterations": 10, "learning_rate": 0.1}

@@ -82,7 +82,7 @@ def test_bench_prints_seconds_and_memory_of_both_stages(save_memory):
     for stage in ("models", "features", "stage 1", "stage 2, 2 iterations"):
         assert re.search(rf"{stage} +[\d.]+ s +peak memory +[\d.]+ GiB", result.output), stage
     assert "3 of 4 steps, guidance 5, on cpu in float32" in result.output
-    assert re.search(r"loss \S+ → \S+ → \S+; z moved by up to 0\.0", result.output)
+    assert re.search(r"loss \S+ → \S+ → \S+; pixels moved by up to 0\.0", result.output)
 
 
 def test_bench_over_its_limit_fails():

@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 from minddiff_utils.evaluation.metrics import pcc
 from minddiff_utils.models.stable_diffusion import load_clip, load_generator
 from minddiff_utils.reconstruction import guided_sampling as guidance
-from minddiff_utils.reconstruction.stages import read_pictures, read_trace, reconstruct
+from minddiff_utils.reconstruction.results import read_pictures, read_trace
+from minddiff_utils.reconstruction.stage2 import reconstruct
 from minddiff_utils.settings import Settings
 from studies import stage2_cost
 from studies.__main__ import app
@@ -106,11 +107,11 @@ def test_a_batch_that_is_too_large_for_the_gpu_leaves_the_others(monkeypatch):
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * 2**30)
     guided_pass, sizes = guidance.guided_pass, []
 
-    def limited(generator, z, *given):
-        sizes.append(len(z))
-        if len(z) > 2:
+    def limited(generator, inputs, settings):
+        sizes.append(len(inputs.z))
+        if len(inputs.z) > 2:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
-        return guided_pass(generator, z, *given)
+        return guided_pass(generator, inputs, settings)
 
     monkeypatch.setattr(guidance, "guided_pass", limited)
     monkeypatch.setattr(stage2_cost, "FAST", stage2_cost.FAST | {"n_steps": 1, "strength": 1.0})

@@ -11,7 +11,7 @@ from diffusers import DPMSolverMultistepScheduler
 from test_reconstruction import decoded
 
 from minddiff_utils.models.stable_diffusion import load_clip, load_generator
-from minddiff_utils.reconstruction.stages import stage2_inputs
+from minddiff_utils.reconstruction.stage2 import stage_inputs
 from minddiff_utils.settings import Settings
 from studies.variants import compare_ways
 from studies.ways import WAYS, by_settings, dpm_step, truncated, walk
@@ -33,7 +33,7 @@ def generator(tiny_models):
 
 @pytest.fixture(scope="module")
 def given(generator):
-    return stage2_inputs(generator, decoded(generator, 2), slice(2), QUICK)
+    return stage_inputs(generator, decoded(generator, 2), slice(2), QUICK)
 
 
 def test_the_walk_with_the_guided_gradient_is_the_guided_pass(generator, given):
@@ -115,7 +115,7 @@ def test_every_way_runs_on_decoded_values(generator):
         small = changes | {"structure_target": "values", "z_evidence_weight": 0.0, "n_steps": 9}
         settings = dataclasses.replace(Settings(), **small)
         settings = dataclasses.replace(settings, iterations=min(settings.iterations, 1))
-        pictures = way(generator, stage2_inputs(generator, arrays, slice(1), settings), settings)
+        pictures = way(generator, stage_inputs(generator, arrays, slice(1), settings), settings)
         assert torch.isfinite(pictures).all(), name
 
 

@@ -189,7 +189,8 @@ def test_controls_are_chosen_by_name():
 
 def test_settings_are_read_back_from_what_reconstruct_wrote(tiny_models, tmp_path):
     from minddiff_utils.models.stable_diffusion import load_generator
-    from minddiff_utils.reconstruction.stages import read_pictures, reconstruct
+    from minddiff_utils.reconstruction.results import read_pictures
+    from minddiff_utils.reconstruction.stage2 import reconstruct
     from minddiff_utils.settings import Settings
 
     generator = load_generator(tiny_models, "cpu", "float32")

@@ -5,7 +5,6 @@ from dataclasses import fields, replace
 import h5py
 import numpy as np
 import pytest
-import torch
 from dummy_project import ROOT
 
 from minddiff_utils.book import runs
@@ -14,8 +13,6 @@ from minddiff_utils.decoding.decode import decode_subject, read_decoded
 from minddiff_utils.decoding.decoders import Method
 from minddiff_utils.evaluation import peers
 from minddiff_utils.io import InputError
-from minddiff_utils.models.stable_diffusion import load_generator
-from minddiff_utils.reconstruction.guided_sampling import guided_pass
 from minddiff_utils.settings import Settings
 
 NOTEBOOKS = ROOT / "notebooks"
@@ -122,23 +119,3 @@ def test_neuraldiffuser_is_a_change_of_settings_alone():
     assert all(
         value == vars(ours)[name] for name, value in vars(theirs).items() if name not in changed
     )
-
-
-def test_only_the_first_steps_are_guided(tiny_models):
-    """Steps that are not guided are those of stage 1, to the last digit."""
-    generator = load_generator(tiny_models, "cpu", "float32")
-    z = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    c, noise = generator.empty_condition(), torch.zeros_like(z)
-    looked = []
-
-    def loss_of(pictures):
-        looked.append(len(pictures))
-        return pictures.square().mean((1, 2, 3))[:, None]
-
-    settings = Settings(n_steps=6, strength=1.0, gradient_steps=1, z_evidence_weight=0.0)
-    for guided, n_looks in ((0, 6), (2, 2), (9, 6)):
-        looked.clear()
-        _, iterates, _ = guided_pass(
-            generator, z, c, loss_of, None, noise, replace(settings, n_guided_steps=guided)
-        )
-        assert len(looked) == len(iterates) == n_looks

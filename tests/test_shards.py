@@ -11,8 +11,6 @@ import pytest
 import torch
 import yaml
 from dummy_project import ROOT, make_project, write_params
-from hypothesis import given
-from hypothesis import strategies as st
 from test_reconstruction import decoded as decoded_arrays
 
 from minddiff_utils import cli
@@ -20,8 +18,9 @@ from minddiff_utils.book import execution, runs
 from minddiff_utils.io import InputError
 from minddiff_utils.models.stable_diffusion import load_generator
 from minddiff_utils.reconstruction import shards
-from minddiff_utils.reconstruction import stages as reconstruction
-from minddiff_utils.reconstruction.stages import reconstruct
+from minddiff_utils.reconstruction import stage2 as reconstruction
+from minddiff_utils.reconstruction.inputs import ablate
+from minddiff_utils.reconstruction.stage2 import reconstruct
 from minddiff_utils.settings import Settings
 
 N = 7  # four batches
@@ -62,6 +61,7 @@ def parameters(tiny_models, inputs, tmp_path):
     quick = {
         "n_steps": 2,
         "z_evidence_weight": 0.0,
+        "gradient_steps": 1,
         "batch": 2,
         "structure_target": "values",
         "device": "cpu",
@@ -89,44 +89,22 @@ def same(one, two):
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
-# --- blocks ---------------------------------------------------------------------------------------
-
-
-@given(n=st.integers(1, 300), batch=st.integers(1, 40), count=st.integers(1, 40))
-def test_blocks_take_every_picture_once_in_whole_batches(n, batch, count):
-    found = shards.blocks(n, batch, count)
-    assert np.concatenate([np.arange(n)[rows] for rows in found]).tolist() == list(range(n))
-    assert all(rows.start % batch == 0 for rows in found)
-    n_batches = [-(-(rows.stop - rows.start) // batch) for rows in found]
-    assert max(n_batches) - min(n_batches) <= 1
-    assert len(found) == min(count, -(-n // batch))
-
-
-@pytest.mark.parametrize(("n", "batch", "count"), [(0, 1, 1), (4, 0, 1), (4, 1, 0)])
-def test_blocks_of_nothing_are_refused(n, batch, count):
-    with pytest.raises(InputError, match="expected 1 or more"):
-        shards.blocks(n, batch, count)
-
-
 # --- the same result ------------------------------------------------------------------------------
 
 
 def test_shards_leave_what_one_process_leaves(parameters, inputs, generator, tmp_path):
-    """Four batches in one and three shards; the films of the first six pictures span all three."""
-    folder = tmp_path / "run" / "s"
-    results = {}
-    for count in (1, 3):
-        written = compute(parameters, tmp_path, count)
-        assert [path.stem for path in written] == sorted(NAMES)
-        results[count] = [path.rename(tmp_path / f"{count}-{path.name}") for path in written]
-        for path in (folder / "shards").iterdir():
-            path.unlink()
+    """Four batches in three shards; the films of the first six pictures span all three."""
+    written = compute(parameters, tmp_path, 3)
+    assert [path.stem for path in written] == sorted(NAMES)
     names = Settings.__dataclass_fields__.keys() & parameters.keys()
     settings = Settings(**{name: parameters[name] for name in names})
-    whole = reconstruct(generator, inputs[0], settings, tmp_path / "whole.h5", batch=2)
-    same(tmp_path / "1-trace.h5", whole)
-    for one, other in zip(results[1], results[3], strict=True):
-        same(one, other)
+    cases = {
+        "trace": (inputs[0], settings),
+        "trace_no_z": ablate(generator, inputs[0], settings, "z"),
+    }
+    for name, (given, chosen) in cases.items():
+        whole = reconstruct(generator, given, chosen, tmp_path / f"{name}.h5", batch=2)
+        same(tmp_path / f"run/s/{name}.h5", whole)
 
 
 def test_a_stopped_shard_goes_on_and_a_whole_one_is_left(parameters, tmp_path, monkeypatch):
@@ -150,12 +128,6 @@ def test_a_stopped_shard_goes_on_and_a_whole_one_is_left(parameters, tmp_path, m
     shards.compute_shard(parameters, 1, 2, tmp_path)
     assert len(calls) == 5
 
-    shards.compute_shard(parameters, 2, 2, tmp_path)
-    n_calls = len(calls)
-    shards.gather(tmp_path / "run/s")
-    assert shards.compute_shard(parameters, 1, 4, tmp_path) == []  # the whole file is there
-    assert len(calls) == n_calls
-
 
 def test_only_shards_that_fit_are_gathered(parameters, tmp_path):
     parameters = {**parameters, "ablations": False, "batch": 4}
@@ -164,10 +136,8 @@ def test_only_shards_that_fit_are_gathered(parameters, tmp_path):
     assert shards.gather(folder) == []
     shards.compute_shard({**parameters, "seed": 5}, 2, 2, tmp_path)
     assert shards.gather(folder) == [] and not (folder / "trace.h5").exists()
-    (folder / "trace.h5.partial").write_text("of a run without shards")
     shards.compute_shard(parameters, 2, 2, tmp_path)
     assert len(shards.gather(folder)) == 2
-    assert not (folder / "trace.h5.partial").exists()
 
 
 def test_more_shards_than_batches_and_wrong_numbers(parameters, tmp_path):

@@ -9,7 +9,9 @@ from test_reconstruction import decoded
 from minddiff_utils.decoding.decode import decode_subject, read_decoded
 from minddiff_utils.evaluation.metrics import evaluate
 from minddiff_utils.models.stable_diffusion import load_generator, noise_like, to_pictures
-from minddiff_utils.reconstruction.stages import read_pictures, reconstruct, stage1
+from minddiff_utils.reconstruction.results import read_pictures
+from minddiff_utils.reconstruction.stage1 import stage1
+from minddiff_utils.reconstruction.stage2 import reconstruct
 from minddiff_utils.settings import Settings
 from studies.shrinkage import CHOICES, compare_rescaling, decode_choices
 

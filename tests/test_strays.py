@@ -17,7 +17,8 @@ from minddiff_utils.evaluation.control_runs import Bench, make_control
 from minddiff_utils.evaluation.strays import find_strays, stray_note
 from minddiff_utils.evaluation.tables import write_results
 from minddiff_utils.models.stable_diffusion import load_generator
-from minddiff_utils.reconstruction.stages import read_pictures, reconstruct
+from minddiff_utils.reconstruction.results import read_pictures
+from minddiff_utils.reconstruction.stage2 import reconstruct
 from minddiff_utils.settings import Settings
 
 CONTROLS = ("takagi", "neuraldiffuser", "ceiling", "mean_features", "prior")

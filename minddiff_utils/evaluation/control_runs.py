@@ -18,7 +18,8 @@ from minddiff_utils.evaluation.controls import (
 from minddiff_utils.evaluation.peers import decode_takagi, neuraldiffuser
 from minddiff_utils.io import InputError, require
 from minddiff_utils.models.stable_diffusion import Generator
-from minddiff_utils.reconstruction.stages import check_inputs, read_pictures, reconstruct
+from minddiff_utils.reconstruction.results import check_inputs, read_pictures
+from minddiff_utils.reconstruction.stage2 import reconstruct
 from minddiff_utils.settings import Settings
 
 

@@ -20,7 +20,7 @@ from minddiff_utils.decoding.features import read_features
 from minddiff_utils.evaluation.metrics import unit_rows
 from minddiff_utils.io import InputError
 from minddiff_utils.models.stable_diffusion import Generator
-from minddiff_utils.reconstruction.stages import ablate
+from minddiff_utils.reconstruction.inputs import ablate
 from minddiff_utils.settings import Settings
 
 # Controls and peers that chapter 5 can make, in the order it makes them.

@@ -22,7 +22,7 @@ LISTED = 10  # ids of one method that a note lists
 
 
 def find_strays(folder: str | Path, methods: Iterable[str] | None = None) -> dict[str, list[int]]:
-    """Find the pictures that failed, as `Stage2` defines it.
+    """Find the pictures that failed, as `Reconstruction` defines it.
 
     Parameters
     ----------

@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from huggingface_hub import HfApi, is_offline_mode, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
 
 from minddiff_utils.io import InputError
 
@@ -22,19 +23,16 @@ REVISIONS = {
 }
 PAPER = {"guide": "openai/clip-vit-base-patch32", "judge": "openai/clip-vit-large-patch14"}
 
-DIFFUSION_FILES = (
-    "*.json",
-    "*.txt",
-    "*/diffusion_pytorch_model.safetensors",
-    "text_encoder/model.safetensors",
-)
+# Files to download: without other formats and precisions of the weights.
+DIFFUSION_WEIGHTS = ("*/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors")
+DIFFUSION_FILES = ("*.json", "*.txt", *DIFFUSION_WEIGHTS)
 CLIP_FILES = ("*.json", "model.safetensors")
 # What their folders must hold.
 PARTS = ("model_index.json", "vae", "unet", "text_encoder", "tokenizer", "scheduler")
 CLIP_PARTS = ("config.json", "preprocessor_config.json")
 
 TIMEOUT = 10  # seconds for the first answer of the hub
-HUB_NAME = re.compile(r"(?P<repository>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?")
+HUB_NAME = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w./-]+))?")
 
 
 def hub_name(name: str | Path) -> tuple[str, str] | None:
@@ -58,7 +56,7 @@ def hub_name(name: str | Path) -> tuple[str, str] | None:
     found = HUB_NAME.fullmatch(str(name))
     if found is None or Path(name).exists():
         return None
-    repository, revision = found["repository"], found["revision"] or REVISIONS.get(found[1])
+    repository, revision = found[1], found[2] or REVISIONS.get(found[1])
     if revision is None:
         raise InputError(
             f"{name} is no folder here, and no revision is pinned for a repository of this name. "
@@ -68,9 +66,21 @@ def hub_name(name: str | Path) -> tuple[str, str] | None:
     return repository, revision
 
 
-def resolved(name: str | Path) -> str:
-    """Return "repository@revision" for a name of the hub, the path itself for a folder."""
-    return "@".join(hub_name(name) or (str(name),))
+def diffusion_name(models: str | Path) -> str:
+    """Return the folder or name of the pipeline that `models` stands for.
+
+    Parameters
+    ----------
+    models : str or Path
+        Folder with stable_diffusion/, a pipeline's own folder, or a name of the hub.
+
+    Returns
+    -------
+    str
+        `models` itself unless it is a folder of several models.
+    """
+    alone = hub_name(models) is not None or (Path(models) / "model_index.json").exists()
+    return str(models if alone else Path(models) / "stable_diffusion")
 
 
 def clip_name(models: str | Path, role: str, name: str = "") -> str:
@@ -90,12 +100,8 @@ def clip_name(models: str | Path, role: str, name: str = "") -> str:
     str
         For `minddiff_utils.models.stable_diffusion.load_clip`.
     """
-    if role not in PAPER:
-        raise InputError(f'role={role!r}: expected "guide" or "judge".')
-    if name:
-        return name
-    alone = hub_name(models) is not None or (Path(models) / "model_index.json").exists()
-    return PAPER[role] if alone else str(Path(models) / f"clip_{role}")
+    alone = diffusion_name(models) == str(models)
+    return name or (PAPER[role] if alone else str(Path(models) / f"clip_{role}"))
 
 
 def find_model(name: str | Path, files: Sequence[str], needed: Sequence[str]) -> Path:
@@ -106,7 +112,7 @@ def find_model(name: str | Path, files: Sequence[str], needed: Sequence[str]) ->
     name : str or Path
         A folder, or a name of the hub; see `hub_name`.
     files : sequence of str
-        Patterns of the files to download; without other formats and precisions of the weights.
+        Patterns of the files to download.
     needed : sequence of str
         What the folder must hold.
 
@@ -120,8 +126,8 @@ def find_model(name: str | Path, files: Sequence[str], needed: Sequence[str]) ->
         If something is missing, and cannot be downloaded either; the message says how to get it.
     """
     source = hub_name(name)
-    folder = Path(name) if source is None else _snapshot(*source, files, needed)
-    missing = _missing(folder, needed)
+    folder = Path(name) if source is None else _snapshot(*source, files)
+    missing = [part for part in needed if not (folder / part).exists()]
     if missing:
         raise InputError(
             f"{folder} lacks {', '.join(missing)}; expected a model folder as save_pretrained "
@@ -131,39 +137,25 @@ def find_model(name: str | Path, files: Sequence[str], needed: Sequence[str]) ->
     return folder
 
 
-def _missing(folder: Path, needed: Sequence[str]) -> list[str]:
-    return [name for name in needed if not (folder / name).exists()]
-
-
-def _snapshot(repository: str, revision: str, files: Sequence[str], needed: Sequence[str]) -> Path:
+def _snapshot(repository: str, revision: str, files: Sequence[str]) -> Path:
     """The folder of a repository at a revision in the cache; downloaded if it is not there yet."""
-    arguments = {"revision": revision, "allow_patterns": list(files)}
+    download = partial(snapshot_download, revision=revision, allow_patterns=list(files))
     try:
-        folder = Path(snapshot_download(repository, local_files_only=True, **arguments))
-        if not _missing(folder, needed):
-            return folder
-    except LocalEntryNotFoundError:
+        return Path(download(repository, local_files_only=True))
+    except LocalEntryNotFoundError:  # also where a download was cut short
         pass
     try:
         # Asked first, because the download itself tries a hub that is out of reach for minutes.
         HfApi().model_info(repository, revision=revision, timeout=TIMEOUT)
-        return Path(snapshot_download(repository, **arguments))
+        return Path(download(repository))
     except (OSError, HTTPError) as error:
-        raise InputError(_how_to_get(repository, revision, files, error)) from None
-
-
-def _how_to_get(repository: str, revision: str, files: Sequence[str], error: Exception) -> str:
-    include = " ".join(f'--include "{pattern}"' for pattern in files)
-    command = f"hf download {repository} --revision {revision} {include}"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reason = "HF_HUB_OFFLINE is set" if is_offline_mode() else " ".join(lines[:2]).rstrip(".")
-    status = getattr(error, "response", None) if isinstance(error, HfHubHTTPError) else None
-    refused = status is not None and status.status_code in (401, 403)
-    hint = " If the repository asks for an account, run `hf auth login` first." if refused else ""
-    return (
-        f"{repository} at revision {revision} is not on this computer, and it could not be "
-        f"downloaded: {reason}.{hint}\n"
-        f"Download it where there is a network:\n  {command}\n"
-        f"Or keep it in a folder of your own (add --local-dir FOLDER), and give the path of "
-        f"FOLDER in place of {repository}."
-    )
+        include = " ".join(f'--include "{pattern}"' for pattern in files)
+        said = "HF_HUB_OFFLINE is set" if is_offline_mode() else str(error).rstrip(".")
+        raise InputError(
+            f"{repository} at revision {revision} is not on this computer, and it could not be "
+            f"downloaded: {' '.join(said.split())}. If the repository asks for an account, run "
+            "`hf auth login` first.\nDownload it where there is a network:\n"
+            f"  hf download {repository} --revision {revision} {include}\n"
+            "Or keep it in a folder of your own (add --local-dir FOLDER), and give the path of "
+            f"FOLDER in place of {repository}."
+        ) from None

@@ -6,8 +6,8 @@ no brain.
 
 import json
 from collections.abc import Sequence
-from functools import cached_property
-from itertools import chain
+from contextlib import contextmanager
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -16,35 +16,22 @@ import torch.nn.functional as F
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import CLIPModel
-from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import logging as transformers_logging
 
 from minddiff_utils.io import InputError
+from minddiff_utils.models import hub
 from minddiff_utils.models.clip import Clip, to_pictures, to_rgb
-from minddiff_utils.models.hub import (
-    CLIP_FILES,
-    CLIP_PARTS,
-    DIFFUSION_FILES,
-    PARTS,
-    clip_name,
-    find_model,
-    hub_name,
-)
 from minddiff_utils.storage import content_hash
 
-DTYPES = {
-    "float64": torch.float64,
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
+DTYPES = ("float64", "float32", "bfloat16", "float16")
 SAVINGS = ("attention", "tiling", "checkpointing")
 
 
 def resolve_device(device: str) -> torch.device:
-    """Turn "auto" into CUDA, else Apple's MPS, else the CPU; check any other name.
+    """Turn "auto" into the accelerator, CUDA or Apple's MPS, or else the CPU; check other names.
 
     Raises
     ------
@@ -52,15 +39,12 @@ def resolve_device(device: str) -> torch.device:
         If torch does not know the device, or the machine lacks it.
     """
     if device == "auto":
-        mps = torch.backends.mps.is_available()
-        device = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+        device = str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
     try:
         return torch.zeros(0, device=device).device
     except (RuntimeError, AssertionError) as error:
-        raise InputError(
-            f'device={device!r} cannot be used here ({str(error).splitlines()[0]}). Use "auto" or '
-            '"cpu".'
-        ) from None
+        reason = str(error).splitlines()[0]
+        raise InputError(f'device={device!r}: {reason}. Use "auto" or "cpu".') from None
 
 
 def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
@@ -75,21 +59,18 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
     Raises
     ------
     InputError
-        If the name is another, or the device does not know it.
+        If the name is another.
     """
     if dtype == "auto":
         half = device.type == "cuda" and torch.cuda.is_bf16_supported()
         return torch.bfloat16 if half else torch.float32
-    found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if found not in DTYPES.values() or (device.type == "mps" and found == torch.float64):
-        known = ", ".join(f'"{name}"' for name in ("auto", *DTYPES))
-        raise InputError(
-            f"dtype={dtype!r} on {device.type}: expected one of {known}; MPS has no float64."
-        )
-    return found
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise InputError(f"dtype={dtype!r}: expected auto or one of {', '.join(DTYPES)}.")
+    return getattr(torch, name)
 
 
-def noise_like(z: torch.Tensor, seed: int, stimulus_ids: Sequence[int]) -> torch.Tensor:
+def noise_like(z: Tensor, seed: int, stimulus_ids: Sequence[int]) -> Tensor:
     """Draw the diffusion noise of each picture from its own seed, once and for all.
 
     Parameters
@@ -105,11 +86,9 @@ def noise_like(z: torch.Tensor, seed: int, stimulus_ids: Sequence[int]) -> torch
     Tensor of the shape, device and dtype of `z`
         Standard normal, drawn on the CPU in float32 so that every device gets the same.
     """
-    drawn = []
-    for stimulus in stimulus_ids:
-        source = torch.Generator().manual_seed(int(seed) * 1_000_003 + int(stimulus))
-        drawn.append(torch.randn(z.shape[1:], generator=source))
-    return torch.stack(drawn).to(z)
+    seeds = [int(seed) * 1_000_003 + int(stimulus) for stimulus in stimulus_ids]
+    sources = [torch.Generator().manual_seed(number) for number in seeds]
+    return torch.stack([torch.randn(z.shape[1:], generator=one) for one in sources]).to(z)
 
 
 class Generator:
@@ -126,31 +105,25 @@ class Generator:
     """
 
     def __init__(
-        self,
-        pipeline: StableDiffusionPipeline,
-        guide: Clip,
-        n_tokens: int = 0,
-        save_memory: str = "",
+        self, pipeline: StableDiffusionPipeline, guide: Clip, n_tokens: int, save_memory: str
     ):
         self.vae, self.unet = pipeline.vae, pipeline.unet
         self.text_encoder, self.tokenizer = pipeline.text_encoder, pipeline.tokenizer
         # Stable Diffusion v1-4 comes with PNDM; the method samples with DDIM at the same levels.
-        settings = pipeline.scheduler.config
-        self.scheduler = DDIMScheduler.from_config(settings, clip_sample=False)
+        self.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
         self.guide = guide
         self.n_tokens = n_tokens or self.tokenizer.model_max_length
         most = self.text_encoder.config.max_position_embeddings
-        if not 3 <= self.n_tokens <= most:
-            raise InputError(
-                f"n_tokens={n_tokens}: the text encoder has places for {most} tokens; expected 3 "
-                f"to {most}, or 0 for {self.tokenizer.model_max_length}."
-            )
+        if self.n_tokens > most:
+            raise InputError(f"n_tokens={n_tokens}: the text encoder has places for {most} tokens.")
         for part in (self.vae, self.unet, self.text_encoder):
             part.eval().requires_grad_(False)
-        # Most of a look at the phantom's pictures goes into decoding, which is faster so on a CPU.
+        self.tokenizer.model_max_length = self.n_tokens
+        # Most of a gradient step at small pictures goes into decoding, which is faster so on a CPU.
         if self.device.type == "cpu":
             self.vae.to(memory_format=torch.channels_last)
-        _save_memory(pipeline, self.size, memory_savings(save_memory))
+        _save_memory(pipeline, self.size, save_memory)
+        self._empty = self.encode_captions([("",)])
 
     @property
     def device(self) -> torch.device:
@@ -181,9 +154,8 @@ class Generator:
         """Digest of the weights in their precision, and of all settings that results depend on."""
         parts = {"vae": self.vae, "unet": self.unet}
         parts |= {"text": self.text_encoder, "guide": self.guide.model}
-        configs = {name: part.config for name, part in parts.items()}
         settings = {
-            **{name: _settings(config) for name, config in configs.items()},
+            **{name: _settings(part.config) for name, part in parts.items()},
             "scheduler": _settings(self.scheduler.config),
             "tokenizer": json.loads(self.tokenizer.backend_tokenizer.to_str())["model"],
             "guide_size": (self.guide.edge, self.guide.shortest),
@@ -191,18 +163,20 @@ class Generator:
             "n_tokens": self.n_tokens,
             "tiling": self.vae.use_tiling,
         }
+
         # One at a time: on a GPU, each is copied. NumPy has no bfloat16, hence the bytes.
-        weights = (
-            (f"{part} {name} {values.dtype}", values.cpu().reshape(-1).view(torch.uint8))
-            for part, model in parts.items()
-            for name, values in model.state_dict().items()
-        )
-        text = json.dumps(settings, sort_keys=True, default=str)
-        return content_hash(chain([(text, np.empty(0))], weights))
+        def arrays():
+            yield json.dumps(settings, sort_keys=True, default=str), np.empty(0)
+            for part, model in parts.items():
+                for name, values in model.state_dict().items():
+                    content = values.cpu().reshape(-1).view(torch.uint8)
+                    yield f"{part} {name} {values.dtype}", content
+
+        return content_hash(arrays())
 
     # ------------------------------------------------------------------------ pictures to features
 
-    def prepare(self, pictures: np.ndarray) -> torch.Tensor:
+    def prepare(self, pictures: np.ndarray) -> Tensor:
         """Turn pictures into what `decode` would have painted: in [-1, 1], of the model's size.
 
         Features are computed from these, so that the seen and the painted picture go through the
@@ -223,8 +197,8 @@ class Generator:
         rgb = rgb[..., top : top + side, left : left + side]
         if side == self.size:
             return rgb
-        arguments = {"mode": "bicubic", "antialias": True, "align_corners": False}
-        return F.interpolate(rgb, (self.size, self.size), **arguments).clamp(-1, 1)
+        resized = F.interpolate(rgb, (self.size, self.size), mode="bicubic", antialias=True)
+        return resized.clamp(-1, 1)
 
     def resize(self, pictures: np.ndarray, batch: int = 64) -> np.ndarray:
         """Give pictures the size of painted ones, to compare them pixel by pixel.
@@ -238,16 +212,12 @@ class Generator:
         Returns
         -------
         ndarray of uint8, shape (n, size, size, 3)
-            The same array if it has that size.
         """
-        if pictures.shape[1:3] == (self.size, self.size):
-            return pictures
-        starts = range(0, len(pictures), batch)
-        done = [to_pictures(self.prepare(pictures[start : start + batch])) for start in starts]
-        return np.concatenate(done) if done else np.zeros((0, self.size, self.size, 3), np.uint8)
+        parts = [pictures[start : start + batch] for start in range(0, len(pictures), batch)]
+        return np.concatenate([to_pictures(self.prepare(part)) for part in parts])
 
     @torch.no_grad()
-    def encode_pictures(self, pictures: np.ndarray) -> torch.Tensor:
+    def encode_pictures(self, pictures: np.ndarray) -> Tensor:
         """Return the latents `z` of pictures: the posterior's mean, in unit variance.
 
         Parameters
@@ -264,7 +234,7 @@ class Generator:
         return z * self.vae.config.scaling_factor
 
     @torch.no_grad()
-    def encode_captions(self, captions: Sequence[Sequence[str]]) -> torch.Tensor:
+    def encode_captions(self, captions: Sequence[Sequence[str]]) -> Tensor:
         """Return the text condition `c`: the text encoder's output, averaged over captions.
 
         Parameters
@@ -276,24 +246,19 @@ class Generator:
         -------
         Tensor, shape (n, tokens, width)
         """
-        counts = [len(texts) for texts in captions]
-        tokens = self.tokenizer(
-            [text for texts in captions for text in texts],
-            padding="max_length",
-            max_length=self.n_tokens,
-            truncation=True,
-            return_tensors="pt",
-        ).input_ids.to(self.device)
-        hidden = self.text_encoder(input_ids=tokens).last_hidden_state.to(self.dtype)
-        return torch.stack([part.mean(0) for part in hidden.split(counts)])
+        texts = [text for one in captions for text in one]
+        tokens = self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
+        hidden = self.text_encoder(tokens.input_ids.to(self.device)).last_hidden_state
+        parts = hidden.to(self.dtype).split([len(one) for one in captions])
+        return torch.stack([part.mean(0) for part in parts])
 
-    def structure(self, rgb: torch.Tensor, blocks: Sequence[int]) -> dict[str, torch.Tensor]:
+    def structure(self, rgb: Tensor, blocks: Sequence[int]) -> dict[str, Tensor]:
         """Return the guide's structure features of pictures; see `Clip.structure`."""
         return self.guide.structure(rgb, blocks)
 
     # ------------------------------------------------------------------------ features to pictures
 
-    def decode(self, z: torch.Tensor) -> torch.Tensor:
+    def decode(self, z: Tensor) -> Tensor:
         """Turn latents into pictures, differentiably: (n, 3, h, w), about in [-1, 1]."""
         scaled = (z / self.vae.config.scaling_factor).to(self.compute_dtype)
         return self.vae.decode(scaled).sample.to(z.dtype)
@@ -325,7 +290,11 @@ class Generator:
         levels = self.scheduler.timesteps
         return len(levels) == n_steps and int(levels[0]) + n_levels // n_steps >= 0.9 * n_levels
 
-    def timesteps(self, n_steps: int, strength: float) -> torch.Tensor:
+    def spanning_steps(self, most: int) -> int:
+        """Return the largest number of steps, at most so many, of which `spans` is true."""
+        return next(n for n in range(most, 0, -1) if self.spans(n))
+
+    def timesteps(self, n_steps: int, strength: float) -> Tensor:
         """Return the noise levels that img2img passes through, from noisy to clean.
 
         Those of diffusers' DDIM for the model's own scheduler file, and the last of them as in its
@@ -349,34 +318,25 @@ class Generator:
         """
         n_levels = self.scheduler.config.num_train_timesteps
         if not 0 < strength <= 1 or not 1 <= n_steps < n_levels:
-            raise InputError(
-                f"strength={strength} and n_steps={n_steps}: expected 0 < strength ≤ 1 and 1 to "
-                f"{n_levels - 1} steps."
-            )
+            most = n_levels - 1
+            raise InputError(f"{strength=}, {n_steps=}: expected above 0 to 1, and 1 to {most}.")
         if not self.spans(n_steps):
             levels = self.scheduler.timesteps.tolist()
-            fewer = next(n for n in range(n_steps, 0, -1) if self.spans(n))
             raise InputError(
-                f"n_steps={n_steps}: the model's scheduler turns this into {len(levels)} noise "
-                f"levels from {levels[0]} to {levels[-1]}, of 0 to {n_levels - 1}; they must begin "
-                f"near the noisiest. {fewer} steps do."
+                f"n_steps={n_steps}: the scheduler turns this into {len(levels)} noise levels from "
+                f"{levels[0]} to {levels[-1]}; they must begin near the noisiest, {n_levels - 1}. "
+                f"{self.spanning_steps(n_steps)} steps do."
             )
-        levels = self.scheduler.timesteps
         kept = max(1, round(n_steps * strength))
-        return levels[n_steps - kept :].to(self.device)
+        return self.scheduler.timesteps[n_steps - kept :].to(self.device)
 
-    def add_noise(self, z: torch.Tensor, noise: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+    def add_noise(self, z: Tensor, noise: Tensor, step: Tensor) -> Tensor:
         """Return `z` at the noise level `step`: sqrt(a) z + sqrt(1 - a) noise."""
         return self.scheduler.add_noise(z, noise, step.repeat(len(z)))
 
     def denoise(
-        self,
-        z: torch.Tensor,
-        c: torch.Tensor,
-        timesteps: torch.Tensor,
-        guidance_scale: float,
-        recompute: bool = False,
-    ) -> torch.Tensor:
+        self, z: Tensor, c: Tensor, steps: Tensor, guidance_scale: float, recompute: bool = False
+    ) -> Tensor:
         """Denoise under a text condition with classifier-free guidance and deterministic DDIM.
 
         Parameters
@@ -384,9 +344,9 @@ class Generator:
         z : Tensor, shape (n, channels, h, w)
             Latents at the noise level of the first step.
         c : Tensor, shape (n, tokens, width)
-        timesteps : Tensor of int64
+        steps : Tensor of int64
             From `timesteps`, all or a part of them.
-        guidance : float
+        guidance_scale : float
             Weight of the condition; 1 leaves the unconditional half out.
         recompute : bool
             Keep no activations, compute them again in the backward pass: the memory of one step.
@@ -396,37 +356,25 @@ class Generator:
         Tensor, shape of `z`
             Differentiable in `z` and `c`.
         """
-        empty = self.empty_condition().to(c).expand(len(c), -1, -1)
-        for step in timesteps:
-            arguments = (z, c, empty, step, guidance_scale)
-            if recompute:
-                out = checkpoint(self._predict, *arguments, use_reentrant=False)
-            else:
-                out = self._predict(*arguments)
+        predict = self._predict
+        if recompute:
+            predict = partial(checkpoint, self._predict, use_reentrant=False)
+        for step in steps:
+            out = predict(z, c, step, guidance_scale)
             z = self.scheduler.step(out, step, z, eta=0.0).prev_sample
         return z
 
-    def predict_clean(
-        self,
-        z: torch.Tensor,
-        c: torch.Tensor,
-        empty: torch.Tensor,
-        step: torch.Tensor,
-        guidance_scale: float,
-    ) -> torch.Tensor:
-        """Return the clean latents that the UNet sees behind noisy ones, differentiably.
-
-        `empty` is the empty condition in the shape of `c`.
-        """
-        out = self._predict(z, c, empty, step, guidance_scale)
+    def predict_clean(self, z: Tensor, c: Tensor, step: Tensor, guidance_scale: float) -> Tensor:
+        """Return the clean latents that the UNet sees behind noisy ones, differentiably."""
+        out = self._predict(z, c, step, guidance_scale)
         return self.scheduler.step(out, step, z, eta=0.0).pred_original_sample
 
-    def noise_variance(self, step: torch.Tensor) -> float:
+    def noise_variance(self, step: Tensor) -> float:
         """Return (1 - a) / a of a step, the variance of the noise around the clean latent."""
         a = float(self.scheduler.alphas_cumprod[step])
         return (1 - a) / a
 
-    def step_to(self, z: torch.Tensor, z_0: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+    def step_to(self, z: Tensor, z_0: Tensor, step: Tensor) -> Tensor:
         """Take the DDIM step from `z` to the next noise level, towards the clean latent `z_0`.
 
         The number of steps is that of the last call of `timesteps`.
@@ -438,34 +386,45 @@ class Generator:
         eps = (z - a**0.5 * z_0) / (1 - a) ** 0.5
         return b**0.5 * z_0 + (1 - b) ** 0.5 * eps
 
-    def _predict(self, z, c, empty, step, guidance_scale: float) -> torch.Tensor:
+    def _predict(self, z, c, step, guidance_scale: float) -> Tensor:
         """One guided UNet prediction; both halves of the guidance in one batch."""
         if guidance_scale == 1:
             return self._unet(z, step, c)
+        empty = self._empty.to(c).expand(len(c), -1, -1)
         both = self._unet(torch.cat([z, z]), step, torch.cat([empty, c]))
         without, with_text = both.chunk(2)
         return without + guidance_scale * (with_text - without)
 
-    def _unet(self, z: torch.Tensor, step: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+    def _unet(self, z: Tensor, step: Tensor, c: Tensor) -> Tensor:
         """The UNet in its own precision, between inputs and output in theirs."""
-        return self.unet(z.to(self.compute_dtype), step, c.to(self.compute_dtype)).sample.to(
-            z.dtype
-        )
+        out = self.unet(z.to(self.compute_dtype), step, c.to(self.compute_dtype)).sample
+        return out.to(z.dtype)
 
-    @torch.no_grad()
-    def empty_condition(self) -> torch.Tensor:
+    def empty_condition(self) -> Tensor:
         """Return the condition of the empty caption, (1, tokens, width)."""
-        return self.encode_captions([("",)])
+        return self._empty
 
 
 def _settings(config) -> dict:
     """A configuration of diffusers or transformers without versions and paths."""
     values = config.to_dict() if hasattr(config, "to_dict") else config
-    return {
-        name: value
-        for name, value in values.items()
-        if not name.startswith("_") and name != "transformers_version"
-    }
+    known = {name for name in values if not name.startswith("_")} - {"transformers_version"}
+    return {name: values[name] for name in known}
+
+
+@contextmanager
+def _loading(folder: Path):
+    """Tell damaged files in one message, without bars: they would stand where the work's belong."""
+    transformers_logging.disable_progress_bar()
+    diffusers_logging.disable_progress_bar()
+    # It warns at length that the phantom has no safety checker.
+    diffusers_logging.set_verbosity_error()
+    try:
+        yield
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise InputError(
+            f"{folder} cannot be loaded: {str(error).splitlines()[0]} Restore the folder."
+        ) from None
 
 
 def load_clip(name: str | Path, device: str = "auto", dtype: str | torch.dtype = "auto") -> Clip:
@@ -476,21 +435,21 @@ def load_clip(name: str | Path, device: str = "auto", dtype: str | torch.dtype =
     name : str or Path
         A folder, or a repository of the Hugging Face hub such as "openai/clip-vit-base-patch32",
         with "@revision" after it if another one than the pinned is wanted.
-    device : str
-        "auto" or a torch device.
-    dtype : str or torch.dtype
-        "auto" computes in bfloat16 on CUDA, in float32 elsewhere.
+    device, dtype
+        As for `load_generator`.
 
     Raises
     ------
     InputError
         If a part is missing and cannot be downloaded; the message says how to get it.
     """
-    device = resolve_device(device)
-    folder = find_model(name, CLIP_FILES, CLIP_PARTS)
-    model = _reported(folder, CLIPModel.from_pretrained, dtype=resolve_dtype(dtype, device))
-    settings, _ = BaseImageProcessor.get_image_processor_dict(folder)
-    return Clip(model.to(device), settings)
+    place = resolve_device(device)
+    dtype = resolve_dtype(dtype, place)
+    folder = hub.find_model(name, hub.CLIP_FILES, hub.CLIP_PARTS)
+    with _loading(folder):
+        model = CLIPModel.from_pretrained(folder, use_safetensors=True, dtype=dtype)
+        settings = json.loads((folder / "preprocessor_config.json").read_text())
+    return Clip(model.to(place), settings)
 
 
 def load_generator(
@@ -532,73 +491,30 @@ def load_generator(
     InputError
         If a part is missing and cannot be downloaded, or an option is not known.
     """
-    device = resolve_device(device)
-    dtype = resolve_dtype(dtype, device)
-    memory_savings(save_memory)  # a typing error is told before minutes of loading
-    pipeline = _load_pipeline(models, dtype)
-    clip = load_clip(clip_name(models, "guide", guide), str(device), dtype)
-    return Generator(pipeline.to(device), clip, n_tokens, save_memory)
-
-
-def _load_pipeline(models: str | Path, dtype: torch.dtype) -> StableDiffusionPipeline:
-    inside = Path(models) / "stable_diffusion"
-    alone = hub_name(models) is not None or (Path(models) / "model_index.json").exists()
-    name = models if alone else inside
-    folder = find_model(name, DIFFUSION_FILES, PARTS)
-    # The phantom has no safety checker, of which diffusers warns at length each time.
-    verbosity = diffusers_logging.get_verbosity()
-    diffusers_logging.set_verbosity_error()
-    diffusers_logging.disable_progress_bar()
-    try:
-        return _reported(
-            folder,
-            StableDiffusionPipeline.from_pretrained,
-            dtype=dtype,
-            safety_checker=None,
-            feature_extractor=None,
+    place = resolve_device(device)
+    dtype = resolve_dtype(dtype, place)
+    folder = hub.find_model(hub.diffusion_name(models), hub.DIFFUSION_FILES, hub.PARTS)
+    with _loading(folder):
+        pipeline = StableDiffusionPipeline.from_pretrained(
+            folder, use_safetensors=True, dtype=dtype, safety_checker=None, feature_extractor=None
         )
-    finally:
-        diffusers_logging.set_verbosity(verbosity)
+    clip = load_clip(hub.clip_name(models, "guide", guide), device, dtype)
+    return Generator(pipeline.to(place), clip, n_tokens, save_memory)
 
 
-def memory_savings(save_memory: str) -> list[str]:
-    """Return the single words of the parameter `save_memory` of `load_generator`.
-
-    Raises
-    ------
-    InputError
-        If one of them is unknown.
-    """
-    words = [word.strip() for word in save_memory.split(",") if word.strip()]
-    if unknown := set(words) - set(SAVINGS):
-        raise InputError(
-            f"save_memory={save_memory!r}: {', '.join(sorted(unknown))} is unknown; expected any "
-            f"of {', '.join(SAVINGS)}, with commas between."
-        )
-    return words
-
-
-def _save_memory(pipeline: StableDiffusionPipeline, size: int, savings: Sequence[str]) -> None:
-    """Switch on what trades time for memory."""
-    if "attention" in savings:
+def _save_memory(pipeline: StableDiffusionPipeline, size: int, save_memory: str) -> None:
+    """Switch on what trades time for memory; see `load_generator`."""
+    words = {word.strip() for word in save_memory.split(",") if word.strip()}
+    if unknown := words - set(SAVINGS):
+        known = ", ".join(SAVINGS)
+        raise InputError(f"save_memory: {', '.join(unknown)} is unknown; expected any of {known}.")
+    if "attention" in words:
         pipeline.enable_attention_slicing()
-    if "tiling" in savings:
-        vae = pipeline.vae
-        vae.enable_tiling()
+    if "tiling" in words:
+        pipeline.vae.enable_tiling()
         # By default a tile is as large as the whole picture, and nothing is saved.
-        vae.tile_sample_min_size = size // 2
-        vae.tile_latent_min_size = pipeline.unet.config.sample_size // 2
-    if "checkpointing" in savings:
+        pipeline.vae.tile_sample_min_size = size // 2
+        pipeline.vae.tile_latent_min_size = pipeline.unet.config.sample_size // 2
+    if "checkpointing" in words:
         pipeline.unet.enable_gradient_checkpointing()
         pipeline.vae.enable_gradient_checkpointing()
-
-
-def _reported(folder: Path, load, **arguments):
-    # Seconds of loading need no bar; it would stand where the bars of the work belong.
-    transformers_logging.disable_progress_bar()
-    try:
-        return load(folder, local_files_only=True, use_safetensors=True, **arguments)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise InputError(
-            f"{folder} cannot be loaded: {str(error).splitlines()[0]} Restore the folder."
-        ) from None

@@ -10,40 +10,28 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from minddiff_utils.models.stable_diffusion import Generator
-from minddiff_utils.reconstruction.losses import Belief
+from minddiff_utils.reconstruction.inputs import Inputs
+from minddiff_utils.reconstruction.losses import Evidence, Loss, structure_losses
 from minddiff_utils.settings import Settings
-
-Loss = Callable[[torch.Tensor], torch.Tensor]
 
 
 def guided_pass(
-    generator: Generator,
-    z: torch.Tensor,
-    c: torch.Tensor,
-    loss_of: Loss,
-    belief: Belief | None,
-    noise: torch.Tensor,
-    settings: Settings,
-) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
+    generator: Generator, inputs: Inputs, settings: Settings
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """Noise `z`, denoise it under `c`, and correct it at the steps on the way.
 
     Parameters
     ----------
     generator : Generator
-    z : Tensor, shape (n, channels, h, w)
-    c : Tensor, shape (n, tokens, width)
-    loss_of : callable
-        Turns pictures (n, 3, H, W) into the structure loss of each block, (n, n_blocks).
-    belief : Belief or None
-        What the responses say about `z`; None: nothing.
-    noise : Tensor, shape of `z`
+    inputs : Inputs
     settings : Settings
 
     Returns
     -------
-    z_0 : Tensor, shape of `z`
+    z_0 : Tensor, shape (n, channels, h, w)
         The last latent.
     iterates : list of Tensor, shape (n, 3, H, W)
         The picture predicted at each guided step, before it is corrected there; with
@@ -51,54 +39,44 @@ def guided_pass(
     losses : list of Tensor, shape (n, n_blocks)
         Of these pictures.
     """
+    z, c, target, noise, z_evidence = inputs
+    loss_of = partial(structure_losses, generator, target=target, settings=settings)
     timesteps = generator.timesteps(settings.n_steps, settings.strength)
-    empty = generator.empty_condition().to(c).expand(len(c), -1, -1)
+    guided = timesteps[: settings.n_guided_steps or None : settings.guide_every].tolist()
+    # Without guidance by text only the half under the text is computed.
+    through = 1.0 if settings.gradient_through == "text" else settings.guidance_scale
     z_t = generator.add_noise(z, noise, timesteps[:1])
     iterates, losses = [], []
-    for number, step in enumerate(timesteps):
-
-        def predict(
-            z_t: torch.Tensor,
-            step: torch.Tensor = step,
-            guidance_scale: float = settings.guidance_scale,
-        ) -> torch.Tensor:
-            return generator.predict_clean(z_t, c, empty, step, guidance_scale)
-
-        # Without guidance only the half under the text is computed.
-        look = (
-            partial(predict, guidance_scale=1.0) if settings.gradient_through == "text" else predict
-        )
-
+    for step in timesteps:
         variance = generator.noise_variance(step)
-        last = settings.n_guided_steps or len(timesteps)
-        guided = number % settings.guide_every == 0 and number < last
-        if guided:
-            z_t, picture, loss = follow(generator, z_t, look, loss_of, variance, settings)
+        if int(step) in guided:
+            predict = partial(generator.predict_clean, c=c, step=step, guidance_scale=through)
+            z_t, picture, loss = follow(generator, z_t, predict, loss_of, variance, settings)
             iterates.append(picture)
             losses.append(loss)
         with torch.no_grad():
-            z_0 = predict(z_t)
-        if guided and belief is not None and settings.z_evidence_weight > 0:
-            z_0 = add_z_evidence(z_0, belief, variance, settings.z_evidence_weight)
+            z_0 = generator.predict_clean(z_t, c, step, settings.guidance_scale)
+        if int(step) in guided and z_evidence is not None:
+            z_0 = add_z_evidence(z_0, z_evidence, variance, settings.z_evidence_weight)
         z_t = generator.step_to(z_t, z_0, step)
     return z_t, iterates, losses
 
 
 def follow(
     generator: Generator,
-    z_t: torch.Tensor,
-    predict: Callable[[torch.Tensor], torch.Tensor],
+    z_t: Tensor,
+    predict: Callable[[Tensor], Tensor],
     loss_of: Loss,
     variance: float,
     settings: Settings,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     r"""Move noisy latents down the gradient of the structure loss of what they predict.
 
     With the noise variance :math:`\sigma_t^2 = (1 - \bar\alpha_t) / \bar\alpha_t`, a latent of unit
-    variance is known up to :math:`r_t^2 = \sigma_t^2 / (1 + \sigma_t^2)`. In each of `looks` looks
-    it moves against the gradient :math:`g` by
+    variance is known up to :math:`r_t^2 = \sigma_t^2 / (1 + \sigma_t^2)`. In each of the
+    `gradient_steps` it moves against the gradient :math:`g` by
 
-    .. math:: \Delta \mathbf{z}_t = -\frac{\text{reach}}{\text{looks}}\, r_t\,
+    .. math:: \Delta \mathbf{z}_t = -\frac{\text{step size}}{\text{gradient steps}}\, r_t\,
               \frac{g}{\operatorname{rms}(g)}, \qquad
               g = \nabla_{\mathbf{z}_t} L(D(\hat{\mathbf{z}}_0(\mathbf{z}_t))),
 
@@ -110,10 +88,10 @@ def follow(
     z_t : Tensor
         A picture whose gradient is not finite stays where it is.
     picture, loss : Tensor
-        Before the first move; the loss is NaN where a gradient was not finite.
+        Before the first move; the loss is NaN where a loss or gradient was not finite.
     """
     length = settings.step_size / settings.gradient_steps * (variance / (1 + variance)) ** 0.5
-    pictures, losses = [], []
+    pictures, losses, finite = [], [], True
     for _ in range(settings.gradient_steps):
         z_t = z_t.detach().requires_grad_(True)
         picture = generator.decode(predict(z_t))
@@ -124,14 +102,12 @@ def follow(
         usable = torch.isfinite(move).flatten(1).all(1)
         z_t = torch.where(usable.view(-1, 1, 1, 1), z_t.detach() - move, z_t.detach())
         pictures.append(picture.detach())
-        losses.append(torch.where(usable[:, None], loss.detach(), torch.nan))
-    # Adding zeros carries the NaN of any look into the first.
-    return z_t, pictures[0], losses[0] + 0 * sum(losses)
+        losses.append(loss.detach())
+        finite = finite & usable & torch.isfinite(loss).all(1)
+    return z_t, pictures[0], torch.where(finite[:, None], losses[0], torch.nan)
 
 
-def add_z_evidence(
-    z_0: torch.Tensor, belief: Belief, variance: float, times: float
-) -> torch.Tensor:
+def add_z_evidence(z_0: Tensor, evidence: Evidence, variance: float, weight: float) -> Tensor:
     r"""Move clean latents towards what the responses say about them.
 
     Before the responses are heard, component :math:`k` of the predicted latent is known up to
@@ -139,18 +115,25 @@ def add_z_evidence(
     :math:`\lambda_k` of the component over pictures. The responses say :math:`y_k` with variance
     :math:`v_k`, and two Gaussians make
 
-    .. math:: s_k \leftarrow s_k + \frac{q_k^2}{q_k^2 + v_k / \text{times}}\,(y_k - s_k).
+    .. math:: s_k \leftarrow s_k + \frac{q_k^2}{q_k^2 + v_k / \text{weight}}\,(y_k - s_k).
+
+    The columns of the evidence's projection have the length :math:`1 / \sqrt{K v_k}`.
 
     Returns
     -------
     Tensor, shape of `z_0`
     """
     out = z_0.detach().flatten(1).clone()
-    for number in belief.split.unique():
-        rows = torch.nonzero(belief.split == number).flatten()
-        basis, spread = belief.basis[number], belief.spread[number]
+    for number in evidence.split.unique():
+        rows = torch.nonzero(evidence.split == number).flatten()
+        projection, spread = evidence.projection[number], evidence.spread[number]
+        length = projection.norm(dim=0)
+        told = length > 0
+        said = torch.where(told, 1 / (told.sum() * length.square()), torch.inf)
+        length = torch.where(told, length, 1.0)
+        basis, value = projection / length, evidence.value[rows] / length
         known = variance * spread / (variance + spread)
-        share = known / (known + belief.variance[number] / times)
-        towards = belief.value[rows] - out[rows].to(basis.dtype) @ basis
+        share = known / (known + said / weight)
+        towards = value - out[rows].to(basis.dtype) @ basis
         out[rows] += ((share * towards) @ basis.T).to(out.dtype)
     return out.view_as(z_0)

@@ -1,44 +1,62 @@
 """How far a picture's structure is from what was decoded: the paper's loss, and this book's."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from torch import Tensor
 
+from minddiff_utils.models.stable_diffusion import Generator
+from minddiff_utils.settings import Settings
+
+# From pictures (n, 3, H, W) to the loss of each block, (n, n_blocks).
+Loss = Callable[[Tensor], Tensor]
+Arrays = Mapping[str, np.ndarray]  # as `read_decoded` returns them
 # Weights of the six blocks relative to one another in the authors' code.
 BLOCK_WEIGHTS = (1.5, 1.2, 1.0, 1.0, 1.0, 1.0)
 
 
-def structure_weights(target: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Weight each block by the inverse length of its target, normalised to sum 1.
-
-    As in the authors' code, times [1.5, 1.2, 1, 1, 1, 1] for blocks 1 to 6.
+class Evidence(NamedTuple):
+    """What the responses say about one block, or `z`, of some pictures; see `components.evidence`.
 
     Parameters
     ----------
-    target : mapping of str to Tensor, shape (n, …)
-        Decoded structure; NaN where a value was not decoded.
-
-    Returns
-    -------
-    dict of str to Tensor, shape (n,)
+    value : Tensor, shape (n, n_components)
+    projection : Tensor, shape (n_splits, n_values, n_components)
+        Orthogonal columns, those that say nothing zero.
+    split : Tensor of int64, shape (n,)
+        The split each picture is a test picture of.
+    spread : Tensor, shape (n_splits, n_components)
+        Variance of each component's score over the training pictures.
     """
-    names = block_order(target)
-    inverse = [1 / torch.nan_to_num(target[name]).flatten(1).norm(dim=1) for name in names]
-    total = torch.stack(inverse).sum(0)
-    extra = [*BLOCK_WEIGHTS, *[1.0] * len(names)]
-    return {
-        name: factor * value / total
-        for name, value, factor in zip(names, inverse, extra, strict=False)
-    }
+
+    value: Tensor
+    projection: Tensor
+    split: Tensor
+    spread: Tensor
 
 
-def structure_loss(
-    found: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor]
-) -> torch.Tensor:
+# What stage 2 fits of each block, "block_1" …: decoded values, or evidence about components.
+Target = Mapping[str, Tensor] | Mapping[str, Evidence]
+
+
+def structure_losses(
+    generator: Generator, rgb: Tensor, target: Target, settings: Settings
+) -> Tensor:
+    """Return the loss of each block, (n, n_blocks), that stage 2 makes small; differentiable."""
+    blocks = [int(name.removeprefix("block_")) for name in block_order(target)]
+    loss = evidence_loss if settings.structure_target == "components" else structure_loss
+    return loss(generator.structure(rgb, blocks), target)
+
+
+def structure_loss(found: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> Tensor:
     """Return the weighted squared error of every block, over the values that were decoded.
 
     .. math:: L_i = w_i \\, \\frac{1}{|M_i|} \\sum_{m \\in M_i} (CLIP_i(Y)_m - \\hat Z_{i,m})^2
+
+    The weights are those of the authors' code: the inverse lengths of the targets, normalised to
+    sum 1, times [1.5, 1.2, 1, 1, 1, 1] for blocks 1 to 6.
 
     Parameters
     ----------
@@ -50,81 +68,19 @@ def structure_loss(
     Tensor, shape (n, n_blocks)
         Their sum over blocks is the loss of a picture.
     """
-    weights = structure_weights(target)
+    names = block_order(target)
+    inverse = [1 / torch.nan_to_num(target[name]).flatten(1).norm(dim=1) for name in names]
+    total = torch.stack(inverse).sum(0)
     losses = []
-    for name, weight in weights.items():
+    for name, factor, weight in zip(names, _factors(len(names)), inverse, strict=True):
         decoded = torch.isfinite(target[name])
         error = torch.where(decoded, found[name] - torch.nan_to_num(target[name]), 0.0)
         n = decoded.flatten(1).sum(1).clamp(min=1)
-        losses.append(weight * error.square().flatten(1).sum(1) / n)
+        losses.append(factor * weight / total * error.square().flatten(1).sum(1) / n)
     return torch.stack(losses, dim=1)
 
 
-class Evidence(NamedTuple):
-    """What the responses say about one block of some pictures; see `components.evidence`.
-
-    Parameters
-    ----------
-    value : Tensor, shape (n, n_components)
-    projection : Tensor, shape (n_splits, n_values, n_components)
-    split : Tensor of int64, shape (n,)
-        The split each picture is a test picture of.
-    """
-
-    value: torch.Tensor
-    projection: torch.Tensor
-    split: torch.Tensor
-
-
-class Belief(NamedTuple):
-    """What the responses say about the latent `z` of some pictures, component by component.
-
-    Parameters
-    ----------
-    value : Tensor, shape (n, n_components)
-        Most likely score of each component, :math:`\\hat s / R^2` above the projected mean.
-    basis : Tensor, shape (n_splits, n_values, n_components)
-        Orthonormal; columns that say nothing are zero.
-    variance : Tensor, shape (n_splits, n_components)
-        Of the score given the responses alone; infinite where they say nothing.
-    spread : Tensor, shape (n_splits, n_components)
-        Variance of the score over the training pictures.
-    split : Tensor of int64, shape (n,)
-    """
-
-    value: torch.Tensor
-    basis: torch.Tensor
-    variance: torch.Tensor
-    spread: torch.Tensor
-    split: torch.Tensor
-
-
-def belief_from(evidence: Evidence, spread: torch.Tensor) -> Belief:
-    """Undo the scaling of `components.evidence`, which made a mean of squares a plain sum.
-
-    Parameters
-    ----------
-    evidence : Evidence
-        About `z`. A column of its projection has the length :math:`1 / \\sqrt{K v_k}`.
-    spread : Tensor, shape (n_splits, n_components)
-        Variance of each score over the training pictures.
-
-    Returns
-    -------
-    Belief
-    """
-    length = evidence.projection.norm(dim=1)
-    told = length > 0
-    n = told.sum(1, keepdim=True)
-    variance = torch.where(told, 1 / (n * length.square()), torch.inf)
-    safe = torch.where(told, length, 1.0)
-    basis = evidence.projection / safe[:, None]
-    return Belief(evidence.value / safe[evidence.split], basis, variance, spread, evidence.split)
-
-
-def evidence_loss(
-    found: Mapping[str, torch.Tensor], target: Mapping[str, Evidence]
-) -> torch.Tensor:
+def evidence_loss(found: Mapping[str, Tensor], target: Mapping[str, Evidence]) -> Tensor:
     """Return how far each block is from what the responses say, in units of their uncertainty.
 
     .. math:: L_i = w_i \\, \\frac{1}{K_i} \\sum_{k=1}^{K_i}
@@ -143,17 +99,17 @@ def evidence_loss(
     -------
     Tensor, shape (n, n_blocks)
     """
-    names = block_order(target)
+    factors = _factors(len(target))
     losses = []
-    for name, weight in zip(names, _block_weights(len(names)), strict=True):
-        value, projection, split = target[name]
+    for name, factor in zip(block_order(target), factors, strict=True):
+        value, projection, split, _ = target[name]
         structure = found[name].flatten(1).to(value.dtype)
         loss = structure.new_zeros(len(structure))
         for number in split.unique():
             rows = torch.nonzero(split == number).flatten()
             error = structure[rows] @ projection[number] - value[rows]
             loss = loss.index_put((rows,), error.square().sum(1))
-        losses.append(weight * loss)
+        losses.append(factor / sum(factors) * loss)
     return torch.stack(losses, dim=1)
 
 
@@ -162,6 +118,5 @@ def block_order(names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: int(name.removeprefix("block_")))
 
 
-def _block_weights(n: int) -> list[float]:
-    weights = [*BLOCK_WEIGHTS, *[1.0] * n][:n]
-    return [weight / sum(weights) for weight in weights]
+def _factors(n: int) -> list[float]:
+    return [*BLOCK_WEIGHTS, *[1.0] * n][:n]

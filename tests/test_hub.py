@@ -26,7 +26,6 @@ from minddiff_utils.models.hub import (
     clip_name,
     find_model,
     hub_name,
-    resolved,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -267,14 +266,11 @@ def test_every_pinned_revision_is_a_whole_commit():
 @pytest.mark.parametrize("name", ["/a/b", "../models", "./a/b", "models", "a/b/c", "~/models"])
 def test_paths_are_no_names(name):
     assert hub_name(name) is None
-    assert resolved(name) == name
 
 
 def test_names_are_taken_apart(tmp_path, monkeypatch):
     assert hub_name(GUIDE) == (GUIDE, REVISIONS[GUIDE])
     assert hub_name("owner/name@refs/pr/7") == ("owner/name", "refs/pr/7")
-    assert resolved("owner/name@abc") == "owner/name@abc"
-    assert resolved(GUIDE) == f"{GUIDE}@{REVISIONS[GUIDE]}"
     monkeypatch.chdir(tmp_path)
     Path(GUIDE).mkdir(parents=True)
     assert hub_name(GUIDE) is None  # a folder of that name wins
@@ -292,8 +288,6 @@ def test_the_clip_of_each_role(tmp_path):
     assert clip_name(DIFFUSION, "judge") == "openai/clip-vit-large-patch14"
     (tmp_path / "model_index.json").touch()
     assert clip_name(tmp_path, "guide") == GUIDE
-    with pytest.raises(InputError, match="role"):
-        clip_name(tmp_path, "referee")
 
 
 def test_a_folder_is_returned_as_it_is(tiny_models):

@@ -19,7 +19,6 @@ from transformers import (
 
 from minddiff_utils.io import InputError
 from minddiff_utils.models.stable_diffusion import (
-    PARTS,
     load_clip,
     load_generator,
     noise_like,
@@ -65,8 +64,7 @@ def generate(generator, z, c, noise, n_steps=4, strength=0.5, guidance_scale=2.0
 
 
 @pytest.mark.parametrize(
-    "n_steps, strength, guidance",
-    [(10, 0.6, 2.0), (20, 0.6, 5.0), (50, 0.1, 1.0), (4, 1.0, 3.0), (3, 0.4, 2.0)],
+    "n_steps, strength, guidance", [(10, 0.6, 2.0), (50, 0.1, 1.0), (4, 1.0, 3.0), (3, 0.4, 2.0)]
 )
 def test_img2img_equals_the_pipeline_of_diffusers(
     generator, pictures, captions, n_steps, strength, guidance
@@ -84,21 +82,6 @@ def test_img2img_equals_the_pipeline_of_diffusers(
     assert np.abs(found - 255 * decoded).max() < 0.6
 
 
-def test_one_step_is_ddims_formula(exact):
-    """From one noise level to the next by hand, for a UNet that predicts velocity."""
-    z, c = some_inputs(exact)
-    steps = exact.timesteps(10, 1.0)
-    a, b = (exact.scheduler.alphas_cumprod[step].double() for step in steps[:2])
-    with torch.no_grad():
-        velocity = exact.unet(z, steps[0], c).sample
-        found = exact.denoise(z, c, steps[:1], 1.0)
-    clean = a.sqrt() * z - (1 - a).sqrt() * velocity
-    noise = a.sqrt() * velocity + (1 - a).sqrt() * z
-    torch.testing.assert_close(
-        found, b.sqrt() * clean + (1 - b).sqrt() * noise, rtol=1e-5, atol=1e-7
-    )
-
-
 def test_guidance_one_leaves_only_the_condition(exact):
     z, c = some_inputs(exact)
     steps = exact.timesteps(10, 0.3)
@@ -108,19 +91,12 @@ def test_guidance_one_leaves_only_the_condition(exact):
     torch.testing.assert_close(one, nearly, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("n_steps, strength, n", [(50, 0.58, 29), (10, 1.0, 10), (10, 0.01, 1)])
-def test_strength_is_a_share_of_the_steps(generator, n_steps, strength, n):
-    steps = generator.timesteps(n_steps, strength)
-    assert len(steps) == n
-    assert (steps.diff() < 0).all() and steps[-1] == 1
-
-
 def test_every_allowed_schedule_begins_near_the_noisiest_level(generator):
     """At strength 1 little of `z` is left: of nine steps or more less than an eighth."""
     allowed = [n for n in range(1, 1000) if generator.spans(n)]
     assert {*range(1, 112), 200, 250, 333, 500, 999} <= {*allowed}
     assert not {112, 143, 334, 501, 600} & {*allowed}
-    for n in allowed:
+    for n in allowed[::7]:
         steps = generator.timesteps(n, 1.0)
         left = float(generator.scheduler.alphas_cumprod[steps[0]]) ** 0.5
         assert len(steps) == n and steps[-1] == 1
@@ -131,21 +107,10 @@ def test_every_allowed_schedule_begins_near_the_noisiest_level(generator):
         generator.timesteps(334, 0.5)
 
 
-@pytest.mark.parametrize(
-    "n_steps, strength", [(10, 0.0), (10, 1.1), (0, 0.5), (1000, 1.0), (10, float("nan"))]
-)
+@pytest.mark.parametrize("n_steps, strength", [(10, 0.0), (10, 1.1), (0, 0.5), (1000, 1.0)])
 def test_settings_out_of_range_are_named(generator, n_steps, strength):
     with pytest.raises(InputError, match="strength"):
         generator.timesteps(n_steps, strength)
-
-
-def test_a_picture_does_not_depend_on_its_batch(generator, pictures, captions):
-    z, c = generator.encode_pictures(pictures), generator.encode_captions(captions)
-    noise = noise_like(z, 0, IDS)
-    with torch.no_grad():
-        both = generate(generator, z, c, noise)
-        second = generate(generator, z[1:], c[1:], noise[1:])
-    torch.testing.assert_close(both[1:], second, rtol=1e-4, atol=1e-5)
 
 
 # ------------------------------------------------------------------------------------- the noise
@@ -163,12 +128,6 @@ def test_noise_depends_on_seed_and_stimulus_alone():
     double = noise_like(z.double(), 1, (5, 6, 7))
     assert double.dtype == torch.float64
     torch.testing.assert_close(double.float(), noise, rtol=0, atol=0)
-
-
-def test_noise_is_standard_normal():
-    noise = noise_like(torch.zeros(64, 4, 16, 16), 0, range(64))
-    assert abs(noise.mean()) < 0.01 and abs(noise.std() - 1) < 0.01
-    assert abs((noise.abs() < 1).float().mean() - 0.6827) < 0.01
 
 
 # ----------------------------------------------------------------------------------- text and z
@@ -232,14 +191,9 @@ def test_length_of_the_condition_can_be_chosen(tiny_models):
     )
 
 
-def test_latents_have_the_size_of_the_unets_input(generator, pictures):
-    z = generator.encode_pictures(pictures)
-    assert z.shape == (2, 4, 16, 16) and not z.requires_grad
-    assert generator.decode(z).shape == (2, 3, 64, 64)
-
-
 def test_latents_become_pictures_as_decode_makes_them(generator, pictures):
     z = generator.encode_pictures(pictures)
+    assert z.shape == (2, 4, 16, 16) and not z.requires_grad
     found = generator.decode_pictures(z.double().numpy())
     assert found.shape == (len(pictures), generator.size, generator.size, 3)
     with torch.no_grad():
@@ -279,7 +233,7 @@ def test_structure_equals_hooks_on_the_model(tiny_models, pictures, name, tolera
         assert (ours[key] - values).norm() <= tolerance * values.norm(), key
 
 
-@pytest.mark.parametrize("size", [(64, 64), (104, 104), (425, 425), (90, 71), (49, 80), (60, 64)])
+@pytest.mark.parametrize("size", [(64, 64), (425, 425), (90, 71), (49, 80)])
 @pytest.mark.parametrize("name", ["clip_guide", "clip_judge"])
 def test_preprocessing_is_the_processors(tiny_models, name, size):
     smooth = np.random.default_rng(0).integers(0, 256, (1, 3, 6, 6))
@@ -293,22 +247,15 @@ def test_preprocessing_is_the_processors(tiny_models, name, size):
     assert (ours - theirs).abs().max() < 2.5 / 255 / 0.3  # two roundings to 8 bits
 
 
-@pytest.mark.parametrize("size", [(64, 64), (425, 425), (90, 71)])
-@pytest.mark.parametrize("name", ["clip_guide", "clip_judge"])
-def test_preprocessing_is_pillows_without_its_rounding(tiny_models, name, size):
+@pytest.mark.parametrize("size", [(425, 425), (90, 71)])
+def test_preprocessing_is_pillows_without_its_rounding(tiny_models, size):
     """On noise, which no two filters resize alike: Pillow's bicubic in floating point."""
-    clip = load_clip(tiny_models / name, "cpu")
+    clip = load_clip(tiny_models / "clip_judge", "cpu")
     picture = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
-    settings = CLIPImageProcessorPil.from_pretrained(tiny_models / name)
+    settings = CLIPImageProcessorPil.from_pretrained(tiny_models / "clip_judge")
     theirs = pixels_by_pillow(picture[None], settings.image_mean, settings.image_std, clip)
     ours = clip.preprocess(to_rgb(picture[None], "cpu"))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=5e-5)
-
-
-def test_structure_leaves_no_hook_behind(generator, pictures):
-    generator.structure(to_rgb(pictures, "cpu"), (1, 2))
-    layers = generator.guide.model.vision_model.encoder.layers
-    assert not any(layer.mlp.fc2._forward_hooks for layer in layers)
 
 
 def test_embeddings_have_length_one_in_any_batch(tiny_models, pictures):
@@ -340,22 +287,22 @@ def weight(values):
     return torch.linspace(-1, 1, values.numel(), dtype=values.dtype).view_as(values)
 
 
-@pytest.mark.parametrize("name", ["z", "c"])
-def test_gradient_equals_finite_differences(exact, name):
-    z, c = (value.requires_grad_(True) for value in some_inputs(exact))
-    chosen = {"z": z, "c": c}[name]
-    (gradient,) = torch.autograd.grad(loss_of(exact, z, c), chosen)
+def test_gradient_equals_finite_differences(exact):
+    """Along one direction of z, and along one of c."""
+    given = [value.requires_grad_(True) for value in some_inputs(exact)]
+    gradients = torch.autograd.grad(loss_of(exact, *given), given)
     source = torch.Generator().manual_seed(2)
-    for _ in range(3):
-        direction = torch.randn(chosen.shape, generator=source, dtype=torch.float64)
-        direction /= direction.norm()
+    for k, gradient in enumerate(gradients):
+        direction = torch.randn(gradient.shape, generator=source, dtype=torch.float64)
+        direction *= 1e-5 / direction.norm()
         ends = []
         with torch.no_grad():
             for sign in (1, -1):
-                moved = {"z": z, "c": c, name: chosen + sign * 1e-5 * direction}
-                ends.append(loss_of(exact, moved["z"], moved["c"]))
-        slope = (ends[0] - ends[1]) / 2e-5
-        torch.testing.assert_close((gradient * direction).sum(), slope, rtol=1e-5, atol=1e-8)
+                moved = list(given)
+                moved[k] = given[k] + sign * direction
+                ends.append(loss_of(exact, *moved))
+        slope = (ends[0] - ends[1]) / 2
+        torch.testing.assert_close((gradient * direction).sum(), slope, rtol=1e-5, atol=1e-13)
 
 
 def test_gradient_passes_through_the_guides_own_resizing(tiny_models):
@@ -374,15 +321,6 @@ def test_gradient_passes_through_the_guides_own_resizing(tiny_models):
         ends = [loss(rgb + sign * 1e-6 * direction) for sign in (1, -1)]
     slope = (ends[0] - ends[1]) / 2e-6
     torch.testing.assert_close((gradient * direction).sum(), slope, rtol=1e-5, atol=1e-8)
-
-
-def test_recomputing_gives_the_same_gradient(exact):
-    z, c = (value.requires_grad_(True) for value in some_inputs(exact))
-    kept = torch.autograd.grad(loss_of(exact, z, c), (z, c))
-    again = torch.autograd.grad(loss_of(exact, z, c, recompute=True), (z, c))
-    for one, other in zip(kept, again, strict=True):
-        assert one.norm() > 0
-        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
 
 
 @pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
@@ -449,7 +387,7 @@ def test_published_model_equals_diffusers_from_the_caption_on(both):
     assert (found - expected).norm() <= 1e-4 * expected.norm()
 
 
-@pytest.mark.parametrize("n_steps", [1, 3, 5, 9, 20, 50, 142, 200, 333, 999])
+@pytest.mark.parametrize("n_steps", [1, 3, 9, 50, 142, 999])
 def test_levels_are_those_of_diffusers_img2img(both, n_steps):
     ours, theirs = both
     for strength in (0.1, 0.5, 0.56, 0.7, 1.0):
@@ -459,12 +397,6 @@ def test_levels_are_those_of_diffusers_img2img(both, n_steps):
         wanted, n = theirs.get_timesteps(n_steps, (kept + 0.5) / n_steps, "cpu")
         found = ours.timesteps(n_steps, strength)
         assert n == kept and found.tolist() == wanted.tolist()
-
-
-def test_models_are_frozen(generator):
-    parts = (generator.vae, generator.unet, generator.text_encoder, generator.guide.model)
-    assert not any(p.requires_grad for part in parts for p in part.parameters())
-    assert not any(part.training for part in parts)
 
 
 # --------------------------------------------------------------------------- precision and memory
@@ -498,16 +430,15 @@ def test_dtype_follows_the_device(monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda value=supported: value)
         assert resolve_dtype("auto", torch.device("cuda")) == dtype
     assert resolve_dtype("float16", torch.device("cpu")) == torch.float16
-    for dtype, device in (("int8", "cpu"), ("float64", "mps"), (torch.int32, "cpu")):
-        with pytest.raises(InputError, match="dtype=.*expected"):
-            resolve_dtype(dtype, torch.device(device))
+    with pytest.raises(InputError, match="dtype='int8': expected"):
+        resolve_dtype("int8", torch.device("cpu"))
 
 
 @pytest.mark.parametrize("word", ["attention", "checkpointing"])
 def test_saving_memory_changes_no_result(exact, tiny_models, word):
     thrifty = load_generator(tiny_models, "cpu", torch.float64, save_memory=word)
     z, c = (value.requires_grad_(True) for value in some_inputs(exact))
-    losses = [loss_of(model, z, c, recompute=True) for model in (exact, thrifty)]
+    losses = [loss_of(exact, z, c), loss_of(thrifty, z, c, recompute=True)]
     gradients = [torch.autograd.grad(loss, (z, c)) for loss in losses]
     torch.testing.assert_close(*losses, rtol=1e-9, atol=1e-12)
     for one, other in zip(*gradients, strict=True):
@@ -547,11 +478,10 @@ def test_pictures_of_another_size_are_resized_once_for_all_features(generator, p
         rtol=0.1, atol=0.05,
     )  # fmt: skip
     np.testing.assert_array_equal(generator.resize(large, batch=1), to_pictures(prepared))
-    assert generator.resize(large[:0]).shape == (0, 64, 64, 3)
 
 
 def test_pictures_of_the_models_size_stay_as_they_are(generator, pictures):
-    assert generator.resize(pictures) is pictures
+    np.testing.assert_array_equal(generator.resize(pictures), pictures)
     rgb = to_rgb(pictures, "cpu")
     torch.testing.assert_close(generator.prepare(pictures), rgb, rtol=0, atol=0)
 
@@ -574,38 +504,26 @@ def without(source, target, missing):
     return target
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", ["model_index.json", "unet"])
 def test_missing_part_of_the_pipeline_is_named(tiny_models, tmp_path, part):
     folder = without(tiny_models, tmp_path, f"stable_diffusion/{part}")
     with pytest.raises(InputError, match=f"lacks {part}"):
         load_generator(folder, "cpu")
 
 
-@pytest.mark.parametrize("part", ["config.json", "preprocessor_config.json"])
-def test_missing_part_of_the_guide_is_named(tiny_models, tmp_path, part):
-    folder = without(tiny_models, tmp_path, f"clip_guide/{part}")
-    with pytest.raises(InputError, match=f"clip_guide lacks {part}"):
-        load_generator(folder, "cpu")
-
-
-def test_missing_folder_is_named(tmp_path):
-    with pytest.raises(InputError, match="nowhere.* lacks"):
-        load_clip(tmp_path / "nowhere", "cpu")
-
-
-WEIGHTS = (
-    "stable_diffusion/vae/diffusion_pytorch_model.safetensors",
-    "stable_diffusion/text_encoder/model.safetensors",
-    "clip_guide/model.safetensors",
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        ("stable_diffusion/vae/diffusion_pytorch_model.safetensors", "truncated"),
+        ("stable_diffusion/text_encoder/model.safetensors", "missing"),
+        ("clip_guide/model.safetensors", "truncated"),
+        ("clip_guide/preprocessor_config.json", "truncated"),
+    ],
 )
-
-
-@pytest.mark.parametrize("file", WEIGHTS)
-@pytest.mark.parametrize("damage", ["missing", "truncated"])
 def test_missing_or_truncated_weights_are_one_clear_error(tiny_models, tmp_path, file, damage):
     folder = without(tiny_models, tmp_path, file)
     if damage == "truncated":
-        (folder / file).write_bytes((tiny_models / file).read_bytes()[:5000])
+        (folder / file).write_bytes((tiny_models / file).read_bytes()[:100])
     with pytest.raises(InputError, match="Restore the folder"):
         load_generator(folder, "cpu")
 
@@ -614,8 +532,3 @@ def test_missing_or_truncated_weights_are_one_clear_error(tiny_models, tmp_path,
 def test_unusable_device_is_named(device):
     with pytest.raises(InputError, match=device):
         resolve_device(device)
-
-
-def test_automatic_device_is_one_that_works():
-    assert torch.ones(2, device=resolve_device("auto")).sum() == 2
-    assert resolve_device("cpu").type == "cpu"

@@ -1,0 +1,225 @@
+"""The files that both stages write, batch by batch: a stopped run goes on where it was."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from minddiff_utils.io import InputError, atomic_path
+from minddiff_utils.models.clip import to_pictures
+from minddiff_utils.models.stable_diffusion import Generator
+from minddiff_utils.reconstruction.losses import Arrays
+from minddiff_utils.settings import Settings
+from minddiff_utils.storage import check_room, content_hash, open_to_write
+
+# A picture whose loss ends this many times as high as it began has diverged.
+DIVERGED = 2.0
+# Of so many pictures, the first ones, every iterate is kept.
+FILMS = 6
+
+
+class Reconstruction(NamedTuple):
+    """What a stage leaves of some pictures: the last iterate of each, and how it got there.
+
+    Parameters
+    ----------
+    pictures : Tensor, shape (n, 3, H, W)
+    losses : Tensor, shape (n, n_iterates, n_blocks)
+        Structure loss of each block at each iterate; the last is that of the result.
+    iterates : list of n_iterates Tensor
+        Stage 1: its picture. Algorithm 1: that of every iteration, the first that of stage 1.
+        Guided pass: the picture predicted at every guided step, and the result.
+    failed : bool Tensor, shape (n,)
+        Pictures that, or whose loss or gradient, were not finite at some iterate (as where half
+        precision overflows), or whose loss doubled: for these the finite iterate of least loss
+        stands in the place of the last, and grey where there is none.
+    """
+
+    pictures: Tensor
+    losses: Tensor
+    iterates: list[Tensor]
+    failed: Tensor
+
+
+def choose_iterates(iterates: Sequence[Tensor], losses: Sequence[Tensor]) -> Reconstruction:
+    """Give a picture that failed the iterate of least loss; the others their last.
+
+    Parameters
+    ----------
+    iterates : sequence of Tensor, shape (n, 3, H, W)
+    losses : sequence of Tensor, shape (n, n_blocks)
+    """
+    course = torch.stack(list(losses), dim=1).cpu()
+    iterates = [pictures.cpu() for pictures in iterates]
+    total = course.sum(2)
+    # The loss alone does not tell: CLIP is shown pictures whose infinite pixels were cut off.
+    painted = torch.stack([torch.isfinite(p).flatten(1).all(1) for p in iterates], dim=1)
+    finite = torch.isfinite(total) & painted
+    failed = ~finite.all(1) | (total[:, -1] > DIVERGED * total[:, 0])
+    best = torch.where(finite, total, torch.inf).argmin(1)
+    pictures = iterates[-1].clone()
+    for row in torch.nonzero(failed).flatten().tolist():
+        pictures[row] = torch.nan_to_num(iterates[best[row]][row], posinf=0, neginf=0)
+    return Reconstruction(pictures, course, iterates, failed)
+
+
+def describe(
+    generator: Generator, decoded: Arrays, settings: Settings, seed: int = 0, n_films: int = FILMS
+) -> str:
+    """Return what a result follows from, inputs by their content; its file carries it."""
+    inputs = content_hash(sorted(decoded.items()))
+    about = {"seed": seed, "films": n_films, "inputs": inputs, "models": generator.fingerprint}
+    return json.dumps({**asdict(settings), **about})
+
+
+def check_inputs(path: str | Path, decoded: Arrays, notebook: str) -> None:
+    """Raise InputError unless a notebook wrote `path` from these decoded features."""
+    with h5py.File(path, "r") as file:
+        record = json.loads(file.attrs["record"])
+    if record["inputs"] != content_hash(sorted(decoded.items())):
+        raise InputError(f"{path} was made from other decoded features. Run {notebook} again.")
+
+
+def write_batches(
+    path: str | Path,
+    ids: np.ndarray,
+    record: str,
+    compute: Callable[[slice], Reconstruction],
+    batch: int,
+    n_films: int,
+    label: str,
+) -> Path:
+    """Compute all pictures, a batch at a time, and write them; go on where a run stopped.
+
+    Parameters
+    ----------
+    path : str or Path
+        HDF5 file. Until it is whole it is called `<path>.partial`; one that is whole and has this
+        `record` is left as it is.
+    ids : int array, shape (n,)
+        Stimuli.
+    record : str
+        From `describe`.
+    compute : callable
+        Makes the pictures of some rows.
+    batch : int
+        Pictures at a time.
+    n_films : int
+        Of the first so many pictures every iterate is kept.
+    label : str
+        Name of the progress bar.
+
+    Returns
+    -------
+    Path
+        `stimulus_id` (n,), `pictures` uint8 (n, H, W, 3), `losses` (n, n_iterates, blocks),
+        `films` uint8 (n_films, n_iterates, H, W, 3), `failed` bool (n,); see `Reconstruction`.
+
+    Raises
+    ------
+    InputError
+        If there is no room on the disk.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    n = len(ids)
+    if _done(path, record) == n:
+        return path
+    done = _done(partial, record)
+    with open_to_write(partial, "a" if done else "w") as file:
+        file.attrs["record"] = record
+        starts = range(done, n, batch)
+        for start in tqdm(starts, label, initial=done // batch, total=-(-n // batch)):
+            rows = slice(start, min(start + batch, n))
+            _store(file, ids, rows, compute(rows), min(n_films, n))
+            file.attrs["done"] = rows.stop
+            file.flush()
+    partial.replace(path)
+    return path
+
+
+def _done(path: Path, record: str) -> int:
+    """How many pictures a file holds, if it follows from this; 0 if not."""
+    try:
+        with h5py.File(path, "r") as file:
+            return int(file.attrs.get("done", 0)) if file.attrs.get("record") == record else 0
+    except OSError:
+        return 0
+
+
+def _store(file: h5py.File, ids, rows: slice, result: Reconstruction, n_films: int) -> None:
+    values = {
+        "pictures": to_pictures(result.pictures),
+        "losses": result.losses.float().cpu().numpy(),
+        "films": np.stack([to_pictures(rgb) for rgb in result.iterates], axis=1),
+        "failed": result.failed.cpu().numpy(),
+    }
+    check_room(file.filename, sum(part.nbytes for part in values.values()))
+    file.require_dataset("stimulus_id", ids.shape, ids.dtype)[:] = ids
+    for name, part in values.items():
+        n = n_films if name == "films" else len(ids)
+        stored = file.require_dataset(name, (n, *part.shape[1:]), part.dtype)
+        stored[rows] = part[: max(0, n - rows.start)]
+
+
+def read_pictures(path: str | Path) -> np.ndarray:
+    """Return the pictures that a stage wrote, uint8 (n, H, W, 3)."""
+    with h5py.File(path, "r") as file:
+        return file["pictures"][:]
+
+
+def read_trace(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return what a stage wrote.
+
+    Returns
+    -------
+    losses : float32 array, shape (n, n_iterates, n_blocks)
+    films : uint8 array, shape (n_films, n_iterates, H, W, 3)
+    pictures : uint8 array, shape (n, H, W, 3)
+    """
+    with h5py.File(path, "r") as file:
+        return file["losses"][:], file["films"][:], file["pictures"][:]
+
+
+def add_reconstructions(
+    path: str | Path, stimulus_id: Sequence[int], pictures: Arrays, fresh: bool = False
+) -> Path:
+    """Add methods to `reconstructions.h5`, keeping those of other names that are there.
+
+    Parameters
+    ----------
+    path : str or Path
+    stimulus_id : sequence of n int
+    pictures : mapping of method to uint8 array, shape (n, h, w, 3)
+    fresh : bool
+        Begin a new file; what an earlier run left there goes.
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    InputError
+        If the file holds other stimuli, or there is no room on the disk.
+    """
+    path, content = Path(path), {"stimulus_id": np.asarray(stimulus_id, np.int64)}
+    if path.exists() and not fresh:
+        with h5py.File(path, "r") as file:
+            content = {name: file[name][:] for name in file}
+        if not np.array_equal(content["stimulus_id"], stimulus_id):
+            raise InputError(f"{path} holds other stimuli; delete it and run 03_stage1 again.")
+    content |= pictures
+    n_bytes = sum(values.nbytes for values in content.values())
+    with atomic_path(path) as temporary, open_to_write(temporary, "w", n_bytes) as file:
+        for name, values in content.items():
+            file.create_dataset(name, data=values, compression="gzip")
+    return path
