@@ -7,7 +7,7 @@ from test_decoding import recording, world  # noqa: F401
 from minddiff_utils.datasets import prepare_fold
 from minddiff_utils.decoding.decode import decode_subject, read_decoded, training_design
 from minddiff_utils.decoding.decoders import Method, fit_family
-from minddiff_utils.decoding.features import read_features
+from minddiff_utils.decoding.features import read_values
 from minddiff_utils.io import InputError
 from studies import comparison
 from studies.comparison import WAYS, compare_ways, decode_ways
@@ -33,10 +33,10 @@ def test_the_papers_way_is_that_of_the_decoder(world, found):  # noqa: F811
     features, _, subject = world
     (split,) = subject.splits
     fold = prepare_fold(subject, split)
-    ids, design = training_design(subject, split, fold)
+    design = training_design(subject, split, fold)
     for name, places in CHOSEN.items():
-        y = read_features(features, name, ids).reshape(len(ids), -1)
-        decoder = fit_family(design, y, name, Method("voxel_selected", rescale_z="none"))[0]
+        y = read_values(features, name, split.train)
+        decoder = fit_family(design, y, name, Method(decoder="voxel_selected", rescale_z="none"))[0]
         wanted = decoder.predict(fold.test_x)[:, places]
         np.testing.assert_allclose(found["paper"][name], wanted, atol=1e-3)
 
@@ -44,7 +44,7 @@ def test_the_papers_way_is_that_of_the_decoder(world, found):  # noqa: F811
 def test_every_way_finds_the_signal_in_z_and_none_elsewhere(world, found):  # noqa: F811
     features, ids, _ = world
     true = {
-        name: read_features(features, name, ids[:30]).reshape(30, -1)[:, places]
+        name: read_values(features, name, ids[:30])[:, places]
         for name, places in CHOSEN.items()
     }
     table = compare_ways(found, true, 200).set_index(["way", "family"])

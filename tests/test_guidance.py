@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_reconstruction import decoded, inputs, plain_structure
 
-from minddiff_utils.decoding.components import Components, evidence
+from minddiff_utils.decoding.components import PrincipalComponents, evidence
 from minddiff_utils.io import InputError
 from minddiff_utils.models.stable_diffusion import load_generator, to_pictures
 from minddiff_utils.reconstruction import stages as reconstruction
@@ -207,20 +207,20 @@ def test_pull_is_bayes_rule_for_gaussians():
 def test_components_that_say_nothing_do_not_pull(generator):
     rng = np.random.default_rng(0)
     basis = np.linalg.qr(rng.standard_normal((32, 4)))[0].astype(np.float32)
-    components = Components(
-        rng.standard_normal(32).astype(np.float32), basis, np.array([4, 3, 2, 1], np.float32)
-    )
+    components = PrincipalComponents(4)
+    components.mean_, components.components_ = rng.standard_normal(32).astype("f4"), basis.T
+    components.explained_variance_ = np.array([4, 3, 2, 1], np.float32)
     r2 = np.array([0.5, 0.0, 0.2, -0.3])
     scores = rng.standard_normal((2, 4)).astype(np.float32)
     projection, value = evidence(components, scores, r2)
     held = Evidence(
         torch.from_numpy(value), torch.from_numpy(projection)[None], torch.zeros(2).long()
     )
-    belief = belief_from(held, torch.from_numpy(components.variance)[None])
+    belief = belief_from(held, torch.from_numpy(components.explained_variance_)[None])
     np.testing.assert_allclose(belief.variance[0, [0, 2]], [4.0, 8.0], rtol=1e-5)
     assert torch.isinf(belief.variance[0, [1, 3]]).all()
     np.testing.assert_allclose(belief.basis[0, :, [0, 2]], basis[:, [0, 2]], atol=1e-6)
-    wanted = scores[:, [0, 2]] / r2[[0, 2]] + (components.mean @ basis)[[0, 2]]
+    wanted = scores[:, [0, 2]] / r2[[0, 2]] + (components.mean_ @ basis)[[0, 2]]
     np.testing.assert_allclose(belief.value[:, [0, 2]], wanted, rtol=1e-4)
     z = torch.from_numpy(rng.standard_normal((2, 2, 4, 4)).astype(np.float32))
     moved = (add_z_evidence(z, belief, 1.0, 1.0) - z).flatten(1) @ torch.from_numpy(basis)

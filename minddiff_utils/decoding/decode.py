@@ -13,14 +13,16 @@ from tqdm import tqdm
 
 from minddiff_utils.datasets import Fold, Split, Subject, estimate_ncsnr, prepare_fold
 from minddiff_utils.datasets.areas import EARLY_AREAS, area_masks
+from minddiff_utils.decoding.components import PrincipalComponents, evidence
 from minddiff_utils.decoding.decoders import (
+    Decoder,
     Design,
     Method,
     fit_family,
     make_design,
     save_decoder,
 )
-from minddiff_utils.decoding.features import families, read_features
+from minddiff_utils.decoding.features import families, read_features, read_values
 from minddiff_utils.decoding.folds import training_folds
 from minddiff_utils.decoding.moments import column_moments
 from minddiff_utils.io import InputError, atomic_path
@@ -105,7 +107,7 @@ def decode_subject(
         If responses or features cannot be decoded, or a file cannot be written.
     """
     method = method or Method()
-    decoded = _decode(
+    decoded = decode_splits(
         subject, features_path, subject.splits, method,
         shuffle_seed=shuffle_seed, decoders=decoders,
     )  # fmt: skip
@@ -132,7 +134,8 @@ def decode_splits(
     *,
     names: Sequence[str] = (),
     voxels: np.ndarray | slice = slice(None),
-    values: bool = True,
+    shuffle_seed: int | None = None,
+    decoders: str | Path | None = None,
 ) -> dict[str, np.ndarray]:
     """Decode the test stimuli of some splits, which need not be the subject's own.
 
@@ -142,14 +145,12 @@ def decode_splits(
     features_path : str or Path
     splits : sequence of Split
         A stimulus may be a test stimulus of several.
-    method : Method, optional
+    method, shuffle_seed, decoders
+        As for `decode_subject`. Blocks of which nothing is kept are arrays of no columns.
     names : sequence of str
         Families; all of the file if none are given.
     voxels : bool array, shape (n_voxels,), or slice
         Which are used.
-    values : bool
-        Whether also the values of each block are decoded, which `Settings.structure = "values"`
-        needs. Without, they are arrays of no columns.
 
     Returns
     -------
@@ -162,49 +163,46 @@ def decode_splits(
         If responses or features cannot be decoded.
     """
     method = method or Method()
-    return _decode(subject, features_path, splits, method, names, voxels=voxels, values=values)
-
-
-def _decode(
-    subject: Subject,
-    features_path: str | Path,
-    splits: Sequence[Split],
-    method: Method,
-    names: Sequence[str] = (),
-    *,
-    voxels: np.ndarray | slice = slice(None),
-    values: bool = True,
-    shuffle_seed: int | None = None,
-    decoders: str | Path | None = None,
-) -> dict[str, np.ndarray]:
     names = names or families(features_path)
     rows: dict[str, list[np.ndarray]] = {}
     bar = tqdm(total=len(splits) * len(names), desc="decoders")
     for number, split in enumerate(splits):
         fold = prepare_fold(subject, split)
-        ids, design = training_design(subject, split, fold, method, shuffle_seed, voxels)
+        design = training_design(subject, split, fold, method, shuffle_seed, voxels)
         test_x = fold.test_x[:, voxels]
         found = {"stimulus_id": fold.test_id, "split": np.full(len(test_x), number, np.int64)}
         for name in names:
-            y = read_features(features_path, name, ids)
+            y = read_features(features_path, name, split.train)
             shape, y = y.shape[1:], y.reshape(len(y), -1)
-            wanted = values or not name.startswith("block_")
-            decoder, of_components = fit_family(design, y, name, method, wanted)
+            decoder, of_components, components = fit_family(design, y, name, method)
             found[name] = np.zeros((len(test_x), 0), np.float32)
-            if wanted:
+            if decoder is not None:
                 found[name] = decoder.predict(test_x).reshape(-1, *shape)
-            if wanted and decoders is not None:
+            if decoder is not None and decoders is not None:
                 path = Path(decoders) / split.name / f"{name}.safetensors"
                 save_decoder(decoder, path, {**asdict(method), "family": name})
             if of_components is not None:
-                parts = of_components.of(test_x, method.reliability)
-                number_of = name.removeprefix("block_")
-                found |= {f"{key}_{number_of}": part for key, part in parts.items()}
+                part = _evidence(components, of_components, test_x, method.reliability)
+                block = name.removeprefix("block_")
+                found |= {f"{key}_{block}": values for key, values in part.items()}
             bar.update()
         for name, part in found.items():
             rows.setdefault(name, []).append(part)
     bar.close()
     return {name: _joined(name, parts) for name, parts in rows.items()}
+
+
+def _evidence(
+    components: PrincipalComponents,
+    decoder: Decoder,
+    test_x: np.ndarray,
+    bounds: tuple[float, float],
+) -> dict[str, np.ndarray]:
+    """Return what the responses to each test stimulus say about a block, or about `z`."""
+    r2, variance = decoder.r2, components.explained_variance_[: len(decoder.r2)]
+    projection, value = evidence(components, decoder.predict(test_x), r2, *bounds)
+    named = {"projection": projection, "reliability": r2, "variance": variance}
+    return {"evidence": value, **{name: part[None] for name, part in named.items()}}
 
 
 def training_design(
@@ -214,7 +212,7 @@ def training_design(
     method: Method | None = None,
     shuffle_seed: int | None = None,
     voxels: np.ndarray | slice = slice(None),
-) -> tuple[np.ndarray, Design]:
+) -> Design:
     """Make the training responses of a split ready; trials of one stimulus share a fold.
 
     Parameters
@@ -230,20 +228,17 @@ def training_design(
 
     Returns
     -------
-    ids : int array, shape (n_stimuli,)
-        The training stimuli, each once, in the order that their features must have.
-    design : Design
+    Design
+        Its stimuli are those of `split.train`, in the same order.
     """
-    method = method or Method()
-    ids = split.train
-    x = fold.train_x
+    method, x = method or Method(), fold.train_x
     if shuffle_seed is not None:
         x = x[shuffled_places(len(x), shuffle_seed)]
     early = area_masks(subject.roi).get(EARLY_AREAS)
     early = None if early is None or len(np.unique(early[voxels])) < 2 else early[voxels]
-    folds, weights = training_folds(subject, ids, method.n_folds), voxel_weights(subject, split)
-    stimulus = stimulus_of_rows(split, fold)
-    return ids, make_design(x[:, voxels], folds, weights[voxels], stimulus, early, method)
+    folds = training_folds(subject, split.train, method.n_folds)
+    weights = voxel_weights(subject, split)[voxels]
+    return make_design(x[:, voxels], folds, weights, stimulus_of_rows(split, fold), early, method)
 
 
 def stimulus_of_rows(split: Split, fold: Fold) -> np.ndarray:
@@ -301,8 +296,8 @@ def decoding_accuracy(
     decoded = read_decoded(decoded_path)
     frames = []
     for name in families(features_path):
-        true = read_features(features_path, name, decoded["stimulus_id"])
-        r = correlations(true.reshape(len(true), -1), decoded[name].reshape(len(true), -1))
+        true = read_values(features_path, name, decoded["stimulus_id"])
+        r = correlations(true, decoded[name].reshape(len(true), -1))
         frames.append(pd.DataFrame({"family": name, "correlation": r, "control": control}))
     return pd.concat(frames, ignore_index=True)
 

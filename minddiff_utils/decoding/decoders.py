@@ -2,18 +2,18 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 from sklearn.base import BaseEstimator
 from sklearn.model_selection import PredefinedSplit
 from sklearn.pipeline import Pipeline, make_pipeline
 
-from minddiff_utils.decoding.components import PrincipalComponents, evidence
+from minddiff_utils.decoding.components import PrincipalComponents
 from minddiff_utils.decoding.folds import deal_folds
 from minddiff_utils.decoding.moments import column_moments, constant_columns
 from minddiff_utils.decoding.ridge import (
@@ -60,7 +60,8 @@ class Method(BaseEstimator):
         scaled by this, next to 1 for all others, and keeps what predicts held-out training
         stimuli better: banded ridge with two bands. 1 leaves it out.
     keep_structure : float
-        Share of the values of each block that is decoded, the best by cross-validation.
+        Share of the values of each block that is decoded, the best by cross-validation. With 0
+        only their components are.
     select_by : {"correlation", "r2"}
         Cross-validated accuracy that they are chosen by.
     n_components : int
@@ -75,7 +76,7 @@ class Method(BaseEstimator):
     Raises
     ------
     InputError
-        If a choice is unknown, or a share or a count is out of its range.
+        If a choice is unknown.
     """
 
     decoder: str = "ridge"
@@ -99,10 +100,7 @@ class Method(BaseEstimator):
             if getattr(self, name) not in known:
                 value = getattr(self, name)
                 raise InputError(f"{name}={value!r}: expected one of {', '.join(known)}.")
-        if not 0 < self.keep_structure <= 1:
-            raise InputError(f"keep_structure={self.keep_structure}: expected above 0, at most 1.")
-        if self.n_components < 1:
-            raise InputError(f"n_components={self.n_components}: expected 1 or more.")
+        self.reliability = tuple(self.reliability)
 
     def n_voxels(self, family: str) -> int:
         """Voxels for each value of a family."""
@@ -117,25 +115,25 @@ class Decoder:
 
     Parameters
     ----------
-    left : float32 array, shape (n_voxels, n_between)
-        From voxels to what is decoded: components of the values, or training stimuli.
-    right : float32 array, shape (n_between, n_selected), or None
-        From there to the values; None if `left` gives the selected values themselves.
+    left : float32 array, shape (n_voxels, n_components)
+        From voxels to components of the values, or to the selected values themselves.
     mean_x : float32 array, shape (n_voxels,)
     mean_y : float32 array, shape (n_values,)
     selected : bool array, shape (n_values,)
         Values that are decoded; constant ones may be among them and are predicted by their mean.
     r2, correlation : float32 arrays, shape (n_values,)
         Cross-validated accuracy inside the training stimuli; NaN where a value is constant.
+    right : float32 array, shape (n_components, n_selected), or None
+        From components to the selected values.
     """
 
     left: np.ndarray
-    right: np.ndarray | None
     mean_x: np.ndarray
     mean_y: np.ndarray
     selected: np.ndarray
     r2: np.ndarray
     correlation: np.ndarray
+    right: np.ndarray | None = None
 
     def predict(self, x: np.ndarray) -> np.ndarray:
         """Decode responses.
@@ -185,11 +183,10 @@ class Design(NamedTuple):
         stimuli, for others the first.
         """
         models = self.models if family in SEMANTIC else self.models[:1]
+        for model in models:
+            model[-1].fit_targets(y)
         variance = column_moments(y)[1]
-        explained = [
-            (variance * model[-1].fit_targets(y).cv_scores_).sum() for model in models
-        ]
-        return models[int(np.argmax(explained))]
+        return max(models, key=lambda model: (variance * model[-1].cv_scores_).sum())
 
 
 def make_design(
@@ -245,28 +242,24 @@ def _check_finite(name: str, values: np.ndarray) -> None:
         raise InputError(f"{n} of the training {name} are not finite; leave those trials out.")
 
 
-class Evidence(NamedTuple):
-    """The first components of a family, and the decoder of their scores."""
+class _Fit(NamedTuple):
+    """A fit of some targets.
 
-    components: PrincipalComponents
-    decoder: Decoder
+    `left` and `right` as in `Decoder`; `mean_x` (n_voxels,) the mean response, `mean` (n_targets,)
+    what it predicts; `held_out` (n_stimuli, n_targets) what is predicted of each training stimulus
+    from others.
+    """
 
-    def of(self, x: np.ndarray, reliability: tuple[float, float]) -> dict[str, np.ndarray]:
-        """Return what responses, (n, n_voxels), say: the datasets of `decode_subject`."""
-        r2 = self.decoder.r2
-        projection, value = evidence(self.components, self.decoder.predict(x), r2, *reliability)
-        variance = self.components.explained_variance_[: len(r2)]
-        return {
-            "evidence": value,
-            "projection": projection[None],
-            "reliability": r2[None],
-            "variance": variance[None],
-        }
+    left: np.ndarray
+    mean_x: np.ndarray
+    mean: np.ndarray
+    held_out: np.ndarray
+    right: np.ndarray | None = None
 
 
 def fit_family(
-    design: Design, y: np.ndarray, family: str, method: Method, values: bool = True
-) -> tuple[Decoder | None, Evidence | None]:
+    design: Design, y: np.ndarray, family: str, method: Method
+) -> tuple[Decoder | None, Decoder | None, PrincipalComponents | None]:
     """Fit the decoder of one family, and of `z` and blocks also that of its first components.
 
     Parameters
@@ -276,13 +269,14 @@ def fit_family(
     family : str
         "z", "c", "block_1" …, "embedding".
     method : Method
-    values : bool
-        Whether the values are wanted, too: most of the work.
 
     Returns
     -------
     decoder : Decoder or None
-    evidence : Evidence or None
+        None for a block where `keep_structure` is 0.
+    of_components : Decoder or None
+        Of the scores of the first `components`.
+    components : PrincipalComponents or None
 
     Raises
     ------
@@ -293,83 +287,46 @@ def fit_family(
     if len(y) != len(design.folds):
         raise InputError(f"{len(y)} stimuli have features, {len(design.folds)} have responses.")
     block = family.startswith("block_")
-    n_evidence = method.n_components if block or family == "z" else 0
+    n = method.n_components if block or family == "z" else 0
+    keep = method.keep_structure if block else 1.0
     by_components = method.decoder == "ridge" and method.target_components > 0
-    wanted = max(n_evidence, method.target_components if by_components else 0)
-    components = PrincipalComponents(wanted).fit(y) if wanted else None
-    scores = components.transform(y) if wanted else y
-    fitted = _fit(design, scores, family, method) if wanted or values else None
-    decoder = of_components = None
-    if values:
+    wanted = max(n, method.target_components if by_components else 0)
+    components = decoder = of_components = None
+    if wanted:
+        components = PrincipalComponents(wanted).fit(y)
+        scores = components.transform(y)
+        parts = _fit(design, scores, family, method)
+    if n:
+        first = _Fit(parts.left[:, :n], parts.mean_x, parts.mean[:n], parts.held_out[:, :n])
+        of_components = _select(first, design, scores[:, :n])
+    if keep > 0:
         if by_components:
-            whole = fitted.spread(components)
+            mean, held_out = map(components.inverse_transform, (parts.mean, parts.held_out))
+            whole = _Fit(parts.left, parts.mean_x, mean, held_out, components.components_)
         else:
-            whole = _fit(design, y, family, method) if wanted else fitted
+            whole = _fit(design, y, family, method)
         how = method.rescale_z if family == "z" else "none"
         factor = rescaling(y, whole.held_out, how, method.rescale_power)
-        keep = method.keep_structure if block else 1.0
         decoder = _select(whole, design, y, keep, method.select_by, factor)
-    if n_evidence:
-        first = fitted.first(n_evidence)
-        of_components = Evidence(components, _select(first, design, scores[:, :n_evidence]))
-    return decoder, of_components
-
-
-class _Fit(NamedTuple):
-    """A fit of some targets.
-
-    `left` (n_voxels, n_between) and `right` (n_between, n_targets) or None as in `Decoder`;
-    `mean_x` (n_voxels,) the mean response, `mean` (n_targets,) what it predicts; `held_out`
-    (n_stimuli, n_targets) what is predicted of each training stimulus from others.
-    """
-
-    left: np.ndarray
-    right: np.ndarray | None
-    mean_x: np.ndarray
-    mean: np.ndarray
-    held_out: np.ndarray
-
-    def first(self, n: int) -> "_Fit":
-        """Return the fit of the first targets."""
-        left, right = self.left, self.right
-        left, right = (left[:, :n], None) if right is None else (left, right[:, :n])
-        return _Fit(left, right, self.mean_x, self.mean[:n], self.held_out[:, :n])
-
-    def spread(self, components: PrincipalComponents) -> "_Fit":
-        """Return the fit of the values that the targets are components of."""
-        back = components.components_
-        left, right = (self.left, back) if self.right is None else (self.left, self.right @ back)
-        mean, held_out = map(components.inverse_transform, (self.mean, self.held_out))
-        return _Fit(left, right, self.mean_x, mean, held_out)
+    return decoder, of_components, components
 
 
 def _fit(design: Design, y: np.ndarray, family: str, method: Method) -> _Fit:
-    if method.decoder != "ridge":
-        n_voxels, device = method.n_voxels(family), method.device
-        return _fit_voxels(design, y, VoxelSelectedRidge(n_voxels, method.alpha, device=device))
-    scaler, ridge = design.fit_ridge(y, family)
-    scale = scaler.scale_[:, None]
-    if hasattr(ridge, "coef_") or y.shape[1] < len(design.x):
-        left, right = scale * ridge.weights(), None
-    else:
-        left, right = scale * scaler.transform(design.x).T, ridge.dual_coef_
-    return _Fit(left, right, scaler.mean_, ridge.intercept_, ridge.held_out_)
-
-
-def _fit_voxels(design: Design, y: np.ndarray, model: VoxelSelectedRidge) -> _Fit:
-    """Fit the paper's decoder; the rows of a held-out stimulus are averaged."""
-    held_out = np.empty_like(y)
-    rows = y[design.stimulus]
+    if method.decoder == "ridge":
+        scaler, ridge = design.fit_ridge(y, family)
+        left = scaler.scale_[:, None] * ridge.coef_
+        return _Fit(left, scaler.mean_, ridge.intercept_, ridge.held_out_)
+    model = VoxelSelectedRidge(method.n_voxels(family), method.alpha, device=method.device)
+    rows, held_out = y[design.stimulus], np.empty_like(y)
     for _, held in PredefinedSplit(design.folds).split():
         new = np.isin(design.stimulus, held)
-        model.fit(design.x[~new], rows[~new])
-        predicted = model.predict(design.x[new])
+        predicted = model.fit(design.x[~new], rows[~new]).predict(design.x[new])
+        # The repetitions of a held-out stimulus are averaged, as those of a test stimulus are.
         for one in held:
             held_out[one] = predicted[design.stimulus[new] == one].mean(0)
-    model.fit(design.x, rows)
     mean_x = design.x.mean(0, dtype=np.float64).astype(np.float32)
-    left = np.ascontiguousarray(model.coef_.T)
-    return _Fit(left, None, mean_x, model.predict(mean_x[None])[0], held_out)
+    mean = model.fit(design.x, rows).predict(mean_x[None])[0]
+    return _Fit(np.ascontiguousarray(model.coef_.T), mean_x, mean, held_out)
 
 
 def _select(
@@ -388,12 +345,11 @@ def _select(
     selected = best_share(r2 if select_by == "r2" else correlation, keep)
     mean_y = np.where(constant, mean, fit.mean).astype(np.float32)
     factor = np.where(constant, 0, factor).astype(np.float32)[selected]
-    left, right = fit.left, fit.right
-    if right is None:
-        left = left[:, selected] * factor
+    if fit.right is None:
+        left, right = fit.left[:, selected] * factor, None
     else:
-        right = right[:, selected] * factor
-    return Decoder(left, right, fit.mean_x, mean_y, selected, r2, correlation)
+        left, right = fit.left, fit.right[:, selected] * factor
+    return Decoder(left, fit.mean_x, mean_y, selected, r2, correlation, right)
 
 
 def rescaling(y: np.ndarray, held_out: np.ndarray, how: str, power: float = 1.0) -> np.ndarray:
@@ -455,9 +411,7 @@ def save_decoder(
         If the disk is full or cannot be written to; an older file then stays as it was.
     """
     arrays = {
-        name: np.ascontiguousarray(value)
-        for name, value in vars(decoder).items()
-        if value is not None
+        name: np.ascontiguousarray(part) for name, part in vars(decoder).items() if part is not None
     }
     header = {"format": FORMAT, "version": str(VERSION), "about": json.dumps(dict(about or {}))}
     try:
@@ -477,17 +431,9 @@ def load_decoder(path: str | Path) -> Decoder:
     Raises
     ------
     InputError
-        If the file is missing, damaged, of another version, or something else.
+        If the file is missing, damaged, or something else.
     """
     try:
-        with safe_open(path, "np") as file:
-            header = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} cannot be read ({error}). Run 02_decoding again.") from None
-    if header.get("format") != FORMAT or header.get("version") != str(VERSION):
-        raise InputError(f"{path} is no decoder of version {VERSION}. Run 02_decoding again.")
-    missing = {field.name for field in fields(Decoder)} - {"right"} - arrays.keys()
-    if missing:
-        raise InputError(f"{path} lacks {', '.join(sorted(missing))}. Run 02_decoding again.")
-    return Decoder(**{"right": None, **arrays})
+        return Decoder(**load_file(path))
+    except (SafetensorError, OSError, TypeError) as error:
+        raise InputError(f"{path} is no decoder ({error}). Run 02_decoding again.") from None

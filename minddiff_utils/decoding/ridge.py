@@ -90,10 +90,7 @@ class CrossValidatedRidge(RegressorMixin, BaseEstimator):
     Attributes
     ----------
     coef_ : float32 array, shape (n_voxels, n_targets)
-        Weights, only where there are more rows than voxels.
-    dual_coef_ : float32 array, shape (n_rows, n_targets)
-        :math:`(X X^\top + \alpha I)^{-1} Y`, only elsewhere: to make them of weights costs single
-        precision its digits.
+        Weights; with a precomputed kernel dual coefficients, (n_rows, n_targets).
     intercept_ : float32 array, shape (n_targets,)
         Means over the rows.
     best_alphas_ : float32 array, shape (n_targets,)
@@ -151,35 +148,25 @@ class CrossValidatedRidge(RegressorMixin, BaseEstimator):
         """Fit other targets to the responses that `prepare` was given."""
         self.intercept_ = column_moments(y, self._count.cpu().numpy())[0].astype(np.float32)
         y = y - self.intercept_
-        scores = self._scores(y)
+        step = max(1, AT_ONCE // (4 * len(self._penalties) * len(y)))
+        parts = [self._scores(y[:, start : start + step]) for start in range(0, y.shape[1], step)]
+        scores = np.concatenate(parts, axis=1)
         choice = scores.argmax(0)
         self.cv_scores_, self.best_alphas_ = scores.max(0), self._penalties[choice]
         self.held_out_ = np.empty(y.shape, np.float32)
-        solved = np.empty((len(self._gram), y.shape[1]), np.float32)
+        self.coef_ = np.empty((self._x.shape[1], y.shape[1]), np.float32)
         for number in np.unique(choice):
             targets = np.flatnonzero(choice == number)
-            n_parts = -(-targets.size * 8 * len(self._stimulus) // AT_ONCE)
-            for some in np.array_split(targets, n_parts):
-                values = self._tensor(y[:, some])
-                solved[:, some] = self._solve(values, number).cpu()
-                for (train, held), maps in zip(self._folds, self._maps, strict=True):
-                    self.held_out_[np.ix_(held, some)] = (maps[number] @ values[train]).cpu()
+            values = self._tensor(y[:, targets])
+            self.coef_[:, targets] = self._solve(values, number).cpu()
+            for (train, held), maps in zip(self._folds, self._maps, strict=True):
+                self.held_out_[np.ix_(held, targets)] = (maps[number] @ values[train]).cpu()
         self.held_out_ += self.intercept_
-        setattr(self, "coef_" if self._primal else "dual_coef_", solved)
         return self
 
     def predict(self, X: np.ndarray) -> np.ndarray:
         """Predict new stimuli: float32 (n_new, n_targets)."""
-        if self._primal:
-            return X @ self.coef_ + self.intercept_
-        kernel = X if self.kernel == "precomputed" else X @ self._x.T.cpu().numpy()
-        return kernel @ self.dual_coef_ + self.intercept_
-
-    def weights(self) -> np.ndarray:
-        """Return the weights of every voxel: float32 (n_voxels, n_targets)."""
-        if self._primal:
-            return self.coef_
-        return (self._x.T @ self._tensor(self.dual_coef_)).cpu().numpy()
+        return X @ self.coef_ + self.intercept_
 
     def _tensor(self, values: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(values, np.float32)).to(self.device)
@@ -210,26 +197,21 @@ class CrossValidatedRidge(RegressorMixin, BaseEstimator):
 
     def _scores(self, y: np.ndarray) -> np.ndarray:
         """Return the mean R² over the folds, (n_penalties, n_targets), of centred targets."""
-        out = np.zeros((len(self._penalties), y.shape[1]), np.float32)
-        largest = max(len(held) for _, held in self._folds)
-        step = max(1, AT_ONCE // (4 * len(out) * largest))
-        for start in range(0, y.shape[1], step):
-            some = slice(start, start + step)
-            values = self._tensor(y[:, some])
-            for (train, held), maps in zip(self._folds, self._maps, strict=True):
-                predicted = (maps.flatten(0, 1) @ values[train]).view(*maps.shape[:2], -1)
-                out[:, some] += _agreement(predicted, values[held])[0].cpu().numpy() / len(
-                    self._folds
-                )
+        out, values = 0, self._tensor(y)
+        for (train, held), maps in zip(self._folds, self._maps, strict=True):
+            predicted = (maps.flatten(0, 1) @ values[train]).view(*maps.shape[:2], -1)
+            out = out + _agreement(predicted, values[held])[0].cpu().numpy() / len(self._folds)
         return out
 
     def _solve(self, values: torch.Tensor, number: int) -> torch.Tensor:
-        """Return weights or dual coefficients; the matrix of each penalty is factored once."""
+        """Return the coefficients of targets; the matrix of each penalty is factored once."""
         if number not in self._factors:
             self._factors[number] = _factor(self._gram, float(self._penalties[number]))
         right = values[self._stimulus]
-        right = self._x.T @ right if self._primal else right
-        return torch.cholesky_solve(right, self._factors[number])
+        if self._primal:
+            return torch.cholesky_solve(self._x.T @ right, self._factors[number])
+        dual = torch.cholesky_solve(right, self._factors[number])
+        return dual if self.kernel == "precomputed" else self._x.T @ dual
 
 
 def fold_accuracy(

@@ -57,7 +57,12 @@ class VoxelSelectedRidge(RegressorMixin, BaseEstimator):
     """
 
     def __init__(
-        self, n_voxels: int = 500, alpha: float = 0.15, *, dtype: str = "float32", device: str = "cpu"
+        self,
+        n_voxels: int = 500,
+        alpha: float = 0.15,
+        *,
+        dtype: str = "float32",
+        device: str = "cpu",
     ):
         self.n_voxels = n_voxels
         self.alpha = alpha
