@@ -44,8 +44,7 @@ def test_the_papers_way_is_that_of_the_decoder(world, found):  # noqa: F811
 def test_every_way_finds_the_signal_in_z_and_none_elsewhere(world, found):  # noqa: F811
     features, ids, _ = world
     true = {
-        name: read_values(features, name, ids[:30])[:, places]
-        for name, places in CHOSEN.items()
+        name: read_values(features, name, ids[:30])[:, places] for name, places in CHOSEN.items()
     }
     table = compare_ways(found, true, 200).set_index(["way", "family"])
     for way in WAYS:

@@ -10,9 +10,9 @@ from test_decoding import recording, world  # noqa: F401
 
 from minddiff_utils.datasets import Split, prepare_fold
 from minddiff_utils.decoding import decode as decoding
-from minddiff_utils.decoding.components import fit_components
-from minddiff_utils.decoding.decoders import fit_decoder
+from minddiff_utils.decoding.components import PrincipalComponents
 from minddiff_utils.decoding.folds import deal_folds, training_folds
+from minddiff_utils.decoding.ridge import PENALTIES, CrossValidatedRidge
 from minddiff_utils.io import InputError
 from studies.tuning import tuning_subject
 
@@ -50,8 +50,10 @@ def test_a_recording_sorted_by_kind_is_judged_as_any_other():
     kind = np.repeat(np.arange(6), 40)
     y = 5 * rng.standard_normal((6, 20))[kind] + rng.standard_normal((240, 20))
     x = (y @ rng.standard_normal((20, 30)) + 6 * rng.standard_normal((240, 30))).astype("f4")
+    score = PrincipalComponents(1).fit_transform(y)
+    x, ridge = x - x.mean(0), CrossValidatedRidge(30 * PENALTIES)
     r2 = [
-        fit_decoder(x[order], fit_components(y[order].astype("f4"), 1).scores(y[order])).r2[0]
+        ridge.fit(x[order], score[order]).cv_scores_[0]
         for order in (np.arange(240), *(rng.permutation(240) for _ in range(3)))
     ]
     assert min(r2) > 0.9 and np.ptp(r2) < 0.02
@@ -83,7 +85,7 @@ def test_copies_of_a_picture_share_a_fold_and_leave_training_together(world):  #
     copies = {int(b): int(a) for a, b in zip(ids[30:90:2], ids[31:90:2], strict=True)}
     subject = dataclasses.replace(subject, copy_of=copies)
     (split,) = subject.splits
-    _, design = decoding.training_design(subject, split, prepare_fold(subject, split))
+    design = decoding.training_design(subject, split, prepare_fold(subject, split))
     np.testing.assert_array_equal(design.folds[0:60:2], design.folds[1:60:2])
     np.testing.assert_array_equal(design.folds, training_folds(subject, split.train))
     held = tuning_subject(subject, 20).splits[0]

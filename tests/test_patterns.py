@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 from test_decoding import recording, world  # noqa: F401
 
 from minddiff_utils.datasets import prepare_fold
-from minddiff_utils.decoding import patterns as weights
+from minddiff_utils.decoding import patterns
 from minddiff_utils.decoding.decode import decode_subject, decoding_accuracy
-from minddiff_utils.decoding.decoders import Decoder, fit_decoder, load_decoder
+from minddiff_utils.decoding.decoders import Decoder, Method, fit_family, load_decoder, make_design
 from minddiff_utils.evaluation.regions import decode_regions, region_accuracies
 from minddiff_utils.figures import decoding as figures_decoding
 
@@ -31,39 +31,40 @@ def test_shares_are_those_of_haufes_patterns(factored):
     left, right = rng.standard_normal((9, 4)), rng.standard_normal((4, 6)) if factored else None
     n = 6 if factored else 4
     nothing = np.zeros(n)
-    decoder = Decoder(left, right, np.ones(9), nothing, np.ones(n, bool), nothing, nothing)
+    decoder = Decoder(left, np.ones(9), nothing, np.ones(n, bool), nothing, nothing, right)
     x = rng.standard_normal((200, 9)) @ rng.standard_normal((9, 9)) + 1
     found, decoded = np.cov(x.T), decoder.weights(np.arange(n))
     # A = cov(x) W / var(decoded), for each value by itself.
     variance = np.diag(decoded.T @ found @ decoded)
     pattern = found @ decoded / variance
     power = np.square(pattern * variance).sum(1)
-    np.testing.assert_allclose(weights.pattern_shares(decoder, x), power / power.sum())
+    np.testing.assert_allclose(patterns.pattern_shares(decoder, x), power / power.sum())
 
 
 def test_a_voxel_of_noise_has_weight_but_no_pattern():
     """The example of Haufe et al. 2014: what is heard of the signal less the noise beside it."""
     rng = np.random.default_rng(0)
-    signal, noise = rng.standard_normal((2, 2000, 1)).astype(np.float32)
+    signal, noise = rng.standard_normal((2, 900, 1)).astype(np.float32)
     x = np.concatenate([signal + noise, noise], axis=1)
-    decoder = fit_decoder(x, signal)
-    np.testing.assert_allclose(decoder.weights([0])[:, 0], [1, -1], atol=0.02)
-    np.testing.assert_allclose(weights.pattern_shares(decoder, x), [1, 0], atol=0.01)
+    decoder = fit_family(make_design(x), signal, "c", Method())[0]
+    weights = decoder.weights([0])[:, 0]
+    np.testing.assert_allclose(weights, [1, -1], atol=0.02)
+    np.testing.assert_allclose(patterns.pattern_shares(decoder, x), [1, 0], atol=0.01)
 
 
 def test_patterns_lie_in_the_region_that_knows(world, decoded):  # noqa: F811
     _, _, subject = world
     decoder = load_decoder(decoded[1] / "main" / "z.safetensors")
     x = prepare_fold(subject, subject.splits[0]).train_x
-    share = weights.pattern_shares(decoder, x)
-    table = weights.density_by_region(subject, {"z": share}).set_index("roi").density
+    share = patterns.pattern_shares(decoder, x)
+    table = patterns.density_by_region(subject, {"z": share}).set_index("roi").density
     assert table["A"] > 3 * table["B"]
     assert (table * [0.5, 0.5]).sum() == pytest.approx(1, abs=1e-4)
 
 
 def test_constant_share_counts_values_and_power():
     y = np.stack([np.full(50, 3.0), np.tile([-1.0, 1.0], 25)], axis=1)
-    assert weights.constant_share(y) == (0.5, pytest.approx(0.9))
+    assert patterns.constant_share(y) == (0.5, pytest.approx(0.9))
 
 
 @pytest.mark.parametrize("noise", [0.5, 4.0, 20.0])
@@ -74,7 +75,7 @@ def test_reliability_is_above_accuracy_and_falls_with_noise(world, tmp_path, noi
     path = decode_subject(subject, features, tmp_path / "d.h5", decoders=tmp_path / "d")
     accuracy = decoding_accuracy(features, path)
     r = accuracy[accuracy.family == "z"].correlation.to_numpy()
-    highest = weights.decoder_reliability(subject, tmp_path / "d", "z")
+    highest = patterns.decoder_reliability(subject, tmp_path / "d", "z")
     assert highest.shape == r.shape
     # What is decoded from the signal without noise is known here: twice as much noise, less comes.
     decoder = load_decoder(tmp_path / "d" / "main" / "z.safetensors")
@@ -93,7 +94,7 @@ def test_without_repetitions_there_is_no_reliability(world, decoded):  # noqa: F
         stimulus_id=subject.stimulus_id[once],
         session=np.ones(once.sum(), np.int64),
     )
-    assert np.isnan(weights.decoder_reliability(subject, decoded[1], "z")).all()
+    assert np.isnan(patterns.decoder_reliability(subject, decoded[1], "z")).all()
 
 
 def test_figures_draw_what_they_are_given(world, decoded, tmp_path):  # noqa: F811
@@ -105,7 +106,7 @@ def test_figures_draw_what_they_are_given(world, decoded, tmp_path):  # noqa: F8
     accuracy = decoding_accuracy(features, decoded[0])
     figures = [
         figures_decoding.region_loss(table),
-        figures_decoding.pattern_density(weights.density_by_region(subject, share)),
+        figures_decoding.pattern_density(patterns.density_by_region(subject, share)),
         figures_decoding.pattern_maps(placed, share),
         figures_decoding.pattern_maps(subject, share),
         figures_decoding.shrinkage(np.eye(5), 0.5 * np.eye(5)),

@@ -1,6 +1,6 @@
 """Other methods as presets: which voxels say what."""
 
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import h5py
 import numpy as np
