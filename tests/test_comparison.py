@@ -1,5 +1,7 @@
 """Ways of decoding, side by side, on recordings whose answer is known."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from test_decoding import recording, world  # noqa: F401
@@ -83,3 +85,19 @@ def test_training_pictures_are_held_out_and_a_line_a_family_printed(run, monkeyp
     assert [line.split()[0] for line in lines[1:]] == ["ridge:", "z", "c", "values:", "z", "c"]
     with pytest.raises(InputError, match="02_decoding"):
         comparison.main(["--run", str(tmp_path), "--subject", "s2"])
+
+
+def test_bands_are_voxels_of_regions_and_one_band_is_plain_ridge(world):  # noqa: F811
+    features, _, subject = world
+    odd = np.arange(100) % 10 == 0  # in no region
+    subject = dataclasses.replace(subject, roi={k: m & ~odd for k, m in subject.roi.items()})
+    bench = comparison._open(subject)
+    train, _, size = comparison.band_kernels(bench)
+    scaled = bench.design.models[0][0].transform(bench.design.x)
+    assert len(train) == 3
+    whole = np.tensordot(size, train, 1)
+    np.testing.assert_allclose(whole, scaled @ scaled.T, atol=1e-2)
+    y = read_values(features, "z", subject.splits[0].train)
+    found = comparison.decode_banded(bench, y, n_shares=1)
+    wanted = bench.design.fit_ridge(y, "z").predict(bench.fold.test_x)
+    np.testing.assert_allclose(found, wanted, atol=1e-2)

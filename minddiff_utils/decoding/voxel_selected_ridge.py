@@ -11,8 +11,6 @@ from minddiff_utils.io import InputError
 LEAST_VARIANCE = 1e-8
 # Bytes that the working arrays may take, beside responses, targets and weights.
 MEMORY = 2**31
-# On a CPU, systems of equations are solved a few at a time, so that they stay in its cache.
-CACHE = 2**24
 
 
 class VoxelSelectedRidge(RegressorMixin, BaseEstimator):
@@ -96,17 +94,9 @@ class VoxelSelectedRidge(RegressorMixin, BaseEstimator):
         y = np.asarray(y.reshape(len(y), -1), self.dtype)
         mean_x, mean_y = (part.mean(0, dtype=np.float64) for part in (X, y))
         self._mean_x = mean_x.astype(self.dtype)
-        x = torch.from_numpy(X - self._mean_x).to(self.device)
-        mean = torch.from_numpy(self._mean_x).to(x)
-        system = _System(x, mean, float(self.alpha), min(self.n_voxels, X.shape[1]))
-        found = []
-        for start in range(0, y.shape[1], system.n_together):
-            some = slice(start, start + system.n_together)
-            centre = mean_y[some].astype(self.dtype)
-            centred = torch.from_numpy(y[:, some] - centre).to(x)
-            parts = system.solve(centred, torch.from_numpy(centre).to(x))
-            found.append([part.cpu().numpy() for part in parts])
-        voxels, self.weights_ = (np.concatenate(part) for part in zip(*found, strict=True))
+        x, targets = self._centred(X, self._mean_x), self._centred(y, mean_y.astype(self.dtype))
+        found = _solve_targets(x, targets, min(self.n_voxels, X.shape[1]), float(self.alpha))
+        voxels, self.weights_ = (torch.cat(part).cpu().numpy() for part in found)
         self.voxels_ = voxels.astype(np.int32)
         at_mean = np.einsum("tk,tk->t", mean_x[voxels], self.weights_)
         intercept = len(X) / (len(X) + self.alpha) * (mean_y - at_mean)
@@ -151,6 +141,12 @@ class VoxelSelectedRidge(RegressorMixin, BaseEstimator):
         tags.target_tags.multi_output = True
         return tags
 
+    def _centred(self, values: np.ndarray, mean: np.ndarray) -> torch.Tensor:
+        """Return the centred samples and the additional one: (n_samples + 1, …)."""
+        more = (len(values) * self.alpha / (len(values) + self.alpha)) ** 0.5
+        rows = np.concatenate([values - mean, (more * mean)[None].astype(self.dtype)])
+        return torch.from_numpy(rows).to(self.device)
+
     def _dense(self, targets: slice) -> np.ndarray:
         voxels, weights = self.voxels_[targets], self.weights_[targets]
         dense = np.zeros((len(weights), self.n_features_in_), weights.dtype)
@@ -158,65 +154,48 @@ class VoxelSelectedRidge(RegressorMixin, BaseEstimator):
         return dense
 
 
-class _System:
-    """The equations of all targets on the same responses.
+def _solve_targets(
+    x: torch.Tensor, targets: torch.Tensor, k: int, alpha: float
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Return the voxels, int64, and the weights of targets, in parts of (n_some, k).
 
     Parameters
     ----------
-    x : tensor, shape (n_samples, n_voxels_in)
-        Centred.
-    mean : tensor, shape (n_voxels_in,)
-        What was taken away.
-    alpha : float
+    x : tensor, shape (n_samples + 1, n_voxels_in)
+        Centred responses, and the additional sample.
+    targets : tensor, shape (n_samples + 1, n_targets)
     k : int
         Voxels for each target.
+    alpha : float
     """
-
-    def __init__(self, x: torch.Tensor, mean: torch.Tensor, alpha: float, k: int):
-        n, p = x.shape
-        self.x, self.mean, self.alpha, self.k = x, mean, alpha, k
-        self.more = n * alpha / (n + alpha)  # weight of the additional sample
-        variance = x.square().mean(0)
-        self.scale = torch.where(variance < LEAST_VARIANCE, 0, variance.clamp_min(1e-30).rsqrt())
-        self.rows = torch.cat([x, mean[None] * self.more**0.5])
-        self.dual = n + 1 < k
-        size = x.element_size()
-        # The matrix of all voxels, from which those of the targets are gathered, where it fits.
-        shared = not self.dual and p**2 * size < MEMORY
-        self.gram = self.rows.T @ self.rows if shared else None
-        order = n + 1 if self.dual else k
-        limit = min(MEMORY, CACHE) if x.device.type == "cpu" else MEMORY
-        self.n_at_once = max(1, int(limit // (size * 3 * (order**2 + (0 if shared else n * k)))))
-        self.n_together = max(self.n_at_once, MEMORY // (4 * size * (4 * p + n)))
-
-    def solve(self, y: torch.Tensor, mean_y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return voxels, int64, and weights, both (n_targets, k), of centred targets (n, …)."""
-        cross = y.T @ self.x
+    n, p = len(x) - 1, x.shape[1]
+    variance = x[:n].square().mean(0)
+    scale = torch.where(variance < LEAST_VARIANCE, 0, variance.clamp_min(1e-30).rsqrt())
+    dual = n + 1 < k
+    # The matrix of all voxels, from which those of the targets are gathered, where it fits.
+    gram = x.T @ x if not dual and x.element_size() * p**2 < MEMORY else None
+    # Of a target: its correlations, its matrix and two copies, and its voxels' samples.
+    order = (n + 1) ** 2 if dual else k**2
+    one = x.element_size() * (4 * p + 3 * order + (n * k if gram is None else 0))
+    voxels, weights = [], []
+    for some in targets.split(max(1, MEMORY // (2 * one)), dim=1):
         # Ascending: what lies together in memory is fetched together.
-        rank = (cross * self.scale).abs_()
-        voxels = rank.topk(self.k, dim=1, sorted=False).indices.sort(dim=1).values
-        constant = y.square().mean(0) <= 1e-12 * mean_y.square().clamp_min(1e-8)
-        cross += self.more * mean_y[:, None] * self.mean
-        target = torch.cat([y, mean_y[None] * self.more**0.5]).T
-        weights = torch.empty(voxels.shape, dtype=y.dtype, device=y.device)
-        for start in range(0, len(cross), self.n_at_once):
-            some = slice(start, start + self.n_at_once)
-            weights[some] = self._weights(voxels[some], cross[some], target[some])
-        weights[constant] = 0
-        return voxels, weights
-
-    def _weights(
-        self, voxels: torch.Tensor, cross: torch.Tensor, target: torch.Tensor
-    ) -> torch.Tensor:
-        """Return (n_targets, k), of targets with the additional sample, (n_targets, n + 1)."""
-        right = cross.gather(1, voxels)[..., None]
-        if self.gram is not None:
-            matrix = self.gram[voxels[:, :, None], voxels[:, None, :]]
-            return _solve(matrix, self.alpha, right)[..., 0]
-        rows = self.rows.T[voxels]  # (n_targets, k, n + 1)
-        if self.dual:
-            return (rows @ _solve(rows.mT @ rows, self.alpha, target[..., None]))[..., 0]
-        return _solve(rows @ rows.mT, self.alpha, right)[..., 0]
+        rank = ((some[:n].T @ x[:n]) * scale).abs_()
+        chosen = rank.topk(k, dim=1, sorted=False).indices.sort(dim=1).values
+        right = (some.T @ x).gather(1, chosen)[..., None]
+        if gram is not None:
+            found = _solve(gram[chosen[:, :, None], chosen[:, None, :]], alpha, right)
+        else:
+            rows = x.T[chosen]  # (n_some, k, n + 1)
+            if dual:
+                found = rows @ _solve(rows.mT @ rows, alpha, some.T[..., None])
+            else:
+                found = _solve(rows @ rows.mT, alpha, right)
+        power = some[n].square() * (n + alpha) / (n * alpha)  # of the mean
+        constant = some[:n].square().mean(0) <= 1e-12 * power.clamp_min(1e-8)
+        voxels.append(chosen)
+        weights.append(torch.where(constant[:, None], 0, found[..., 0]))
+    return voxels, weights
 
 
 def _solve(matrix: torch.Tensor, alpha: float, right: torch.Tensor) -> torch.Tensor:
