@@ -82,7 +82,7 @@ def test_early_areas_say_where_and_higher_ones_what(tmp_path):
     # With the regions swapped, neither knows its part.
     swapped = {"LO": subject.roi["V1"] | subject.roi["V3"], "V1": subject.roi["LO"]}
     other = Subject(**{**vars(subject), "roi": swapped})
-    _, found = decode(other, tmp_path, n_folds=3)
+    _, found = decode(other, tmp_path, Method(n_folds=3))
     assert abs(np.corrcoef(found["z"].ravel(), z.ravel())[0, 1]) < 0.6
 
 

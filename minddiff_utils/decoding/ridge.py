@@ -154,14 +154,16 @@ class CrossValidatedRidge(RegressorMixin, BaseEstimator):
         choice = scores.argmax(0)
         self.cv_scores_, self.best_alphas_ = scores.max(0), self._penalties[choice]
         self.held_out_ = np.empty(y.shape, np.float32)
-        self.coef_ = np.empty((self._x.shape[1], y.shape[1]), np.float32)
+        solved = np.empty((len(self._gram), y.shape[1]), np.float32)
         for number in np.unique(choice):
             targets = np.flatnonzero(choice == number)
             values = self._tensor(y[:, targets])
-            self.coef_[:, targets] = self._solve(values, number).cpu()
+            solved[:, targets] = self._solve(values, number).cpu()
             for (train, held), maps in zip(self._folds, self._maps, strict=True):
                 self.held_out_[np.ix_(held, targets)] = (maps[number] @ values[train]).cpu()
         self.held_out_ += self.intercept_
+        by_voxel = self._primal or self.kernel == "precomputed"
+        self.coef_ = solved if by_voxel else (self._x.T @ self._tensor(solved)).cpu().numpy()
         return self
 
     def predict(self, X: np.ndarray) -> np.ndarray:
@@ -204,14 +206,13 @@ class CrossValidatedRidge(RegressorMixin, BaseEstimator):
         return out
 
     def _solve(self, values: torch.Tensor, number: int) -> torch.Tensor:
-        """Return the coefficients of targets; the matrix of each penalty is factored once."""
+        """Return weights or dual coefficients; the matrix of each penalty is factored once."""
         if number not in self._factors:
             self._factors[number] = _factor(self._gram, float(self._penalties[number]))
         right = values[self._stimulus]
-        if self._primal:
-            return torch.cholesky_solve(self._x.T @ right, self._factors[number])
-        dual = torch.cholesky_solve(right, self._factors[number])
-        return dual if self.kernel == "precomputed" else self._x.T @ dual
+        return torch.cholesky_solve(
+            self._x.T @ right if self._primal else right, self._factors[number]
+        )
 
 
 def fold_accuracy(

@@ -14,7 +14,7 @@ from minddiff_utils.decoding.decode import correlations, stimulus_of_rows, voxel
 from minddiff_utils.decoding.features import families, read_values
 from minddiff_utils.decoding.folds import training_folds
 from minddiff_utils.decoding.moments import column_moments, constant_columns
-from minddiff_utils.decoding.ridge import PENALTIES, CrossValidatedRidge, ReliabilityScaler
+from minddiff_utils.decoding.ridge import PENALTIES, CrossValidatedRidge
 from minddiff_utils.evaluation.statistics import resampled_correlation
 
 # Every second penalty: mean accuracies need no finer choice.
@@ -92,19 +92,19 @@ def _decode_split(
     folds: np.ndarray,
 ) -> Iterator[tuple[tuple[str, str], np.ndarray]]:
     """Yield (region, which voxels) and the decoded values of the test stimuli."""
-    fold = prepare_fold(subject, split)
+    fold, weights = prepare_fold(subject, split), voxel_weights(subject, split)
     stimulus = stimulus_of_rows(split, fold)
-    scaler = ReliabilityScaler(voxel_weights(subject, split)).fit(fold.train_x)
-    train, test = scaler.transform(fold.train_x), scaler.transform(fold.test_x)
+    mean = np.average(y, axis=0, weights=np.bincount(stimulus))
+    centre = fold.train_x.mean(0, dtype=np.float64).astype(np.float32)
+    train, test = (fold.train_x - centre) * weights, (fold.test_x - centre) * weights
 
     def products(voxels: np.ndarray | slice) -> tuple[np.ndarray, np.ndarray, float]:
         part = train[:, voxels]
-        size = np.square(scaler.scale_[voxels], dtype=np.float64).sum()
-        return part @ part.T, test[:, voxels] @ part.T, size
+        return part @ part.T, test[:, voxels] @ part.T, float(np.square(weights[voxels]).sum())
 
     def decode(train: np.ndarray, test: np.ndarray, size: float) -> np.ndarray:
         ridge = CrossValidatedRidge(size * COARSE, folds, stimulus, kernel="precomputed")
-        return ridge.fit(train, y).predict(test)
+        return ridge.fit(train, y - mean).predict(test) + mean
 
     whole = products(slice(None))
     yield ("", "all"), decode(*whole)
