@@ -99,5 +99,5 @@ def test_bands_are_voxels_of_regions_and_one_band_is_plain_ridge(world):  # noqa
     np.testing.assert_allclose(whole, scaled @ scaled.T, atol=1e-2)
     y = read_values(features, "z", subject.splits[0].train)
     found = comparison.decode_banded(bench, y, n_shares=1)
-    wanted = bench.design.fit_ridge(y, "z").predict(bench.fold.test_x)
+    wanted = bench.design.fit(y, "z", Method()).predict(bench.fold.test_x)
     np.testing.assert_allclose(found, wanted, atol=1e-2)

@@ -38,7 +38,7 @@ def test_folds_are_even_keep_groups_and_follow_from_ids(n, n_folds, seed):
 
 
 def test_too_few_stimuli_or_folds_are_named():
-    with pytest.raises(InputError, match="3 training stimuli with different pictures"):
+    with pytest.raises(InputError, match="3 different training stimuli"):
         deal_folds(np.arange(6), groups=np.arange(6) // 2)
     with pytest.raises(InputError, match="n_folds=1"):
         deal_folds(np.arange(6), 1)

@@ -37,9 +37,6 @@ LEAST_RELIABILITY = 0.01
 def voxel_weights(subject: Subject, split: Split) -> np.ndarray:
     """Return how reliable each voxel is over repetitions of the training stimuli.
 
-    A standardised voxel without any signal is as loud as the best one; given the same say, it
-    only adds noise to every prediction.
-
     Parameters
     ----------
     subject : Subject
@@ -104,25 +101,18 @@ def decode_subject(
     Raises
     ------
     InputError
-        If responses or features cannot be decoded, or a file cannot be written.
+        If responses or features cannot be decoded, or there is no room on the disk.
     """
     method = method or Method()
     decoded = decode_splits(
         subject, features_path, subject.splits, method,
         shuffle_seed=shuffle_seed, decoders=decoders,
     )  # fmt: skip
-    settings = {**asdict(method), "shuffle": shuffle_seed}
-    try:
-        n_bytes = sum(values.nbytes for values in decoded.values())
-        with atomic_path(decoded_path) as temporary, open_to_write(temporary, "w", n_bytes) as file:
-            file.attrs["settings"] = json.dumps(settings)
-            for name, values in decoded.items():
-                file[name] = values
-    except OSError as error:
-        raise InputError(
-            f"{decoded_path} cannot be written ({error}). Make room on the disk, or choose "
-            "another `run_dir`."
-        ) from None
+    n_bytes = sum(values.nbytes for values in decoded.values())
+    with atomic_path(decoded_path) as temporary, open_to_write(temporary, "w", n_bytes) as file:
+        file.attrs["settings"] = json.dumps({**asdict(method), "shuffle": shuffle_seed})
+        for name, values in decoded.items():
+            file[name] = values
     return Path(decoded_path)
 
 

@@ -24,6 +24,7 @@ from minddiff_utils.decoding.ridge import (
 )
 from minddiff_utils.decoding.voxel_selected_ridge import VoxelSelectedRidge
 from minddiff_utils.io import InputError, atomic_path
+from minddiff_utils.storage import check_room
 
 FORMAT = "minddiff-decoder"
 VERSION = 3
@@ -153,15 +154,6 @@ class Decoder:
         out[:, self.selected] = found + self.mean_y[self.selected]
         return out
 
-    def weights(self, places: np.ndarray) -> np.ndarray:
-        """Return the weights of every voxel for some selected values, (n_voxels, n_places).
-
-        `places` counts the selected values from 0.
-        """
-        if self.right is None:
-            return self.left[:, places]
-        return self.left @ self.right[:, places]
-
 
 class Design(NamedTuple):
     """Training responses, made ready for any number of fits.
@@ -176,12 +168,15 @@ class Design(NamedTuple):
     folds: np.ndarray
     models: tuple[Pipeline, ...]
 
-    def fit_ridge(self, y: np.ndarray, family: str) -> Pipeline:
+    def fit(self, y: np.ndarray, family: str, method: Method) -> Pipeline | VoxelSelectedRidge:
         """Fit targets of a family, float32 (n_stimuli, n_targets).
 
         For `SEMANTIC` the model is taken that explains most of the variance of held-out training
         stimuli, for others the first.
         """
+        if method.decoder != "ridge":
+            model = VoxelSelectedRidge(method.n_voxels(family), method.alpha, device=method.device)
+            return model.fit(self.x, y[self.stimulus])
         models = self.models if family in SEMANTIC else self.models[:1]
         for model in models:
             model[-1].fit_targets(y)
@@ -312,11 +307,14 @@ def fit_family(
 
 
 def _fit(design: Design, y: np.ndarray, family: str, method: Method) -> _Fit:
+    model = design.fit(y, family, method)
     if method.decoder == "ridge":
-        scaler, ridge = design.fit_ridge(y, family)
+        scaler, ridge = model
         left = scaler.scale_[:, None] * ridge.coef_
         return _Fit(left, scaler.mean_, ridge.intercept_, ridge.held_out_)
-    model = VoxelSelectedRidge(method.n_voxels(family), method.alpha, device=method.device)
+    left = np.ascontiguousarray(model.coef_.T)
+    mean_x = design.x.mean(0, dtype=np.float64).astype(np.float32)
+    mean = model.predict(mean_x[None])[0]
     rows, held_out = y[design.stimulus], np.empty_like(y)
     for _, held in PredefinedSplit(design.folds).split():
         new = np.isin(design.stimulus, held)
@@ -324,9 +322,7 @@ def _fit(design: Design, y: np.ndarray, family: str, method: Method) -> _Fit:
         # The repetitions of a held-out stimulus are averaged, as those of a test stimulus are.
         for one in held:
             held_out[one] = predicted[design.stimulus[new] == one].mean(0)
-    mean_x = design.x.mean(0, dtype=np.float64).astype(np.float32)
-    mean = model.fit(design.x, rows).predict(mean_x[None])[0]
-    return _Fit(np.ascontiguousarray(model.coef_.T), mean_x, mean, held_out)
+    return _Fit(left, mean_x, mean, held_out)
 
 
 def _select(
@@ -408,20 +404,15 @@ def save_decoder(
     Raises
     ------
     InputError
-        If the disk is full or cannot be written to; an older file then stays as it was.
+        If the disk is full; an older file then stays as it was.
     """
     arrays = {
         name: np.ascontiguousarray(part) for name, part in vars(decoder).items() if part is not None
     }
     header = {"format": FORMAT, "version": str(VERSION), "about": json.dumps(dict(about or {}))}
-    try:
-        with atomic_path(path) as temporary:
-            save_file(arrays, temporary, metadata=header)
-    except (SafetensorError, OSError) as error:
-        raise InputError(
-            f"{path} cannot be written ({error}). Make room on the disk, or choose another "
-            "`run_dir`, and run 02_decoding again."
-        ) from None
+    with atomic_path(path) as temporary:
+        check_room(temporary, sum(part.nbytes for part in arrays.values()))
+        save_file(arrays, temporary, metadata=header)
     return Path(path)
 
 

@@ -13,7 +13,6 @@ from minddiff_utils.decoding.components import PrincipalComponents
 from minddiff_utils.decoding.decode import correlations, training_design
 from minddiff_utils.decoding.decoders import Design, Method
 from minddiff_utils.decoding.features import families, read_values
-from minddiff_utils.decoding.voxel_selected_ridge import VoxelSelectedRidge
 from minddiff_utils.evaluation.controls import shuffled_rows
 from minddiff_utils.evaluation.regions import sample_values
 from minddiff_utils.io import InputError
@@ -63,8 +62,7 @@ def chance_accuracies(
     chosen = sample_values(features_path, names, subject.splits[0], n_values, seed)
     true: dict[str, list[np.ndarray]] = {name: [] for name in names}
     found: dict[tuple[str, int], list[np.ndarray]] = {}
-    bar = tqdm(total=len(subject.splits) * len(names), desc="chance")
-    for number, split in enumerate(subject.splits):
+    for number, split in enumerate(tqdm(subject.splits, desc="chance")):
         fold = prepare_fold(subject, split)
         design = training_design(subject, split, fold, method)
         rng = np.random.default_rng([seed, number])
@@ -76,8 +74,6 @@ def chance_accuracies(
             decoded = _decode_permuted(design, y, places, name, method, orders, fold.test_x)
             for shuffle, values in enumerate(decoded):
                 found.setdefault((name, shuffle), []).append(values)
-            bar.update()
-    bar.close()
     rows = []
     for (name, shuffle), parts in found.items():
         r = correlations(np.concatenate(true[name]), np.concatenate(parts))
@@ -99,21 +95,15 @@ def _decode_permuted(
     Who has the wrong responses is the same thing as who has the wrong features; so what depends
     on responses alone, and the components of the values, are computed once.
     """
-    if method.decoder != "ridge":
-        n_voxels, device = method.n_voxels(family), method.device
-        model = VoxelSelectedRidge(n_voxels, method.alpha, device=device)
+    if method.decoder != "ridge" or method.target_components == 0:
         for order in orders:
-            model.fit(design.x, y[order][design.stimulus][:, places])
-            yield model.predict(test_x)
-    elif method.target_components == 0:
-        for order in orders:
-            yield design.fit_ridge(y[order][:, places], family).predict(test_x)
-    else:
-        parts = PrincipalComponents(method.target_components).fit(y)
-        scores = parts.transform(y)
-        for order in orders:
-            decoded = design.fit_ridge(scores[order], family).predict(test_x)
-            yield decoded @ parts.components_[:, places] + parts.mean_[places]
+            yield design.fit(y[order][:, places], family, method).predict(test_x)
+        return
+    parts = PrincipalComponents(method.target_components).fit(y)
+    scores = parts.transform(y)
+    for order in orders:
+        decoded = design.fit(scores[order], family, method).predict(test_x)
+        yield decoded @ parts.components_[:, places] + parts.mean_[places]
 
 
 def chance_interval(
