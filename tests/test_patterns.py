@@ -1,18 +1,16 @@
-"""Reliability, patterns, constant shares, on recordings whose answers are known; figures."""
+"""Reliability, patterns and constant shares, on recordings whose answers are known."""
 
 import dataclasses
 
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.figure import Figure
 from test_decoding import recording, world  # noqa: F401
 
 from minddiff_utils.datasets import prepare_fold
 from minddiff_utils.decoding import patterns
 from minddiff_utils.decoding.decode import decode_subject, decoding_accuracy
 from minddiff_utils.decoding.decoders import Decoder, Method, fit_family, load_decoder, make_design
-from minddiff_utils.evaluation.regions import decode_regions, region_accuracies
 from minddiff_utils.figures import decoding as figures_decoding
 
 
@@ -95,34 +93,6 @@ def test_without_repetitions_there_is_no_reliability(world, decoded):  # noqa: F
         session=np.ones(once.sum(), np.int64),
     )
     assert np.isnan(patterns.decoder_reliability(subject, decoded[1], "z")).all()
-
-
-def test_figures_draw_what_they_are_given(world, decoded, tmp_path):  # noqa: F811
-    features, _, subject = world
-    table = region_accuracies(decode_regions(subject, features, n_targets=5))
-    share = {"z": np.linspace(0, 0.02, 100), "c": np.full(100, 0.01)}
-    places = np.stack(np.unravel_index(np.arange(100), (5, 5, 4)), axis=1)
-    placed = dataclasses.replace(subject, voxel_ijk=places, volume_shape=(5, 5, 4))
-    accuracy = decoding_accuracy(features, decoded[0])
-    figures = [
-        figures_decoding.region_loss(table),
-        figures_decoding.pattern_density(patterns.density_by_region(subject, share)),
-        figures_decoding.pattern_maps(placed, share),
-        figures_decoding.pattern_maps(subject, share),
-        figures_decoding.shrinkage(np.eye(5), 0.5 * np.eye(5)),
-        figures_decoding.accuracy_and_reliability(accuracy, {"z": np.full(16, 0.9)}),
-        figures_decoding.accuracy_and_reliability(accuracy, {"z": np.full(16, np.nan)}),
-    ]
-    assert all(isinstance(figure, Figure) for figure in figures)
-    line = [
-        line
-        for line in figures[5].axes[0].lines
-        if line.get_label() == figures_decoding.RELIABILITY
-    ]
-    np.testing.assert_array_equal(line[0].get_ydata(), [0.9, 0.9])
-    bars = figures[0].axes[0].patches
-    means = table.groupby(["voxels", "family", "roi"]).correlation.mean()
-    assert bars[0].get_width() == pytest.approx(means["all", "z", ""] - means["without", "z", "A"])
 
 
 def test_anatomy_is_found_where_nsd_keeps_it(tmp_path):
