@@ -1,4 +1,4 @@
-"""Chance over many deals of the responses, on recordings whose answer is known."""
+"""Chance over many permutations of the responses, on recordings whose answer is known."""
 
 import dataclasses
 

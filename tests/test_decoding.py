@@ -30,7 +30,7 @@ from minddiff_utils.decoding.decoders import (
     rescaling,
     save_decoder,
 )
-from minddiff_utils.decoding.folds import deal_folds, training_folds
+from minddiff_utils.decoding.folds import assign_folds, training_folds
 from minddiff_utils.decoding.ridge import PENALTIES, CrossValidatedRidge, ReliabilityScaler
 from minddiff_utils.decoding.voxel_selected_ridge import VoxelSelectedRidge
 from minddiff_utils.io import InputError
@@ -55,7 +55,7 @@ def fit_decoder(x, y, keep=1.0, folds=None, weights=None, stimulus=None):
 
 def splitter(n, n_folds=5):
     """What scikit-learn makes of the folds of so many stimuli."""
-    return PredefinedSplit(deal_folds(np.arange(n), n_folds))
+    return PredefinedSplit(assign_folds(np.arange(n), n_folds))
 
 
 def penalties(x, y):
@@ -188,7 +188,7 @@ def test_a_full_disk_is_named_and_the_old_file_stays(tmp_path, monkeypatch):
     assert [file.read_text() for file in tmp_path.iterdir()] == ["old"]
 
 
-# --- ways of decoding -----------------------------------------------------------------------------
+# --- options of a method ---------------------------------------------------------------------------
 
 
 def low_rank(n=80, n_voxels=50, n_values=120, seed=0):
@@ -220,7 +220,7 @@ def test_it_is_a_pipeline_of_scikit_learn(repetitions):
     reliability = np.random.default_rng(4).random(50) + 0.1
     stimulus = np.random.default_rng(1).permutation(np.repeat(np.arange(len(y)), repetitions))
     x = x[stimulus] + np.random.default_rng(2).standard_normal((len(stimulus), 50)).astype("f4")
-    folds = deal_folds(np.arange(len(y)))
+    folds = assign_folds(np.arange(len(y)))
     ridge = CrossValidatedRidge(x.shape[1] * PENALTIES, folds, stimulus)
     composed = TransformedTargetRegressor(
         clone(make_pipeline(ReliabilityScaler(reliability), ridge)),

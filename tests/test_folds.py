@@ -11,7 +11,7 @@ from test_decoding import recording, world  # noqa: F401
 from minddiff_utils.datasets import Split, prepare_fold
 from minddiff_utils.decoding import decode as decoding
 from minddiff_utils.decoding.components import PrincipalComponents
-from minddiff_utils.decoding.folds import deal_folds, training_folds
+from minddiff_utils.decoding.folds import assign_folds, training_folds
 from minddiff_utils.decoding.ridge import PENALTIES, CrossValidatedRidge
 from minddiff_utils.io import InputError
 from studies.tuning import tuning_subject
@@ -24,24 +24,26 @@ def test_folds_are_even_keep_groups_and_follow_from_ids(n, n_folds, seed):
     groups, session = ids[rng.permutation(n) // 2 * 2 % n], rng.integers(1, 4, n)
     if len(np.unique(groups)) < 4:
         groups = ids
-    folds = deal_folds(ids, n_folds, groups=groups, session=session, seed=seed)
+    folds = assign_folds(ids, n_folds, groups=groups, session=session, seed=seed)
     order = rng.permutation(n)
-    again = deal_folds(ids[order], n_folds, groups=groups[order], session=session[order], seed=seed)
+    again = assign_folds(
+        ids[order], n_folds, groups=groups[order], session=session[order], seed=seed
+    )
     np.testing.assert_array_equal(again, folds[order])
-    dealt = set(zip(groups.tolist(), folds.tolist(), strict=True))
-    assert len(dealt) == len(np.unique(groups))  # no group is in two folds
-    sizes = np.bincount([fold for _, fold in dealt])
-    assert len(sizes) == min(n_folds, len(dealt) // 2) and np.ptp(sizes) <= 1
-    plain = deal_folds(ids, n_folds, session=session, seed=seed)
+    assigned = set(zip(groups.tolist(), folds.tolist(), strict=True))
+    assert len(assigned) == len(np.unique(groups))  # no group is in two folds
+    sizes = np.bincount([fold for _, fold in assigned])
+    assert len(sizes) == min(n_folds, len(assigned) // 2) and np.ptp(sizes) <= 1
+    plain = assign_folds(ids, n_folds, session=session, seed=seed)
     for one in np.unique(session):  # every fold has its share of every session
         assert np.ptp(np.bincount(plain[session == one], minlength=plain.max() + 1)) <= 1
 
 
 def test_too_few_stimuli_or_folds_are_named():
     with pytest.raises(InputError, match="3 different training stimuli"):
-        deal_folds(np.arange(6), groups=np.arange(6) // 2)
+        assign_folds(np.arange(6), groups=np.arange(6) // 2)
     with pytest.raises(InputError, match="n_folds=1"):
-        deal_folds(np.arange(6), 1)
+        assign_folds(np.arange(6), 1)
 
 
 def test_a_recording_sorted_by_kind_is_judged_as_any_other():

@@ -9,7 +9,7 @@ from sklearn.pipeline import make_pipeline
 from minddiff_utils.decoding import components, patterns
 from minddiff_utils.decoding.decode import correlations
 from minddiff_utils.decoding.decoders import rescaling
-from minddiff_utils.decoding.folds import deal_folds
+from minddiff_utils.decoding.folds import assign_folds
 from minddiff_utils.decoding.moments import column_moments
 from minddiff_utils.decoding.ridge import (
     PENALTIES,
@@ -51,7 +51,7 @@ def papers_decoder(x, y, x64, y64):
 
 
 def ridge(x, y, x64, y64):
-    penalties, folds = 12 * PENALTIES[::4], deal_folds(np.arange(N), 2)
+    penalties, folds = 12 * PENALTIES[::4], assign_folds(np.arange(N), 2)
     model = make_pipeline(ReliabilityScaler(), CrossValidatedRidge(penalties, folds)).fit(x, y)
     every = [Ridge(penalty).fit(x64, y64).predict(x64) - y64.mean(0) for penalty in penalties]
     choice = np.searchsorted(penalties.astype(np.float32), model[-1].best_alphas_)
@@ -61,7 +61,7 @@ def ridge(x, y, x64, y64):
 
 def accuracy(x, y, x64, y64):
     """Within folds; a constant target scores 0."""
-    folds = deal_folds(np.arange(N))
+    folds = assign_folds(np.arange(N))
     made = (y64 + y64.std(0) * np.random.default_rng(1).standard_normal(y.shape)).astype("f4")
     exact = np.zeros((2, 6))
     for fold in range(5):

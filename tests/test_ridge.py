@@ -10,11 +10,11 @@ from sklearn.linear_model import Ridge
 from sklearn.model_selection import PredefinedSplit, cross_val_predict
 
 from minddiff_utils.decoding import ridge
-from minddiff_utils.decoding.folds import deal_folds
+from minddiff_utils.decoding.folds import assign_folds
 from minddiff_utils.decoding.ridge import CrossValidatedRidge, ReliabilityScaler, fold_accuracy
 
 PENALTIES = np.logspace(0, 4, 7)
-FOLDS = deal_folds(np.arange(60))
+FOLDS = assign_folds(np.arange(60))
 CV = PredefinedSplit(FOLDS)
 
 
@@ -80,7 +80,7 @@ def test_held_out_predictions_are_scikit_learns_and_have_the_scores():
 def test_repetitions_are_so_many_rows_of_one_stimulus(n_voxels):
     x, _ = recording(n_voxels=n_voxels)
     stimulus = np.random.default_rng(1).permutation(np.repeat(np.arange(20), 3))
-    y, folds = recording(n=20)[1], deal_folds(np.arange(20))
+    y, folds = recording(n=20)[1], assign_folds(np.arange(20))
     found = CrossValidatedRidge(PENALTIES[3:4], folds, stimulus).fit(x, y)
     wanted = x.T @ np.linalg.solve(x @ x.T + PENALTIES[3] * np.eye(60), y[stimulus])
     np.testing.assert_allclose(found.coef_, wanted, atol=1e-3)

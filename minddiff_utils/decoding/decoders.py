@@ -14,7 +14,7 @@ from sklearn.model_selection import PredefinedSplit
 from sklearn.pipeline import Pipeline, make_pipeline
 
 from minddiff_utils.decoding.components import PrincipalComponents
-from minddiff_utils.decoding.folds import deal_folds
+from minddiff_utils.decoding.folds import assign_folds
 from minddiff_utils.decoding.moments import column_moments, constant_columns
 from minddiff_utils.decoding.ridge import (
     PENALTIES,
@@ -199,7 +199,7 @@ def make_design(
     x : float32 array, shape (n_rows, n_voxels)
         Standardised responses.
     folds : int array, shape (n_stimuli,), optional
-        The fold of each stimulus in the cross-validation; five are dealt if not given.
+        The fold of each stimulus in the cross-validation; five folds at random if not given.
     weights : float array, shape (n_voxels,), optional
         The reliability of each voxel; see `ReliabilityScaler`.
     stimulus : int array, shape (n_rows,), optional
@@ -215,7 +215,7 @@ def make_design(
     """
     method = method or Method()
     stimulus = np.arange(len(x)) if stimulus is None else np.asarray(stimulus)
-    folds = deal_folds(np.unique(stimulus)) if folds is None else folds
+    folds = assign_folds(np.unique(stimulus)) if folds is None else folds
     _check_finite("responses", x)
     if method.decoder != "ridge":
         return Design(x, stimulus, folds, ())

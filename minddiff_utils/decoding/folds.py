@@ -8,7 +8,7 @@ from minddiff_utils.io import InputError
 FEWEST = 4  # stimuli: two in each of two folds
 
 
-def deal_folds(
+def assign_folds(
     ids: np.ndarray,
     n_folds: int = 5,
     *,
@@ -74,9 +74,9 @@ def training_folds(subject: Subject, ids: np.ndarray, n_folds: int = 5) -> np.nd
     Returns
     -------
     int64 array, shape (n_stimuli,)
-        See `deal_folds`.
+        See `assign_folds`.
     """
     trials = np.lexsort((subject.session, subject.stimulus_id))
     first = trials[np.searchsorted(subject.stimulus_id[trials], ids)]
     groups, session = subject.picture_of(ids), subject.session[first]
-    return deal_folds(ids, n_folds, groups=groups, session=session)
+    return assign_folds(ids, n_folds, groups=groups, session=session)

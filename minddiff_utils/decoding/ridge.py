@@ -7,7 +7,7 @@ import torch
 from sklearn.base import BaseEstimator, RegressorMixin, TransformerMixin
 from sklearn.model_selection import PredefinedSplit
 
-from minddiff_utils.decoding.folds import deal_folds
+from minddiff_utils.decoding.folds import assign_folds
 from minddiff_utils.decoding.moments import column_moments
 
 # Penalties a voxel: with standardised responses the kernel grows with the number of voxels.
@@ -77,7 +77,7 @@ class CrossValidatedRidge(RegressorMixin, BaseEstimator):
     alphas : sequence of float
         Penalties to choose from, above 0.
     folds : int array, shape (n_stimuli,), optional
-        The fold of each stimulus in the cross-validation; five are dealt if not given.
+        The fold of each stimulus in the cross-validation; five folds at random if not given.
     stimulus : int array, shape (n_rows,), optional
         Which stimulus, from 0, each row of responses belongs to. All rows of one are on the same
         side of a fold; the rows of a held-out stimulus are averaged, as those of a test stimulus
@@ -129,7 +129,7 @@ class CrossValidatedRidge(RegressorMixin, BaseEstimator):
     def prepare(self, X: np.ndarray) -> "CrossValidatedRidge":
         """Do what depends on responses alone."""
         stimulus = np.arange(len(X)) if self.stimulus is None else np.asarray(self.stimulus)
-        folds = deal_folds(np.unique(stimulus)) if self.folds is None else self.folds
+        folds = assign_folds(np.unique(stimulus)) if self.folds is None else self.folds
         self._stimulus = torch.from_numpy(stimulus).to(self.device)
         self._count = torch.bincount(self._stimulus).to(torch.float32)
         self._x = self._tensor(X)
