@@ -188,7 +188,7 @@ def test_a_full_disk_is_named_and_the_old_file_stays(tmp_path, monkeypatch):
     assert [file.read_text() for file in tmp_path.iterdir()] == ["old"]
 
 
-# --- options of a method ---------------------------------------------------------------------------
+# --- options of a method --------------------------------------------------------------------------
 
 
 def low_rank(n=80, n_voxels=50, n_values=120, seed=0):
