@@ -1,6 +1,7 @@
 """Which region knows what: decoding from one region alone, and from all voxels but its own."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -162,22 +163,16 @@ def area_contrasts(
     if (EARLY_AREAS, "alone") not in regional.decoded:
         return pd.DataFrame(rows)
     for pair in _pairs(regional.family):
-
-        def contrast(roi: str, voxels: str, pair: tuple[str, str] = pair) -> np.ndarray:
-            found = [_accuracy(regional, roi, voxels, name, n_resamples, seed) for name in pair]
-            return found[0] - found[1]
-
+        contrast = partial(_contrast, regional, pair, n_resamples, seed)
         whole = contrast("", "all")
         for measure in ("alone", "without", "without all"):
             of_kind = []
             for kind in (EARLY_AREAS, HIGHER_AREAS):
                 rois = [roi for roi in regional.rois if area_kind(roi) == kind]
                 rois = [kind] if measure == "without all" else rois
-                if measure == "alone":
-                    parts = [contrast(roi, "alone") for roi in rois]
-                else:
-                    parts = [whole - contrast(roi, "without") for roi in rois]
-                of_kind.append(np.mean(parts, axis=0))
+                voxels = "alone" if measure == "alone" else "without"
+                mean = np.mean([contrast(roi, voxels) for roi in rois], axis=0)
+                of_kind.append(mean if measure == "alone" else whole - mean)
             early, higher = of_kind
             low, high = np.percentile((early - higher)[1:], [2.5, 97.5])
             row = {"early": early[0], "higher": higher[0], "difference": early[0] - higher[0]}
@@ -195,14 +190,17 @@ def _pairs(family: np.ndarray) -> list[tuple[str, str]]:
     return pairs + ([(blocks[0], blocks[-1])] if len(blocks) > 1 else [])
 
 
-def _accuracy(
-    regional: RegionDecoding, roi: str, voxels: str, family: str, n: int, seed: int
+def _contrast(
+    regional: RegionDecoding, pair: tuple[str, str], n: int, seed: int, roi: str, voxels: str
 ) -> np.ndarray:
-    """Mean correlation of a family: (n + 1,), over the pictures themselves, then resampled."""
-    of = regional.family == family
-    true, found = regional.true[:, of], regional.decoded[roi, voxels][:, of]
-    mean = np.nanmean(correlations(true, found))
-    return np.concatenate([[mean], resampled_correlation(true, found, n, seed)])
+    """Mean correlation of one family less another's: (n + 1,), of the pictures, then resampled."""
+    found = []
+    for family in pair:
+        of = regional.family == family
+        true, decoded = regional.true[:, of], regional.decoded[roi, voxels][:, of]
+        mean = np.nanmean(correlations(true, decoded))
+        found.append(np.append(mean, resampled_correlation(true, decoded, n, seed)))
+    return found[0] - found[1]
 
 
 def sample_values(
