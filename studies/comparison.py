@@ -13,14 +13,17 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from himalaya.kernel_ridge import MultipleKernelRidgeCV, generate_dirichlet_samples
+from himalaya.scoring import r2_score
+from sklearn.model_selection import PredefinedSplit
 from tqdm import tqdm
 
 from minddiff_utils.datasets import Fold, Subject, load_subject, prepare_fold
-from minddiff_utils.decoding.bands import band_kernels, decode_banded
-from minddiff_utils.decoding.components import fit_components
+from minddiff_utils.decoding.components import PrincipalComponents
 from minddiff_utils.decoding.decode import correlations, training_design
 from minddiff_utils.decoding.decoders import Design, Method, fit_family, make_design
-from minddiff_utils.decoding.features import families, read_features
+from minddiff_utils.decoding.features import families, read_values
+from minddiff_utils.decoding.ridge import PENALTIES
 from minddiff_utils.decoding.voxel_selected_ridge import VoxelSelectedRidge
 from minddiff_utils.evaluation.regions import sample_values
 from minddiff_utils.evaluation.statistics import resampled_correlation
@@ -34,13 +37,11 @@ Way = Callable[["Bench", Values, Values], Values]
 class Bench(NamedTuple):
     """What all ways decode from: a subject's only split, made ready.
 
-    `ids` int64 (n_stimuli,), in the order of the features; `plain` is `design` with the same say
-    for every voxel.
+    `plain` is `design` with the same weight for every voxel.
     """
 
     subject: Subject
     fold: Fold
-    ids: np.ndarray
     design: Design
     plain: Design
 
@@ -48,9 +49,9 @@ class Bench(NamedTuple):
 def _open(subject: Subject) -> Bench:
     (split,) = subject.splits
     fold = prepare_fold(subject, split)
-    ids, design = training_design(subject, split, fold, early_band_scale=Method().early_band_scale)
-    plain = make_design(design.raw, design.folds, None, design.stimulus)
-    return Bench(subject, fold, ids, design, plain)
+    design = training_design(subject, split, fold)
+    plain = make_design(design.x, design.folds, None, design.stimulus)
+    return Bench(subject, fold, design, plain)
 
 
 # ------------------------------------------------------------------------------------------- ways
@@ -98,24 +99,76 @@ def _whitened(bench: Bench, name: str, y: np.ndarray, wanted: np.ndarray) -> np.
 
     Whitened within as many components as the default decodes.
     """
-    parts = fit_components(y, Method().target_components)
-    scale = np.sqrt(parts.variance)
-    white = (parts.scores(y) / scale) @ parts.basis.T
+    parts = PrincipalComponents(Method().target_components).fit(y)
+    scale = np.sqrt(parts.explained_variance_)
+    white = (parts.transform(y) / scale) @ parts.components_
     found = _predicted(bench, bench.design, white, Method(target_components=0))
-    return (found @ parts.basis * scale) @ parts.basis[wanted].T + parts.mean[wanted]
+    return parts.inverse_transform(found @ parts.components_.T * scale)[:, wanted]
+
+
+def band_kernels(bench: Bench) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return products of responses in a band of voxels for each region, and one for the rest.
+
+    A voxel of two regions belongs to the first.
+
+    Returns
+    -------
+    train : float32 array, shape (n_bands, n_rows, n_rows)
+    test : float32 array, shape (n_bands, n_test, n_rows)
+        Both divided by the band's mean square over training rows.
+    size : float64 array, shape (n_bands,)
+        These mean squares.
+    """
+    scaler = bench.design.models[0][0]
+    x, test_x = scaler.transform(bench.design.x), scaler.transform(bench.fold.test_x)
+    left, train, test = np.ones(x.shape[1], bool), [], []
+    for mask in [*bench.subject.roi.values(), left.copy()]:
+        voxels = mask & left
+        left &= ~mask
+        if voxels.any():
+            train.append(x[:, voxels] @ x[:, voxels].T)
+            test.append(test_x[:, voxels] @ x[:, voxels].T)
+    size = np.array([np.trace(part) / len(part) for part in train])
+    scaled = (np.stack(part) / size[:, None, None].astype(np.float32) for part in (train, test))
+    return *scaled, size
+
+
+def decode_banded(bench: Bench, y: np.ndarray, n_shares: int = 21) -> np.ndarray:
+    """Decode targets, (n_stimuli, n_targets), each with the weight of every band it is best with.
+
+    The first weights are those of ridge regression without bands; the others are drawn.
+
+    References
+    ----------
+    Dupré la Tour et al. 2022, Feature-space selection with banded ridge regression (NeuroImage).
+    """
+    train, test, size = band_kernels(bench)
+    shares = (size / size.sum())[None]
+    if n_shares > 1:
+        drawn = generate_dirichlet_samples(n_shares - 1, len(size), [0.1, 1.0], 0)
+        shares = np.concatenate([shares, drawn])
+    model = MultipleKernelRidgeCV(
+        kernels="precomputed",
+        solver_params={
+            "n_iter": shares.astype(np.float32),
+            "alphas": (bench.design.x.shape[1] * PENALTIES / size.sum()).astype(np.float32),
+            "score_func": r2_score,
+            "progress_bar": False,
+        },
+        cv=PredefinedSplit(bench.design.folds[bench.design.stimulus]),
+    )
+    rows = y[bench.design.stimulus]
+    mean = rows.mean(0)
+    return model.fit(train, rows - mean).predict(test) + mean
 
 
 def _banded(bench: Bench, y: Values, wanted: Values) -> Values:
-    """Decode components, each with the say of every region that it is best with."""
-    parts = {name: fit_components(part, Method().target_components) for name, part in y.items()}
-    scores = [parts[name].scores(part) for name, part in y.items()]
-    ends = np.cumsum([part.shape[1] for part in scores])[:-1]
-    bands = band_kernels(bench.subject, bench.design, bench.fold.test_x)
-    design = bench.design
-    found = decode_banded(bands, np.concatenate(scores, 1), design.stimulus, design.folds)
+    """Decode components, each with the weight of every region that it is best with."""
     out = {}
-    for (name, part), values in zip(parts.items(), np.split(found, ends, 1), strict=True):
-        out[name] = values @ part.basis[wanted[name]].T + part.mean[wanted[name]]
+    for name, values in y.items():
+        parts = PrincipalComponents(Method().target_components).fit(values)
+        found = decode_banded(bench, parts.transform(values))
+        out[name] = parts.inverse_transform(found)[:, wanted[name]]
     return out
 
 
@@ -124,7 +177,7 @@ def _paper(n_voxels: int = 0) -> Way:
 
     def decode(bench: Bench, name: str, y: np.ndarray, wanted: np.ndarray) -> np.ndarray:
         model = VoxelSelectedRidge(n_voxels or Method().n_voxels(name), Method().alpha)
-        model.fit(bench.design.raw, y[bench.design.stimulus][:, wanted])
+        model.fit(bench.design.x, y[bench.design.stimulus][:, wanted])
         return model.predict(bench.fold.test_x)
 
     return _each(decode)
@@ -144,11 +197,6 @@ WAYS: dict[str, Way] = {
 
 
 # ------------------------------------------------------------------------------------- comparison
-
-
-def _values_of(features: str | Path, name: str, ids: np.ndarray) -> np.ndarray:
-    values = read_features(features, name, ids)
-    return values.reshape(len(values), -1)
 
 
 def decode_ways(
@@ -181,7 +229,7 @@ def decode_ways(
         if way not in WAYS:
             raise InputError(f"way {way!r}: expected one of {', '.join(WAYS)}.")
     bench = _open(subject)
-    y = {name: _values_of(features, name, bench.ids) for name in chosen}
+    y = {name: read_values(features, name, bench.subject.splits[0].train) for name in chosen}
     decoded, seconds = {}, {}
     for way in tqdm(ways, desc="ways"):
         started = time.process_time()
@@ -249,7 +297,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     split = person.splits[0]
     chosen = sample_values(features, names, split, options.values, seed=0)
     decoded, seconds = decode_ways(person, features, options.ways.split(","), chosen)
-    true = {name: _values_of(features, name, split.test)[:, chosen[name]] for name in names}
+    true = {name: read_values(features, name, split.test)[:, chosen[name]] for name in names}
     kind = "training" if options.pictures else "test"
     print(f"{options.subject}, {len(split.test)} {kind} pictures, {options.values} values at most")
     _print(compare_ways(decoded, true), seconds)

@@ -197,7 +197,7 @@ def _fit_ours(x, y, k, dtype, device) -> tuple[float, float]:
 
     x, y = x.astype(dtype), y.astype(dtype)
     before = _now()
-    VoxelSelectedRidge(k, ALPHA, dtype=dtype, device=device, memory=4).fit(x, y)
+    VoxelSelectedRidge(k, ALPHA, dtype=dtype, device=device).fit(x, y)
     return _since(before)
 
 
@@ -306,14 +306,14 @@ def fit_streamed(
     before = _now()
     # Four voxels of ten are in early areas, which have two says to try.
     early = np.arange(x.shape[1]) < 0.4 * x.shape[1]
-    design = make_design(x, device=device, early=early, early_band_scale=Method().early_band_scale)
+    method = Method(device=device)
+    design = make_design(x, early=early, method=method)
     seconds["responses"] = _since(before)
     with h5py.File(features) as source, h5py.File(folder / "decoded.h5", "w") as target:
         for name in source:
             before = _now()
             y = source[name][:].astype(np.float32)
-            n = min(128, y.shape[1]) if name.startswith("block_") else 0
-            decoder = fit_family(design, y, name, Method(), 1.0, n)[0]
+            decoder = fit_family(design, y, name, method)[0]
             save_decoder(decoder, folder / f"{name}.safetensors")
             # As many test pictures as NSD has, taken from the training pictures.
             target[name] = decoder.predict(x[:982])

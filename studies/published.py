@@ -97,6 +97,7 @@ def main(
     """Change one setting of Algorithm 1 at a time, on held-out training pictures of a subject."""
     from minddiff_utils.datasets import load_subject
     from minddiff_utils.decoding.decode import decode_subject, read_decoded
+    from minddiff_utils.decoding.decoders import Method
     from minddiff_utils.decoding.features import write_features
     from minddiff_utils.evaluation.controls import true_features
     from minddiff_utils.models.hub import clip_name
@@ -108,7 +109,7 @@ def main(
     generator = load_generator(models, device, "float32")
     features = write_features(folder / "features.h5", person, generator)
     decoded = read_decoded(decode_subject(person, features, folder / "decoded.h5"))
-    quarter = decode_subject(person, features, folder / "quarter.h5", keep_structure=0.25)
+    quarter = decode_subject(person, features, folder / "quarter.h5", Method(keep_structure=0.25))
     true = true_features(decoded, features)
     targets = {"decoded": decoded, "quarter": read_decoded(quarter)}
     targets["true"] = {name: decoded[name] if name in ("z", "c") else true[name] for name in true}

@@ -16,7 +16,7 @@ import pandas as pd
 from minddiff_utils.datasets import Subject, load_subject, prepare_fold
 from minddiff_utils.decoding.decode import decode_subject, read_decoded, training_design
 from minddiff_utils.decoding.decoders import Method, fit_family
-from minddiff_utils.decoding.features import read_features, write_features
+from minddiff_utils.decoding.features import read_features, read_values, write_features
 from minddiff_utils.evaluation.metrics import evaluate
 from minddiff_utils.models.hub import clip_name
 from minddiff_utils.models.stable_diffusion import Generator, load_clip, load_generator
@@ -56,8 +56,8 @@ def decode_choices(subject: Subject, features: str | Path, out: Path) -> dict[st
     path = decode_subject(subject, features, out / "decoded.h5", method=CHOICES["none"])
     plain = read_decoded(path)
     fold = prepare_fold(subject, split)
-    ids, design = training_design(subject, split, fold)
-    y = read_features(features, "z", ids).reshape(len(ids), -1)
+    design = training_design(subject, split, fold)
+    y = read_values(features, "z", split.train)
 
     def stretched(method: Method) -> np.ndarray:
         decoder = fit_family(design, y, "z", method)[0]

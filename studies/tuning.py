@@ -17,6 +17,7 @@ import pandas as pd
 
 from minddiff_utils.datasets import Split, Subject, load_subject
 from minddiff_utils.decoding.decode import decode_subject, read_decoded
+from minddiff_utils.decoding.decoders import Method
 from minddiff_utils.decoding.features import write_features
 from minddiff_utils.evaluation.metrics import evaluate
 from minddiff_utils.evaluation.statistics import paired_difference
@@ -186,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for keep in map(float, options.keep.split(",")):
         path = out / f"decoded-{keep:g}.h5"
         decoded = read_decoded(
-            decode_subject(person, out / "features.h5", path, keep_structure=keep)
+            decode_subject(person, out / "features.h5", path, Method(keep_structure=keep))
         )
         truth = generator.resize(person.stimuli.pictures(decoded["stimulus_id"]))
         print(f"keep_structure = {keep:g}")

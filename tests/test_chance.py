@@ -1,4 +1,4 @@
-"""Chance over many deals of the responses, on recordings whose answer is known."""
+"""Chance over many permutations of the responses, on recordings whose answer is known."""
 
 import dataclasses
 
@@ -11,7 +11,7 @@ from test_decoding import recording, world  # noqa: F401
 from minddiff_utils.datasets import Split, prepare_fold
 from minddiff_utils.decoding.decode import correlations, training_design
 from minddiff_utils.decoding.decoders import Method, fit_family
-from minddiff_utils.decoding.features import read_features
+from minddiff_utils.decoding.features import read_values
 from minddiff_utils.evaluation.chance import chance_accuracies, chance_interval
 from minddiff_utils.evaluation.controls import shuffled_rows
 from minddiff_utils.io import InputError
@@ -19,7 +19,11 @@ from minddiff_utils.io import InputError
 
 @pytest.mark.parametrize(
     "method",
-    [Method(), Method(target_components=0), Method("voxel_selected", n_voxels_z=20, n_voxels_c=20)],
+    [
+        Method(),
+        Method(target_components=0),
+        Method(decoder="voxel_selected", n_voxels_z=20, n_voxels_c=20),
+    ],
     ids=lambda method: f"{method.decoder}-{method.target_components}",
 )
 @pytest.mark.parametrize("family", ["z", "c"])
@@ -31,16 +35,11 @@ def test_it_is_the_decoder_of_features_in_the_wrong_order(world, method, family)
     found = found.set_index(["family", "shuffle"]).correlation
     split = subject.splits[0]
     fold = prepare_fold(subject, split)
-    trained, design = training_design(
-        subject, split, fold, early_band_scale=method.second_band_scale
-    )
-    y, true = (
-        read_features(features, family, part).reshape(len(part), -1)
-        for part in (trained, split.test)
-    )
+    design = training_design(subject, split, fold, method)
+    y, true = (read_values(features, family, part) for part in (split.train, split.test))
     rng = np.random.default_rng([0, 0])
     for shuffle in range(2):
-        order = shuffled_rows(len(trained), rng)
+        order = shuffled_rows(len(y), rng)
         decoder = fit_family(design, y[order], family, method)[0]
         wanted = np.nanmean(correlations(true, decoder.predict(fold.test_x)))
         assert found[family, shuffle] == pytest.approx(wanted, abs=1e-3)

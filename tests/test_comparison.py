@@ -1,5 +1,7 @@
 """Ways of decoding, side by side, on recordings whose answer is known."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from test_decoding import recording, world  # noqa: F401
@@ -7,7 +9,7 @@ from test_decoding import recording, world  # noqa: F401
 from minddiff_utils.datasets import prepare_fold
 from minddiff_utils.decoding.decode import decode_subject, read_decoded, training_design
 from minddiff_utils.decoding.decoders import Method, fit_family
-from minddiff_utils.decoding.features import read_features
+from minddiff_utils.decoding.features import read_values
 from minddiff_utils.io import InputError
 from studies import comparison
 from studies.comparison import WAYS, compare_ways, decode_ways
@@ -33,10 +35,10 @@ def test_the_papers_way_is_that_of_the_decoder(world, found):  # noqa: F811
     features, _, subject = world
     (split,) = subject.splits
     fold = prepare_fold(subject, split)
-    ids, design = training_design(subject, split, fold)
+    design = training_design(subject, split, fold)
     for name, places in CHOSEN.items():
-        y = read_features(features, name, ids).reshape(len(ids), -1)
-        decoder = fit_family(design, y, name, Method("voxel_selected", rescale_z="none"))[0]
+        y = read_values(features, name, split.train)
+        decoder = fit_family(design, y, name, Method(decoder="voxel_selected", rescale_z="none"))[0]
         wanted = decoder.predict(fold.test_x)[:, places]
         np.testing.assert_allclose(found["paper"][name], wanted, atol=1e-3)
 
@@ -44,8 +46,7 @@ def test_the_papers_way_is_that_of_the_decoder(world, found):  # noqa: F811
 def test_every_way_finds_the_signal_in_z_and_none_elsewhere(world, found):  # noqa: F811
     features, ids, _ = world
     true = {
-        name: read_features(features, name, ids[:30]).reshape(30, -1)[:, places]
-        for name, places in CHOSEN.items()
+        name: read_values(features, name, ids[:30])[:, places] for name, places in CHOSEN.items()
     }
     table = compare_ways(found, true, 200).set_index(["way", "family"])
     for way in WAYS:
@@ -84,3 +85,19 @@ def test_training_pictures_are_held_out_and_a_line_a_family_printed(run, monkeyp
     assert [line.split()[0] for line in lines[1:]] == ["ridge:", "z", "c", "values:", "z", "c"]
     with pytest.raises(InputError, match="02_decoding"):
         comparison.main(["--run", str(tmp_path), "--subject", "s2"])
+
+
+def test_bands_are_voxels_of_regions_and_one_band_is_plain_ridge(world):  # noqa: F811
+    features, _, subject = world
+    odd = np.arange(100) % 10 == 0  # in no region
+    subject = dataclasses.replace(subject, roi={k: m & ~odd for k, m in subject.roi.items()})
+    bench = comparison._open(subject)
+    train, _, size = comparison.band_kernels(bench)
+    scaled = bench.design.models[0][0].transform(bench.design.x)
+    assert len(train) == 3
+    whole = np.tensordot(size, train, 1)
+    np.testing.assert_allclose(whole, scaled @ scaled.T, atol=1e-2)
+    y = read_values(features, "z", subject.splits[0].train)
+    found = comparison.decode_banded(bench, y, n_shares=1)
+    wanted = bench.design.fit(y, "z", Method()).predict(bench.fold.test_x)
+    np.testing.assert_allclose(found, wanted, atol=1e-2)

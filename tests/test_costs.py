@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from dummy_project import ROOT
 
-from minddiff_utils.decoding.decoders import fit_decoder, save_decoder
+from minddiff_utils.decoding.decoders import Method, fit_family, make_design, save_decoder
 from studies import costs
 
 PAGE = (ROOT / "book" / "run_nsd.md").read_text("utf-8")
@@ -68,8 +68,9 @@ def test_times_and_memory_follow_from_the_counts():
 def test_decoder_takes_what_its_file_takes(tmp_path):
     rng = np.random.default_rng(0)
     x, y = (rng.normal(size=(200, n)).astype(np.float32) for n in (300, 500))
-    path = save_decoder(fit_decoder(x, y), tmp_path / "d.safetensors")
-    size = costs.decoder_bytes(200, 300, 500)
+    decoder = fit_family(make_design(x), y, "c", Method(target_components=100))[0]
+    path = save_decoder(decoder, tmp_path / "d.safetensors")
+    size = costs.decoder_bytes(100, 300, 500)
     assert size == pytest.approx(path.stat().st_size, rel=0.03)
 
 

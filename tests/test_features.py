@@ -77,7 +77,7 @@ def assert_equal(a, b):
 
 def test_values_are_the_generators_own(generator, whole):
     pictures, captions = Drawn().pictures(IDS), Drawn().captions(IDS)
-    assert families(whole) == NAMES
+    assert families(whole) == NAMES and not whole.with_name("features.h5.partial").exists()
     with torch.no_grad():
         expected = {
             "z": generator.encode_pictures(pictures),
@@ -91,19 +91,12 @@ def test_values_are_the_generators_own(generator, whole):
         np.testing.assert_allclose(found, values, rtol=2e-3 if half else 1e-4, atol=1e-4)
 
 
-def test_shapes_of_the_contract(whole):
-    shapes = {name: values.shape[1:] for name, values in contents(whole).items()}
-    assert shapes["z"] == (4, 16, 16) and shapes["c"] == (32, 128)
-    assert shapes["block_1"] == shapes["block_6"] == (65, 128)
-    assert not whole.with_name("features.h5.partial").exists()
-
-
 def test_rows_come_in_the_order_asked_for(whole):
     z = read_features(whole, "z", IDS)
     np.testing.assert_array_equal(read_features(whole, "z", [55, 2, 55]), z[[7, 0, 7]])
 
 
-@pytest.mark.parametrize("n_done", [0, 1, 2])
+@pytest.mark.parametrize("n_done", [0, 2])
 def test_after_a_kill_the_result_is_the_same(generator, whole, tmp_path, monkeypatch, n_done):
     path, compute, calls = tmp_path / "features.h5", features._compute, []
 
@@ -124,7 +117,7 @@ def test_after_a_kill_the_result_is_the_same(generator, whole, tmp_path, monkeyp
     assert_equal(contents(path), contents(whole))
 
 
-@pytest.mark.parametrize("rest", [b"", b"not HDF5", None])
+@pytest.mark.parametrize("rest", [b"not HDF5", None])
 def test_a_damaged_partial_file_is_begun_again(generator, whole, tmp_path, rest):
     path = tmp_path / "features.h5"
     rest = whole.read_bytes()[:3000] if rest is None else rest
@@ -140,7 +133,9 @@ def test_a_partial_file_of_other_stimuli_is_not_used(generator, whole, tmp_path)
     np.testing.assert_array_equal(contents(path)["stimulus_id"], IDS[:3])
 
 
-def test_a_failing_run_leaves_the_old_file_alone(generator, whole, tmp_path, monkeypatch):
+def test_a_whole_file_is_not_made_again_and_outlives_a_failure(
+    generator, whole, tmp_path, monkeypatch
+):
     path = tmp_path / "features.h5"
     path.write_bytes(whole.read_bytes())
 
@@ -148,16 +143,9 @@ def test_a_failing_run_leaves_the_old_file_alone(generator, whole, tmp_path, mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(features, "_compute", full)
+    write_features(path, make_subject(), generator, batch=5)  # other than it was made with
     with pytest.raises(OSError, match="No space left"):
         write_features(path, make_subject(), generator, n_blocks=3)
-    assert_equal(contents(path), contents(whole))
-
-
-def test_a_whole_file_is_not_made_again(generator, whole, tmp_path, monkeypatch):
-    path = tmp_path / "features.h5"
-    path.write_bytes(whole.read_bytes())
-    monkeypatch.setattr(features, "_compute", None)
-    write_features(path, make_subject(), generator)
     assert_equal(contents(path), contents(whole))
 
 
@@ -175,9 +163,15 @@ def test_other_weights_in_the_same_folder_make_the_file_again(tiny_models, tmp_p
     assert not np.allclose(*found, rtol=1e-2)
 
 
-@pytest.mark.parametrize("part", ["pictures", "captions"])
-@pytest.mark.parametrize("name", ["features.h5", "features.h5.partial"])
-@pytest.mark.parametrize("order", [[3, 2, *IDS[2:]], [*IDS[:-1], 90]], ids=["swapped", "another"])
+@pytest.mark.parametrize(
+    ("part", "name", "order"),
+    [
+        ("pictures", "features.h5", [3, 2, *IDS[2:]]),
+        ("captions", "features.h5", [*IDS[:-1], 90]),
+        ("pictures", "features.h5.partial", [*IDS[:-1], 90]),
+    ],
+    ids=["pictures swapped", "another caption", "another picture"],
+)
 def test_other_contents_under_the_same_ids_are_noticed(
     generator, whole, tmp_path, name, part, order
 ):
@@ -192,25 +186,12 @@ def test_other_contents_under_the_same_ids_are_noticed(
     assert changed == ({"c"} if part == "captions" else {*NAMES} - {"c"})
 
 
-def test_checking_takes_any_number_at_a_time(generator, whole, tmp_path, monkeypatch):
-    path = tmp_path / "features.h5"
-    path.write_bytes(whole.read_bytes())
-    monkeypatch.setattr(features, "_compute", None)
-    write_features(path, make_subject(), generator, batch=5)
-
-
-@pytest.mark.parametrize("stimulus", [0, 4, 1000])
-def test_missing_stimulus_is_named(whole, stimulus):
-    with pytest.raises(InputError, match=f"stimulus {stimulus}"):
-        read_features(whole, "z", [2, stimulus])
-
-
-def test_unknown_family_is_named(whole):
+def test_what_is_not_in_a_file_is_named(whole, tmp_path):
+    for stimulus in (0, 4, 1000):
+        with pytest.raises(InputError, match=f"stimulus {stimulus}"):
+            read_features(whole, "z", [2, stimulus])
     with pytest.raises(InputError, match="'block_9'.*embedding"):
         read_features(whole, "block_9", IDS)
-
-
-def test_truncated_or_missing_file_is_named(whole, tmp_path):
     short = tmp_path / "short.h5"
     short.write_bytes(whole.read_bytes()[:3000])
     with pytest.raises(InputError, match="short.h5"):

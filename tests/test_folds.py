@@ -10,9 +10,9 @@ from test_decoding import recording, world  # noqa: F401
 
 from minddiff_utils.datasets import Split, prepare_fold
 from minddiff_utils.decoding import decode as decoding
-from minddiff_utils.decoding.components import fit_components
-from minddiff_utils.decoding.decoders import fit_decoder
-from minddiff_utils.decoding.folds import deal_folds, training_folds
+from minddiff_utils.decoding.components import PrincipalComponents
+from minddiff_utils.decoding.folds import assign_folds, training_folds
+from minddiff_utils.decoding.ridge import PENALTIES, CrossValidatedRidge
 from minddiff_utils.io import InputError
 from studies.tuning import tuning_subject
 
@@ -24,24 +24,26 @@ def test_folds_are_even_keep_groups_and_follow_from_ids(n, n_folds, seed):
     groups, session = ids[rng.permutation(n) // 2 * 2 % n], rng.integers(1, 4, n)
     if len(np.unique(groups)) < 4:
         groups = ids
-    folds = deal_folds(ids, n_folds, groups=groups, session=session, seed=seed)
+    folds = assign_folds(ids, n_folds, groups=groups, session=session, seed=seed)
     order = rng.permutation(n)
-    again = deal_folds(ids[order], n_folds, groups=groups[order], session=session[order], seed=seed)
+    again = assign_folds(
+        ids[order], n_folds, groups=groups[order], session=session[order], seed=seed
+    )
     np.testing.assert_array_equal(again, folds[order])
-    dealt = set(zip(groups.tolist(), folds.tolist(), strict=True))
-    assert len(dealt) == len(np.unique(groups))  # no group is in two folds
-    sizes = np.bincount([fold for _, fold in dealt])
-    assert len(sizes) == min(n_folds, len(dealt) // 2) and np.ptp(sizes) <= 1
-    plain = deal_folds(ids, n_folds, session=session, seed=seed)
+    assigned = set(zip(groups.tolist(), folds.tolist(), strict=True))
+    assert len(assigned) == len(np.unique(groups))  # no group is in two folds
+    sizes = np.bincount([fold for _, fold in assigned])
+    assert len(sizes) == min(n_folds, len(assigned) // 2) and np.ptp(sizes) <= 1
+    plain = assign_folds(ids, n_folds, session=session, seed=seed)
     for one in np.unique(session):  # every fold has its share of every session
         assert np.ptp(np.bincount(plain[session == one], minlength=plain.max() + 1)) <= 1
 
 
 def test_too_few_stimuli_or_folds_are_named():
-    with pytest.raises(InputError, match="3 training stimuli with different pictures"):
-        deal_folds(np.arange(6), groups=np.arange(6) // 2)
+    with pytest.raises(InputError, match="3 different training stimuli"):
+        assign_folds(np.arange(6), groups=np.arange(6) // 2)
     with pytest.raises(InputError, match="n_folds=1"):
-        deal_folds(np.arange(6), 1)
+        assign_folds(np.arange(6), 1)
 
 
 def test_a_recording_sorted_by_kind_is_judged_as_any_other():
@@ -50,8 +52,10 @@ def test_a_recording_sorted_by_kind_is_judged_as_any_other():
     kind = np.repeat(np.arange(6), 40)
     y = 5 * rng.standard_normal((6, 20))[kind] + rng.standard_normal((240, 20))
     x = (y @ rng.standard_normal((20, 30)) + 6 * rng.standard_normal((240, 30))).astype("f4")
+    score = PrincipalComponents(1).fit_transform(y)
+    x, ridge = x - x.mean(0), CrossValidatedRidge(30 * PENALTIES)
     r2 = [
-        fit_decoder(x[order], fit_components(y[order].astype("f4"), 1).scores(y[order])).r2[0]
+        ridge.fit(x[order], score[order]).cv_scores_[0]
         for order in (np.arange(240), *(rng.permutation(240) for _ in range(3)))
     ]
     assert min(r2) > 0.9 and np.ptp(r2) < 0.02
@@ -83,7 +87,7 @@ def test_copies_of_a_picture_share_a_fold_and_leave_training_together(world):  #
     copies = {int(b): int(a) for a, b in zip(ids[30:90:2], ids[31:90:2], strict=True)}
     subject = dataclasses.replace(subject, copy_of=copies)
     (split,) = subject.splits
-    _, design = decoding.training_design(subject, split, prepare_fold(subject, split))
+    design = decoding.training_design(subject, split, prepare_fold(subject, split))
     np.testing.assert_array_equal(design.folds[0:60:2], design.folds[1:60:2])
     np.testing.assert_array_equal(design.folds, training_folds(subject, split.train))
     held = tuning_subject(subject, 20).splits[0]

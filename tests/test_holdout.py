@@ -84,18 +84,19 @@ def test_decoded_splits_are_what_decode_subject_decodes(tmp_path, split):
     """The short way gives what chapter 2 gives, for the same splits."""
     other = Split("other", np.arange(40), np.arange(60, 66))
     subject = recording(tmp_path, (split, other))
-    how = {"keep_structure": 0.5, "n_components": 10, "reliability": (0.02, 0.8), "n_folds": 3}
-    how["method"] = Method(target_components=40, rescale_z="none")
+    method = Method(
+        target_components=40, rescale_z="none", keep_structure=0.5, n_components=10, n_folds=3
+    )
     features = tmp_path / "features.h5"
-    path = decode_subject(subject, features, tmp_path / "decoded.h5", **how)
+    path = decode_subject(subject, features, tmp_path / "decoded.h5", method)
     whole = read_decoded(path)
-    assert holdout.decoding_of(path) == how
-    found = decode_splits(subject, features, subject.splits, **how, values=True)
+    assert holdout.decoding_of(path) == method
+    found = decode_splits(subject, features, subject.splits, method)
     assert {"z", "c", "evidence_1", "projection_2", "split"} <= set(found) & set(whole)
     for name in set(found) & set(whole):
         values = found[name]
         np.testing.assert_allclose(values, whole[name], atol=2e-3, err_msg=name)
-    quick = decode_splits(subject, features, subject.splits, **how, values=False)
+    quick = decode_splits(subject, features, subject.splits, method.set_params(keep_structure=0))
     assert quick["block_1"].shape == (26, 0)
     np.testing.assert_allclose(quick["evidence_2"], found["evidence_2"], atol=2e-3)
     with pytest.raises(InputError, match="cannot be read"):

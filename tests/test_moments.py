@@ -4,14 +4,19 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 from sklearn.linear_model import Ridge
+from sklearn.pipeline import make_pipeline
 
-from minddiff_utils.decoding import components
-from minddiff_utils.decoding import patterns as weights
+from minddiff_utils.decoding import components, patterns
 from minddiff_utils.decoding.decode import correlations
-from minddiff_utils.decoding.decoders import PENALTIES, fit_decoder, rescaling
-from minddiff_utils.decoding.folds import deal_folds
+from minddiff_utils.decoding.decoders import rescaling
+from minddiff_utils.decoding.folds import assign_folds
 from minddiff_utils.decoding.moments import column_moments
-from minddiff_utils.decoding.ridge import RidgePath
+from minddiff_utils.decoding.ridge import (
+    PENALTIES,
+    CrossValidatedRidge,
+    ReliabilityScaler,
+    fold_accuracy,
+)
 from minddiff_utils.decoding.voxel_selected_ridge import VoxelSelectedRidge
 
 N = 8859  # training pictures of one subject of the Natural Scenes Dataset
@@ -46,25 +51,26 @@ def papers_decoder(x, y, x64, y64):
 
 
 def ridge(x, y, x64, y64):
-    decoder = fit_decoder(x, y)
-    every = [Ridge(penalty).fit(x64, y64).predict(x64) - y64.mean(0) for penalty in 12 * PENALTIES]
-    found = decoder.predict(x) - y64.mean(0)
-    nearest = np.argmin([np.square(found - part).sum(0) for part in every], axis=0)
-    assert np.isnan(decoder.r2[-1]) and np.isfinite(decoder.r2[:-1]).all()
-    return found, np.stack(every)[nearest, :, np.arange(6)].T
+    penalties, folds = 12 * PENALTIES[::4], assign_folds(np.arange(N), 2)
+    model = make_pipeline(ReliabilityScaler(), CrossValidatedRidge(penalties, folds)).fit(x, y)
+    every = [Ridge(penalty).fit(x64, y64).predict(x64) - y64.mean(0) for penalty in penalties]
+    choice = np.searchsorted(penalties.astype(np.float32), model[-1].best_alphas_)
+    assert model[-1].cv_scores_[-1] == 0 and (model[-1].cv_scores_[:-1] > 0).all()
+    return model.predict(x) - y64.mean(0), np.stack(every)[choice, :, np.arange(6)].T
 
 
 def accuracy(x, y, x64, y64):
     """Within folds; a constant target scores 0."""
-    path = RidgePath(x - x.mean(0), [1.0], deal_folds(np.arange(N)))
+    folds = assign_folds(np.arange(N))
     made = (y64 + y64.std(0) * np.random.default_rng(1).standard_normal(y.shape)).astype("f4")
     exact = np.zeros((2, 6))
-    for _, held in path.folds:
+    for fold in range(5):
+        held = folds == fold
         true, other = y64[held, :-1], made[held, :-1].astype(float)
         residual = np.square(true - other).sum(0) / np.square(true - true.mean(0)).sum(0)
         r = [np.corrcoef(*pair)[0, 1] for pair in zip(true.T, other.T, strict=True)]
-        exact[:, :-1] += np.array([1 - residual, r]) / len(path.folds)
-    return path.accuracy(made, y), exact
+        exact[:, :-1] += np.array([1 - residual, r]) / 5
+    return fold_accuracy(made, y, folds), exact
 
 
 def correlation(x, y, x64, y64):
@@ -79,11 +85,11 @@ def stretch(x, y, x64, y64):
 
 def constant_share(x, y, x64, y64):
     power = np.square(y64).sum(0)
-    return weights.constant_share(y), (1 / 6, power[-1] / power.sum())
+    return patterns.constant_share(y), (1 / 6, power[-1] / power.sum())
 
 
 def scores(x, y, x64, y64):
-    found = components.fit_components(y, 3).scores(y)
+    found = components.PrincipalComponents(3).fit_transform(y)
     exact = PCA(3, svd_solver="full").fit_transform(y64)
     return found * np.sign((found * exact).sum(0)), exact
 

@@ -94,8 +94,13 @@ def test_every_chapter_runs_with_the_parameter_file(name, request, run_plan, tmp
     chosen |= plan.parameters
     with h5py.File(plan.run / subject / "trace.h5") as file:
         assert np.isfinite(file["losses"]).all() and not file["failed"][:].any()
-    method = decoding_of(plan.run / subject / "decoded.h5")["method"]
-    used = {**vars(method), **vars(settings_of(plan.run / subject / "trace.h5")[0])}
+    method = decoding_of(plan.run / subject / "decoded.h5")
+    # The device that it was fitted on is resolved, "auto" no longer.
+    used = {
+        **method.get_params(),
+        "device": chosen["device"],
+        **vars(settings_of(plan.run / subject / "trace.h5")[0]),
+    }
     assert used.items() >= {key: chosen[key] for key in used.keys() & chosen}.items()
     table = pd.read_csv(plan.run / subject / "results.csv")
     full = {"guided": "stage2", "algorithm_1": "algorithm_1"}[chosen["solver"]]

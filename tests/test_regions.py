@@ -7,12 +7,12 @@ import pandas as pd
 import pytest
 from test_decoding import recording, world  # noqa: F401
 
-from minddiff_utils.datasets import Split
+from minddiff_utils.datasets import Split, prepare_fold
 from minddiff_utils.datasets.areas import EARLY_AREAS, HIGHER_AREAS, describe_areas, is_early
-from minddiff_utils.decoding.decode import correlations, prepare_fold, voxel_weights
-from minddiff_utils.decoding.features import read_features
+from minddiff_utils.decoding.decode import correlations, voxel_weights
+from minddiff_utils.decoding.features import read_values
 from minddiff_utils.decoding.folds import training_folds
-from minddiff_utils.decoding.ridge import RidgePath
+from minddiff_utils.decoding.ridge import CrossValidatedRidge
 from minddiff_utils.evaluation.regions import (
     COARSE,
     RegionDecoding,
@@ -43,18 +43,15 @@ def test_they_are_decoders_fitted_to_those_voxels(world, repetitions):  # noqa: 
     table = region_accuracies(decode_regions(subject, features, names=("z",), n_targets=16))
     found = table.set_index(["voxels", "roi"]).correlation
     fold, weights = prepare_fold(subject, split), voxel_weights(subject, split)
-    y, true = (
-        read_features(features, "z", part).reshape(len(part), -1)
-        for part in (split.train, split.test)
-    )
-    y = y - y.mean(0)
+    y, true = (read_values(features, "z", part) for part in (split.train, split.test))
     stimulus = [np.flatnonzero(split.train == one)[0] for one in fold.train_id]
     for voxels, roi, mask in (("alone", "A", slice(50)), ("without", "A", slice(50, 100))):
         x = fold.train_x[:, mask] * weights[mask]
         x, test = x - x.mean(0), fold.test_x[:, mask] * weights[mask] - x.mean(0)
         penalties = np.square(weights[mask]).sum() * COARSE
-        path = RidgePath(x, penalties, training_folds(subject, split.train, 3), np.array(stimulus))
-        wanted = correlations(true, path.predict(test, y, path.scores(y)[0].argmax(0)))
+        folds = training_folds(subject, split.train, 3)
+        ridge = CrossValidatedRidge(penalties, folds, np.array(stimulus)).fit(x, y)
+        wanted = correlations(true, ridge.predict(test))
         np.testing.assert_allclose(found[voxels, roi], wanted, atol=1e-3)
 
 

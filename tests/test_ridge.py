@@ -1,18 +1,20 @@
-"""Shared ridge regression against himalaya, and against itself by another form."""
+"""Shared ridge regression against himalaya and scikit-learn, and against itself by another form."""
 
 import numpy as np
 import pytest
 from himalaya.kernel_ridge import KernelRidgeCV
 from himalaya.ridge import RidgeCV
-from himalaya.scoring import correlation_score, r2_score
-from sklearn.model_selection import PredefinedSplit
+from himalaya.scoring import r2_score
+from sklearn.base import clone
+from sklearn.linear_model import Ridge
+from sklearn.model_selection import PredefinedSplit, cross_val_predict
 
 from minddiff_utils.decoding import ridge
-from minddiff_utils.decoding.folds import deal_folds
-from minddiff_utils.decoding.ridge import RidgePath
+from minddiff_utils.decoding.folds import assign_folds
+from minddiff_utils.decoding.ridge import CrossValidatedRidge, ReliabilityScaler, fold_accuracy
 
 PENALTIES = np.logspace(0, 4, 7)
-FOLDS = deal_folds(np.arange(60))
+FOLDS = assign_folds(np.arange(60))
 CV = PredefinedSplit(FOLDS)
 
 
@@ -26,65 +28,82 @@ def recording(n=60, n_voxels=90, n_targets=25, seed=0):
 
 
 @pytest.mark.parametrize("n_voxels", [20, 90])  # the second form, and the first
-@pytest.mark.parametrize("score", [r2_score, correlation_score])
-def test_scores_and_solutions_are_himalayas(n_voxels, score):
+def test_scores_and_solutions_are_himalayas(n_voxels):
     x, y = recording(n_voxels=n_voxels)
-    params = {"score_func": score}
-    model = KernelRidgeCV(alphas=PENALTIES, cv=CV, warn=False, solver_params=params)
-    model.fit(x, y)
-    path = RidgePath(x, PENALTIES, FOLDS)
-    found = path.scores(y)[0 if score is r2_score else 1]
-    np.testing.assert_allclose(found.max(0), model.cv_scores_.ravel(), atol=1e-4)
-    choice = found.argmax(0)
-    np.testing.assert_allclose(PENALTIES[choice], model.best_alphas_, rtol=1e-5)
-    np.testing.assert_allclose(path.weights(y, choice), x.T @ model.dual_coef_, atol=2e-3)
+    params = {"score_func": r2_score}
+    model = KernelRidgeCV(alphas=PENALTIES, cv=CV, warn=False, solver_params=params).fit(x, y)
+    found = clone(CrossValidatedRidge(PENALTIES, FOLDS)).fit(x, y + 5)
+    np.testing.assert_allclose(found.cv_scores_, model.cv_scores_.ravel(), atol=1e-4)
+    np.testing.assert_allclose(found.best_alphas_, model.best_alphas_, rtol=1e-5)
+    np.testing.assert_allclose(found.coef_, x.T @ model.dual_coef_, atol=2e-3)
     new = recording(9, n_voxels)[0]
-    wanted = new @ x.T @ model.dual_coef_
-    np.testing.assert_allclose(path.predict(new, y, choice), wanted, atol=1e-2)
-
-
-def test_weights_are_himalayas_where_voxels_are_few():
-    x, y = recording(n_voxels=20)
-    params = {"score_func": r2_score, "warn": False}
-    model = RidgeCV(alphas=PENALTIES, cv=CV, solver_params=params).fit(x, y)
-    path = RidgePath(x, PENALTIES, FOLDS)
-    weights = path.weights(y, path.scores(y)[0].argmax(0))
-    np.testing.assert_allclose(weights, model.coef_, atol=1e-5)
+    np.testing.assert_allclose(found.predict(new), model.predict(new) + 5, atol=1e-2)
+    if n_voxels == 20:
+        params = {"score_func": r2_score, "warn": False}
+        weights = RidgeCV(alphas=PENALTIES, cv=CV, solver_params=params).fit(x, y).coef_
+        np.testing.assert_allclose(found.coef_, weights, atol=1e-5)
 
 
 def test_blocks_of_targets_and_a_given_kernel_change_nothing(monkeypatch):
     x, y = recording()
-    whole = RidgePath(x, PENALTIES, FOLDS)
-    choice = whole.scores(y)[0].argmax(0)
+    whole = CrossValidatedRidge(PENALTIES, FOLDS).fit(x, y)
     monkeypatch.setattr(ridge, "AT_ONCE", 20_000)
-    for path in (RidgePath(x, PENALTIES, FOLDS), RidgePath(None, PENALTIES, FOLDS, kernel=x @ x.T)):
-        for found, wanted in zip(path.scores(y), whole.scores(y), strict=True):
-            np.testing.assert_allclose(found, wanted, atol=1e-4)
-        np.testing.assert_allclose(path.dual(y, choice), whole.dual(y, choice), atol=1e-4)
+    parts = CrossValidatedRidge(PENALTIES, FOLDS).fit(x, y)
+    kernel = CrossValidatedRidge(PENALTIES, FOLDS, kernel="precomputed").fit(x @ x.T, y)
+    for found, given in ((parts, x), (kernel, x @ x.T)):
+        np.testing.assert_allclose(found.cv_scores_, whole.cv_scores_, atol=1e-4)
+        np.testing.assert_allclose(found.predict(given), whole.predict(x), atol=1e-3)
 
 
-def test_held_out_predictions_have_the_scores():
+def test_other_targets_are_fitted_to_the_same_responses():
     x, y = recording()
-    path = RidgePath(x, PENALTIES, FOLDS)
-    scores = np.stack(path.scores(y))
-    choice = scores[0].argmax(0)
-    found = path.accuracy(path.held_out(y, choice), y)
-    np.testing.assert_allclose(found, scores[:, choice, np.arange(25)], atol=1e-4)
+    shared = CrossValidatedRidge(PENALTIES, FOLDS).prepare(x)
+    for targets in (y[:, :7], y[:, 7:]):
+        alone = CrossValidatedRidge(PENALTIES, FOLDS).fit(x, targets)
+        found = shared.fit_targets(targets)
+        np.testing.assert_array_equal(found.coef_, alone.coef_)
+        np.testing.assert_array_equal(found.held_out_, alone.held_out_)
+
+
+def test_held_out_predictions_are_scikit_learns_and_have_the_scores():
+    x, y = recording()
+    found = CrossValidatedRidge(PENALTIES[3:4], FOLDS).fit(x, y)
+    wanted = cross_val_predict(Ridge(PENALTIES[3], fit_intercept=False), x, y, cv=CV)
+    np.testing.assert_allclose(found.held_out_, wanted, atol=1e-4)
+    r2, r = fold_accuracy(found.held_out_, y, FOLDS)
+    np.testing.assert_allclose(r2, found.cv_scores_, atol=1e-4)
+    rows = [np.corrcoef(y[held, 3], wanted[held, 3])[0, 1] for _, held in CV.split()]
+    assert r[3] == pytest.approx(np.mean(rows), abs=1e-4)
 
 
 @pytest.mark.parametrize("n_voxels", [20, 90])
 def test_repetitions_are_so_many_rows_of_one_stimulus(n_voxels):
     x, _ = recording(n_voxels=n_voxels)
     stimulus = np.random.default_rng(1).permutation(np.repeat(np.arange(20), 3))
-    y, folds = recording(n=20)[1], deal_folds(np.arange(20))
-    path = RidgePath(x, PENALTIES, folds, stimulus)
-    other = RidgePath(None, PENALTIES, folds, stimulus, x @ x.T)
-    np.testing.assert_allclose(path.scores(y), other.scores(y), atol=1e-3)
+    y, folds = recording(n=20)[1], assign_folds(np.arange(20))
+    found = CrossValidatedRidge(PENALTIES[3:4], folds, stimulus).fit(x, y)
     wanted = x.T @ np.linalg.solve(x @ x.T + PENALTIES[3] * np.eye(60), y[stimulus])
-    np.testing.assert_allclose(path.weights(y, np.full(25, 3)), wanted, atol=1e-3)
+    np.testing.assert_allclose(found.coef_, wanted, atol=1e-3)
+    held = np.isin(stimulus, np.flatnonzero(folds == 0))
+    kernel = x[~held] @ x[~held].T + PENALTIES[3] * np.eye((~held).sum())
+    rows = x[held] @ x[~held].T @ np.linalg.solve(kernel, y[stimulus[~held]])
+    for one in np.unique(stimulus[held]):
+        mean = rows[stimulus[held] == one].mean(0)
+        np.testing.assert_allclose(found.held_out_[one], mean, atol=1e-3)
 
 
 def test_constant_targets_score_zero():
     x, y = recording()
     y[:, 4] = 0
-    assert not np.stack(RidgePath(x, PENALTIES, FOLDS).scores(y))[:, :, 4].any()
+    found = CrossValidatedRidge(PENALTIES, FOLDS).fit(x, y)
+    assert found.cv_scores_[4] == 0 and not found.coef_[:, 4].any()
+
+
+def test_only_ratios_of_reliabilities_matter():
+    x = recording()[0] + 7
+    given = np.random.default_rng(2).random(90) + 0.1
+    scaled, twice = (ReliabilityScaler(k * given).fit_transform(x) for k in (1, 2))
+    np.testing.assert_allclose(
+        scaled, (x - x.mean(0)) * given / np.sqrt(np.mean(given**2)), atol=1e-5
+    )
+    np.testing.assert_allclose(twice, scaled, rtol=1e-5)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from sklearn.utils.estimator_checks import check_estimator
 
+from minddiff_utils.decoding import voxel_selected_ridge
 from minddiff_utils.decoding.voxel_selected_ridge import VoxelSelectedRidge
 from minddiff_utils.io import InputError
 
@@ -38,12 +39,13 @@ def distance(found, wanted):
     return np.abs(found - wanted).max() / np.abs(wanted).max()
 
 
-@pytest.mark.parametrize("memory", [1.0, 1e-6])  # the matrix of all voxels is kept, or is not
+@pytest.mark.parametrize("memory", [2**31, 1000])  # the matrix of all voxels is kept, or is not
 @pytest.mark.parametrize(("n", "n_voxels", "k"), SHAPES)
-def test_weights_are_those_of_a_loop_over_targets(n, n_voxels, k, memory):
+def test_weights_are_those_of_a_loop_over_targets(monkeypatch, n, n_voxels, k, memory):
+    monkeypatch.setattr(voxel_selected_ridge, "MEMORY", memory)
     x, y = recording(n, n_voxels)
     weights, biases = by_loop(x, y, k)
-    model = VoxelSelectedRidge(k, ALPHA, dtype="float64", memory=memory).fit(x, y)
+    model = VoxelSelectedRidge(k, ALPHA, dtype="float64").fit(x, y)
     assert distance(model.coef_, weights) < 1e-9
     assert distance(model.intercept_, biases) < 1e-9
     np.testing.assert_allclose(model.predict(x), x @ weights.T + biases, rtol=1e-9)
@@ -51,26 +53,13 @@ def test_weights_are_those_of_a_loop_over_targets(n, n_voxels, k, memory):
 
 
 @pytest.mark.parametrize(("n", "n_voxels", "k"), SHAPES[:5])
-def test_single_precision_agrees_and_says_how_well(n, n_voxels, k):
+def test_single_precision_agrees(n, n_voxels, k):
     x, y = recording(n, n_voxels)
     exact = VoxelSelectedRidge(k, ALPHA, dtype="float64").fit(x, y)
-    model = VoxelSelectedRidge(k, ALPHA, n_checked=7).fit(x, y)
+    model = VoxelSelectedRidge(k, ALPHA).fit(x, y)
     assert model.weights_.dtype == model.predict(x).dtype == np.float32
     np.testing.assert_array_equal(model.voxels_, exact.voxels_)
-    largest = np.abs(exact.weights_).max(axis=1, keepdims=True)
-    error = np.max(np.abs(model.weights_ - exact.weights_) / largest)
-    assert error < 1e-4
-    assert model.error_ == pytest.approx(error, rel=0.1, abs=1e-7)
-
-
-def test_weights_that_single_precision_cannot_hold_are_warned_of():
-    x, y = recording()
-    x[:, 1] = x[:, 0] * (1 + 1e-6)
-    with pytest.warns(UserWarning, match="float64"):
-        VoxelSelectedRidge(30, 1e-7, n_checked=7).fit(x, y)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        VoxelSelectedRidge(30, 1e-7, dtype="float64").fit(x, y)
+    assert distance(model.weights_, exact.weights_) < 1e-4
 
 
 @pytest.mark.parametrize("k", [10, 25])
@@ -108,37 +97,16 @@ def test_constant_voxels_are_chosen_last_and_constant_targets_predicted_by_thems
     assert np.isfinite(VoxelSelectedRidge(30, ALPHA).fit(x, y).predict(x)).all()
 
 
-@pytest.mark.parametrize("memory", [1.0, 1e-6])
-def test_one_target_is_that_one_of_many(memory):
+def test_one_target_is_that_one_of_many():
     x, y = recording()
-    many = VoxelSelectedRidge(10, ALPHA, memory=memory).fit(x, y)
-    one = VoxelSelectedRidge(10, ALPHA, memory=memory).fit(x, y[:, 4])
+    many, one = (VoxelSelectedRidge(10, ALPHA).fit(x, part) for part in (y, y[:, 4]))
     assert one.coef_.shape == (30,) and one.predict(x).shape == (50,)
     np.testing.assert_allclose(one.coef_, many.coef_[4], rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("parameters", "said"),
-    [
-        ({"n_voxels": 0}, "n_voxels=0"),
-        ({"alpha": 0}, "alpha=0"),
-        ({"alpha": float("nan")}, "alpha=nan"),
-        ({"dtype": "half"}, "dtype='half'"),
-        ({"memory": 0}, "memory=0"),
-    ],
+    ("parameters", "said"), [({"n_voxels": 0}, "n_voxels=0"), ({"alpha": 0}, "alpha=0")]
 )
 def test_bad_parameters_are_named(parameters, said):
     with pytest.raises(InputError, match=said):
         VoxelSelectedRidge(**parameters).fit(*recording())
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_values_that_are_not_finite_and_a_lone_sample_are_named(bad):
-    x, y = recording()
-    spoilt = np.where(x == x[0, 0], bad, x)
-    with pytest.raises(ValueError, match="NaN|infinity"):
-        VoxelSelectedRidge().fit(spoilt, y)
-    with pytest.raises(ValueError, match="NaN|infinity"):
-        VoxelSelectedRidge().fit(x, np.where(y == y[0, 0], bad, y))
-    with pytest.raises(ValueError, match="1 sample"):
-        VoxelSelectedRidge().fit(x[:1], y[:1])

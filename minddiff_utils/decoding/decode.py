@@ -13,17 +13,16 @@ from tqdm import tqdm
 
 from minddiff_utils.datasets import Fold, Split, Subject, estimate_ncsnr, prepare_fold
 from minddiff_utils.datasets.areas import EARLY_AREAS, area_masks
-from minddiff_utils.decoding.components import Components, evidence
+from minddiff_utils.decoding.components import PrincipalComponents, evidence
 from minddiff_utils.decoding.decoders import (
     Decoder,
     Design,
     Method,
-    check_keep,
     fit_family,
     make_design,
     save_decoder,
 )
-from minddiff_utils.decoding.features import families, read_features
+from minddiff_utils.decoding.features import families, read_features, read_values
 from minddiff_utils.decoding.folds import training_folds
 from minddiff_utils.decoding.moments import column_moments
 from minddiff_utils.io import InputError, atomic_path
@@ -37,9 +36,6 @@ LEAST_RELIABILITY = 0.01
 
 def voxel_weights(subject: Subject, split: Split) -> np.ndarray:
     """Return how reliable each voxel is over repetitions of the training stimuli.
-
-    A standardised voxel without any signal is as loud as the best one; given the same say, it
-    only adds noise to every prediction.
 
     Parameters
     ----------
@@ -70,15 +66,10 @@ def decode_subject(
     subject: Subject,
     features_path: str | Path,
     decoded_path: str | Path,
-    *,
     method: Method | None = None,
-    keep_structure: float = 1.0,
-    n_components: int = 128,
-    reliability: tuple[float, float] = (0.02, 0.8),
-    n_folds: int = 5,
+    *,
     shuffle_seed: int | None = None,
     decoders: str | Path | None = None,
-    device: str = "cpu",
 ) -> Path:
     """Fit decoders on the training stimuli of every split; decode its test stimuli.
 
@@ -98,19 +89,10 @@ def decode_subject(
         its scores over the training stimuli.
     method : Method, optional
         How features are decoded; the defaults of `Method` if not given.
-    keep_structure : float
-        Share of the values of each block that is decoded, the best by cross-validation.
-    n_components : int
-        Components of each block that are decoded by themselves, at most.
-    reliability : tuple of two float
-        Least and most of a component's R²; see `evidence`.
-    n_folds : int
     shuffle_seed : int, optional
-        Control: deal the training responses out to the wrong stimuli first.
+        Control: permute the training responses over the stimuli first.
     decoders : str or Path, optional
         Folder to save the decoders in, `<split>/<family>.safetensors`.
-    device : str
-        Of torch, for the fits.
 
     Returns
     -------
@@ -119,41 +101,18 @@ def decode_subject(
     Raises
     ------
     InputError
-        If responses or features cannot be decoded, or a file cannot be written.
+        If responses or features cannot be decoded, or there is no room on the disk.
     """
     method = method or Method()
     decoded = decode_splits(
-        subject,
-        features_path,
-        subject.splits,
-        method=method,
-        keep_structure=keep_structure,
-        n_components=n_components,
-        reliability=reliability,
-        n_folds=n_folds,
-        shuffle_seed=shuffle_seed,
-        decoders=decoders,
-        device=device,
-    )
-    settings = {
-        **asdict(method),
-        "keep_structure": keep_structure,
-        "n_components": n_components,
-        "reliability": reliability,
-        "n_folds": n_folds,
-        "shuffle": shuffle_seed,
-    }
-    try:
-        n_bytes = sum(values.nbytes for values in decoded.values())
-        with atomic_path(decoded_path) as temporary, open_to_write(temporary, "w", n_bytes) as file:
-            file.attrs["settings"] = json.dumps(settings)
-            for name, values in decoded.items():
-                file[name] = values
-    except OSError as error:
-        raise InputError(
-            f"{decoded_path} cannot be written ({error}). Make room on the disk, or choose "
-            "another `run_dir`."
-        ) from None
+        subject, features_path, subject.splits, method,
+        shuffle_seed=shuffle_seed, decoders=decoders,
+    )  # fmt: skip
+    n_bytes = sum(values.nbytes for values in decoded.values())
+    with atomic_path(decoded_path) as temporary, open_to_write(temporary, "w", n_bytes) as file:
+        file.attrs["settings"] = json.dumps({**asdict(method), "shuffle": shuffle_seed})
+        for name, values in decoded.items():
+            file[name] = values
     return Path(decoded_path)
 
 
@@ -161,18 +120,12 @@ def decode_splits(
     subject: Subject,
     features_path: str | Path,
     splits: Sequence[Split],
-    *,
     method: Method | None = None,
-    keep_structure: float = 1.0,
-    n_components: int = 128,
-    reliability: tuple[float, float] = (0.02, 0.8),
-    n_folds: int = 5,
-    shuffle_seed: int | None = None,
-    decoders: str | Path | None = None,
-    device: str = "cpu",
-    values: bool = True,
+    *,
     names: Sequence[str] = (),
     voxels: np.ndarray | slice = slice(None),
+    shuffle_seed: int | None = None,
+    decoders: str | Path | None = None,
 ) -> dict[str, np.ndarray]:
     """Decode the test stimuli of some splits, which need not be the subject's own.
 
@@ -182,11 +135,8 @@ def decode_splits(
     features_path : str or Path
     splits : sequence of Split
         A stimulus may be a test stimulus of several.
-    method, keep_structure, n_components, reliability, n_folds, shuffle_seed, decoders, device
-        As for `decode_subject`.
-    values : bool
-        Whether also the values of each block are decoded, which `Settings.structure = "values"`
-        needs. Without, they are arrays of no columns.
+    method, shuffle_seed, decoders
+        As for `decode_subject`. Blocks of which nothing is kept are arrays of no columns.
     names : sequence of str
         Families; all of the file if none are given.
     voxels : bool array, shape (n_voxels,), or slice
@@ -202,35 +152,29 @@ def decode_splits(
     InputError
         If responses or features cannot be decoded.
     """
-    check_keep(keep_structure)
-    if n_components < 1:
-        raise InputError(f"n_components={n_components}: expected 1 or more.")
     method = method or Method()
     names = names or families(features_path)
     rows: dict[str, list[np.ndarray]] = {}
     bar = tqdm(total=len(splits) * len(names), desc="decoders")
     for number, split in enumerate(splits):
         fold = prepare_fold(subject, split)
-        given = (n_folds, shuffle_seed, device, voxels, method.second_band_scale)
-        ids, design = training_design(subject, split, fold, *given)
+        design = training_design(subject, split, fold, method, shuffle_seed, voxels)
         test_x = fold.test_x[:, voxels]
-        place = np.full(len(fold.test_id), number, np.int64)
-        found = {"stimulus_id": fold.test_id, "split": place}
+        found = {"stimulus_id": fold.test_id, "split": np.full(len(test_x), number, np.int64)}
         for name in names:
-            y = read_features(features_path, name, ids)
+            y = read_features(features_path, name, split.train)
             shape, y = y.shape[1:], y.reshape(len(y), -1)
-            block = name.startswith("block_")
-            keep, n = keep_structure if block else 1.0, n_components * (block or name == "z")
-            wanted = values or not block
-            decoder, of_components, parts = fit_family(design, y, name, method, keep, n, wanted)
-            found[name] = np.zeros((len(place), 0), np.float32)
+            decoder, of_components, components = fit_family(design, y, name, method)
+            found[name] = np.zeros((len(test_x), 0), np.float32)
             if decoder is not None:
                 found[name] = decoder.predict(test_x).reshape(-1, *shape)
             if decoder is not None and decoders is not None:
-                path = Path(decoders) / fold.split_name / f"{name}.safetensors"
-                save_decoder(decoder, path, {**asdict(method), "family": name, "n_folds": n_folds})
+                path = Path(decoders) / split.name / f"{name}.safetensors"
+                save_decoder(decoder, path, {**asdict(method), "family": name})
             if of_components is not None:
-                found |= _evidence(name, parts, of_components, test_x, reliability)
+                part = _evidence(components, of_components, test_x, method.reliability)
+                block = name.removeprefix("block_")
+                found |= {f"{key}_{block}": values for key, values in part.items()}
             bar.update()
         for name, part in found.items():
             rows.setdefault(name, []).append(part)
@@ -238,16 +182,27 @@ def decode_splits(
     return {name: _joined(name, parts) for name, parts in rows.items()}
 
 
+def _evidence(
+    components: PrincipalComponents,
+    decoder: Decoder,
+    test_x: np.ndarray,
+    bounds: tuple[float, float],
+) -> dict[str, np.ndarray]:
+    """Return what the responses to each test stimulus say about a block, or about `z`."""
+    r2, variance = decoder.r2, components.explained_variance_[: len(decoder.r2)]
+    projection, value = evidence(components, decoder.predict(test_x), r2, *bounds)
+    named = {"projection": projection, "reliability": r2, "variance": variance}
+    return {"evidence": value, **{name: part[None] for name, part in named.items()}}
+
+
 def training_design(
     subject: Subject,
     split: Split,
     fold: Fold,
-    n_folds: int = 5,
+    method: Method | None = None,
     shuffle_seed: int | None = None,
-    device: str = "cpu",
     voxels: np.ndarray | slice = slice(None),
-    early_band_scale: float = 1.0,
-) -> tuple[np.ndarray, Design]:
+) -> Design:
     """Make the training responses of a split ready; trials of one stimulus share a fold.
 
     Parameters
@@ -256,46 +211,39 @@ def training_design(
     split : Split
     fold : Fold
         The same, prepared.
-    n_folds, shuffle_seed, device
-        As for `decode_subject`.
+    method, shuffle_seed
+        As for `decode_subject`. Early areas are scaled down only where there are higher ones.
     voxels : bool array, shape (n_voxels,), or slice
         Which are used.
-    early_band_scale : float
-        See `Method`; it needs voxels of both early and higher areas.
 
     Returns
     -------
-    ids : int array, shape (n_stimuli,)
-        The training stimuli, each once, in the order that their features must have.
-    design : Design
+    Design
+        Its stimuli are those of `split.train`, in the same order.
     """
-    ids = split.train
-    order = np.argsort(ids)
-    stimulus = order[np.searchsorted(ids[order], fold.train_id)]
-    x, weights = _shuffled(fold, shuffle_seed)[:, voxels], voxel_weights(subject, split)[voxels]
+    method, x = method or Method(), fold.train_x
+    if shuffle_seed is not None:
+        x = x[shuffled_places(len(x), shuffle_seed)]
     early = area_masks(subject.roi).get(EARLY_AREAS)
     early = None if early is None or len(np.unique(early[voxels])) < 2 else early[voxels]
-    folds = training_folds(subject, ids, n_folds)
-    return ids, make_design(x, folds, weights, stimulus, device, early, early_band_scale)
+    folds = training_folds(subject, split.train, method.n_folds)
+    weights = voxel_weights(subject, split)[voxels]
+    return make_design(x[:, voxels], folds, weights, stimulus_of_rows(split, fold), early, method)
 
 
-def _evidence(
-    name: str,
-    components: Components,
-    decoder: Decoder,
-    test_x: np.ndarray,
-    reliability: tuple[float, float],
-) -> dict[str, np.ndarray]:
-    """Return what the responses to each test stimulus say about a block, or about `z`."""
-    decoded = decoder.predict(test_x)
-    projection, value = evidence(components, decoded, decoder.r2, *reliability)
-    number = name.removeprefix("block_")
-    return {
-        f"evidence_{number}": value,
-        f"projection_{number}": projection[None],
-        f"reliability_{number}": decoder.r2[None],
-        f"variance_{number}": components.variance[None],
-    }
+def stimulus_of_rows(split: Split, fold: Fold) -> np.ndarray:
+    """Return the place of each training row's stimulus in `split.train`."""
+    order = np.argsort(split.train)
+    return order[np.searchsorted(split.train[order], fold.train_id)]
+
+
+def shuffled_places(n: int, seed: int) -> np.ndarray:
+    """Return where each of `n` rows comes from; none stays where it was."""
+    order = np.random.default_rng(seed).permutation(n)
+    out = np.empty(n, np.int64)
+    # Each row takes the place of the one before it in a random order.
+    out[order] = np.roll(order, 1)
+    return out
 
 
 def _joined(name: str, parts: Sequence[np.ndarray]) -> np.ndarray:
@@ -303,25 +251,11 @@ def _joined(name: str, parts: Sequence[np.ndarray]) -> np.ndarray:
     if name.startswith(("evidence_", "projection_", "reliability_", "variance_")):
         width = max(part.shape[-1] for part in parts)
         missing = np.nan if name.startswith("reliability_") else 0
-        parts = [
-            np.pad(
-                part,
-                [(0, 0)] * (part.ndim - 1) + [(0, width - part.shape[-1])],
-                constant_values=missing,
-            )
-            for part in parts
-        ]
+        whole = [np.full((*part.shape[:-1], width), missing, np.float32) for part in parts]
+        for one, part in zip(whole, parts, strict=True):
+            one[..., : part.shape[-1]] = part
+        parts = whole
     return np.concatenate(parts)
-
-
-def _shuffled(fold: Fold, seed: int | None) -> np.ndarray:
-    if seed is None:
-        return fold.train_x
-    order = np.random.default_rng(seed).permutation(len(fold.train_x))
-    # Each row takes the place of the one before it in a random order: none stays where it was.
-    out = np.empty_like(fold.train_x)
-    out[order] = fold.train_x[np.roll(order, 1)]
-    return out
 
 
 def read_decoded(path: str | Path) -> dict[str, np.ndarray]:
@@ -352,8 +286,8 @@ def decoding_accuracy(
     decoded = read_decoded(decoded_path)
     frames = []
     for name in families(features_path):
-        true = read_features(features_path, name, decoded["stimulus_id"])
-        r = correlations(true.reshape(len(true), -1), decoded[name].reshape(len(true), -1))
+        true = read_values(features_path, name, decoded["stimulus_id"])
+        r = correlations(true, decoded[name].reshape(len(true), -1))
         frames.append(pd.DataFrame({"family": name, "correlation": r, "control": control}))
     return pd.concat(frames, ignore_index=True)
 

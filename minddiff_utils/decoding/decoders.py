@@ -2,35 +2,42 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+from sklearn.base import BaseEstimator
+from sklearn.model_selection import PredefinedSplit
+from sklearn.pipeline import Pipeline, make_pipeline
 
-from minddiff_utils.decoding.components import Components, fit_components
-from minddiff_utils.decoding.folds import deal_folds
+from minddiff_utils.decoding.components import PrincipalComponents
+from minddiff_utils.decoding.folds import assign_folds
 from minddiff_utils.decoding.moments import column_moments, constant_columns
-from minddiff_utils.decoding.ridge import RidgePath
+from minddiff_utils.decoding.ridge import (
+    PENALTIES,
+    CrossValidatedRidge,
+    ReliabilityScaler,
+    fold_accuracy,
+)
 from minddiff_utils.decoding.voxel_selected_ridge import VoxelSelectedRidge
 from minddiff_utils.io import InputError, atomic_path
+from minddiff_utils.storage import check_room
 
 FORMAT = "minddiff-decoder"
 VERSION = 3
-# Penalties a voxel: with standardised responses the kernel grows with the number of voxels.
-PENALTIES = np.logspace(-2, 2, 9)
 KINDS = ("ridge", "voxel_selected")
 SELECT_BY = ("correlation", "r2")
 RESCALE = ("none", "global", "target")
-# What a picture means; early areas may have less of a say in it.
+# What a picture means; early areas may have less weight in it.
 SEMANTIC = ("c", "embedding")
 
 
-@dataclass(frozen=True)
-class Method:
-    """How features are decoded; the defaults are this book's.
+@dataclass(kw_only=True)
+class Method(BaseEstimator):
+    """How every family of features is decoded; the defaults are this book's.
 
     Parameters
     ----------
@@ -44,17 +51,33 @@ class Method:
         Voxels for each value, of the paper's decoder.
     alpha : float
         The penalty of the paper's decoder.
-    select_by : {"correlation", "r2"}
-        Cross-validated accuracy that the best share of structure is chosen by.
     rescale_z : {"none", "global", "target"}
         Whether decoded `z` is stretched about its mean towards the spread of the training
         pictures', by one factor or by one for each value.
     rescale_power : float
         How far: the factor is raised to this power. 1 is all the way.
     early_band_scale : float
-        Ridge regression decodes `c` and the embedding also with this much of a say for voxels of
-        early visual areas, next to 1 for all others, and keeps what predicts held-out training
+        Ridge regression decodes `c` and the embedding also with voxels of early visual areas
+        scaled by this, next to 1 for all others, and keeps what predicts held-out training
         stimuli better: banded ridge with two bands. 1 leaves it out.
+    keep_structure : float
+        Share of the values of each block that is decoded, the best by cross-validation. With 0
+        only their components are.
+    select_by : {"correlation", "r2"}
+        Cross-validated accuracy that they are chosen by.
+    n_components : int
+        Components of `z` and of each block that are decoded by themselves, at most.
+    reliability : tuple of two float
+        Least and most of a component's R²; see `evidence`.
+    n_folds : int
+        Of the cross-validation inside the training stimuli.
+    device : str
+        Of torch, for the fits.
+
+    Raises
+    ------
+    InputError
+        If a choice is unknown.
     """
 
     decoder: str = "ridge"
@@ -63,35 +86,22 @@ class Method:
     n_voxels_c: int = 450
     n_voxels_structure: int = 850
     alpha: float = 0.15
-    select_by: str = "correlation"
     rescale_z: str = "global"
     rescale_power: float = 0.7
     early_band_scale: float = 0.5
+    keep_structure: float = 1.0
+    select_by: str = "correlation"
+    n_components: int = 128
+    reliability: tuple[float, float] = (0.02, 0.8)
+    n_folds: int = 5
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         for name, known in (("decoder", KINDS), ("select_by", SELECT_BY), ("rescale_z", RESCALE)):
             if getattr(self, name) not in known:
                 value = getattr(self, name)
                 raise InputError(f"{name}={value!r}: expected one of {', '.join(known)}.")
-        if self.target_components < 0:
-            raise InputError(f"target_components={self.target_components}: expected 0 or more.")
-        for name in ("n_voxels_z", "n_voxels_c", "n_voxels_structure"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)}: expected 1 or more.")
-        if not 0 <= self.rescale_power <= 1:
-            value = self.rescale_power
-            raise InputError(f"rescale_power={value}: expected a value from 0 to 1.")
-        if not 0 < self.early_band_scale <= 1:
-            raise InputError(
-                f"early_band_scale={self.early_band_scale}: expected above 0, at most 1."
-            )
-        if not self.alpha > 0:
-            raise InputError(f"alpha={self.alpha}: the penalty must be above 0.")
-
-    @property
-    def second_band_scale(self) -> float:
-        """`early_band_scale`; 1, which needs no second fit, with the paper's decoder."""
-        return self.early_band_scale if self.decoder == "ridge" else 1.0
+        self.reliability = tuple(self.reliability)
 
     def n_voxels(self, family: str) -> int:
         """Voxels for each value of a family."""
@@ -106,25 +116,25 @@ class Decoder:
 
     Parameters
     ----------
-    left : float32 array, shape (n_voxels, n_between)
-        From voxels to what is decoded: components of the values, or training stimuli.
-    right : float32 array, shape (n_between, n_selected), or None
-        From there to the values; None if `left` gives the selected values themselves.
+    left : float32 array, shape (n_voxels, n_components)
+        From voxels to components of the values, or to the selected values themselves.
     mean_x : float32 array, shape (n_voxels,)
     mean_y : float32 array, shape (n_values,)
     selected : bool array, shape (n_values,)
         Values that are decoded; constant ones may be among them and are predicted by their mean.
     r2, correlation : float32 arrays, shape (n_values,)
         Cross-validated accuracy inside the training stimuli; NaN where a value is constant.
+    right : float32 array, shape (n_components, n_selected), or None
+        From components to the selected values.
     """
 
     left: np.ndarray
-    right: np.ndarray
     mean_x: np.ndarray
     mean_y: np.ndarray
     selected: np.ndarray
     r2: np.ndarray
     correlation: np.ndarray
+    right: np.ndarray | None = None
 
     def predict(self, x: np.ndarray) -> np.ndarray:
         """Decode responses.
@@ -144,68 +154,34 @@ class Decoder:
         out[:, self.selected] = found + self.mean_y[self.selected]
         return out
 
-    def weights(self, places: np.ndarray) -> np.ndarray:
-        """Return the weights of every voxel for some selected values, (n_voxels, n_places).
-
-        `places` counts the selected values from 0.
-        """
-        if self.right is None:
-            return self.left[:, places]
-        return self.left @ self.right[:, places]
-
 
 class Design(NamedTuple):
     """Training responses, made ready for any number of fits.
 
-    `x` float32 (n_rows, n_voxels), centred and weighted; `mean_x` and `scale` float32
-    (n_voxels,); `stimulus` int64 (n_rows,), from 0; `folds` int64 (n_stimuli,); `raw` the responses
-    as given; `path` the ridge regressions on them; `others` the same responses with another say for
-    some voxels.
+    `x` float32 (n_rows, n_voxels), as given; `stimulus` int64 (n_rows,), from 0; `folds` int64
+    (n_stimuli,); `models`, each a `ReliabilityScaler` before a prepared `CrossValidatedRidge`: with
+    all voxels, and, where wanted, with early areas scaled down. None for the paper's decoder.
     """
 
-    raw: np.ndarray
     x: np.ndarray
-    mean_x: np.ndarray
-    scale: np.ndarray
     stimulus: np.ndarray
     folds: np.ndarray
-    path: RidgePath
-    others: tuple["Design", ...] = ()
+    models: tuple[Pipeline, ...]
 
-    def best(self, y: np.ndarray, family: str) -> tuple["Design", np.ndarray]:
-        """Return the design that a family is decoded with, and its penalty for each target.
+    def fit(self, y: np.ndarray, family: str, method: Method) -> Pipeline | VoxelSelectedRidge:
+        """Fit targets of a family, float32 (n_stimuli, n_targets).
 
-        Parameters
-        ----------
-        y : float32 array, shape (n_stimuli, n_targets)
-            Centred.
-        family : str
-            Of `SEMANTIC` the one of all designs that explains most of the variance of held-out
-            training stimuli; of others this one.
-
-        Returns
-        -------
-        design : Design
-        choice : int array, shape (n_targets,)
-            Of `path.penalties`.
+        For `SEMANTIC` the model is taken that explains most of the variance of held-out training
+        stimuli, for others the first.
         """
-        designs = (self, *self.others) if family in SEMANTIC else (self,)
-        r2 = [design.path.scores(y)[0] for design in designs]
+        if method.decoder != "ridge":
+            model = VoxelSelectedRidge(method.n_voxels(family), method.alpha, device=method.device)
+            return model.fit(self.x, y[self.stimulus])
+        models = self.models if family in SEMANTIC else self.models[:1]
+        for model in models:
+            model[-1].fit_targets(y)
         variance = column_moments(y)[1]
-        explained = [(variance * part.max(0)).sum() for part in r2]
-        number = int(np.argmax(explained))
-        return designs[number], r2[number].argmax(0)
-
-    @property
-    def n_stimuli(self) -> int:
-        """How many stimuli there are."""
-        return int(self.stimulus.max()) + 1
-
-    def mean_responses(self, stimuli: np.ndarray) -> np.ndarray:
-        """Average the rows of each stimulus; float32 (n_stimuli, n_voxels)."""
-        if self.n_stimuli == len(self.raw):
-            return self.raw[np.argsort(self.stimulus)[stimuli]]
-        return np.stack([self.raw[self.stimulus == one].mean(0) for one in stimuli])
+        return max(models, key=lambda model: (variance * model[-1].cv_scores_).sum())
 
 
 def make_design(
@@ -213,9 +189,8 @@ def make_design(
     folds: np.ndarray | None = None,
     weights: np.ndarray | None = None,
     stimulus: np.ndarray | None = None,
-    device: str = "cpu",
     early: np.ndarray | None = None,
-    early_band_scale: float = 1.0,
+    method: Method | None = None,
 ) -> Design:
     """Do what fits on the same responses share.
 
@@ -224,206 +199,130 @@ def make_design(
     x : float32 array, shape (n_rows, n_voxels)
         Standardised responses.
     folds : int array, shape (n_stimuli,), optional
-        The fold of each stimulus in the cross-validation; five are dealt if not given.
+        The fold of each stimulus in the cross-validation; five folds at random if not given.
     weights : float array, shape (n_voxels,), optional
-        How much of a say each voxel has; all the same if not given. Only their ratios matter.
+        The reliability of each voxel; see `ReliabilityScaler`.
     stimulus : int array, shape (n_rows,), optional
-        The stimulus of each row, counted from 0; see `RidgePath`.
-    device : str
-        Of torch.
+        The stimulus of each row, counted from 0; see `CrossValidatedRidge`.
     early : bool array, shape (n_voxels,), optional
-        Voxels of early visual areas.
-    early_band_scale : float
-        See `Method`; only with `early`.
+        Voxels of early visual areas, which `early_band_scale` is about.
+    method : Method, optional
 
     Raises
     ------
     InputError
         If responses are not finite, or there are fewer than four stimuli.
     """
+    method = method or Method()
     stimulus = np.arange(len(x)) if stimulus is None else np.asarray(stimulus)
-    folds = deal_folds(np.unique(stimulus)) if folds is None else folds
+    folds = assign_folds(np.unique(stimulus)) if folds is None else folds
     _check_finite("responses", x)
-    mean_x = x.mean(0, dtype=np.float64).astype(np.float32)
-    scale = np.ones(x.shape[1]) if weights is None else np.asarray(weights, float)
-    scale = (scale / np.sqrt(np.square(scale).mean())).astype(np.float32)
-    ready = x - mean_x
-    ready *= scale
-    path = RidgePath(ready, x.shape[1] * PENALTIES, folds, stimulus, device=device)
-    others = ()
-    if early is not None and early_band_scale != 1:
-        less = scale * np.where(early, early_band_scale, 1)
-        others = (make_design(x, folds, less, stimulus, device),)
-    return Design(x, ready, mean_x, scale, stimulus, folds, path, others)
+    if method.decoder != "ridge":
+        return Design(x, stimulus, folds, ())
+    scalers = [ReliabilityScaler(weights).fit(x)]
+    if early is not None and method.early_band_scale != 1:
+        less = scalers[0].scale_ * np.where(early, method.early_band_scale, 1)
+        scalers.append(ReliabilityScaler(less).fit(x))
+    models = []
+    for scaler in scalers:
+        penalties = x.shape[1] * PENALTIES
+        ridge = CrossValidatedRidge(penalties, folds, stimulus, device=method.device)
+        models.append(make_pipeline(scaler, ridge.prepare(scaler.transform(x))))
+    return Design(x, stimulus, folds, tuple(models))
 
 
 def _check_finite(name: str, values: np.ndarray) -> None:
-    if not np.isfinite(values).all():
-        n = int((~np.isfinite(values)).sum())
+    n = int((~np.isfinite(values)).sum())
+    if n:
         raise InputError(f"{n} of the training {name} are not finite; leave those trials out.")
 
 
-def fit_decoder(
-    x: np.ndarray,
-    y: np.ndarray,
-    keep: float = 1.0,
-    folds: np.ndarray | None = None,
-    weights: np.ndarray | None = None,
-    stimulus: np.ndarray | None = None,
-) -> Decoder:
-    r"""Fit ridge regression from voxels to every value, each with its own penalty.
+class _Fit(NamedTuple):
+    """A fit of some targets.
 
-    .. math:: \hat W = \arg\min_W \lVert Y - X W \rVert^2
-              + \sum_j \alpha_j \sum_v (w_{vj} / r_v)^2
-
-    Parameters
-    ----------
-    x : float32 array, shape (n_rows, n_voxels)
-        Standardised responses.
-    y : float32 array, shape (n_stimuli, n_values)
-    keep : float
-        Share of the values that is decoded: those with the best cross-validated R².
-    folds, weights, stimulus
-        See `make_design`; the weights are `r` in the formula.
-
-    Returns
-    -------
-    Decoder
-
-    Raises
-    ------
-    InputError
-        If responses or features are not finite, there are fewer than four stimuli, or `keep` is
-        not in (0, 1].
+    `left` and `right` as in `Decoder`; `mean_x` (n_voxels,) the mean response, `mean` (n_targets,)
+    what it predicts; `held_out` (n_stimuli, n_targets) what is predicted of each training stimulus
+    from others.
     """
-    method = Method(target_components=0, select_by="r2")
-    return fit_family(make_design(x, folds, weights, stimulus), y, "", method, keep)[0]
+
+    left: np.ndarray
+    mean_x: np.ndarray
+    mean: np.ndarray
+    held_out: np.ndarray
+    right: np.ndarray | None = None
 
 
 def fit_family(
-    design: Design,
-    y: np.ndarray,
-    family: str,
-    method: Method,
-    keep: float = 1.0,
-    n_components: int = 0,
-    values: bool = True,
-) -> tuple[Decoder | None, Decoder | None, Components | None]:
-    """Fit the decoder of one family, and, if wanted, that of its first components.
+    design: Design, y: np.ndarray, family: str, method: Method
+) -> tuple[Decoder | None, Decoder | None, PrincipalComponents | None]:
+    """Fit the decoder of one family, and of `z` and blocks also that of its first components.
 
     Parameters
     ----------
     design : Design
     y : float32 array, shape (n_stimuli, n_values)
     family : str
-        Its name: the number of voxels and the stretching depend on it.
+        "z", "c", "block_1" …, "embedding".
     method : Method
-    keep : float
-        Share of the values that is decoded, the best by cross-validation.
-    n_components : int
-        Components that are wanted by themselves, at most; 0 for none.
-    values : bool
-        Whether the values are wanted, too: most of the work.
 
     Returns
     -------
     decoder : Decoder or None
+        None for a block where `keep_structure` is 0.
     of_components : Decoder or None
-        Of the scores of `components`.
-    components : Components or None
+        Of the scores of the first `components`.
+    components : PrincipalComponents or None
 
     Raises
     ------
     InputError
-        If features are not finite or not those of the stimuli, or `keep` is not in (0, 1].
+        If features are not finite or not those of the stimuli.
     """
-    check_keep(keep)
     _check_finite("features", y)
-    if len(y) != design.n_stimuli:
-        raise InputError(f"{len(y)} stimuli have features, {design.n_stimuli} have responses.")
-    whitens = method.decoder == "ridge" and method.target_components > 0
-    wanted = max(n_components, method.target_components if whitens else 0)
-    components = fit_components(y, wanted) if wanted else None
-    scores = components.scores(y) if components else y
-    parts = _fit(design, scores, family, method)
-    decoder = None
-    if values:
-        if whitens:
-            whole = parts.spread(components)
+    if len(y) != len(design.folds):
+        raise InputError(f"{len(y)} stimuli have features, {len(design.folds)} have responses.")
+    block = family.startswith("block_")
+    n = method.n_components if block or family == "z" else 0
+    keep = method.keep_structure if block else 1.0
+    by_components = method.decoder == "ridge" and method.target_components > 0
+    wanted = max(n, method.target_components if by_components else 0)
+    components = decoder = of_components = None
+    if wanted:
+        components = PrincipalComponents(wanted).fit(y)
+        scores = components.transform(y)
+        parts = _fit(design, scores, family, method)
+    if n:
+        first = _Fit(parts.left[:, :n], parts.mean_x, parts.mean[:n], parts.held_out[:, :n])
+        of_components = _select(first, design, scores[:, :n])
+    if keep > 0:
+        if by_components:
+            mean, held_out = map(components.inverse_transform, (parts.mean, parts.held_out))
+            whole = _Fit(parts.left, parts.mean_x, mean, held_out, components.components_)
         else:
-            whole = _fit(design, y, family, method) if components else parts
-        rescale = method.rescale_z if family == "z" else "none"
-        given = (method.select_by, rescale, method.rescale_power)
-        decoder = _select(whole, design, y, keep, *given)
-    if not n_components:
-        return decoder, None, None
-    first = components.first(n_components)
-    n = first.variance.size
-    return decoder, _select(parts.first(n), design, scores[:, :n]), first
-
-
-class _Fit(NamedTuple):
-    """A fit of some targets.
-
-    `left` (n_voxels, n_between) and `right` (n_between, n_targets) or None as in `Decoder`;
-    `mean` (n_targets,) is what the mean response predicts, `held_out` (n_stimuli, n_targets) what
-    is predicted of each training stimulus from others.
-    """
-
-    left: np.ndarray
-    right: np.ndarray | None
-    mean: np.ndarray
-    held_out: np.ndarray
-
-    def first(self, n: int) -> "_Fit":
-        """Return the fit of the first targets."""
-        left, right = self.left, self.right
-        left, right = (left[:, :n], None) if right is None else (left, right[:, :n])
-        return _Fit(left, right, self.mean[:n], self.held_out[:, :n])
-
-    def spread(self, components: Components) -> "_Fit":
-        """Return the fit of the values that the targets are components of."""
-        back = components.basis.T
-        left, right = (self.left, back) if self.right is None else (self.left, self.right @ back)
-        mean, held_out = (part @ back + components.mean for part in (self.mean, self.held_out))
-        return _Fit(left, right, mean, held_out)
+            whole = _fit(design, y, family, method)
+        how = method.rescale_z if family == "z" else "none"
+        factor = rescaling(y, whole.held_out, how, method.rescale_power)
+        decoder = _select(whole, design, y, keep, method.select_by, factor)
+    return decoder, of_components, components
 
 
 def _fit(design: Design, y: np.ndarray, family: str, method: Method) -> _Fit:
+    model = design.fit(y, family, method)
     if method.decoder == "ridge":
-        return _fit_ridge(design, y, family)
-    return _fit_voxels(design, y, method.n_voxels(family), method.alpha)
-
-
-def _fit_ridge(design: Design, y: np.ndarray, family: str) -> _Fit:
-    """Fit ridge regression with a penalty for every target, the best by R²."""
-    # Stimuli that were shown more often have more rows.
-    count = np.bincount(design.stimulus)
-    mean = column_moments(y, count)[0].astype(np.float32)
-    y = y - mean
-    design, choice = design.best(y, family)
-    held_out = design.path.held_out(y, choice) + mean
-    scale = design.scale[:, None]
-    if design.path.primal or y.shape[1] < len(design.x):
-        return _Fit(scale * design.path.weights(y, choice), None, mean, held_out)
-    return _Fit(scale * design.x.T, design.path.dual(y, choice), mean, held_out)
-
-
-def _fit_voxels(design: Design, y: np.ndarray, n_voxels: int, alpha: float) -> _Fit:
-    """Fit ridge regression on the voxels that follow each target best."""
-
-    def fit(stimuli: np.ndarray) -> VoxelSelectedRidge:
-        rows = np.isin(design.stimulus, stimuli)
-        model = VoxelSelectedRidge(n_voxels, alpha, device=design.path.device)
-        return model.fit(design.raw[rows], y[design.stimulus[rows]])
-
-    held_out = np.empty_like(y)
-    for train, held in design.path.folds:
-        model = fit(train)
-        held_out[held] = model.predict(design.mean_responses(held))
-    model = fit(np.arange(len(y)))
+        scaler, ridge = model
+        left = scaler.scale_[:, None] * ridge.coef_
+        return _Fit(left, scaler.mean_, ridge.intercept_, ridge.held_out_)
     left = np.ascontiguousarray(model.coef_.T)
-    return _Fit(left, None, model.predict(design.mean_x[None])[0], held_out)
+    mean_x = design.x.mean(0, dtype=np.float64).astype(np.float32)
+    mean = model.predict(mean_x[None])[0]
+    rows, held_out = y[design.stimulus], np.empty_like(y)
+    for _, held in PredefinedSplit(design.folds).split():
+        new = np.isin(design.stimulus, held)
+        predicted = model.fit(design.x[~new], rows[~new]).predict(design.x[new])
+        # The repetitions of a held-out stimulus are averaged, as those of a test stimulus are.
+        for one in held:
+            held_out[one] = predicted[design.stimulus[new] == one].mean(0)
+    return _Fit(left, mean_x, mean, held_out)
 
 
 def _select(
@@ -432,23 +331,21 @@ def _select(
     y: np.ndarray,
     keep: float = 1.0,
     select_by: str = "r2",
-    rescale: str = "none",
-    power: float = 1.0,
+    factor: np.ndarray | float = 1.0,
 ) -> Decoder:
     """Judge a fit by its predictions of held-out stimuli, and keep its best targets."""
     mean, variance = column_moments(y)
     constant = constant_columns(mean, variance)
-    r2, correlation = design.path.accuracy(fit.held_out, y)
+    r2, correlation = fold_accuracy(fit.held_out, y, design.folds)
     r2[constant] = correlation[constant] = np.nan
     selected = best_share(r2 if select_by == "r2" else correlation, keep)
     mean_y = np.where(constant, mean, fit.mean).astype(np.float32)
-    factor = np.where(constant, 0, rescaling(y, fit.held_out, rescale, power))[selected]
-    left, right = fit.left, fit.right
-    if right is None:
-        left = left[:, selected] * factor
+    factor = np.where(constant, 0, factor).astype(np.float32)[selected]
+    if fit.right is None:
+        left, right = fit.left[:, selected] * factor, None
     else:
-        right = right[:, selected] * factor
-    return Decoder(left, right, design.mean_x, mean_y, selected, r2, correlation)
+        left, right = fit.left, fit.right[:, selected] * factor
+    return Decoder(left, fit.mean_x, mean_y, selected, r2, correlation, right)
 
 
 def rescaling(y: np.ndarray, held_out: np.ndarray, how: str, power: float = 1.0) -> np.ndarray:
@@ -473,20 +370,14 @@ def rescaling(y: np.ndarray, held_out: np.ndarray, how: str, power: float = 1.0)
     float32 array, shape (n_targets,)
         1 where the predictions do not vary.
     """
-    true, found = (column_moments(part)[1] for part in (y, held_out))
     if how == "none":
-        return np.ones(len(true), np.float32)
+        return np.ones(y.shape[1], np.float32)
+    true, found = (column_moments(part)[1] for part in (y, held_out))
     if how == "global":
         true, found = np.full_like(true, true.sum()), np.full_like(found, found.sum())
     varies = found > 1e-12 * np.maximum(true, 1e-30)
     ratio = np.divide(true, found, where=varies, out=np.ones_like(true))
     return (ratio ** (power / 2)).astype(np.float32)
-
-
-def check_keep(keep: float) -> None:
-    """Raise `InputError` unless the share is above 0 and at most 1."""
-    if not 0 < keep <= 1:
-        raise InputError(f"keep={keep}: the share of targets to keep must be above 0, at most 1.")
 
 
 def best_share(score: np.ndarray, keep: float) -> np.ndarray:
@@ -496,9 +387,6 @@ def best_share(score: np.ndarray, keep: float) -> np.ndarray:
     chosen = np.zeros(len(score), bool)
     chosen[order[:n]] = True
     return chosen
-
-
-# --------------------------------------------------------------------------------- saved decoders
 
 
 def save_decoder(
@@ -516,19 +404,15 @@ def save_decoder(
     Raises
     ------
     InputError
-        If the disk is full or cannot be written to; an older file then stays as it was.
+        If the disk is full; an older file then stays as it was.
     """
-    arrays = {name: value for name, value in vars(decoder).items() if value is not None}
+    arrays = {
+        name: np.ascontiguousarray(part) for name, part in vars(decoder).items() if part is not None
+    }
     header = {"format": FORMAT, "version": str(VERSION), "about": json.dumps(dict(about or {}))}
-    try:
-        with atomic_path(path) as temporary:
-            tensors = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
-            save_file(tensors, temporary, metadata=header)
-    except (SafetensorError, OSError) as error:
-        raise InputError(
-            f"{path} cannot be written ({error}). Make room on the disk, or choose another "
-            "`run_dir`, and run 02_decoding again."
-        ) from None
+    with atomic_path(path) as temporary:
+        check_room(temporary, sum(part.nbytes for part in arrays.values()))
+        save_file(arrays, temporary, metadata=header)
     return Path(path)
 
 
@@ -538,22 +422,9 @@ def load_decoder(path: str | Path) -> Decoder:
     Raises
     ------
     InputError
-        If the file is missing, damaged, of another version, or something else.
+        If the file is missing, damaged, or something else.
     """
     try:
-        with safe_open(path, "np") as file:
-            header = file.metadata() or {}
-            if header.get("format") != FORMAT:
-                raise InputError(f"{path} is no decoder; 02_decoding writes them.")
-            if header.get("version") != str(VERSION):
-                raise InputError(
-                    f"{path} is a decoder of version {header.get('version')}; this code reads "
-                    f"version {VERSION}. Run 02_decoding again."
-                )
-            arrays = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} cannot be read ({error}). Run 02_decoding again.") from None
-    missing = {field.name for field in fields(Decoder)} - {"right"} - arrays.keys()
-    if missing:
-        raise InputError(f"{path} lacks {', '.join(sorted(missing))}. Run 02_decoding again.")
-    return Decoder(**{"right": None, **arrays})
+        return Decoder(**load_file(path))
+    except (SafetensorError, OSError, TypeError) as error:
+        raise InputError(f"{path} is no decoder ({error}). Run 02_decoding again.") from None

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import h5py
 import numpy as np
@@ -12,20 +13,18 @@ from tqdm import tqdm
 from minddiff_utils.datasets import Subject
 from minddiff_utils.datasets.reading import unreadable
 from minddiff_utils.io import InputError
-from minddiff_utils.models.stable_diffusion import Generator
 from minddiff_utils.storage import check_room, content_hash, open_to_write
+
+if TYPE_CHECKING:
+    from minddiff_utils.models.stable_diffusion import Generator
 
 
 def families(path: str | Path) -> list[str]:
     """Return the names of the feature families in a file: z, c, block_1 …, embedding."""
     with _open(path) as file:
-        names = [name for name in file if name != "stimulus_id"]
-    order = {"z": 0, "c": 1, "embedding": 1000}
-    return sorted(names, key=lambda name: order.get(name) or (name != "z") * _block(name))
-
-
-def _block(name: str) -> int:
-    return 1 + int(name.removeprefix("block_")) if name.startswith("block_") else 500
+        names = {name for name in file if name != "stimulus_id"}
+    blocks = sorted((name for name in names if name.startswith("block_")), key=lambda n: int(n[6:]))
+    return [name for name in ("z", "c", *blocks, "embedding") if name in names]
 
 
 def read_features(path: str | Path, family: str, stimulus_ids: Sequence[int]) -> np.ndarray:
@@ -49,25 +48,24 @@ def read_features(path: str | Path, family: str, stimulus_ids: Sequence[int]) ->
     InputError
         If the file is damaged, or holds no such family or stimulus.
     """
+    ids = np.asarray(stimulus_ids)
     with _open(path) as file:
         if family not in file:
             raise InputError(f"{path} holds no features {family!r}; it has {', '.join(file)}.")
         known = file["stimulus_id"][:]
-        place = np.searchsorted(known, stimulus_ids)
-        place = np.minimum(place, len(known) - 1)
-        if (known[place] != np.asarray(stimulus_ids)).any():
-            wrong = np.asarray(stimulus_ids)[known[place] != np.asarray(stimulus_ids)][0]
+        if not np.isin(ids, known).all():
+            wrong = ids[~np.isin(ids, known)][0]
             raise InputError(
                 f"{path} holds no features of stimulus {wrong}; run 02_decoding again."
             )
-        rows, inverse = np.unique(place, return_inverse=True)
+        rows, inverse = np.unique(np.searchsorted(known, ids), return_inverse=True)
         return file[family][rows].astype(np.float32)[inverse]
 
 
-def feature_size(path: str | Path, family: str) -> int:
-    """Return how many values a family has for one stimulus."""
-    with _open(path) as file:
-        return int(np.prod(file[family].shape[1:]))
+def read_values(path: str | Path, family: str, stimulus_ids: Sequence[int]) -> np.ndarray:
+    """Read one family as a matrix, float32 (n, n_values); see `read_features`."""
+    values = read_features(path, family, stimulus_ids)
+    return values.reshape(len(values), -1)
 
 
 def _open(path: str | Path) -> h5py.File:
@@ -79,7 +77,7 @@ def _open(path: str | Path) -> h5py.File:
 
 
 def write_features(
-    path: str | Path, subject: Subject, generator: Generator, n_blocks: int = 6, batch: int = 64
+    path: str | Path, subject: Subject, generator: "Generator", n_blocks: int = 6, batch: int = 64
 ) -> Path:
     """Compute the features of all stimuli of a subject, block by block; go on where a run stopped.
 
@@ -110,16 +108,16 @@ def write_features(
     InputError
         If the guide has fewer than `n_blocks` blocks, or there is no room on the disk.
     """
-    path = Path(path)
+    path, ids = Path(path), subject.stimulus_ids
     if not 1 <= n_blocks <= generator.guide.n_blocks:
         raise InputError(
             f"n_blocks={n_blocks}: the guide has {generator.guide.n_blocks} vision blocks; choose "
             f"1 to {generator.guide.n_blocks}."
         )
-    ids = subject.stimulus_ids
     partial = path.with_name(path.name + ".partial")
     path.parent.mkdir(parents=True, exist_ok=True)
-    record = _record(generator, n_blocks)
+    # Differs between models, so that a stopped run never mixes two of them.
+    record = json.dumps({"blocks": n_blocks, "models": generator.fingerprint})
     if _resume(path, subject, record, batch)[0] == len(ids):
         return path
     done, digest = _resume(partial, subject, record, batch)
@@ -131,7 +129,10 @@ def write_features(
             computed = _compute(generator, pictures, captions, n_blocks)
             check_room(partial, sum(values.nbytes for values in computed.values()))
             if "stimulus_id" not in file:
-                _create(file, ids, computed, record)
+                file["stimulus_id"] = ids.astype(np.int64)
+                file.attrs["record"] = record
+                for name, values in computed.items():
+                    file.create_dataset(name, (len(ids), *values.shape[1:]), values.dtype)
             for name, values in computed.items():
                 file[name][rows] = values
             digest = _digest(digest, pictures, captions)
@@ -139,11 +140,6 @@ def write_features(
             file.flush()
     partial.replace(path)
     return path
-
-
-def _record(generator: Generator, n_blocks: int) -> str:
-    """A text that differs between models, so that a stopped run never mixes two of them."""
-    return json.dumps({"blocks": n_blocks, "models": generator.fingerprint})
 
 
 def _resume(path: Path, subject: Subject, record: str, batch: int) -> tuple[int, str]:
@@ -171,22 +167,14 @@ def _digest(before: str, pictures: np.ndarray, captions: Sequence[Sequence[str]]
     return before
 
 
-def _create(file: h5py.File, ids: np.ndarray, first: dict, record: str) -> None:
-    file["stimulus_id"] = ids.astype(np.int64)
-    file.attrs["record"] = record
-    for name, values in first.items():
-        file.create_dataset(name, (len(ids), *values.shape[1:]), values.dtype)
-
-
 @torch.no_grad()
-def _compute(generator: Generator, pictures, captions, n_blocks: int) -> dict[str, np.ndarray]:
+def _compute(generator: "Generator", pictures, captions, n_blocks: int) -> dict[str, np.ndarray]:
     """All families of some stimuli, as arrays with one row a stimulus."""
-    # Of the size of painted pictures: stage 2 compares the structure of those with this.
-    structure = generator.structure(generator.prepare(pictures), range(1, n_blocks + 1))
     found = {
         "z": generator.encode_pictures(pictures),
         "c": generator.encode_captions(captions),
-        **structure,
+        # Of the size of painted pictures: stage 2 compares the structure of those with this.
+        **generator.structure(generator.prepare(pictures), range(1, n_blocks + 1)),
     }
     # Blocks are by far the largest and need no more than float16's three digits.
     return {

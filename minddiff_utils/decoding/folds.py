@@ -8,7 +8,7 @@ from minddiff_utils.io import InputError
 FEWEST = 4  # stimuli: two in each of two folds
 
 
-def deal_folds(
+def assign_folds(
     ids: np.ndarray,
     n_folds: int = 5,
     *,
@@ -16,10 +16,10 @@ def deal_folds(
     session: np.ndarray | None = None,
     seed: int = 0,
 ) -> np.ndarray:
-    """Deal stimuli out to folds at random, like cards.
+    """Assign stimuli to folds at random.
 
     Recordings are often sorted, by kind of picture or by session; consecutive blocks of them would
-    be folds of one kind each. What a stimulus is dealt follows from the ids and the seed, not from
+    be folds of one kind each. The fold of a stimulus follows from the ids and the seed, not from
     the order in which they come.
 
     Parameters
@@ -49,10 +49,7 @@ def deal_folds(
     )
     n = len(count)
     if n < FEWEST:
-        different = "" if n == len(ids) else " with different pictures"
-        raise InputError(
-            f"{n} training stimuli{different}; a cross-validated decoder needs at least {FEWEST}."
-        )
+        raise InputError(f"{n} different training stimuli; a decoder needs at least {FEWEST}.")
     if n_folds < 2:
         raise InputError(f"n_folds={n_folds}: expected 2 or more.")
     order = np.random.default_rng(seed).permutation(n)
@@ -66,7 +63,7 @@ def deal_folds(
 
 
 def training_folds(subject: Subject, ids: np.ndarray, n_folds: int = 5) -> np.ndarray:
-    """Deal out training stimuli of a recording; copies of one picture share a fold.
+    """Assign training stimuli of a recording to folds; copies of one picture share a fold.
 
     Parameters
     ----------
@@ -77,9 +74,9 @@ def training_folds(subject: Subject, ids: np.ndarray, n_folds: int = 5) -> np.nd
     Returns
     -------
     int64 array, shape (n_stimuli,)
-        See `deal_folds`.
+        See `assign_folds`.
     """
     trials = np.lexsort((subject.session, subject.stimulus_id))
     first = trials[np.searchsorted(subject.stimulus_id[trials], ids)]
     groups, session = subject.picture_of(ids), subject.session[first]
-    return deal_folds(ids, n_folds, groups=groups, session=session)
+    return assign_folds(ids, n_folds, groups=groups, session=session)

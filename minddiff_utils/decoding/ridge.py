@@ -4,14 +4,56 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from sklearn.base import BaseEstimator, RegressorMixin, TransformerMixin
 from sklearn.model_selection import PredefinedSplit
 
+from minddiff_utils.decoding.folds import assign_folds
+from minddiff_utils.decoding.moments import column_moments
+
+# Penalties a voxel: with standardised responses the kernel grows with the number of voxels.
+PENALTIES = np.logspace(-2, 2, 9)
 # Bytes of predictions in memory at once.
 AT_ONCE = 2**28
 
 
-class RidgePath:
-    r"""Ridge regression from responses :math:`X` to targets that come later, in blocks.
+class ReliabilityScaler(TransformerMixin, BaseEstimator):
+    """Centre voxels, and multiply each by its reliability.
+
+    A standardised voxel without any signal is as loud as the best one; with the same weight, it
+    only adds noise to every prediction.
+
+    Parameters
+    ----------
+    reliability : float array, shape (n_voxels,), optional
+        From `voxel_weights`; all the same if not given. Only their ratios matter.
+
+    Attributes
+    ----------
+    mean_ : float32 array, shape (n_voxels,)
+    scale_ : float32 array, shape (n_voxels,)
+        The reliabilities, of mean square 1.
+    """
+
+    def __init__(self, reliability: np.ndarray | None = None):
+        self.reliability = reliability
+
+    def fit(self, X: np.ndarray, y: object = None) -> "ReliabilityScaler":
+        """Take the mean of training responses, shape (n_rows, n_voxels)."""
+        self.mean_ = X.mean(0, dtype=np.float64).astype(np.float32)
+        scale = np.ones(X.shape[1]) if self.reliability is None else self.reliability
+        scale = np.asarray(scale, float)
+        self.scale_ = (scale / np.sqrt(np.square(scale).mean())).astype(np.float32)
+        return self
+
+    def transform(self, X: np.ndarray) -> np.ndarray:
+        """Scale responses, shape (n, n_voxels), as those of training."""
+        out = X - self.mean_
+        out *= self.scale_
+        return out
+
+
+class CrossValidatedRidge(RegressorMixin, BaseEstimator):
+    r"""Ridge regression with a penalty for every target, the one of best cross-validated R².
 
     For the penalty :math:`\alpha`, predictions of new responses :math:`X'` are linear in the
     targets :math:`Y`:
@@ -20,9 +62,9 @@ class RidgePath:
               = X' (X^\top X + \alpha I)^{-1} X^\top Y.
 
     So each fold of a cross-validation and each penalty have one matrix that turns the targets of
-    the training stimuli into predictions of the held-out ones. These matrices are computed here,
-    by the first form if there are fewer rows than voxels and by the second otherwise; the targets
-    then take one product of matrices each.
+    the training stimuli into predictions of the held-out ones. `prepare` computes them, by the
+    first form if there are fewer rows than voxels and by the second otherwise; `fit_targets` then
+    takes one product of matrices for each, for one family of targets after the other.
 
     Scores, penalties and weights are those of himalaya's `KernelRidgeCV` and `RidgeCV`, to which
     the tests hold them. What himalaya has no room for: a decomposition that is kept from one
@@ -32,212 +74,170 @@ class RidgePath:
 
     Parameters
     ----------
-    x : float array, shape (n_rows, n_voxels)
-        Centred.
-    penalties : sequence of float
-        Above 0.
-    folds : int array, shape (n_stimuli,)
-        The fold of each stimulus in the cross-validation, from `deal_folds`.
+    alphas : sequence of float
+        Penalties to choose from, above 0.
+    folds : int array, shape (n_stimuli,), optional
+        The fold of each stimulus in the cross-validation; five folds at random if not given.
     stimulus : int array, shape (n_rows,), optional
-        Which stimulus, from 0, each row belongs to. All rows of one are on the same side of a
-        fold; the rows of a held-out stimulus are averaged, as those of a test stimulus are. Each
-        row its own stimulus if not given.
-    kernel : float array, shape (n_rows, n_rows), optional
-        `x @ x.T` where it is known; `x` may then be None.
+        Which stimulus, from 0, each row of responses belongs to. All rows of one are on the same
+        side of a fold; the rows of a held-out stimulus are averaged, as those of a test stimulus
+        are. Each row its own stimulus if not given.
+    kernel : {"linear", "precomputed"}
+        Whether `X` is responses, or their products with the training responses.
     device : str
         Of torch.
 
     Attributes
     ----------
-    primal : bool
-        Whether the second form is used: there are more rows than voxels, and no kernel is given.
+    coef_ : float32 array, shape (n_voxels, n_targets)
+        Weights; with a precomputed kernel dual coefficients, (n_rows, n_targets).
+    intercept_ : float32 array, shape (n_targets,)
+        Means over the rows.
+    best_alphas_ : float32 array, shape (n_targets,)
+    cv_scores_ : float32 array, shape (n_targets,)
+        Mean over the folds of R² within the fold; 0 in a fold where the target is constant.
+    held_out_ : float32 array, shape (n_stimuli, n_targets)
+        Every stimulus predicted from the folds that it is not in.
     """
 
     def __init__(
         self,
-        x: np.ndarray | None,
-        penalties: Sequence[float],
-        folds: np.ndarray,
+        alphas: Sequence[float],
+        folds: np.ndarray | None = None,
         stimulus: np.ndarray | None = None,
-        kernel: np.ndarray | None = None,
+        *,
+        kernel: str = "linear",
         device: str = "cpu",
     ):
-        n, self.device = len(x if kernel is None else kernel), device
-        self.penalties = np.asarray(penalties, np.float32)
-        stimulus = np.arange(n) if stimulus is None else np.asarray(stimulus)
-        self.stimulus = torch.from_numpy(stimulus).to(device)
-        self.count = torch.bincount(self.stimulus).to(torch.float32)
-        self._x = None if x is None else torch.from_numpy(np.asarray(x, np.float32)).to(device)
-        self.primal = kernel is None and n > self._x.shape[1]
-        if self.primal:
-            self._gram = self._x.T @ self._x
-        elif kernel is None:
-            self._gram = self._x @ self._x.T
-        else:
-            self._gram = torch.from_numpy(np.asarray(kernel, np.float32)).to(device)
-        self._factors: dict[int, torch.Tensor] = {}
-        self.folds = list(PredefinedSplit(folds).split())
-        self._all_maps = [self._maps(train, held) for train, held in self.folds]
+        self.alphas = alphas
+        self.folds = folds
+        self.stimulus = stimulus
+        self.kernel = kernel
+        self.device = device
 
-    def _maps(self, train: np.ndarray, held: np.ndarray) -> torch.Tensor:
+    def fit(self, X: np.ndarray, y: np.ndarray) -> "CrossValidatedRidge":
+        """Do what depends on responses, and then what depends on targets.
+
+        Parameters
+        ----------
+        X : float32 array, shape (n_rows, n_voxels), or the kernel, (n_rows, n_rows)
+            Centred.
+        y : float32 array, shape (n_stimuli, n_targets)
+        """
+        return self.prepare(X).fit_targets(y)
+
+    def prepare(self, X: np.ndarray) -> "CrossValidatedRidge":
+        """Do what depends on responses alone."""
+        stimulus = np.arange(len(X)) if self.stimulus is None else np.asarray(self.stimulus)
+        folds = assign_folds(np.unique(stimulus)) if self.folds is None else self.folds
+        self._stimulus = torch.from_numpy(stimulus).to(self.device)
+        self._count = torch.bincount(self._stimulus).to(torch.float32)
+        self._x = self._tensor(X)
+        self._primal = self.kernel == "linear" and X.shape[0] > X.shape[1]
+        if self.kernel == "precomputed":
+            self._gram = self._x
+        else:
+            self._gram = self._x.T @ self._x if self._primal else self._x @ self._x.T
+        self._factors = {}
+        self._penalties = np.asarray(self.alphas, np.float32)
+        self._folds = list(PredefinedSplit(folds).split())
+        self._maps = [self._maps_of(train, held) for train, held in self._folds]
+        return self
+
+    def fit_targets(self, y: np.ndarray) -> "CrossValidatedRidge":
+        """Fit other targets to the responses that `prepare` was given."""
+        self.intercept_ = column_moments(y, self._count.cpu().numpy())[0].astype(np.float32)
+        y = y - self.intercept_
+        step = max(1, AT_ONCE // (4 * len(self._penalties) * len(y)))
+        parts = [self._scores(y[:, start : start + step]) for start in range(0, y.shape[1], step)]
+        scores = np.concatenate(parts, axis=1)
+        choice = scores.argmax(0)
+        self.cv_scores_, self.best_alphas_ = scores.max(0), self._penalties[choice]
+        self.held_out_ = np.empty(y.shape, np.float32)
+        solved = np.empty((len(self._gram), y.shape[1]), np.float32)
+        for number in np.unique(choice):
+            targets = np.flatnonzero(choice == number)
+            values = self._tensor(y[:, targets])
+            solved[:, targets] = self._solve(values, number).cpu()
+            for (train, held), maps in zip(self._folds, self._maps, strict=True):
+                self.held_out_[np.ix_(held, targets)] = (maps[number] @ values[train]).cpu()
+        self.held_out_ += self.intercept_
+        by_voxel = self._primal or self.kernel == "precomputed"
+        self.coef_ = solved if by_voxel else (self._x.T @ self._tensor(solved)).cpu().numpy()
+        return self
+
+    def predict(self, X: np.ndarray) -> np.ndarray:
+        """Predict new stimuli: float32 (n_new, n_targets)."""
+        return X @ self.coef_ + self.intercept_
+
+    def _tensor(self, values: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values, np.float32)).to(self.device)
+
+    def _maps_of(self, train: np.ndarray, held: np.ndarray) -> torch.Tensor:
         """Return (n_penalties, n_held, n_train): from the targets of some stimuli to others'."""
-        place = torch.full(self.count.shape, -1, device=self.count.device)
-        place[train] = torch.arange(len(train), device=self.count.device)
-        place[held] = torch.arange(len(held), device=self.count.device)
-        rows = torch.isin(self.stimulus, torch.from_numpy(train).to(self.stimulus))
+        place = torch.full(self._count.shape, -1, device=self.device)
+        place[train] = torch.arange(len(train), device=self.device)
+        place[held] = torch.arange(len(held), device=self.device)
+        rows = torch.isin(self._stimulus, torch.from_numpy(train).to(self._stimulus))
         used, new = rows.nonzero()[:, 0], (~rows).nonzero()[:, 0]
-        place_used, place_new = place[self.stimulus[used]], place[self.stimulus[new]]
-        out = torch.zeros(len(self.penalties), len(held), len(train), device=self.count.device)
-        if self.primal:
+        place_used, place_new = place[self._stimulus[used]], place[self._stimulus[new]]
+        out = torch.zeros(len(self._penalties), len(held), len(train), device=self.device)
+        if self._primal:
             x = self._x[new]
             gram, right = self._gram - x.T @ x, x
             last = _sum_rows(self._x[used], place_used, len(train)).T
         else:
             gram, right = self._gram[used][:, used], self._gram[new][:, used]
-        right = (_sum_rows(right, place_new, len(held)) / self.count[held][:, None]).T
-        for number, penalty in enumerate(self.penalties):
+        right = (_sum_rows(right, place_new, len(held)) / self._count[held][:, None]).T
+        for number, penalty in enumerate(self._penalties):
             found = torch.cholesky_solve(right, _factor(gram, float(penalty))).T
-            if self.primal:
+            if self._primal:
                 torch.mm(found, last, out=out[number])
             else:
                 out[number].index_add_(1, place_used, found)
         return out
 
-    def scores(self, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return how well held-out stimuli are predicted, for every penalty.
-
-        Parameters
-        ----------
-        y : float32 array, shape (n_stimuli, n_targets)
-            Centred.
-
-        Returns
-        -------
-        r2, correlation : float32 arrays, shape (n_penalties, n_targets)
-            Means over the folds of 1 - residual / total sum of squares and of Pearson's signed
-            correlation, each within the fold; 0 in a fold where the target is constant.
-        """
-        out = np.zeros((2, len(self.penalties), y.shape[1]), np.float32)
-        largest = max(len(held) for _, held in self.folds)
-        step = max(1, AT_ONCE // (4 * len(self.penalties) * largest))
-        for start in range(0, y.shape[1], step):
-            some = slice(start, start + step)
-            values = self._tensor(y[:, some])
-            for (train, held), maps in zip(self.folds, self._all_maps, strict=True):
-                predicted = maps.flatten(0, 1) @ values[train]
-                predicted = predicted.view(*maps.shape[:2], -1)
-                found = torch.stack(_agreement(predicted, values[held]))
-                out[:, :, some] += found.cpu().numpy() / len(self.folds)
-        return out[0], out[1]
-
-    def held_out(self, y: np.ndarray, choice: np.ndarray) -> np.ndarray:
-        """Predict every stimulus from the folds that it is not in.
-
-        Parameters
-        ----------
-        y : float32 array, shape (n_stimuli, n_targets)
-            Centred.
-        choice : int array, shape (n_targets,)
-            Which of the penalties each target has.
-
-        Returns
-        -------
-        float32 array, shape (n_stimuli, n_targets)
-        """
-        out = np.empty(y.shape, np.float32)
-        for number in np.unique(choice):
-            targets = np.flatnonzero(choice == number)
-            values = self._tensor(y[:, targets])
-            for (train, held), maps in zip(self.folds, self._all_maps, strict=True):
-                out[np.ix_(held, targets)] = (maps[number] @ values[train]).cpu()
+    def _scores(self, y: np.ndarray) -> np.ndarray:
+        """Return the mean R² over the folds, (n_penalties, n_targets), of centred targets."""
+        out, values = 0, self._tensor(y)
+        for (train, held), maps in zip(self._folds, self._maps, strict=True):
+            predicted = (maps.flatten(0, 1) @ values[train]).view(*maps.shape[:2], -1)
+            out = out + _agreement(predicted, values[held])[0].cpu().numpy() / len(self._folds)
         return out
 
-    def accuracy(self, predicted: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Judge predictions of held-out stimuli fold by fold, as `scores` does.
-
-        Parameters
-        ----------
-        predicted, y : float32 arrays, shape (n_stimuli, n_targets)
-
-        Returns
-        -------
-        r2, correlation : float32 arrays, shape (n_targets,)
-        """
-        found = [
-            torch.stack(_agreement(self._tensor(predicted[held])[None], self._tensor(y[held])))
-            for _, held in self.folds
-        ]
-        r2, correlation = torch.stack(found).mean(0)[:, 0].cpu().numpy()
-        return r2, correlation
-
-    def _tensor(self, values: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(values, np.float32)).to(self.device)
-
-    def weights(self, y: np.ndarray, choice: np.ndarray) -> np.ndarray:
-        """Return the weights of every voxel, from all stimuli.
-
-        Parameters
-        ----------
-        y : float32 array, shape (n_stimuli, n_targets)
-            Centred.
-        choice : int array, shape (n_targets,)
-            Which of the penalties each target has.
-
-        Returns
-        -------
-        float32 array, shape (n_voxels, n_targets)
-        """
-        found = self._solve(y, choice)
-        return found if self.primal else (self._x.T @ self._tensor(found)).cpu().numpy()
-
-    def predict(self, x: np.ndarray, y: np.ndarray, choice: np.ndarray) -> np.ndarray:
-        """Predict new stimuli from all: float32 (n_new, n_targets).
-
-        Parameters
-        ----------
-        x : float array, shape (n_new, n_voxels)
-            Centred as the training responses were.
-        y, choice
-            As for `weights`.
-        """
-        found = self._solve(y, choice)
-        return x @ found if self.primal else (x @ self._x.T.cpu().numpy()) @ found
-
-    def dual(self, y: np.ndarray, choice: np.ndarray) -> np.ndarray:
-        r"""Return dual coefficients :math:`(X X^\top + \alpha I)^{-1} Y` from all stimuli.
-
-        Only without `primal`: to make them of weights costs single precision its digits.
-
-        Parameters
-        ----------
-        y, choice
-            As for `weights`.
-
-        Returns
-        -------
-        float32 array, shape (n_rows, n_targets)
-        """
-        if self.primal:
-            raise ValueError("there are more rows than voxels: take `weights`")
-        return self._solve(y, choice)
-
-    def _solve(self, y: np.ndarray, choice: np.ndarray) -> np.ndarray:
-        """Return weights with `primal`, else dual coefficients."""
-        out = np.zeros((len(self._gram), y.shape[1]), np.float32)
-        step = max(1, AT_ONCE // (8 * len(self.stimulus)))
-        for number in np.unique(choice):
-            targets = np.flatnonzero(choice == number)
-            for some in np.array_split(targets, -(-len(targets) // step)):
-                values = self._tensor(y[:, some])[self.stimulus]
-                right = self._x.T @ values if self.primal else values
-                out[:, some] = torch.cholesky_solve(right, self._factor_of(int(number))).cpu()
-        return out
-
-    def _factor_of(self, number: int) -> torch.Tensor:
-        """Factor each penalty's matrix once."""
+    def _solve(self, values: torch.Tensor, number: int) -> torch.Tensor:
+        """Return weights or dual coefficients; the matrix of each penalty is factored once."""
         if number not in self._factors:
-            self._factors[number] = _factor(self._gram, float(self.penalties[number]))
-        return self._factors[number]
+            self._factors[number] = _factor(self._gram, float(self._penalties[number]))
+        right = values[self._stimulus]
+        return torch.cholesky_solve(
+            self._x.T @ right if self._primal else right, self._factors[number]
+        )
+
+
+def fold_accuracy(
+    predicted: np.ndarray, y: np.ndarray, folds: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Judge predictions of held-out stimuli, each fold by itself.
+
+    Parameters
+    ----------
+    predicted, y : float32 arrays, shape (n_stimuli, n_targets)
+    folds : int array, shape (n_stimuli,)
+
+    Returns
+    -------
+    r2, correlation : float32 arrays, shape (n_targets,)
+        Means over the folds of 1 - residual / total sum of squares and of Pearson's signed
+        correlation; 0 in a fold where the target is constant.
+    """
+    predicted, y = (torch.from_numpy(np.asarray(part, np.float32)) for part in (predicted, y))
+    parts = [
+        torch.stack(_agreement(predicted[held][None], y[held]))
+        for _, held in PredefinedSplit(folds).split()
+    ]
+    r2, correlation = torch.stack(parts).mean(0)[:, 0].numpy()
+    return r2, correlation
 
 
 def _factor(gram: torch.Tensor, penalty: float) -> torch.Tensor:

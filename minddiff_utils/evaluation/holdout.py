@@ -9,7 +9,6 @@ same size, from which as many pictures were left out at random.
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 
 import h5py
@@ -142,8 +141,8 @@ def hold_out(
     return found
 
 
-def decoding_of(decoded_path: str | Path) -> dict:
-    """Return the settings that `decode_subject` wrote a file with, for `decode_splits`.
+def decoding_of(decoded_path: str | Path) -> Method:
+    """Return the method that `decode_subject` wrote a file with, for `decode_splits`.
 
     Raises
     ------
@@ -153,13 +152,7 @@ def decoding_of(decoded_path: str | Path) -> dict:
     try:
         with h5py.File(decoded_path, "r") as file:
             record = json.loads(file.attrs["settings"])
-        return {
-            "keep_structure": float(record["keep_structure"]),
-            "n_components": int(record["n_components"]),
-            "reliability": tuple(record["reliability"]),
-            "n_folds": int(record["n_folds"]),
-            "method": Method(**{part.name: record[part.name] for part in fields(Method)}),
-        }
+        return Method(**{name: record[name] for name in Method().get_params()})
     except (OSError, KeyError) as error:
         raise InputError(
             f"{decoded_path} cannot be read ({error}). Run 02_decoding again."

@@ -72,11 +72,12 @@ def decode_takagi(
     InputError
         If the recording has early areas only, or none of them.
     """
-    how = decoding_of(decoded_path) | {"device": device}
+    method = decoding_of(decoded_path).set_params(device=device)
     found = {}
     for name, voxels in zip(("z", "c"), early_and_higher(subject.roi), strict=True):
-        given = {"names": [name], "voxels": voxels}
-        part = decode_splits(subject, features_path, subject.splits, **how, **given)
+        part = decode_splits(
+            subject, features_path, subject.splits, method, names=[name], voxels=voxels
+        )
         found |= {key: part[key] for key in ("stimulus_id", name)}
     return found
 

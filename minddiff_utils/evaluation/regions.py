@@ -1,6 +1,7 @@
 """Which region knows what: decoding from one region alone, and from all voxels but its own."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,31 +11,15 @@ from tqdm import tqdm
 
 from minddiff_utils.datasets import Split, Subject, prepare_fold
 from minddiff_utils.datasets.areas import EARLY_AREAS, HIGHER_AREAS, area_kind, area_masks
-from minddiff_utils.decoding.decode import correlations, voxel_weights
-from minddiff_utils.decoding.decoders import PENALTIES
-from minddiff_utils.decoding.features import families, read_features
+from minddiff_utils.decoding.decode import correlations, stimulus_of_rows, voxel_weights
+from minddiff_utils.decoding.features import families, read_values
 from minddiff_utils.decoding.folds import training_folds
 from minddiff_utils.decoding.moments import column_moments, constant_columns
-from minddiff_utils.decoding.ridge import RidgePath
+from minddiff_utils.decoding.ridge import PENALTIES, CrossValidatedRidge
 from minddiff_utils.evaluation.statistics import resampled_correlation
 
 # Every second penalty: mean accuracies need no finer choice.
 COARSE = PENALTIES[::2]
-
-
-class _Kernel(NamedTuple):
-    """Products of responses over some voxels, and their number, each counted by its weight.
-
-    `train` float32 (n_rows, n_rows), `test` float32 (n_test, n_rows).
-    """
-
-    train: np.ndarray
-    test: np.ndarray
-    size: float
-
-    def without(self, other: "_Kernel") -> "_Kernel":
-        """Take some of the voxels away."""
-        return _Kernel(self.train - other.train, self.test - other.test, self.size - other.size)
 
 
 class RegionDecoding(NamedTuple):
@@ -85,22 +70,50 @@ def decode_regions(
     """
     names = [name for name in names if name in families(features_path)]
     chosen = sample_values(features_path, names, subject.splits[0], n_targets, seed)
+    masks = subject.roi | area_masks(subject.roi)
     found: dict[tuple[str, str], list[np.ndarray]] = {}
     true = []
-    masks = subject.roi | area_masks(subject.roi)
-    bar = tqdm(total=len(subject.splits) * (2 * len(masks) + 1), desc="regions")
-    for split in subject.splits:
+    for split in tqdm(subject.splits, desc="regions"):
         true.append(_values(features_path, chosen, split.test))
         y = _values(features_path, chosen, split.train)
         folds = training_folds(subject, split.train, n_folds)
-        for key, kernel, stimulus in _kernels(subject, split, masks):
-            found.setdefault(key, []).append(_decode(kernel, y, folds, stimulus))
-            bar.update()
-    bar.close()
+        for key, decoded in _decode_split(subject, split, masks, y, folds):
+            found.setdefault(key, []).append(decoded)
     family = np.repeat(names, [len(chosen[name]) for name in names])
     value = np.concatenate([chosen[name] for name in names])
     decoded = {key: np.concatenate(parts) for key, parts in found.items()}
     return RegionDecoding(np.concatenate(true), family, value, tuple(subject.roi), decoded)
+
+
+def _decode_split(
+    subject: Subject,
+    split: Split,
+    masks: Mapping[str, np.ndarray],
+    y: np.ndarray,
+    folds: np.ndarray,
+) -> Iterator[tuple[tuple[str, str], np.ndarray]]:
+    """Yield (region, which voxels) and the decoded values of the test stimuli."""
+    fold, weights = prepare_fold(subject, split), voxel_weights(subject, split)
+    stimulus = stimulus_of_rows(split, fold)
+    mean = np.average(y, axis=0, weights=np.bincount(stimulus))
+    centre = fold.train_x.mean(0, dtype=np.float64).astype(np.float32)
+    train, test = (fold.train_x - centre) * weights, (fold.test_x - centre) * weights
+
+    def products(voxels: np.ndarray | slice) -> tuple[np.ndarray, np.ndarray, float]:
+        part = train[:, voxels]
+        return part @ part.T, test[:, voxels] @ part.T, float(np.square(weights[voxels]).sum())
+
+    def decode(train: np.ndarray, test: np.ndarray, size: float) -> np.ndarray:
+        ridge = CrossValidatedRidge(size * COARSE, folds, stimulus, kernel="precomputed")
+        return ridge.fit(train, y - mean).predict(test) + mean
+
+    whole = products(slice(None))
+    yield ("", "all"), decode(*whole)
+    for roi, mask in masks.items():
+        alone = products(mask)
+        yield (roi, "alone"), decode(*alone)
+        if not mask.all():
+            yield (roi, "without"), decode(*(a - b for a, b in zip(whole, alone, strict=True)))
 
 
 def region_accuracies(regional: RegionDecoding) -> pd.DataFrame:
@@ -147,19 +160,24 @@ def area_contrasts(
         areas of one kind only.
     """
     rows = {}
-    pairs = _pairs(regional.family)
     if (EARLY_AREAS, "alone") not in regional.decoded:
         return pd.DataFrame(rows)
-    for first, second in pairs:
+    for pair in _pairs(regional.family):
+        contrast = partial(_contrast, regional, pair, n_resamples, seed)
+        whole = contrast("", "all")
         for measure in ("alone", "without", "without all"):
-            early, higher = (
-                _resampled_contrast(regional, measure, kind, (first, second), n_resamples, seed)
-                for kind in (EARLY_AREAS, HIGHER_AREAS)
-            )
+            of_kind = []
+            for kind in (EARLY_AREAS, HIGHER_AREAS):
+                rois = [roi for roi in regional.rois if area_kind(roi) == kind]
+                rois = [kind] if measure == "without all" else rois
+                voxels = "alone" if measure == "alone" else "without"
+                mean = np.mean([contrast(roi, voxels) for roi in rois], axis=0)
+                of_kind.append(mean if measure == "alone" else whole - mean)
+            early, higher = of_kind
             low, high = np.percentile((early - higher)[1:], [2.5, 97.5])
             row = {"early": early[0], "higher": higher[0], "difference": early[0] - higher[0]}
             row |= {"low": low, "high": high, "holds": low > 0}
-            rows[measure, f"{first} - {second}"] = row
+            rows[measure, " - ".join(pair)] = row
     table = pd.DataFrame(rows).T.infer_objects()
     return table.rename_axis(["measure", "families"])
 
@@ -172,26 +190,17 @@ def _pairs(family: np.ndarray) -> list[tuple[str, str]]:
     return pairs + ([(blocks[0], blocks[-1])] if len(blocks) > 1 else [])
 
 
-def _resampled_contrast(
-    regional: RegionDecoding, measure: str, kind: str, pair: tuple[str, str], n: int, seed: int
+def _contrast(
+    regional: RegionDecoding, pair: tuple[str, str], n: int, seed: int, roi: str, voxels: str
 ) -> np.ndarray:
-    """Average a kind of areas: (n + 1,), of the pictures themselves first, then resampled."""
-
-    def accuracy(roi: str, voxels: str, name: str) -> np.ndarray:
-        of = regional.family == name
-        true, found = regional.true[:, of], regional.decoded[roi, voxels][:, of]
-        mean = np.nanmean(correlations(true, found))
-        return np.concatenate([[mean], resampled_correlation(true, found, n, seed)])
-
-    def value(roi: str, name: str) -> np.ndarray:
-        if measure == "alone":
-            return accuracy(roi, "alone", name)
-        return accuracy("", "all", name) - accuracy(roi, "without", name)
-
-    rois = (
-        [kind] if measure == "without all" else [r for r in regional.rois if area_kind(r) == kind]
-    )
-    return np.mean([value(roi, pair[0]) - value(roi, pair[1]) for roi in rois], axis=0)
+    """Mean correlation of one family less another's: (n + 1,), of the pictures, then resampled."""
+    found = []
+    for family in pair:
+        of = regional.family == family
+        true, decoded = regional.true[:, of], regional.decoded[roi, voxels][:, of]
+        mean = np.nanmean(correlations(true, decoded))
+        found.append(np.append(mean, resampled_correlation(true, decoded, n, seed)))
+    return found[0] - found[1]
 
 
 def sample_values(
@@ -217,46 +226,13 @@ def sample_values(
     rng = np.random.default_rng(seed)
     chosen = {}
     for name in names:
-        y = read_features(path, name, split.train)
-        y = y.reshape(len(y), -1)
-        varied = np.flatnonzero(~constant_columns(*column_moments(y)))
+        moments = column_moments(read_values(path, name, split.train))
+        varied = np.flatnonzero(~constant_columns(*moments))
         chosen[name] = np.sort(rng.choice(varied, min(n, len(varied)), replace=False))
     return chosen
 
 
 def _values(path: str | Path, chosen: Mapping[str, np.ndarray], ids: np.ndarray) -> np.ndarray:
     """Read the drawn values of all families side by side."""
-    parts = [
-        read_features(path, name, ids).reshape(len(ids), -1)[:, places]
-        for name, places in chosen.items()
-    ]
+    parts = [read_values(path, name, ids)[:, places] for name, places in chosen.items()]
     return np.concatenate(parts, axis=1)
-
-
-def _kernels(subject: Subject, split: Split, masks: Mapping[str, np.ndarray]):
-    """Yield (region, which voxels), the kernel, and the stimulus of each row, from 0."""
-    fold, weights = prepare_fold(subject, split), voxel_weights(subject, split)
-    order = np.argsort(split.train)
-    stimulus = order[np.searchsorted(split.train[order], fold.train_id)]
-    centre = fold.train_x.mean(0, dtype=np.float64).astype(np.float32)
-    train, test = (fold.train_x - centre) * weights, (fold.test_x - centre) * weights
-
-    def kernel(voxels: np.ndarray | slice) -> _Kernel:
-        part = train[:, voxels]
-        size = float(np.square(weights[voxels]).sum())
-        return _Kernel(part @ part.T, test[:, voxels] @ part.T, size)
-
-    whole = kernel(slice(None))
-    yield ("", "all"), whole, stimulus
-    for roi, mask in masks.items():
-        alone = kernel(mask)
-        yield (roi, "alone"), alone, stimulus
-        if not mask.all():
-            yield (roi, "without"), whole.without(alone), stimulus
-
-
-def _decode(kernel: _Kernel, y: np.ndarray, folds: np.ndarray, stimulus: np.ndarray) -> np.ndarray:
-    mean = np.average(y, axis=0, weights=np.bincount(stimulus))
-    path = RidgePath(None, kernel.size * COARSE, folds, stimulus, kernel=kernel.train)
-    choice = path.scores(y - mean)[0].argmax(0)
-    return kernel.test @ path.dual(y - mean, choice) + mean

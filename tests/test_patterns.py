@@ -1,18 +1,16 @@
-"""Reliability, patterns, constant shares, on recordings whose answers are known; figures."""
+"""Reliability, patterns and constant shares, on recordings whose answers are known."""
 
 import dataclasses
 
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.figure import Figure
 from test_decoding import recording, world  # noqa: F401
 
 from minddiff_utils.datasets import prepare_fold
-from minddiff_utils.decoding import patterns as weights
+from minddiff_utils.decoding import patterns
 from minddiff_utils.decoding.decode import decode_subject, decoding_accuracy
-from minddiff_utils.decoding.decoders import Decoder, fit_decoder, load_decoder
-from minddiff_utils.evaluation.regions import decode_regions, region_accuracies
+from minddiff_utils.decoding.decoders import Decoder, Method, fit_family, load_decoder, make_design
 from minddiff_utils.figures import decoding as figures_decoding
 
 
@@ -31,39 +29,40 @@ def test_shares_are_those_of_haufes_patterns(factored):
     left, right = rng.standard_normal((9, 4)), rng.standard_normal((4, 6)) if factored else None
     n = 6 if factored else 4
     nothing = np.zeros(n)
-    decoder = Decoder(left, right, np.ones(9), nothing, np.ones(n, bool), nothing, nothing)
+    decoder = Decoder(left, np.ones(9), nothing, np.ones(n, bool), nothing, nothing, right)
     x = rng.standard_normal((200, 9)) @ rng.standard_normal((9, 9)) + 1
-    found, decoded = np.cov(x.T), decoder.weights(np.arange(n))
+    found, decoded = np.cov(x.T), left @ right if factored else left
     # A = cov(x) W / var(decoded), for each value by itself.
     variance = np.diag(decoded.T @ found @ decoded)
     pattern = found @ decoded / variance
     power = np.square(pattern * variance).sum(1)
-    np.testing.assert_allclose(weights.pattern_shares(decoder, x), power / power.sum())
+    np.testing.assert_allclose(patterns.pattern_shares(decoder, x), power / power.sum())
 
 
 def test_a_voxel_of_noise_has_weight_but_no_pattern():
     """The example of Haufe et al. 2014: what is heard of the signal less the noise beside it."""
     rng = np.random.default_rng(0)
-    signal, noise = rng.standard_normal((2, 2000, 1)).astype(np.float32)
+    signal, noise = rng.standard_normal((2, 900, 1)).astype(np.float32)
     x = np.concatenate([signal + noise, noise], axis=1)
-    decoder = fit_decoder(x, signal)
-    np.testing.assert_allclose(decoder.weights([0])[:, 0], [1, -1], atol=0.02)
-    np.testing.assert_allclose(weights.pattern_shares(decoder, x), [1, 0], atol=0.01)
+    decoder = fit_family(make_design(x), signal, "c", Method())[0]
+    weights = (decoder.left @ decoder.right)[:, 0]
+    np.testing.assert_allclose(weights, [1, -1], atol=0.02)
+    np.testing.assert_allclose(patterns.pattern_shares(decoder, x), [1, 0], atol=0.01)
 
 
 def test_patterns_lie_in_the_region_that_knows(world, decoded):  # noqa: F811
     _, _, subject = world
     decoder = load_decoder(decoded[1] / "main" / "z.safetensors")
     x = prepare_fold(subject, subject.splits[0]).train_x
-    share = weights.pattern_shares(decoder, x)
-    table = weights.density_by_region(subject, {"z": share}).set_index("roi").density
+    share = patterns.pattern_shares(decoder, x)
+    table = patterns.density_by_region(subject, {"z": share}).set_index("roi").density
     assert table["A"] > 3 * table["B"]
     assert (table * [0.5, 0.5]).sum() == pytest.approx(1, abs=1e-4)
 
 
 def test_constant_share_counts_values_and_power():
     y = np.stack([np.full(50, 3.0), np.tile([-1.0, 1.0], 25)], axis=1)
-    assert weights.constant_share(y) == (0.5, pytest.approx(0.9))
+    assert patterns.constant_share(y) == (0.5, pytest.approx(0.9))
 
 
 @pytest.mark.parametrize("noise", [0.5, 4.0, 20.0])
@@ -74,7 +73,7 @@ def test_reliability_is_above_accuracy_and_falls_with_noise(world, tmp_path, noi
     path = decode_subject(subject, features, tmp_path / "d.h5", decoders=tmp_path / "d")
     accuracy = decoding_accuracy(features, path)
     r = accuracy[accuracy.family == "z"].correlation.to_numpy()
-    highest = weights.decoder_reliability(subject, tmp_path / "d", "z")
+    highest = patterns.decoder_reliability(subject, tmp_path / "d", "z")
     assert highest.shape == r.shape
     # What is decoded from the signal without noise is known here: twice as much noise, less comes.
     decoder = load_decoder(tmp_path / "d" / "main" / "z.safetensors")
@@ -93,35 +92,7 @@ def test_without_repetitions_there_is_no_reliability(world, decoded):  # noqa: F
         stimulus_id=subject.stimulus_id[once],
         session=np.ones(once.sum(), np.int64),
     )
-    assert np.isnan(weights.decoder_reliability(subject, decoded[1], "z")).all()
-
-
-def test_figures_draw_what_they_are_given(world, decoded, tmp_path):  # noqa: F811
-    features, _, subject = world
-    table = region_accuracies(decode_regions(subject, features, n_targets=5))
-    share = {"z": np.linspace(0, 0.02, 100), "c": np.full(100, 0.01)}
-    places = np.stack(np.unravel_index(np.arange(100), (5, 5, 4)), axis=1)
-    placed = dataclasses.replace(subject, voxel_ijk=places, volume_shape=(5, 5, 4))
-    accuracy = decoding_accuracy(features, decoded[0])
-    figures = [
-        figures_decoding.region_loss(table),
-        figures_decoding.pattern_density(weights.density_by_region(subject, share)),
-        figures_decoding.pattern_maps(placed, share),
-        figures_decoding.pattern_maps(subject, share),
-        figures_decoding.shrinkage(np.eye(5), 0.5 * np.eye(5)),
-        figures_decoding.accuracy_and_reliability(accuracy, {"z": np.full(16, 0.9)}),
-        figures_decoding.accuracy_and_reliability(accuracy, {"z": np.full(16, np.nan)}),
-    ]
-    assert all(isinstance(figure, Figure) for figure in figures)
-    line = [
-        line
-        for line in figures[5].axes[0].lines
-        if line.get_label() == figures_decoding.RELIABILITY
-    ]
-    np.testing.assert_array_equal(line[0].get_ydata(), [0.9, 0.9])
-    bars = figures[0].axes[0].patches
-    means = table.groupby(["voxels", "family", "roi"]).correlation.mean()
-    assert bars[0].get_width() == pytest.approx(means["all", "z", ""] - means["without", "z", "A"])
+    assert np.isnan(patterns.decoder_reliability(subject, decoded[1], "z")).all()
 
 
 def test_anatomy_is_found_where_nsd_keeps_it(tmp_path):
