@@ -114,11 +114,11 @@ def main(
         return
     from minddiff_utils.decoding.decode import read_decoded
     from minddiff_utils.evaluation.metrics import read_reconstructions
-    from minddiff_utils.evaluation.stored import store_pictures
     from minddiff_utils.models.hub import clip_name
     from minddiff_utils.models.stable_diffusion import load_clip, load_generator
     from minddiff_utils.reconstruction.shards import pictures_of
     from minddiff_utils.reconstruction.stages import read_pictures
+    from studies.stored import store_pictures
 
     generator = load_generator(models, device, dtype)
     judge = load_clip(clip_name(models, "judge"), device, dtype)

@@ -17,9 +17,9 @@ from minddiff_utils.book.gallery import (
 )
 from minddiff_utils.book.glossary import link_notebook, link_text, read_terms
 from minddiff_utils.book.runs import Plan
+from minddiff_utils.evaluation.failures import failure_note
 from minddiff_utils.evaluation.metrics import main_metrics, read_metrics
 from minddiff_utils.evaluation.stored import DEFAULT_WAY, read_summary, solver_table, ways_table
-from minddiff_utils.evaluation.strays import stray_note
 from minddiff_utils.evaluation.tables import (
     FRONT,
     STAGE_2_PAIRS,
@@ -93,7 +93,7 @@ def front_results(plan: Plan) -> str:
     if not path.is_file():
         return ""
     text = f"## What came out\n\n{markdown_table(front_table(pd.read_csv(path)))}"
-    text += stray_note({who: plan.run / who for who in plan.subjects}, FRONT, quiet=True)
+    text += failure_note({who: plan.run / who for who in plan.subjects}, FRONT, quiet=True)
     values = main_metrics(read_metrics(plan.run, plan.subjects))
     added = difference_table(values, STAGE_2_PAIRS)
     text += f"\n{markdown_table(added)}" if len(added) else ""

@@ -14,8 +14,8 @@ from minddiff_utils.decoding.decode import correlations, training_design
 from minddiff_utils.decoding.decoders import SEMANTIC, Design, Method, fit_family
 from minddiff_utils.decoding.features import families, read_features
 from minddiff_utils.decoding.moments import column_moments
-from minddiff_utils.evaluation.controls import shuffled_rows
 from minddiff_utils.evaluation.regions import sample_values
+from minddiff_utils.evaluation.statistics import shuffled_rows
 from minddiff_utils.io import InputError
 
 

@@ -1,6 +1,13 @@
-"""How close is each test picture to what the decoders were trained on, and does it matter?"""
+"""Is it remembered from training? Near twins of the test pictures, and kinds never trained on.
 
-from collections.abc import Sequence
+A decoder that only recognises a twin, or which of the familiar kinds was seen, fails on a kind it
+has not met. So a whole kind of pictures is left out of training, and its test pictures are decoded.
+Leaving pictures out costs something by itself; what is compared with is therefore a training set of
+the same size, from which as many pictures were left out at random.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,12 +15,16 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 from scipy import stats
+from sklearn.cluster import KMeans
 
 from minddiff_utils.datasets import Split
 from minddiff_utils.datasets.content import digests, stream_pictures
 from minddiff_utils.datasets.subject import Stimuli
 from minddiff_utils.decoding.features import read_features
-from minddiff_utils.evaluation.metrics import METHODS, METRICS, in_order, unit_rows
+from minddiff_utils.evaluation.methods import METHODS, in_order
+from minddiff_utils.evaluation.metrics import METRICS, unit_rows
+from minddiff_utils.evaluation.statistics import paired_difference
+from minddiff_utils.evaluation.tables import as_markdown, interval_text
 from minddiff_utils.io import InputError
 
 MOST = 1000  # training pictures that are compared among themselves
@@ -21,6 +32,7 @@ MOST = 1000  # training pictures that are compared among themselves
 N_PATCHES = 10
 DIFFERENT_PATCHES = 10
 DIFFERENT_LEVELS = 24  # of 255, in one of the colours
+FEWEST = 3  # test pictures of a group that is held out
 
 
 class Copies(NamedTuple):
@@ -56,28 +68,23 @@ def count_copies(stimuli: Stimuli, splits: Sequence[Split]) -> Copies:
     -------
     Copies
     """
-    parts = [part for split in splits for part in (split.train, split.test)]
-    ids = np.unique(np.concatenate(parts))
+    ids = np.unique(np.concatenate([part for s in splits for part in (s.train, s.test)]))
     keys, small = [], []
     for _, pictures in stream_pictures(stimuli, ids):
         keys += digests(pictures)
-        small += [_shrunk(picture) for picture in pictures]
-    group, small = np.unique(np.array(keys, "S32"), return_inverse=True)[1].ravel(), np.stack(small)
+        for picture in pictures:
+            side = N_PATCHES, N_PATCHES
+            small.append(np.asarray(Image.fromarray(picture).resize(side, Image.Resampling.BOX)))
+    keys, small = np.array(keys, "S32"), np.array(small, np.int16)
     found = []
     for split in splits:
         train = np.searchsorted(ids, split.train)
         for number, place in zip(split.test, np.searchsorted(ids, split.test), strict=True):
             change = np.abs(small[train] - small[place]).max(axis=-1) > DIFFERENT_LEVELS
             near = change.sum(axis=(1, 2)) < DIFFERENT_PATCHES
-            exact = group[train] == group[place]
+            exact = keys[train] == keys[place]
             found.append((number, exact.sum(), (near & ~exact).sum()))
     return Copies(*np.array(found, np.int64).T)
-
-
-def _shrunk(picture: np.ndarray) -> np.ndarray:
-    """Return the means of the patches of a picture, int16 (10, 10, 3)."""
-    image = Image.fromarray(picture).resize((N_PATCHES, N_PATCHES), Image.Resampling.BOX)
-    return np.asarray(image, np.int16)
 
 
 class Overlap(NamedTuple):
@@ -174,18 +181,15 @@ def overlap_trend(
         Methods as rows, metrics as columns: Spearman's correlation with its 95 % percentile
         interval. Below zero: pictures further from the training set come out worse.
     """
-    rng = np.random.default_rng(seed)
     n = len(found.stimulus_id)
-    draws = rng.integers(0, n, (n_resamples, n))
-    rows = {}
+    draws = np.random.default_rng(seed).integers(0, n, (n_resamples, n))
+    trend: dict[str, dict[str, str]] = {}
     for (method, metric), group in values.groupby(["method", "metric"], sort=False):
         value = group.set_index("stimulus_id")["value"].reindex(found.stimulus_id).to_numpy()
-        rows.setdefault(method, {})[METRICS.get(metric, metric)] = _trend(
-            value, found.distance, draws
-        )
-    table = pd.DataFrame.from_dict(rows, orient="index")
-    table = table.loc[in_order(table.index, METHODS)]
-    table = table.rename(index=METHODS).rename_axis("method")
+        text = _trend(value, found.distance, draws)
+        trend.setdefault(method, {})[METRICS.get(metric, metric)] = text
+    table = pd.DataFrame.from_dict(trend, orient="index")
+    table = table.loc[in_order(trend, METHODS)].rename(index=METHODS).rename_axis("method")
     table.attrs["note"] = (
         "Spearman's correlation of the score with the distance to the nearest training picture, "
         "and its 95\u00a0% bootstrap interval over pictures. Below zero: pictures further from the "
@@ -205,3 +209,124 @@ def _trend(value: np.ndarray, distance: np.ndarray, draws: np.ndarray) -> str:
     sampled = (x * y).sum(1)[norm > 0] / norm[norm > 0]
     low, high = np.percentile(sampled, [2.5, 97.5])
     return f"{rho:+.2f} [{low:+.2f},\u00a0{high:+.2f}]"
+
+
+# --- kinds of pictures that are left out of training ---------------------------------------
+
+
+def picture_groups(
+    features_path: str | Path,
+    stimulus_ids: Sequence[int],
+    attributes: pd.DataFrame,
+    n_clusters: int = 10,
+    seed: int = 0,
+) -> dict[str, np.ndarray]:
+    """Group pictures by the kinds of thing they show; by their captions where none are named.
+
+    Parameters
+    ----------
+    features_path : str or Path
+        From `write_features`; `c`, averaged over its tokens, stands for the captions, which k-means
+        puts into clusters.
+    stimulus_ids : sequence of n int
+        Of the rows of `attributes`.
+    attributes : DataFrame of bool
+        From `attributes.attribute_table`. A picture may show several kinds.
+    n_clusters : int
+        At most as many as half the pictures.
+    seed : int
+
+    Returns
+    -------
+    dict of name to int64 array of stimulus ids
+        A kind each, or "cluster_1" …
+    """
+    ids = np.asarray(stimulus_ids, np.int64)
+    kinds = [trait for family, trait in attributes.columns if family == "kind"]
+    if kinds:
+        return {kind: ids[attributes["kind", kind].to_numpy()] for kind in kinds}
+    n_clusters = max(2, min(n_clusters, len(ids) // 2))
+    rows = read_features(features_path, "c", ids).mean(axis=1)
+    label = KMeans(n_clusters, n_init=4, random_state=seed).fit_predict(rows)
+    return {f"cluster_{k + 1}": ids[label == k] for k in range(n_clusters)}
+
+
+def hold_out(
+    split: Split, groups: Mapping[str, np.ndarray], n: int, seed: int = 0
+) -> dict[str, tuple[Split, Split]]:
+    """Make the splits that leave a group of pictures out of training.
+
+    Taken are the `n` groups with the most test pictures, among those with at least three that
+    leave half of the training pictures or more.
+
+    Parameters
+    ----------
+    split : Split
+    groups : mapping of name to stimulus ids
+    n : int
+        How many groups, at most; 0 for none.
+    seed : int
+        Of the pictures that are left out at random for comparison.
+
+    Returns
+    -------
+    dict of group to (without, matched)
+        Both test the group's test pictures. `without` trains on no picture of the group, `matched`
+        on as many pictures, a random part of all.
+    """
+    rng = np.random.default_rng(seed)
+    test = {name: split.test[np.isin(split.test, ids)] for name, ids in groups.items()}
+    train = {name: split.train[~np.isin(split.train, ids)] for name, ids in groups.items()}
+    names = [name for name in groups if len(test[name]) >= FEWEST]
+    names = [name for name in names if 2 * len(train[name]) >= len(split.train)]
+    found = {}
+    for name in sorted(names, key=lambda name: -len(test[name]))[:n]:
+        word = re.sub(r"[^A-Za-z0-9_-]", "_", name)
+        matched = np.sort(rng.choice(split.train, len(train[name]), replace=False))
+        found[name] = (
+            Split(f"without_{word}", train[name], test[name]),
+            Split(f"matched_{word}", matched, test[name]),
+        )
+    return found
+
+
+def hold_out_table(found: Mapping[str, pd.DataFrame], seed: int = 0) -> pd.DataFrame:
+    """Show the drop when a kind of pictures was never trained on.
+
+    Parameters
+    ----------
+    found : mapping of group to DataFrame
+        `method, stimulus_id, metric, value` with the methods "without" and "matched".
+    seed : int
+
+    Returns
+    -------
+    DataFrame of str
+        A group a row and all of them together, a metric a column: mean with a training set of the
+        same size → mean without the group, and the paired difference with its 95 % interval.
+    """
+    if not found:
+        table = pd.DataFrame(index=pd.Index([], name="left out"))
+        table.attrs["note"] = "No group of pictures was left out (parameter `n_holdouts`)."
+        return table
+    keys = ["method", "stimulus_id", "metric"]
+    everything = pd.concat(found.values()).groupby(keys, as_index=False)["value"].mean()
+    rows = []
+    for name, part in {**found, "all of them": everything}.items():
+        row = {"left out": as_markdown(name), "n": str(part["stimulus_id"].nunique())}
+        by_metric = part.pivot(index="stimulus_id", columns=["metric", "method"], values="value")
+        for metric in in_order(part["metric"], METRICS):
+            wide = by_metric[metric]
+            drop = paired_difference(wide["without"], wide["matched"], seed=seed)
+            means = f"{wide['matched'].mean():.3f} → {wide['without'].mean():.3f}"
+            text = interval_text(drop["mean"], drop["low"], drop["high"], "+")
+            row[METRICS.get(metric, metric)] = f"{means}: {text}"
+        rows.append(row)
+    table = pd.DataFrame(rows).set_index("left out")
+    table.attrs["note"] = (
+        "Mean of the full method on the test pictures of a group, its decoders trained on as many "
+        "pictures chosen at random → trained on no picture of the group; then the mean paired "
+        "difference with its 95\u00a0% bootstrap interval. n is the number of test pictures; one "
+        "that shows several of the groups counts once in the last row."
+    )
+    return table
