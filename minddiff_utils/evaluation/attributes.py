@@ -1,13 +1,13 @@
 """What a picture shows, read from its captions, and what pictures that fail have in common."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
 from minddiff_utils.evaluation.statistics import group_difference, holm
-from minddiff_utils.evaluation.tables import as_markdown, interval_text
+from minddiff_utils.evaluation.tables import as_markdown, interval_text, wide_table
 from minddiff_utils.io import InputError
 
 FEWEST = 3  # pictures with a trait, and without it, below which nothing is said about it
@@ -123,38 +123,30 @@ def common_traits(
     return table.sort_values(["metric", "difference"], kind="stable", ignore_index=True)
 
 
-def traits_table(traits: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
+def traits_table(traits: pd.DataFrame) -> pd.DataFrame:
     """Write `common_traits` for people: a trait a row, a metric a column.
-
-    Parameters
-    ----------
-    traits : DataFrame
-        From `common_traits`.
-    names : mapping of metric to the name that people read
 
     Returns
     -------
     DataFrame of str
-        The trait with the lowest difference in the first metric of `names` comes first.
+        The trait with the lowest difference in the first metric comes first.
     """
     if traits.empty:
         table = pd.DataFrame(index=pd.Index([], name="trait"))
         table.attrs["note"] = (
-            "No trait to compare by: `kinds`, `sizes` and `scenes` name none that enough pictures "
-            "show."
+            "No trait to compare by: `kinds`, `sizes` and `scenes` name none that "
         )
+        table.attrs["note"] += "enough pictures show."
         return table
-    rows: dict[str, dict[str, str]] = {}
-    for row in traits.sort_values("metric", key=lambda m: m.map(list(names).index)).itertuples():
+    numbers = traits.copy()
+    for row in traits.itertuples():
         star = " *" if row.p_holm < 0.05 else ""
         text = interval_text(row.difference, row.low, row.high, "+") + star
-        trait = as_markdown(f"{row.family}: {row.trait}")
-        rows.setdefault(trait, {"n": str(row.n)})[names[row.metric]] = text
-    table = pd.DataFrame.from_dict(rows, orient="index", columns=["n", *names.values()])
-    table = table.fillna("–").rename_axis("trait")
-    table.attrs["note"] = (
+        numbers.loc[row.Index, ["trait", "text"]] = as_markdown(f"{row.family}: {row.trait}"), text
+    return wide_table(
+        numbers,
+        ["trait"],
         "Mean over the pictures that show it minus the mean over all others, with its 95\u00a0% "
         "bootstrap interval; a star: p < 0.05 in a permutation test, corrected by Holm for all "
-        "cells of the table. n is the number of pictures that show it."
+        "cells of the table. n is the number of pictures that show it.",
     )
-    return table

@@ -175,8 +175,7 @@ def ceiling(bench: Bench) -> np.ndarray:
 
 def from_mean_features(bench: Bench) -> np.ndarray:
     """Both stages from the mean features of the training pictures."""
-    given = mean_features(bench.decoded, bench.features, bench.person.splits)
-    return bench.run(given, bench.full, "mean_features")
+    return bench.run(mean_features(bench), bench.full, "mean_features")
 
 
 def prior(bench: Bench) -> np.ndarray:
@@ -209,18 +208,8 @@ def true_features(
     return _replaced(decoded, lambda name: read_features(features_path, name, ids))
 
 
-def mean_features(
-    decoded: Mapping[str, np.ndarray], features_path: str | Path, splits: Sequence[Split]
-) -> dict[str, np.ndarray]:
+def mean_features(bench: Bench) -> dict[str, np.ndarray]:
     """Replace what was decoded by the mean over the training pictures of each split.
-
-    Parameters
-    ----------
-    decoded : mapping of str to array
-        What `read_decoded` returns.
-    features_path : str or Path
-    splits : sequence of Split
-        Of the subject, in the order of `decoded["split"]`.
 
     Returns
     -------
@@ -229,10 +218,10 @@ def mean_features(
     """
 
     def mean(name: str) -> np.ndarray:
-        means = [_mean(features_path, name, split.train) for split in splits]
-        return np.stack(means).astype(np.float32)[decoded["split"]]
+        means = [_mean(bench.features, name, split.train) for split in bench.person.splits]
+        return np.stack(means).astype(np.float32)[bench.decoded["split"]]
 
-    return _replaced(decoded, mean)
+    return _replaced(bench.decoded, mean)
 
 
 def _replaced(
@@ -295,12 +284,10 @@ def mean_pictures(subject: Subject) -> np.ndarray:
 
 def retrieval(bench: Bench) -> np.ndarray:
     """The training picture whose features fit the decoded ones best."""
-    return bench.seen(nearest_training(bench.decoded, bench.features, bench.person.splits))
+    return bench.seen(nearest_training(bench))
 
 
-def nearest_training(
-    decoded: Mapping[str, np.ndarray], features_path: str | Path, splits: Sequence[Split]
-) -> np.ndarray:
+def nearest_training(bench: Bench) -> np.ndarray:
     r"""Find for each test picture the training picture whose features fit the decoded ones best.
 
     With the decoded features :math:`\hat y` and those of training picture j, :math:`y_j`, both
@@ -311,26 +298,20 @@ def nearest_training(
     over the feature spaces f, `z`, `c` and `embedding`, is taken: the brain is used, but nothing
     is painted.
 
-    Parameters
-    ----------
-    decoded : mapping of str to array
-    features_path : str or Path
-    splits : sequence of Split
-        In the order of `decoded["split"]`.
-
     Returns
     -------
     int64 array, shape (n_test,)
         Stimulus ids, each from the training pictures of its split.
     """
+    decoded = bench.decoded
     out = np.empty(len(decoded["stimulus_id"]), np.int64)
-    for number, split in enumerate(splits):
+    for number, split in enumerate(bench.person.splits):
         rows = np.flatnonzero(decoded["split"] == number)
         fit = np.zeros((len(rows), len(split.train)))
         for name in ("z", "c", "embedding"):
-            mean = _mean(features_path, name, split.train).ravel()
+            mean = _mean(bench.features, name, split.train).ravel()
             wanted = unit_rows(decoded[name][rows].reshape(len(rows), -1) - mean)
-            for place, y in _blocks(features_path, name, split.train):
+            for place, y in _blocks(bench.features, name, split.train):
                 fit[:, place] += wanted @ unit_rows(y.reshape(len(y), -1) - mean).T
         out[rows] = split.train[fit.argmax(axis=1)]
     return out
@@ -388,20 +369,10 @@ def decode_again(
         What `read_decoded` returns of these splits.
     """
     used = decoding_of(bench.folder / "decoded.h5")
-    return decode_splits(
-        bench.person,
-        bench.features,
-        splits,
-        method=used["method"],
-        keep_structure=used["keep_structure"],
-        n_components=used["n_components"],
-        reliability=used["reliability"],
-        n_folds=n_folds or used["n_folds"],
-        device=str(bench.generator.device),
-        values=bench.full.structure_target == "values",
-        names=names,
-        voxels=voxels,
-    )
+    used["n_folds"] = n_folds or used["n_folds"]
+    used["device"] = str(bench.generator.device)
+    used["values"] = bench.full.structure_target == "values"
+    return decode_splits(bench.person, bench.features, splits, **used, names=names, voxels=voxels)
 
 
 def decoding_of(decoded_path: str | Path) -> dict:

@@ -11,6 +11,8 @@ from minddiff_utils.evaluation.statistics import hit_interval
 from minddiff_utils.evaluation.tables import summary_table
 from minddiff_utils.io import InputError
 
+TOP = (1, 5, 10)  # zero-shot identification: among the first so many
+
 
 def similarity_matrix(predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
     """Cosine similarity of every predicted row (n, d) with every true row (n, d): float64 (n, n).
@@ -157,11 +159,7 @@ def identification_table(
 
 
 def zero_shot_table(
-    embedded: Mapping[str, np.ndarray],
-    true: np.ndarray,
-    extra: np.ndarray,
-    ks: Sequence[int] = (1, 5, 10),
-    seed: int = 0,
+    embedded: Mapping[str, np.ndarray], true: np.ndarray, extra: np.ndarray, seed: int = 0
 ) -> pd.DataFrame:
     """Zero-shot identification of every method, `mean [low, high]` in each cell.
 
@@ -171,18 +169,17 @@ def zero_shot_table(
         Method -> embeddings of its reconstructions.
     true : float (n, d)
     extra : float (m, d)
-    ks : sequence of int
-        A column each; those of n + m and above, where every guess is right, are left out.
     seed : int
         Seed of the bootstrap.
 
     Returns
     -------
     DataFrame of str
-        One row a method, in the order of `METHODS`.
+        One row a method, in the order of `METHODS`; a column each for the first 1, 5 and 10, but
+        not where every guess is right.
     """
     n, values = len(true) + len(extra), {}
-    ks = [k for k in ks if k < n]
+    ks = [k for k in TOP if k < n]
     for method, rows in embedded.items():
         found = zero_shot_accuracy(rows, true, extra, ks)
         for k, column in zip(ks, found.T, strict=True):

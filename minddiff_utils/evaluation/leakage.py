@@ -21,38 +21,21 @@ from minddiff_utils.datasets import Split
 from minddiff_utils.datasets.content import digests, stream_pictures
 from minddiff_utils.datasets.subject import Stimuli
 from minddiff_utils.decoding.features import read_features
-from minddiff_utils.evaluation.methods import METHODS, in_order
+from minddiff_utils.evaluation.methods import in_order
 from minddiff_utils.evaluation.metrics import METRICS, unit_rows
 from minddiff_utils.evaluation.statistics import paired_difference
-from minddiff_utils.evaluation.tables import as_markdown, interval_text
-from minddiff_utils.io import InputError
+from minddiff_utils.evaluation.tables import as_markdown, groups_in_order, interval_text, wide_table
 
 MOST = 1000  # training pictures that are compared among themselves
 # Near twins: of this many patches a side, fewer than so many differ by more than so many levels.
 N_PATCHES = 10
 DIFFERENT_PATCHES = 10
 DIFFERENT_LEVELS = 24  # of 255, in one of the colours
+N_CLUSTERS = 10  # of captions, where no kinds are named
 FEWEST = 3  # test pictures of a group that is held out
 
 
-class Copies(NamedTuple):
-    """How many training pictures are exact copies, or near twins, of each test picture.
-
-    All int64 (n_test,): `stimulus_id` in the order of the splits, `exact` (the same pixels) and
-    `near` (near twins that are no exact copies).
-    """
-
-    stimulus_id: np.ndarray
-    exact: np.ndarray
-    near: np.ndarray
-
-    @property
-    def any(self) -> np.ndarray:
-        """Ids of the test pictures that have a copy or near twin."""
-        return self.stimulus_id[self.exact + self.near > 0]
-
-
-def count_copies(stimuli: Stimuli, splits: Sequence[Split]) -> Copies:
+def count_copies(stimuli: Stimuli, splits: Sequence[Split]) -> pd.DataFrame:
     """Count by their pixels the training pictures that a test picture may be recognised from.
 
     Near twins are pictures of which, shrunk to 10 by 10 patches, fewer than 10 patches differ by
@@ -66,7 +49,9 @@ def count_copies(stimuli: Stimuli, splits: Sequence[Split]) -> Copies:
 
     Returns
     -------
-    Copies
+    DataFrame
+        A row a test picture, in the order of the splits: `stimulus_id`, and the numbers of training
+        pictures that have the same pixels (`exact`), or are near twins but no copies (`near`).
     """
     ids = np.unique(np.concatenate([part for s in splits for part in (s.train, s.test)]))
     keys, small = [], []
@@ -84,7 +69,7 @@ def count_copies(stimuli: Stimuli, splits: Sequence[Split]) -> Copies:
             near = change.sum(axis=(1, 2)) < DIFFERENT_PATCHES
             exact = keys[train] == keys[place]
             found.append((number, exact.sum(), (near & ~exact).sum()))
-    return Copies(*np.array(found, np.int64).T)
+    return pd.DataFrame(found, columns=["stimulus_id", "exact", "near"])
 
 
 class Overlap(NamedTuple):
@@ -101,40 +86,14 @@ class Overlap(NamedTuple):
     among_training: np.ndarray
 
 
-def nearest(rows: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Find for each embedding the most similar one among others.
-
-    Parameters
-    ----------
-    rows : float (n, d)
-    others : float (m, d)
-
-    Returns
-    -------
-    distance : float64 (n,)
-        1 - cosine, from 0 to 2.
-    place : int64 (n,)
-        Which of the others it is.
-    """
-    if not len(others):
-        raise InputError("No embeddings to compare with: a split without training pictures?")
-    similarity = unit_rows(rows) @ unit_rows(others).T
-    place = similarity.argmax(axis=1)
-    return 1 - similarity[np.arange(len(rows)), place], place
-
-
-def overlap(
-    splits: Sequence[Split], features_path: str | Path, family: str = "embedding", seed: int = 0
-) -> Overlap:
+def overlap(splits: Sequence[Split], features_path: str | Path, seed: int = 0) -> Overlap:
     """Compare the test pictures of every split with its training pictures.
 
     Parameters
     ----------
     splits : sequence of Split
     features_path : str or Path
-        From `write_features`.
-    family : str
-        Features with one vector a picture; "embedding" is that of the guide.
+        From `write_features`; "embedding" is that of the guide.
     seed : int
         Of the choice among many training pictures, of which at most 1,000 of the first split are
         compared among themselves.
@@ -144,26 +103,26 @@ def overlap(
     Overlap
         Test pictures in the order of the splits.
     """
+
+    def embedding(ids: np.ndarray) -> np.ndarray:
+        return unit_rows(read_features(features_path, "embedding", ids))
+
     found = []
     for split in splits:
-        test, train = (
-            read_features(features_path, family, ids) for ids in (split.test, split.train)
-        )
-        distance, place = nearest(test, train)
-        found.append((split.test, distance, split.train[place]))
+        similarity = embedding(split.test) @ embedding(split.train).T
+        nearest = split.train[similarity.argmax(axis=1)]
+        found.append((split.test, 1 - similarity.max(axis=1), nearest))
     ids = splits[0].train
     if len(ids) > MOST:
         ids = np.random.default_rng(seed).choice(ids, MOST, replace=False)
-    rows = unit_rows(read_features(features_path, family, ids))
+    rows = embedding(ids)
     similarity = rows @ rows.T
     np.fill_diagonal(similarity, -np.inf)
     parts = (np.concatenate(part) for part in zip(*found, strict=True))
     return Overlap(*parts, 1 - similarity.max(axis=1))
 
 
-def overlap_trend(
-    values: pd.DataFrame, found: Overlap, n_resamples: int = 4999, seed: int = 0
-) -> pd.DataFrame:
+def overlap_trend(values: pd.DataFrame, found: Overlap, seed: int = 0) -> pd.DataFrame:
     """Correlate each method's values with the distance to the nearest training picture.
 
     Parameters
@@ -171,9 +130,8 @@ def overlap_trend(
     values : DataFrame
         `method, stimulus_id, metric, value`.
     found : Overlap
-    n_resamples : int
-        Of the bootstrap over pictures.
     seed : int
+        Of the bootstrap over pictures.
 
     Returns
     -------
@@ -182,20 +140,19 @@ def overlap_trend(
         interval. Below zero: pictures further from the training set come out worse.
     """
     n = len(found.stimulus_id)
-    draws = np.random.default_rng(seed).integers(0, n, (n_resamples, n))
-    trend: dict[str, dict[str, str]] = {}
-    for (method, metric), group in values.groupby(["method", "metric"], sort=False):
+    draws = np.random.default_rng(seed).integers(0, n, (4999, n))
+    rows = []
+    for (method, metric), group in groups_in_order(values, ["method", "metric"]):
         value = group.set_index("stimulus_id")["value"].reindex(found.stimulus_id).to_numpy()
-        text = _trend(value, found.distance, draws)
-        trend.setdefault(method, {})[METRICS.get(metric, metric)] = text
-    table = pd.DataFrame.from_dict(trend, orient="index")
-    table = table.loc[in_order(trend, METHODS)].rename(index=METHODS).rename_axis("method")
-    table.attrs["note"] = (
+        row = {"method": method, "metric": metric, "n": n}
+        rows.append(row | {"text": _trend(value, found.distance, draws)})
+    return wide_table(
+        pd.DataFrame(rows),
+        ["method"],
         "Spearman's correlation of the score with the distance to the nearest training picture, "
         "and its 95\u00a0% bootstrap interval over pictures. Below zero: pictures further from the "
-        "training set come out worse. A dash: fewer than four pictures, or all scores alike."
+        "training set come out worse. A dash: fewer than four pictures, or all scores alike.",
     )
-    return table
 
 
 def _trend(value: np.ndarray, distance: np.ndarray, draws: np.ndarray) -> str:
@@ -215,11 +172,7 @@ def _trend(value: np.ndarray, distance: np.ndarray, draws: np.ndarray) -> str:
 
 
 def picture_groups(
-    features_path: str | Path,
-    stimulus_ids: Sequence[int],
-    attributes: pd.DataFrame,
-    n_clusters: int = 10,
-    seed: int = 0,
+    features_path: str | Path, stimulus_ids: Sequence[int], attributes: pd.DataFrame, seed: int = 0
 ) -> dict[str, np.ndarray]:
     """Group pictures by the kinds of thing they show; by their captions where none are named.
 
@@ -232,20 +185,18 @@ def picture_groups(
         Of the rows of `attributes`.
     attributes : DataFrame of bool
         From `attributes.attribute_table`. A picture may show several kinds.
-    n_clusters : int
-        At most as many as half the pictures.
     seed : int
 
     Returns
     -------
     dict of name to int64 array of stimulus ids
-        A kind each, or "cluster_1" …
+        A kind each, or "cluster_1" …: ten, or as many as half the pictures.
     """
     ids = np.asarray(stimulus_ids, np.int64)
     kinds = [trait for family, trait in attributes.columns if family == "kind"]
     if kinds:
         return {kind: ids[attributes["kind", kind].to_numpy()] for kind in kinds}
-    n_clusters = max(2, min(n_clusters, len(ids) // 2))
+    n_clusters = max(2, min(N_CLUSTERS, len(ids) // 2))
     rows = read_features(features_path, "c", ids).mean(axis=1)
     label = KMeans(n_clusters, n_init=4, random_state=seed).fit_predict(rows)
     return {f"cluster_{k + 1}": ids[label == k] for k in range(n_clusters)}
@@ -313,20 +264,19 @@ def hold_out_table(found: Mapping[str, pd.DataFrame], seed: int = 0) -> pd.DataF
     everything = pd.concat(found.values()).groupby(keys, as_index=False)["value"].mean()
     rows = []
     for name, part in {**found, "all of them": everything}.items():
-        row = {"left out": as_markdown(name), "n": str(part["stimulus_id"].nunique())}
         by_metric = part.pivot(index="stimulus_id", columns=["metric", "method"], values="value")
         for metric in in_order(part["metric"], METRICS):
-            wide = by_metric[metric]
-            drop = paired_difference(wide["without"], wide["matched"], seed=seed)
-            means = f"{wide['matched'].mean():.3f} → {wide['without'].mean():.3f}"
-            text = interval_text(drop["mean"], drop["low"], drop["high"], "+")
-            row[METRICS.get(metric, metric)] = f"{means}: {text}"
-        rows.append(row)
-    table = pd.DataFrame(rows).set_index("left out")
-    table.attrs["note"] = (
+            matched, without = by_metric[metric, "matched"], by_metric[metric, "without"]
+            drop = paired_difference(without, matched, seed=seed)
+            text = f"{matched.mean():.3f} → {without.mean():.3f}: "
+            text += interval_text(drop["mean"], drop["low"], drop["high"], "+")
+            row = {"left out": as_markdown(name), "metric": metric, "n": len(by_metric)}
+            rows.append(row | {"text": text})
+    return wide_table(
+        pd.DataFrame(rows),
+        ["left out"],
         "Mean of the full method on the test pictures of a group, its decoders trained on as many "
         "pictures chosen at random → trained on no picture of the group; then the mean paired "
         "difference with its 95\u00a0% bootstrap interval. n is the number of test pictures; one "
-        "that shows several of the groups counts once in the last row."
+        "that shows several of the groups counts once in the last row.",
     )
-    return table

@@ -54,6 +54,7 @@ NETWORKS = {
     "Eff": Network("efficientnet_b1", "avgpool", 255, IMAGENET, "distance"),
     "SwAV": Network("swav", "avgpool", 224, IMAGENET, "distance"),
 }
+NetworkFunction = Callable[[torch.Tensor], torch.Tensor]
 COLUMNS = ("PixCorr", "SSIM", *NETWORKS)
 # Means over the subjects 1, 2, 5 and 7 of NSD, as MindEye2 (Scotti et al. 2024, arXiv 2403.11207)
 # and Brain-IT (2026) print them; "rerun": by the authors of MindEye2, not by its own.
@@ -68,7 +69,7 @@ PUBLISHED = {
 
 def load_networks(
     choice: str, clip: Clip | None = None, pretrained: bool = True
-) -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:
+) -> dict[str, NetworkFunction]:
     """Load the networks of the panel.
 
     Parameters
@@ -115,12 +116,12 @@ def load_networks(
             model.load_state_dict(state, strict=False)  # it has no `fc`, which is not used
         model.eval().requires_grad_(False).to(clip.device)
         extractor = create_feature_extractor(model, {network.layer: "features"})
-        found[name] = partial(_features, extractor)
+        found[name] = partial(_features, extractor, clip.device)
     return found
 
 
-def _features(extractor: torch.nn.Module, pictures: torch.Tensor) -> torch.Tensor:
-    return extractor(pictures)["features"]
+def _features(model: torch.nn.Module, device: torch.device, pictures: torch.Tensor) -> torch.Tensor:
+    return model(pictures.to(device))["features"]
 
 
 def _clip_embedding(clip: Clip, pictures: torch.Tensor) -> torch.Tensor:
@@ -131,11 +132,7 @@ def _clip_embedding(clip: Clip, pictures: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def network_features(
-    pictures: np.ndarray,
-    network: Network,
-    function: Callable[[torch.Tensor], torch.Tensor],
-    device: str | torch.device = "cpu",
-    batch: int = 32,
+    pictures: np.ndarray, network: Network, function: NetworkFunction, batch: int = 32
 ) -> np.ndarray:
     """Features of pictures by one network: resized as published, then normalised.
 
@@ -145,7 +142,6 @@ def network_features(
     network : Network
     function : function
         From `load_networks`.
-    device : str or torch.device
     batch : int
         Pictures at a time.
 
@@ -157,7 +153,7 @@ def network_features(
     rows = []
     for start in range(0, len(pictures), batch):
         rgb = _resized(pictures[start : start + batch], network.side)
-        rows.append(function(((rgb - mean) / deviation).to(device)).flatten(1).float().cpu())
+        rows.append(function((rgb - mean) / deviation).flatten(1).float().cpu())
     return torch.cat(rows).numpy()
 
 
@@ -231,10 +227,7 @@ def correlation_distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def panel(
-    truth: np.ndarray,
-    made: np.ndarray,
-    networks: Mapping[str, Callable[[torch.Tensor], torch.Tensor]],
-    device: str | torch.device = "cpu",
+    truth: np.ndarray, made: np.ndarray, networks: Mapping[str, NetworkFunction]
 ) -> dict[str, np.ndarray]:
     """Compute the panel of one method, a value a picture.
 
@@ -243,7 +236,6 @@ def panel(
     truth, made : uint8 (n, h, w, 3)
     networks : mapping
         From `load_networks`; without any, only PixCorr and SSIM.
-    device : str or torch.device
 
     Returns
     -------
@@ -253,9 +245,7 @@ def panel(
     found = {"PixCorr": pixcorr(truth, made), "SSIM": panel_ssim(truth, made)}
     for name, function in networks.items():
         network = NETWORKS[name]
-        true, predicted = (
-            network_features(pictures, network, function, device) for pictures in (truth, made)
-        )
+        true, predicted = (network_features(p, network, function) for p in (truth, made))
         if network.measure == "two-way":
             found[name] = 100 * pairwise_identification(predicted, true)
         else:

@@ -41,16 +41,11 @@ def bootstrap_interval(
         return np.nan, np.nan
     if np.ptp(values) == 0:  # BCa divides by the spread
         return float(values[0]), float(values[0])
-    result = stats.bootstrap(
-        (values,),
-        np.mean,
-        confidence_level=level,
-        n_resamples=n_resamples,
-        method="BCa",
-        batch=1000,
-        rng=np.random.default_rng(seed),
-    )
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+    rng = np.random.default_rng(seed)
+    low, high = stats.bootstrap(
+        (values,), np.mean, confidence_level=level, n_resamples=n_resamples, batch=1000, rng=rng
+    ).confidence_interval
+    return float(low), float(high)
 
 
 def hit_interval(values: np.ndarray, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
@@ -80,21 +75,17 @@ def hit_interval(values: np.ndarray, level: float = 0.95, seed: int = 0) -> tupl
     return float(exact.low), float(exact.high)
 
 
-def paired_difference(
-    a: np.ndarray, b: np.ndarray, n_resamples: int = 9999, seed: int = 0
-) -> dict[str, float]:
+def paired_difference(a: np.ndarray, b: np.ndarray, seed: int = 0) -> dict[str, float]:
     """Mean of `a - b` over pictures, its 95 % BCa interval and a sign-flip permutation p-value.
 
     Under the null hypothesis that the two methods are exchangeable, each picture's difference is
-    as likely as its negative. All 2^n flips are tried if there are at most `n_resamples` of them,
-    else that many random ones.
+    as likely as its negative. All 2^n flips are tried if there are at most 9,999 of them, else that
+    many random ones.
 
     Parameters
     ----------
     a, b : float (n,)
         Values of two methods for the same pictures. Pairs with a NaN are left out.
-    n_resamples : int
-        Bootstrap samples, and sign flips.
     seed : int
         Same seed, same numbers.
 
@@ -106,25 +97,18 @@ def paired_difference(
     if np.shape(a) != np.shape(b):
         raise InputError(f"Paired values need one shape, not {np.shape(a)} and {np.shape(b)}.")
     values = finite(np.asarray(a, dtype=float) - np.asarray(b, dtype=float))
-    low, high = bootstrap_interval(values, n_resamples=n_resamples, seed=seed)
+    low, high = bootstrap_interval(values, seed=seed)
     mean = float(values.mean()) if len(values) else np.nan
     found = {"n": len(values), "mean": mean, "low": low, "high": high, "p": np.nan}
     if len(values) > 1:
-        test = stats.permutation_test(
-            (values,),
-            np.mean,
-            permutation_type="samples",
-            n_resamples=n_resamples,
-            batch=1000,
-            rng=np.random.default_rng(seed),
-        )
+        rng = np.random.default_rng(seed)
+        flips = {"permutation_type": "samples", "n_resamples": 9999, "batch": 1000}
+        test = stats.permutation_test((values,), np.mean, **flips, rng=rng)
         found["p"] = float(test.pvalue)
     return found
 
 
-def group_difference(
-    a: np.ndarray, b: np.ndarray, n_resamples: int = 4999, seed: int = 0
-) -> dict[str, float]:
+def group_difference(a: np.ndarray, b: np.ndarray, seed: int = 0) -> dict[str, float]:
     """Difference of the means of two groups of pictures, its 95 % interval and a permutation p.
 
     Pictures are resampled within each group (BCa bootstrap); for the p-value they are dealt out to
@@ -134,7 +118,6 @@ def group_difference(
     ----------
     a, b : float (n_a,), (n_b,)
         Values of the two groups, two of each at least; NaN are left out.
-    n_resamples : int
     seed : int
 
     Returns
@@ -144,18 +127,14 @@ def group_difference(
         where all values of a group are equal.
     """
     a, b = finite(a), finite(b)
-    difference = a.mean() - b.mean()
-    if np.ptp(a) == 0 or np.ptp(b) == 0:  # BCa divides by the spread
-        return {"difference": difference, "low": np.nan, "high": np.nan, "p": np.nan}
-    interval = stats.bootstrap(
-        (a, b), _difference, n_resamples=n_resamples, batch=1000, rng=np.random.default_rng(seed)
-    ).confidence_interval
-    test = stats.permutation_test(
-        (a, b), _difference, n_resamples=n_resamples, batch=1000, rng=np.random.default_rng(seed)
-    )
-    return {
-        "difference": difference, "low": interval.low, "high": interval.high, "p": test.pvalue
-    }  # fmt: skip
+    found = {"difference": a.mean() - b.mean(), "low": np.nan, "high": np.nan, "p": np.nan}
+    if np.ptp(a) > 0 and np.ptp(b) > 0:  # BCa divides by the spread
+        one, two = np.random.default_rng(seed), np.random.default_rng(seed)
+        drawn = stats.bootstrap((a, b), _difference, n_resamples=4999, batch=1000, rng=one)
+        dealt = stats.permutation_test((a, b), _difference, n_resamples=4999, batch=1000, rng=two)
+        low, high = drawn.confidence_interval
+        found |= {"low": low, "high": high, "p": dealt.pvalue}
+    return found
 
 
 def _difference(a: np.ndarray, b: np.ndarray, axis: int = -1) -> np.ndarray:

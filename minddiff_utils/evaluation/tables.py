@@ -15,7 +15,7 @@ from minddiff_utils.evaluation.failures import failure_note
 from minddiff_utils.evaluation.methods import BLIND, FULL, METHODS, ROWS, full_method, in_order
 from minddiff_utils.evaluation.metrics import METRICS, main_metrics
 from minddiff_utils.evaluation.statistics import bootstrap_interval, finite, holm, paired_difference
-from minddiff_utils.io import InputError, atomic_path
+from minddiff_utils.io import atomic_path
 
 FLOOR = "floor"  # the best baseline of `methods.BLIND`, whichever it is for a subject and metric
 # (method, baseline): what stage 2 adds, by either solver, and what each decoded input contributes.
@@ -66,7 +66,7 @@ def summary(
     """
     keys = _keys(frame)
     rows = []
-    for names, group in _groups(frame, keys):
+    for names, group in groups_in_order(frame, keys):
         values = finite(group["value"])
         mean = values.mean() if len(values) else np.nan
         rows.append((*names, len(values), mean, *interval(values, seed=seed)))
@@ -185,13 +185,9 @@ def _share(values: np.ndarray, seed: int) -> dict[str, float]:
     # A denominator that may be zero has no interval worth the name.
     if same or len(values) < 2 or bootstrap_interval(ceiling - floor, 0.999, 1999, seed)[0] <= 0:
         return found
+    rng = np.random.default_rng(seed)
     low, high = stats.bootstrap(
-        (method, floor, ceiling),
-        share,
-        paired=True,
-        n_resamples=4999,
-        batch=1000,
-        rng=np.random.default_rng(seed),
+        (method, floor, ceiling), share, paired=True, n_resamples=4999, batch=1000, rng=rng
     ).confidence_interval
     return found | {"low": float(low), "high": float(high)}
 
@@ -273,8 +269,9 @@ def summary_table(
         mean = across_subjects(numbers)
         mean["text"] = [_leading(f"{value:.3f}") for value in mean["mean"]]
         numbers = pd.concat([numbers, mean], ignore_index=True)
-    return _wide(
+    return wide_table(
         numbers,
+        _keys(frame)[:-1],
         f"Mean over the test pictures, with its 95{NBSP}% bootstrap interval (BCa) over pictures "
         "in brackets; n is the number of pictures.",
     )
@@ -290,8 +287,9 @@ def difference_table(
     numbers = differences(frame, pairs, seed)
     numbers["text"] = [f"{_text(row, '+')}, {p_text(row.p_holm)}" for row in numbers.itertuples()]
     numbers["method"] = list(map(pair_name, numbers["method"], numbers["baseline"]))
-    return _wide(
+    return wide_table(
         numbers,
+        _keys(frame)[:-1],
         f"Mean paired difference over the test pictures, with its 95{NBSP}% bootstrap interval "
         "(BCa) over pictures in brackets and the two-sided p of a sign-flip permutation test, "
         "corrected by Holm for all comparisons of the table within a subject; n is the number of "
@@ -317,8 +315,9 @@ def share_table(frame: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     numbers = numbers[~numbers["method"].isin([*BLIND, "ceiling"])].copy()
     numbers["text"] = [_percent_text(row) for row in numbers.itertuples()]
     floors = [names | {"method": wide.attrs.get("floor")} for names, wide in _by_metric(frame)]
-    return _wide(
+    return wide_table(
         numbers,
+        _keys(frame)[:-1],
         f"Share of the way from the floor (0{NBSP}%) to the ceiling (true features, 100{NBSP}%), "
         f"with its 95{NBSP}% bootstrap interval (BCa) over pictures. A dash stands where the "
         f"ceiling is not above the floor. {_floor_text(pd.DataFrame(floors))}",
@@ -351,19 +350,19 @@ def seed_table(frame: pd.DataFrame) -> pd.DataFrame:
         For each method and metric the number of `draws`, the `mean` over seeds and pictures, and
         the standard deviations that the note explains; a dash where they need two draws or more.
     """
-    rows = []
-    for (method, metric), group in frame.groupby(["method", "metric"], sort=False):
-        wide = group.pivot(index="stimulus_id", columns="seed", values="value")
-        spreads = wide.mean().std(), np.sqrt(wide.var(axis=1).mean()), wide.mean(axis=1).std()
-        texts = [
-            "–" if np.isnan(value) else _leading(f"{value:.3f}")
-            for value in (wide.mean(axis=None), *spreads)
-        ]
-        names = METHODS.get(method, method), METRICS.get(metric, metric)
-        rows.append([*names, str(wide.shape[1]), *texts])
-    columns = ["method", "metric", "draws", "mean"]
-    columns += ["SD of means", "SD in a picture", "SD of pictures"]
-    table = pd.DataFrame(rows, columns=columns).set_index("method")
+    keys = ["method", "metric"]
+    wide = frame.pivot(index=[*keys, "stimulus_id"], columns="seed", values="value")
+    means = wide.groupby(keys, sort=False).mean()
+    numbers = {
+        "mean": means.mean(axis=1),
+        "SD of means": means.std(axis=1),
+        "SD in a picture": np.sqrt(wide.var(axis=1).groupby(keys).mean()),
+        "SD of pictures": wide.mean(axis=1).groupby(keys).std(),
+    }
+    table = pd.DataFrame(numbers).reindex(means.index)
+    table = table.map(lambda value: "–" if np.isnan(value) else _leading(f"{value:.3f}"))
+    table.insert(0, "draws", str(wide.shape[1]))
+    table = table.reset_index("metric").rename(index=METHODS).replace({"metric": METRICS})
     table.attrs["note"] = (
         "SD of means: standard deviation, over draws of the noise, of the mean over pictures. SD "
         "in a picture: over draws, for one picture. SD of pictures: over pictures, of their mean "
@@ -392,12 +391,11 @@ def front_table(found: pd.DataFrame) -> pd.DataFrame:
     floor = floor.drop_duplicates(["subject", "metric"], keep="last").sort_index()
     each = pd.concat([each[each["method"].isin(list(FRONT))], floor.assign(method=FLOOR)])
     subjects = [str(subject) for subject in each["subject"].unique()]
-    rows = {}
-    for (method, metric), group in each.groupby(["method", "metric"], sort=False):
-        rows.setdefault(method, {})[METRICS[metric]] = _front_text(group, len(subjects))
-    table = pd.DataFrame.from_dict(rows, orient="index")
-    table = table.reindex([name for name in FRONT if name in rows]).fillna("–")
-    table = table.rename(index=FRONT).rename_axis("method")
+    groups = each.groupby(["method", "metric"], sort=False)[["mean", "low", "high"]]
+    table = groups.apply(_interval_or_each).unstack().fillna("–")
+    rows = [name for name in FRONT if name in table.index]
+    table = table.loc[rows, in_order(table.columns, METRICS)]
+    table = table.rename(index=FRONT, columns=METRICS).rename_axis(columns=None)
     note = f"Mean over the test pictures with its 95{NBSP}% interval."
     if len(subjects) > 1:
         note = "Mean over subjects of the mean over their test pictures; in parentheses that of "
@@ -406,12 +404,12 @@ def front_table(found: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def _front_text(group: pd.DataFrame, n_subjects: int) -> str:
-    """One cell of the first page, from the rows of all subjects."""
-    if n_subjects == 1:
-        return _text(next(group.itertuples()))
-    each = f",{NBSP}".join(f"{value:.3f}" for value in group["mean"])
-    return _leading(f"{group['mean'].mean():.3f} ({each})")
+def _interval_or_each(rows: pd.DataFrame) -> str:
+    """One cell of the first page: of one subject with its interval, or of each."""
+    if len(rows) == 1:
+        return interval_text(*rows.iloc[0])
+    each = f",{NBSP}".join(f"{value:.3f}" for value in rows["mean"])
+    return _leading(f"{rows['mean'].mean():.3f} ({each})")
 
 
 def write_results(folder: str | Path, frame: pd.DataFrame, seed: int = 0) -> Path:
@@ -432,18 +430,19 @@ def write_results(folder: str | Path, frame: pd.DataFrame, seed: int = 0) -> Pat
         Of `results.md`: the table, the differences, and the way from floor to ceiling, with the
         pictures that failed below each.
     """
-    if "subject" not in frame or frame.empty:
-        raise InputError("The table of results needs the column `subject` and at least one row.")
     folder, main = Path(folder), main_metrics(frame)
     with atomic_path(folder / "results.csv") as temporary:
         results(frame, seed).to_csv(temporary, index=False)
-    tables = [summary_table(main, seed)]
-    more = [difference_table(main, pairs, seed) for pairs in (PAIRS, CONTROL_PAIRS)]
-    tables += [table for table in (*more, share_table(main, seed)) if len(table)]
+    tables = [
+        summary_table(main, seed),
+        difference_table(main, PAIRS, seed),
+        difference_table(main, CONTROL_PAIRS, seed),
+        share_table(main, seed),
+    ]
     own = {who: folder / str(who) for who in frame["subject"].unique()}
     own = {who: path if path.is_dir() else folder for who, path in own.items()}
     texts = []
-    for table in tables:
+    for table in filter(len, tables):
         failed = failure_note(own, frame["method"].unique(), quiet=bool(texts))
         texts.append(markdown_table(table) + failed)
     with atomic_path(folder / "results.md") as temporary:
@@ -459,31 +458,45 @@ def _keys(frame: pd.DataFrame) -> list[str]:
     return [*(["subject"] if several else []), "method", "metric"]
 
 
-def _groups(frame: pd.DataFrame, keys: list[str]) -> Iterator[tuple[tuple, pd.DataFrame]]:
-    """Groups of a tidy frame, methods and metrics in the order of the paper's table."""
+def groups_in_order(frame: pd.DataFrame, keys: list[str]) -> list[tuple[tuple, pd.DataFrame]]:
+    """Return the groups of a tidy frame, methods and metrics in the order of the paper's table."""
     known = {"subject": (), "method": METHODS, "metric": METRICS}
     places = {key: in_order(frame[key], known[key]).index for key in keys}
     groups = list(frame.groupby(keys, sort=False))
     groups.sort(key=lambda group: [places[k](name) for k, name in zip(keys, group[0], strict=True)])
-    return iter(groups)
+    return groups
 
 
 def _by_metric(frame: pd.DataFrame) -> Iterator[tuple[dict[str, str], pd.DataFrame]]:
     """Each (subject and) metric: its names, and a table of pictures by methods with the floor."""
     keys = [key for key in _keys(frame) if key != "method"]
-    for names, group in _groups(frame, keys):
+    for names, group in groups_in_order(frame, keys):
         wide = group.pivot(index="stimulus_id", columns="method", values="value")
         yield dict(zip(keys, names, strict=True)), with_floor(wide)
 
 
-def _wide(numbers: pd.DataFrame, note: str) -> pd.DataFrame:
-    """Texts of a tidy table as rows of methods and columns of metrics, in the order they have."""
-    index = ["subject", "method"] if "subject" in numbers else ["method"]
+def wide_table(numbers: pd.DataFrame, index: list[str], note: str = "") -> pd.DataFrame:
+    """Write a tidy table for people: its `text`, a metric a column.
+
+    Parameters
+    ----------
+    numbers : DataFrame
+        The columns of `index`, `metric`, `text`, and `n` of the row and metric.
+    index : list of str
+        What the rows are; names of methods are written as people read them.
+    note : str
+        Goes below the table, as `attrs["note"]`.
+
+    Returns
+    -------
+    DataFrame of str
+        In the order that rows and metrics have in `numbers`, with `n` last.
+    """
     numbers = numbers.replace({"method": METHODS, "metric": METRICS})
-    groups = numbers.groupby(index, sort=False)
+    groups = numbers.groupby(index, sort=False)["n"]
     table = numbers.pivot(index=index, columns="metric", values="text").fillna("–")
     table = table.reindex(index=groups.size().index, columns=numbers["metric"].unique())
-    low, high = (n.map("{:.0f}".format) for n in (groups["n"].min(), groups["n"].max()))
+    low, high = (n.map("{:.0f}".format) for n in (groups.min(), groups.max()))
     table["n"] = low.where(low == high, low + "–" + high).replace("nan", "–")
     table.attrs["note"] = note
     return table.rename_axis(columns=None)
