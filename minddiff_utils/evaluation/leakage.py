@@ -151,7 +151,8 @@ def overlap_trend(values: pd.DataFrame, found: Overlap, seed: int = 0) -> pd.Dat
         ["method"],
         "Spearman's correlation of the score with the distance to the nearest training picture, "
         "and its 95\u00a0% bootstrap interval over pictures. Below zero: pictures further from the "
-        "training set come out worse. A dash: fewer than four pictures, or all scores alike.",
+        "training set come out worse. A dash: fewer than four pictures, or all scores alike. n is "
+        "the number of pictures.",
     )
 
 

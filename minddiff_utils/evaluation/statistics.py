@@ -39,7 +39,7 @@ def bootstrap_interval(
     values = finite(values)
     if len(values) < 2:
         return np.nan, np.nan
-    if np.ptp(values) == 0:  # BCa divides by the spread
+    if np.ptp(values) < 1e-12:  # BCa divides by the spread
         return float(values[0]), float(values[0])
     rng = np.random.default_rng(seed)
     low, high = stats.bootstrap(

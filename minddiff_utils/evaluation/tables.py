@@ -101,8 +101,8 @@ def differences(
     several = _keys(frame)[:-2]
     columns = [*several, "method", "baseline", "metric", "n", "mean", "low", "high", "p"]
     found = pd.DataFrame(rows, columns=columns)
-    groups = found.groupby(several)["p"] if several else found["p"]
-    return found.assign(p_holm=groups.transform(holm))
+    groups = found.groupby(several or np.zeros(len(found)))
+    return found.assign(p_holm=groups["p"].transform(holm))
 
 
 def _present(pairs: Sequence[tuple[str, str]], wide: pd.DataFrame) -> list[tuple[str, str]]:
@@ -352,14 +352,14 @@ def seed_table(frame: pd.DataFrame) -> pd.DataFrame:
     """
     keys = ["method", "metric"]
     wide = frame.pivot(index=[*keys, "stimulus_id"], columns="seed", values="value")
-    means = wide.groupby(keys, sort=False).mean()
+    means = wide.groupby(keys).mean()
     numbers = {
         "mean": means.mean(axis=1),
         "SD of means": means.std(axis=1),
         "SD in a picture": np.sqrt(wide.var(axis=1).groupby(keys).mean()),
         "SD of pictures": wide.mean(axis=1).groupby(keys).std(),
     }
-    table = pd.DataFrame(numbers).reindex(means.index)
+    table = pd.DataFrame(numbers).loc[[names for names, _ in groups_in_order(frame, keys)]]
     table = table.map(lambda value: "–" if np.isnan(value) else _leading(f"{value:.3f}"))
     table.insert(0, "draws", str(wide.shape[1]))
     table = table.reset_index("metric").rename(index=METHODS).replace({"metric": METRICS})
