@@ -11,12 +11,13 @@ from functools import partial
 import numpy as np
 import torch
 
-from minddiff_utils.evaluation.stored import DEFAULT_WAY, REFERENCE_WAY
+from minddiff_utils.evaluation.stored import DEFAULT_WAY
 from minddiff_utils.models.stable_diffusion import Generator
 from minddiff_utils.reconstruction.guided_sampling import add_z_evidence, follow, guided_pass
 from minddiff_utils.reconstruction.stages import algorithm_1, generate, stage2, structure_losses
 from minddiff_utils.settings import Settings
 
+REFERENCE_WAY = "one look, both halves"  # of the rows that follow it
 # From the inputs of `stage2` to pictures (n, 3, H, W).
 Way = Callable[[Generator, tuple, Settings], torch.Tensor]
 

@@ -134,11 +134,10 @@ def traits_table(traits: pd.DataFrame) -> pd.DataFrame:
     if traits.empty:
         table = pd.DataFrame(index=pd.Index([], name="trait"))
         table.attrs["note"] = (
-            "No trait to compare by: `kinds`, `sizes` and `scenes` name none that "
+            "Too few pictures show any of `kinds`, `sizes` or `scenes` to compare."
         )
-        table.attrs["note"] += "enough pictures show."
         return table
-    numbers = traits.copy()
+    numbers = traits.assign(text="")
     for row in traits.itertuples():
         star = " *" if row.p_holm < 0.05 else ""
         text = interval_text(row.difference, row.low, row.high, "+") + star

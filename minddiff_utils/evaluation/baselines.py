@@ -1,4 +1,4 @@
-"""What would a method reach without the brain, with perfect decoding, or as others do it?
+"""How good is a method without the brain, with perfect decoding, or as others do it?
 
 Every one is a function of the bench, the same brain, decoders and generator for all, and gives a
 picture for each test stimulus. Most go through the same two stages as the brain's features, from
@@ -56,16 +56,9 @@ class Bench:
 
         Settings without iterations, as those of `first`, are stage 1 alone.
         """
-        path = reconstruct(
-            self.generator,
-            decoded,
-            settings,
-            self.folder / "controls" / f"{name}.h5",
-            seed=self.seed,
-            batch=self.batch,
-            n_films=0,
-            label=name,
-        )
+        path = self.folder / "controls" / f"{name}.h5"
+        given = self.generator, decoded, settings, path
+        reconstruct(*given, seed=self.seed, batch=self.batch, n_films=0, label=name)
         return read_pictures(path)
 
     def seen(self, stimulus_id: np.ndarray) -> np.ndarray:
@@ -109,9 +102,8 @@ def settings_of(path: str | Path) -> tuple[Settings, int]:
     """Return the settings and the seed that `reconstruct` wrote a file with."""
     with h5py.File(path, "r") as file:
         record = json.loads(file.attrs["record"])
-    known = {part.name for part in fields(Settings)}
-    given = {name: value for name, value in record.items() if name in known}
-    return Settings(**given), int(record["seed"])
+    names = [part.name for part in fields(Settings) if part.name in record]
+    return Settings(**{name: record[name] for name in names}), int(record["seed"])
 
 
 def make_control(name: str, bench: Bench, blur: float = 0.06) -> np.ndarray:
@@ -184,9 +176,7 @@ def prior(bench: Bench) -> np.ndarray:
     return bench.run(*ablate(bench.generator, *without_c, "z"), "prior")
 
 
-def true_features(
-    decoded: Mapping[str, np.ndarray], features_path: str | Path
-) -> dict[str, np.ndarray]:
+def true_features(decoded: dict[str, np.ndarray], path: str | Path) -> dict[str, np.ndarray]:
     """Replace what was decoded by the true features of the test pictures.
 
     Both stages then do what they would with a perfect decoder of the same features: of the blocks,
@@ -196,8 +186,8 @@ def true_features(
     ----------
     decoded : mapping of str to array
         What `read_decoded` returns.
-    features_path : str or Path
-        From `write_features`.
+    path : str or Path
+        Of the features, from `write_features`.
 
     Returns
     -------
@@ -205,7 +195,7 @@ def true_features(
         To call `reconstruct` with.
     """
     ids = decoded["stimulus_id"]
-    return _replaced(decoded, lambda name: read_features(features_path, name, ids))
+    return _replaced(decoded, lambda name: read_features(path, name, ids))
 
 
 def mean_features(bench: Bench) -> dict[str, np.ndarray]:
@@ -224,9 +214,7 @@ def mean_features(bench: Bench) -> dict[str, np.ndarray]:
     return _replaced(bench.decoded, mean)
 
 
-def _replaced(
-    decoded: Mapping[str, np.ndarray], values_of: Callable[[str], np.ndarray]
-) -> dict[str, np.ndarray]:
+def _replaced(decoded: dict[str, np.ndarray], values_of: Callable) -> dict[str, np.ndarray]:
     """Put other values, and the evidence that they would give, in the place of the decoded ones."""
     out = dict(decoded)
     for name in decoded:
@@ -424,8 +412,8 @@ def early_and_higher(roi: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndar
     for name, mask in (("early", early), ("higher", higher)):
         if not mask.any():
             raise InputError(
-                f"The regions {', '.join(roi)} hold no voxel of {name} visual areas; early ones "
-                "are named V1, V2, V3, or early. Leave `takagi` out of `controls`."
+                f"The regions {', '.join(roi)} hold no voxel of {name} visual areas (early: V1, "
+                "V2, V3 or early). Leave `takagi` out of `controls`."
             )
     return early, higher
 
@@ -443,14 +431,9 @@ def neuraldiffuser(bench: Bench) -> np.ndarray:
 
 def first_steps_guided(settings: Settings, n_steps: int) -> Settings:
     """Return the settings with NeuralDiffuser's share of `n_steps` denoised steps guided."""
-    return replace(
-        settings,
-        solver="guided",
-        n_guided_steps=max(1, round(GUIDED / OF * n_steps)),
-        guide_every=1,
-        gradient_steps=1,
-        z_evidence_weight=0.0,
-    )
+    settings = replace(settings, solver="guided", z_evidence_weight=0.0)
+    guided = max(1, round(GUIDED / OF * n_steps))
+    return replace(settings, n_guided_steps=guided, guide_every=1, gradient_steps=1)
 
 
 FUNCTIONS: dict[str, Callable[[Bench], np.ndarray]] = {

@@ -11,17 +11,15 @@ from minddiff_utils.evaluation.methods import METHODS, ROWS, SOLVERS
 LISTED = 10  # ids of one method that a note lists
 
 
-def failed_pictures(
-    folder: str | Path, methods: Iterable[str] | None = None
-) -> dict[str, list[int]]:
+def failed_pictures(folder: str | Path, methods: Iterable[str] = METHODS) -> dict[str, list[int]]:
     """Find the pictures that failed, as `Stage2` defines it.
 
     Parameters
     ----------
     folder : str or Path
         Of a subject.
-    methods : iterable of str, optional
-        Only of these; None: of all that have a row in the tables.
+    methods : iterable of str
+        Only of these; else of all that have a row in the tables.
 
     Returns
     -------
@@ -29,7 +27,7 @@ def failed_pictures(
         An entry for every run that is there, mostly an empty list.
     """
     found = {}
-    for method in METHODS if methods is None else methods:
+    for method in methods:
         name = ROWS[method].file if method in ROWS else ""
         path = Path(folder) / (name or f"controls/{method}.h5")
         if path.is_file():
@@ -41,14 +39,14 @@ def failed_pictures(
 
 
 def failure_note(
-    folders: Mapping[str, str | Path], methods: Iterable[str] | None = None, quiet: bool = False
+    folders: Mapping[str, str | Path], methods: Iterable[str] = METHODS, quiet: bool = False
 ) -> str:
     """Say how many pictures of each method failed, and which.
 
     Parameters
     ----------
     folders : mapping of subject to the subject's folder
-    methods : iterable of str, optional
+    methods : iterable of str
         As for `failed_pictures`.
     quiet : bool
         Say nothing where no picture failed.
@@ -58,13 +56,12 @@ def failure_note(
     str
         A sentence of markdown; "" where none of the runs is there.
     """
-    methods = None if methods is None else list(methods)
     found = {subject: failed_pictures(folder, methods) for subject, folder in folders.items()}
     parts = []
     for subject, failed in found.items():
         for method, ids in failed.items():
-            listed = ", ".join(map(str, ids[:LISTED])) + ", …" * (len(ids) > LISTED)
             if ids:
+                listed = ", ".join(map(str, ids[:LISTED])) + ", …" * (len(ids) > LISTED)
                 parts.append(f"{subject}, {METHODS.get(method, method)}: {len(ids)} ({listed})")
     if parts:
         return (

@@ -57,10 +57,9 @@ def count_copies(stimuli: Stimuli, splits: Sequence[Split]) -> pd.DataFrame:
     keys, small = [], []
     for _, pictures in stream_pictures(stimuli, ids):
         keys += digests(pictures)
-        for picture in pictures:
-            side = N_PATCHES, N_PATCHES
-            small.append(np.asarray(Image.fromarray(picture).resize(side, Image.Resampling.BOX)))
-    keys, small = np.array(keys, "S32"), np.array(small, np.int16)
+        images = map(Image.fromarray, pictures)
+        small += [image.resize((N_PATCHES, N_PATCHES), Image.Resampling.BOX) for image in images]
+    keys, small = np.array(keys, "S32"), np.stack(small).astype(np.int16)
     found = []
     for split in splits:
         train = np.searchsorted(ids, split.train)
@@ -227,18 +226,15 @@ def hold_out(
         on as many pictures, a random part of all.
     """
     rng = np.random.default_rng(seed)
-    test = {name: split.test[np.isin(split.test, ids)] for name, ids in groups.items()}
-    train = {name: split.train[~np.isin(split.train, ids)] for name, ids in groups.items()}
-    names = [name for name in groups if len(test[name]) >= FEWEST]
-    names = [name for name in names if 2 * len(train[name]) >= len(split.train)]
     found = {}
-    for name in sorted(names, key=lambda name: -len(test[name]))[:n]:
-        word = re.sub(r"[^A-Za-z0-9_-]", "_", name)
-        matched = np.sort(rng.choice(split.train, len(train[name]), replace=False))
-        found[name] = (
-            Split(f"without_{word}", train[name], test[name]),
-            Split(f"matched_{word}", matched, test[name]),
-        )
+    for name in sorted(groups, key=lambda name: -np.isin(split.test, groups[name]).sum()):
+        test = split.test[np.isin(split.test, groups[name])]
+        train = split.train[~np.isin(split.train, groups[name])]
+        if len(found) < n and len(test) >= FEWEST and 2 * len(train) >= len(split.train):
+            word = re.sub(r"[^A-Za-z0-9_-]", "_", name)
+            part = np.sort(rng.choice(split.train, len(train), replace=False))
+            matched = Split(f"matched_{word}", part, test)
+            found[name] = Split(f"without_{word}", train, test), matched
     return found
 
 

@@ -152,8 +152,7 @@ def check_rows(a: np.ndarray, b: np.ndarray) -> None:
     """Refuse embeddings that are not two float (n, d) arrays of one shape."""
     if np.ndim(a) != 2 or np.shape(a) != np.shape(b):
         raise InputError(
-            f"Embeddings must be two (n, d) arrays of one shape, not {np.shape(a)} and "
-            f"{np.shape(b)}. Compute both with the same model for the same pictures."
+            f"Embeddings must be (n, d) arrays of one shape, not {np.shape(a)} and {np.shape(b)}."
         )
 
 

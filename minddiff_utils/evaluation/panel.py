@@ -98,9 +98,8 @@ def load_networks(
         from torchvision.models.feature_extraction import create_feature_extractor
     except (ImportError, RuntimeError) as error:  # one built for another torch fails at run time
         raise InputError(
-            f"panel='full' needs torchvision, which cannot be imported here ({error}). Install the "
-            "build that fits your torch: pip install 'minddiffuser-book[panel]'; or set "
-            "panel='published'."
+            f"panel='full' needs torchvision, which cannot be imported ({error}). Install the "
+            "build for your torch: pip install 'minddiffuser-book[panel]'; or panel='published'."
         ) from None
     found = {}
     for name, network in NETWORKS.items():
@@ -253,23 +252,17 @@ def panel(
     return found
 
 
-def panel_table(choice: str, rows: Mapping[str, Mapping[str, np.ndarray]]) -> pd.DataFrame:
+def panel_table(rows: Mapping[str, Mapping[str, np.ndarray]]) -> pd.DataFrame:
     """Write the panel for people, the published rows above our own.
 
     Parameters
     ----------
-    choice : {"none", "published", "full"}
-        "none" leaves everything out.
     rows : mapping of method to what `panel` returns
 
     Returns
     -------
     DataFrame of str
     """
-    table = pd.DataFrame(index=pd.Index([], name="method"))
-    if choice == "none":
-        table.attrs["note"] = "The panel of papers on NSD is left out (parameter `panel`)."
-        return table
     lines = {name: list(map(_number, COLUMNS, values)) for name, values in PUBLISHED.items()}
     for method, values in rows.items():
         mean = [np.mean(values[name]) if name in values else np.nan for name in COLUMNS]

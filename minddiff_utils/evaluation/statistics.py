@@ -111,7 +111,7 @@ def paired_difference(a: np.ndarray, b: np.ndarray, seed: int = 0) -> dict[str, 
 def group_difference(a: np.ndarray, b: np.ndarray, seed: int = 0) -> dict[str, float]:
     """Difference of the means of two groups of pictures, its 95 % interval and a permutation p.
 
-    Pictures are resampled within each group (BCa bootstrap); for the p-value they are dealt out to
+    Pictures are resampled within each group (BCa bootstrap); for the p-value they are assigned to
     the two groups at random.
 
     Parameters
@@ -130,10 +130,10 @@ def group_difference(a: np.ndarray, b: np.ndarray, seed: int = 0) -> dict[str, f
     found = {"difference": a.mean() - b.mean(), "low": np.nan, "high": np.nan, "p": np.nan}
     if np.ptp(a) > 0 and np.ptp(b) > 0:  # BCa divides by the spread
         one, two = np.random.default_rng(seed), np.random.default_rng(seed)
-        drawn = stats.bootstrap((a, b), _difference, n_resamples=4999, batch=1000, rng=one)
-        dealt = stats.permutation_test((a, b), _difference, n_resamples=4999, batch=1000, rng=two)
-        low, high = drawn.confidence_interval
-        found |= {"low": low, "high": high, "p": dealt.pvalue}
+        resampled = stats.bootstrap((a, b), _difference, n_resamples=4999, batch=1000, rng=one)
+        test = stats.permutation_test((a, b), _difference, n_resamples=4999, batch=1000, rng=two)
+        low, high = resampled.confidence_interval
+        found |= {"low": low, "high": high, "p": test.pvalue}
     return found
 
 

@@ -8,7 +8,6 @@ import numpy as np
 
 SAME = 1e-3  # of the spread of statistics: what rounding leaves
 DEFAULT_WAY = "guided pass"
-REFERENCE_WAY = "one look, both halves"  # of the rows that follow it
 
 
 def stored_pictures(

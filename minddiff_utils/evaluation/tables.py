@@ -30,23 +30,18 @@ CONTROL_PAIRS = tuple(
 # A method that reads the brain stands in this order: every one of these lies above zero.
 ORDER_PAIRS = (("stage1", FLOOR), ("stage2", "stage1"), ("ceiling", "stage2"))
 # What the first page shows: the paper's rows, and what their numbers are to be read against.
-FRONT = {
-    **{name: METHODS[name] for name in ("no_z", "no_c", "stage1", "algorithm_1")},
-    "stage2": f"**{METHODS['stage2']}**",
-    "ceiling": "true features (ceiling)",
-    "retrieval": METHODS["retrieval"],
-    FLOOR: "best blind control (floor)",
-}
+FRONT = {name: METHODS[name] for name in ("no_z", "no_c", "stage1", "algorithm_1", "stage2")}
+FRONT["stage2"] = f"**{FRONT['stage2']}**"
+FRONT |= {"ceiling": "true features (ceiling)", "retrieval": METHODS["retrieval"]}
+FRONT[FLOOR] = "best blind control (floor)"
 NBSP = "\u00a0"  # a narrow table breaks a line before an interval, not inside it
-
-Interval = Callable[..., tuple[float, float]]  # of values and `seed`
 
 
 # --- numbers -------------------------------------------------------------------------------
 
 
 def summary(
-    frame: pd.DataFrame, seed: int = 0, interval: Interval = bootstrap_interval
+    frame: pd.DataFrame, seed: int = 0, interval: Callable = bootstrap_interval
 ) -> pd.DataFrame:
     """Mean over pictures with its 95 % BCa interval for each (subject,) method and metric.
 
@@ -110,8 +105,8 @@ def _present(pairs: Sequence[tuple[str, str]], wide: pd.DataFrame) -> list[tuple
     if "stage2" not in wide:
         full = full_method(wide)
         pairs = [tuple(full if name == "stage2" else name for name in pair) for pair in pairs]
-    pairs = [pair for pair in dict.fromkeys(pairs) if pair[0] != pair[1]]
-    return [pair for pair in pairs if set(pair) <= set(wide)]
+    pairs = dict.fromkeys(pairs)
+    return [pair for pair in pairs if pair[0] != pair[1] and set(pair) <= set(wide)]
 
 
 def with_floor(wide: pd.DataFrame) -> pd.DataFrame:
@@ -243,7 +238,7 @@ def results(frame: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
 
 
 def summary_table(
-    frame: pd.DataFrame, seed: int = 0, interval: Interval = bootstrap_interval
+    frame: pd.DataFrame, seed: int = 0, interval: Callable = bootstrap_interval
 ) -> pd.DataFrame:
     """Write the paper's table: a method a row, a metric a column, `mean [low, high]` in each cell.
 
@@ -514,9 +509,8 @@ def _text(row, sign: str = "") -> str:
 def _percent_text(row) -> str:
     if not np.isfinite(row.mean):
         return "–"
-    if not np.isfinite(row.low):
-        return f"{100 * row.mean:z.0f}{NBSP}%"
-    return f"{100 * row.mean:z.0f}{NBSP}% [{100 * row.low:z.0f},{NBSP}{100 * row.high:z.0f}]"
+    interval = f" [{100 * row.low:z.0f},{NBSP}{100 * row.high:z.0f}]"
+    return f"{100 * row.mean:z.0f}{NBSP}%" + (interval if np.isfinite(row.low) else "")
 
 
 def _leading(text: str) -> str:
