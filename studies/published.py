@@ -99,7 +99,7 @@ def main(
     from minddiff_utils.decoding.decode import decode_subject, read_decoded
     from minddiff_utils.decoding.decoders import Method
     from minddiff_utils.decoding.features import write_features
-    from minddiff_utils.evaluation.controls import true_features
+    from minddiff_utils.evaluation.baselines import true_features
     from minddiff_utils.models.hub import clip_name
     from minddiff_utils.models.stable_diffusion import load_clip, load_generator
     from studies.tuning import tuning_subject

@@ -114,11 +114,11 @@ def main(
         return
     from minddiff_utils.decoding.decode import read_decoded
     from minddiff_utils.evaluation.metrics import read_reconstructions
-    from minddiff_utils.evaluation.stored import store_pictures
     from minddiff_utils.models.hub import clip_name
     from minddiff_utils.models.stable_diffusion import load_clip, load_generator
     from minddiff_utils.reconstruction.results import read_pictures
     from minddiff_utils.reconstruction.shards import pictures_of
+    from studies.stored import solver_table, store_pictures
 
     generator = load_generator(models, device, dtype)
     judge = load_clip(clip_name(models, "judge"), device, dtype)
@@ -144,6 +144,7 @@ def main(
     if out:
         out.mkdir(parents=True, exist_ok=True)
         table.rename_axis("solver").to_csv(out / f"solvers_{run.name}.csv", float_format="%.6g")
+        (out / "solvers.md").write_text(solver_table(out), encoding="utf-8")
         command = f"python -m studies stage2 --run {run} --pictures {len(truth[:pictures])}"
         about = f"`{command} --iterations {iterations} --steps {steps} --out {out}`"
         made = read_pictures(work / run.name / "paper.h5")

@@ -107,9 +107,9 @@ def main(
     from minddiff_utils.datasets import load_subject
     from minddiff_utils.decoding.decode import decode_subject, read_decoded
     from minddiff_utils.decoding.features import write_features
-    from minddiff_utils.evaluation.stored import write_summary
     from minddiff_utils.models.hub import clip_name
     from minddiff_utils.models.stable_diffusion import load_clip, load_generator
+    from studies.stored import write_summary
     from studies.tuning import tuning_subject
     from studies.ways import WAYS
 

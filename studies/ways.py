@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from minddiff_utils.evaluation.stored import DEFAULT_WAY, REFERENCE_WAY
+from minddiff_utils.evaluation.stored import DEFAULT_WAY
 from minddiff_utils.models.stable_diffusion import Generator
 from minddiff_utils.reconstruction.algorithm1 import algorithm_1
 from minddiff_utils.reconstruction.guided_sampling import add_z_evidence, follow, guided_pass
@@ -21,6 +21,7 @@ from minddiff_utils.reconstruction.stage1 import generate
 from minddiff_utils.reconstruction.stage2 import stage2
 from minddiff_utils.settings import Settings
 
+REFERENCE_WAY = "one look, both halves"  # of the rows that follow it
 # From the inputs of `stage2` to pictures (n, 3, H, W).
 Way = Callable[[Generator, Inputs, Settings], torch.Tensor]
 

@@ -160,10 +160,10 @@ def test_zero_shot_closed_forms():
     assert np.all(identification.zero_shot_accuracy(predicted, true, predicted, [1]) == 0)
 
 
-def test_zero_shot_names_bad_input_and_states_chance():
-    with pytest.raises(InputError, match="k=8"):
-        identification.zero_shot_accuracy(np.eye(4), np.eye(4), np.zeros((3, 4)), [1, 8])
-    with pytest.raises(InputError, match=r"shape \(m, 4\)"):
-        identification.zero_shot_accuracy(np.eye(4), np.eye(4), np.zeros((3, 5)), [1])
-    table = identification.zero_shot_table({"stage2": np.eye(4)}, np.eye(4), np.eye(4)[:1], [1, 99])
+def test_tables_state_chance_and_leave_certain_columns_out():
+    table = identification.zero_shot_table({"stage2": np.eye(4)}, np.eye(4), np.eye(4)[:1])
     assert list(table.columns) == ["top 1 of 5 (chance 0.200)", "n"]
+    with pytest.raises(InputError, match="n_way is 4"):
+        identification.identification_accuracy(np.eye(3), np.eye(3), 4)
+    with pytest.raises(InputError, match="one shape"):
+        identification.similarity_matrix(np.zeros((3, 2)), np.zeros((3, 4)))

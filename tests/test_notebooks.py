@@ -21,7 +21,7 @@ from conftest import NOTEBOOKS, SMALL_TREE
 from papermill.exceptions import PapermillExecutionError
 
 from minddiff_utils.book import execution, runs
-from minddiff_utils.evaluation.controls import CONTROLS
+from minddiff_utils.evaluation.methods import CONTROLS
 from minddiff_utils.reconstruction import shards
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -12,7 +12,7 @@ from papermill.exceptions import PapermillExecutionError
 from minddiff_utils import datasets
 from minddiff_utils.book import runs
 from minddiff_utils.decoding import decoders
-from minddiff_utils.evaluation import controls, metrics
+from minddiff_utils.evaluation.methods import CONTROLS
 from minddiff_utils.io import InputError
 from minddiff_utils.models import stable_diffusion as generator
 from minddiff_utils.parameters import PARAMETERS, WORDS, check, check_parameters
@@ -35,7 +35,7 @@ REFUSED = {
     **dict.fromkeys(("seed", "iterations", "n_holdouts"), (-1, 0.5, math.nan, math.inf, [1])),
     "n_steps": (0, 1001, 2.5),
     "n_tokens": (-1, 1, 2, 15.5),
-    "ssim_size": (-1, 1, 2 * metrics.SSIM_BORDER),
+    "ssim_size": (-1, 1, 10),
     "strength": (0, 1.01, math.nan, True, "all"),
     "guidance_scale": (-0.1, 101, math.inf),
     "dataset": ("nds", 1, None),
@@ -77,7 +77,7 @@ def test_choices_are_those_of_the_functions_that_take_them():
     assert chosen("rescale_z") == decoders.RESCALE
     assert chosen("dataset") == datasets.DATASETS
     assert {*chosen("dtype")} == {"auto", *generator.DTYPES}
-    assert WORDS["controls"] == controls.CONTROLS
+    assert set(WORDS["controls"]) == set(CONTROLS)
     assert WORDS["save_memory"] == generator.SAVINGS
 
 

@@ -18,8 +18,7 @@ from test_own import write
 
 from minddiff_utils.book import runs
 from minddiff_utils.datasets.miyawaki_full import FIGURES
-from minddiff_utils.evaluation.controls import settings_of
-from minddiff_utils.evaluation.holdout import decoding_of
+from minddiff_utils.evaluation.baselines import decoding_of, settings_of
 
 # Sizes alone. No decoder, solver or other choice of a file is changed, but where its comment says.
 SMALL = {"n_steps": 2, "n_seeds": 1, "n_permutations": 2, "n_gallery": 8, "n_extra": 20}

@@ -16,14 +16,8 @@ import pandas as pd
 from PIL import Image
 
 from minddiff_utils.datasets.reading import unreadable
-from minddiff_utils.evaluation.metrics import (
-    FULL,
-    METHODS,
-    METRICS,
-    full_method,
-    in_order,
-    read_metrics,
-)
+from minddiff_utils.evaluation.methods import FULL, METHODS, full_method, in_order
+from minddiff_utils.evaluation.metrics import METRICS, read_metrics
 from minddiff_utils.io import InputError, atomic_path
 
 # What people read where the book's tables say "no stage 2" and "both stages, this book's solver".

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,9 +18,9 @@ from minddiff_utils.book.gallery import (
 )
 from minddiff_utils.book.glossary import link_notebook, link_text, read_terms
 from minddiff_utils.book.runs import Plan
+from minddiff_utils.evaluation.failures import failure_note
 from minddiff_utils.evaluation.metrics import main_metrics, read_metrics
-from minddiff_utils.evaluation.stored import DEFAULT_WAY, read_summary, solver_table, ways_table
-from minddiff_utils.evaluation.strays import stray_note
+from minddiff_utils.evaluation.stored import DEFAULT_WAY
 from minddiff_utils.evaluation.tables import (
     FRONT,
     STAGE_2_PAIRS,
@@ -65,7 +66,7 @@ def add_pages(plan: Plan, book: Path, measured: Path) -> None:
 
 
 def add_measured(folder: Path, measured: Path) -> None:
-    """Write tables and a figure of what was measured once: stage 2's solvers and the ways tried.
+    """Add tables and a figure of what was measured once: stage 2's solvers and the ways tried.
 
     Parameters
     ----------
@@ -74,9 +75,9 @@ def add_measured(folder: Path, measured: Path) -> None:
     measured : Path
         Folder of the small files.
     """
-    (folder / "solvers.md").write_text(solver_table(measured), encoding="utf-8")
-    summary = read_summary(measured)
-    (folder / "ways.md").write_text(ways_table(summary), encoding="utf-8")
+    for name in ("solvers.md", "ways.md"):
+        shutil.copy(measured / name, folder)
+    summary = pd.read_csv(measured / "ways.csv")
     ways_figure(summary, DEFAULT_WAY).savefig(folder / "ways.png", dpi=150, bbox_inches="tight")
 
 
@@ -93,7 +94,7 @@ def front_results(plan: Plan) -> str:
     if not path.is_file():
         return ""
     text = f"## What came out\n\n{markdown_table(front_table(pd.read_csv(path)))}"
-    text += stray_note({who: plan.run / who for who in plan.subjects}, FRONT, quiet=True)
+    text += failure_note({who: plan.run / who for who in plan.subjects}, FRONT, quiet=True)
     values = main_metrics(read_metrics(plan.run, plan.subjects))
     added = difference_table(values, STAGE_2_PAIRS)
     text += f"\n{markdown_table(added)}" if len(added) else ""

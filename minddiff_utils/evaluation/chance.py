@@ -13,8 +13,8 @@ from minddiff_utils.decoding.components import PrincipalComponents
 from minddiff_utils.decoding.decode import correlations, training_design
 from minddiff_utils.decoding.decoders import Design, Method
 from minddiff_utils.decoding.features import families, read_values
-from minddiff_utils.evaluation.controls import shuffled_rows
 from minddiff_utils.evaluation.regions import sample_values
+from minddiff_utils.evaluation.statistics import shuffled_rows
 from minddiff_utils.io import InputError
 
 

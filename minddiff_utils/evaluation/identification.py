@@ -1,16 +1,17 @@
 """Can a reconstruction tell which picture was seen? Identification, with its chance level."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import comb
 
 import numpy as np
 import pandas as pd
 
-from minddiff_utils.datasets.subject import Stimuli
 from minddiff_utils.evaluation.metrics import check_rows, unit_rows
 from minddiff_utils.evaluation.statistics import hit_interval
 from minddiff_utils.evaluation.tables import summary_table
 from minddiff_utils.io import InputError
+
+TOP = (1, 5, 10)  # zero-shot identification: among the first so many
 
 
 def similarity_matrix(predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
@@ -58,35 +59,6 @@ def identification_accuracy(predicted: np.ndarray, true: np.ndarray, n_way: int 
     return np.where(np.isfinite(own[:, 0]), values, np.nan)
 
 
-def embed_stimuli(
-    stimuli: Stimuli,
-    ids: Sequence[int],
-    embed: Callable[[np.ndarray], np.ndarray],
-    size: int,
-    block: int = 256,
-) -> np.ndarray:
-    """Embed pictures of a recording a block at a time, for example as extra candidates.
-
-    Parameters
-    ----------
-    stimuli : Stimuli
-    ids : sequence of n int
-        May be empty.
-    embed : function from uint8 (n, h, w, 3) to float (n, d)
-    size : int
-        The width d, needed where there are no pictures.
-    block : int
-        Pictures in memory at a time.
-
-    Returns
-    -------
-    float64 (n, d)
-    """
-    starts = range(0, len(ids), block)
-    parts = [embed(stimuli.pictures(ids[start : start + block])) for start in starts]
-    return np.concatenate([np.zeros((0, size)), *parts])
-
-
 def pairwise_identification(predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
     r"""Two-alternative forced choice as the Kamitani laboratory's bdpy defines it.
 
@@ -110,15 +82,14 @@ def pairwise_identification(predicted: np.ndarray, true: np.ndarray) -> np.ndarr
         Between 0 and 1; chance is 0.5. NaN where the prediction has no correlation.
     """
     check_rows(predicted, true)
-    kept = ~(np.isnan(predicted).any(axis=0) | np.isnan(true).any(axis=0))
-    rows = [np.asarray(values, np.float64)[:, kept] for values in (predicted, true)]
-    centred = [values - values.mean(axis=1, keepdims=True) for values in rows]
-    r = unit_rows(centred[0]) @ unit_rows(centred[1]).T
-    flat = [np.ptp(values, axis=1) == 0 for values in rows]
-    r[flat[0]], r[:, flat[1]] = np.nan, np.nan
+    kept = np.isfinite(predicted).all(axis=0) & np.isfinite(true).all(axis=0)
+    x, y = (np.asarray(values, np.float64)[:, kept] for values in (predicted, true))
+    centred = (values - values.mean(axis=1, keepdims=True) for values in (x, y))
+    x_unit, y_unit = map(unit_rows, centred)
+    r = x_unit @ y_unit.T
+    r[np.ptp(x, axis=1) == 0], r[:, np.ptp(y, axis=1) == 0] = np.nan, np.nan
     own = np.diag(r)[:, None]
-    with np.errstate(invalid="ignore"):
-        right = (r < own).sum(axis=1) / (np.isfinite(r).sum(axis=1) - 1)
+    right = (r < own).sum(axis=1) / (np.isfinite(r).sum(axis=1) - 1)
     return np.where(np.isfinite(own[:, 0]), right, np.nan)
 
 
@@ -145,28 +116,13 @@ def zero_shot_accuracy(
     -------
     float64 (n, len(ks))
         Chance is `k / (n + m)`. NaN where an embedding is not finite.
-
-    Raises
-    ------
-    InputError
-        If the shapes do not fit, or a `k` is out of range.
     """
     check_rows(predicted, true)
-    if np.ndim(extra) != 2 or np.shape(extra)[1] != np.shape(true)[1]:
-        raise InputError(
-            f"Extra candidates need shape (m, {np.shape(true)[1]}), not {np.shape(extra)}. "
-            "Embed them with the same model."
-        )
     candidates = np.concatenate([true, extra])
-    wrong = [k for k in ks if not 1 <= k <= len(candidates)]
-    if wrong:
-        raise InputError(
-            f"k={wrong[0]}: expected 1 to {len(candidates)}, the candidates there are."
-        )
     similarity = unit_rows(predicted) @ unit_rows(candidates).T
     own = np.diag(similarity)[:, None]
     more = (similarity > own).sum(axis=1)[:, None]
-    ties = np.maximum((similarity == own).sum(axis=1) - 1, 0)[:, None]
+    ties = np.maximum((similarity == own).sum(axis=1) - 1, 0)[:, None]  # NaN equals not itself
     found = np.clip((np.asarray(ks) - more) / (ties + 1), 0, 1)
     return np.where(np.isfinite(own), found, np.nan)
 
@@ -193,46 +149,17 @@ def identification_table(
         One row a method, in the order of `METHODS`; the last column but one is
         `pairwise_identification`.
     """
-    n_ways = sorted({n for n in n_ways if n <= len(true)})
-    frame = pd.concat(
-        pd.DataFrame(
-            {
-                "method": method,
-                "metric": f"{n_way}-way (chance {1 / n_way:.3f})",
-                "value": identification_accuracy(rows, true, n_way),
-            }
-        )
-        for method, rows in embedded.items()
-        for n_way in n_ways
-    )
-    forced = [
-        pd.DataFrame(
-            {
-                "method": method,
-                "metric": "2AFC of bdpy (chance 0.500)",
-                "value": pairwise_identification(rows, true),
-            }
-        )
-        for method, rows in embedded.items()
-    ]
-    return _table_of_hits(pd.concat([frame, *forced]), seed)
-
-
-def _table_of_hits(frame: pd.DataFrame, seed: int) -> pd.DataFrame:
-    table = summary_table(frame, seed, hit_interval)
-    table.attrs["note"] += (
-        " Where no picture was found, or every one, the interval is the exact one of a share. "
-        "Candidates are shared between pictures, so the intervals are a guide."
-    )
-    return table
+    values = {}
+    for method, rows in embedded.items():
+        for n_way in sorted({n for n in n_ways if n <= len(true)}):
+            found = identification_accuracy(rows, true, n_way)
+            values[method, f"{n_way}-way (chance {1 / n_way:.3f})"] = found
+        values[method, "2AFC of bdpy (chance 0.500)"] = pairwise_identification(rows, true)
+    return _table_of_hits(values, seed)
 
 
 def zero_shot_table(
-    embedded: Mapping[str, np.ndarray],
-    true: np.ndarray,
-    extra: np.ndarray,
-    ks: Sequence[int] = (1, 5, 10),
-    seed: int = 0,
+    embedded: Mapping[str, np.ndarray], true: np.ndarray, extra: np.ndarray, seed: int = 0
 ) -> pd.DataFrame:
     """Zero-shot identification of every method, `mean [low, high]` in each cell.
 
@@ -242,22 +169,31 @@ def zero_shot_table(
         Method -> embeddings of its reconstructions.
     true : float (n, d)
     extra : float (m, d)
-    ks : sequence of int
-        A column each; those of n + m and above, where every guess is right, are left out.
     seed : int
         Seed of the bootstrap.
 
     Returns
     -------
     DataFrame of str
-        One row a method, in the order of `METHODS`.
+        One row a method, in the order of `METHODS`; a column each for the first 1, 5 and 10, but
+        not where every guess is right.
     """
-    n = len(true) + len(extra)
-    ks = [k for k in ks if k < n]
-    parts = []
+    n, values = len(true) + len(extra), {}
+    ks = [k for k in TOP if k < n]
     for method, rows in embedded.items():
         found = zero_shot_accuracy(rows, true, extra, ks)
-        for k, values in zip(ks, found.T, strict=True):
-            metric = f"top {k} of {n} (chance {k / n:.3f})"
-            parts.append(pd.DataFrame({"method": method, "metric": metric, "value": values}))
-    return _table_of_hits(pd.concat(parts), seed)
+        for k, column in zip(ks, found.T, strict=True):
+            values[method, f"top {k} of {n} (chance {k / n:.3f})"] = column
+    return _table_of_hits(values, seed)
+
+
+def _table_of_hits(values: Mapping[tuple[str, str], np.ndarray], seed: int) -> pd.DataFrame:
+    """Table of chances to be right, from those of every picture by (method, metric)."""
+    frames = {names: pd.DataFrame({"value": column}) for names, column in values.items()}
+    frame = pd.concat(frames, names=["method", "metric", "stimulus_id"]).reset_index()
+    table = summary_table(frame, seed, hit_interval)
+    table.attrs["note"] += (
+        " Where no picture was found, or every one, the interval is the exact one of a share. "
+        "Candidates are shared between pictures, so the intervals are a guide."
+    )
+    return table

@@ -1,6 +1,13 @@
-"""How close is each test picture to what the decoders were trained on, and does it matter?"""
+"""Is it remembered from training? Near twins of the test pictures, and kinds never trained on.
 
-from collections.abc import Sequence
+A decoder that only recognises a twin, or which of the familiar kinds was seen, fails on a kind it
+has not met. So a whole kind of pictures is left out of training, and its test pictures are decoded.
+Leaving pictures out costs something by itself; what is compared with is therefore a training set of
+the same size, from which as many pictures were left out at random.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,39 +15,27 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 from scipy import stats
+from sklearn.cluster import KMeans
 
 from minddiff_utils.datasets import Split
 from minddiff_utils.datasets.content import digests, stream_pictures
 from minddiff_utils.datasets.subject import Stimuli
 from minddiff_utils.decoding.features import read_features
-from minddiff_utils.evaluation.metrics import METHODS, METRICS, in_order, unit_rows
-from minddiff_utils.io import InputError
+from minddiff_utils.evaluation.methods import in_order
+from minddiff_utils.evaluation.metrics import METRICS, unit_rows
+from minddiff_utils.evaluation.statistics import paired_difference
+from minddiff_utils.evaluation.tables import as_markdown, groups_in_order, interval_text, wide_table
 
 MOST = 1000  # training pictures that are compared among themselves
 # Near twins: of this many patches a side, fewer than so many differ by more than so many levels.
 N_PATCHES = 10
 DIFFERENT_PATCHES = 10
 DIFFERENT_LEVELS = 24  # of 255, in one of the colours
+N_CLUSTERS = 10  # of captions, where no kinds are named
+FEWEST = 3  # test pictures of a group that is held out
 
 
-class Copies(NamedTuple):
-    """How many training pictures are exact copies, or near twins, of each test picture.
-
-    All int64 (n_test,): `stimulus_id` in the order of the splits, `exact` (the same pixels) and
-    `near` (near twins that are no exact copies).
-    """
-
-    stimulus_id: np.ndarray
-    exact: np.ndarray
-    near: np.ndarray
-
-    @property
-    def any(self) -> np.ndarray:
-        """Ids of the test pictures that have a copy or near twin."""
-        return self.stimulus_id[self.exact + self.near > 0]
-
-
-def count_copies(stimuli: Stimuli, splits: Sequence[Split]) -> Copies:
+def count_copies(stimuli: Stimuli, splits: Sequence[Split]) -> pd.DataFrame:
     """Count by their pixels the training pictures that a test picture may be recognised from.
 
     Near twins are pictures of which, shrunk to 10 by 10 patches, fewer than 10 patches differ by
@@ -54,30 +49,26 @@ def count_copies(stimuli: Stimuli, splits: Sequence[Split]) -> Copies:
 
     Returns
     -------
-    Copies
+    DataFrame
+        A row a test picture, in the order of the splits: `stimulus_id`, and the numbers of training
+        pictures that have the same pixels (`exact`), or are near twins but no copies (`near`).
     """
-    parts = [part for split in splits for part in (split.train, split.test)]
-    ids = np.unique(np.concatenate(parts))
+    ids = np.unique(np.concatenate([part for s in splits for part in (s.train, s.test)]))
     keys, small = [], []
     for _, pictures in stream_pictures(stimuli, ids):
         keys += digests(pictures)
-        small += [_shrunk(picture) for picture in pictures]
-    group, small = np.unique(np.array(keys, "S32"), return_inverse=True)[1].ravel(), np.stack(small)
+        images = map(Image.fromarray, pictures)
+        small += [image.resize((N_PATCHES, N_PATCHES), Image.Resampling.BOX) for image in images]
+    keys, small = np.array(keys, "S32"), np.stack(small).astype(np.int16)
     found = []
     for split in splits:
         train = np.searchsorted(ids, split.train)
         for number, place in zip(split.test, np.searchsorted(ids, split.test), strict=True):
             change = np.abs(small[train] - small[place]).max(axis=-1) > DIFFERENT_LEVELS
             near = change.sum(axis=(1, 2)) < DIFFERENT_PATCHES
-            exact = group[train] == group[place]
+            exact = keys[train] == keys[place]
             found.append((number, exact.sum(), (near & ~exact).sum()))
-    return Copies(*np.array(found, np.int64).T)
-
-
-def _shrunk(picture: np.ndarray) -> np.ndarray:
-    """Return the means of the patches of a picture, int16 (10, 10, 3)."""
-    image = Image.fromarray(picture).resize((N_PATCHES, N_PATCHES), Image.Resampling.BOX)
-    return np.asarray(image, np.int16)
+    return pd.DataFrame(found, columns=["stimulus_id", "exact", "near"])
 
 
 class Overlap(NamedTuple):
@@ -94,40 +85,14 @@ class Overlap(NamedTuple):
     among_training: np.ndarray
 
 
-def nearest(rows: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Find for each embedding the most similar one among others.
-
-    Parameters
-    ----------
-    rows : float (n, d)
-    others : float (m, d)
-
-    Returns
-    -------
-    distance : float64 (n,)
-        1 - cosine, from 0 to 2.
-    place : int64 (n,)
-        Which of the others it is.
-    """
-    if not len(others):
-        raise InputError("No embeddings to compare with: a split without training pictures?")
-    similarity = unit_rows(rows) @ unit_rows(others).T
-    place = similarity.argmax(axis=1)
-    return 1 - similarity[np.arange(len(rows)), place], place
-
-
-def overlap(
-    splits: Sequence[Split], features_path: str | Path, family: str = "embedding", seed: int = 0
-) -> Overlap:
+def overlap(splits: Sequence[Split], features_path: str | Path, seed: int = 0) -> Overlap:
     """Compare the test pictures of every split with its training pictures.
 
     Parameters
     ----------
     splits : sequence of Split
     features_path : str or Path
-        From `write_features`.
-    family : str
-        Features with one vector a picture; "embedding" is that of the guide.
+        From `write_features`; "embedding" is that of the guide.
     seed : int
         Of the choice among many training pictures, of which at most 1,000 of the first split are
         compared among themselves.
@@ -137,26 +102,26 @@ def overlap(
     Overlap
         Test pictures in the order of the splits.
     """
+
+    def embedding(ids: np.ndarray) -> np.ndarray:
+        return unit_rows(read_features(features_path, "embedding", ids))
+
     found = []
     for split in splits:
-        test, train = (
-            read_features(features_path, family, ids) for ids in (split.test, split.train)
-        )
-        distance, place = nearest(test, train)
-        found.append((split.test, distance, split.train[place]))
+        similarity = embedding(split.test) @ embedding(split.train).T
+        nearest = split.train[similarity.argmax(axis=1)]
+        found.append((split.test, 1 - similarity.max(axis=1), nearest))
     ids = splits[0].train
     if len(ids) > MOST:
         ids = np.random.default_rng(seed).choice(ids, MOST, replace=False)
-    rows = unit_rows(read_features(features_path, family, ids))
+    rows = embedding(ids)
     similarity = rows @ rows.T
     np.fill_diagonal(similarity, -np.inf)
     parts = (np.concatenate(part) for part in zip(*found, strict=True))
     return Overlap(*parts, 1 - similarity.max(axis=1))
 
 
-def overlap_trend(
-    values: pd.DataFrame, found: Overlap, n_resamples: int = 4999, seed: int = 0
-) -> pd.DataFrame:
+def overlap_trend(values: pd.DataFrame, found: Overlap, seed: int = 0) -> pd.DataFrame:
     """Correlate each method's values with the distance to the nearest training picture.
 
     Parameters
@@ -164,9 +129,8 @@ def overlap_trend(
     values : DataFrame
         `method, stimulus_id, metric, value`.
     found : Overlap
-    n_resamples : int
-        Of the bootstrap over pictures.
     seed : int
+        Of the bootstrap over pictures.
 
     Returns
     -------
@@ -174,24 +138,21 @@ def overlap_trend(
         Methods as rows, metrics as columns: Spearman's correlation with its 95 % percentile
         interval. Below zero: pictures further from the training set come out worse.
     """
-    rng = np.random.default_rng(seed)
     n = len(found.stimulus_id)
-    draws = rng.integers(0, n, (n_resamples, n))
-    rows = {}
-    for (method, metric), group in values.groupby(["method", "metric"], sort=False):
+    draws = np.random.default_rng(seed).integers(0, n, (4999, n))
+    rows = []
+    for (method, metric), group in groups_in_order(values, ["method", "metric"]):
         value = group.set_index("stimulus_id")["value"].reindex(found.stimulus_id).to_numpy()
-        rows.setdefault(method, {})[METRICS.get(metric, metric)] = _trend(
-            value, found.distance, draws
-        )
-    table = pd.DataFrame.from_dict(rows, orient="index")
-    table = table.loc[in_order(table.index, METHODS)]
-    table = table.rename(index=METHODS).rename_axis("method")
-    table.attrs["note"] = (
+        row = {"method": method, "metric": metric, "n": n}
+        rows.append(row | {"text": _trend(value, found.distance, draws)})
+    return wide_table(
+        pd.DataFrame(rows),
+        ["method"],
         "Spearman's correlation of the score with the distance to the nearest training picture, "
         "and its 95\u00a0% bootstrap interval over pictures. Below zero: pictures further from the "
-        "training set come out worse. A dash: fewer than four pictures, or all scores alike."
+        "training set come out worse. A dash: fewer than four pictures, or all scores alike. n is "
+        "the number of pictures.",
     )
-    return table
 
 
 def _trend(value: np.ndarray, distance: np.ndarray, draws: np.ndarray) -> str:
@@ -205,3 +166,114 @@ def _trend(value: np.ndarray, distance: np.ndarray, draws: np.ndarray) -> str:
     sampled = (x * y).sum(1)[norm > 0] / norm[norm > 0]
     low, high = np.percentile(sampled, [2.5, 97.5])
     return f"{rho:+.2f} [{low:+.2f},\u00a0{high:+.2f}]"
+
+
+# --- kinds of pictures that are left out of training ---------------------------------------
+
+
+def picture_groups(
+    features_path: str | Path, stimulus_ids: Sequence[int], attributes: pd.DataFrame, seed: int = 0
+) -> dict[str, np.ndarray]:
+    """Group pictures by the kinds of thing they show; by their captions where none are named.
+
+    Parameters
+    ----------
+    features_path : str or Path
+        From `write_features`; `c`, averaged over its tokens, stands for the captions, which k-means
+        puts into clusters.
+    stimulus_ids : sequence of n int
+        Of the rows of `attributes`.
+    attributes : DataFrame of bool
+        From `attributes.attribute_table`. A picture may show several kinds.
+    seed : int
+
+    Returns
+    -------
+    dict of name to int64 array of stimulus ids
+        A kind each, or "cluster_1" …: ten, or as many as half the pictures.
+    """
+    ids = np.asarray(stimulus_ids, np.int64)
+    kinds = [trait for family, trait in attributes.columns if family == "kind"]
+    if kinds:
+        return {kind: ids[attributes["kind", kind].to_numpy()] for kind in kinds}
+    n_clusters = max(2, min(N_CLUSTERS, len(ids) // 2))
+    rows = read_features(features_path, "c", ids).mean(axis=1)
+    label = KMeans(n_clusters, n_init=4, random_state=seed).fit_predict(rows)
+    return {f"cluster_{k + 1}": ids[label == k] for k in range(n_clusters)}
+
+
+def hold_out(
+    split: Split, groups: Mapping[str, np.ndarray], n: int, seed: int = 0
+) -> dict[str, tuple[Split, Split]]:
+    """Make the splits that leave a group of pictures out of training.
+
+    Taken are the `n` groups with the most test pictures, among those with at least three that
+    leave half of the training pictures or more.
+
+    Parameters
+    ----------
+    split : Split
+    groups : mapping of name to stimulus ids
+    n : int
+        How many groups, at most; 0 for none.
+    seed : int
+        Of the pictures that are left out at random for comparison.
+
+    Returns
+    -------
+    dict of group to (without, matched)
+        Both test the group's test pictures. `without` trains on no picture of the group, `matched`
+        on as many pictures, a random part of all.
+    """
+    rng = np.random.default_rng(seed)
+    found = {}
+    for name in sorted(groups, key=lambda name: -np.isin(split.test, groups[name]).sum()):
+        test = split.test[np.isin(split.test, groups[name])]
+        train = split.train[~np.isin(split.train, groups[name])]
+        if len(found) < n and len(test) >= FEWEST and 2 * len(train) >= len(split.train):
+            word = re.sub(r"[^A-Za-z0-9_-]", "_", name)
+            part = np.sort(rng.choice(split.train, len(train), replace=False))
+            matched = Split(f"matched_{word}", part, test)
+            found[name] = Split(f"without_{word}", train, test), matched
+    return found
+
+
+def hold_out_table(found: Mapping[str, pd.DataFrame], seed: int = 0) -> pd.DataFrame:
+    """Show the drop when a kind of pictures was never trained on.
+
+    Parameters
+    ----------
+    found : mapping of group to DataFrame
+        `method, stimulus_id, metric, value` with the methods "without" and "matched".
+    seed : int
+
+    Returns
+    -------
+    DataFrame of str
+        A group a row and all of them together, a metric a column: mean with a training set of the
+        same size → mean without the group, and the paired difference with its 95 % interval.
+    """
+    if not found:
+        table = pd.DataFrame(index=pd.Index([], name="left out"))
+        table.attrs["note"] = "No group of pictures was left out (parameter `n_holdouts`)."
+        return table
+    keys = ["method", "stimulus_id", "metric"]
+    everything = pd.concat(found.values()).groupby(keys, as_index=False)["value"].mean()
+    rows = []
+    for name, part in {**found, "all of them": everything}.items():
+        by_metric = part.pivot(index="stimulus_id", columns=["metric", "method"], values="value")
+        for metric in in_order(part["metric"], METRICS):
+            matched, without = by_metric[metric, "matched"], by_metric[metric, "without"]
+            drop = paired_difference(without, matched, seed=seed)
+            text = f"{matched.mean():.3f} → {without.mean():.3f}: "
+            text += interval_text(drop["mean"], drop["low"], drop["high"], "+")
+            row = {"left out": as_markdown(name), "metric": metric, "n": len(by_metric)}
+            rows.append(row | {"text": text})
+    return wide_table(
+        pd.DataFrame(rows),
+        ["left out"],
+        "Mean of the full method on the test pictures of a group, its decoders trained on as many "
+        "pictures chosen at random → trained on no picture of the group; then the mean paired "
+        "difference with its 95\u00a0% bootstrap interval. n is the number of test pictures; one "
+        "that shows several of the groups counts once in the last row.",
+    )

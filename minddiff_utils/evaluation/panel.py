@@ -10,8 +10,8 @@ extra `panel`.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -31,8 +31,7 @@ SIDE = 425  # pixels, at which PixCorr and SSIM are computed
 HUB = "https://dl.fbaipublicfiles.com/deepcluster/swav_800ep_pretrain.pth.tar"
 
 
-@dataclass(frozen=True)
-class Network:
+class Network(NamedTuple):
     """How one network of the panel is used.
 
     `family` is the model; `layer` the node whose output counts; `side` the pixels that pictures
@@ -55,6 +54,7 @@ NETWORKS = {
     "Eff": Network("efficientnet_b1", "avgpool", 255, IMAGENET, "distance"),
     "SwAV": Network("swav", "avgpool", 224, IMAGENET, "distance"),
 }
+NetworkFunction = Callable[[torch.Tensor], torch.Tensor]
 COLUMNS = ("PixCorr", "SSIM", *NETWORKS)
 # Means over the subjects 1, 2, 5 and 7 of NSD, as MindEye2 (Scotti et al. 2024, arXiv 2403.11207)
 # and Brain-IT (2026) print them; "rerun": by the authors of MindEye2, not by its own.
@@ -68,12 +68,8 @@ PUBLISHED = {
 
 
 def load_networks(
-    choice: str,
-    clip: Clip | None = None,
-    device: str | torch.device = "cpu",
-    swav: str | Path = HUB,
-    pretrained: bool = True,
-) -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:
+    choice: str, clip: Clip | None = None, pretrained: bool = True
+) -> dict[str, NetworkFunction]:
     """Load the networks of the panel.
 
     Parameters
@@ -81,10 +77,7 @@ def load_networks(
     choice : {"none", "published", "full"}
         Only "full" loads anything.
     clip : Clip
-        CLIP ViT-L/14, for "full".
-    device : str or torch.device
-    swav : str or Path
-        File or address of SwAV's weights, of a ResNet-50.
+        CLIP ViT-L/14, for "full"; the others are put on its device.
     pretrained : bool
         False leaves random weights, to test the wiring without a download.
 
@@ -98,80 +91,47 @@ def load_networks(
     InputError
         If torchvision is missing or does not fit torch.
     """
-    if choice not in ("none", "published", "full"):
-        raise InputError(f"panel={choice!r}: expected none, published or full.")
     if choice != "full":
         return {}
-    if clip is None:
-        raise InputError("The full panel needs a CLIP; give the judge.")
-    vision = _torchvision()
-    nodes: dict[str, list[str]] = {}
-    for network in NETWORKS.values():
-        nodes.setdefault(network.family, []).append(network.layer)
-    found = {}
-    for family in ("alexnet", "inception_v3", "efficientnet_b1", "swav"):
-        model = _model(vision, family, swav, pretrained).eval().requires_grad_(False).to(device)
-        found[family] = vision.models.feature_extraction.create_feature_extractor(
-            model, nodes[family]
-        )
-    return {
-        name: _clip_network(clip)
-        if network.family == "clip"
-        else _layer(found[network.family], network.layer)
-        for name, network in NETWORKS.items()
-    }
-
-
-def _torchvision():
     try:
-        import torchvision
-        import torchvision.models.feature_extraction
+        from torchvision import models
+        from torchvision.models.feature_extraction import create_feature_extractor
     except (ImportError, RuntimeError) as error:  # one built for another torch fails at run time
         raise InputError(
-            f"panel='full' needs torchvision, which cannot be imported here ({error}). Install the "
-            "build that fits your torch: pip install 'minddiffuser-book[panel]'; or set "
-            "panel='published'."
+            f"panel='full' needs torchvision, which cannot be imported ({error}). Install the "
+            "build for your torch: pip install 'minddiffuser-book[panel]'; or panel='published'."
         ) from None
-    return torchvision
+    found = {}
+    for name, network in NETWORKS.items():
+        if network.family == "clip":
+            found[name] = partial(_clip_embedding, clip)
+            continue
+        swav = network.family == "swav"
+        weights = "DEFAULT" if pretrained and not swav else None
+        model = models.get_model("resnet50" if swav else network.family, weights=weights)
+        if swav and pretrained:
+            state = torch.hub.load_state_dict_from_url(HUB, map_location="cpu", weights_only=True)
+            state = {key.removeprefix("module."): value for key, value in state.items()}
+            model.load_state_dict(state, strict=False)  # it has no `fc`, which is not used
+        model.eval().requires_grad_(False).to(clip.device)
+        extractor = create_feature_extractor(model, {network.layer: "features"})
+        found[name] = partial(_features, extractor, clip.device)
+    return found
 
 
-def _model(vision, family: str, swav: str | Path, pretrained: bool) -> torch.nn.Module:
-    if family != "swav":
-        extra = {} if pretrained or family != "inception_v3" else {"init_weights": False}
-        return vision.models.get_model(family, weights="DEFAULT" if pretrained else None, **extra)
-    model = vision.models.resnet50(weights=None)
-    if pretrained:
-        if str(swav).startswith("https://"):
-            state = torch.hub.load_state_dict_from_url(swav, map_location="cpu", weights_only=True)
-        else:
-            state = torch.load(swav, map_location="cpu", weights_only=True)
-        state = {name.removeprefix("module."): value for name, value in state.items()}
-        lacking = model.load_state_dict(state, strict=False).missing_keys
-        if set(lacking) - {"fc.weight", "fc.bias"}:
-            raise InputError(f"{swav} holds no ResNet-50: it lacks {lacking[0]} and others.")
-    return model
+def _features(model: torch.nn.Module, device: torch.device, pictures: torch.Tensor) -> torch.Tensor:
+    return model(pictures.to(device))["features"]
 
 
-def _layer(model: torch.nn.Module, layer: str) -> Callable[[torch.Tensor], torch.Tensor]:
-    return lambda pictures: model(pictures)[layer]
-
-
-def _clip_network(clip: Clip) -> Callable[[torch.Tensor], torch.Tensor]:
-    def embed(pictures: torch.Tensor) -> torch.Tensor:
-        pixels = pictures.to(clip.device, clip.model.dtype)
-        pooled = clip.model.vision_model(pixel_values=pixels).pooler_output
-        return clip.model.visual_projection(pooled)
-
-    return embed
+def _clip_embedding(clip: Clip, pictures: torch.Tensor) -> torch.Tensor:
+    pixels = pictures.to(clip.device, clip.model.dtype)
+    pooled = clip.model.vision_model(pixel_values=pixels).pooler_output
+    return clip.model.visual_projection(pooled)
 
 
 @torch.no_grad()
 def network_features(
-    pictures: np.ndarray,
-    network: Network,
-    function: Callable[[torch.Tensor], torch.Tensor],
-    device: str | torch.device = "cpu",
-    batch: int = 32,
+    pictures: np.ndarray, network: Network, function: NetworkFunction, batch: int = 32
 ) -> np.ndarray:
     """Features of pictures by one network: resized as published, then normalised.
 
@@ -181,7 +141,6 @@ def network_features(
     network : Network
     function : function
         From `load_networks`.
-    device : str or torch.device
     batch : int
         Pictures at a time.
 
@@ -193,7 +152,7 @@ def network_features(
     rows = []
     for start in range(0, len(pictures), batch):
         rgb = _resized(pictures[start : start + batch], network.side)
-        rows.append(function(((rgb - mean) / deviation).to(device)).flatten(1).float().cpu())
+        rows.append(function((rgb - mean) / deviation).flatten(1).float().cpu())
     return torch.cat(rows).numpy()
 
 
@@ -206,30 +165,27 @@ def _resized(pictures: np.ndarray, side: int) -> torch.Tensor:
     return rgb
 
 
-def pixcorr(truth: np.ndarray, made: np.ndarray, batch: int = 32) -> np.ndarray:
+def pixcorr(truth: np.ndarray, made: np.ndarray) -> np.ndarray:
     """Pearson correlation of all pixel values at 425 × 425 pixels: PixCorr of the field.
 
     Parameters
     ----------
     truth, made : uint8 (n, h, w, 3)
-    batch : int
 
     Returns
     -------
     float64 (n,)
         Between -1 and 1; 0 where a picture is flat.
     """
-    found = []
-    for start in range(0, len(truth), batch):
-        rows = slice(start, start + batch)
-        a, b = (_resized(p[rows], SIDE).flatten(1).double().numpy() for p in (truth, made))
+    found = np.zeros(len(truth))
+    for row, pair in enumerate(zip(truth, made, strict=True)):
         # Resizing rounds: what was flat is so no longer, and would correlate a little.
-        flat = [np.ptp(p[rows], axis=(1, 2, 3)) == 0 for p in (truth, made)]
-        found.append(np.where(flat[0] | flat[1], 0, 1 - correlation_distance(a, b)))
-    return np.concatenate(found)
+        if all(np.ptp(picture) > 0 for picture in pair):
+            found[row] = np.corrcoef(*(_pixels(picture).ravel() for picture in pair))[0, 1]
+    return found
 
 
-def panel_ssim(truth: np.ndarray, made: np.ndarray, batch: int = 32) -> np.ndarray:
+def panel_ssim(truth: np.ndarray, made: np.ndarray) -> np.ndarray:
     """Structural similarity of the grey pictures at 425 × 425 pixels, as in published rows.
 
     `metrics.ssim` with `size=425` differs in that it goes there directly.
@@ -237,19 +193,19 @@ def panel_ssim(truth: np.ndarray, made: np.ndarray, batch: int = 32) -> np.ndarr
     Parameters
     ----------
     truth, made : uint8 (n, h, w, 3)
-    batch : int
 
     Returns
     -------
     float64 (n,)
         Between -1 and 1.
     """
-    found = []
-    for start in range(0, len(truth), batch):
-        rows = slice(start, start + batch)
-        pairs = (_resized(p[rows], SIDE).permute(0, 2, 3, 1).double() for p in (truth, made))
-        found.append(ssim_grey(*(rgb2gray(pictures.numpy()) for pictures in pairs)))
-    return np.concatenate(found)
+    pairs = zip(truth, made, strict=True)
+    return np.array([ssim_grey(*(rgb2gray(_pixels(p)) for p in pair)) for pair in pairs])
+
+
+def _pixels(picture: np.ndarray) -> np.ndarray:
+    """One picture float64 (425, 425, 3) in [0, 1]."""
+    return _resized(picture[None], SIDE)[0].permute(1, 2, 0).double().numpy()
 
 
 def correlation_distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -270,10 +226,7 @@ def correlation_distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def panel(
-    truth: np.ndarray,
-    made: np.ndarray,
-    networks: Mapping[str, Callable[[torch.Tensor], torch.Tensor]],
-    device: str | torch.device = "cpu",
+    truth: np.ndarray, made: np.ndarray, networks: Mapping[str, NetworkFunction]
 ) -> dict[str, np.ndarray]:
     """Compute the panel of one method, a value a picture.
 
@@ -282,7 +235,6 @@ def panel(
     truth, made : uint8 (n, h, w, 3)
     networks : mapping
         From `load_networks`; without any, only PixCorr and SSIM.
-    device : str or torch.device
 
     Returns
     -------
@@ -292,9 +244,7 @@ def panel(
     found = {"PixCorr": pixcorr(truth, made), "SSIM": panel_ssim(truth, made)}
     for name, function in networks.items():
         network = NETWORKS[name]
-        true, predicted = (
-            network_features(pictures, network, function, device) for pictures in (truth, made)
-        )
+        true, predicted = (network_features(p, network, function) for p in (truth, made))
         if network.measure == "two-way":
             found[name] = 100 * pairwise_identification(predicted, true)
         else:
@@ -302,23 +252,17 @@ def panel(
     return found
 
 
-def panel_table(choice: str, rows: Mapping[str, Mapping[str, np.ndarray]]) -> pd.DataFrame:
+def panel_table(rows: Mapping[str, Mapping[str, np.ndarray]]) -> pd.DataFrame:
     """Write the panel for people, the published rows above our own.
 
     Parameters
     ----------
-    choice : {"none", "published", "full"}
-        "none" leaves everything out.
     rows : mapping of method to what `panel` returns
 
     Returns
     -------
     DataFrame of str
     """
-    table = pd.DataFrame(index=pd.Index([], name="method"))
-    if choice == "none":
-        table.attrs["note"] = "The panel of papers on NSD is left out (parameter `panel`)."
-        return table
     lines = {name: list(map(_number, COLUMNS, values)) for name, values in PUBLISHED.items()}
     for method, values in rows.items():
         mean = [np.mean(values[name]) if name in values else np.nan for name in COLUMNS]

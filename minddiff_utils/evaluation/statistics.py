@@ -1,4 +1,6 @@
-"""How sure is a mean over pictures? Bootstrap intervals, paired tests, and correction for many."""
+"""How sure is a mean over pictures? Bootstrap intervals, permutation tests, Holm's correction."""
+
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -37,18 +39,13 @@ def bootstrap_interval(
     values = finite(values)
     if len(values) < 2:
         return np.nan, np.nan
-    if np.ptp(values) == 0:  # BCa divides by the spread
+    if np.ptp(values) < 1e-12:  # BCa divides by the spread
         return float(values[0]), float(values[0])
-    result = stats.bootstrap(
-        (values,),
-        np.mean,
-        confidence_level=level,
-        n_resamples=n_resamples,
-        method="BCa",
-        batch=1000,
-        rng=np.random.default_rng(seed),
-    )
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+    rng = np.random.default_rng(seed)
+    low, high = stats.bootstrap(
+        (values,), np.mean, confidence_level=level, n_resamples=n_resamples, batch=1000, rng=rng
+    ).confidence_interval
+    return float(low), float(high)
 
 
 def hit_interval(values: np.ndarray, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
@@ -78,21 +75,17 @@ def hit_interval(values: np.ndarray, level: float = 0.95, seed: int = 0) -> tupl
     return float(exact.low), float(exact.high)
 
 
-def paired_difference(
-    a: np.ndarray, b: np.ndarray, n_resamples: int = 9999, seed: int = 0
-) -> dict[str, float]:
+def paired_difference(a: np.ndarray, b: np.ndarray, seed: int = 0) -> dict[str, float]:
     """Mean of `a - b` over pictures, its 95 % BCa interval and a sign-flip permutation p-value.
 
     Under the null hypothesis that the two methods are exchangeable, each picture's difference is
-    as likely as its negative. All 2^n flips are tried if there are at most `n_resamples` of them,
-    else that many random ones.
+    as likely as its negative. All 2^n flips are tried if there are at most 9,999 of them, else that
+    many random ones.
 
     Parameters
     ----------
     a, b : float (n,)
         Values of two methods for the same pictures. Pairs with a NaN are left out.
-    n_resamples : int
-        Bootstrap samples, and sign flips.
     seed : int
         Same seed, same numbers.
 
@@ -104,57 +97,44 @@ def paired_difference(
     if np.shape(a) != np.shape(b):
         raise InputError(f"Paired values need one shape, not {np.shape(a)} and {np.shape(b)}.")
     values = finite(np.asarray(a, dtype=float) - np.asarray(b, dtype=float))
-    low, high = bootstrap_interval(values, n_resamples=n_resamples, seed=seed)
-    p = np.nan
-    if len(values) > 1:
-        p = stats.permutation_test(
-            (values,),
-            np.mean,
-            permutation_type="samples",
-            n_resamples=n_resamples,
-            batch=1000,
-            rng=np.random.default_rng(seed),
-        ).pvalue
+    low, high = bootstrap_interval(values, seed=seed)
     mean = float(values.mean()) if len(values) else np.nan
-    return {"n": len(values), "mean": mean, "low": low, "high": high, "p": float(p)}
+    found = {"n": len(values), "mean": mean, "low": low, "high": high, "p": np.nan}
+    if len(values) > 1:
+        rng = np.random.default_rng(seed)
+        flips = {"permutation_type": "samples", "n_resamples": 9999, "batch": 1000}
+        test = stats.permutation_test((values,), np.mean, **flips, rng=rng)
+        found["p"] = float(test.pvalue)
+    return found
 
 
-def group_difference(
-    a: np.ndarray, b: np.ndarray, n_resamples: int = 4999, seed: int = 0
-) -> dict[str, float]:
+def group_difference(a: np.ndarray, b: np.ndarray, seed: int = 0) -> dict[str, float]:
     """Difference of the means of two groups of pictures, its 95 % interval and a permutation p.
 
-    Pictures are resampled within each group (BCa bootstrap); for the p-value they are dealt out to
+    Pictures are resampled within each group (BCa bootstrap); for the p-value they are assigned to
     the two groups at random.
 
     Parameters
     ----------
     a, b : float (n_a,), (n_b,)
-        Values of the two groups; NaN are left out.
-    n_resamples : int
+        Values of the two groups, two of each at least; NaN are left out.
     seed : int
 
     Returns
     -------
     dict
-        `with` and `without`, the means of `a` and `b`; their `difference`, `low`, `high` and
-        two-sided `p`. What cannot be known from fewer than two values a group is NaN.
+        `difference` of the means, its `low` and `high`, and the two-sided `p`; these are NaN
+        where all values of a group are equal.
     """
     a, b = finite(a), finite(b)
-    found = dict.fromkeys(("with", "without", "difference", "low", "high", "p"), np.nan)
-    if len(a):
-        found["with"] = float(a.mean())
-    if len(b):
-        found["without"] = float(b.mean())
-    found["difference"] = found["with"] - found["without"]
-    if min(len(a), len(b)) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
-        return found
-    how = {"n_resamples": n_resamples, "batch": 1000, "vectorized": True}
-    interval = stats.bootstrap(
-        (a, b), _difference, method="BCa", rng=np.random.default_rng(seed), **how
-    ).confidence_interval
-    test = stats.permutation_test((a, b), _difference, rng=np.random.default_rng(seed), **how)
-    return found | {"low": float(interval.low), "high": float(interval.high), "p": test.pvalue}
+    found = {"difference": a.mean() - b.mean(), "low": np.nan, "high": np.nan, "p": np.nan}
+    if np.ptp(a) > 0 and np.ptp(b) > 0:  # BCa divides by the spread
+        one, two = np.random.default_rng(seed), np.random.default_rng(seed)
+        resampled = stats.bootstrap((a, b), _difference, n_resamples=4999, batch=1000, rng=one)
+        test = stats.permutation_test((a, b), _difference, n_resamples=4999, batch=1000, rng=two)
+        low, high = resampled.confidence_interval
+        found |= {"low": low, "high": high, "p": test.pvalue}
+    return found
 
 
 def _difference(a: np.ndarray, b: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -189,6 +169,83 @@ def holm(p: np.ndarray) -> np.ndarray:
     order = tested[np.argsort(flat[tested], kind="stable")]
     out[order] = np.maximum.accumulate(flat[order] * np.arange(len(order), 0, -1)).clip(max=1)
     return out.reshape(p.shape)
+
+
+class PermutationTest(NamedTuple):
+    """A statistic, its values under the null hypothesis, and how rare it is among them."""
+
+    observed: float
+    null: np.ndarray
+    p: float
+
+
+def permutation_test(
+    similarity: np.ndarray, n_permutations: int = 9999, seed: int = 0
+) -> PermutationTest:
+    """Test whether reconstructions are closer to their own pictures than to others.
+
+    The statistic is the mean similarity of matched pairs (the diagonal). Under the null
+    hypothesis the reconstructions carry no information about *which* picture was seen, so every
+    assignment of reconstructions to pictures is equally likely. A method that draws the same
+    pleasant picture every time gets p = 1, however high its similarity.
+
+    Parameters
+    ----------
+    similarity : float (n, n)
+        Row i: similarity of reconstruction i to each picture that was seen.
+    n_permutations : int
+        Random assignments.
+    seed : int
+        Same seed, same null distribution.
+
+    Returns
+    -------
+    PermutationTest
+        `observed`, `null` float64 (n_permutations,), and the one-sided
+        `p = (1 + #{null >= observed}) / (1 + n_permutations)`.
+
+    Raises
+    ------
+    InputError
+        If the matrix is not square, has fewer than two pictures, or holds a NaN.
+    """
+    similarity = np.asarray(similarity, dtype=np.float64)
+    n = len(similarity)
+    if similarity.shape != (n, n) or n < 2 or not np.isfinite(similarity).all():
+        raise InputError(
+            f"The permutation test needs a finite square matrix of at least two pictures, not "
+            f"{similarity.shape} with {np.sum(~np.isfinite(similarity))} non-finite values."
+        )
+    rng = np.random.default_rng(seed)
+    rows = np.arange(n)
+    null = np.array([similarity[rows, rng.permutation(n)].mean() for _ in range(n_permutations)])
+    observed = np.trace(similarity) / n
+    # Sums in another order differ in the last digit: an assignment equal to the observed counts.
+    as_large = np.sum(null >= observed - 1e-12 * max(1.0, np.abs(similarity).max()))
+    return PermutationTest(float(observed), null, float((1 + as_large) / (1 + n_permutations)))
+
+
+def shuffled_rows(n: int, rng: np.random.Generator) -> np.ndarray:
+    """Random order of n rows in which no row keeps its place (a uniform random derangement).
+
+    For the control of shuffled training responses: every stimulus gets another one's response.
+
+    Parameters
+    ----------
+    n : int
+        Number of rows, at least 2.
+    rng : numpy Generator
+
+    Returns
+    -------
+    int64 (n,)
+    """
+    if n < 2:
+        raise InputError(f"{n} rows cannot be shuffled: at least 2 are needed.")
+    while True:  # a random permutation has no fixed point with probability 1/e: 2.7 tries
+        order = rng.permutation(n)
+        if not np.any(order == np.arange(n)):
+            return order
 
 
 def resampled_correlation(

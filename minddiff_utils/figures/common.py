@@ -16,7 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from skimage.transform import resize
 
-from minddiff_utils.evaluation.metrics import METHODS, METRICS, in_order
+from minddiff_utils.evaluation.methods import METHODS, in_order
+from minddiff_utils.evaluation.metrics import METRICS
 from minddiff_utils.evaluation.statistics import bootstrap_interval
 from minddiff_utils.evaluation.tables import PAIRS, differences, p_text, pair_name, summary
 from minddiff_utils.io import InputError

@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from skimage.transform import resize
 
 from minddiff_utils.evaluation.leakage import Overlap
-from minddiff_utils.evaluation.metrics import BLIND, METHODS, METRICS, full_method, in_order
+from minddiff_utils.evaluation.methods import BLIND, METHODS, full_method, in_order
+from minddiff_utils.evaluation.metrics import METRICS
 from minddiff_utils.evaluation.tables import FLOOR, shares, summary
 from minddiff_utils.figures.common import (
     BLUE,

@@ -121,14 +121,14 @@ def ways_figure(summary: pd.DataFrame, default: str) -> Figure:
     Parameters
     ----------
     summary : DataFrame
-        From `measured.ways_summary`.
+        From `studies.stored.ways_summary`.
     default : str
         The way to set apart.
 
     Returns
     -------
     Figure
-        A panel a metric. Numbers are those of the rows of `measured.ways_table`.
+        A panel a metric. Numbers are those of the rows of `studies.stored.ways_table`.
     """
     metrics = [name for name in ("clip_judge", "ssim", "pcc") if name in set(summary.metric)]
     numbers = {way: k for k, way in enumerate(summary.way.unique(), start=1)}

@@ -13,8 +13,8 @@ from dummy_project import ROOT
 from test_reconstruction import decoded
 
 from minddiff_utils.book.pages import front_results
-from minddiff_utils.evaluation.control_runs import Bench, make_control
-from minddiff_utils.evaluation.strays import find_strays, stray_note
+from minddiff_utils.evaluation.baselines import Bench, make_control
+from minddiff_utils.evaluation.failures import failed_pictures, failure_note
 from minddiff_utils.evaluation.tables import write_results
 from minddiff_utils.models.stable_diffusion import load_generator
 from minddiff_utils.reconstruction.results import read_pictures
@@ -42,23 +42,23 @@ def write(path, failed, solver="guided"):
 def test_every_methods_flags_are_its_own(tmp_path):
     for number, name in enumerate([*RUNS.values(), "controls/seed_1.h5"]):
         write(tmp_path / name, np.arange(11) == number)
-    assert find_strays(tmp_path) == {name: [10 + k] for k, name in enumerate(RUNS)}
-    assert find_strays(tmp_path, ["seed_1", "blur"]) == {"seed_1": [20]}
+    assert failed_pictures(tmp_path) == {name: [10 + k] for k, name in enumerate(RUNS)}
+    assert failed_pictures(tmp_path, ["seed_1", "blur"]) == {"seed_1": [20]}
     write(tmp_path / "trace.h5", [True], "algorithm_1")
-    assert find_strays(tmp_path, ["stage2", "algorithm_1"]) == {"algorithm_1": [10]}
+    assert failed_pictures(tmp_path, ["stage2", "algorithm_1"]) == {"algorithm_1": [10]}
 
 
 def test_failed_pictures_are_counted_and_listed(tmp_path):
-    assert stray_note({"a": tmp_path}) == ""
+    assert failure_note({"a": tmp_path}) == ""
     write(tmp_path / "trace.h5", [False])
-    assert stray_note({"a": tmp_path}) == "\nFailed pictures: none.\n"
-    assert stray_note({"a": tmp_path}, quiet=True) == ""
+    assert failure_note({"a": tmp_path}) == "\nFailed pictures: none.\n"
+    assert failure_note({"a": tmp_path}, quiet=True) == ""
     write(tmp_path / "trace.h5", [False, True, True])
     write(tmp_path / "controls" / "ceiling.h5", [True] * 12)
-    for note in (stray_note({"a": tmp_path}), stray_note({"a": tmp_path}, quiet=True)):
+    for note in (failure_note({"a": tmp_path}), failure_note({"a": tmp_path}, quiet=True)):
         assert "a, both stages, this book's solver: 2 (11, 12); a, true features: 12 (10," in note
         assert note.endswith(" 19, …).\n")
-    assert stray_note({"a": tmp_path}, ["stage1"]) == ""
+    assert failure_note({"a": tmp_path}, ["stage1"]) == ""
 
 
 @pytest.mark.parametrize(("dtype", "scale", "failed"), [("float16", 1e5, 3), ("float32", 1e5, 0)])
@@ -70,15 +70,14 @@ def test_overflow_in_half_precision_is_said(tiny_models, tmp_path, dtype, scale,
     given = decoded(generator)
     first = Settings(3, 0.7, 2.0, solver="algorithm_1", iterations=0, structure_target="values")
     path = reconstruct(generator, given, first, tmp_path / "stage1.h5")
-    bench = Bench(
-        SimpleNamespace(splits=()), generator, given, tmp_path, tmp_path, first, first, 0, 2
-    )
+    person = SimpleNamespace(splits=())
+    bench = Bench(person, generator, given, tmp_path, tmp_path, first, first, batch=2)
     grey = [
         np.ptp(pictures, axis=(1, 2, 3)) == 0
         for pictures in (read_pictures(path), make_control("prior", bench))
     ]
     assert np.sum(grey, axis=1).tolist() == [failed, failed]
-    note = stray_note({"S": tmp_path}, quiet=True)
+    note = failure_note({"S": tmp_path}, quiet=True)
     for name in ("no stage 2", "no brain at all"):
         assert (f"S, {name}: {failed} (0, 1, 2)" in note) == (failed > 0)
 
@@ -115,4 +114,4 @@ def test_no_table_of_a_notebook_is_without_the_note(chapter):
     assert tables
     for source in tables:
         last = source.splitlines()[-1]
-        assert re.search(r" \+ (below|failed|stray_note\(.*\))\)$", last), source
+        assert re.search(r" \+ (below|failed|failure_note\(.*\))\)$", last), source

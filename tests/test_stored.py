@@ -6,19 +6,9 @@ import pytest
 from dummy_project import ROOT
 
 from minddiff_utils.book.pages import add_measured
-from minddiff_utils.evaluation.stored import (
-    DEFAULT_WAY,
-    read_solvers,
-    read_summary,
-    read_ways,
-    solver_table,
-    store_pictures,
-    stored_pictures,
-    ways_summary,
-    ways_table,
-    write_summary,
-)
+from minddiff_utils.evaluation.stored import DEFAULT_WAY, stored_pictures
 from minddiff_utils.io import InputError
+from studies import stored
 from studies.ways import WAYS
 
 MEASURED = ROOT / "book" / "results"
@@ -28,7 +18,7 @@ METRICS = ("clip_judge", "ssim", "pcc")
 
 @pytest.mark.parametrize("subject", SUBJECTS)
 def test_the_fast_solver_is_better_than_the_papers_at_a_three_hundredth(subject):
-    table = read_solvers(MEASURED)[subject]
+    table = stored.read_tables(MEASURED, "solvers")[subject].set_index("solver")
     fast, paper = table.loc["guided"], table.loc["algorithm_1"]
     assert fast.equivalents <= 200
     assert paper.processor_seconds / fast.processor_seconds >= 300
@@ -38,7 +28,7 @@ def test_the_fast_solver_is_better_than_the_papers_at_a_three_hundredth(subject)
 
 
 def test_every_way_is_measured_on_the_same_pictures():
-    ways = read_ways(MEASURED)
+    ways = stored.read_ways(MEASURED)
     assert sorted(ways.subject.unique()) == SUBJECTS
     assert set(ways.way) == set(WAYS)
     seen = ways.groupby(["subject", "way"]).stimulus_id.agg(lambda ids: tuple(sorted(set(ids))))
@@ -47,8 +37,11 @@ def test_every_way_is_measured_on_the_same_pictures():
 
 
 def test_the_default_gains_on_stage_1_by_every_metric():
-    found = ways_summary(read_ways(MEASURED))
-    pd.testing.assert_frame_equal(read_summary(MEASURED), found, atol=1e-4)
+    found = stored.ways_summary(stored.read_ways(MEASURED))
+    written = pd.read_csv(MEASURED / "ways.csv")
+    pd.testing.assert_frame_equal(written, found, atol=1e-4)
+    assert (MEASURED / "ways.md").read_text("utf-8") == stored.ways_table(written)
+    assert (MEASURED / "solvers.md").read_text("utf-8") == stored.solver_table(MEASURED)
     summary = found.set_index(["way", "metric"])
     for metric in METRICS:
         assert summary.loc[(DEFAULT_WAY, metric), "low"] > 0
@@ -60,7 +53,7 @@ def test_stored_pictures_are_shown_for_the_same_decoded_features_alone(tmp_path)
                "c": rng.normal(size=(4, 5)), "block_1": rng.normal(size=(4, 6))}  # fmt: skip
     decoded["block_1"][:, 2] = np.nan  # was not decoded
     pictures = rng.integers(0, 256, (4, 8, 8, 3), np.uint8)
-    store_pictures(tmp_path / "a.h5", decoded, pictures, "by hand")
+    stored.store_pictures(tmp_path / "a.h5", decoded, pictures, "by hand")
     found, note = stored_pictures(
         tmp_path / "a.h5",
         {k: v.astype("f4") if k != "stimulus_id" else v for k, v in decoded.items()},
@@ -92,12 +85,12 @@ def made_ways():
 
 def test_gain_is_the_mean_paired_difference():
     ways = made_ways().assign(subject="a")
-    found = ways_summary(ways).set_index(["way", "metric"]).loc[("guided pass", "pcc")]
+    found = stored.ways_summary(ways).set_index(["way", "metric"]).loc[("guided pass", "pcc")]
     wide = ways[ways.metric == "pcc"].pivot(index="stimulus_id", columns="way", values="value")
     gain = (wide["guided pass"] - wide["stage 1 alone"]).mean()
     assert found.gain == pytest.approx(gain) and found.low < gain < found.high
     assert found.equivalents == 40
-    lines = ways_table(ways_summary(ways)).splitlines()
+    lines = stored.ways_table(stored.ways_summary(ways)).splitlines()
     assert lines[2].startswith("| 1 | stage 1 alone | 10 |")
 
 
@@ -110,14 +103,16 @@ def test_pages_are_made_from_any_folder(tmp_path):
         {"guided": numbers, "algorithm_1": {k: 500 * v for k, v in numbers.items()}}
     ).T
     table.rename_axis("solver").to_csv(tmp_path / "solvers_a.csv")
-    text = solver_table(tmp_path)
+    text = stored.solver_table(tmp_path)
+    (tmp_path / "solvers.md").write_text(text, "utf-8")
     assert "| a | UNet passes a picture | 20,000 | 40 | 1 / 500 |" in text
-    write_summary(tmp_path)
-    add_measured(tmp_path, tmp_path)
-    assert (tmp_path / "solvers.md").read_text("utf-8") == text
-    assert (tmp_path / "ways.png").stat().st_size > 10_000
+    stored.write_summary(tmp_path)
+    (tmp_path / "book").mkdir()
+    add_measured(tmp_path / "book", tmp_path)
+    assert (tmp_path / "book" / "solvers.md").read_text("utf-8") == text
+    assert (tmp_path / "book" / "ways.png").stat().st_size > 10_000
 
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(InputError, match="solvers_<subject>.csv"):
-        solver_table(tmp_path)
+        stored.solver_table(tmp_path)

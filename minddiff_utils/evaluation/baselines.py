@@ -1,0 +1,449 @@
+"""How good is a method without the brain, with perfect decoding, or as others do it?
+
+Every one is a function of the bench, the same brain, decoders and generator for all, and gives a
+picture for each test stimulus. Most go through the same two stages as the brain's features, from
+other inputs; `retrieval` and `blur` paint nothing: they show what looking things up, and blur, are
+worth.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+from scipy.ndimage import gaussian_filter
+
+from minddiff_utils.datasets import Split, Subject
+from minddiff_utils.datasets.areas import is_early
+from minddiff_utils.decoding.decode import decode_splits, read_decoded
+from minddiff_utils.decoding.decoders import Method
+from minddiff_utils.decoding.features import read_features
+from minddiff_utils.evaluation.methods import CONTROLS
+from minddiff_utils.evaluation.metrics import unit_rows
+from minddiff_utils.io import InputError, require
+from minddiff_utils.models.stable_diffusion import Generator
+from minddiff_utils.reconstruction.inputs import ablate
+from minddiff_utils.reconstruction.results import check_inputs, read_pictures
+from minddiff_utils.reconstruction.stage2 import reconstruct
+from minddiff_utils.settings import Settings
+
+BLOCK = 256  # pictures read at a time: those of a big recording do not fit into memory
+GUIDED, OF = 7, 37  # NeuralDiffuser: steps that are guided, the first ones, and steps in all
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every baseline of a subject is made with.
+
+    `first` and `full` are the settings that stage 1 and the full method ran with, `seed` that of
+    their noise; `features` and `folder` are paths, `decoded` what `read_decoded` returns; `blur` is
+    the width of the baseline "blur", as a share of the picture's width.
+    """
+
+    person: Subject
+    generator: Generator
+    decoded: dict[str, np.ndarray]
+    features: Path
+    folder: Path
+    first: Settings
+    full: Settings
+    seed: int = 0
+    batch: int = 8
+    blur: float = 0.06
+
+    def run(self, decoded: dict[str, np.ndarray], settings: Settings, name: str) -> np.ndarray:
+        """Take features through the stages; uint8 (n, H, W, 3), kept in `folder`/controls.
+
+        Settings without iterations, as those of `first`, are stage 1 alone.
+        """
+        path = self.folder / "controls" / f"{name}.h5"
+        given = self.generator, decoded, settings, path
+        reconstruct(*given, seed=self.seed, batch=self.batch, n_films=0, label=name)
+        return read_pictures(path)
+
+    def seen(self, stimulus_id: np.ndarray) -> np.ndarray:
+        """Pictures of the recording, of the size of painted ones."""
+        return self.generator.resize(self.person.stimuli.pictures(stimulus_id))
+
+
+def open_bench(person: Subject, generator: Generator, folder: str | Path, batch: int = 8) -> Bench:
+    """Read what the chapters before have left of a subject.
+
+    Parameters
+    ----------
+    person : Subject
+    generator : Generator
+    folder : str or Path
+        Of the subject: `decoded.h5`, `features.h5`, `stage1.h5` and `trace.h5`.
+    batch : int
+        Pictures at a time in stage 2.
+
+    Returns
+    -------
+    Bench
+
+    Raises
+    ------
+    InputError
+        If one of the files is missing, or was made from other decoded features; the message says
+        which chapter writes it.
+    """
+    folder = Path(folder)
+    features = require(folder / "features.h5", "02_decoding")
+    decoded = read_decoded(require(folder / "decoded.h5", "02_decoding"))
+    first, _ = settings_of(require(folder / "stage1.h5", "03_stage1"))
+    full, seed = settings_of(require(folder / "trace.h5", "04_stage2"))
+    for name, chapter in (("stage1.h5", "03_stage1"), ("trace.h5", "04_stage2")):
+        check_inputs(folder / name, decoded, chapter)
+    return Bench(person, generator, decoded, features, folder, first, full, seed, batch)
+
+
+def settings_of(path: str | Path) -> tuple[Settings, int]:
+    """Return the settings and the seed that `reconstruct` wrote a file with."""
+    with h5py.File(path, "r") as file:
+        record = json.loads(file.attrs["record"])
+    names = [part.name for part in fields(Settings) if part.name in record]
+    return Settings(**{name: record[name] for name in names}), int(record["seed"])
+
+
+def make_control(name: str, bench: Bench, blur: float = 0.06) -> np.ndarray:
+    """Make the pictures of one baseline.
+
+    Parameters
+    ----------
+    name : str
+        One of `methods.CONTROLS`.
+    bench : Bench
+    blur : float
+        Width of the Gaussian of the baseline "blur", as a share of the picture's width.
+
+    Returns
+    -------
+    uint8 array, shape (n, H, W, 3)
+        In the order of `bench.decoded["stimulus_id"]`.
+
+    Raises
+    ------
+    InputError
+        If there is no such baseline.
+    """
+    if name not in FUNCTIONS:
+        raise InputError(f"There is no control {name!r}; expected any of {', '.join(CONTROLS)}.")
+    return FUNCTIONS[name](replace(bench, blur=blur))
+
+
+def draw_again(bench: Bench, seeds: int) -> dict[int, dict[str, np.ndarray]]:
+    """Paint stage 1 and both stages from other draws of the noise.
+
+    Parameters
+    ----------
+    bench : Bench
+    seeds : int
+        Draws in all; the first, `bench.seed`, is there already.
+
+    Returns
+    -------
+    dict of seed to dict of method to uint8 array, shape (n, H, W, 3)
+    """
+    full = "stage2" if bench.full.solver == "guided" else "algorithm_1"
+    runs = {"stage1": bench.first, full: bench.full}
+    draws = {}
+    for seed in range(bench.seed + 1, bench.seed + seeds):
+        other = replace(bench, seed=seed)
+        draws[seed] = {
+            name: other.run(bench.decoded, settings, f"{name}_seed_{seed}")
+            for name, settings in runs.items()
+        }
+    return draws
+
+
+# --- the same two stages from other inputs -------------------------------------------------
+
+
+def ceiling(bench: Bench) -> np.ndarray:
+    """Both stages from the true features of the test pictures: perfect decoding."""
+    return bench.run(true_features(bench.decoded, bench.features), bench.full, "ceiling")
+
+
+def from_mean_features(bench: Bench) -> np.ndarray:
+    """Both stages from the mean features of the training pictures."""
+    return bench.run(mean_features(bench), bench.full, "mean_features")
+
+
+def prior(bench: Bench) -> np.ndarray:
+    """Take everything decoded away: what the generator paints from noise, told nothing."""
+    without_c = ablate(bench.generator, bench.decoded, bench.first, "c")
+    return bench.run(*ablate(bench.generator, *without_c, "z"), "prior")
+
+
+def true_features(decoded: dict[str, np.ndarray], path: str | Path) -> dict[str, np.ndarray]:
+    """Replace what was decoded by the true features of the test pictures.
+
+    Both stages then do what they would with a perfect decoder of the same features: of the blocks,
+    the same values or components, each with the weight that its decoding gave it.
+
+    Parameters
+    ----------
+    decoded : mapping of str to array
+        What `read_decoded` returns.
+    path : str or Path
+        Of the features, from `write_features`.
+
+    Returns
+    -------
+    dict
+        To call `reconstruct` with.
+    """
+    ids = decoded["stimulus_id"]
+    return _replaced(decoded, lambda name: read_features(path, name, ids))
+
+
+def mean_features(bench: Bench) -> dict[str, np.ndarray]:
+    """Replace what was decoded by the mean over the training pictures of each split.
+
+    Returns
+    -------
+    dict
+        To call `reconstruct` with. Only the noise differs between pictures of one split.
+    """
+
+    def mean(name: str) -> np.ndarray:
+        means = [_mean(bench.features, name, split.train) for split in bench.person.splits]
+        return np.stack(means).astype(np.float32)[bench.decoded["split"]]
+
+    return _replaced(bench.decoded, mean)
+
+
+def _replaced(decoded: dict[str, np.ndarray], values_of: Callable) -> dict[str, np.ndarray]:
+    """Put other values, and the evidence that they would give, in the place of the decoded ones."""
+    out = dict(decoded)
+    for name in decoded:
+        if name not in ("z", "c") and not name.startswith("block_"):
+            continue
+        values = values_of(name)
+        out[name] = np.where(np.isfinite(decoded[name]), values, np.nan)
+        number = name.removeprefix("block_")
+        if f"evidence_{number}" in decoded:
+            evidence = np.zeros_like(decoded[f"evidence_{number}"])
+            for split in np.unique(decoded["split"]):
+                rows, projection = decoded["split"] == split, decoded[f"projection_{number}"][split]
+                evidence[rows] = values[rows].reshape(rows.sum(), -1) @ projection
+            out[f"evidence_{number}"] = evidence
+    return out
+
+
+def _blocks(path: str | Path, name: str, ids: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    """Read a feature space `BLOCK` stimuli at a time."""
+    for start in range(0, len(ids), BLOCK):
+        rows = slice(start, start + BLOCK)
+        yield rows, read_features(path, name, ids[rows])
+
+
+def _mean(path: str | Path, name: str, ids: np.ndarray) -> np.ndarray:
+    """Mean of a feature space over stimuli, float64."""
+    return sum(block.sum(0, np.float64) for _, block in _blocks(path, name, ids)) / len(ids)
+
+
+# --- nothing painted -----------------------------------------------------------------------
+
+
+def mean_pictures(subject: Subject) -> np.ndarray:
+    """Return, for every test picture of every split, the mean of that split's training pictures.
+
+    It is blurred, and blur does well on SSIM and PCC, so it shows what those metrics reward.
+
+    Parameters
+    ----------
+    subject : Subject
+
+    Returns
+    -------
+    uint8 array, shape (n_test, height, width, 3)
+        In the order of the splits and their test stimuli, as decoded features are.
+    """
+    rows = []
+    for split in subject.splits:
+        blocks = np.array_split(split.train, -(-len(split.train) // BLOCK))
+        total = sum(subject.stimuli.pictures(ids).sum(axis=0, dtype=np.int64) for ids in blocks)
+        mean = np.rint(total / len(split.train)).astype(np.uint8)
+        rows.append(np.repeat(mean[None], len(split.test), axis=0))
+    return np.concatenate(rows)
+
+
+def retrieval(bench: Bench) -> np.ndarray:
+    """The training picture whose features fit the decoded ones best."""
+    return bench.seen(nearest_training(bench))
+
+
+def nearest_training(bench: Bench) -> np.ndarray:
+    r"""Find for each test picture the training picture whose features fit the decoded ones best.
+
+    With the decoded features :math:`\hat y` and those of training picture j, :math:`y_j`, both
+    without the mean :math:`m` of the training pictures, the picture with the largest
+
+    .. math:: \sum_f \cos(\hat y_f - m_f,\; y_{jf} - m_f)
+
+    over the feature spaces f, `z`, `c` and `embedding`, is taken: the brain is used, but nothing
+    is painted.
+
+    Returns
+    -------
+    int64 array, shape (n_test,)
+        Stimulus ids, each from the training pictures of its split.
+    """
+    decoded = bench.decoded
+    out = np.empty(len(decoded["stimulus_id"]), np.int64)
+    for number, split in enumerate(bench.person.splits):
+        rows = np.flatnonzero(decoded["split"] == number)
+        fit = np.zeros((len(rows), len(split.train)))
+        for name in ("z", "c", "embedding"):
+            mean = _mean(bench.features, name, split.train).ravel()
+            wanted = unit_rows(decoded[name][rows].reshape(len(rows), -1) - mean)
+            for place, y in _blocks(bench.features, name, split.train):
+                fit[:, place] += wanted @ unit_rows(y.reshape(len(y), -1) - mean).T
+        out[rows] = split.train[fit.argmax(axis=1)]
+    return out
+
+
+def blurred_truth(bench: Bench) -> np.ndarray:
+    """The pictures that were seen, blurred."""
+    return blurred(bench.seen(bench.decoded["stimulus_id"]), bench.blur)
+
+
+def blurred(pictures: np.ndarray, share: float) -> np.ndarray:
+    """Blur pictures with a Gaussian: what SSIM and PCC give to a picture that shows no thing.
+
+    Parameters
+    ----------
+    pictures : uint8 (n, h, w, 3)
+    share : float
+        Standard deviation of the Gaussian as a share of the width.
+
+    Returns
+    -------
+    uint8 (n, h, w, 3)
+    """
+    sigma = share * pictures.shape[2]
+    wide = gaussian_filter(pictures.astype(np.float32), (0, sigma, sigma, 0), mode="nearest")
+    return np.rint(wide).clip(0, 255).astype(np.uint8)
+
+
+# --- what others do with the same brain, decoders and generator ----------------------------
+
+
+def decode_again(
+    bench: Bench,
+    splits: Sequence[Split],
+    n_folds: int | None = None,
+    names: Sequence[str] = (),
+    voxels: np.ndarray | slice = slice(None),
+) -> dict[str, np.ndarray]:
+    """Decode other splits, or from other voxels, with the settings of the run.
+
+    Parameters
+    ----------
+    bench : Bench
+    splits : sequence of Split
+    n_folds : int, optional
+        Of cross-validation; those of the run if not given.
+    names : sequence of str
+        Feature spaces; all if none are given.
+    voxels : bool array, shape (n_voxels,), or slice
+        Which are used.
+
+    Returns
+    -------
+    dict
+        What `read_decoded` returns of these splits.
+    """
+    method = decoding_of(bench.folder / "decoded.h5")
+    method.set_params(device=str(bench.generator.device))
+    if n_folds:
+        method.set_params(n_folds=n_folds)
+    if bench.full.structure_target != "values":
+        method.set_params(keep_structure=0)  # the values of the blocks are not needed
+    return decode_splits(bench.person, bench.features, splits, method, names=names, voxels=voxels)
+
+
+def decoding_of(decoded_path: str | Path) -> Method:
+    """Return the method that `decode_subject` wrote a file with."""
+    with h5py.File(decoded_path, "r") as file:
+        record = json.loads(file.attrs["settings"])
+    record["reliability"] = tuple(record["reliability"])  # JSON has no tuples
+    return Method(**{name: record[name] for name in Method().get_params()})
+
+
+def takagi(bench: Bench) -> np.ndarray:
+    """Reconstruct as Takagi & Nishimoto (2023): `z` from early visual areas, `c` from the others.
+
+    Their reconstruction is stage 1 of what is decoded so. Decoders, their cross-validation and the
+    generator are those of the run, so that what differs is which voxels are used, and no stage 2.
+
+    Raises
+    ------
+    InputError
+        If the recording has early areas only, or none of them.
+    """
+    early, higher = early_and_higher(bench.person.roi)
+    z = decode_again(bench, bench.person.splits, names=["z"], voxels=early)["z"]
+    c = decode_again(bench, bench.person.splits, names=["c"], voxels=higher)["c"]
+    return bench.run({**bench.decoded, "z": z, "c": c}, bench.first, "takagi")
+
+
+def early_and_higher(roi: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Split the voxels into those of early visual areas, V1 to V3, and those of all others.
+
+    Parameters
+    ----------
+    roi : mapping of name to bool array, shape (n_voxels,)
+
+    Returns
+    -------
+    early, higher : bool arrays, shape (n_voxels,)
+
+    Raises
+    ------
+    InputError
+        If either has no voxel.
+    """
+    masks = [mask for name, mask in roi.items() if is_early(name, narrow=True)]
+    early = np.any(masks or [[False]], axis=0)
+    higher = np.any(list(roi.values()), axis=0) & ~early
+    for name, mask in (("early", early), ("higher", higher)):
+        if not mask.any():
+            raise InputError(
+                f"The regions {', '.join(roi)} hold no voxel of {name} visual areas (early: V1, "
+                "V2, V3 or early). Leave `takagi` out of `controls`."
+            )
+    return early, higher
+
+
+def neuraldiffuser(bench: Bench) -> np.ndarray:
+    """Guide as NeuralDiffuser (Li et al. 2024) does: the first few steps alone, one gradient each.
+
+    Their published code guides the first 7 of 37 denoising steps by the same six CLIP layers. What
+    the gradient is taken of, its step size and the decoders stay this book's, so that what differs
+    is the schedule; the evidence about `z` has no weight.
+    """
+    n_steps = len(bench.generator.timesteps(bench.full.n_steps, bench.full.strength))
+    return bench.run(bench.decoded, first_steps_guided(bench.full, n_steps), "neuraldiffuser")
+
+
+def first_steps_guided(settings: Settings, n_steps: int) -> Settings:
+    """Return the settings with NeuralDiffuser's share of `n_steps` denoised steps guided."""
+    settings = replace(settings, solver="guided", z_evidence_weight=0.0)
+    guided = max(1, round(GUIDED / OF * n_steps))
+    return replace(settings, n_guided_steps=guided, guide_every=1, gradient_steps=1)
+
+
+FUNCTIONS: dict[str, Callable[[Bench], np.ndarray]] = {
+    "takagi": takagi,
+    "neuraldiffuser": neuraldiffuser,
+    "ceiling": ceiling,
+    "blur": blurred_truth,
+    "retrieval": retrieval,
+    "mean_features": from_mean_features,
+    "prior": prior,
+}

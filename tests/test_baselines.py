@@ -1,0 +1,360 @@
+"""Baselines: what they may look at, and nothing else; other methods as changes of this one."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from dummy_project import ROOT
+
+from minddiff_utils.book import runs
+from minddiff_utils.datasets import Split, Subject, load_subject
+from minddiff_utils.decoding.decode import decode_splits, decode_subject, read_decoded
+from minddiff_utils.decoding.decoders import Method
+from minddiff_utils.decoding.features import write_features
+from minddiff_utils.evaluation import baselines
+from minddiff_utils.evaluation.identification import (
+    identification_accuracy,
+    pairwise_identification,
+)
+from minddiff_utils.evaluation.methods import CONTROLS
+from minddiff_utils.evaluation.metrics import evaluate, main_metrics
+from minddiff_utils.evaluation.statistics import bootstrap_interval
+from minddiff_utils.evaluation.tables import ORDER_PAIRS, differences, shares
+from minddiff_utils.io import InputError
+from minddiff_utils.models.stable_diffusion import load_clip, load_generator
+from minddiff_utils.phantom.tree import write_tree
+from minddiff_utils.reconstruction.guided_sampling import guided_pass
+from minddiff_utils.reconstruction.results import read_pictures
+from minddiff_utils.reconstruction.stage2 import reconstruct
+from minddiff_utils.settings import Settings
+
+NOTEBOOKS = ROOT / "notebooks"
+WEIGHTS = ROOT / "minddiff_utils" / "phantom" / "weights"
+
+
+def make_bench(folder, decoded, splits=(), generator=None, settings=None, person=None):
+    person = person or SimpleNamespace(splits=splits)
+    generator = generator or SimpleNamespace(device="cpu")
+    settings = settings or Settings(structure_target="values")
+    features = folder / "features.h5"
+    return baselines.Bench(person, generator, decoded, features, folder, settings, settings)
+
+
+def test_every_control_has_its_function():
+    assert tuple(baselines.FUNCTIONS) == CONTROLS
+    with pytest.raises(InputError, match="sealing.*ceiling"):
+        baselines.make_control("sealing", None)
+
+
+class Drawn:
+    """Pictures of random pixels, told apart by their id."""
+
+    def pictures(self, ids):
+        return np.stack([np.random.default_rng(i).integers(0, 256, (4, 4, 3)) for i in ids])
+
+
+@pytest.mark.parametrize("block", [7, 256])
+def test_mean_pictures_of_each_split_whatever_the_block(monkeypatch, block):
+    monkeypatch.setattr(baselines, "BLOCK", block)
+    splits = [
+        Split("a", np.arange(20), np.arange(20, 23)),
+        Split("b", np.arange(5), np.arange(9, 10)),
+    ]
+    found = baselines.mean_pictures(SimpleNamespace(stimuli=Drawn(), splits=splits))
+    wanted = [np.rint(Drawn().pictures(split.train).mean(axis=0)) for split in splits]
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, np.stack([wanted[0]] * 3 + [wanted[1]]))
+
+
+# --- the same two stages from other inputs ---
+
+
+@pytest.fixture
+def recording(tmp_path):
+    """A bench of two splits, which share no test picture, and the true features."""
+    rng = np.random.default_rng(0)
+    shapes = {"z": (2, 4, 4), "c": (3, 5), "embedding": (7,), "block_1": (4, 6), "block_2": (4, 6)}
+    values = {name: rng.normal(1, 1, (46, *shape)).astype("f4") for name, shape in shapes.items()}
+    ids = np.arange(46) * 3
+    with h5py.File(tmp_path / "features.h5", "w") as file:
+        file["stimulus_id"] = ids
+        for name, rows in values.items():
+            file[name] = rows
+    splits = (Split("a", ids[6:], ids[:3]), Split("b", ids[8:], ids[3:6]))
+    decoded = {
+        name: rows[:6] + 0.1 * rng.normal(size=rows[:6].shape) for name, rows in values.items()
+    }
+    decoded["block_2"][:, 0, 0] = np.nan  # not decoded
+    decoded |= {"stimulus_id": ids[:6], "split": np.array([0, 0, 0, 1, 1, 1])}
+    for number in (1, 2):
+        decoded[f"projection_{number}"] = rng.normal(size=(2, 24, 5)).astype("f4")
+        decoded[f"evidence_{number}"] = rng.normal(size=(6, 5)).astype("f4")
+    return make_bench(tmp_path, decoded, splits), values
+
+
+def test_true_features_are_those_of_the_file(recording):
+    bench, values = recording
+    decoded = bench.decoded
+    found = baselines.true_features(decoded, bench.features)
+    assert set(found) == set(decoded)
+    np.testing.assert_array_equal(found["z"], values["z"][:6])
+    np.testing.assert_array_equal(found["block_1"], values["block_1"][:6])
+    # What was not decoded does not become known.
+    assert np.isnan(found["block_2"][:, 0, 0]).all() and np.isfinite(found["block_2"][:, 1:]).all()
+    for row in range(6):
+        projection = decoded["projection_1"][decoded["split"][row]]
+        expected = values["block_1"][row].ravel() @ projection
+        np.testing.assert_allclose(found["evidence_1"][row], expected, rtol=1e-4)
+    assert not np.array_equal(decoded["z"], values["z"][:6])  # the input is left alone
+
+
+@pytest.mark.parametrize("block", [7, 256])
+def test_mean_features_are_those_of_each_split(recording, monkeypatch, block):
+    monkeypatch.setattr(baselines, "BLOCK", block)
+    bench, values = recording
+    found = baselines.mean_features(bench)
+    for row, first in ((0, 6), (4, 8)):
+        np.testing.assert_allclose(found["c"][row], values["c"][first:].mean(0), atol=1e-5)
+        mean = values["block_2"][first:].mean(0).ravel()
+        projection = bench.decoded["projection_2"][bench.decoded["split"][row]]
+        np.testing.assert_allclose(found["evidence_2"][row], mean @ projection, atol=1e-4)
+    assert np.isnan(found["block_2"][:, 0, 0]).all()
+
+
+def test_nearest_training_picture_is_found_and_never_a_test_picture(recording):
+    bench, values = recording
+    decoded, splits = bench.decoded, bench.person.splits
+    wanted = np.array([12, 20, 30, 9, 44, 13])  # rows of training pictures
+    for name in ("z", "c", "embedding"):
+        noise = np.random.default_rng(3).normal(size=decoded[name].shape)
+        decoded[name] = values[name][wanted] + 0.3 * noise
+    np.testing.assert_array_equal(baselines.nearest_training(bench), wanted * 3)
+    for name in ("z", "c", "embedding"):
+        decoded[name] = values[name][:6]  # exactly the test pictures, which are not to be had
+    found = baselines.nearest_training(bench)
+    assert all(i in splits[k].train for i, k in zip(found, decoded["split"], strict=True))
+
+
+def test_blur_keeps_brightness_and_takes_away_detail():
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    found = baselines.blurred(pictures, 0.1)
+    assert found.shape == pictures.shape and found.dtype == np.uint8
+    assert found.std() < 0.3 * pictures.std()
+    assert found.mean() == pytest.approx(pictures.mean(), rel=0.02)
+    np.testing.assert_array_equal(baselines.blurred(pictures, 1e-4), pictures)
+
+
+def test_settings_are_read_back_and_the_prior_knows_nothing(tiny_models, tmp_path):
+    generator = load_generator(tiny_models, "cpu", "float32")
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(2, *generator.encode_pictures(np.zeros((1, 64, 64, 3), "u1")).shape[1:]))
+    c = generator.empty_condition().numpy().repeat(2, axis=0)
+    decoded = {"stimulus_id": np.array([5, 9]), "z": z, "c": c, "block_1": np.ones((2, 65, 128))}
+    settings = Settings(3, 0.7, solver="algorithm_1", iterations=0, structure_target="values")
+    path = reconstruct(generator, decoded, settings, tmp_path / "x.h5", seed=4)
+    assert baselines.settings_of(path) == (settings, 4)
+    # Told nothing, it paints the same whatever was decoded.
+    prior = [
+        baselines.make_control("prior", make_bench(tmp_path / name, given, (), generator, settings))
+        for given, name in ((decoded, "a"), (decoded | {"z": z + 1, "c": c + 1}, "b"))
+    ]
+    np.testing.assert_array_equal(*prior)
+    assert not np.array_equal(prior[0], read_pictures(path))
+    # Other draws: other noise for the same features.
+    bench = make_bench(tmp_path, decoded, (), generator, settings)
+    again = baselines.draw_again(bench, 3)
+    assert {seed: list(made) for seed, made in again.items()} == {
+        seed: ["stage1", "algorithm_1"] for seed in (1, 2)
+    }
+    assert not np.array_equal(again[1]["stage1"], again[2]["stage1"])
+
+
+# --- other methods ---
+
+
+class Nothing:
+    ids = np.arange(60)
+
+
+@pytest.fixture
+def brain(tmp_path):
+    """Voxels of early areas are `z` and those of higher ones `c`, and nothing else."""
+    rng = np.random.default_rng(0)
+    z, c = rng.normal(size=(60, 1, 2, 4)), rng.normal(size=(60, 2, 4))
+    block = rng.normal(size=(60, 2, 3))
+    with h5py.File(tmp_path / "features.h5", "w") as file:
+        file["stimulus_id"], file["z"], file["c"] = np.arange(60), z, c
+        file["block_1"] = block
+    responses = np.concatenate([z.reshape(60, -1), c.reshape(60, -1)], axis=1)
+    early = np.arange(16) < 8
+    roi = {"V1": early & (np.arange(16) < 4), "V3": early & (np.arange(16) >= 4), "LO": ~early}
+    split = Split("only", np.arange(10, 60), np.arange(10))
+    responses = (responses + 0.01 * rng.normal(size=responses.shape)).astype("f4")
+    return Subject("S", "own", responses, np.arange(60), np.ones(60, int), roi, (split,), Nothing())
+
+
+def settings_of_run(name):
+    """How chapter 2 decodes with a file of parameters, but for sizes that the recording has not."""
+    (sheet,) = [one for one in runs.find_sheets(NOTEBOOKS) if one.name == "02_decoding"]
+    plan = runs.load_plan(NOTEBOOKS / "params" / f"{name}.yaml", NOTEBOOKS)
+    given = {**sheet.defaults, **plan.parameters, "n_voxels_z": 5, "n_voxels_c": 3}
+    given |= {"target_components": min(given["target_components"], 4)}
+    known = Method().get_params().keys() - {"device"} & given.keys()
+    return Method(**{name: given[name] for name in known})
+
+
+@pytest.mark.parametrize("name", ["phantom", "paper"])
+def test_takagi_is_decoded_with_the_settings_of_the_run(tmp_path, brain, monkeypatch, name):
+    """A recording of its voxels alone is decoded alike: nothing else sets the two apart."""
+    method = settings_of_run(name)
+    decoded = read_decoded(
+        decode_subject(brain, tmp_path / "features.h5", tmp_path / "decoded.h5", method)
+    )
+    bench = make_bench(tmp_path, decoded, person=brain)
+    monkeypatch.setattr(baselines.Bench, "run", lambda self, found, settings, name: found)
+    found = baselines.takagi(bench)
+    for family, roi in (("z", ("V1", "V3")), ("c", ("LO",))):
+        voxels = np.any([brain.roi[name] for name in roi], axis=0)
+        masks = {name: brain.roi[name][voxels] for name in roi}
+        alone = replace(brain, responses=brain.responses[:, voxels], roi=masks)
+        path = decode_subject(alone, tmp_path / "features.h5", tmp_path / "alone.h5", method)
+        np.testing.assert_allclose(found[family], read_decoded(path)[family], atol=1e-5)
+    # Early areas know `z`, higher ones `c`; with the regions swapped, neither knows its part.
+    swapped = {"LO": brain.roi["V1"] | brain.roi["V3"], "V1": brain.roi["LO"]}
+    other = baselines.takagi(replace(bench, person=replace(brain, roi=swapped)))
+    for family in ("z", "c"):
+        with h5py.File(tmp_path / "features.h5") as file:
+            true = file[family][:10].ravel()
+        right, wrong = (np.corrcoef(part[family].ravel(), true)[0, 1] for part in (found, other))
+        assert right > 0.5 and right > wrong + 0.2
+
+
+def test_decoded_again_is_what_the_run_decoded(tmp_path, brain):
+    """Of the same splits; and of others with as many folds as asked for."""
+    features, path = tmp_path / "features.h5", tmp_path / "decoded.h5"
+    method = Method(target_components=6, rescale_z="none", keep_structure=0.5, n_components=4)
+    method.set_params(reliability=(0.02, 0.7), n_folds=3)
+    decoded = read_decoded(decode_subject(brain, features, path, method))
+    assert baselines.decoding_of(path) == method
+    bench = make_bench(tmp_path, decoded, person=brain)
+    found = baselines.decode_again(bench, brain.splits)
+    assert {"z", "c", "evidence_1", "projection_1", "split"} <= set(found) & set(decoded)
+    for name in set(found) & set(decoded):
+        np.testing.assert_allclose(found[name], decoded[name], atol=2e-3, err_msg=name)
+    other = (Split("other", np.arange(40), np.arange(50, 56)),)
+    wanted = decode_splits(brain, features, other, method.set_params(n_folds=2, keep_structure=0))
+    bench = replace(bench, full=Settings(structure_target="components"))
+    found = baselines.decode_again(bench, other, n_folds=2)
+    assert found["block_1"].shape == (6, 0)
+    np.testing.assert_allclose(found["z"], wanted["z"], atol=1e-5)
+
+
+def test_regions_are_told_apart_by_name():
+    masks = np.eye(4, dtype=bool)
+    early, higher = baselines.early_and_higher(
+        dict(zip(["V1v", "early", "hV4", "IPS"], masks, strict=True))
+    )
+    assert early.tolist() == [True, True, False, False]
+    assert higher.tolist() == [False, False, True, True]
+    # A voxel in both counts as early.
+    early, higher = baselines.early_and_higher({"V2": masks[0], "ventral": masks[0] | masks[1]})
+    assert higher.tolist() == [False, True, False, False]
+    for names, lacking in ((["V1", "V2"], "higher"), (["LO", "IPS"], "early")):
+        with pytest.raises(InputError, match=f"no voxel of {lacking}"):
+            baselines.early_and_higher(dict(zip(names, masks, strict=False)))
+
+
+@pytest.mark.parametrize(("steps", "guided"), [(37, 7), (35, 7), (5, 1), (1, 1), (50, 9)])
+def test_neuraldiffuser_guides_seven_of_thirty_seven(steps, guided):
+    ours = Settings(step_size=0.4, gradient_steps=3, guide_every=2, z_evidence_weight=2.0)
+    theirs = baselines.first_steps_guided(ours, steps)
+    changes = {"solver": "guided", "n_guided_steps": guided, "guide_every": 1}
+    assert theirs == replace(ours, **changes, gradient_steps=1, z_evidence_weight=0.0)
+
+
+def test_only_the_first_steps_are_guided(tiny_models):
+    """Steps that are not guided are those of stage 1, to the last digit."""
+    generator = load_generator(tiny_models, "cpu", "float32")
+    z = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    c, noise = generator.empty_condition(), torch.zeros_like(z)
+    gradients = []
+
+    def loss_of(pictures):
+        gradients.append(len(pictures))
+        return pictures.square().mean((1, 2, 3))[:, None]
+
+    settings = Settings(n_steps=6, strength=1.0, gradient_steps=1, z_evidence_weight=0.0)
+    for guided, n_gradients in ((0, 6), (2, 2)):
+        gradients.clear()
+        _, iterates, _ = guided_pass(
+            generator, z, c, loss_of, None, noise, replace(settings, n_guided_steps=guided)
+        )
+        assert len(gradients) == len(iterates) == n_gradients
+
+
+# --- the order that the book claims, on a fast run with the trained models: takes minutes ---
+
+
+@pytest.fixture(scope="module")
+def fast_run(tmp_path_factory):
+    """Values from the floor to the ceiling, the judge's embeddings, and those of what was seen.
+
+    One assignment of the responses to wrong pictures makes one wrong decoder, whose pictures all
+    err together; so there are four.
+    """
+    out = tmp_path_factory.mktemp("order")
+    size = {"n_train": 400, "n_test": 32, "repetitions": 3}
+    tree = write_tree(out / "tree", subjects=["subj01"], progress=False, **size)
+    person = load_subject("nsd", tree, "subj01", rois="kastner2015", cache=out)
+    generator = load_generator(WEIGHTS, "cpu", "float32")
+    features = write_features(out / "features.h5", person, generator)
+    decoded = read_decoded(decode_subject(person, features, out / "decoded.h5"))
+    first, full = Settings(solver="algorithm_1", iterations=0), Settings()
+    reconstruct(generator, decoded, first, out / "stage1.h5")
+    reconstruct(generator, decoded, full, out / "trace.h5")
+    bench = baselines.open_bench(person, generator, out)
+    judge = load_clip(WEIGHTS / "clip_judge", "cpu", "float32")
+    shuffled = []
+    for seed in range(4):
+        path = decode_subject(person, features, out / f"shuffled_{seed}.h5", shuffle_seed=seed)
+        shuffled.append(bench.run(read_decoded(path), full, f"shuffled_{seed}"))
+    made = {
+        "shuffled": shuffled[0],
+        "stage1": read_pictures(out / "stage1.h5"),
+        "stage2": read_pictures(out / "trace.h5"),
+        "ceiling": baselines.make_control("ceiling", bench),
+    }
+    ids = decoded["stimulus_id"]
+    values = main_metrics(evaluate(bench.seen(ids), made, ids, {"clip_judge": judge.embed}))
+    embedded = {name: judge.embed(pictures) for name, pictures in made.items()}
+    embedded["shuffled"] = [judge.embed(pictures) for pictures in shuffled]
+    return values, embedded, judge.embed(bench.seen(ids))
+
+
+@pytest.mark.slow
+def test_floor_below_stage_1_below_stage_2_below_ceiling(fast_run):
+    found = differences(fast_run[0], ORDER_PAIRS).set_index(["baseline", "method", "metric"])
+    for metric in ("clip_judge", "ssim", "pcc"):
+        assert found.loc[("floor", "stage1", metric), "low"] > 0
+        assert found.loc[("stage2", "ceiling", metric), "low"] > 0
+        # What stage 2 adds is small: on a fast run the interval may hold zero, not lie below it.
+        assert found.loc[("stage1", "stage2", metric), "high"] > 0
+    share = shares(fast_run[0]).query("method == 'stage2'")
+    assert (share["low"] > 0).all() and (share["high"] < 1).all()
+
+
+@pytest.mark.slow
+def test_shuffled_responses_identify_at_chance(fast_run):
+    _, embedded, true = fast_run
+    for measure, chance in (
+        (lambda made: identification_accuracy(made, true, 2), 1 / 2),
+        (lambda made: identification_accuracy(made, true, 10), 1 / 10),
+        (lambda made: pairwise_identification(made, true), 1 / 2),
+    ):
+        low, high = bootstrap_interval(np.mean([measure(e) for e in embedded["shuffled"]], axis=0))
+        assert low <= chance <= high
+    # The same measure is far from chance where the brain was read.
+    assert bootstrap_interval(identification_accuracy(embedded["stage1"], true, 2))[0] > 0.6

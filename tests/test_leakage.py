@@ -1,0 +1,148 @@
+"""Distances to the training pictures, what depends on them, and kinds never trained on."""
+
+from types import SimpleNamespace
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import spearmanr
+
+from minddiff_utils.datasets import Split
+from minddiff_utils.evaluation import leakage
+from minddiff_utils.evaluation.leakage import (
+    Overlap,
+    count_copies,
+    hold_out,
+    hold_out_table,
+    overlap,
+    overlap_trend,
+    picture_groups,
+)
+
+
+def test_overlap_of_splits_keeps_to_their_training_pictures(tmp_path):
+    rng = np.random.default_rng(0)
+    rows, ids = rng.normal(size=(12, 6)), np.arange(12) * 2
+    with h5py.File(tmp_path / "features.h5", "w") as file:
+        file["stimulus_id"], file["embedding"] = ids, rows
+    splits = (Split("a", ids[4:], ids[:2]), Split("b", ids[:8], ids[10:]))
+    found = overlap(splits, tmp_path / "features.h5")
+    assert found.stimulus_id.tolist() == [0, 2, 20, 22]
+    for place, (own, train) in enumerate([(0, range(4, 12)), (1, range(4, 12)), (10, range(8))]):
+        cosines = [
+            rows[own] @ rows[k] / np.linalg.norm(rows[own]) / np.linalg.norm(rows[k]) for k in train
+        ]
+        assert found.distance[place] == pytest.approx(1 - max(cosines), abs=1e-6)
+        assert found.nearest_id[place] == ids[train[np.argmax(cosines)]]
+    assert found.among_training.shape == (8,)
+    assert (found.among_training > 1e-6).all()  # none is its own neighbour
+
+
+def test_trend_is_spearmans_with_its_interval():
+    rng = np.random.default_rng(0)
+    n = 50
+    distance = rng.random(n)
+    found = Overlap(np.arange(n), distance, np.zeros(n, int), distance)
+    value = {"stage2": -distance + 0.2 * rng.normal(size=n), "mean": np.full(n, 0.3)}
+    frame = pd.concat(
+        pd.DataFrame({"method": m, "stimulus_id": np.arange(n), "metric": "pcc", "value": v})
+        for m, v in value.items()
+    )
+    table = overlap_trend(frame.sample(frac=1, random_state=1), found)
+    rho = spearmanr(value["stage2"], distance).statistic
+    text = table.loc["both stages, this book's solver", "PCC"]
+    assert text.startswith(f"{rho:+.2f} [")
+    low, high = (float(part) for part in text.split("[")[1].strip("]").split(",\u00a0"))
+    assert low < rho < high < 0
+    assert table.loc["mean picture", "PCC"] == "–"
+
+
+@pytest.mark.parametrize("side", [40, 64])
+def test_copies_and_near_twins_by_pixels(side):
+    """Patterns differ from picture 0 in so many whole patches; photographs are all different."""
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (9, side, side, 3), np.uint8)
+    grey = rng.integers(0, 2, (10, 10), np.uint8)
+    size = side // 10
+    for place, (changed, by) in enumerate([(0, 107), (0, 107), (4, 107), (12, 107), (100, 9)]):
+        pattern = 128 + 90 * grey
+        pattern.flat[:changed] = np.where(grey.flat[:changed], 218 - by, 128 + by)
+        drawn = pattern.astype(np.uint8).repeat(size, 0).repeat(size, 1)
+        pictures[place] = 128
+        pictures[place, : 10 * size, : 10 * size] = drawn[..., None]
+    pictures[8] = pictures[7]
+    stimuli = SimpleNamespace(pictures=lambda ids: pictures[np.asarray(ids)])
+    copies = count_copies(stimuli, [Split("a", np.arange(1, 8), np.array([0, 8]))])
+    assert copies["stimulus_id"].tolist() == [0, 8]
+    assert copies["exact"].tolist() == [1, 1]
+    assert copies["near"].tolist() == [2, 0]  # four patches; all, but hardly
+    assert (copies["exact"] + copies["near"] > 0).all()
+    apart = count_copies(stimuli, [Split("a", np.array([3, 5]), np.array([0, 7]))])
+    assert not apart[["exact", "near"]].any(axis=None)
+
+
+@pytest.fixture
+def split():
+    return Split("only", np.arange(20, 90), np.arange(20))
+
+
+def test_without_has_none_of_the_group_and_matched_as_many(split):
+    rng = np.random.default_rng(0)
+    groups = {
+        "few": np.array([0, 1, 30]),  # two test pictures are too few
+        "most": np.arange(0, 90, 4),
+        "a bit less": np.arange(1, 90, 5),
+        "nearly all": rng.permutation(90)[:80],
+    }
+    found = hold_out(split, groups, 5)
+    assert list(found) == ["most", "a bit less"]
+    for name, (without, matched) in found.items():
+        inside = np.isin(split.test, groups[name])
+        np.testing.assert_array_equal(without.test, split.test[inside])
+        np.testing.assert_array_equal(matched.test, without.test)
+        assert not np.isin(without.train, groups[name]).any()
+        assert len(matched.train) == len(without.train) < len(split.train)
+        assert np.isin(matched.train, groups[name]).any()
+        assert np.isin(matched.train, split.train).all()
+    assert found["a bit less"][0].name == "without_a_bit_less"
+    assert list(hold_out(split, groups, 1)) == ["most"]
+    assert hold_out(split, groups, 0) == {}
+
+
+def test_groups_are_kinds_or_else_clusters(tmp_path, monkeypatch):
+    monkeypatch.setattr(leakage, "N_CLUSTERS", 3)
+    kinds = pd.DataFrame(
+        {("kind", "cat"): [True, False, True], ("size", "small"): [True, True, True]}
+    )
+    found = picture_groups(tmp_path / "none.h5", [4, 5, 9], kinds)
+    assert {name: ids.tolist() for name, ids in found.items()} == {"cat": [4, 9]}
+    # Three clouds in the text condition are found again.
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 3, 30)
+    c = np.eye(3)[label][:, None].repeat(4, axis=1) + 0.05 * rng.normal(size=(30, 4, 3))
+    with h5py.File(tmp_path / "features.h5", "w") as file:
+        file["stimulus_id"], file["c"] = np.arange(30), c
+    found = picture_groups(tmp_path / "features.h5", range(30), kinds[[]])
+    expected = sorted(np.flatnonzero(label == k).tolist() for k in range(3))
+    assert sorted(ids.tolist() for ids in found.values()) == expected
+
+
+def test_table_shows_the_drop():
+    rng = np.random.default_rng(0)
+
+    def values(ids, drop):
+        matched = rng.normal(0.6, 0.1, len(ids))
+        without = matched - drop + 0.01 * rng.normal(size=len(ids))
+        return pd.concat(
+            pd.DataFrame({"method": m, "stimulus_id": ids, "metric": "pcc", "value": v})
+            for m, v in (("matched", matched), ("without", without))
+        )
+
+    found = {"cat": values(np.arange(8), 0.2), "sun": values(np.arange(5, 12), 0.0)}
+    table = hold_out_table(found)
+    assert list(table.index) == ["cat", "sun", "all of them"]
+    assert table["n"].tolist() == ["8", "7", "12"]  # three pictures are in both groups
+    assert ": -.2" in table.loc["cat", "PCC"] or ": -.1" in table.loc["cat", "PCC"]
+    empty = hold_out_table({})
+    assert empty.empty and "n_holdouts" in empty.attrs["note"]
