@@ -8,7 +8,6 @@ import pytest
 from test_figures_data import make_subject
 
 from minddiff_utils.figures import decoding as figures
-from minddiff_utils.io import InputError
 
 
 @pytest.fixture
@@ -62,24 +61,15 @@ def test_roi_accuracy(rng, rois):
     assert shown[0, 0] == pytest.approx(cell) and shown.mask[1, 0]
 
 
-def test_missing_columns_are_named(rng):
-    with pytest.raises(InputError, match="correlation"):
-        figures.accuracy_and_reliability(pd.DataFrame({"family": ["z"]}), {})
-    with pytest.raises(InputError, match="is empty"):
-        figures.roi_accuracy(accuracy_frame(rng)[:0])
-
-
 def test_component_reliability_counts_what_is_used_and_averages_far_ranks():
     reliability = {"block_1": np.array([0.9, 0.5, 0.1, -0.2, np.nan]), "block_2": np.full(100, 0.3)}
     fig = figures.component_reliability(reliability, 0.02, 0.8)
     labels = [text.get_text() for text in fig.legends[0].get_texts()]
-    assert [label.split(": ")[1] for label in labels] == ["3 of 4", "100 of 100"]
+    assert [label.split(": ")[1] for label in labels[:2]] == ["3 of 4", "100 of 100"]
     first, second = fig.axes[0].get_lines()[:2]
     np.testing.assert_allclose(first.get_xydata(), [[1, 0.9], [2, 0.5], [3, 0.1], [4, -0.2]])
     np.testing.assert_allclose(second.get_ydata(), 0.3)
     assert len(second.get_ydata()) < 25
-    with pytest.raises(InputError, match="at least one block"):
-        figures.component_reliability({}, 0.02, 0.8)
 
 
 def test_decoded_latents(rng):

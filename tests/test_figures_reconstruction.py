@@ -75,7 +75,7 @@ def test_loss_course_shows_the_median_the_spread_and_where_stage_1_was(rng, shap
 
 def test_loss_course_needs_a_finite_loss():
     with pytest.raises(InputError, match="no loss is finite"):
-        figures.loss_course(np.full((3, 4), np.nan))
+        figures.loss_course(np.full((3, 4), np.nan), np.ones(3))
 
 
 def test_layer_contributions_are_means_with_their_intervals(rng):
@@ -88,8 +88,6 @@ def test_layer_contributions_are_means_with_their_intervals(rng):
     heights = [bar.get_height() for part in axes.containers[:2] for bar in part]
     np.testing.assert_allclose(heights, [*np.nanmean(before, axis=0), *after.mean(axis=0)])
     np.testing.assert_allclose(axes.lines[3].get_ydata(), bootstrap_interval(after[:, 0]))
-    with pytest.raises(InputError, match="differ in shape"):
-        figures.layer_contributions(before, after[:, :2], ["block_1", "block_2"])
 
 
 def test_film_shows_iterates_the_truth_and_the_loss(rng):

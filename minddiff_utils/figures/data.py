@@ -16,10 +16,6 @@ from minddiff_utils.datasets import Subject, noise_ceiling, single_trial_ncsnr, 
 from minddiff_utils.figures import style
 
 PLANES = ((0, 1, "from above"), (1, 2, "from the side"), (0, 2, "from behind"))
-ROI_COLOURS = (
-    "#0072B2", "#E69F00", "#56B4E9", "#882255", "#009E73", "#D55E00",
-    "#F0E442", "#332288", "#999999", "#CC79A7", "#1b5e20",
-)  # fmt: skip
 AXES = ("left → right", "back → front", "bottom → top")
 
 
@@ -111,15 +107,14 @@ def roi_voxels(subject: Subject) -> Figure:
         Three views through the volume above the bars; the bars alone where places are unknown.
     """
     names = list(subject.roi)
-    colours = [ROI_COLOURS[k % len(ROI_COLOURS)] for k in range(len(names))]
+    colours = sns.color_palette(style.PALETTE, len(names))
     known = subject.voxel_ijk is not None and subject.volume_shape is not None
     height = 0.75 + 0.22 * len(names)
-    size = style.WIDTH, height + 2.5 * known
-    fig = plt.figure(figsize=size, layout="constrained")
+    fig = plt.figure(figsize=(style.WIDTH, height + 2.5 * known), layout="constrained")
     below = fig
     if known:
         above, below = fig.subfigures(2, 1, height_ratios=[2.5, height])
-        _views(above.subplots(1, 3), subject, colours)
+        _draw_views(above.subplots(1, 3), subject, colours)
     axes = below.subplots()
     counts = [int(mask.sum()) for mask in subject.roi.values()]
     sns.barplot(x=counts, y=names, hue=names, palette=colours, saturation=1, ax=axes)
@@ -130,19 +125,15 @@ def roi_voxels(subject: Subject) -> Figure:
     return fig
 
 
-def _views(axes: Sequence[Axes], subject: Subject, colours: Sequence[str]) -> None:
+def _draw_views(axes: Sequence[Axes], subject: Subject, colours: Sequence[str]) -> None:
     """Draw the regions from three sides, and name each where most of it is seen."""
     images = [_projection(subject, across, up) for across, up, _ in PLANES]
     half = max(subject.volume_shape) / 2
     for axis, image, (across, up, title) in zip(axes, images, PLANES, strict=True):
-        axis.imshow(
-            image, origin="lower", cmap=ListedColormap(colours), vmin=-0.5,
-            vmax=len(colours) - 0.5, interpolation="nearest",
-        )  # fmt: skip
-        middle = [(n - 1) / 2 for n in image.shape]
-        axis.set(
-            xlim=(middle[1] - half, middle[1] + half), ylim=(middle[0] - half, middle[0] + half)
-        )
+        colour_limits = {"vmin": -0.5, "vmax": len(colours) - 0.5}
+        axis.imshow(image, ListedColormap(colours), origin="lower", **colour_limits)
+        y, x = ((n / 2 - 0.5 - half, n / 2 - 0.5 + half) for n in image.shape)
+        axis.set(xlim=x, ylim=y)
         axis.set(xlabel=AXES[across], ylabel=AXES[up], xticks=[], yticks=[], title=title)
         axis.grid(False)
         axis.spines[:].set_visible(False)
@@ -156,16 +147,12 @@ def _views(axes: Sequence[Axes], subject: Subject, colours: Sequence[str]) -> No
 
 def _name(axis: Axes, mask: np.ndarray, name: str) -> None:
     """Write a region's name on its larger half, the left one if both are alike."""
-    rows, columns = np.nonzero(mask)
-    centre = (mask.shape[1] - 1) / 2
-    left = columns < centre
-    half = left if 2 * left.sum() >= left.size else ~left
-    rows, columns = rows[half], columns[half]
-    nearest = np.hypot(rows - rows.mean(), columns - columns.mean()).argmin()
-    axis.text(
-        columns[nearest], rows[nearest], name, ha="center", va="center", fontsize=8,
-        path_effects=[withStroke(linewidth=2.5, foreground="white")],
-    )  # fmt: skip
+    places = np.argwhere(mask)
+    left = places[:, 1] < (mask.shape[1] - 1) / 2
+    places = places[left if 2 * left.sum() >= len(left) else ~left]
+    row, column = places[np.linalg.norm(places - places.mean(axis=0), axis=1).argmin()]
+    edge = [withStroke(linewidth=2.5, foreground="white")]
+    axis.text(column, row, name, ha="center", va="center", fontsize=8, path_effects=edge)
 
 
 def _projection(subject: Subject, across: int, up: int) -> np.ndarray:

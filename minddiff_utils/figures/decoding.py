@@ -9,14 +9,12 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from nilearn import plotting
 
 from minddiff_utils.datasets import Subject
 from minddiff_utils.figures import style
 from minddiff_utils.figures.reconstruction import picture_bands
-from minddiff_utils.io import InputError
 
 RELIABILITY = "highest that the decoder's reliability allows"
 ANATOMY = "nsddata/ppdata/{}/func1pt8mm/T1_to_func1pt8mm.nii.gz"
@@ -42,7 +40,6 @@ def accuracy_and_reliability(
     Figure
         Thick bar: middle half of the values; dot: median.
     """
-    style.need_columns(accuracy, ["family", "correlation", "control"], "accuracy_and_reliability")
     kinds = {False: "decoded from the brain", True: "shuffled training responses"}
     family = style.in_words(accuracy["family"], style.FEATURE_SPACES)
     frame = accuracy.assign(family=family, kind=accuracy["control"].map(kinds))
@@ -83,8 +80,6 @@ def component_reliability(
         A line a block, averaged over a third of an octave of ranks, so that far ranks do not crowd
         the logarithmic axis; the legend counts the components above `least`.
     """
-    if not reliability:
-        raise InputError("component_reliability needs at least one block.")
     fig, axes = style.canvas(3.4)
     for (name, values), colour in zip(
         reliability.items(), sns.color_palette("viridis", len(reliability)), strict=True
@@ -97,9 +92,8 @@ def component_reliability(
             x=middle, y=r2, errorbar=None, color=colour, label=label, marker="o", markersize=4,
             markeredgewidth=0, legend=False,
         )  # fmt: skip
-    # Where the falling curves are not: at the left below, at the right above.
-    _bound(axes, least, "left out below", 0.01, "left")
-    _bound(axes, most, "lowered to this above", 0.99, "right")
+    axes.axhline(most, color=style.DARK, linewidth=0.8, linestyle="--", label="lowered to it above")
+    axes.axhline(least, color=style.DARK, linewidth=0.8, linestyle=":", label="left out below")
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(mpl.ticker.LogLocator(10, subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:.0f}")
@@ -108,15 +102,6 @@ def component_reliability(
     axes.set(xlabel="component (1 varies most between pictures)", ylabel="cross-validated R²")
     fig.legend(title="components used", fontsize=9, loc="outside right upper")
     return fig
-
-
-def _bound(axes: Axes, height: float, text: str, x: float, side: str) -> None:
-    """Draw a dashed line across the axes, with a word on it at one side."""
-    axes.axhline(height, color=style.DARK, linewidth=0.8, linestyle="--")
-    axes.annotate(
-        text, (x, height), xycoords=("axes fraction", "data"), ha=side, va="bottom", fontsize=9,
-        color=style.DARK, xytext=(0, 2), textcoords="offset points",
-    )  # fmt: skip
 
 
 @style.figure
@@ -192,7 +177,6 @@ def roi_accuracy(frame: pd.DataFrame) -> Figure:
     -------
     Figure
     """
-    style.need_columns(frame, ["family", "roi", "correlation"], "roi_accuracy")
     frame = frame.assign(family=style.in_words(frame["family"], style.FEATURE_SPACES))
     means = frame.groupby(["family", "roi"], sort=False, observed=False)["correlation"].mean()
     means = means.unstack().sort_index()[frame["roi"].unique()]

@@ -18,10 +18,6 @@ from minddiff_utils.figures.reconstruction import mosaic, show_mosaic
 from minddiff_utils.io import InputError
 
 VALUES = ["subject", "method", "stimulus_id", "metric", "value"]
-SUBJECT_COLOURS = (
-    style.BLUE, style.RED, style.GREEN, style.PINK,
-    style.ORANGE, style.SKY, style.GREY, style.YELLOW,
-)  # fmt: skip
 SUBJECT_MARKERS = "osD^vP*X"
 # Method -> colour, marker and label, from the floor to the ceiling.
 STEPS = {
@@ -102,7 +98,7 @@ def _interval_panels(frame: pd.DataFrame, row: str, what: str, strokes: bool = F
         frame, kind="point", x="value", y=row, hue="subject", col="metric", col_wrap=2,
         sharex=False, errorbar=bootstrap_interval, linestyle="none",
         dodge=min(0.22 * (n - 1), 0.7) or False, markersize=5, err_kws={"linewidth": 2},
-        palette=SUBJECT_COLOURS[:n] if n > 1 else ["#111111"], markers=list(SUBJECT_MARKERS[:n]),
+        palette=style.PALETTE[:n] if n > 1 else ["#111111"], markers=list(SUBJECT_MARKERS[:n]),
         legend=n > 1,
     )  # fmt: skip
     if strokes:
@@ -249,8 +245,6 @@ def failures(
     Figure
         In each corner two pairs, seen above reconstructed; their dots are ringed and named.
     """
-    if not len(truth) == len(made) == len(clip) == len(pcc) == len(labels):
-        raise InputError("failures needs as many pictures as values and labels.")
     fig, panels = plt.subplot_mosaic(
         [["A", "all", "B"], ["C", "all", "D"]], figsize=(style.WIDTH, 4.9), layout="constrained",
         width_ratios=[1, 1.9, 1],
@@ -265,7 +259,7 @@ def failures(
         pair = np.stack([truth[chosen], made[chosen]])
         gap = truth.shape[2] // 12
         both = ["seen", "made"], names
-        show_mosaic(panels[name], mosaic(pair, 1, gap), gap, pair.shape[:2], both)
+        show_mosaic(panels[name], mosaic(pair, 1, gap), pair.shape[:2], gap, both)
         panels[name].tick_params(labelsize=8.5)
         panels[name].tick_params("y", labelrotation=90)
         panels[name].set_aspect("equal")
@@ -301,7 +295,6 @@ def overlap_figure(found: Overlap, values: pd.DataFrame) -> Figure:
         Left: distances of test pictures, and of training pictures to one another. Right: each
         picture's value against its distance, with the mean of every fifth of the pictures.
     """
-    style.need_columns(values, ["method", "stimulus_id", "value"], "overlap_figure")
     fig, (left, right) = style.canvas(3.3, 1, 2)
     distances = {"training pictures": found.among_training, "test pictures": found.distance}
     distances = pd.concat({name: pd.Series(part) for name, part in distances.items()})

@@ -1,6 +1,7 @@
 """Figures of pictures and of stage 2: what was seen and reconstructed, and how the loss falls."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -98,7 +99,7 @@ def picture_bands(
         height = whole.shape[0] / style.DPI
         top -= room + height
         axes = fig.add_axes(np.array([left, top, whole.shape[1] / style.DPI, height]) / scale)
-        show_mosaic(axes, whole, gap, band.shape[:2], (row_labels, names))
+        show_mosaic(axes, whole, band.shape[:2], gap, (row_labels, names))
         axes.tick_params(labelsize=9.5 * letters)
         top -= space
     return fig
@@ -130,14 +131,11 @@ def mosaic(band: np.ndarray, zoom: float, gap: int) -> np.ndarray:
     return canvas[:-gap, :-gap]
 
 
-def show_mosaic(
-    axes: Axes,
-    mosaic: np.ndarray,
-    gap: int,
-    shape: tuple[int, int],
-    labels: tuple[Sequence[str], Sequence[str]],
-) -> None:
-    """Show a mosaic of `shape` (rows, columns); its rows are named at the left, columns above."""
+def show_mosaic(axes: Axes, mosaic: np.ndarray, shape: Sequence[int], gap: int, labels) -> None:
+    """Show a mosaic of `shape` (rows, columns).
+
+    `labels` are those of the rows, written at the left, and those of the columns, above.
+    """
     axes.imshow(mosaic, interpolation="nearest", aspect="auto")
     sides = zip((axes.yaxis, axes.xaxis), mosaic.shape[:2], shape, labels, strict=True)
     for axis, side, n, names in sides:
@@ -152,13 +150,13 @@ def show_mosaic(
 
 
 @style.figure
-def loss_course(losses: np.ndarray, first: np.ndarray | None = None) -> Figure:
+def loss_course(losses: np.ndarray, first: np.ndarray) -> Figure:
     """Draw the structure loss of stage 2 at its iterates.
 
     Parameters
     ----------
     losses : float (n_pictures, n_iterates)
-    first : float (n_pictures,), optional
+    first : float (n_pictures,)
         Loss of the picture of stage 1, drawn as a line to compare with.
 
     Returns
@@ -176,15 +174,16 @@ def loss_course(losses: np.ndarray, first: np.ndarray | None = None) -> Figure:
     if frame.empty:
         raise InputError("loss_course: no loss is finite; expected (n_pictures, n_iterates).")
     fig, axes = style.canvas(3.2)
-    names = {"x": "iterate", "y": "structure loss", "estimator": "median", "color": style.BLUE}
+    draw = partial(
+        sns.lineplot, frame, x="iterate", y="structure loss", estimator="median", color=style.BLUE
+    )
     for share, alpha, label in ((90, 0.15, "middle 90 % of pictures"), (50, 0.28, "middle half")):
         band = {"alpha": alpha, "linewidth": 0, "label": label}
-        sns.lineplot(frame, errorbar=("pi", share), err_kws=band, linewidth=0, **names)
+        draw(errorbar=("pi", share), err_kws=band, linewidth=0)
     marker = "o" if losses.shape[1] < 20 else None
-    sns.lineplot(frame, errorbar=None, marker=marker, label="median", legend=False, **names)
-    if first is not None:
-        level = np.nanmedian(first)
-        axes.axhline(level, color=style.RED, linestyle="--", linewidth=1, label="stage 1, median")
+    draw(errorbar=None, marker=marker, label="median", legend=False)
+    level = np.nanmedian(first)
+    axes.axhline(level, color=style.RED, linestyle="--", linewidth=1, label="stage 1, median")
     axes.xaxis.get_major_locator().set_params(integer=True)
     style.legend_above(4, axes)
     return fig
@@ -206,8 +205,6 @@ def layer_contributions(before: np.ndarray, after: np.ndarray, labels: Sequence[
     Figure
         Bars: mean over pictures; lines: its 95 % bootstrap interval.
     """
-    if before.shape != after.shape:
-        raise InputError(f"Losses before {before.shape} and after {after.shape} differ in shape.")
     parts = {"before (stage 1)": before, "after (stage 2)": after}
     frames = {name: pd.DataFrame(part, columns=labels) for name, part in parts.items()}
     frame = pd.concat(frames, names=["when", "picture"])
@@ -250,21 +247,16 @@ def film(
         for axes, picture in zip(cells, strip, strict=False):
             axes.imshow(picture)
             axes.set_axis_off()
-        _small_curve(cells[-1], losses[row], row == len(pictures) - 1)
+        curve = cells[-1]
+        curve.plot(losses[row], color=style.BLUE, marker="o", markersize=3)
+        curve.tick_params(labelsize=7, labelbottom=row == len(pictures) - 1)
+        curve.xaxis.get_major_locator().set_params(integer=True)
+        curve.yaxis.set_ticks_position("right")
+    curve.set_xlabel("iterate", fontsize=8)
     titles = [f"iterate {shown[0]}", *map(str, shown[1:]), "seen", "structure loss"]
     for axes, title in zip(grid[0], titles, strict=True):
         axes.set_title(title)
     return fig
-
-
-def _small_curve(axes: Axes, losses: np.ndarray, last: bool) -> None:
-    """Draw the loss of one picture, beside its strip."""
-    axes.plot(losses, color=style.BLUE, marker="o" if len(losses) < 20 else None, markersize=3)
-    axes.tick_params(labelsize=7, labelbottom=last)
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set_xlabel("iterate" if last else "", fontsize=8)
-    axes.yaxis.set_ticks_position("right")
-    axes.spines["left"].set_color(style.GREY)
 
 
 @style.figure

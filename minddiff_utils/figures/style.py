@@ -20,17 +20,15 @@ from minddiff_utils.io import InputError
 
 WIDTH = 7.0  # inches; at 150 dpi about 1.5 pixels for each of the page's 700
 DPI = 150
-ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PINK, GREY = (
-    "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#737373",
-)  # fmt: skip
+BLUE, RED, GREEN, PINK, ORANGE, SKY = "#0072B2 #D55E00 #009E73 #CC79A7 #E69F00 #56B4E9".split()
+GREY = "#737373"
+PALETTE = (BLUE, ORANGE, SKY, "#882255", GREEN, RED, "#F0E442", "#332288", GREY, PINK, "#1b5e20")
 DARK = "#555555"  # lines of reference, and what is written beside them
 STYLE = {
-    "figure.figsize": (WIDTH, 3.2),
     "figure.dpi": DPI,
     "figure.facecolor": "white",
     "font.size": 10,
     "axes.titlesize": 10.5,
-    "axes.labelsize": 10,
     "xtick.labelsize": 9.5,
     "ytick.labelsize": 9.5,
     "legend.fontsize": 9.5,
@@ -45,7 +43,6 @@ STYLE = {
     "lines.linewidth": 1.6,
     # Captions and names of regions are text: a `$` in them is a `$`.
     "text.parse_math": False,
-    "text.usetex": False,
 }
 FEATURE_SPACES = {
     "z": "z",
