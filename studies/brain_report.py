@@ -12,7 +12,7 @@ from minddiff_utils.datasets import Subject, load_subject, noise_ceiling, prepar
 from minddiff_utils.datasets.areas import is_early
 from minddiff_utils.phantom import world
 from minddiff_utils.phantom.brain import QUALITIES, noise_ceiling_targets
-from minddiff_utils.phantom.tree import world_ids
+from minddiff_utils.phantom.nsd_writer import world_ids
 
 
 def decoding_check(subject: Subject) -> tuple[float, float, float]:

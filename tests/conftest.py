@@ -51,7 +51,7 @@ def tiny_models(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def tree(tmp_path_factory) -> Path:
     """A small phantom of one subject."""
-    from minddiff_utils.phantom.tree import write_tree
+    from minddiff_utils.phantom.nsd_writer import write_tree
 
     folder = tmp_path_factory.mktemp("phantom") / "tree"
     return write_tree(folder, subjects=["subj01"], progress=False, **SMALL_TREE)

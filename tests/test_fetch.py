@@ -26,7 +26,7 @@ from minddiff_utils.datasets.fetch import recordings as fetch
 from minddiff_utils.datasets.fetch.bucket import connect, find, multipart_digest
 from minddiff_utils.datasets.fetch.downloads import download, partial_path
 from minddiff_utils.io import InputError
-from minddiff_utils.phantom.tree import write_tree
+from minddiff_utils.phantom.nsd_writer import write_tree
 
 KEY = "nsddata/some.bin"
 BODY = np.random.default_rng(0).bytes(2_500_000)

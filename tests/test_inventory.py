@@ -18,7 +18,7 @@ from minddiff_utils import cli
 from minddiff_utils.datasets.check import download_size, is_ready, report, take_stock
 from minddiff_utils.datasets.check.nsd import atlases_of, session_count
 from minddiff_utils.io import InputError
-from minddiff_utils.phantom.tree import write_tree
+from minddiff_utils.phantom.nsd_writer import write_tree
 
 RESPONSES = "nsddata/ppdata/subj01/behav/responses.tsv"  # read if it is there
 FILES = [DESIGN, STIMULI, PICTURES, CAPTIONS, CAPTIONS.replace("train", "val"), ROI, TABLE, NCSNR]

@@ -21,7 +21,7 @@ from minddiff_utils.evaluation.metrics import evaluate, main_metrics
 from minddiff_utils.evaluation.statistics import bootstrap_interval
 from minddiff_utils.evaluation.tables import ladder, shares
 from minddiff_utils.models.stable_diffusion import load_clip, load_generator
-from minddiff_utils.phantom.tree import write_tree
+from minddiff_utils.phantom.nsd_writer import write_tree
 from minddiff_utils.reconstruction.stages import read_pictures, reconstruct
 from minddiff_utils.settings import Settings
 

@@ -248,7 +248,9 @@ def film(
             axes.imshow(picture)
             axes.set_axis_off()
         curve = cells[-1]
-        curve.plot(losses[row], color=style.BLUE, marker="o", markersize=3)
+        curve.plot(
+            losses[row], "o-" if losses.shape[1] < 20 else "-", color=style.BLUE, markersize=3
+        )
         curve.tick_params(labelsize=7, labelbottom=row == len(pictures) - 1)
         curve.xaxis.get_major_locator().set_params(integer=True)
         curve.yaxis.set_ticks_position("right")
