@@ -10,7 +10,7 @@ import pytest
 from scipy.ndimage import label
 
 from minddiff_utils.phantom import anatomy, brain, world
-from minddiff_utils.phantom.brain import feature_maps, make_brain, noise_ceiling_targets
+from minddiff_utils.phantom.brain import feature_maps, make_brain
 from studies import brain_report
 
 IDS = list(range(300))
@@ -136,8 +136,8 @@ def test_noise_ceilings_resemble_the_targets(subjects):
     for subject, quality in zip(subjects, brain.QUALITIES, strict=False):
         snr2 = np.square(subject.signal_sd / subject.noise_sd)
         ceiling = 100 * snr2 / (snr2 + 1 / 3)
-        for roi, mean in noise_ceiling_targets():
-            assert abs(ceiling[subject.group == roi].mean() - quality * mean) < 10
+        for roi, area in brain.AREAS.items():
+            assert abs(ceiling[subject.group == roi].mean() - quality * area.ceiling) < 10
         assert np.percentile(ceiling[subject.group == "V1"], 95) > 75
 
 
