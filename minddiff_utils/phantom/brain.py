@@ -266,18 +266,15 @@ class Brain:
                 kind = world.PATTERN_KINDS.index(scene.pattern_kind)
                 out[row] += tuning.pattern[:, kind] + tuning.coverage[:, 0] * on
             for thing in scene.things:
-                out[row] += self._near(thing) * self._liking(thing)
+                out[row] += self._response_to(thing)
         return out.astype(np.float32)
 
-    def _near(self, thing: world.Thing) -> np.ndarray:
-        """Return how much of a thing lies in each receptive field, 0 to 1."""
+    def _response_to(self, thing: world.Thing) -> np.ndarray:
+        """Return how much of a thing lies in each receptive field, times how much it is liked."""
         distance2 = np.square(self.prf[:, 0] - thing.x) + np.square(self.prf[:, 1] - thing.y)
-        return np.exp(-distance2 / (2 * (np.square(self.prf[:, 2]) + np.square(thing.size / 3))))
-
-    def _liking(self, thing: world.Thing) -> np.ndarray:
-        """Return how much each voxel likes a thing for what it is."""
+        near = np.exp(-distance2 / (2 * (np.square(self.prf[:, 2]) + np.square(thing.size / 3))))
         tuning = self._tuning
-        return (
+        return near * (
             tuning.kind[:, world.KINDS.index(thing.kind)]
             + tuning.colour[:, list(world.COLOURS).index(thing.colour)]
             + tuning.size[:, 0] * (thing.size - 24) / 8
@@ -358,7 +355,9 @@ def feature_maps(pictures: np.ndarray) -> np.ndarray:
     maps = list(_energy(luminance, filters))
     middle = filters[len(ORIENTATIONS) : 2 * len(ORIENTATIONS)]
     maps += [_energy(each, middle).mean(axis=0) for each in (red_green, blue_yellow)]
-    maps += [_halved(each) for each in (luminance, red_green, blue_yellow)]
+    for each in (luminance, red_green, blue_yellow):
+        blocks = each.reshape(len(each), GRID, 2, GRID, 2)
+        maps.append(blocks.mean(axis=(2, 4), dtype=np.float32))
     return np.stack(maps).reshape(len(maps), len(pictures), -1)
 
 
@@ -406,8 +405,3 @@ def _energy(
             for rows, columns, gain in filters
         ]
     )
-
-
-def _halved(maps: np.ndarray) -> np.ndarray:
-    """Average 2 x 2 pixels; (n, 64, 64) to (n, 32, 32)."""
-    return maps.reshape(len(maps), GRID, 2, GRID, 2).mean(axis=(2, 4), dtype=np.float32)

@@ -303,8 +303,8 @@ def _write_subject(
     """Write regions, betas, noise ceiling and behaviour of one subject."""
     simulated = make_brain(tree.subject, seed)
     labels = np.array([KASTNER_LABELS.get(str(area), 0) for area in simulated.area])
-    _write_volume(tree.roi("Kastner2015"), _filled(simulated.ijk, labels, np.int16))
-    _write_volume(tree.roi("nsdgeneral"), _filled(simulated.ijk, np.ones(len(labels)), np.int16))
+    _write_map(tree.roi("Kastner2015"), simulated.ijk, labels.astype(np.int16))
+    _write_map(tree.roi("nsdgeneral"), simulated.ijk, np.ones(len(labels), np.int16))
     trials = experiment.trials(tree.subject)
     session = np.arange(len(trials)) // experiment.session_trials
     seen, rows = np.unique(trials, return_inverse=True)
@@ -317,17 +317,17 @@ def _write_subject(
         file = tree.betas / f"betas_session{number + 1:02d}.{betas}"
         _write_betas(file, simulated.ijk, responses[-1])
     ncsnr = estimate_ncsnr(np.concatenate(responses) / np.float32(300), trials, session)
-    _write_volume(tree.ncsnr, _filled(simulated.ijk, ncsnr, np.float32))
+    _write_map(tree.ncsnr, simulated.ijk, ncsnr.astype(np.float32))
     with atomic_path(tree.responses) as tmp:
         table = _behaviour(tree.subject, trials, experiment)
         table.to_csv(tmp, sep="\t", index=False, na_rep="NaN")
 
 
-def _filled(ijk: np.ndarray, values: np.ndarray, dtype: type) -> np.ndarray:
-    """Return a volume with `values` at the voxels `ijk` and zero elsewhere."""
-    volume = np.zeros(SHAPE, dtype)
+def _write_map(path: Path, ijk: np.ndarray, values: np.ndarray) -> None:
+    """Write a volume with `values` at the voxels `ijk` and zero elsewhere."""
+    volume = np.zeros(SHAPE, values.dtype)
     volume[tuple(ijk.T)] = values
-    return volume
+    _write_volume(path, volume)
 
 
 def _write_volume(path: Path, volume: np.ndarray) -> None:
