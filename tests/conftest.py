@@ -33,7 +33,7 @@ def tiny_models(tmp_path_factory) -> Path:
     pipeline = StableDiffusionPipeline(
         vae=vae,
         unet=models.build_unet(),
-        text_encoder=models.build_text_encoder(tokenizer, 128, 4),
+        text_encoder=models.build_text_encoder(tokenizer),
         tokenizer=tokenizer,
         scheduler=models.build_scheduler(),
         safety_checker=None,

@@ -130,8 +130,8 @@ def _draw_views(axes: Sequence[Axes], subject: Subject, colours: Sequence[str]) 
     images = [_projection(subject, across, up) for across, up, _ in PLANES]
     half = max(subject.volume_shape) / 2
     for axis, image, (across, up, title) in zip(axes, images, PLANES, strict=True):
-        colour_limits = {"vmin": -0.5, "vmax": len(colours) - 0.5}
-        axis.imshow(image, ListedColormap(colours), origin="lower", **colour_limits)
+        shades = ListedColormap(colours)
+        axis.imshow(image, shades, origin="lower", vmin=-0.5, vmax=len(colours) - 0.5)
         y, x = ((n / 2 - 0.5 - half, n / 2 - 0.5 + half) for n in image.shape)
         axis.set(xlim=x, ylim=y)
         axis.set(xlabel=AXES[across], ylabel=AXES[up], xticks=[], yticks=[], title=title)

@@ -79,10 +79,8 @@ def paired_differences(frame: pd.DataFrame) -> Figure:
     pairs = [tuple(full if name == "stage2" else name for name in pair) for pair in PAIRS]
     gain = {pair_name(a, b): wide[a] - wide[b] for a, b in pairs if a != b and {a, b} <= set(wide)}
     if not gain:
-        raise InputError(
-            f"None of the pairs {list(PAIRS)} is in the table, which has the methods "
-            f"{sorted(set(frame['method']))}. Run notebook 04_stage2 first."
-        )
+        methods = ", ".join(wide)
+        raise InputError(f"None of the pairs is in {methods}. Run notebook 04_stage2 first.")
     tidy = pd.DataFrame(gain).melt(ignore_index=False, var_name="pair").reset_index()
     fig = _interval_panels(tidy, "pair", "difference")
     for axes in fig.axes:

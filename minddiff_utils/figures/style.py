@@ -140,6 +140,5 @@ def legend_above(n_columns: int, *axes: Axes) -> None:
             entries |= dict(zip(texts, legend.legend_handles, strict=True))
             legend.remove()
         entries |= {h.get_label(): h for h in each.get_legend_handles_labels()[0]}
-    each.figure.legend(
-        entries.values(), entries.keys(), loc="outside upper center", ncols=n_columns
-    )
+    place = "outside upper center"
+    each.figure.legend(entries.values(), entries.keys(), loc=place, ncols=n_columns)
