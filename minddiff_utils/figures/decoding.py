@@ -124,8 +124,7 @@ def decoded_latents(
     limit = float(np.nanpercentile(np.abs(true), 99)) or 1.0
     scale = mpl.colors.Normalize(-limit, limit)
     colours = mpl.colormaps["RdBu_r"](scale(np.concatenate([true, decoded], axis=1)), bytes=True)
-    channels = range(1, true.shape[1] + 1)
-    names = [f"{kind}\nch. {i}" for kind in ("true", "decoded") for i in channels]
+    names = [f"{kind}\nch. {i + 1}" for kind in ("true", "decoded") for i in range(true.shape[1])]
     fig = picture_bands([colours[..., :3]], list(labels or []), [names], below=0.7)
     height = fig.get_figheight()
     bar = fig.add_axes([0.3, 0.45 / height, 0.4, 0.11 / height])

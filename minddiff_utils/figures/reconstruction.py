@@ -180,10 +180,9 @@ def loss_course(losses: np.ndarray, first: np.ndarray) -> Figure:
     for share, alpha, label in ((90, 0.15, "middle 90 % of pictures"), (50, 0.28, "middle half")):
         band = {"alpha": alpha, "linewidth": 0, "label": label}
         draw(errorbar=("pi", share), err_kws=band, linewidth=0)
-    marker = "o" if losses.shape[1] < 20 else None
-    draw(errorbar=None, marker=marker, label="median", legend=False)
-    level = np.nanmedian(first)
-    axes.axhline(level, color=style.RED, linestyle="--", linewidth=1, label="stage 1, median")
+    few = losses.shape[1] < 20
+    draw(errorbar=None, marker="o" if few else None, label="median", legend=False)
+    axes.axhline(np.nanmedian(first), color=style.RED, ls="--", lw=1, label="stage 1, median")
     axes.xaxis.get_major_locator().set_params(integer=True)
     style.legend_above(4, axes)
     return fig
