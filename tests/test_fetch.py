@@ -16,7 +16,7 @@ import requests
 import test_kay
 from loopback import CuttingProxy, serve
 from moto.server import ThreadedMotoServer
-from test_tree import SMALL
+from test_nsd_writer import SMALL
 
 from minddiff_utils import cli
 from minddiff_utils.datasets import load_subject

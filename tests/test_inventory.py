@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import test_kay
 from test_nsd import CAPTIONS, DESIGN, NCSNR, PICTURES, ROI, SESSION, STIMULI, TABLE
-from test_tree import SMALL
+from test_nsd_writer import SMALL
 
 from minddiff_utils import cli
 from minddiff_utils.datasets.check import download_size, is_ready, report, take_stock

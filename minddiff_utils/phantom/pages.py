@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from minddiff_utils.datasets import load_subject
 from minddiff_utils.datasets.subject import noise_ceiling
 from minddiff_utils.evaluation.tables import markdown_table
-from minddiff_utils.figures.reconstruction import picture_grid
 from minddiff_utils.io import atomic_path
 from minddiff_utils.phantom import world
 from minddiff_utils.phantom.brain import AREAS
@@ -61,9 +61,11 @@ def write_pieces(run: str | Path, tree: str | Path | None, subjects: Sequence[st
     subjects : sequence of str
     """
     run = Path(run)
-    pictures = np.stack([world.picture(i) for i in range(32)])
+    rows = np.stack([world.picture(i) for i in range(32)]).reshape(4, 8, 64, 64, 3)
+    framed = np.pad(rows, [(0, 0), (0, 0), (2, 2), (2, 2), (0, 0)], constant_values=255)
+    sheet = Image.fromarray(framed.swapaxes(1, 2).reshape(4 * 68, 8 * 68, 3))
     with atomic_path(run / "world.png") as temporary:
-        picture_grid({"": pictures}).savefig(temporary)
+        sheet.resize((2 * sheet.width, 2 * sheet.height), Image.Resampling.LANCZOS).save(temporary)
     elsewhere = "The table is in the phantom's own book.\n"
     ceilings = ceiling_table(tree, subjects) if tree else elsewhere
     for name, text in {"captions": caption_list(EXAMPLE), "ceilings": ceilings}.items():
