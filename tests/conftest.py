@@ -60,7 +60,7 @@ def tree(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def three_sessions(tmp_path_factory) -> Path:
     """A small phantom of one subject in three sessions; copy it before changing anything."""
-    from minddiff_utils.phantom.tree import write_tree
+    from minddiff_utils.phantom.nsd_writer import write_tree
 
     folder = tmp_path_factory.mktemp("phantom") / "tree"
     size = {"n_train": 56, "n_test": 4, "repetitions": 10}
