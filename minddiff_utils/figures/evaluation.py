@@ -52,8 +52,7 @@ def metric_points(frame: pd.DataFrame) -> Figure:
     style.need_columns(frame, VALUES, "metric_points")
     frame = frame.assign(method=style.in_words(frame["method"], METHODS))
     single = frame["subject"].nunique() == 1
-    what = "value for each picture" if single else "mean over pictures"
-    return _interval_panels(frame, "method", what, strokes=single)
+    return _interval_panels(frame, "method", "value, with mean and interval", strokes=single)
 
 
 @style.figure

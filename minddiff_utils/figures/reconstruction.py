@@ -237,10 +237,9 @@ def film(
     -------
     Figure
     """
-    shape = len(pictures), len(shown) + 2
     ratios = [1] * (len(shown) + 1) + [1.9]
     height = style.WIDTH / (sum(ratios) + 0.5) * len(pictures) + 0.6
-    fig, grid = style.canvas(height, *shape, width_ratios=ratios, squeeze=False)
+    fig, grid = style.canvas(height, len(pictures), len(ratios), width_ratios=ratios, squeeze=False)
     for row, cells in enumerate(grid):
         strip = [*pictures[row][list(shown)], truth[row]]
         for axes, picture in zip(cells, strip, strict=False):
