@@ -194,7 +194,7 @@ def phantom(
     betas: Annotated[str, typer.Option(help="Format of the betas: hdf5 or nii.gz.")] = "hdf5",
 ) -> None:
     """Simulate a recording of brain activity and write it as an NSD tree."""
-    from minddiff_utils.phantom.tree import write_tree
+    from minddiff_utils.phantom.nsd_writer import write_tree
 
     names = tuple(name.strip() for name in subjects.split(","))
     write_tree(
@@ -240,8 +240,8 @@ def _change(text: str) -> tuple[str, Any]:
 
 def _make_phantom(plan: "Plan") -> None:
     """Write the phantom's tree if the plan asks for one, and what the page about it shows."""
+    from minddiff_utils.phantom.nsd_writer import write_tree
     from minddiff_utils.phantom.pages import write_pieces
-    from minddiff_utils.phantom.tree import write_tree
 
     if plan.phantom is None:
         if "phantom" in plan.pages:

@@ -11,8 +11,8 @@ import numpy as np
 from minddiff_utils.datasets import Subject, load_subject, noise_ceiling, prepare_fold
 from minddiff_utils.datasets.areas import is_early
 from minddiff_utils.phantom import world
-from minddiff_utils.phantom.brain import QUALITIES, noise_ceiling_targets
-from minddiff_utils.phantom.tree import world_ids
+from minddiff_utils.phantom.brain import AREAS, QUALITIES
+from minddiff_utils.phantom.nsd_writer import world_ids
 
 
 def decoding_check(subject: Subject) -> tuple[float, float, float]:
@@ -136,7 +136,7 @@ def report(tree: str, subject: str) -> str:
     data = load_subject("nsd", tree, subject)
     index = int(subject[4:]) - 1
     quality = QUALITIES[index % len(QUALITIES)]
-    aims = {roi: quality * mean for roi, mean in noise_ceiling_targets()}
+    aims = {roi: quality * area.ceiling for roi, area in AREAS.items()}
     ceiling = noise_ceiling(data.ncsnr, 3)
     lines = [
         f"{subject}: {data.responses.shape[0]} trials, {data.responses.shape[1]} voxels",

@@ -33,7 +33,7 @@ def tiny_models(tmp_path_factory) -> Path:
     pipeline = StableDiffusionPipeline(
         vae=vae,
         unet=models.build_unet(),
-        text_encoder=models.build_text_encoder(tokenizer, 128, 4),
+        text_encoder=models.build_text_encoder(tokenizer),
         tokenizer=tokenizer,
         scheduler=models.build_scheduler(),
         safety_checker=None,
@@ -51,7 +51,7 @@ def tiny_models(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def tree(tmp_path_factory) -> Path:
     """A small phantom of one subject."""
-    from minddiff_utils.phantom.tree import write_tree
+    from minddiff_utils.phantom.nsd_writer import write_tree
 
     folder = tmp_path_factory.mktemp("phantom") / "tree"
     return write_tree(folder, subjects=["subj01"], progress=False, **SMALL_TREE)
@@ -60,7 +60,7 @@ def tree(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def three_sessions(tmp_path_factory) -> Path:
     """A small phantom of one subject in three sessions; copy it before changing anything."""
-    from minddiff_utils.phantom.tree import write_tree
+    from minddiff_utils.phantom.nsd_writer import write_tree
 
     folder = tmp_path_factory.mktemp("phantom") / "tree"
     size = {"n_train": 56, "n_test": 4, "repetitions": 10}

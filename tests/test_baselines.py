@@ -25,7 +25,7 @@ from minddiff_utils.evaluation.statistics import bootstrap_interval
 from minddiff_utils.evaluation.tables import ORDER_PAIRS, differences, shares
 from minddiff_utils.io import InputError
 from minddiff_utils.models.stable_diffusion import load_clip, load_generator
-from minddiff_utils.phantom.tree import write_tree
+from minddiff_utils.phantom.nsd_writer import write_tree
 from minddiff_utils.reconstruction.guided_sampling import guided_pass
 from minddiff_utils.reconstruction.results import read_pictures
 from minddiff_utils.reconstruction.stage2 import reconstruct

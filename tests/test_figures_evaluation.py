@@ -1,43 +1,103 @@
 """Figures of the evaluation: what they show, and that nothing is left behind."""
 
+import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 
 from minddiff_utils.evaluation.leakage import Overlap
+from minddiff_utils.evaluation.tables import differences, summary
 from minddiff_utils.figures import evaluation as figures
+from minddiff_utils.figures import style
 from minddiff_utils.io import InputError
+
+METRICS = ["clip_judge", "clip_guide", "ssim", "pcc"]
 
 
 @pytest.fixture(autouse=True)
 def nothing_left_behind():
+    """No figure stays open in pyplot, and no setting stays changed."""
+    before = dict(mpl.rcParams)
     yield
     assert plt.get_fignums() == []
+    assert dict(mpl.rcParams) == before
 
 
-def frame(subjects=("S1",), methods=("shuffled", "retrieval", "stage1", "stage2", "ceiling")):
-    rng = np.random.default_rng(0)
-    parts = []
-    for subject in subjects:
-        for place, method in enumerate(methods):
-            for metric in ("clip_judge", "ssim"):
-                value = 0.2 * place + 0.05 * rng.normal(size=12)
-                parts.append(
-                    pd.DataFrame({"subject": subject, "method": method, "metric": metric,
-                                  "stimulus_id": np.arange(12), "value": value})
-                )  # fmt: skip
-    return pd.concat(parts)
+def frame(subjects=("S1",), methods=("stage1", "stage2", "no_z", "mean"), metrics=METRICS, n=12):
+    names = ["subject", "method", "stimulus_id", "metric"]
+    index = pd.MultiIndex.from_product([subjects, methods, range(n), metrics], names=names)
+    values = 0.05 * np.random.default_rng(0).normal(size=len(index))
+    values += 0.2 * index.get_level_values("method").map(methods.index)
+    return pd.DataFrame({"value": values}, index).reset_index()
 
 
 def texts(fig):
     return [text.get_text() for axes in fig.axes for text in axes.texts]
 
 
+def rows_of(axes):
+    return [label.get_text() for label in axes.get_yticklabels()]
+
+
+def drawn(axes):
+    """The means of a panel, and the intervals, from its first row on."""
+    dots = [line for line in axes.lines if line.get_linestyle() == "None"]
+    bars = [line.get_xdata() for line in axes.lines if line.get_linestyle() != "None"]
+    return dots[0].get_xdata(), [ends for ends in bars if ends[0] != ends[1]]
+
+
+def test_metric_points_draw_the_means_and_intervals_of_the_table():
+    values = frame()
+    values.loc[(values["metric"] == "pcc") & (values["stimulus_id"] == 0), "value"] = np.nan
+    fig = figures.metric_points(values)
+    titles = [axes.get_title(loc="left") for axes in fig.axes]
+    assert titles == ["CLIP (judge)", "CLIP (guide)", "SSIM", "PCC"]
+    methods = ["no_z", "stage1", "stage2", "mean"]
+    solver = "both stages, this book's solver"
+    assert rows_of(fig.axes[0]) == ["no z", "no stage 2", solver, "mean picture"]
+    assert fig.axes[2].get_xlabel() == "value, with mean and interval"
+    table = summary(values).set_index(["metric", "method"])
+    for metric, axes in zip(METRICS, fig.axes, strict=True):
+        expected = table.loc[[(metric, name) for name in methods]]
+        means, intervals = drawn(axes)
+        np.testing.assert_allclose(means, expected["mean"])
+        np.testing.assert_allclose(intervals, expected[["low", "high"]])
+
+
+def test_metric_points_of_one_picture_and_one_metric():
+    fig = figures.metric_points(frame(metrics=["ssim"], n=1))
+    assert len(fig.axes) == 1
+
+
+@pytest.mark.parametrize("subjects", [("S1",), ("subj01", "subj02"), tuple("abcdefgh")])
+@pytest.mark.parametrize("function", [figures.paired_differences, figures.metric_points])
+def test_subjects_are_told_apart(function, subjects):
+    fig = function(frame(subjects, metrics=["ssim", "pcc", "clip_judge"]))
+    named = [t.get_text() for legend in fig.legends for t in legend.get_texts()]
+    assert named == (list(subjects) if len(subjects) > 1 else [])
+    assert fig.get_figwidth() == style.WIDTH and len(fig.axes) == 3
+
+
+def test_paired_differences_draw_the_pairs_there_are_as_the_table_has_them():
+    values = frame()
+    fig = figures.paired_differences(values)
+    assert rows_of(fig.axes[0]) == ["both stages − stage 1", "both stages − no z"]
+    table = differences(values).query("metric == 'ssim'")
+    means, intervals = drawn(fig.axes[2])
+    np.testing.assert_allclose(means, table["mean"])
+    np.testing.assert_allclose(intervals, table[["low", "high"]])
+    published = figures.paired_differences(frame(methods=("stage1", "algorithm_1")))
+    assert rows_of(published.axes[0]) == ["Algorithm 1 − stage 1"]
+    with pytest.raises(InputError, match="None of the pairs"):
+        figures.paired_differences(frame(methods=("stage1", "mean")))
+
+
 @pytest.mark.parametrize("subjects", [("S1",), ("S1", "S2", "S3")])
 def test_floor_to_ceiling_has_a_line_a_metric_and_subject(subjects):
-    fig = figures.floor_to_ceiling(frame(subjects))
-    labels = [label.get_text() for label in fig.axes[0].get_yticklabels()]
+    methods = ("shuffled", "retrieval", "stage1", "stage2", "ceiling")
+    fig = figures.floor_to_ceiling(frame(subjects, methods, ["clip_judge", "ssim"]))
+    labels = rows_of(fig.axes[0])
     assert len(labels) == 2 * len(subjects)
     assert ("SSIM" in labels) == (len(subjects) == 1)
     # Floor 0, full method .6, ceiling .8.
@@ -46,10 +106,19 @@ def test_floor_to_ceiling_has_a_line_a_metric_and_subject(subjects):
 
 
 def test_floor_to_ceiling_without_its_ends_says_no_share():
-    fig = figures.floor_to_ceiling(frame(methods=("stage1", "stage2")))
+    fig = figures.floor_to_ceiling(frame(metrics=["ssim", "pcc"]).query("method != 'mean'"))
     assert texts(fig).count("–") == 2
     with pytest.raises(InputError, match="lacks the columns"):
         figures.floor_to_ceiling(frame().drop(columns="value"))
+
+
+def test_permutation_null_states_p():
+    null = np.random.default_rng(0).normal(size=999)
+    fig = figures.permutation_null(null, 9.0, "mean cosine")
+    assert fig.axes[0].get_title(loc="left") == "p\xa0=\xa00.001"
+    assert fig.axes[0].get_xlabel() == "mean cosine"
+    fig = figures.permutation_null(null, np.sort(null)[499], "mean cosine")
+    assert fig.axes[0].get_title(loc="left") == "p\xa0=\xa00.501"
 
 
 def test_corners_are_the_pictures_that_stand_there():
@@ -68,21 +137,19 @@ def test_failures_ring_and_name_the_corner_pictures(n, side):
     clip, pcc = rng.random((2, n))
     labels = [f"id{i}" for i in range(n)]
     fig = figures.failures(truth, made, clip, pcc, labels)
-    scatter = fig.axes[0]
+    (scatter,) = [axes for axes in fig.axes if axes.texts]
     named = [text.get_text() for text in scatter.texts]
     assert len(named) == len(set(named)) == min(8, 4 * max(1, n // 4), n)
-    corners = [axes for axes in fig.axes[1:] if axes.axison]
+    corners = [axes for axes in fig.axes if axes.images]
     shown = [label.get_text() for axes in corners for label in axes.get_xticklabels()]
     assert len(set(shown)) == len(named) and all(text.split(": ")[1] in labels for text in shown)
-    with pytest.raises(InputError, match="as many"):
-        figures.failures(truth, made, clip[:-1], pcc, labels)
 
 
 def test_overlap_figure_shows_the_methods_there_are():
     rng = np.random.default_rng(0)
     distance = rng.random(12)
     found = Overlap(np.arange(12), distance, np.zeros(12, int), rng.random(30))
-    values = frame().query("metric == 'clip_judge'")
+    values = frame(methods=("retrieval", "stage2"), metrics=["clip_judge"])
     fig = figures.overlap_figure(found, values)
     assert [text.get_text() for text in fig.legends[0].get_texts()] == [
         "training pictures", "test pictures",
@@ -90,3 +157,9 @@ def test_overlap_figure_shows_the_methods_there_are():
     ]  # fmt: skip
     fig = figures.overlap_figure(found, values[values["method"] == "stage2"])
     assert len(fig.legends[0].get_texts()) == 3
+
+
+def test_a_figure_can_be_saved_after_its_style_has_ended(tmp_path):
+    path = tmp_path / "figure.png"
+    figures.permutation_null(np.arange(99.0), 50, "mean cosine").savefig(path)
+    assert plt.imread(path).shape[1] == style.WIDTH * style.DPI

@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import scipy.io
-from test_tree import BETAS
+from test_nsd_writer import BETAS
 
 from minddiff_utils.datasets import load_subject
 from minddiff_utils.datasets.check import check_nsd, is_ready

@@ -15,7 +15,7 @@ import h5py
 import nibabel as nib
 import numpy as np
 import pytest
-from test_tree import BETAS
+from test_nsd_writer import BETAS
 
 from minddiff_utils import storage
 from minddiff_utils.datasets import describe_dropped, load_subject, prepare_fold

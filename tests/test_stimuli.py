@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from minddiff_utils.phantom import stimuli, world
-from minddiff_utils.phantom.tree import plan_experiment
+from minddiff_utils.phantom.nsd_writer import plan_experiment
 
 WEIGHTS = Path(stimuli.__file__).parent / "weights"
 PATCH_PIXELS = 36

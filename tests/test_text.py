@@ -18,8 +18,8 @@ from test_figures_data import make_subject
 
 from minddiff_utils.book import gallery
 from minddiff_utils.evaluation.tables import as_markdown, markdown_table
-from minddiff_utils.figures import common as figures
 from minddiff_utils.figures import data as figures_data
+from minddiff_utils.figures import decoding, reconstruction
 
 NASTY = (
     r"a $\frac{$ sign", "costs $5, or $6", "<script>alert(1)</script>", "</script><!--<script>",
@@ -54,8 +54,8 @@ def test_figures_draw_a_text_as_it_is():
     for figure in (
         figures_data.ceiling_by_roi(subject, 3.0),
         figures_data.roi_voxels(subject),
-        figures.picture_grid({NASTY[0]: pictures}, captions=NASTY[:9]),
-        figures.roi_accuracy(table),
+        reconstruction.picture_grid({NASTY[0]: pictures}, captions=NASTY[:9]),
+        decoding.roi_accuracy(table),
     ):
         figure.savefig(io.BytesIO())
         texts = figure.findobj(Text)

@@ -1,14 +1,10 @@
 """The phantom's world: the same everywhere, varied, and described truthfully."""
 
 import hashlib
-import subprocess
-import sys
 from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from minddiff_utils.phantom import world
 
@@ -26,7 +22,7 @@ SHA256 = {
 }
 CAPTIONS_SHA256 = "f23f3dec802ee90aa7656bc3075b4011f890a883420a6c30cc4873931d96919d"
 MANY = range(3000)
-any_id = st.integers(0, 2_000_000) | st.integers(world.FIRST_WIDER_ID, 9_000_000)
+SOME = (*range(40), *range(world.FIRST_WIDER_ID, world.FIRST_WIDER_ID + 20))
 
 
 def digest(data: bytes) -> str:
@@ -50,36 +46,10 @@ def test_captions_are_the_same_on_every_machine():
     assert digest(text.encode()) == CAPTIONS_SHA256
 
 
-def test_another_process_with_another_hash_seed_draws_the_same():
-    code = (
-        "import hashlib; from minddiff_utils.phantom import world;"
-        "data = b''.join(world.picture(i).tobytes() for i in range(8));"
-        "text = ''.join(c for i in range(8) for c in world.captions(i));"
-        "print(hashlib.sha256(data + text.encode()).hexdigest())"
-    )
-    found = {
-        subprocess.run(
-            [sys.executable, "-c", code],
-            env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
-        for seed in ("1", "2")
-    }
-    data = b"".join(world.picture(i).tobytes() for i in range(8))
-    text = "".join(caption for i in range(8) for caption in world.captions(i))
-    assert found == {digest(data + text.encode())}
-
-
 def test_order_of_calls_does_not_matter():
     forwards = [world.picture(i) for i in range(5)]
     backwards = [world.picture(i) for i in reversed(range(5))][::-1]
     np.testing.assert_array_equal(forwards, backwards)
-
-
-def test_there_is_enough_to_see():
-    assert len(world.KINDS) >= 10 and len(world.COLOURS) >= 8 and len(world.SETTINGS) >= 6
 
 
 def test_everything_occurs_about_as_often(scenes):
@@ -100,8 +70,7 @@ def test_pictures_differ():
     assert len({world.picture(i).tobytes() for i in range(500) if world.scene(i).things}) > 400
 
 
-@given(any_id)
-@settings(max_examples=60, deadline=None)
+@pytest.mark.parametrize("i", SOME)
 def test_a_scene_is_either_things_or_a_pattern(i):
     scene = world.scene(i)
     if scene.pattern is not None:
@@ -118,8 +87,7 @@ def test_a_scene_is_either_things_or_a_pattern(i):
         assert 0 < thing.x < 64 and 0 < thing.y < 64
 
 
-@given(any_id)
-@settings(max_examples=60, deadline=None)
+@pytest.mark.parametrize("i", SOME)
 def test_five_short_captions_name_everything(i):
     scene, texts = world.scene(i), world.captions(i)
     assert len(texts) == len(set(texts)) == 5
@@ -139,8 +107,7 @@ def test_five_short_captions_name_everything(i):
         assert all(word in " ".join(texts) for word in upright)
 
 
-@given(any_id)
-@settings(max_examples=40, deadline=None)
+@pytest.mark.parametrize("i", SOME)
 def test_a_thing_shows_its_colour_where_it_is_said_to_be(i):
     scene = world.scene(i)
     for thing in scene.things[-1:]:  # the last is drawn over the others

@@ -6,19 +6,16 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from minddiff_utils.datasets import Subject, noise_ceiling, single_trial_ncsnr, summarise
-from minddiff_utils.figures.common import BLUE, GREY, ORANGE, WIDTH, _finish, style
+from minddiff_utils.figures import style
 
 PLANES = ((0, 1, "from above"), (1, 2, "from the side"), (0, 2, "from behind"))
-ROI_COLOURS = (
-    "#0072B2", "#E69F00", "#56B4E9", "#882255", "#009E73", "#D55E00",
-    "#F0E442", "#332288", "#999999", "#CC79A7", "#1b5e20",
-)  # fmt: skip
 AXES = ("left → right", "back → front", "bottom → top")
 
 
@@ -47,6 +44,7 @@ def counts_table(subject: Subject) -> pd.DataFrame:
     return pd.DataFrame({"count": pd.Series(rows, dtype=object)})
 
 
+@style.figure
 def pictures_with_captions(subject: Subject, ids: Sequence[int], columns: int = 4) -> Figure:
     """Show pictures, each with the first of its captions below it.
 
@@ -63,20 +61,18 @@ def pictures_with_captions(subject: Subject, ids: Sequence[int], columns: int = 
     """
     columns = min(columns, len(ids))
     rows = -(-len(ids) // columns)
-    with style():
-        figure, axes = plt.subplots(
-            rows, columns, figsize=(WIDTH, 2.45 * rows), squeeze=False, layout="constrained"
-        )
-        for axis in axes.flat:
-            axis.set_axis_off()
-        pictures, captions = subject.stimuli.pictures(ids), subject.stimuli.captions(ids)
-        for axis, picture, texts in zip(axes.flat, pictures, captions, strict=False):
-            axis.imshow(picture)
-            wrapped = textwrap.fill(texts[0], 92 // columns, max_lines=4, placeholder=" …")
-            axis.set_title(wrapped, y=-0.08, va="top", fontsize=9)
-    return _finish(figure)
+    fig, grid = style.canvas(2.45 * rows, rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    pictures, captions = subject.stimuli.pictures(ids), subject.stimuli.captions(ids)
+    for axes, picture, texts in zip(grid.flat, pictures, captions, strict=False):
+        axes.imshow(picture)
+        wrapped = textwrap.fill(texts[0], 92 // columns, max_lines=4, placeholder=" …")
+        axes.set_title(wrapped, y=-0.08, va="top", fontsize=9)
+    return fig
 
 
+@style.figure
 def trial_raster(subject: Subject) -> Figure:
     """Show when each picture was seen: a dot a trial, pictures in order of first appearance.
 
@@ -84,33 +80,24 @@ def trial_raster(subject: Subject) -> Figure:
     -------
     Figure
     """
-    _, first, rows = np.unique(subject.stimulus_id, return_index=True, return_inverse=True)
-    appearance = first.argsort().argsort()
-    repetition = pd.Series(subject.stimulus_id).groupby(subject.stimulus_id).cumcount().to_numpy()
-    n = repetition.max() + 1
-    few = len(rows) < 500
-    with style():
-        figure, axis = plt.subplots(figsize=(WIDTH, 3.2), layout="constrained")
-        colours = plt.get_cmap("viridis")(np.linspace(0, 0.85, n))
-        for k in range(n):
-            trials = np.flatnonzero(repetition == k)
-            axis.plot(
-                trials + 1, appearance[rows[trials]] + 1, "." if not few else "s", color=colours[k],
-                markersize=5 if few else 2, label=str(k + 1), rasterized=True,
-            )  # fmt: skip
-        for start in np.flatnonzero(np.diff(subject.session)):
-            axis.axvline(start + 1.5, color="#cccccc", linewidth=0.6, zorder=0)
-        axis.grid(False)
-        axis.set(xlabel="trial", ylabel="picture, by first appearance")
-        axis.legend(
-            title="repetition",
-            loc="center left",
-            bbox_to_anchor=(1, 0.5),
-            markerscale=1 if few else 4,
-        )
-    return _finish(figure)
+    frame = pd.DataFrame({"picture": pd.factorize(subject.stimulus_id)[0] + 1})
+    frame["trial"] = np.arange(len(frame)) + 1
+    frame["repetition"] = frame.groupby("picture").cumcount() + 1
+    colours = sns.color_palette("viridis", frame["repetition"].max())
+    fig, axes = style.canvas(3.2)
+    sns.scatterplot(
+        frame, x="trial", y="picture", hue="repetition", palette=colours, legend="full",
+        s=4 if len(frame) > 500 else 25, linewidth=0, rasterized=True,
+    )  # fmt: skip
+    for start in np.flatnonzero(np.diff(subject.session)):
+        axes.axvline(start + 1.5, color="#cccccc", linewidth=0.6, zorder=0)
+    axes.grid(False)
+    axes.set_ylabel("picture, by first appearance")
+    sns.move_legend(axes, "center left", bbox_to_anchor=(1, 0.5), markerscale=2)
+    return fig
 
 
+@style.figure
 def roi_voxels(subject: Subject) -> Figure:
     """Show how many voxels each region has and, where known, where in the volume they lie.
 
@@ -120,44 +107,33 @@ def roi_voxels(subject: Subject) -> Figure:
         Three views through the volume above the bars; the bars alone where places are unknown.
     """
     names = list(subject.roi)
-    colours = _roi_colours(len(names))
+    colours = sns.color_palette(style.PALETTE, len(names))
     known = subject.voxel_ijk is not None and subject.volume_shape is not None
-    with style():
-        height = (2.5 if known else 0) + 0.75 + 0.22 * len(names)
-        figure = plt.figure(figsize=(WIDTH, height), layout="constrained")
-        top, bottom = (
-            figure.subfigures(2, 1, height_ratios=[2.5, height - 2.5]) if known else (None, figure)
-        )
-        bars = bottom.subplots()
-        counts = [int(mask.sum()) for mask in subject.roi.values()]
-        drawn = bars.barh(names, counts, color=colours)
-        bars.bar_label(drawn, padding=3, fontsize=9)
-        bars.invert_yaxis()
-        bars.grid(False, axis="y")
-        bars.set_xlabel("voxels")
-        if known:
-            _views(top.subplots(1, 3), subject, colours)
-    return _finish(figure)
+    height = 0.75 + 0.22 * len(names)
+    fig = plt.figure(figsize=(style.WIDTH, height + 2.5 * known), layout="constrained")
+    below = fig
+    if known:
+        above, below = fig.subfigures(2, 1, height_ratios=[2.5, height])
+        _draw_views(above.subplots(1, 3), subject, colours)
+    axes = below.subplots()
+    counts = [int(mask.sum()) for mask in subject.roi.values()]
+    sns.barplot(x=counts, y=names, hue=names, palette=colours, saturation=1, ax=axes)
+    for bar in axes.containers:
+        axes.bar_label(bar, padding=3, fontsize=9)
+    axes.grid(False, axis="y")
+    axes.set_xlabel("voxels")
+    return fig
 
 
-def _roi_colours(n: int) -> list[str]:
-    """Return `n` colours, those of Okabe and Ito first."""
-    return [ROI_COLOURS[k % len(ROI_COLOURS)] for k in range(n)]
-
-
-def _views(axes: Sequence[Axes], subject: Subject, colours: Sequence[str]) -> None:
+def _draw_views(axes: Sequence[Axes], subject: Subject, colours: Sequence[str]) -> None:
     """Draw the regions from three sides, and name each where most of it is seen."""
     images = [_projection(subject, across, up) for across, up, _ in PLANES]
     half = max(subject.volume_shape) / 2
     for axis, image, (across, up, title) in zip(axes, images, PLANES, strict=True):
-        axis.imshow(
-            image, origin="lower", cmap=ListedColormap(colours), vmin=-0.5,
-            vmax=len(colours) - 0.5, interpolation="nearest",
-        )  # fmt: skip
-        middle = [(n - 1) / 2 for n in image.shape]
-        axis.set(
-            xlim=(middle[1] - half, middle[1] + half), ylim=(middle[0] - half, middle[0] + half)
-        )
+        shades = ListedColormap(colours)
+        axis.imshow(image, shades, origin="lower", vmin=-0.5, vmax=len(colours) - 0.5)
+        y, x = ((n / 2 - 0.5 - half, n / 2 - 0.5 + half) for n in image.shape)
+        axis.set(xlim=x, ylim=y)
         axis.set(xlabel=AXES[across], ylabel=AXES[up], xticks=[], yticks=[], title=title)
         axis.grid(False)
         axis.spines[:].set_visible(False)
@@ -171,16 +147,12 @@ def _views(axes: Sequence[Axes], subject: Subject, colours: Sequence[str]) -> No
 
 def _name(axis: Axes, mask: np.ndarray, name: str) -> None:
     """Write a region's name on its larger half, the left one if both are alike."""
-    rows, columns = np.nonzero(mask)
-    centre = (mask.shape[1] - 1) / 2
-    left = columns < centre
-    half = left if 2 * left.sum() >= left.size else ~left
-    rows, columns = rows[half], columns[half]
-    nearest = np.hypot(rows - rows.mean(), columns - columns.mean()).argmin()
-    axis.text(
-        columns[nearest], rows[nearest], name, ha="center", va="center", fontsize=8,
-        path_effects=[withStroke(linewidth=2.5, foreground="white")],
-    )  # fmt: skip
+    places = np.argwhere(mask)
+    left = places[:, 1] < (mask.shape[1] - 1) / 2
+    places = places[left if 2 * left.sum() >= len(left) else ~left]
+    row, column = places[np.linalg.norm(places - places.mean(axis=0), axis=1).argmin()]
+    edge = [withStroke(linewidth=2.5, foreground="white")]
+    axis.text(column, row, name, ha="center", va="center", fontsize=8, path_effects=edge)
 
 
 def _projection(subject: Subject, across: int, up: int) -> np.ndarray:
@@ -197,6 +169,7 @@ def _projection(subject: Subject, across: int, up: int) -> np.ndarray:
     return image
 
 
+@style.figure
 def ceiling_by_roi(subject: Subject, n_repetitions: float) -> Figure:
     """Show the noise ceiling of every voxel, region by region.
 
@@ -213,30 +186,19 @@ def ceiling_by_roi(subject: Subject, n_repetitions: float) -> Figure:
         95th percentile. Empty, and saying so, where no stimulus was shown twice.
     """
     ceiling = noise_ceiling(single_trial_ncsnr(subject), n_repetitions)
-    known = np.isfinite(ceiling)
-    with style():
-        figure, axis = plt.subplots(figsize=(WIDTH, 3.2), layout="constrained")
-        axis.boxplot(
-            [ceiling[mask & known] for mask in subject.roi.values()],
-            tick_labels=list(subject.roi),
-            whis=(5, 95),
-            widths=min(0.6, 0.1 * len(subject.roi)),
-            showfliers=False,
-            patch_artist=True,
-            boxprops={"facecolor": "#cfe4f3", "edgecolor": BLUE},
-            whiskerprops={"color": BLUE},
-            capprops={"color": BLUE},
-            medianprops={"color": ORANGE, "linewidth": 2.2},
-        )
-        axis.grid(False, axis="x")
-        averaged = f"mean of {n_repetitions:.3g} trials" if n_repetitions > 1 else "single trial"
-        axis.set(ylim=(0, 100), ylabel=f"noise ceiling, %\n({averaged})")
-        if not known.any():
-            axis.text(
-                0.5, 0.5, "not known: no picture was shown twice", ha="center",
-                transform=axis.transAxes,
-            )  # fmt: skip
-    return _finish(figure)
+    parts = [pd.DataFrame({"roi": k, "y": ceiling[mask]}) for k, mask in subject.roi.items()]
+    fig, axes = style.canvas(3.2)
+    sns.boxplot(
+        pd.concat(parts), x="roi", y="y", whis=(5, 95), width=min(0.6, 0.1 * len(parts)),
+        showfliers=False, color="#cfe4f3", saturation=1, linecolor=style.BLUE, linewidth=1,
+        medianprops={"color": style.ORANGE, "linewidth": 2.2},
+    )  # fmt: skip
+    averaged = f"mean of {n_repetitions:.3g} trials" if n_repetitions > 1 else "single trial"
+    axes.set(xlabel="", ylim=(0, 100), ylabel=f"noise ceiling, %\n({averaged})")
+    if not np.isfinite(ceiling).any():
+        text = "not known: no picture was shown twice"
+        axes.text(0.5, 0.5, text, ha="center", transform=axes.transAxes)
+    return fig
 
 
 def clearest_voxel(subject: Subject) -> int:
@@ -245,6 +207,7 @@ def clearest_voxel(subject: Subject) -> int:
     return int(np.nanargmax(ratio if np.isfinite(ratio).any() else subject.responses.std(axis=0)))
 
 
+@style.figure
 def voxel_responses(subject: Subject, voxel: int, n_pictures: int = 5) -> Figure:
     """Show one voxel's response to every picture, and the pictures it liked least and most.
 
@@ -259,26 +222,28 @@ def voxel_responses(subject: Subject, voxel: int, n_pictures: int = 5) -> Figure
     -------
     Figure
     """
-    x = subject.responses[:, voxel]
-    mean = pd.Series(x).groupby(subject.stimulus_id).mean().sort_values()
-    rank = pd.Series(np.arange(len(mean)) + 1, index=mean.index)
+    frame = pd.DataFrame({"picture": subject.stimulus_id, "response": subject.responses[:, voxel]})
+    mean = frame.groupby("picture")["response"].mean().sort_values()
+    frame["rank"] = frame["picture"].map(pd.Series(np.arange(len(mean)) + 1, mean.index))
+    fig = plt.figure(figsize=(style.WIDTH, 4.5), layout="constrained")
+    below, above = fig.subfigures(2, 1, height_ratios=[3, 1.5])
+    axes = below.subplots()
+    sns.scatterplot(
+        frame, x="rank", y="response", color=style.GREY, alpha=0.45, rasterized=True, linewidth=0,
+        s=6 if len(frame) > 500 else 25, label="one trial", ax=axes,
+    )  # fmt: skip
+    sns.lineplot(
+        frame, x="rank", y="response", errorbar=None, color=style.BLUE, linewidth=2.2,
+        label="mean of a picture", ax=axes,
+    )  # fmt: skip
+    axes.set_xlabel("picture, by mean response")
+    sns.move_legend(axes, "upper left", markerscale=2)
     n_pictures = min(n_pictures, len(mean) // 2)
-    with style():
-        figure = plt.figure(figsize=(WIDTH, 4.5), layout="constrained")
-        below, above = figure.subfigures(2, 1, height_ratios=[3, 1.5])
-        axis = below.subplots()
-        axis.plot(
-            rank[subject.stimulus_id], x, ".", color=GREY, alpha=0.45, rasterized=True,
-            markersize=3 if len(x) > 500 else 6, label="one trial",
-        )  # fmt: skip
-        axis.plot(rank, mean, color=BLUE, linewidth=2.2, label="mean of a picture")
-        axis.set(xlabel="picture, by mean response", ylabel="response")
-        axis.legend(loc="upper left", markerscale=2)
-        ends = {"least": mean.index[:n_pictures], "most": mean.index[-n_pictures:]}
-        for half, (title, ids) in zip(above.subfigures(1, 2), ends.items(), strict=True):
-            axes = np.atleast_1d(half.subplots(1, n_pictures))
-            axes[0].set_title(f"answered {title}", fontsize=10, loc="left")
-            for small, picture in zip(axes, subject.stimuli.pictures(ids), strict=True):
-                small.imshow(picture)
-                small.set_axis_off()
-    return _finish(figure)
+    ends = {"least": mean.index[:n_pictures], "most": mean.index[-n_pictures:]}
+    for half, (title, ids) in zip(above.subfigures(1, 2), ends.items(), strict=True):
+        grid = half.subplots(1, n_pictures, squeeze=False)[0]
+        grid[0].set_title(f"answered {title}", fontsize=10, loc="left")
+        for small, picture in zip(grid, subject.stimuli.pictures(ids), strict=True):
+            small.imshow(picture)
+            small.set_axis_off()
+    return fig

@@ -1,196 +1,139 @@
 """Figures of chapter 02: how well features are decoded, and where in the brain they are read."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import matplotlib as mpl
 import matplotlib.pyplot as plt
 import nibabel as nib
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.figure import Figure
 from nilearn import plotting
 
 from minddiff_utils.datasets import Subject
-from minddiff_utils.decoding.moments import column_moments, constant_columns
-from minddiff_utils.figures.common import (
-    BLUE,
-    FAMILIES,
-    GREY,
-    ORANGE,
-    RED,
-    WIDTH,
-    _finish,
-    in_order,
-    style,
-)
-from minddiff_utils.figures.common import accuracy_distribution as _violins
+from minddiff_utils.figures import style
+from minddiff_utils.figures.reconstruction import picture_bands
 
 RELIABILITY = "highest that the decoder's reliability allows"
 ANATOMY = "nsddata/ppdata/{}/func1pt8mm/T1_to_func1pt8mm.nii.gz"
 
 
+@style.figure
 def accuracy_and_reliability(
     accuracy: pd.DataFrame, reliability: Mapping[str, np.ndarray]
 ) -> Figure:
-    """Draw test correlations as violins, with what noise allows each decoder as a line.
+    """Draw the test correlation of every decoded value, a violin for each feature space.
 
     Parameters
     ----------
     accuracy : DataFrame
-        As `accuracy_distribution` takes it.
-    reliability : mapping of family to float array
-        From `decoder_reliability`; the median is drawn. NaN where not known.
+        One row a decoded value: `family`, `correlation`, and `control` (bool: decoded by decoders
+        that were trained on shuffled responses). NaN correlations are left out.
+    reliability : mapping of feature space to float array
+        What noise allows each decoder, from `decoder_reliability`; the median is drawn as a line.
+        NaN where not known.
 
     Returns
     -------
     Figure
+        Thick bar: middle half of the values; dot: median.
     """
-    fig = _violins(accuracy)
-    axes = fig.axes[0]
-    families = in_order(accuracy["family"], FAMILIES)
-    drawn = []
-    for place, family in enumerate(families):
-        values = np.asarray(reliability.get(family, [np.nan]))
+    kinds = {False: "decoded from the brain", True: "shuffled training responses"}
+    family = style.in_words(accuracy["family"], style.FEATURE_SPACES)
+    frame = accuracy.assign(family=family, kind=accuracy["control"].map(kinds))
+    fig, axes = style.canvas(3.4)
+    sns.violinplot(
+        frame, x="family", y="correlation", hue="kind", hue_order=list(kinds.values()),
+        palette=[style.BLUE, style.GREY], density_norm="width", cut=0, linewidth=0.6, alpha=0.4,
+        inner_kws={"box_width": 4, "whis_width": 0, "marker": "o"},
+    )  # fmt: skip
+    axes.axhline(0, color=style.DARK, linewidth=0.8)
+    for name, values in reliability.items():
         if np.isfinite(values).any():
+            place = family.cat.categories.get_loc(style.space_name(name))
             ends = [place - 0.42, place + 0.42]
             height = [np.nanmedian(values)] * 2
-            (line,) = axes.plot(ends, height, color=ORANGE, linewidth=2.2, label=RELIABILITY)
-            drawn.append(line)
-    if drawn:
-        axes.legend(handles=drawn[:1], loc="lower left", frameon=False)
-    return _finish(fig)
+            axes.plot(ends, height, color=style.ORANGE, linewidth=2.2, label=RELIABILITY)
+    axes.set(xlabel="", ylabel="correlation on test pictures")
+    style.legend_above(2, axes)
+    return fig
 
 
-def region_loss(by_region: pd.DataFrame) -> Figure:
-    """Draw how much correlation each family loses when one region is left out.
-
-    Parameters
-    ----------
-    by_region : DataFrame
-        From `region_accuracies`.
-
-    Returns
-    -------
-    Figure
-        A panel a family: a bar a region, the mean over values; a sentence where there is but one
-        region.
-    """
-    means = by_region.groupby(["voxels", "family", "roi"]).correlation.mean()
-    if "without" not in means.index.get_level_values("voxels"):
-        return _sentence("This recording has one region only: none can be left out.")
-    families = in_order(by_region["family"], FAMILIES)
-    rois = list(dict.fromkeys(by_region["roi"][by_region["voxels"] == "without"]))
-    with style():
-        fig, panels = plt.subplots(
-            1, len(families), figsize=(WIDTH, 0.9 + 0.2 * len(rois)), sharey=True, sharex=True,
-            squeeze=False, layout="constrained",
-        )  # fmt: skip
-        for axes, family in zip(panels[0], families, strict=True):
-            loss = [means["all", family, ""] - means["without", family, roi] for roi in rois]
-            axes.barh(rois, loss, color=BLUE)
-            axes.axvline(0, color="#555555", linewidth=0.8)
-            axes.set_title(FAMILIES.get(family, family), loc="left", fontweight="bold")
-            axes.grid(axis="y", visible=False)
-            axes.locator_params(axis="x", nbins=2)
-        panels[0][0].invert_yaxis()
-        fig.supxlabel("loss of mean correlation without the region", fontsize=10)
-    return _finish(fig)
-
-
-def _sentence(text: str) -> Figure:
-    """Stand where a figure would, and say why there is none."""
-    with style():
-        # IPython shows no figure without axes.
-        fig, axes = plt.subplots(figsize=(WIDTH, 0.6))
-        axes.axis("off")
-        axes.text(0.5, 0.5, text, ha="center", va="center")
-    return _finish(fig)
-
-
-def pattern_density(table: pd.DataFrame) -> Figure:
-    """Draw how much the voxels of each region follow what is decoded, family by family.
-
-    Parameters
-    ----------
-    table : DataFrame
-        From `density_by_region`.
-
-    Returns
-    -------
-    Figure
-    """
-    rois = list(dict.fromkeys(table["roi"]))
-    families = in_order(table["family"], FAMILIES)
-    looks = ((BLUE, "o"), (ORANGE, "D"), (GREY, "s"), (RED, "^"))
-    with style():
-        fig, axes = plt.subplots(figsize=(WIDTH, 3.0), layout="constrained")
-        for number, family in enumerate(families):
-            values = table[table["family"] == family].set_index("roi")["density"]
-            colour, marker = looks[number % len(looks)]
-            places = np.arange(len(rois)) + 0.16 * (number - (len(families) - 1) / 2)
-            axes.plot(
-                places, values.reindex(rois), marker, color=colour, markersize=7,
-                label=FAMILIES.get(family, family),
-            )  # fmt: skip
-        axes.axhline(1, color="#555555", linewidth=0.8)
-        axes.set_xticks(range(len(rois)), rois)
-        axes.set(ylim=(0, None), ylabel="variance with what is decoded\n(1: the average voxel's)")
-        axes.grid(axis="x", visible=False)
-        fig.legend(loc="outside upper center", ncols=len(families))
-    return _finish(fig)
-
-
-def pattern_maps(
-    subject: Subject, shares: Mapping[str, np.ndarray], anatomy: str | Path | None = None
+@style.figure
+def component_reliability(
+    reliability: Mapping[str, np.ndarray], least: float, most: float
 ) -> Figure:
-    """Draw where in the volume the patterns lie, five slices from above for each family.
+    """Draw how well the components of each block can be decoded, the largest component first.
 
     Parameters
     ----------
-    subject : Subject
-    shares : mapping of family to float array, shape (n_voxels,)
-        From `pattern_shares`.
-    anatomy : str or Path, optional
-        A volume of the subject's brain, in the space of the responses, to draw on.
+    reliability : mapping of block name to float (n_components,)
+        Cross-validated R²; NaN where there is no such component.
+    least, most : float
+        Bounds that stage 2 works with.
 
     Returns
     -------
     Figure
-        Without a known place of the voxels, a figure that says so.
+        A line a block, averaged over a third of an octave of ranks, so that far ranks do not crowd
+        the logarithmic axis; the legend counts the components above `least`.
     """
-    if subject.voxel_ijk is None or subject.volume_shape is None:
-        return _nothing("The recording does not say where its voxels are.")
-    affine = np.eye(4) if subject.affine is None else subject.affine
-    heights = nib.affines.apply_affine(affine, subject.voxel_ijk)[:, 2]
-    cuts = np.unique(np.round(np.percentile(heights, [8, 28, 48, 68, 88]), 1))
-    density = {family: share * len(share) for family, share in shares.items()}
-    top = float(np.percentile(np.concatenate([*density.values()]), 98))
-    with style():
-        fig, panels = plt.subplots(
-            len(shares), 1, figsize=(WIDTH, 1.75 * len(shares)), squeeze=False
-        )
-        fig.subplots_adjust(left=0.01, right=0.99, bottom=0.02, top=0.95, hspace=0.2)
-        for axes, (family, values) in zip(panels[:, 0], density.items(), strict=True):
-            volume = np.zeros(subject.volume_shape, np.float32)
-            volume[tuple(subject.voxel_ijk.T)] = values
-            display = plotting.plot_stat_map(
-                nib.Nifti1Image(volume, affine),
-                bg_img=None if anatomy is None else str(anatomy),
-                display_mode="z", cut_coords=cuts, axes=axes, cmap="YlGnBu", symmetric_cbar=False,
-                vmin=0, vmax=top, threshold=1e-6, annotate=False, draw_cross=False,
-                black_bg=False, resampling_interpolation="nearest",
-            )  # fmt: skip
-            display.annotate(size=8)
-            axes.set_title(FAMILIES.get(family, family), loc="left", fontweight="bold", pad=2)
-    return _finish(fig)
+    fig, axes = style.canvas(3.4)
+    for (name, values), colour in zip(
+        reliability.items(), sns.color_palette("viridis", len(reliability)), strict=True
+    ):
+        r2 = pd.Series(np.asarray(values, float)).dropna()
+        label = f"{style.space_name(name)}: {(r2 > least).sum()} of {len(r2)}"
+        rank = pd.Series(np.arange(len(r2)) + 1.0, r2.index)
+        middle = rank.groupby(np.round(3 * np.log2(rank))).transform("mean")
+        sns.lineplot(
+            x=middle, y=r2, errorbar=None, color=colour, label=label, marker="o", markersize=4,
+            markeredgewidth=0, legend=False,
+        )  # fmt: skip
+    axes.axhline(most, color=style.DARK, linewidth=0.8, linestyle="--", label="lowered to it above")
+    axes.axhline(least, color=style.DARK, linewidth=0.8, linestyle=":", label="left out below")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(mpl.ticker.LogLocator(10, subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:.0f}")
+    axes.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
+    axes.set_ylim(min(-0.1, least - 0.1), 1.02)
+    axes.set(xlabel="component (1 varies most between pictures)", ylabel="cross-validated R²")
+    fig.legend(title="components used", fontsize=9, loc="outside right upper")
+    return fig
 
 
-def anatomy_path(data_path: str | Path, subject: str) -> Path | None:
-    """Return where NSD keeps a subject's anatomy in the space of the betas, if it is there."""
-    path = Path(data_path) / ANATOMY.format(subject)
-    return path if path.is_file() else None
+@style.figure
+def decoded_latents(
+    true: np.ndarray, decoded: np.ndarray, labels: Sequence[str] | None = None
+) -> Figure:
+    """Draw latent channels as small images: the true `z` at the left, the decoded at the right.
+
+    Parameters
+    ----------
+    true, decoded : float (n_pictures, channels, h, w)
+        In units of the latent's standard deviation.
+    labels : sequence of n_pictures str, optional
+        Written at the left of each row.
+
+    Returns
+    -------
+    Figure
+    """
+    limit = float(np.nanpercentile(np.abs(true), 99)) or 1.0
+    scale = mpl.colors.Normalize(-limit, limit)
+    colours = mpl.colormaps["RdBu_r"](scale(np.concatenate([true, decoded], axis=1)), bytes=True)
+    names = [f"{kind}\nch. {i + 1}" for kind in ("true", "decoded") for i in range(true.shape[1])]
+    fig = picture_bands([colours[..., :3]], list(labels or []), [names], below=0.7)
+    height = fig.get_figheight()
+    bar = fig.add_axes([0.3, 0.45 / height, 0.4, 0.11 / height])
+    mappable = mpl.cm.ScalarMappable(scale, "RdBu_r")
+    fig.colorbar(mappable, cax=bar, orientation="horizontal", label="latent value (SD)")
+    return fig
 
 
+@style.figure
 def shrinkage(true: np.ndarray, decoded: np.ndarray) -> Figure:
     """Draw how much decoded values vary beside the true ones, against how well they are decoded.
 
@@ -203,29 +146,155 @@ def shrinkage(true: np.ndarray, decoded: np.ndarray) -> Figure:
     Figure
         A dot a value. On the diagonal, the spread is what the correlation warrants.
     """
-    true, decoded = (part.reshape(len(part), -1) for part in (true, decoded))
-    moments = [column_moments(part) for part in (true, decoded)]
-    varied = ~constant_columns(*moments[0])
-    sd, sd_decoded = (np.sqrt(variance) for _, variance in moments)
-    spread = sd_decoded / np.maximum(sd, 1e-12)
-    centred = [part - mean for part, (mean, _) in zip((true, decoded), moments, strict=True)]
-    r = (centred[0] * centred[1]).mean(0) / np.maximum(sd * sd_decoded, 1e-12)
-    with style():
-        fig, axes = plt.subplots(figsize=(WIDTH, 3.6), layout="constrained")
-        axes.plot(r[varied], spread[varied], ".", color=BLUE, alpha=0.4, markersize=4)
-        low, high = min(0, float(r[varied].min())), 1.05
-        axes.plot([0, high], [0, high], color=ORANGE, label="spread = correlation")
-        axes.axhline(1, color=GREY, linestyle="--", label="as the true values")
-        top = max(1.2, float(np.percentile(spread[varied], 99.5)) * 1.1)
-        axes.set(xlim=(low, high), ylim=(0, top))
-        axes.set(xlabel="correlation on test pictures", ylabel="SD decoded / SD true")
-        axes.legend(loc="upper left")
-    return _finish(fig)
+    true, decoded = (part.reshape(len(part), -1).astype(float) for part in (true, decoded))
+    varied = np.ptp(true, axis=0) > 0
+    true, decoded = (part[:, varied] - part[:, varied].mean(0) for part in (true, decoded))
+    spread = decoded.std(0) / true.std(0)
+    r = (true * decoded).mean(0) / np.maximum(true.std(0) * decoded.std(0), 1e-12)
+    fig, axes = style.canvas(3.6)
+    sns.scatterplot(x=r, y=spread, color=style.BLUE, alpha=0.4, s=9, linewidth=0)
+    axes.axline((0, 0), slope=1, color=style.ORANGE, label="spread = correlation")
+    axes.axhline(1, color=style.GREY, linestyle="--", label="as the true values")
+    top = max(1.2, float(np.percentile(spread, 99.5)) * 1.1)
+    axes.set(xlim=(min(0, r.min()), 1.05), ylim=(0, top))
+    axes.set(xlabel="correlation on test pictures", ylabel="SD decoded / SD true")
+    axes.legend(loc="upper left")
+    return fig
 
 
-def _nothing(text: str) -> Figure:
-    with style():
-        fig, axes = plt.subplots(figsize=(WIDTH, 1.0))
-        axes.text(0.5, 0.5, text, ha="center", va="center")
-        axes.set_axis_off()
-    return _finish(fig)
+@style.figure
+def roi_accuracy(frame: pd.DataFrame) -> Figure:
+    """Draw the mean test correlation of each feature space (row) decoded from each ROI (column).
+
+    Parameters
+    ----------
+    frame : DataFrame
+        `family`, `roi`, `correlation`; rows of one feature space and ROI are averaged, NaN left
+        out. A cell without any value is blank.
+
+    Returns
+    -------
+    Figure
+    """
+    frame = frame.assign(family=style.in_words(frame["family"], style.FEATURE_SPACES))
+    means = frame.groupby(["family", "roi"], sort=False, observed=False)["correlation"].mean()
+    means = means.unstack().sort_index()[frame["roi"].unique()]
+    fig, axes = style.canvas(1.1 + 0.34 * len(means))
+    sns.heatmap(
+        means, annot=True, fmt=".2f", annot_kws={"fontsize": 8.5}, cmap="cividis",
+        vmin=min(0, np.nanmin(means)), cbar_kws={"label": "mean correlation"},
+    )  # fmt: skip
+    axes.tick_params(length=0, rotation=0)
+    axes.set(xlabel="region of interest", ylabel="")
+    return fig
+
+
+@style.figure
+def region_loss(by_region: pd.DataFrame) -> Figure:
+    """Draw how much correlation each feature space loses when one region is left out.
+
+    Parameters
+    ----------
+    by_region : DataFrame
+        From `region_accuracies`.
+
+    Returns
+    -------
+    Figure
+        A panel a feature space: a bar a region, the mean over values; a sentence where there is but
+        one region.
+    """
+    frame = by_region.assign(family=style.in_words(by_region["family"], style.FEATURE_SPACES))
+    without = frame[frame["voxels"] == "without"]
+    if without.empty:
+        return style.sentence("This recording has one region only: none can be left out.")
+    every = frame[frame["voxels"] == "all"].groupby("family", observed=True)["correlation"].mean()
+    loss = every[without["family"]].to_numpy() - without["correlation"]
+    grid = sns.catplot(
+        without.assign(loss=loss), kind="bar", x="loss", y="roi", col="family", errorbar=None,
+        color=style.BLUE, saturation=1,
+    )  # fmt: skip
+    for axes in grid.axes.flat:
+        axes.axvline(0, color=style.DARK, linewidth=0.8)
+        axes.locator_params(axis="x", nbins=2)
+    fig = style.fit(grid, 0.9 + 0.2 * without["roi"].nunique(), "")
+    fig.supxlabel("loss of mean correlation without the region", fontsize=10)
+    return fig
+
+
+@style.figure
+def pattern_density(table: pd.DataFrame) -> Figure:
+    """Draw how much the voxels of each region follow what is decoded, by feature space.
+
+    Parameters
+    ----------
+    table : DataFrame
+        From `density_by_region`.
+
+    Returns
+    -------
+    Figure
+    """
+    table = table.assign(family=style.in_words(table["family"], style.FEATURE_SPACES))
+    n = table["family"].nunique()
+    colours = [style.BLUE, style.ORANGE, style.GREY, style.RED]
+    fig, axes = style.canvas(3.0)
+    sns.pointplot(
+        table, x="roi", y="density", hue="family", dodge=0.16 * (n - 1) or False, errorbar=None,
+        linestyle="none", palette=colours[:n], markers=list("oDs^")[:n],
+        markersize=7, markeredgewidth=0,
+    )  # fmt: skip
+    axes.axhline(1, color=style.DARK, linewidth=0.8)
+    axes.set(ylim=(0, None), ylabel="variance with what is decoded\n(1: the average voxel's)")
+    axes.set_xlabel("")
+    style.legend_above(n, axes)
+    return fig
+
+
+@style.figure
+def pattern_maps(
+    subject: Subject, shares: Mapping[str, np.ndarray], anatomy: str | Path | None = None
+) -> Figure:
+    """Draw where in the volume the patterns lie, five slices from above for each feature space.
+
+    Parameters
+    ----------
+    subject : Subject
+    shares : mapping of feature space to float array, shape (n_voxels,)
+        From `pattern_shares`.
+    anatomy : str or Path, optional
+        A volume of the subject's brain, in the space of the responses, to draw on.
+
+    Returns
+    -------
+    Figure
+        Without a known place of the voxels, a figure that says so.
+    """
+    if subject.voxel_ijk is None or subject.volume_shape is None:
+        return style.sentence("The recording does not say where its voxels are.")
+    affine = np.eye(4) if subject.affine is None else subject.affine
+    heights = nib.affines.apply_affine(affine, subject.voxel_ijk)[:, 2]
+    cuts = np.unique(np.round(np.percentile(heights, [8, 28, 48, 68, 88]), 1))
+    density = {name: share * len(share) for name, share in shares.items()}
+    top = float(np.percentile(np.concatenate([*density.values()]), 98))
+    size = style.WIDTH, 1.75 * len(shares)
+    fig, panels = plt.subplots(len(shares), 1, figsize=size, squeeze=False)
+    fig.subplots_adjust(left=0.01, right=0.99, bottom=0.02, top=0.95, hspace=0.2)
+    for axes, (name, values) in zip(panels[:, 0], density.items(), strict=True):
+        volume = np.zeros(subject.volume_shape, np.float32)
+        volume[tuple(subject.voxel_ijk.T)] = values
+        display = plotting.plot_stat_map(
+            nib.Nifti1Image(volume, affine), bg_img=None if anatomy is None else str(anatomy),
+            display_mode="z", cut_coords=cuts, axes=axes, cmap="YlGnBu", symmetric_cbar=False,
+            vmin=0, vmax=top, threshold=1e-6, annotate=False, draw_cross=False, black_bg=False,
+            resampling_interpolation="nearest",
+        )  # fmt: skip
+        display.annotate(size=8)
+        axes.set_title(style.space_name(name), loc="left", fontweight="bold", pad=2)
+    return fig
+
+
+def anatomy_path(data_path: str | Path, subject: str) -> Path | None:
+    """Return where NSD keeps a subject's anatomy in the space of the betas, if it is there."""
+    path = Path(data_path) / ANATOMY.format(subject)
+    return path if path.is_file() else None

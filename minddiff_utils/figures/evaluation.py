@@ -1,56 +1,124 @@
-"""Figures of what the numbers mean: the way from floor to ceiling, failures, and overlap."""
+"""Figures of what the numbers mean: metrics, differences, floor to ceiling, failures, overlap."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from skimage.transform import resize
 
 from minddiff_utils.evaluation.leakage import Overlap
-from minddiff_utils.evaluation.methods import BLIND, METHODS, full_method, in_order
-from minddiff_utils.evaluation.metrics import METRICS
-from minddiff_utils.evaluation.tables import FLOOR, shares, summary
-from minddiff_utils.figures.common import (
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    RED,
-    SKY,
-    WIDTH,
-    _finish,
-    _need_columns,
-    style,
-)
+from minddiff_utils.evaluation.methods import full_method
+from minddiff_utils.evaluation.metrics import METHODS, METRICS
+from minddiff_utils.evaluation.statistics import bootstrap_interval
+from minddiff_utils.evaluation.tables import FLOOR, PAIRS, p_text, pair_name, with_floor
+from minddiff_utils.figures import style
+from minddiff_utils.figures.reconstruction import mosaic, show_mosaic
 from minddiff_utils.io import InputError
 
+VALUES = ["subject", "method", "stimulus_id", "metric", "value"]
+SUBJECT_MARKERS = "osD^vP*X"
 # Method -> colour, marker and label, from the floor to the ceiling.
 STEPS = {
-    FLOOR: (GREY, "v", "best blind control (floor)"),
-    "retrieval": (ORANGE, "D", "nearest training picture"),
-    "stage1": (SKY, "s", "stage 1"),
-    "algorithm_1": (RED, "o", "Algorithm 1"),
-    "stage2": (BLUE, "o", "stage 2"),
-    "ceiling": (GREEN, "^", "true features (ceiling)"),
+    FLOOR: (style.GREY, "v", "best blind control (floor)"),
+    "retrieval": (style.ORANGE, "D", "nearest training picture"),
+    "stage1": (style.SKY, "s", "stage 1"),
+    "algorithm_1": (style.RED, "o", "Algorithm 1"),
+    "stage2": (style.BLUE, "o", "stage 2"),
+    "ceiling": (style.GREEN, "^", "true features (ceiling)"),
 }
-CORNERS = {  # name: which end of (CLIP, PCC) is looked for
-    "A": (-1, 1),
-    "B": (1, 1),
-    "C": (-1, -1),
-    "D": (1, -1),
-}
+# Which end of (CLIP, PCC) is looked for: top left, top right, bottom left, bottom right.
+CORNERS = {"A": (-1, 1), "B": (1, 1), "C": (-1, -1), "D": (1, -1)}
+
+# --- means and intervals -------------------------------------------------------------------
 
 
-def floor_to_ceiling(frame: pd.DataFrame) -> Figure:
-    """Show how far each step has come from the floor to the ceiling, a metric a line.
+@style.figure
+def metric_points(frame: pd.DataFrame) -> Figure:
+    """Draw the mean of every metric with its interval, a method a row.
 
     Parameters
     ----------
     frame : DataFrame
-        Tidy: `method, stimulus_id, metric, value`; with `subject`, each has its own line.
+        Tidy: `subject, method, stimulus_id, metric, value`; several subjects have a marker each.
+
+    Returns
+    -------
+    Figure
+        A panel a metric: mean with its 95 % bootstrap interval; of a single subject, strokes
+        behind them are the pictures.
+    """
+    style.need_columns(frame, VALUES, "metric_points")
+    frame = frame.assign(method=style.in_words(frame["method"], METHODS))
+    single = frame["subject"].nunique() == 1
+    return _interval_panels(frame, "method", "value, with mean and interval", strokes=single)
+
+
+@style.figure
+def paired_differences(frame: pd.DataFrame) -> Figure:
+    """Draw what stage 2 adds, and what each decoded input: mean paired difference and interval.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Tidy: `subject, method, stimulus_id, metric, value`; several subjects have a marker each.
+
+    Returns
+    -------
+    Figure
+        A panel a metric, with a row for each of `tables.PAIRS` whose methods are there. Right of
+        the zero line, the first method of the pair is better.
+    """
+    style.need_columns(frame, VALUES, "paired_differences")
+    index = ["subject", "metric", "stimulus_id"]
+    wide = frame.pivot(index=index, columns="method", values="value")
+    # The solver that ran stands for both stages where this book's did not.
+    full = full_method(wide) or "stage2"
+    pairs = [tuple(full if name == "stage2" else name for name in pair) for pair in PAIRS]
+    gain = {pair_name(a, b): wide[a] - wide[b] for a, b in pairs if a != b and {a, b} <= set(wide)}
+    if not gain:
+        methods = ", ".join(wide)
+        raise InputError(f"None of the pairs is in {methods}. Run notebook 04_stage2 first.")
+    tidy = pd.DataFrame(gain).melt(ignore_index=False, var_name="pair").reset_index()
+    fig = _interval_panels(tidy, "pair", "difference")
+    for axes in fig.axes:
+        axes.axvline(0, color="#333333", linewidth=1)
+    return fig
+
+
+def _interval_panels(frame: pd.DataFrame, row: str, what: str, strokes: bool = False) -> Figure:
+    """Draw means over pictures and their 95 % intervals: a panel a metric, a marker a subject."""
+    n = frame["subject"].nunique()
+    frame = frame.assign(metric=style.in_words(frame["metric"], METRICS))
+    grid = sns.catplot(
+        frame, kind="point", x="value", y=row, hue="subject", col="metric", col_wrap=2,
+        sharex=False, errorbar=bootstrap_interval, linestyle="none",
+        dodge=min(0.22 * (n - 1), 0.7) or False, markersize=5, err_kws={"linewidth": 2},
+        palette=style.PALETTE[:n] if n > 1 else ["#111111"], markers=list(SUBJECT_MARKERS[:n]),
+        legend=n > 1,
+    )  # fmt: skip
+    if strokes:
+        grid.map_dataframe(
+            sns.stripplot, x="value", y=row, jitter=False, marker="|", s=11, color=style.BLUE,
+            linewidth=1, alpha=0.35, zorder=1,
+        )  # fmt: skip
+    for axes in grid.axes.flat:
+        axes.grid(axis="y", visible=False)
+        axes.locator_params(axis="x", nbins=5)
+    height = 0.95 + 0.3 * max(frame[row].nunique(), 2)
+    return style.fit(grid, height * -(-len(grid.axes) // 2), what, n_columns=6)
+
+
+@style.figure
+def floor_to_ceiling(frame: pd.DataFrame) -> Figure:
+    """Draw how far each step has come from the floor to the ceiling, a metric a line.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Tidy: `subject, method, stimulus_id, metric, value`; several subjects have a line each.
 
     Returns
     -------
@@ -58,60 +126,72 @@ def floor_to_ceiling(frame: pd.DataFrame) -> Figure:
         Markers: mean over pictures; bars: its 95 % bootstrap interval. At the right, the share of
         the way from floor to ceiling that both stages have come.
     """
-    _need_columns(frame, ["method", "stimulus_id", "metric", "value"], "floor_to_ceiling")
-    if "subject" not in frame:
-        frame = frame.assign(subject="")
-    subjects = list(dict.fromkeys(frame["subject"]))
-    metrics = in_order(frame["metric"], METRICS)
-    lines = [(metric, subject) for metric in metrics for subject in subjects]
-    with style():
-        single = len(subjects) == 1
-        size = WIDTH, 1.3 + (0.62 if single else 0.5) * len(lines) + 0.1 * len(metrics)
-        fig, axes = plt.subplots(figsize=size, layout="constrained")
-        heights = {}
-        for place, (metric, subject) in enumerate(lines):
-            heights[metric, subject] = y = place + 0.45 * metrics.index(metric)
-            rows = frame[(frame["metric"] == metric) & (frame["subject"] == subject)]
-            _steps_line(axes, rows, y)
-        names = [METRICS.get(m, m) + ("" if single else f", {s}") for m, s in lines]
-        axes.set_yticks(list(heights.values()), names)
-        axes.set_ylim(max(heights.values()) + 0.6, -0.6)
-        axes.grid(axis="y", visible=False)
-        axes.set_xlabel("mean over test pictures")
-        axes.text(
-            1.02, 1.01, "stage 2's share\nof the way", transform=axes.transAxes, va="bottom",
-            fontsize=9,
-        )  # fmt: skip
-        handles = [
-            axes.plot([], [], marker, color=colour, label=label)[0]
-            for name, (colour, marker, label) in STEPS.items()
-            if {name} & set(frame["method"])
-            or (name == FLOOR and set(BLIND) & set(frame["method"]))
-        ]
-        fig.legend(handles=handles, loc="outside upper center", ncols=3)
-        return _finish(fig)
+    style.need_columns(frame, VALUES, "floor_to_ceiling")
+    frame = frame.assign(metric=style.in_words(frame["metric"], METRICS))
+    frame = frame.sort_values("metric", kind="stable")
+    several = frame["subject"].nunique() > 1
+    lines = {}
+    for (metric, subject), rows in frame.groupby(["metric", "subject"], sort=False, observed=True):
+        wide = with_floor(rows.pivot(index="stimulus_id", columns="method", values="value"))
+        lines[f"{metric}, {subject}" if several else metric] = wide
+    tidy = pd.concat({name: wide.melt() for name, wide in lines.items()}, names=["line", None])
+    tidy = tidy.reset_index("line")
+    steps = {name: step for name, step in STEPS.items() if name in set(tidy["method"])}
+    colours, markers, labels = zip(*steps.values(), strict=True)
+    tidy["method"] = tidy["method"].map(dict(zip(steps, labels, strict=True)))
+    fig, axes = style.canvas(1.5 + (0.5 if several else 0.65) * len(lines))
+    sns.pointplot(
+        tidy, x="value", y="line", hue="method", hue_order=labels, dodge=0.5, linestyle="none",
+        errorbar=bootstrap_interval, palette=colours, markers=list(markers), markersize=6,
+        markeredgewidth=0, err_kws={"linewidth": 1.8},
+    )  # fmt: skip
+    for place, wide in enumerate(lines.values()):
+        _mark_way(axes, place, wide)
+    axes.grid(axis="y", visible=False)
+    axes.set(xlabel="mean over test pictures", ylabel="")
+    title = "stage 2's share\nof the way"
+    axes.text(1.02, 1.01, title, transform=axes.transAxes, va="bottom", fontsize=9)
+    style.legend_above(3, axes)
+    return fig
 
 
-def _steps_line(axes: Axes, rows: pd.DataFrame, y: float) -> None:
-    """One metric of one subject, and the share of the way at the right."""
-    found = summary(rows.drop(columns="subject")).set_index("method")
-    blind = found.loc[found.index.isin(BLIND)].sort_values("mean")[-1:]
-    found = pd.concat([found, blind.set_axis([FLOOR] * len(blind))])
-    if {FLOOR, "ceiling"} <= set(found.index):
-        ends = found.loc[[FLOOR, "ceiling"], "mean"]
-        axes.fill_between(ends, y - 0.27, y + 0.27, color="#e8e8e8", linewidth=0, zorder=1)
-    for number, (name, (colour, marker, _)) in enumerate(STEPS.items()):
-        if name not in found.index:
-            continue
-        row = found.loc[name]
-        # A little apart, so that the bars of neighbours can be told from one another.
-        shifted = y + 0.1 * (number - 2)
-        axes.plot([row["low"], row["high"]], [shifted] * 2, color=colour, linewidth=1.8, zorder=2)
-        axes.plot(row["mean"], shifted, marker, color=colour, markersize=6.5, mec="white", zorder=3)
-    way = shares(rows.drop(columns="subject"))
-    share = way.loc[way["method"] == full_method(way["method"]), "mean"]
-    text = f"{100 * share.iloc[0]:.0f} %" if len(share) and np.isfinite(share.iloc[0]) else "–"
-    axes.text(1.02, y, text, transform=axes.get_yaxis_transform(), va="center", fontsize=9.5)
+def _mark_way(axes: Axes, place: int, wide: pd.DataFrame) -> None:
+    """Shade the way from floor to ceiling, and write the share of it at the right."""
+    text = "–"
+    ends = [FLOOR, full_method(wide), "ceiling"]
+    if set(ends) <= set(wide):
+        floor, reached, ceiling = wide[ends].dropna().mean()
+        axes.barh(place, ceiling - floor, 0.55, left=floor, color="#e8e8e8", zorder=0.5)
+        text = f"{(reached - floor) / (ceiling - floor):.0%}".replace("%", " %")
+    axes.text(1.02, place, text, transform=axes.get_yaxis_transform(), va="center", fontsize=9.5)
+
+
+@style.figure
+def permutation_null(null: np.ndarray, observed: float, label: str) -> Figure:
+    """Draw how a statistic is distributed when pictures are permuted, and the observed value.
+
+    Parameters
+    ----------
+    null : float (n_permutations,)
+        `controls.permutation_test(…).null`.
+    observed : float
+    label : str
+        What the statistic is, written below the axis.
+
+    Returns
+    -------
+    Figure
+        The title gives the one-sided p-value.
+    """
+    fig, axes = style.canvas(2.8)
+    name = f"{len(null):,} permutations"
+    sns.histplot(x=null, bins=40, color=style.GREY, alpha=0.6, linewidth=0, label=name)
+    axes.axvline(observed, color=style.RED, linewidth=2.2, label="matched pictures")
+    p = (1 + np.sum(np.asarray(null) >= observed)) / (1 + len(null))
+    axes.set_title(p_text(p), loc="left")
+    axes.set(xlabel=label, ylabel="permutations")
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 0.97), ncols=2)
+    return fig
 
 
 # --- where it fails ------------------------------------------------------------------------
@@ -124,35 +204,31 @@ def corner_pictures(x: np.ndarray, y: np.ndarray, n: int = 2) -> dict[str, np.nd
     ----------
     x, y : float (n_pictures,)
     n : int
-        Pictures a corner; a picture stands at one corner only.
+        Pictures a corner, fewer if there are not as many; a picture stands at one corner only.
 
     Returns
     -------
     dict of "A" (top left), "B" (top right), "C" (bottom left), "D" (bottom right) to int (n,)
         Places of the pictures, the furthest into the corner first.
     """
-    if len(x) < 4 * n:
-        n = max(1, len(x) // 4)
-    ranks = [
-        np.argsort(np.argsort(values, kind="stable")) / max(1, len(x) - 1) for values in (x, y)
-    ]
+    n = min(n, max(1, len(x) // 4))
+    ranks = [np.argsort(np.argsort(values, kind="stable")) for values in (x, y)]
+    centred = [rank - (len(x) - 1) / 2 for rank in ranks]
     left = np.ones(len(x), bool)
     found = {}
     for name, (right, up) in CORNERS.items():
         # The worse of the two ranks counts: high in one and middling in the other is no corner.
-        ends = [
-            rank if sign > 0 else 1 - rank for rank, sign in zip(ranks, (right, up), strict=True)
-        ]
-        score = np.where(left, np.minimum(*ends), -1)
-        found[name] = np.argsort(-score, kind="stable")[: min(n, int(left.sum()))]
+        score = np.where(left, np.minimum(right * centred[0], up * centred[1]), -np.inf)
+        found[name] = np.argsort(-score, kind="stable")[: min(n, left.sum())]
         left[found[name]] = False
     return found
 
 
+@style.figure
 def failures(
     truth: np.ndarray, made: np.ndarray, clip: np.ndarray, pcc: np.ndarray, labels: Sequence[str]
 ) -> Figure:
-    """Every test picture at its CLIP cosine and its PCC, with pictures at the four corners.
+    """Draw every test picture at its CLIP cosine and its PCC, with pictures at the four corners.
 
     Parameters
     ----------
@@ -167,81 +243,49 @@ def failures(
     Figure
         In each corner two pairs, seen above reconstructed; their dots are ringed and named.
     """
-    if not len(truth) == len(made) == len(clip) == len(pcc) == len(labels):
-        raise InputError("failures needs as many pictures as values and labels.")
-    chosen = corner_pictures(np.asarray(clip), np.asarray(pcc))
-    with style():
-        fig = plt.figure(figsize=(WIDTH, 4.9), layout="constrained")
-        grid = fig.add_gridspec(2, 3, width_ratios=[1, 1.9, 1])
-        axes = fig.add_subplot(grid[:, 1])
-        axes.plot(clip, pcc, "o", color=BLUE, alpha=0.5, markersize=5, mew=0)
-        for name, place in zip(CORNERS, ((0, 0), (0, 2), (1, 0), (1, 2)), strict=True):
-            _corner(fig.add_subplot(grid[place]), truth, made, chosen[name], labels, name)
-            for number, i in enumerate(chosen[name], start=1):
-                axes.plot(clip[i], pcc[i], "o", mfc="none", color=RED, markersize=9)
-                axes.annotate(
-                    f"{name}{number}", (clip[i], pcc[i]), xytext=(5, 4),
-                    textcoords="offset points", fontsize=9, color=RED,
-                )  # fmt: skip
-        axes.set_xlabel("CLIP cosine (judge): is it the same thing?")
-        axes.set_ylabel("PCC: do the pixels agree?")
-        axes.margins(0.1)
-        return _finish(fig)
-
-
-def _corner(
-    axes: Axes,
-    truth: np.ndarray,
-    made: np.ndarray,
-    chosen: np.ndarray,
-    labels: Sequence[str],
-    name: str,
-) -> None:
-    """Pairs of pictures, seen above reconstructed."""
-    if not len(chosen):  # fewer pictures than corners
-        axes.set_axis_off()
-        return
-    side = 64 if truth.shape[2] <= 128 else 128
-    gap = side // 12
-    columns = [
-        np.concatenate([_thumb(truth[i], side), np.full((gap, side, 3), 255, np.uint8),
-                        _thumb(made[i], side)])
-        for i in chosen
-    ]  # fmt: skip
-    space = np.full((columns[0].shape[0], gap, 3), 255, np.uint8)
-    parts = [part for column in columns for part in (column, space)][:-1]
-    axes.imshow(np.concatenate(parts, axis=1), interpolation="nearest")
-    centres = [side / 2 + k * (side + gap) for k in range(len(chosen))]
-    titles = [f"{name}{k}: {labels[i]}" for k, i in enumerate(chosen, start=1)]
-    axes.set_xticks(centres, titles)
-    axes.tick_params(length=0, top=False, labeltop=True, bottom=False, labelbottom=False, pad=2)
-    axes.set_yticks([side / 2, 1.5 * side + gap], ["seen", "made"], rotation=90, va="center")
-    axes.tick_params(labelsize=8.5)
-    axes.grid(False)
-    axes.spines[:].set_visible(False)
-
-
-def _thumb(picture: np.ndarray, side: int) -> np.ndarray:
-    if picture.shape[:2] == (side, side):
-        return picture
-    return np.rint(255 * resize(picture, (side, side), anti_aliasing=True)).astype(np.uint8)
+    fig, panels = plt.subplot_mosaic(
+        [["A", "all", "B"], ["C", "all", "D"]], figsize=(style.WIDTH, 4.9), layout="constrained",
+        width_ratios=[1, 1.9, 1],
+    )  # fmt: skip
+    axes = panels["all"]
+    sns.scatterplot(x=clip, y=pcc, color=style.BLUE, alpha=0.5, s=25, linewidth=0, ax=axes)
+    for name, chosen in corner_pictures(np.asarray(clip), np.asarray(pcc)).items():
+        names = [f"{name}{k}: {labels[i]}" for k, i in enumerate(chosen, start=1)]
+        if not names:  # fewer pictures than corners
+            panels[name].set_axis_off()
+            continue
+        pair = np.stack([truth[chosen], made[chosen]])
+        gap = truth.shape[2] // 12
+        both = ["seen", "made"], names
+        show_mosaic(panels[name], mosaic(pair, 1, gap), pair.shape[:2], gap, both)
+        panels[name].tick_params(labelsize=8.5)
+        panels[name].tick_params("y", labelrotation=90)
+        panels[name].set_aspect("equal")
+        axes.plot(clip[chosen], pcc[chosen], "o", mfc="none", color=style.RED, markersize=9)
+        for i, text in zip(chosen, names, strict=True):
+            axes.annotate(
+                text.split(":")[0], (clip[i], pcc[i]), (5, 4), textcoords="offset points",
+                fontsize=9, color=style.RED,
+            )  # fmt: skip
+    axes.set_xlabel("CLIP cosine (judge): is it the same thing?")
+    axes.set_ylabel("PCC: do the pixels agree?")
+    axes.margins(0.1)
+    return fig
 
 
 # --- overlap -------------------------------------------------------------------------------
 
 
-def overlap_figure(
-    found: Overlap, values: pd.DataFrame, methods: Mapping[str, str] | None = None
-) -> Figure:
-    """How far test pictures are from training pictures, and whether the metric depends on it.
+@style.figure
+def overlap_figure(found: Overlap, values: pd.DataFrame) -> Figure:
+    """Draw how far test pictures are from training pictures, and whether the metric depends on it.
 
     Parameters
     ----------
     found : Overlap
     values : DataFrame
-        `method, stimulus_id, value` of one metric.
-    methods : mapping of method to colour, optional
-        Those shown; by default the full method and the nearest training picture.
+        `method, stimulus_id, value` of CLIP's cosine by the judge; the full method and the nearest
+        training picture are shown.
 
     Returns
     -------
@@ -249,35 +293,31 @@ def overlap_figure(
         Left: distances of test pictures, and of training pictures to one another. Right: each
         picture's value against its distance, with the mean of every fifth of the pictures.
     """
-    _need_columns(values, ["method", "stimulus_id", "value"], "overlap_figure")
-    full = full_method(values["method"]) or "stage1"
-    methods = methods or {full: BLUE, "retrieval": ORANGE}
-    with style():
-        fig, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 3.3), layout="constrained")
-        spread = np.concatenate([found.distance, found.among_training])
-        bins = np.linspace(spread.min(), max(spread.max(), spread.min() + 1e-6), 25)
-        for part, colour, label in (
-            (found.among_training, GREY, "training pictures"),
-            (found.distance, BLUE, "test pictures"),
-        ):
-            share = np.full(len(part), 1 / len(part))
-            left.hist(part, bins, weights=share, color=colour, alpha=0.5, label=label)
-        left.set_xlabel("distance to the nearest\ntraining picture (1 − cosine)")
-        left.set_ylabel("share of pictures")
-        left.legend(loc="upper right")
-        for (method, colour), marker in zip(methods.items(), "oDs^v", strict=False):
-            rows = values[values["method"] == method].set_index("stimulus_id")["value"]
-            if len(rows) == 0:
-                continue
-            value = rows.reindex(found.stimulus_id).to_numpy()
-            right.plot(found.distance, value, marker, color=colour, alpha=0.35, markersize=4, mew=0)
-            order = np.argsort(found.distance)
-            fifths = [part for part in np.array_split(order, 5) if len(part)]
-            means = [(found.distance[part].mean(), np.nanmean(value[part])) for part in fifths]
-            label = METHODS.get(method, method)
-            right.plot(*zip(*means, strict=True), marker=marker, color=colour, label=label)
-        right.set_xlabel("distance to the nearest\ntraining picture (1 − cosine)")
-        right.set_ylabel("CLIP cosine (judge)")
-        left.get_legend().remove()
-        fig.legend(loc="outside upper center", ncols=2)
-        return _finish(fig)
+    fig, (left, right) = style.canvas(3.3, 1, 2)
+    distances = {"training pictures": found.among_training, "test pictures": found.distance}
+    distances = pd.concat({name: pd.Series(part) for name, part in distances.items()})
+    sns.histplot(
+        x=distances, hue=distances.index.get_level_values(0), palette=[style.GREY, style.BLUE],
+        bins=24, stat="proportion", common_norm=False, alpha=0.5, linewidth=0, ax=left,
+    )  # fmt: skip
+    near = pd.DataFrame({"stimulus_id": found.stimulus_id, "distance": found.distance})
+    near["fifth"] = pd.qcut(near["distance"].rank(method="first"), 5, labels=False)
+    shown = [full_method(values["method"]) or "stage1", "retrieval"]
+    frame = values[values["method"].isin(shown)].merge(near, on="stimulus_id")
+    frame["method"] = style.in_words(frame["method"], METHODS)
+    n = frame["method"].nunique()
+    colours, markers = [style.BLUE, style.ORANGE][:n], ["o", "D"][:n]
+    means = frame.groupby(["method", "fifth"], observed=True)[["distance", "value"]].mean()
+    sns.scatterplot(
+        frame, x="distance", y="value", hue="method", palette=colours, style="method",
+        markers=markers, alpha=0.35, s=16, linewidth=0, legend=False, ax=right,
+    )  # fmt: skip
+    sns.lineplot(
+        means, x="distance", y="value", hue="method", palette=colours, style="method",
+        markers=markers, dashes=False, ax=right,
+    )  # fmt: skip
+    left.set(xlabel="distance to the nearest\ntraining picture (1 − cosine)")
+    left.set_ylabel("share of pictures")
+    style.legend_above(2, left, right)
+    right.set(xlabel=left.get_xlabel(), ylabel="CLIP cosine (judge)")
+    return fig

@@ -1,25 +1,162 @@
-"""Figures of chapter 04: how the loss falls, and how the pictures change on the way."""
+"""Figures of pictures and of stage 2: what was seen and reconstructed, and how the loss falls."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
+from skimage.transform import resize
 
 from minddiff_utils.evaluation.metrics import METRICS
-from minddiff_utils.figures.common import BLUE, GREY, ORANGE, RED, WIDTH, _finish, style
+from minddiff_utils.evaluation.statistics import bootstrap_interval
+from minddiff_utils.figures import style
 from minddiff_utils.io import InputError
 
+# --- pictures ------------------------------------------------------------------------------
 
-def loss_course(losses: np.ndarray, first: np.ndarray | None = None) -> Figure:
-    """Structure loss of stage 2 at its iterates.
+
+@style.figure
+def picture_grid(
+    rows: Mapping[str, np.ndarray],
+    columns: int | None = None,
+    captions: Sequence[str] | None = None,
+) -> Figure:
+    """Draw pictures under each other, a method a row: what was seen above what was reconstructed.
+
+    Parameters
+    ----------
+    rows : dict of uint8 (n, h, w, 3)
+        Label at the left -> its pictures, in the same order in every row.
+    columns : int, optional
+        Pictures side by side; more go into further bands below. At most 8 if not given.
+    captions : sequence of n str, optional
+        A few letters above each picture, for example its stimulus id.
+
+    Returns
+    -------
+    Figure
+    """
+    shapes = {np.shape(pictures) for pictures in rows.values()}
+    if len(shapes) != 1 or len(next(iter(shapes))) != 4 or 0 in next(iter(shapes)):
+        raise InputError(
+            f"Every row of the grid needs the same pictures (n, h, w, 3); got {sorted(shapes)}."
+        )
+    stack = np.stack(list(rows.values()))
+    starts = range(0, stack.shape[1], columns or 8)
+    parts = [slice(start, start + (columns or 8)) for start in starts]
+    names = [list(captions[part]) if captions is not None else [] for part in parts]
+    return picture_bands([stack[:, part] for part in parts], list(rows), names)
+
+
+@style.figure
+def noising_steps(pictures: np.ndarray, labels: Sequence[str]) -> Figure:
+    """Draw stage 1 step by step: one picture a row, one step a column.
+
+    Parameters
+    ----------
+    pictures : uint8 (n_pictures, n_steps, h, w, 3)
+        For example the decoded `z` shown as a picture, noised, denoised, and the picture seen.
+    labels : sequence of n_steps str
+
+    Returns
+    -------
+    Figure
+    """
+    return picture_bands([pictures], [], [list(labels)])
+
+
+def picture_bands(
+    bands: Sequence[np.ndarray],
+    row_labels: Sequence[str],
+    column_labels: Sequence[Sequence[str]],
+    below: float = 0.0,
+) -> Figure:
+    """Draw bands of pictures uint8 (rows, columns, h, w, 3), one screen pixel a mosaic pixel.
+
+    The first band fills the page; `below` is free space at the foot of the figure, in inches.
+    """
+    longest = max((len(line) for label in row_labels for line in label.split("\n")), default=0)
+    left = 0.08 + 0.085 * longest  # inches
+    zoom, gap = _zoom(bands[0].shape[3], (style.WIDTH - left) * style.DPI / bands[0].shape[1])
+    mosaics = [mosaic(band, zoom, gap) for band in bands]
+    # A page shrinks what is wider than itself and leaves the rest: letters come out the same size.
+    letters = max(left + mosaics[0].shape[1] / style.DPI, 700 / style.DPI) / style.WIDTH
+    left *= letters
+    lines = [max((name.count("\n") + 1 for name in names), default=0) for names in column_labels]
+    above = [letters * (0.06 + 0.17 * n) if n else 0 for n in lines]
+    space = 0.12  # inches between bands
+    width = left + mosaics[0].shape[1] / style.DPI
+    pictures = sum(whole.shape[0] for whole in mosaics) / style.DPI
+    top = pictures + sum(above) + space * (len(bands) - 1) + below
+    fig = plt.figure(figsize=(width, top))
+    scale = np.array([width, top, width, top])
+    for band, whole, room, names in zip(bands, mosaics, above, column_labels, strict=True):
+        height = whole.shape[0] / style.DPI
+        top -= room + height
+        axes = fig.add_axes(np.array([left, top, whole.shape[1] / style.DPI, height]) / scale)
+        show_mosaic(axes, whole, band.shape[:2], gap, (row_labels, names))
+        axes.tick_params(labelsize=9.5 * letters)
+        top -= space
+    return fig
+
+
+def _zoom(pixels: int, room: float) -> tuple[float, int]:
+    """Return the enlargement of a picture `pixels` wide for `room` screen pixels, and the gap.
+
+    Small pictures grow by a whole factor, so that every pixel stays a sharp square, even if the
+    figure gets somewhat wider than the page; large ones shrink to the room there is.
+    """
+    gap = max(3, round(room * 0.05))
+    room = min(room - gap, 1.6 * style.DPI)  # a lone picture need not fill the page
+    return (max(1, int(room / pixels + 0.75)) if pixels <= 128 else min(1.0, room / pixels)), gap
+
+
+def mosaic(band: np.ndarray, zoom: float, gap: int) -> np.ndarray:
+    """Return one white picture uint8 (H, W, 3) that holds a band's pictures with gaps between."""
+    if zoom >= 1:
+        band = band.repeat(int(zoom), axis=2).repeat(int(zoom), axis=3)
+    else:
+        height, width = (max(1, round(side * zoom)) for side in band.shape[2:4])
+        band = resize(band, (*band.shape[:2], height, width, 3), anti_aliasing=True)
+        band = np.rint(255 * band).astype(np.uint8)
+    margins = [(0, 0), (0, 0), (0, gap), (0, gap), (0, 0)]
+    padded = np.pad(band, margins, constant_values=255)
+    rows, columns, height, width, _ = padded.shape
+    canvas = padded.swapaxes(1, 2).reshape(rows * height, columns * width, 3)
+    return canvas[:-gap, :-gap]
+
+
+def show_mosaic(axes: Axes, mosaic: np.ndarray, shape: Sequence[int], gap: int, labels) -> None:
+    """Show a mosaic of `shape` (rows, columns).
+
+    `labels` are those of the rows, written at the left, and those of the columns, above.
+    """
+    axes.imshow(mosaic, interpolation="nearest", aspect="auto")
+    sides = zip((axes.yaxis, axes.xaxis), mosaic.shape[:2], shape, labels, strict=True)
+    for axis, side, n, names in sides:
+        step = (side + gap) / n
+        axis.set_ticks((np.arange(len(names)) + 0.5) * step - gap / 2, names)
+    axes.tick_params(length=0, top=False, labeltop=True, bottom=False, labelbottom=False, pad=2)
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+
+
+# --- stage 2 -------------------------------------------------------------------------------
+
+
+@style.figure
+def loss_course(losses: np.ndarray, first: np.ndarray) -> Figure:
+    """Draw the structure loss of stage 2 at its iterates.
 
     Parameters
     ----------
     losses : float (n_pictures, n_iterates)
-    first : float (n_pictures,), optional
+    first : float (n_pictures,)
         Loss of the picture of stage 1, drawn as a line to compare with.
 
     Returns
@@ -32,38 +169,61 @@ def loss_course(losses: np.ndarray, first: np.ndarray | None = None) -> Figure:
     InputError
         If no loss is finite.
     """
-    losses = np.atleast_2d(np.asarray(losses, float))
-    steps = np.flatnonzero(np.isfinite(losses).any(0))
-    if not len(steps):
+    losses = pd.DataFrame(np.where(np.isfinite(losses), losses, np.nan))
+    frame = losses.melt(var_name="iterate", value_name="structure loss").dropna()
+    if frame.empty:
         raise InputError("loss_course: no loss is finite; expected (n_pictures, n_iterates).")
-    low, quarter, middle, upper, high = np.nanpercentile(
-        np.where(np.isfinite(losses), losses, np.nan)[:, steps], [5, 25, 50, 75, 95], axis=0
+    fig, axes = style.canvas(3.2)
+    draw = partial(
+        sns.lineplot, frame, x="iterate", y="structure loss", estimator="median", color=style.BLUE
     )
-    with style():
-        fig, axes = plt.subplots(figsize=(WIDTH, 3.2), layout="constrained")
-        if len(losses) > 2:
-            kinds = ((low, high, 0.13, "middle 90 % of pictures"), (quarter, upper, 0.28, "half"))
-            for bottom, top, alpha, label in kinds:
-                axes.fill_between(
-                    steps, bottom, top, color=BLUE, alpha=alpha, linewidth=0, label=label
-                )
-        axes.plot(
-            steps, middle, color=BLUE, marker="o" if len(steps) < 20 else None, label="median"
-        )
-        if first is not None:
-            level = np.nanmedian(first)
-            axes.axhline(level, color=RED, linestyle="--", linewidth=1, label="stage 1, median")
-        axes.set_xlabel("iterate")
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.set_ylabel("structure loss")
-        fig.legend(loc="outside upper center", ncols=4)
-        return _finish(fig)
+    for share, alpha, label in ((90, 0.15, "middle 90 % of pictures"), (50, 0.28, "middle half")):
+        band = {"alpha": alpha, "linewidth": 0, "label": label}
+        draw(errorbar=("pi", share), err_kws=band, linewidth=0)
+    few = losses.shape[1] < 20
+    draw(errorbar=None, marker="o" if few else None, label="median", legend=False)
+    axes.axhline(np.nanmedian(first), color=style.RED, ls="--", lw=1, label="stage 1, median")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    style.legend_above(4, axes)
+    return fig
 
 
+@style.figure
+def layer_contributions(before: np.ndarray, after: np.ndarray, labels: Sequence[str]) -> Figure:
+    """Draw what each CLIP layer adds to the structure loss, before and after stage 2.
+
+    Parameters
+    ----------
+    before, after : float (n_pictures, n_layers)
+        Weighted loss of each layer.
+    labels : sequence of n_layers str
+        Names of the layers, such as "block_1".
+
+    Returns
+    -------
+    Figure
+        Bars: mean over pictures; lines: its 95 % bootstrap interval.
+    """
+    parts = {"before (stage 1)": before, "after (stage 2)": after}
+    frames = {name: pd.DataFrame(part, columns=labels) for name, part in parts.items()}
+    frame = pd.concat(frames, names=["when", "picture"])
+    frame = frame.melt(ignore_index=False, var_name="layer").reset_index()
+    frame["layer"] = style.in_words(frame["layer"], style.FEATURE_SPACES)
+    fig, axes = style.canvas(3.2)
+    sns.barplot(
+        frame, x="layer", y="value", hue="when", errorbar=bootstrap_interval, saturation=1,
+        palette=[style.SKY, style.BLUE], err_kws={"color": "#333333", "linewidth": 1.2},
+    )  # fmt: skip
+    axes.set(xlabel="", ylabel="weighted structure loss")
+    style.legend_above(2, axes)
+    return fig
+
+
+@style.figure
 def film(
     pictures: np.ndarray, shown: Sequence[int], losses: np.ndarray, truth: np.ndarray
 ) -> Figure:
-    """Film strip of stage 2: one picture a row, its iterates, the one seen, and its loss.
+    """Draw the iterates of stage 2: one picture a row, then the one seen, and its loss.
 
     Parameters
     ----------
@@ -77,81 +237,67 @@ def film(
     -------
     Figure
     """
-    columns = len(shown) + 1
-    ratios = [*[1] * columns, 1.9]
-    side = WIDTH / (sum(ratios) + 0.5)
-    with style():
-        fig, grid = plt.subplots(
-            len(pictures),
-            columns + 1,
-            figsize=(WIDTH, side * len(pictures) + 0.6),
-            width_ratios=ratios,
-            layout="constrained",
-            squeeze=False,
+    ratios = [1] * (len(shown) + 1) + [1.9]
+    height = style.WIDTH / (sum(ratios) + 0.5) * len(pictures) + 0.6
+    fig, grid = style.canvas(height, len(pictures), len(ratios), width_ratios=ratios, squeeze=False)
+    for row, cells in enumerate(grid):
+        strip = [*pictures[row][list(shown)], truth[row]]
+        for axes, picture in zip(cells, strip, strict=False):
+            axes.imshow(picture)
+            axes.set_axis_off()
+        curve = cells[-1]
+        curve.plot(
+            losses[row], "o-" if losses.shape[1] < 20 else "-", color=style.BLUE, markersize=3
         )
-        for row, cells in enumerate(grid):
-            strip = [*pictures[row][list(shown)], truth[row]]
-            for axes, picture in zip(cells, strip, strict=False):
-                axes.imshow(picture)
-                axes.set_axis_off()
-            _small_curve(cells[-1], losses[row], row == len(pictures) - 1)
-        titles = [*map(str, shown), "seen"]
-        for axes, title in zip(grid[0], titles, strict=False):
-            axes.set_title(title)
-        grid[0, 0].set_title(f"iterate {titles[0]}")
-        grid[0, -1].set_title("structure loss")
-        return _finish(fig)
+        curve.tick_params(labelsize=7, labelbottom=row == len(pictures) - 1)
+        curve.xaxis.get_major_locator().set_params(integer=True)
+        curve.yaxis.set_ticks_position("right")
+    curve.set_xlabel("iterate", fontsize=8)
+    titles = [f"iterate {shown[0]}", *map(str, shown[1:]), "seen", "structure loss"]
+    for axes, title in zip(grid[0], titles, strict=True):
+        axes.set_title(title)
+    return fig
 
 
-def _small_curve(axes: plt.Axes, losses: np.ndarray, last: bool) -> None:
-    """The loss of one picture, beside its strip."""
-    axes.plot(losses, color=BLUE, marker="o" if len(losses) < 20 else None, markersize=3)
-    axes.tick_params(labelsize=7, labelbottom=last)
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    if last:
-        axes.set_xlabel("iterate", fontsize=8)
-    axes.yaxis.set_ticks_position("right")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines["left"].set_color(GREY)
-
-
+@style.figure
 def ways_figure(summary: pd.DataFrame, default: str) -> Figure:
-    """Quality of every way of stage 2 that was tried against its passes through the UNet.
+    """Draw the quality of every setting of stage 2 that was tried against its UNet passes.
 
     Parameters
     ----------
     summary : DataFrame
         From `studies.stored.ways_summary`.
     default : str
-        The way to set apart.
+        The setting to set apart.
 
     Returns
     -------
     Figure
         A panel a metric. Numbers are those of the rows of `studies.stored.ways_table`.
     """
-    metrics = [name for name in ("clip_judge", "ssim", "pcc") if name in set(summary.metric)]
-    numbers = {way: k for k, way in enumerate(summary.way.unique(), start=1)}
-    with style():
-        fig, grid = plt.subplots(
-            len(metrics), 1, figsize=(WIDTH, 2.9 * len(metrics)), layout="constrained", sharex=True
-        )
-        for axes, metric in zip(np.atleast_1d(grid), metrics, strict=True):
-            for row in summary[summary.metric == metric].itertuples():
-                outer = "iterations" in row.way and "then" not in row.way
-                colour = RED if row.way == default else ORANGE if outer else BLUE
-                bars = [[row.gain - row.low], [row.high - row.gain]]
-                axes.errorbar(row.equivalents, row.gain, bars, fmt="o", color=colour, markersize=4,
-                              elinewidth=0.6, zorder=3 if row.way == default else 2)  # fmt: skip
-                axes.annotate(str(numbers[row.way]), (row.equivalents, row.gain), (4, 3),
-                              textcoords="offset points", fontsize=8, color=colour)  # fmt: skip
-            axes.axhline(0, color=GREY, linewidth=0.8)
-            axes.set_xscale("log")
-            axes.xaxis.set_major_formatter("{x:,.0f}")
-            axes.xaxis.set_minor_formatter(NullFormatter())
-            axes.set_ylabel(f"{METRICS[metric]}: gain on stage 1")
-        axes.set_xlabel("UNet forward-equivalents a picture")
-        kinds = {default: RED, "other single passes": BLUE, "iterations of Algorithm 1": ORANGE}
-        marks = [plt.Line2D([], [], marker="o", linestyle="", color=c) for c in kinds.values()]
-        fig.legend(marks, kinds, loc="outside upper center", ncols=3)
-        return _finish(fig)
+    names = [default, "other single passes", "iterations of Algorithm 1"]
+    kinds = dict(zip(names, [style.RED, style.BLUE, style.ORANGE], strict=True))
+    outer = summary["way"].str.contains("iterations") & ~summary["way"].str.contains("then")
+    kind = np.select([summary["way"] == default, outer], [default, names[2]], names[1])
+    frame = summary.assign(kind=kind, number=pd.factorize(summary["way"])[0] + 1)
+    frame = frame[frame["metric"].isin(["clip_judge", "ssim", "pcc"])]
+    frame = frame.assign(metric=style.in_words(frame["metric"], METRICS))
+    frame = frame.sort_values("kind", key=lambda kind: kind == default)  # drawn over the others
+    grid = sns.relplot(
+        frame, x="equivalents", y="gain", hue="kind", palette=kinds, row="metric", s=20,
+        linewidth=0, facet_kws={"sharey": False},
+    )  # fmt: skip
+    for metric, axes in grid.axes_dict.items():
+        rows = frame[frame["metric"] == metric]
+        colours = rows["kind"].map(kinds)
+        axes.vlines(rows["equivalents"], rows["low"], rows["high"], colours, linewidth=0.6)
+        for row, colour in zip(rows.itertuples(), colours, strict=True):
+            axes.annotate(str(row.number), (row.equivalents, row.gain), (4, 3),
+                          textcoords="offset points", fontsize=8, color=colour)  # fmt: skip
+        axes.axhline(0, color=style.GREY, linewidth=0.8)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    fig = style.fit(grid, 2.9 * len(grid.axes), "UNet forward-equivalents a picture", 3)
+    fig.supylabel("gain on stage 1", fontsize=10)
+    return fig

@@ -13,13 +13,11 @@ SHAPE = (44, 50, 38)  # voxels: left to right, back to front, bottom to top
 VOXEL_MM = 1.8
 
 # The atlas's integer labels, as in NSD's Kastner2015.mgz.ctab.
-KASTNER_LABELS = {
-    name: number
-    for number, name in enumerate(
-        "Unknown V1v V1d V2v V2d V3v V3d hV4 VO1 VO2 PHC1 PHC2 TO2 TO1 LO2 LO1 V3B V3A "
-        "IPS0 IPS1 IPS2 IPS3 IPS4 IPS5 SPL1 FEF".split()
-    )
-}
+KASTNER_NAMES = (
+    "Unknown V1v V1d V2v V2d V3v V3d hV4 VO1 VO2 PHC1 PHC2 TO2 TO1 LO2 LO1 V3B V3A "
+    "IPS0 IPS1 IPS2 IPS3 IPS4 IPS5 SPL1 FEF"
+)
+KASTNER_LABELS = {name: number for number, name in enumerate(KASTNER_NAMES.split())}
 
 
 class AreaShape(NamedTuple):
@@ -68,25 +66,6 @@ FIELD_ANGLES = {"half": (-85, 85), "upper": (2, 88), "lower": (-88, -2)}  # degr
 MAX_ECCENTRICITY = 43.0  # px; a corner of the picture is 45 px from fixation
 
 
-class Anatomy(NamedTuple):
-    """Voxels of one phantom subject that respond to pictures.
-
-    Parameters
-    ----------
-    ijk : int array of shape (n_voxels, 3)
-        Place in the volume.
-    area : str array of shape (n_voxels,)
-        Name of the area, "" for a voxel of `nsdgeneral` that is in no area.
-    prf : float array of shape (n_voxels, 3)
-        Centre x, y from the top left corner and standard deviation of the population receptive
-        field; px of the 64-pixel picture.
-    """
-
-    ijk: np.ndarray
-    area: np.ndarray
-    prf: np.ndarray
-
-
 def affine() -> np.ndarray:
     """Return the 4 x 4 matrix from voxel indices to millimetres (right, anterior, superior)."""
     matrix = np.diag([VOXEL_MM] * 3 + [1.0])
@@ -94,7 +73,9 @@ def affine() -> np.ndarray:
     return matrix
 
 
-def anatomy(rng: np.random.Generator, size: float = 1.0) -> Anatomy:
+def anatomy(
+    rng: np.random.Generator, size: float = 1.0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Grow one subject's visual cortex.
 
     Parameters
@@ -106,24 +87,34 @@ def anatomy(rng: np.random.Generator, size: float = 1.0) -> Anatomy:
 
     Returns
     -------
-    Anatomy
+    ijk : int array of shape (n_voxels, 3)
+        Place in the volume of each voxel that responds to pictures.
+    area : str array of shape (n_voxels,)
+        Name of the area, "" for a voxel of `nsdgeneral` that is in no area.
+    prf : float array of shape (n_voxels, 3)
+        Centre x, y from the top left corner and standard deviation of the population receptive
+        field; px of the 64-pixel picture.
     """
     ijk, side, direction = _shell()
     area = np.full(len(ijk), "", dtype="<U4")
     margin = np.full(len(ijk), np.inf)
     names = list(AREAS)
-    seeds = np.array([_direction(*_moved(AREAS[name], rng)) for name in names])
+    moves = rng.normal(0, (1.2, 1.5), (len(names), 2))
+    places = np.array([(AREAS[name].tilt, AREAS[name].turn) for name in names]) + moves
+    tilt, turn = np.radians(places).T
+    # Unit vectors (right, front, up) of places on the right hemisphere.
+    seeds = [np.sin(tilt) * np.cos(turn), -np.cos(tilt), np.sin(tilt) * np.sin(turn)]
     radius = np.array([AREAS[name].radius for name in names]) * size
     for sign in (-1, 1):
         here = side == sign
         mirrored = direction[here] * np.array([sign, 1, 1])
-        distance = np.degrees(np.arccos(np.clip(mirrored @ seeds.T, -1, 1))) - radius
+        distance = np.degrees(np.arccos(np.clip(mirrored @ np.array(seeds), -1, 1))) - radius
         nearest = distance.argmin(axis=1)
         margin[here] = distance.min(axis=1)
         area[here] = np.where(margin[here] < 0, np.array(names)[nearest], "")
     keep = margin < 1.2
-    ijk, side, direction, area = ijk[keep], side[keep], direction[keep], area[keep]
-    return Anatomy(ijk, area, _receptive_fields(side, direction, area, rng))
+    ijk, area = ijk[keep], area[keep]
+    return ijk, area, _receptive_fields(side[keep], direction[keep], area, rng)
 
 
 def _shell() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -136,17 +127,6 @@ def _shell() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     shell = (radius <= 1) & (radius > 0.80) & (np.abs(centred[:, 0]) > 0.9)
     direction = scaled[shell] / radius[shell, None]
     return ijk[shell], np.sign(centred[shell, 0]).astype(int), direction
-
-
-def _moved(shape: AreaShape, rng: np.random.Generator) -> tuple[float, float]:
-    """Return tilt and turn of an area's seed in one subject, in degrees."""
-    return shape.tilt + rng.normal(0, 1.2), shape.turn + rng.normal(0, 1.5)
-
-
-def _direction(tilt: float, turn: float) -> np.ndarray:
-    """Return the unit vector (right, front, up) of a place on the right hemisphere."""
-    a, b = np.radians([tilt, turn])
-    return np.array([np.sin(a) * np.cos(b), -np.cos(a), np.sin(a) * np.sin(b)])
 
 
 def _receptive_fields(

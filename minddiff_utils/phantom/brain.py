@@ -27,63 +27,45 @@ PERSONAL = 0.15  # share of the reliable variance that no property of the pictur
 BLUR_REACH = 5.0  # voxels; beyond it neighbours share less than half a per cent of their noise
 N_ASSOCIATIONS = 30  # dimensions of that part that many voxels share
 
-# Share of variance of: Gabor energy, local luminance, local colour, things and scene.
-MIXTURES = {
-    "V1": (0.88, 0.06, 0.06, 0.0),
-    "V2": (0.86, 0.05, 0.09, 0.0),
-    "V3": (0.88, 0.05, 0.07, 0.0),
-    "V3ab": (0.92, 0.05, 0.03, 0.0),
-    "hV4": (0.50, 0.05, 0.30, 0.15),
-    "LO": (0.15, 0.05, 0.05, 0.75),
-    "VO": (0.05, 0.10, 0.25, 0.60),
-    "PHC": (0.05, 0.10, 0.10, 0.75),
-    "MT": (0.25, 0.05, 0.0, 0.70),
-    "MST": (0.15, 0.05, 0.0, 0.80),
-    "IPS": (0.10, 0.05, 0.0, 0.85),
-    "": (0.25, 0.15, 0.10, 0.50),
+
+class Area(NamedTuple):
+    """What the voxels of an area follow, and how clean they are.
+
+    `ceiling` is the mean noise ceiling aimed at for a subject of average quality, three
+    repetitions, in per cent. For NSD about 36 % is quoted as the average over `nsdgeneral` for the
+    mean of three trials (the dataset is that of Allen et al. 2022), with single voxels of early
+    visual cortex far above. No published table by area was found, so the figure of each area is
+    our choice: it keeps near that average and falls from early and ventral to parietal areas, as
+    NSD's maps do.
+
+    `mixture` are shares of the variance: Gabor energy, local luminance, local colour, things and
+    scene. `tuning` are shares of the tuning to kind, colour, size and presence of things, setting,
+    and patterns.
+    """
+
+    ceiling: float
+    mixture: tuple[float, ...]
+    tuning: tuple[float, ...] = (0.0,) * 6
+
+
+# In the order of the ROI groups; "" is cortex of `nsdgeneral` outside the areas.
+AREAS = {
+    "V1": Area(50, (0.88, 0.06, 0.06, 0.0)),
+    "V2": Area(47, (0.86, 0.05, 0.09, 0.0)),
+    "V3": Area(44, (0.88, 0.05, 0.07, 0.0)),
+    "V3ab": Area(36, (0.92, 0.05, 0.03, 0.0)),
+    "hV4": Area(42, (0.50, 0.05, 0.30, 0.15), (0.3, 1.0, 0.2, 0.4, 0.3, 0.5)),
+    "VO": Area(36, (0.05, 0.10, 0.25, 0.60), (0.8, 1.0, 0.2, 0.3, 0.6, 0.4)),
+    "PHC": Area(34, (0.05, 0.10, 0.10, 0.75), (0.4, 0.2, 0.2, 0.3, 1.2, 0.6)),
+    "MT": Area(30, (0.25, 0.05, 0.0, 0.70), (0.5, 0.1, 0.6, 1.0, 0.3, 0.6)),
+    "MST": Area(25, (0.15, 0.05, 0.0, 0.80), (0.5, 0.1, 0.6, 1.0, 0.5, 0.6)),
+    "LO": Area(36, (0.15, 0.05, 0.05, 0.75), (1.0, 0.4, 0.5, 0.5, 0.3, 0.6)),
+    "IPS": Area(20, (0.10, 0.05, 0.0, 0.85), (0.5, 0.3, 0.7, 1.0, 0.3, 0.5)),
+    "": Area(16, (0.25, 0.15, 0.10, 0.50), (0.6, 0.6, 0.4, 0.5, 0.6, 0.5)),
 }
-# Share of tuning to: kind, colour, size, presence of things; setting; patterns.
-TUNINGS = {
-    "hV4": (0.3, 1.0, 0.2, 0.4, 0.3, 0.5),
-    "LO": (1.0, 0.4, 0.5, 0.5, 0.3, 0.6),
-    "VO": (0.8, 1.0, 0.2, 0.3, 0.6, 0.4),
-    "PHC": (0.4, 0.2, 0.2, 0.3, 1.2, 0.6),
-    "MT": (0.5, 0.1, 0.6, 1.0, 0.3, 0.6),
-    "MST": (0.5, 0.1, 0.6, 1.0, 0.5, 0.6),
-    "IPS": (0.5, 0.3, 0.7, 1.0, 0.3, 0.5),
-    "": (0.6, 0.6, 0.4, 0.5, 0.6, 0.5),
-}
-PATTERN_KINDS = ("random", "frame", "cross", "letter")
 # Subjects differ in the extent of their areas and in how clean their data are.
 SIZES = (0.90, 0.82, 0.88, 0.80, 0.87, 0.83, 0.86, 0.79)
 QUALITIES = (1.0, 0.92, 0.86, 0.74, 1.02, 0.84, 0.82, 0.66)
-
-
-class CeilingTarget(NamedTuple):
-    """Noise ceiling aimed at: mean over an ROI's voxels for three repetitions, in per cent."""
-
-    roi: str
-    mean: float
-
-
-def noise_ceiling_targets() -> tuple[CeilingTarget, ...]:
-    """Return the noise ceilings aimed at for a subject of average quality.
-
-    For NSD about 36 % is quoted as the average over `nsdgeneral` for the mean of three trials
-    (the dataset is that of Allen et al. 2022), with single voxels of early visual cortex far
-    above. No published table by area was found, so the figure of each area is our choice: it
-    keeps near that average and falls from early and ventral to parietal areas, as NSD's maps do.
-
-    Returns
-    -------
-    tuple of CeilingTarget
-        In the order of the ROI groups; "" is cortex of `nsdgeneral` outside the areas.
-    """
-    means = {
-        "V1": 50, "V2": 47, "V3": 44, "V3ab": 36, "hV4": 42, "VO": 36,
-        "PHC": 34, "MT": 30, "MST": 25, "LO": 36, "IPS": 20, "": 16,
-    }  # fmt: skip
-    return tuple(CeilingTarget(roi, float(mean)) for roi, mean in means.items())
 
 
 class Tuning(NamedTuple):
@@ -144,7 +126,7 @@ class Brain:
         """
         shares = np.empty((len(self.group), 4))
         for row, group in enumerate(self.group):
-            mean = np.array(MIXTURES[str(group)])
+            mean = np.array(AREAS[str(group)].mixture)
             shares[row, mean > 0] = rng.dirichlet(5 * mean[mean > 0])
             shares[row, mean == 0] = 0
         return np.sqrt(shares)
@@ -165,25 +147,21 @@ class Brain:
     def _draw_tuning(self, rng: np.random.Generator) -> Tuning:
         """Return what each voxel prefers among things, scenes and patterns."""
         n = len(self.group)
-        share = np.array([TUNINGS.get(str(group), (0,) * 6) for group in self.group])
+        share = np.array([AREAS[str(group)].tuning for group in self.group])
         kind, colour, size, presence, setting, pattern = (share[:, k, None] for k in range(6))
-        n_kinds, n_colours, n_settings = (
-            len(world.KINDS), len(world.COLOURS), len(world.SETTINGS) + 1
-        )  # fmt: skip
         return Tuning(
-            kind * rng.normal(size=(n, n_kinds)),
-            colour * rng.normal(size=(n, n_colours)),
+            kind * rng.normal(size=(n, len(world.KINDS))),
+            colour * rng.normal(size=(n, len(world.COLOURS))),
             size * rng.normal(size=(n, 1)),
             presence * np.abs(rng.normal(size=(n, 1))),
-            setting * rng.normal(size=(n, n_settings)),
-            pattern * rng.normal(size=(n, len(PATTERN_KINDS))),
+            setting * rng.normal(size=(n, len(world.SETTINGS) + 1)),
+            pattern * rng.normal(size=(n, len(world.PATTERN_KINDS))),
             2 * pattern * np.abs(rng.normal(size=(n, 1))),
         )
 
     def _draw_ceiling(self, rng: np.random.Generator, quality: float) -> np.ndarray:
         """Return a long-tailed draw of each voxel's noise ceiling: three repetitions, 0 to 1."""
-        target = {roi: mean for roi, mean in noise_ceiling_targets()}
-        mean = np.array([target[str(group)] for group in self.group]) / 100 * quality
+        mean = np.array([AREAS[str(group)].ceiling for group in self.group]) / 100 * quality
         concentration = 3.2
         draw = rng.beta(concentration * mean, concentration * (1 - mean))
         return np.clip(draw, 0.005, 0.93)
@@ -204,8 +182,8 @@ class Brain:
         float32 array of shape (n_ids, n_voxels)
             Mean 0 and standard deviation 1 over a fixed set of reference pictures.
         """
-        mean, sd = self._mix_scale
-        seen = (self._mix(self._parts(ids)) - mean) / sd
+        *parts_scale, mean, sd = self._reference
+        seen = (self._mix(self._parts(ids), *parts_scale) - mean) / sd
         share = np.float32(PERSONAL)
         return np.sqrt(1 - share) * seen + np.sqrt(share) * self._personal(ids)
 
@@ -220,21 +198,19 @@ class Brain:
         return out
 
     @cached_property
-    def _reference(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Mean and standard deviation (4, n_voxels) of each part over the reference pictures."""
+    def _reference(self) -> tuple[np.ndarray, ...]:
+        """Means and standard deviations over the reference pictures.
+
+        Of each part, (4, n_voxels), and of the mixed response, (n_voxels,).
+        """
         parts = self._parts(REFERENCE_IDS)
         sd = parts.std(axis=1)
-        return parts.mean(axis=1), np.where(sd > 0, sd, 1), parts
+        scale = parts.mean(axis=1), np.where(sd > 0, sd, 1)
+        mixed = self._mix(parts, *scale)
+        return *scale, mixed.mean(axis=0), mixed.std(axis=0)
 
-    @cached_property
-    def _mix_scale(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation (n_voxels,) of the mixed response."""
-        mixed = self._mix(self._reference[2])
-        return mixed.mean(axis=0), mixed.std(axis=0)
-
-    def _mix(self, parts: np.ndarray) -> np.ndarray:
+    def _mix(self, parts: np.ndarray, mean: np.ndarray, sd: np.ndarray) -> np.ndarray:
         """Add the four standardised parts (4, n, n_voxels) with the voxel's weights."""
-        mean, sd, _ = self._reference
         out = np.zeros(parts.shape[1:], np.float32)
         for k, part in enumerate(parts):
             out += ((part - mean[k]) * (self._mixture[:, k] / sd[k])).astype(np.float32)
@@ -254,14 +230,19 @@ class Brain:
     @cached_property
     def _pooling(self) -> np.ndarray:
         """Receptive fields on the grid of the feature maps; float32 (GRID * GRID, n_voxels)."""
-        axis = (np.arange(GRID) + 0.5) * 64 / GRID
-        x = np.exp(-np.square((axis[:, None] - self.prf[:, 0]) / self.prf[:, 2]) / 2)
-        y = np.exp(-np.square((axis[:, None] - self.prf[:, 1]) / self.prf[:, 2]) / 2)
-        field = (y[:, None] * x[None]).reshape(GRID * GRID, -1)
+        field = self._fields((np.arange(GRID) + 0.5) * 64 / GRID)
         # A field partly outside the picture keeps the gain of a whole one: grey surrounds it.
         field = (field / (2 * np.pi * np.square(self.prf[:, 2]) / 4)).astype(np.float32)
         # Subnormal numbers add nothing and make the products of matrices many times slower.
         return np.where(field < np.finfo(np.float32).tiny, np.float32(0), field)
+
+    def _fields(self, places: np.ndarray) -> np.ndarray:
+        """Return receptive fields, 1 at their centres, on a grid; (n_places ** 2, n_voxels)."""
+        x, y, width = self.prf.T
+        across, up = (
+            np.exp(-np.square((places[:, None] - centre) / width) / 2) for centre in (x, y)
+        )
+        return (up[:, None] * across[None]).reshape(len(places) ** 2, -1)
 
     def _local(self, maps: np.ndarray) -> np.ndarray:
         """Pool feature maps (n_maps, n, GRID * GRID) into energy, luminance and colour."""
@@ -282,21 +263,18 @@ class Brain:
             out[row] = tuning.setting[:, settings.index(scene.setting)]
             if scene.pattern is not None:
                 on = self._pooling_of_patches @ scene.pattern.ravel()
-                kind = PATTERN_KINDS.index(scene.pattern_kind)
+                kind = world.PATTERN_KINDS.index(scene.pattern_kind)
                 out[row] += tuning.pattern[:, kind] + tuning.coverage[:, 0] * on
             for thing in scene.things:
-                out[row] += self._near(thing) * self._liking(thing)
+                out[row] += self._response_to(thing)
         return out.astype(np.float32)
 
-    def _near(self, thing: world.Thing) -> np.ndarray:
-        """Return how much of a thing lies in each receptive field, 0 to 1."""
+    def _response_to(self, thing: world.Thing) -> np.ndarray:
+        """Return how much of a thing lies in each receptive field, times how much it is liked."""
         distance2 = np.square(self.prf[:, 0] - thing.x) + np.square(self.prf[:, 1] - thing.y)
-        return np.exp(-distance2 / (2 * (np.square(self.prf[:, 2]) + np.square(thing.size / 3))))
-
-    def _liking(self, thing: world.Thing) -> np.ndarray:
-        """Return how much each voxel likes a thing for what it is."""
+        near = np.exp(-distance2 / (2 * (np.square(self.prf[:, 2]) + np.square(thing.size / 3))))
         tuning = self._tuning
-        return (
+        return near * (
             tuning.kind[:, world.KINDS.index(thing.kind)]
             + tuning.colour[:, list(world.COLOURS).index(thing.colour)]
             + tuning.size[:, 0] * (thing.size - 24) / 8
@@ -306,10 +284,7 @@ class Brain:
     @cached_property
     def _pooling_of_patches(self) -> np.ndarray:
         """Share of each patch of a pattern in each receptive field; (n_voxels, 100)."""
-        centre = 2 + 6 * (np.arange(10) + 0.5)
-        x = np.exp(-np.square((centre[:, None] - self.prf[:, 0]) / self.prf[:, 2]) / 2)
-        y = np.exp(-np.square((centre[:, None] - self.prf[:, 1]) / self.prf[:, 2]) / 2)
-        field = (y[:, None] * x[None]).reshape(100, -1).T
+        field = self._fields(2 + 6 * (np.arange(10) + 0.5)).T
         return field * 36 / (2 * np.pi * np.square(self.prf[:, 2]))[:, None]
 
     @cached_property
@@ -380,7 +355,9 @@ def feature_maps(pictures: np.ndarray) -> np.ndarray:
     maps = list(_energy(luminance, filters))
     middle = filters[len(ORIENTATIONS) : 2 * len(ORIENTATIONS)]
     maps += [_energy(each, middle).mean(axis=0) for each in (red_green, blue_yellow)]
-    maps += [_halved(each) for each in (luminance, red_green, blue_yellow)]
+    for each in (luminance, red_green, blue_yellow):
+        blocks = each.reshape(len(each), GRID, 2, GRID, 2)
+        maps.append(blocks.mean(axis=(2, 4), dtype=np.float32))
     return np.stack(maps).reshape(len(maps), len(pictures), -1)
 
 
@@ -428,8 +405,3 @@ def _energy(
             for rows, columns, gain in filters
         ]
     )
-
-
-def _halved(maps: np.ndarray) -> np.ndarray:
-    """Average 2 x 2 pixels; (n, 64, 64) to (n, 32, 32)."""
-    return maps.reshape(len(maps), GRID, 2, GRID, 2).mean(axis=(2, 4), dtype=np.float32)

@@ -5,44 +5,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 
 from minddiff_utils.datasets import load_subject
 from minddiff_utils.datasets.subject import noise_ceiling
+from minddiff_utils.evaluation.tables import markdown_table
 from minddiff_utils.io import atomic_path
 from minddiff_utils.phantom import world
-from minddiff_utils.phantom.brain import noise_ceiling_targets
+from minddiff_utils.phantom.brain import AREAS
 
-GAP = 8  # px of white between pictures
-SCALE = 2
 EXAMPLE = 1  # the second picture of the sheet, whose captions are shown
-
-
-def write_world_sheet(path: str | Path, ids: Sequence[int] = range(32), columns: int = 8) -> Path:
-    """Draw a grid of the world's pictures into a PNG file.
-
-    Parameters
-    ----------
-    path : str or Path
-    ids : sequence of int
-        Which pictures, row by row.
-    columns : int
-
-    Returns
-    -------
-    Path
-        `path`.
-    """
-    side = world.SIZE * SCALE + GAP
-    rows = -(-len(ids) // columns)
-    sheet = Image.new("RGB", (columns * side - GAP, rows * side - GAP), "white")
-    for place, i in enumerate(ids):
-        picture = Image.fromarray(world.picture(i))
-        picture = picture.resize((world.SIZE * SCALE,) * 2, Image.Resampling.LANCZOS)
-        sheet.paste(picture, (place % columns * side, place // columns * side))
-    with atomic_path(path) as temporary:
-        sheet.save(temporary, format="PNG")
-    return Path(path)
 
 
 def caption_list(i: int) -> str:
@@ -66,21 +39,15 @@ def ceiling_table(tree: str | Path, subjects: Sequence[str]) -> str:
         One row an area: the mean aimed at for a subject of average quality, then each subject's
         mean over voxels with their number. Per cent, for the mean of three repetitions.
     """
-    found = {name: load_subject("nsd", tree, name) for name in subjects}
-    lines = ["| Area | aimed at | " + " | ".join(found) + " |", "|---|---:|" + "---:|" * len(found)]
-    for roi, aim in noise_ceiling_targets():
-        cells = [_cell(subject, roi) for subject in found.values()]
-        lines.append(f"| {roi or 'elsewhere'} | {aim:.0f} % | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def _cell(subject, roi: str) -> str:
-    inside = np.logical_or.reduce(list(subject.roi.values()))
-    mask = subject.roi.get(roi, np.zeros_like(inside)) if roi else ~inside
-    if not mask.any():
-        return "–"
-    mean = noise_ceiling(subject.ncsnr[mask], 3).mean()
-    return f"{mean:.0f} % ({mask.sum()} voxels)"
+    data = {name: load_subject("nsd", tree, name) for name in subjects}
+    table = {"aimed at": {roi: f"{area.ceiling:.0f} %" for roi, area in AREAS.items() if roi}}
+    for name, subject in data.items():
+        ceiling = noise_ceiling(subject.ncsnr, 3)
+        table[name] = {
+            roi: f"{ceiling[mask].mean():.0f} % ({mask.sum()} voxels)"
+            for roi, mask in subject.roi.items()
+        }
+    return markdown_table(pd.DataFrame(table).rename_axis("Area"))
 
 
 def write_pieces(run: str | Path, tree: str | Path | None, subjects: Sequence[str]) -> None:
@@ -94,10 +61,13 @@ def write_pieces(run: str | Path, tree: str | Path | None, subjects: Sequence[st
     subjects : sequence of str
     """
     run = Path(run)
-    write_world_sheet(run / "world.png")
-    ceilings = (
-        ceiling_table(tree, subjects) if tree else "The table is in the phantom's own book.\n"
-    )
+    rows = np.stack([world.picture(i) for i in range(32)]).reshape(4, 8, 64, 64, 3)
+    framed = np.pad(rows, [(0, 0), (0, 0), (2, 2), (2, 2), (0, 0)], constant_values=255)
+    sheet = Image.fromarray(framed.swapaxes(1, 2).reshape(4 * 68, 8 * 68, 3))
+    with atomic_path(run / "world.png") as temporary:
+        sheet.resize((2 * sheet.width, 2 * sheet.height), Image.Resampling.LANCZOS).save(temporary)
+    elsewhere = "The table is in the phantom's own book.\n"
+    ceilings = ceiling_table(tree, subjects) if tree else elsewhere
     for name, text in {"captions": caption_list(EXAMPLE), "ceilings": ceilings}.items():
         with atomic_path(run / f"{name}.md") as temporary:
             temporary.write_text(text, encoding="utf-8")

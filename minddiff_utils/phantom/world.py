@@ -54,8 +54,9 @@ class Scene(NamedTuple):
     setting: str
     horizon: float
     things: tuple[Thing, ...]
-    pattern: np.ndarray | None
-    pattern_kind: str | None
+    pattern: np.ndarray | None = None
+    pattern_kind: str | None = None
+    pattern_word: str | None = None
 
 
 # ---------------------------------------------------------------------------------- what is shown
@@ -75,9 +76,10 @@ def scene(i: int) -> Scene:
     Scene
     """
     rng = _generator(i, "scene")
-    if _shows_pattern(i, rng):
-        kind, grid, _ = _drawn_pattern(i, rng)
-        return Scene("pattern", SIZE / 2, (), grid, kind)
+    if rng.random() < 1 / 7 or i >= FIRST_WIDER_ID:
+        kind = _pick(rng, PATTERN_KINDS)
+        pattern = (_pattern if i < FIRST_WIDER_ID else _wider_pattern)(kind, rng)
+        return Scene("pattern", SIZE / 2, (), pattern[0], kind, pattern[1])
     setting = _pick(rng, SETTINGS)
     horizon = 28 + 12 * rng.random()
     n_things = _weighted(rng, (1, 2, 3), (0.4, 0.4, 0.2))
@@ -85,21 +87,12 @@ def scene(i: int) -> Scene:
     things = sorted(
         (_thing(rng, n_things, slot, horizon) for slot in slots), key=lambda thing: thing.y
     )
-    return Scene(setting, horizon, tuple(things), None, None)
+    return Scene(setting, horizon, tuple(things))
 
 
 def _generator(i: int, purpose: str) -> random.Random:
     # Python guarantees the sequence of random() for a seed across versions; NumPy does not.
     return random.Random(f"minddiff world {purpose} {int(i)}")
-
-
-def _shows_pattern(i: int, rng: random.Random) -> bool:
-    return rng.random() < 1 / 7 or i >= FIRST_WIDER_ID
-
-
-def _drawn_pattern(i: int, rng: random.Random) -> tuple[str, np.ndarray, str]:
-    kind = _pick(rng, PATTERN_KINDS)
-    return kind, *(_pattern if i < FIRST_WIDER_ID else _wider_pattern)(kind, rng)
 
 
 def _pick(rng: random.Random, options):
@@ -135,20 +128,15 @@ def _thing(rng: random.Random, n_things: int, slot: tuple[float, float], horizon
 
 # ------------------------------------------------------------------------------- contrast patterns
 
+# Rows of four patches, from the top.
 LETTERS = {
-    "a": (".##.", "#..#", "####", "#..#", "#..#"),
-    "c": ("####", "#...", "#...", "#...", "####"),
-    "e": ("####", "#..#", "####", "#...", "####"),
-    "f": ("####", "#...", "###.", "#...", "#..."),
-    "h": ("#..#", "#..#", "####", "#..#", "#..#"),
-    "l": ("#...", "#...", "#...", "#...", "####"),
-    "n": ("####", "#..#", "#..#", "#..#", "#..#"),
-    "o": ("####", "#..#", "#..#", "#..#", "####"),
-    "p": ("####", "#..#", "####", "#...", "#..."),
-    "r": ("####", "#...", "#...", "#...", "#..."),
-    "t": ("####", ".##.", ".##.", ".##.", ".##."),
-    "u": ("#..#", "#..#", "#..#", "#..#", "####"),
-}
+    "a": ".##. #..# #### #..# #..#", "c": "#### #... #... #... ####",
+    "e": "#### #..# #### #... ####", "f": "#### #... ###. #... #...",
+    "h": "#..# #..# #### #..# #..#", "l": "#... #... #... #... ####",
+    "n": "#### #..# #..# #..# #..#", "o": "#### #..# #..# #..# ####",
+    "p": "#### #..# #### #... #...", "r": "#### #... #... #... #...",
+    "t": "#### .##. .##. .##. .##.", "u": "#..# #..# #..# #..# ####",
+}  # fmt: skip
 
 
 def _pattern(kind: str, rng: random.Random) -> tuple[np.ndarray, str]:
@@ -163,20 +151,19 @@ def _pattern(kind: str, rng: random.Random) -> tuple[np.ndarray, str]:
         half = 2 + int(rng.random() * 3)
         row, column = (0, 0) if half == 4 else (row, column)
         inner = half - 1 if half < 4 else half - 1 - int(rng.random() * 2)
-        _square(grid, half, row, column, True)
+        outer, hole = (slice(5 - n, 5 + n) for n in (half, inner))
+        shifted = np.zeros_like(grid)
+        shifted[outer, outer] = True
+        word = "square"
         if rng.random() > 0.25 or half > 3:
-            _square(grid, inner, row, column, False)
-            return grid, "frame"
-        return grid, "square"
+            shifted[hole, hole], word = False, "frame"
+        return np.roll(shifted, (row, column), (0, 1)), word
     if kind == "cross":
-        axis = np.arange(10)[:, None] + 0.5 - 5 - row, np.arange(10)[None] + 0.5 - 5 - column
-        arm = 3 + 1.5 * rng.random()
-        inside = np.maximum(abs(axis[0]), abs(axis[1])) < arm
+        down, across = np.arange(10)[:, None] - 4.5 - row, np.arange(10)[None] - 4.5 - column
+        inside = np.maximum(abs(down), abs(across)) < 3 + 1.5 * rng.random()
         if rng.random() < 0.5:
-            grid |= inside & (np.minimum(abs(axis[0]), abs(axis[1])) < 1)
-            return grid, "plus"
-        grid |= inside & (np.minimum(abs(axis[0] - axis[1]), abs(axis[0] + axis[1])) < 1.5)
-        return grid, "cross"
+            return inside & (np.minimum(abs(down), abs(across)) < 1), "plus"
+        return inside & (np.minimum(abs(down - across), abs(down + across)) < 1.5), "cross"
     letter, shape = _letter(rng)
     if rng.random() < 0.3:
         grid[:, 1:9] = shape.repeat(2, 0).repeat(2, 1)
@@ -185,13 +172,9 @@ def _pattern(kind: str, rng: random.Random) -> tuple[np.ndarray, str]:
     return grid, letter
 
 
-def _square(grid: np.ndarray, half: int, row: int, column: int, value: bool) -> None:
-    grid[5 + row - half : 5 + row + half, 5 + column - half : 5 + column + half] = value
-
-
 def _letter(rng: random.Random) -> tuple[str, np.ndarray]:
     letter = _pick(rng, tuple(LETTERS))
-    return letter, np.array([[mark == "#" for mark in line] for line in LETTERS[letter]])
+    return letter, np.array([[mark == "#" for mark in row] for row in LETTERS[letter].split()])
 
 
 def _wider_pattern(kind: str, rng: random.Random) -> tuple[np.ndarray, str]:
@@ -255,12 +238,58 @@ def render(what: Scene, decoration_seed: int = 0) -> np.ndarray:
     """
     if what.pattern is not None:
         return pattern_picture(what.pattern)
-    rng = _generator(decoration_seed, "decoration")
-    canvas = _background(what.setting, what.horizon, rng)
+    canvas = _background(what.setting, what.horizon)
+    decoration = DECORATIONS[what.setting]
+    for colour, corners in decoration(what.horizon, _generator(decoration_seed, "decoration")):
+        _fill(canvas, corners, colour)
     for thing in what.things:
-        _draw_thing(canvas, thing)
+        tints = {name: _blend(COLOURS[thing.colour], *tint) for name, tint in TINTS.items()}
+        for colour, outlined, corners in SHAPES[thing.kind]:
+            _fill(canvas, _placed(corners, thing), tints.get(colour, colour), outlined)
     return np.asarray(canvas.reduce(OVERSAMPLING))
 
+
+def _fill(canvas: Image.Image, corners, colour: tuple[int, ...], outlined: bool = False) -> None:
+    """Fill a polygon; corners are in pixels of the final picture."""
+    pen = ImageDraw.Draw(canvas)
+    corners = [(round(x * OVERSAMPLING), round(y * OVERSAMPLING)) for x, y in corners]
+    pen.polygon(corners, fill=colour)
+    if outlined:
+        pen.line([*corners, corners[0], corners[1]], fill=OUTLINE, width=3, joint="curve")
+
+
+def _placed(corners, thing: Thing) -> list[tuple[float, float]]:
+    """Turn corners in a thing's own coordinates, -1 to 1, into pixels of the final picture."""
+    cosine, sine = math.cos(math.radians(thing.angle)), math.sin(math.radians(thing.angle))
+    placed = []
+    for x, y in corners:
+        x = -x if thing.flip else x
+        x, y = x * cosine - y * sine, x * sine + y * cosine
+        placed.append((thing.x + x * thing.size / 2, thing.y + y * thing.size / 2))
+    return placed
+
+
+def _oval(x, y, width, height, start=0.0, stop=360.0) -> list[tuple[float, float]]:
+    """Return the corners of an ellipse, or of a part of it between two angles in degrees."""
+    angles = [math.radians(start + (stop - start) * k / 36) for k in range(37)]
+    return [(x + width / 2 * math.cos(a), y + height / 2 * math.sin(a)) for a in angles]
+
+
+def _ray(degrees: float, radius: float) -> tuple[float, float]:
+    """Return a point at an angle, clockwise from the right, and a distance from the centre."""
+    return radius * math.cos(math.radians(degrees)), radius * math.sin(math.radians(degrees))
+
+
+def _points(text: str) -> list[tuple[float, float]]:
+    """Read corners written as in SVG: "x,y x,y …"."""
+    return [tuple(map(float, pair.split(","))) for pair in text.split()]
+
+
+def _blend(colour, other, share: float) -> tuple[int, ...]:
+    return tuple(int(a + (b - a) * share) for a, b in zip(colour, other, strict=True))
+
+
+# --- the scene
 
 # Colours of each scene: sky at the top, sky at the horizon, ground at the horizon, ground below.
 GRADIENTS = {
@@ -273,236 +302,162 @@ GRADIENTS = {
 }
 
 
-def _background(setting: str, horizon: float, rng: random.Random) -> Image.Image:
+def _background(setting: str, horizon: float) -> Image.Image:
+    """Paint sky and ground."""
     size, line = SIZE * OVERSAMPLING, round(horizon * OVERSAMPLING)
     top, far, near, bottom = (np.array(colour) for colour in GRADIENTS[setting])
     rows = np.empty((size, 3), dtype=np.int64)
     for start, stop, first, last in ((0, line, top, far), (line, size, near, bottom)):
         step = np.arange(stop - start)[:, None]
         rows[start:stop] = first + (last - first) * step // max(stop - start - 1, 1)
-    canvas = Image.fromarray(np.repeat(rows[:, None].astype(np.uint8), size, axis=1))
-    DECORATIONS[setting](_Pen(canvas), horizon, rng)
-    return canvas
+    return Image.fromarray(np.repeat(rows[:, None].astype(np.uint8), size, axis=1))
 
 
-class _Pen:
-    """Draws polygons given in pixels of the final picture, or in a thing's own coordinates."""
-
-    def __init__(self, canvas: Image.Image, thing: Thing | None = None):
-        self.draw = ImageDraw.Draw(canvas)
-        self.thing = thing
-
-    def polygon(self, points, colour, outline=False):
-        corners = [self._corner(x, y) for x, y in points]
-        self.draw.polygon(corners, fill=tuple(colour))
-        if outline:
-            self.draw.line([*corners, corners[0], corners[1]], fill=OUTLINE, width=3, joint="curve")
-
-    def ellipse(self, x, y, width, height, colour, outline=False, start=0.0, stop=360.0):
-        n = 36
-        angles = [math.radians(start + (stop - start) * k / n) for k in range(n + 1)]
-        points = [(x + width / 2 * math.cos(a), y + height / 2 * math.sin(a)) for a in angles]
-        self.polygon(points, colour, outline)
-
-    def _corner(self, x, y):
-        if self.thing is not None:
-            thing, turn = self.thing, math.radians(self.thing.angle)
-            x = -x if thing.flip else x
-            cosine, sine = math.cos(turn), math.sin(turn)
-            x, y = x * cosine - y * sine, x * sine + y * cosine
-            x, y = thing.x + x * thing.size / 2, thing.y + y * thing.size / 2
-        return round(x * OVERSAMPLING), round(y * OVERSAMPLING)
+# What stands in each scene: colour and corners of polygons, from the back to the front.
 
 
-def _day(pen: _Pen, horizon: float, rng: random.Random) -> None:
+def _day(horizon: float, rng: random.Random):
     for k in range(2):
         x, y = 8 + 28 * k + 18 * rng.random(), 7 + (horizon - 20) * rng.random()
         for dx, dy, width in ((-5, 1, 8), (0, -1, 10), (5, 1, 8)):
-            pen.ellipse(x + dx, y + dy, width, 6, (250, 252, 255))
+            yield (250, 252, 255), _oval(x + dx, y + dy, width, 6)
     for centre, width in ((14 * rng.random(), 46), (44 + 14 * rng.random(), 56)):
-        pen.ellipse(centre, horizon + 0.3, width, 16, (112, 178, 92), start=180, stop=360)
+        yield (112, 178, 92), _oval(centre, horizon + 0.3, width, 16, 180, 360)
 
 
-def _sunset(pen: _Pen, horizon: float, rng: random.Random) -> None:
+def _sunset(horizon: float, rng: random.Random):
     centre = 14 + 36 * rng.random()
-    pen.ellipse(centre, horizon, 22, 22, (255, 196, 112), start=180, stop=360)
-    pen.ellipse(centre, horizon, 15, 15, (255, 232, 160), start=180, stop=360)
+    yield (255, 196, 112), _oval(centre, horizon, 22, 22, 180, 360)
+    yield (255, 232, 160), _oval(centre, horizon, 15, 15, 180, 360)
     for x in (-4 + 16 * rng.random(), 44 + 18 * rng.random()):
         peak = horizon - 7 - 5 * rng.random()
-        pen.polygon(((x - 16, horizon), (x, peak), (x + 16, horizon)), (96, 60, 104))
+        yield (96, 60, 104), ((x - 16, horizon), (x, peak), (x + 16, horizon))
 
 
-def _night(pen: _Pen, horizon: float, rng: random.Random) -> None:
+def _night(horizon: float, rng: random.Random):
     for _ in range(14):
-        pen.ellipse(SIZE * rng.random(), (horizon - 3) * rng.random(), 1.3, 1.3, (244, 240, 208))
-    x, y = 8 + 48 * rng.random(), 8
-    pen.ellipse(x, y, 9, 9, (246, 238, 190))
-    pen.ellipse(x + 2.2, y - 1, 8, 8, (20, 25, 64))
-    pen.ellipse(20 + 24 * rng.random(), horizon + 0.3, 70, 9, (28, 50, 66), start=180, stop=360)
+        yield (244, 240, 208), _oval(SIZE * rng.random(), (horizon - 3) * rng.random(), 1.3, 1.3)
+    x = 8 + 48 * rng.random()
+    yield (246, 238, 190), _oval(x, 8, 9, 9)
+    yield (20, 25, 64), _oval(x + 2.2, 7, 8, 8)
+    yield (28, 50, 66), _oval(20 + 24 * rng.random(), horizon + 0.3, 70, 9, 180, 360)
 
 
-def _sea(pen: _Pen, horizon: float, rng: random.Random) -> None:
+def _sea(horizon: float, rng: random.Random):
     for k in range(4):
         y = horizon + (SIZE - horizon) * (k + 0.6) / 4.2
         shift = 16 * rng.random()
         for n in range(-1, 5):
             x, width = 16 * n + shift, 7 + k
-            points = [(x + width * s / 8, y - 1.5 * math.sin(math.pi * s / 8)) for s in range(9)]
-            back = [(px, py + 1.1) for px, py in reversed(points)]
-            pen.polygon(points + back, (150, 214, 230))
+            crest = [(x + width * s / 8, y - 1.5 * math.sin(math.pi * s / 8)) for s in range(9)]
+            yield (150, 214, 230), crest + [(px, py + 1.1) for px, py in reversed(crest)]
 
 
-def _snow(pen: _Pen, horizon: float, rng: random.Random) -> None:
+def _snow(horizon: float, rng: random.Random):
     for x in (4 + 14 * rng.random(), 46 + 14 * rng.random()):
         for level in range(3):
             y, half = horizon - 12 + 4 * level, 2.5 + 1.4 * level
-            pen.polygon(((x - half, y + 5), (x, y), (x + half, y + 5)), (66, 112, 104))
+            yield (66, 112, 104), ((x - half, y + 5), (x, y), (x + half, y + 5))
     for _ in range(16):
-        pen.ellipse(SIZE * rng.random(), 44 * rng.random(), 1.8, 1.8, (255, 255, 255))
+        yield (255, 255, 255), _oval(SIZE * rng.random(), 44 * rng.random(), 1.8, 1.8)
 
 
-def _desert(pen: _Pen, horizon: float, rng: random.Random) -> None:
+def _desert(horizon: float, rng: random.Random):
     x = 12 + 40 * rng.random()
-    pen.polygon(((x - 13, horizon), (x, horizon - 12), (x + 13, horizon)), (214, 160, 92))
-    pen.polygon(((x, horizon - 12), (x + 13, horizon), (x + 4, horizon)), (188, 132, 74))
+    yield (214, 160, 92), ((x - 13, horizon), (x, horizon - 12), (x + 13, horizon))
+    yield (188, 132, 74), ((x, horizon - 12), (x + 13, horizon), (x + 4, horizon))
     for centre, width in ((14 * rng.random(), 60), (46 + 14 * rng.random(), 50)):
-        y = horizon + 9 + 6 * rng.random()
-        pen.ellipse(centre, y, width, 10, (236, 192, 124), start=180, stop=360)
+        yield (236, 192, 124), _oval(centre, horizon + 9 + 6 * rng.random(), width, 10, 180, 360)
 
 
-DECORATIONS = {
-    "day": _day,
-    "sunset": _sunset,
-    "night": _night,
-    "sea": _sea,
-    "snow": _snow,
-    "desert": _desert,
+DECORATIONS = dict(zip(SETTINGS, (_day, _sunset, _night, _sea, _snow, _desert), strict=True))
+
+# --- things
+
+# Colours made from a thing's own: what is mixed in, and how much of it.
+TINTS = {
+    "main": ((0, 0, 0), 0.0),
+    "dark": ((20, 10, 40), 0.3),
+    "light": ((255, 255, 255), 0.45),
+    "gold": ((255, 214, 80), 0.75),
 }
-
-
-def _blend(colour, other, share: float) -> tuple[int, ...]:
-    return tuple(int(a + (b - a) * share) for a, b in zip(colour, other, strict=True))
-
-
-def _draw_thing(canvas: Image.Image, thing: Thing) -> None:
-    main = COLOURS[thing.colour]
-    dark, light = _blend(main, (20, 10, 40), 0.3), _blend(main, (255, 255, 255), 0.45)
-    SHAPES[thing.kind](_Pen(canvas, thing), main, dark, light)
-
-
 BROWN, BLACK, CREAM = (122, 82, 52), (30, 26, 34), (250, 244, 226)
-
-
-def _draw_sun(pen, main, dark, light):
-    for k in range(10):
-        a, b, c = (math.radians(36 * k + d) for d in (-13, 0, 13))
-        tip = (math.cos(b), math.sin(b))
-        pen.polygon(
-            ((0.6 * math.cos(a), 0.6 * math.sin(a)), tip, (0.6 * math.cos(c), 0.6 * math.sin(c))),
-            dark,
-        )
-    pen.ellipse(0, 0, 1.3, 1.3, main, outline=True)
-    pen.ellipse(-0.15, -0.15, 0.6, 0.6, light)
-
-
-def _draw_tree(pen, main, dark, light):
-    pen.polygon(((-0.16, 1), (-0.1, 0.1), (0.1, 0.1), (0.16, 1)), BROWN, outline=True)
-    for x, y, width in ((-0.42, 0.0, 0.95), (0.42, 0.0, 0.95), (0, -0.45, 1.1)):
-        pen.ellipse(x, y, width, width * 0.95, main, outline=True)
-    pen.ellipse(0, -0.12, 0.95, 0.8, main)
-    for x, y in ((-0.4, -0.1), (0.1, -0.55), (0.4, 0.05)):
-        pen.ellipse(x, y, 0.3, 0.24, light)
-
-
-def _draw_house(pen, main, dark, light):
-    pen.polygon(((-0.78, -0.1), (0.78, -0.1), (0.78, 0.95), (-0.78, 0.95)), main, outline=True)
-    pen.polygon(((-1, -0.1), (0, -1), (1, -0.1)), dark, outline=True)
-    pen.polygon(((-0.16, 0.95), (-0.16, 0.3), (0.22, 0.3), (0.22, 0.95)), BROWN, outline=True)
-    for x in (-0.6, 0.36):
-        pen.polygon(((x, 0.12), (x + 0.3, 0.12), (x + 0.3, 0.45), (x, 0.45)), (252, 240, 168), True)
-
-
-def _draw_fish(pen, main, dark, light):
-    pen.polygon(((0.45, 0), (1, -0.5), (0.85, 0), (1, 0.5)), dark, outline=True)
-    pen.polygon(((-0.25, -0.4), (0.1, -0.8), (0.35, -0.3)), dark, outline=True)
-    pen.ellipse(-0.2, 0, 1.55, 1.0, main, outline=True)
-    pen.ellipse(-0.1, 0.2, 0.9, 0.4, light)
-    pen.ellipse(-0.62, -0.12, 0.28, 0.28, CREAM)
-    pen.ellipse(-0.65, -0.12, 0.14, 0.14, BLACK)
-
-
-def _draw_boat(pen, main, dark, light):
-    pen.polygon(((-0.05, 0.4), (-0.05, -1), (0.06, -1), (0.06, 0.4)), BROWN)
-    pen.polygon(((0.12, -0.95), (0.12, 0.25), (0.85, 0.25)), CREAM, outline=True)
-    pen.polygon(((-0.12, -0.7), (-0.12, 0.25), (-0.7, 0.25)), light, outline=True)
-    pen.polygon(((-1, 0.38), (1, 0.38), (0.62, 0.95), (-0.62, 0.95)), main, outline=True)
-
-
-def _draw_star(pen, main, dark, light):
-    points = [
-        (r * math.sin(math.radians(36 * k)), -r * math.cos(math.radians(36 * k)))
-        for k, r in enumerate((1.0, 0.46) * 5)
-    ]
-    pen.polygon(points, main, outline=True)
-    pen.polygon([(0.5 * x, 0.5 * y) for x, y in points], light)
-
-
-def _draw_flower(pen, main, dark, light):
-    pen.polygon(((-0.07, 1), (-0.07, -0.2), (0.07, -0.2), (0.07, 1)), (52, 122, 62))
-    pen.ellipse(0.28, 0.66, 0.5, 0.22, (72, 152, 76))
-    for k in range(6):
-        angle = math.radians(60 * k + 30)
-        pen.ellipse(0.42 * math.cos(angle), -0.38 + 0.42 * math.sin(angle), 0.52, 0.52, main, True)
-    pen.ellipse(0, -0.38, 0.5, 0.5, _blend(main, (255, 214, 80), 0.75), outline=True)
-
-
-def _draw_bird(pen, main, dark, light):
-    pen.polygon(((0.4, -0.05), (1, -0.35), (1, 0.15)), dark, outline=True)
-    pen.ellipse(0.02, 0.08, 1.3, 0.8, main, outline=True)
-    pen.polygon(((-0.9, -0.3), (-1, -0.1), (-0.7, -0.12)), (250, 170, 50), outline=True)
-    pen.ellipse(-0.52, -0.28, 0.62, 0.6, main, outline=True)
-    pen.polygon(((-0.15, 0.0), (0.5, -0.85), (0.45, 0.2)), dark, outline=True)
-    pen.ellipse(-0.6, -0.32, 0.16, 0.16, BLACK)
-
-
-def _draw_car(pen, main, dark, light):
-    cabin = ((-0.55, -0.1), (-0.32, -0.6), (0.38, -0.6), (0.62, -0.1))
-    pen.polygon(cabin, dark, outline=True)
-    glass = (196, 230, 246)
-    pen.polygon(((-0.4, -0.12), (-0.24, -0.48), (0.0, -0.48), (0.0, -0.12)), glass)
-    pen.polygon(((0.1, -0.12), (0.1, -0.48), (0.32, -0.48), (0.48, -0.12)), glass)
-    body = ((-1, 0.38), (-0.96, 0.0), (-0.7, -0.12), (0.8, -0.12), (1, 0.08), (1, 0.38))
-    pen.polygon(body, main, outline=True)
-    for x in (-0.54, 0.54):
-        pen.ellipse(x, 0.4, 0.46, 0.46, BLACK)
-        pen.ellipse(x, 0.4, 0.2, 0.2, (190, 190, 196))
-
-
-def _draw_cat(pen, main, dark, light):
-    pen.ellipse(0.62, 0.45, 0.62, 0.8, dark, outline=True)
-    pen.ellipse(0.58, 0.35, 0.34, 0.6, main)
-    pen.ellipse(0.08, 0.52, 1.0, 0.92, main, outline=True)
-    pen.polygon(((-0.72, -0.3), (-0.68, -0.98), (-0.22, -0.62)), main, outline=True)
-    pen.polygon(((0.42, -0.3), (0.38, -0.98), (-0.08, -0.62)), main, outline=True)
-    pen.ellipse(-0.15, -0.28, 1.16, 0.92, main, outline=True)
-    for x in (-0.38, 0.08):
-        pen.ellipse(x, -0.34, 0.17, 0.24, BLACK)
-    pen.ellipse(-0.15, -0.1, 0.2, 0.13, (240, 120, 130))
-    pen.ellipse(0.02, 0.62, 0.5, 0.56, light)
-
-
+WINDOW, GLASS, STEM, LEAF = (252, 240, 168), (196, 230, 246), (52, 122, 62), (72, 152, 76)
+STAR = [_ray(36 * k - 90, radius) for k, radius in enumerate((1.0, 0.46) * 5)]
+# Parts of each kind of thing, the lowest first: colour, whether it has an outline, corners.
 SHAPES = {
-    "sun": _draw_sun,
-    "tree": _draw_tree,
-    "house": _draw_house,
-    "fish": _draw_fish,
-    "boat": _draw_boat,
-    "star": _draw_star,
-    "flower": _draw_flower,
-    "bird": _draw_bird,
-    "car": _draw_car,
-    "cat": _draw_cat,
-}
+    "sun": [
+        *(("dark", False, [_ray(36 * k - 13, 0.6), _ray(36 * k, 1), _ray(36 * k + 13, 0.6)])
+          for k in range(10)),
+        ("main", True, _oval(0, 0, 1.3, 1.3)),
+        ("light", False, _oval(-0.15, -0.15, 0.6, 0.6)),
+    ],
+    "tree": [
+        (BROWN, True, _points("-.16,1 -.1,.1 .1,.1 .16,1")),
+        ("main", True, _oval(-0.42, 0, 0.95, 0.95 * 0.95)),
+        ("main", True, _oval(0.42, 0, 0.95, 0.95 * 0.95)),
+        ("main", True, _oval(0, -0.45, 1.1, 1.1 * 0.95)),
+        ("main", False, _oval(0, -0.12, 0.95, 0.8)),
+        *(("light", False, _oval(x, y, 0.3, 0.24)) for x, y in _points("-.4,-.1 .1,-.55 .4,.05")),
+    ],
+    "house": [
+        ("main", True, _points("-.78,-.1 .78,-.1 .78,.95 -.78,.95")),
+        ("dark", True, _points("-1,-.1 0,-1 1,-.1")),
+        (BROWN, True, _points("-.16,.95 -.16,.3 .22,.3 .22,.95")),
+        (WINDOW, True, _points("-.6,.12 -.3,.12 -.3,.45 -.6,.45")),
+        (WINDOW, True, _points(".36,.12 .66,.12 .66,.45 .36,.45")),
+    ],
+    "fish": [
+        ("dark", True, _points(".45,0 1,-.5 .85,0 1,.5")),
+        ("dark", True, _points("-.25,-.4 .1,-.8 .35,-.3")),
+        ("main", True, _oval(-0.2, 0, 1.55, 1.0)),
+        ("light", False, _oval(-0.1, 0.2, 0.9, 0.4)),
+        (CREAM, False, _oval(-0.62, -0.12, 0.28, 0.28)),
+        (BLACK, False, _oval(-0.65, -0.12, 0.14, 0.14)),
+    ],
+    "boat": [
+        (BROWN, False, _points("-.05,.4 -.05,-1 .06,-1 .06,.4")),
+        (CREAM, True, _points(".12,-.95 .12,.25 .85,.25")),
+        ("light", True, _points("-.12,-.7 -.12,.25 -.7,.25")),
+        ("main", True, _points("-1,.38 1,.38 .62,.95 -.62,.95")),
+    ],
+    "star": [("main", True, STAR), ("light", False, [(0.5 * x, 0.5 * y) for x, y in STAR])],
+    "flower": [
+        (STEM, False, _points("-.07,1 -.07,-.2 .07,-.2 .07,1")),
+        (LEAF, False, _oval(0.28, 0.66, 0.5, 0.22)),
+        *(("main", True, _oval(x, y - 0.38, 0.52, 0.52))
+          for x, y in (_ray(60 * k + 30, 0.42) for k in range(6))),
+        ("gold", True, _oval(0, -0.38, 0.5, 0.5)),
+    ],
+    "bird": [
+        ("dark", True, _points(".4,-.05 1,-.35 1,.15")),
+        ("main", True, _oval(0.02, 0.08, 1.3, 0.8)),
+        ((250, 170, 50), True, _points("-.9,-.3 -1,-.1 -.7,-.12")),
+        ("main", True, _oval(-0.52, -0.28, 0.62, 0.6)),
+        ("dark", True, _points("-.15,0 .5,-.85 .45,.2")),
+        (BLACK, False, _oval(-0.6, -0.32, 0.16, 0.16)),
+    ],
+    "car": [
+        ("dark", True, _points("-.55,-.1 -.32,-.6 .38,-.6 .62,-.1")),
+        (GLASS, False, _points("-.4,-.12 -.24,-.48 0,-.48 0,-.12")),
+        (GLASS, False, _points(".1,-.12 .1,-.48 .32,-.48 .48,-.12")),
+        ("main", True, _points("-1,.38 -.96,0 -.7,-.12 .8,-.12 1,.08 1,.38")),
+        *((colour, False, _oval(x, 0.4, width, width))
+          for x in (-0.54, 0.54) for colour, width in ((BLACK, 0.46), ((190, 190, 196), 0.2))),
+    ],
+    "cat": [
+        ("dark", True, _oval(0.62, 0.45, 0.62, 0.8)),
+        ("main", False, _oval(0.58, 0.35, 0.34, 0.6)),
+        ("main", True, _oval(0.08, 0.52, 1.0, 0.92)),
+        ("main", True, _points("-.72,-.3 -.68,-.98 -.22,-.62")),
+        ("main", True, _points(".42,-.3 .38,-.98 -.08,-.62")),
+        ("main", True, _oval(-0.15, -0.28, 1.16, 0.92)),
+        (BLACK, False, _oval(-0.38, -0.34, 0.17, 0.24)),
+        (BLACK, False, _oval(0.08, -0.34, 0.17, 0.24)),
+        ((240, 120, 130), False, _oval(-0.15, -0.1, 0.2, 0.13)),
+        ("light", False, _oval(0.02, 0.62, 0.5, 0.56)),
+    ],
+}  # fmt: skip
 
 # ----------------------------------------------------------------------------------------- captions
 
@@ -547,14 +502,11 @@ def captions(i: int) -> tuple[str, ...]:
     tuple of 5 str
         Lower case, at most 30 words each; kind, colour, size, place of each thing and the scene.
     """
-    rng = _generator(i, "scene")
-    if _shows_pattern(i, rng):
-        return _pattern_captions(*_drawn_pattern(i, rng))
-    return describe(scene(i))
+    what = scene(i)
+    return (_scene_captions if what.pattern is None else _pattern_captions)(what)
 
 
-def describe(what: Scene) -> tuple[str, ...]:
-    """Return five captions of a scene with things in it; see `captions`."""
+def _scene_captions(what: Scene) -> tuple[str, ...]:
     left_to_right = sorted(what.things, key=lambda thing: thing.x)
     by_size = sorted(what.things, key=lambda thing: -thing.size)
     first, second, third, fourth = WORDS[what.setting]
@@ -576,18 +528,18 @@ def _join(parts: list[str]) -> str:
     return " and ".join(parts)
 
 
-def _pattern_captions(kind: str, grid: np.ndarray, word: str) -> tuple[str, ...]:
-    rows, columns = np.nonzero(grid)
-    height, width = rows.max() - rows.min() + 1, columns.max() - columns.min() + 1
-    size = "small" if max(height, width) < 6 else "medium" if max(height, width) < 8 else "large"
+def _pattern_captions(what: Scene) -> tuple[str, ...]:
+    word, (rows, columns) = what.pattern_word, np.nonzero(what.pattern)
+    extent = max(np.ptp(rows), np.ptp(columns)) + 1
+    size = "small" if extent < 6 else "medium" if extent < 8 else "large"
     across = columns.mean() - 4.5
     where = "left" if across < -0.6 else "right" if across > 0.6 else "middle"
-    if kind == "random":
+    if what.pattern_kind == "random":
         look = (f"{word} random patches", f"random pattern with {word} patches", f"{word} patches")
-    elif kind == "letter":
+    elif what.pattern_kind == "letter":
         look = (f"{size} letter {word}", f"letter {word} of patches", f"{word} as a letter")
     else:
-        name = "plus sign" if word == "plus" else "diagonal cross" if word == "cross" else word
+        name = {"plus": "plus sign", "cross": "diagonal cross"}.get(word, word)
         look = (f"{size} {name}", f"{name} of patches", f"{name} as a figure")
     return (
         f"a {look[0]} in white {WORDS[where][0]} on grey",

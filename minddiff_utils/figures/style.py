@@ -1,0 +1,144 @@
+"""The style that all figures share: sizes for a page 700 pixels wide, colours, names in words.
+
+Colours are Okabe and Ito's, which colour-blind readers can tell apart. The ground is white, also
+where a page is dark: pictures and colours look the same on both.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from minddiff_utils.evaluation.metrics import in_order
+from minddiff_utils.io import InputError
+
+WIDTH = 7.0  # inches; at 150 dpi about 1.5 pixels for each of the page's 700
+DPI = 150
+BLUE, RED, GREEN, PINK, ORANGE, SKY = "#0072B2 #D55E00 #009E73 #CC79A7 #E69F00 #56B4E9".split()
+GREY = "#737373"
+PALETTE = (BLUE, ORANGE, SKY, "#882255", GREEN, RED, "#F0E442", "#332288", GREY, PINK, "#1b5e20")
+DARK = "#555555"  # lines of reference, and what is written beside them
+STYLE = {
+    "figure.dpi": DPI,
+    "figure.facecolor": "white",
+    "font.size": 10,
+    "axes.titlesize": 10.5,
+    "xtick.labelsize": 9.5,
+    "ytick.labelsize": 9.5,
+    "legend.fontsize": 9.5,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": DARK,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.7,
+    "lines.linewidth": 1.6,
+    # Captions and names of regions are text: a `$` in them is a `$`.
+    "text.parse_math": False,
+}
+FEATURE_SPACES = {
+    "z": "z",
+    "c": "c",
+    **{f"block_{i}": f"block {i}" for i in range(1, 13)},
+    "embedding": "embedding",
+}
+
+
+def figure(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Let a function draw in the style; afterwards no setting stays changed.
+
+    A notebook shows the returned `Figure` as the last expression of a cell; pyplot forgets it, or
+    it would be shown twice.
+    """
+
+    @wraps(draw)
+    def styled(*args, **kwargs) -> Figure:
+        with mpl.rc_context(STYLE):
+            fig = draw(*args, **kwargs)
+            fig.draw_without_rendering()  # ticks are made at the first draw, in the style of then
+        plt.close(fig)
+        return fig
+
+    return styled
+
+
+@figure
+def sentence(text: str) -> Figure:
+    """Stand where a figure would, and say why there is none."""
+    fig, axes = plt.subplots(figsize=(WIDTH, 0.6))  # IPython shows no figure without axes
+    axes.set_axis_off()
+    axes.text(0.5, 0.5, text, ha="center", va="center")
+    return fig
+
+
+def need_columns(frame: pd.DataFrame, columns: Sequence[str], what: str) -> None:
+    """Raise InputError unless a table has rows, and these columns."""
+    missing = [column for column in columns if column not in frame]
+    if missing or len(frame) == 0:
+        lack = f"lacks the columns {missing}" if missing else "is empty"
+        raise InputError(f"The table for {what} {lack}; it needs rows of {list(columns)}.")
+
+
+def in_words(values: pd.Series, names: Mapping[str, str]) -> pd.Series:
+    """Return what people read, as categories in the order of `names`; unknown names stay."""
+    words = {name: names.get(name, name) for name in in_order(values, names)}
+    return values.map(words).astype(pd.CategoricalDtype(list(words.values())))
+
+
+def space_name(name: str) -> str:
+    """Return what people call a feature space: "block 1" for `block_1`."""
+    return FEATURE_SPACES.get(name, name)
+
+
+def canvas(height: float, *shape: int, **more) -> tuple[Figure, Axes | np.ndarray]:
+    """Return a figure as wide as the page with axes in it, as `plt.subplots` does."""
+    return plt.subplots(*shape, figsize=(WIDTH, height), layout="constrained", **more)
+
+
+def fit(grid: sns.FacetGrid, height: float, what: str, n_columns: int = 1) -> Figure:
+    """Give seaborn's panels the width of the page, their names, and their legend a place above.
+
+    Parameters
+    ----------
+    grid : FacetGrid
+    height : float
+        Of the figure, in inches.
+    what : str
+        What the x axes are.
+    n_columns : int
+        Of the legend.
+
+    Returns
+    -------
+    Figure
+    """
+    grid.set_axis_labels(what, "")
+    for name, axes in grid.axes_dict.items():
+        axes.set_title("")
+        axes.set_title(name, loc="left", fontweight="bold")
+    grid.figure.set(layout_engine="constrained", size_inches=(WIDTH, height))
+    if grid.legend:
+        sns.move_legend(grid, "outside upper center", ncols=n_columns, title=None)
+    return grid.figure
+
+
+def legend_above(n_columns: int, *axes: Axes) -> None:
+    """Put one legend above the figure for what is drawn in `axes`."""
+    entries = {}
+    for each in axes:
+        legend = each.get_legend()
+        if legend:
+            texts = [text.get_text() for text in legend.get_texts()]
+            entries |= dict(zip(texts, legend.legend_handles, strict=True))
+            legend.remove()
+        entries |= {h.get_label(): h for h in each.get_legend_handles_labels()[0]}
+    place = "outside upper center"
+    each.figure.legend(entries.values(), entries.keys(), loc=place, ncols=n_columns)

@@ -1,0 +1,372 @@
+"""Writes the phantom's experiment as files in the layout of the Natural Scenes Dataset."""
+
+import gzip
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import scipy.io
+from tqdm import tqdm
+
+from minddiff_utils.datasets.nsd.load import NsdTree
+from minddiff_utils.datasets.subject import estimate_ncsnr
+from minddiff_utils.io import InputError, atomic_path
+from minddiff_utils.phantom import world
+from minddiff_utils.phantom.anatomy import KASTNER_LABELS, SHAPE, affine
+from minddiff_utils.phantom.brain import make_brain
+from minddiff_utils.phantom.stimuli import choose_pictures
+from minddiff_utils.storage import open_to_write
+
+VERSION = 1  # one more whenever a tree's content changes: trees of other versions are made anew
+SUBJECTS = tuple(f"subj{number:02d}" for number in range(1, 9))
+LIMITS = {"n_train": (20, 9000), "n_test": (2, 1000), "repetitions": (1, 10), "seed": (0, 2**32)}
+SESSION_TRIALS = 240  # about how many; a divisor of the number of trials near it is taken
+RUNS = 12  # in a session
+FIRST_COCO_ID = 700_000  # far from the picture ids, so that mixing the two up is noticed
+BEHAVIOUR = (
+    "SUBJECT SESSION RUN TRIAL 73KID 10KID TIME ISOLD ISCORRECT RT CHANGEMIND MEMORYRECENT "
+    "MEMORYFIRST ISOLDCURRENT ISCORRECTCURRENT TOTAL1 TOTAL2 BUTTON MISSINGDATA"
+).split()
+
+
+class Experiment(NamedTuple):
+    """Who sees what, and when.
+
+    Parameters
+    ----------
+    masterordering : int64 array of shape (n_trials,)
+        For each trial the place in a subject's list of pictures, from 1; the same for all
+        subjects. Places up to `n_test` are the shared pictures.
+    subjectim : int64 array of shape (n_subjects, n_test + n_train)
+        Each subject's list of pictures, from 1.
+    pictures : int64 array of shape (n_pictures,)
+        Id in the phantom's world of each picture: see `choose_pictures`.
+    n_test : int
+    session_trials : int
+        Trials in each session.
+    """
+
+    masterordering: np.ndarray
+    subjectim: np.ndarray
+    pictures: np.ndarray
+    n_test: int
+    session_trials: int
+
+    @property
+    def n_sessions(self) -> int:
+        """Number of sessions, all of the same length."""
+        return len(self.masterordering) // self.session_trials
+
+    def trials(self, subject: str) -> np.ndarray:
+        """Return the picture of each trial, from 0; int64 (n_trials,)."""
+        return self.subjectim[SUBJECTS.index(subject), self.masterordering - 1] - 1
+
+
+def plan_experiment(
+    n_subjects: int, n_train: int, n_test: int, repetitions: int, seed: int
+) -> Experiment:
+    """Draw the order of the trials and each subject's pictures.
+
+    Parameters
+    ----------
+    n_subjects : int
+        Rows of the design. What a subject sees does not depend on how many others there are.
+    n_train : int
+        Pictures that one subject alone sees.
+    n_test : int
+        Pictures that all subjects see.
+    repetitions : int
+        How often each is shown at most.
+    seed : int
+
+    Returns
+    -------
+    Experiment
+    """
+    rng = np.random.default_rng([seed, 7])
+    n = n_train + n_test
+    order = rng.permutation(np.repeat(np.arange(1, n + 1), repetitions))
+    near = [size for size in range(150, 401) if len(order) % size == 0]
+    usual = min(len(order), SESSION_TRIALS)
+    session_trials = min(near, key=lambda size: abs(size - SESSION_TRIALS), default=usual)
+    # Where no divisor is near, the last few trials are left out: all sessions are equally long.
+    order = order[: len(order) // session_trials * session_trials]
+    # Shared pictures lie anywhere among the first ones, not at their head, as in NSD.
+    ids = rng.permutation(n) + 1
+    shared = np.sort(ids[:n_test])
+    own = [ids[n_test:]] + [n + k * n_train + rng.permutation(n_train) + 1 for k in range(7)]
+    own = np.stack(own[:n_subjects])
+    subjectim = np.concatenate([np.tile(shared, (n_subjects, 1)), own], axis=1)
+    pictures = choose_pictures(shared - 1, own.ravel() - 1)
+    return Experiment(
+        order.astype(np.int64), subjectim.astype(np.int64), pictures, n_test, session_trials
+    )
+
+
+def write_tree(
+    path: str | Path,
+    subjects: Sequence[str] = ("subj01", "subj02"),
+    n_train: int = 1200,
+    n_test: int = 64,
+    repetitions: int = 3,
+    seed: int = 0,
+    betas: str = "hdf5",
+    progress: bool = True,
+) -> Path:
+    """Write the phantom's experiment in NSD's layout, unless it is there.
+
+    `phantom.json` in the same folder says with which settings and for whom it was written. Other
+    settings, another version of the phantom or a further subject replace the tree.
+
+    Parameters
+    ----------
+    path : str or Path
+        Folder to write.
+    subjects : sequence of str
+        Some of "subj01" to "subj08".
+    n_train, n_test, repetitions, seed
+        As in `plan_experiment`.
+    betas : {"hdf5", "nii.gz"}
+        Format of the single-trial responses; NSD has both.
+    progress : bool
+        Show what is being written.
+
+    Returns
+    -------
+    Path
+        `path`.
+
+    Raises
+    ------
+    InputError
+        If a parameter is outside its range, or the folder holds something else.
+    """
+    path = Path(path)
+    settings = {"n_train": n_train, "n_test": n_test, "repetitions": repetitions, "seed": seed}
+    _check(subjects, settings, betas)
+    settings |= {"betas": betas, "version": VERSION}
+    there = _written(path, settings)
+    if set(subjects) <= set(there):
+        return path
+    subjects = sorted({*subjects, *there})
+    for folder in ("nsddata", "nsddata_betas", "nsddata_stimuli", "coco"):
+        shutil.rmtree(path / folder, ignore_errors=True)
+    _note(path, settings, [])
+    n_subjects = 1 + SUBJECTS.index(subjects[-1])
+    experiment = plan_experiment(n_subjects, n_train, n_test, repetitions, seed)
+    _write_shared(path, experiment)
+    for subject in subjects:
+        _write_subject(NsdTree(path, subject), experiment, seed, betas, progress)
+    _note(path, settings, subjects)
+    return path
+
+
+def _check(subjects: Sequence[str], settings: dict[str, int], betas: str) -> None:
+    """Raise InputError if a parameter is outside its range."""
+    if not subjects or not set(subjects) <= set(SUBJECTS):
+        raise InputError(f"subjects={list(subjects)}: expected some of {', '.join(SUBJECTS)}")
+    if betas not in ("hdf5", "nii.gz"):
+        raise InputError(f"betas={betas!r}: expected hdf5 or nii.gz")
+    for name, (low, high) in LIMITS.items():
+        if not low <= settings[name] <= high:
+            raise InputError(f"{name}={settings[name]} is outside its range: {low} to {high}")
+
+
+def _written(path: Path, settings: dict) -> list[str]:
+    """Return the subjects of whom `path` holds a tree of these settings.
+
+    Raises
+    ------
+    InputError
+        If the folder holds files that no phantom wrote, such as NSD itself.
+    """
+    marker = path / "phantom.json"
+    if marker.is_file():
+        found = json.loads(marker.read_text())
+        subjects = found.pop("subjects", [])
+        return subjects if found == settings else []
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise InputError(
+            f"{path} holds files that the phantom did not write, and none of them is changed. Give "
+            "an empty folder or a new one."
+        )
+    return []
+
+
+def _note(path: Path, settings: dict, subjects: Sequence[str]) -> None:
+    """Write down of whom there is a tree; of nobody while it is being written."""
+    with atomic_path(path / "phantom.json") as tmp:
+        tmp.write_text(json.dumps({**settings, "subjects": subjects}, indent=1))
+
+
+# ---------------------------------------------------------------------- what all subjects share
+
+
+def _write_shared(path: Path, experiment: Experiment) -> None:
+    """Write design, picture table, pictures, captions and label tables."""
+    tree = NsdTree(path, "subj01")
+    design = {
+        # As MATLAB stores NSD's own, so that readers may index with them.
+        "masterordering": experiment.masterordering[None].astype(np.uint16),
+        "subjectim": experiment.subjectim.astype(np.int32),
+        "sharedix": experiment.subjectim[:1, : experiment.n_test].astype(np.int32),
+    }
+    with atomic_path(tree.design) as tmp:
+        scipy.io.savemat(tmp, design, do_compression=True)
+    with atomic_path(tree.stimulus_table) as tmp:
+        _stimulus_table(experiment).to_csv(tmp)
+    _write_pictures(tree.pictures, experiment.pictures)
+    in_val = _in_val(experiment.pictures)
+    for file, pictures in zip(tree.captions, (~in_val, in_val), strict=True):
+        _write_captions(file, experiment.pictures[pictures].tolist())
+    tables = {"Kastner2015": KASTNER_LABELS, "nsdgeneral": {"Unknown": 0, "nsdgeneral": 1}}
+    for atlas, table in tables.items():
+        file = path / "nsddata/freesurfer/fsaverage/label" / f"{atlas}.mgz.ctab"
+        with atomic_path(file) as tmp:
+            tmp.write_text("".join(f"{number} {name}\n" for name, number in table.items()))
+
+
+def _stimulus_table(experiment: Experiment) -> pd.DataFrame:
+    """Return NSD's table of pictures: one row each, with who saw it and in which trials."""
+    ids = np.arange(len(experiment.pictures))
+    table = pd.DataFrame(
+        {
+            "cocoId": FIRST_COCO_ID + experiment.pictures,
+            "cocoSplit": np.where(_in_val(experiment.pictures), "val2017", "train2017"),
+            "cropBox": "(0.0, 0.0, 0.0, 0.0)",
+            "loss": 0.0,
+            "nsdId": ids,
+            "flagged": False,
+            "BOLD5000": False,
+            "shared1000": np.isin(ids, experiment.subjectim[0, : experiment.n_test] - 1),
+        }
+    )
+    for row, pictures in enumerate(experiment.subjectim, start=1):
+        table[f"subject{row}"] = np.isin(ids, pictures - 1).astype(int)
+    for row, pictures in enumerate(experiment.subjectim, start=1):
+        # Trials count from 1; 0 means that the subject did not see it so often.
+        seen = pd.DataFrame({"picture": pictures[experiment.masterordering - 1] - 1})
+        seen = seen.assign(trial=seen.index + 1, repetition=seen.groupby("picture").cumcount())
+        when = seen.pivot(index="picture", columns="repetition", values="trial").reindex(ids)
+        table = table.join(when.fillna(0).astype(int).add_prefix(f"subject{row}_rep"))
+    return table
+
+
+def world_ids(tree: NsdTree) -> np.ndarray:
+    """Return the id in the phantom's world of each of a tree's pictures; int64 (n_pictures,)."""
+    return pd.read_csv(tree.stimulus_table)["cocoId"].to_numpy() - FIRST_COCO_ID
+
+
+def _in_val(pictures: np.ndarray) -> np.ndarray:
+    """Return which pictures count as COCO's validation pictures: one in ten."""
+    return pictures % 10 == 0
+
+
+def _write_pictures(path: Path, pictures: np.ndarray) -> None:
+    """Write `imgBrick`, uint8 (n, 64, 64, 3)."""
+    shape = (len(pictures), world.SIZE, world.SIZE, 3)
+    with atomic_path(path) as tmp, open_to_write(tmp, "w", int(np.prod(shape))) as file:
+        brick = file.create_dataset(
+            "imgBrick", shape, np.uint8, chunks=(1, *shape[1:]), compression="gzip",
+            compression_opts=1,
+        )  # fmt: skip
+        for start in range(0, len(pictures), 256):
+            some = pictures[start : start + 256]
+            brick[start : start + len(some)] = np.stack([world.picture(i) for i in some])
+
+
+def _write_captions(path: Path, pictures: Sequence[int]) -> None:
+    """Write a file of captions in COCO's format, five captions a picture."""
+    size = {"height": world.SIZE, "width": world.SIZE}
+    images, annotations = [], []
+    for i in pictures:
+        coco = FIRST_COCO_ID + i
+        images.append({"id": coco, "file_name": f"{coco:012d}.jpg", **size})
+        for k, text in enumerate(world.captions(i)):
+            annotations.append({"image_id": coco, "id": 5 * i + k, "caption": text})
+    content = {"info": {"description": "Captions of the phantom's pictures"}, "licenses": []}
+    with atomic_path(path) as tmp:
+        tmp.write_text(json.dumps(content | {"images": images, "annotations": annotations}))
+
+
+# ------------------------------------------------------------------------------------ one subject
+
+
+def _write_subject(
+    tree: NsdTree, experiment: Experiment, seed: int, betas: str, progress: bool
+) -> None:
+    """Write regions, betas, noise ceiling and behaviour of one subject."""
+    simulated = make_brain(tree.subject, seed)
+    labels = np.array([KASTNER_LABELS.get(str(area), 0) for area in simulated.area])
+    _write_map(tree.roi("Kastner2015"), simulated.ijk, labels.astype(np.int16))
+    _write_map(tree.roi("nsdgeneral"), simulated.ijk, np.ones(len(labels), np.int16))
+    trials = experiment.trials(tree.subject)
+    session = np.arange(len(trials)) // experiment.session_trials
+    seen, rows = np.unique(trials, return_inverse=True)
+    signal = simulated.signal(experiment.pictures[seen].tolist())
+    responses = []
+    for number in tqdm(range(experiment.n_sessions), tree.subject, disable=not progress):
+        rng = np.random.default_rng([seed, SUBJECTS.index(tree.subject), 3, number])
+        counts = np.rint(simulated.betas(signal[rows[session == number]], rng) * 300)
+        responses.append(np.clip(counts, -32767, 32767).astype(np.int16))
+        file = tree.betas / f"betas_session{number + 1:02d}.{betas}"
+        _write_betas(file, simulated.ijk, responses[-1])
+    ncsnr = estimate_ncsnr(np.concatenate(responses) / np.float32(300), trials, session)
+    _write_map(tree.ncsnr, simulated.ijk, ncsnr.astype(np.float32))
+    with atomic_path(tree.responses) as tmp:
+        table = _behaviour(tree.subject, trials, experiment)
+        table.to_csv(tmp, sep="\t", index=False, na_rep="NaN")
+
+
+def _write_map(path: Path, ijk: np.ndarray, values: np.ndarray) -> None:
+    """Write a volume with `values` at the voxels `ijk` and zero elsewhere."""
+    volume = np.zeros(SHAPE, values.dtype)
+    volume[tuple(ijk.T)] = values
+    _write_volume(path, volume)
+
+
+def _write_volume(path: Path, volume: np.ndarray) -> None:
+    """Write a NIfTI volume (X, Y, Z) or several (X, Y, Z, n)."""
+    image = nib.Nifti1Image(volume, affine())
+    with atomic_path(path) as tmp:
+        # No time stamp: the same volume gives the same bytes.
+        tmp.write_bytes(gzip.compress(image.to_bytes(), mtime=0))
+
+
+def _write_betas(path: Path, ijk: np.ndarray, betas: np.ndarray) -> None:
+    """Write one session's `betas`, int16 (n_trials, n_voxels).
+
+    NIfTI has the axes X, Y, Z, trial; HDF5 the reverse.
+    """
+    volume = np.zeros((len(betas), *SHAPE[::-1]), np.int16)
+    volume[:, ijk[:, 2], ijk[:, 1], ijk[:, 0]] = betas
+    if path.suffix == ".gz":
+        return _write_volume(path, volume.T)
+    # Zeros, by far the most of it, take no room once they are packed.
+    with atomic_path(path) as tmp, open_to_write(tmp, "w", betas.nbytes) as file:
+        file.create_dataset(
+            "betas", data=volume, chunks=(len(betas), 1, *volume.shape[2:]), compression="gzip",
+            compression_opts=1, shuffle=True,
+        )  # fmt: skip
+
+
+def _behaviour(subject: str, trials: np.ndarray, experiment: Experiment) -> pd.DataFrame:
+    """Return NSD's table of what was pressed; the phantom presses nothing."""
+    n, per_session = len(trials), experiment.session_trials
+    place = np.arange(n) % per_session
+    lengths = [len(part) for part in np.array_split(np.arange(per_session), RUNS)]
+    table = pd.DataFrame({"SESSION": np.arange(n) // per_session + 1, "73KID": trials + 1})
+    table["RUN"] = np.tile(np.repeat(np.arange(RUNS), lengths), experiment.n_sessions) + 1
+    table["TRIAL"] = table.groupby(["SESSION", "RUN"]).cumcount() + 1
+    table["SUBJECT"] = SUBJECTS.index(subject) + 1
+    table["10KID"] = experiment.masterordering
+    table["TIME"] = 737000 + table["SESSION"] * 7 + place * 4 / 86400
+    table["ISOLD"] = table.duplicated("73KID").astype(int)
+    table["ISOLDCURRENT"] = table.duplicated(["SESSION", "73KID"]).astype(int)
+    table["MISSINGDATA"] = 1
+    return table.reindex(columns=BEHAVIOUR)

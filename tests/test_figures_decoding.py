@@ -1,0 +1,112 @@
+"""Figures of chapter 02 show the numbers that they were given."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_figures_data import make_subject
+
+from minddiff_utils.figures import decoding as figures
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def accuracy_frame(rng, families=("embedding", "block_2", "block_10", "c", "z"), n=12):
+    frame = pd.DataFrame({"family": np.repeat(families, n), "roi": "V1"})
+    return frame.assign(correlation=rng.uniform(-1, 1, len(frame)), control=False)
+
+
+def x_labels(fig):
+    return [label.get_text() for label in fig.axes[0].get_xticklabels()]
+
+
+def y_labels(fig):
+    return [label.get_text() for label in fig.axes[0].get_yticklabels()]
+
+
+def test_accuracy_orders_feature_spaces_and_draws_their_median_reliability(rng):
+    frame = accuracy_frame(rng)
+    frame.loc[3, "correlation"] = np.nan
+    fig = figures.accuracy_and_reliability(frame, {"z": np.full(16, np.nan), "c": [0.5, 0.9]})
+    axes = fig.axes[0]
+    assert x_labels(fig) == ["z", "c", "block 2", "block 10", "embedding"]
+    assert axes.get_ylabel() == "correlation on test pictures"
+    (line,) = [line for line in axes.lines if line.get_label() == figures.RELIABILITY]
+    np.testing.assert_allclose([*line.get_ydata(), line.get_xdata().mean()], [0.7, 0.7, 1])
+
+
+def test_accuracy_with_control_and_odd_feature_spaces(rng):
+    frame = accuracy_frame(rng, ("z", "flat", "empty", "single"))
+    frame.loc[frame["family"] == "flat", "correlation"] = 0.2
+    frame.loc[frame["family"] == "empty", "correlation"] = np.nan
+    frame = frame.drop(frame.index[frame["family"] == "single"][1:])
+    frame = pd.concat([frame, frame.assign(control=True)], ignore_index=True)
+    fig = figures.accuracy_and_reliability(frame, {})
+    named = [text.get_text() for text in fig.legends[0].get_texts()]
+    assert named == ["decoded from the brain", "shuffled training responses"]
+
+
+@pytest.mark.parametrize("rois", [["V1"], ["V1", "V2", "hV4", "LO"]])
+def test_roi_accuracy(rng, rois):
+    frame = pd.concat([accuracy_frame(rng).assign(roi=roi) for roi in rois])
+    frame.loc[(frame["family"] == "c") & (frame["roi"] == rois[0]), "correlation"] = np.nan
+    fig = figures.roi_accuracy(frame)
+    assert x_labels(fig) == rois and y_labels(fig)[:2] == ["z", "c"]
+    cell = frame.query("family == 'z' and roi == @rois[0]")["correlation"].mean()
+    shown = fig.axes[0].collections[0].get_array()
+    assert shown[0, 0] == pytest.approx(cell) and shown.mask[1, 0]
+
+
+def test_component_reliability_counts_what_is_used_and_averages_far_ranks():
+    reliability = {"block_1": np.array([0.9, 0.5, 0.1, -0.2, np.nan]), "block_2": np.full(100, 0.3)}
+    fig = figures.component_reliability(reliability, 0.02, 0.8)
+    labels = [text.get_text() for text in fig.legends[0].get_texts()]
+    assert [label.split(": ")[1] for label in labels[:2]] == ["3 of 4", "100 of 100"]
+    first, second = fig.axes[0].get_lines()[:2]
+    np.testing.assert_allclose(first.get_xydata(), [[1, 0.9], [2, 0.5], [3, 0.1], [4, -0.2]])
+    np.testing.assert_allclose(second.get_ydata(), 0.3)
+    assert len(second.get_ydata()) < 25
+
+
+def test_decoded_latents(rng):
+    true = rng.normal(size=(2, 4, 16, 16))
+    fig = figures.decoded_latents(true, true / 2, ["first", "second"])
+    assert y_labels(fig) == ["first", "second"] and len(x_labels(fig)) == 8
+    assert fig.axes[1].get_xlabel() == "latent value (SD)"
+
+
+def test_shrinkage_is_the_ratio_of_the_spreads(rng):
+    true = np.column_stack([rng.normal(size=(50, 3)), np.ones(50)])  # the last never varies
+    decoded = 0.5 * true + 0.1 * rng.normal(size=true.shape)
+    dots = figures.shrinkage(true, decoded).axes[0].collections[0].get_offsets()
+    spread = decoded.std(0)[:3] / true.std(0)[:3]
+    r = [np.corrcoef(a, b)[0, 1] for a, b in zip(true.T[:3], decoded.T[:3], strict=True)]
+    np.testing.assert_allclose(dots, np.column_stack([r, spread]))
+
+
+def test_region_loss_is_what_all_regions_have_over_the_others():
+    rows = [("z", "all", "", 0.5), ("z", "without", "V1", 0.2), ("z", "without", "V2", 0.6)]
+    rows += [("c", "all", "", 0.4), ("c", "without", "V1", 0.4), ("c", "without", "V2", 0.1)]
+    table = pd.DataFrame(rows, columns=["family", "voxels", "roi", "correlation"])
+    panels = figures.region_loss(table).axes
+    assert [axes.get_title(loc="left") for axes in panels] == ["z", "c"]
+    widths = [[bar.get_width() for bar in axes.patches] for axes in panels]
+    np.testing.assert_allclose(widths, [[0.3, -0.1], [0, 0.3]], atol=1e-12)
+
+
+def test_patterns_are_drawn_or_it_is_said_why_not():
+    table = pd.DataFrame(
+        {"family": ["z", "c"] * 2, "roi": ["V1", "V1", "V2", "V2"], "density": [1, 2, 3, 4]}
+    )
+    fig = figures.pattern_density(table)
+    assert x_labels(fig) == ["V1", "V2"]
+    assert [line.get_ydata().tolist() for line in fig.axes[0].lines[:2]] == [[1, 3], [2, 4]]
+    subject = make_subject(places=True)
+    share = {"z": np.linspace(0, 0.02, 30), "c": np.full(30, 0.01)}
+    assert len(figures.pattern_maps(subject, share).axes) > 2
+    subject = dataclasses.replace(subject, voxel_ijk=None)
+    assert "does not say" in figures.pattern_maps(subject, share).axes[0].texts[0].get_text()

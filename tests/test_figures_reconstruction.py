@@ -1,0 +1,115 @@
+"""Figures of pictures and of stage 2 show the pictures and numbers that they were given."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from minddiff_utils.evaluation.statistics import bootstrap_interval
+from minddiff_utils.figures import reconstruction as figures
+from minddiff_utils.figures import style
+from minddiff_utils.io import InputError
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def pictures(rng, *shape, side=16):
+    return rng.integers(0, 256, (*shape, side, side, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("n", "columns", "bands"), [(8, None, 1), (10, 10, 1), (20, 8, 3), (1, 5, 1)]
+)
+def test_picture_grid(rng, n, columns, bands):
+    rows = {name: pictures(rng, n) for name in ("seen", "stage 1", "stage 2")}
+    fig = figures.picture_grid(rows, columns, [f"#{i}" for i in range(n)])
+    assert len(fig.axes) == bands
+    labels = [label.get_text() for label in fig.axes[0].get_yticklabels()]
+    assert labels == ["seen", "stage 1", "stage 2"]
+    above = [label.get_text() for axes in fig.axes for label in axes.get_xticklabels()]
+    assert above == [f"#{i}" for i in range(n)]
+
+
+def test_picture_grid_shows_every_pixel_sharp(rng):
+    seen, made = pictures(rng, 2, 2, side=64)
+    fig = figures.picture_grid({"seen": seen, "made": made})
+    shown = fig.axes[0].images[0].get_array()
+    zoom = shown.shape[0] // 128
+    last = shown[-64 * zoom :: zoom, -64 * zoom :: zoom]
+    np.testing.assert_array_equal(shown[: 64 * zoom : zoom, : 64 * zoom : zoom], seen[0])
+    np.testing.assert_array_equal(last, made[1])
+    box = fig.axes[0].get_window_extent()
+    assert box.height == pytest.approx(shown.shape[0])  # one screen pixel for each of the mosaic
+    assert box.width == pytest.approx(shown.shape[1])
+
+
+def test_picture_grid_shrinks_large_pictures_to_the_page(rng):
+    fig = figures.picture_grid({"seen": pictures(rng, 8, side=300)})
+    assert fig.get_figwidth() <= style.WIDTH * 1.05
+
+
+def test_picture_grid_names_rows_that_do_not_fit(rng):
+    with pytest.raises(InputError, match="same pictures"):
+        figures.picture_grid({"seen": pictures(rng, 3), "stage 1": pictures(rng, 4)})
+    with pytest.raises(InputError, match="same pictures"):
+        figures.picture_grid({})
+
+
+@pytest.mark.parametrize("shape", [(64, 30), (10, 5), (1, 3)])
+def test_loss_course_shows_the_median_the_spread_and_where_stage_1_was(rng, shape):
+    losses = rng.uniform(1, 9, shape)
+    losses[0, 1] = np.nan  # not finite at one iterate
+    fig = figures.loss_course(losses, first=np.full(shape[0], 7.0))
+    kept = np.isfinite(losses).any(0)
+    median, stage1 = fig.axes[0].lines[-2:]
+    np.testing.assert_array_equal(median.get_xdata(), np.flatnonzero(kept))
+    np.testing.assert_allclose(median.get_ydata(), np.nanmedian(losses[:, kept], axis=0))
+    assert set(stage1.get_ydata()) == {7.0}
+    bands = fig.axes[0].collections if shape[0] > 1 else ()
+    for band, share in zip(bands, (90, 50), strict=shape[0] > 1):
+        low = np.nanpercentile(losses[:, kept], 50 - share / 2, axis=0)
+        assert band.get_datalim(fig.axes[0].transData).y0 == pytest.approx(low.min())
+
+
+def test_loss_course_needs_a_finite_loss():
+    with pytest.raises(InputError, match="no loss is finite"):
+        figures.loss_course(np.full((3, 4), np.nan), np.ones(3))
+
+
+def test_layer_contributions_are_means_with_their_intervals(rng):
+    before, after = rng.uniform(1, 2, (10, 3)), rng.uniform(0, 1, (10, 3))
+    before[0] = np.nan
+    fig = figures.layer_contributions(before, after, ["block_1", "block_2", "embedding"])
+    axes = fig.axes[0]
+    labels = [label.get_text() for label in axes.get_xticklabels()]
+    assert labels == ["block 1", "block 2", "embedding"]
+    heights = [bar.get_height() for part in axes.containers[:2] for bar in part]
+    np.testing.assert_allclose(heights, [*np.nanmean(before, axis=0), *after.mean(axis=0)])
+    np.testing.assert_allclose(axes.lines[3].get_ydata(), bootstrap_interval(after[:, 0]))
+
+
+def test_film_shows_iterates_the_truth_and_the_loss(rng):
+    made, truth = pictures(rng, 2, 6, side=8), pictures(rng, 2, side=8)
+    losses = rng.uniform(1, 2, (2, 6))
+    fig = figures.film(made, [0, 2, 5], losses, truth)
+    titles = [axes.get_title() for axes in fig.axes[:5]]
+    assert titles == ["iterate 0", "2", "5", "seen", "structure loss"]
+    np.testing.assert_array_equal(fig.axes[6].images[0].get_array(), made[1, 2])
+    np.testing.assert_array_equal(fig.axes[8].images[0].get_array(), truth[1])
+    np.testing.assert_allclose(fig.axes[9].lines[0].get_ydata(), losses[1])
+
+
+def test_settings_of_stage_2_keep_the_numbers_of_their_table():
+    ways = ["other", "guided pass", "300 iterations"]
+    parts = [
+        pd.DataFrame({"way": ways, "metric": metric, "equivalents": [10, 40, 300],
+                      "gain": [0.1, 0.2, -0.1], "low": 0.0, "high": 0.3})
+        for metric in ("ssim", "clip_judge")
+    ]  # fmt: skip
+    fig = figures.ways_figure(pd.concat(parts), "guided pass")
+    titles = [axes.get_title(loc="left") for axes in fig.axes]
+    assert titles == ["CLIP (judge)", "SSIM"]
+    numbers = {text.get_text(): text.xy for text in fig.axes[0].texts}
+    assert numbers == {"1": (10, 0.1), "2": (40, 0.2), "3": (300, -0.1)}
