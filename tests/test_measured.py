@@ -19,7 +19,6 @@ from minddiff_utils.evaluation.stored import (
     write_summary,
 )
 from minddiff_utils.io import InputError
-from studies.ways import WAYS
 
 MEASURED = ROOT / "book" / "results"
 SUBJECTS = ["subj01", "subj02"]
@@ -40,7 +39,7 @@ def test_the_fast_solver_is_better_than_the_papers_at_a_three_hundredth(subject)
 def test_every_way_is_measured_on_the_same_pictures():
     ways = read_ways(MEASURED)
     assert sorted(ways.subject.unique()) == SUBJECTS
-    assert set(ways.way) == set(WAYS)
+    assert set(ways.way) == set(read_summary(MEASURED).way)
     seen = ways.groupby(["subject", "way"]).stimulus_id.agg(lambda ids: tuple(sorted(set(ids))))
     assert seen.groupby("subject").nunique().eq(1).all()
     assert seen.map(len).eq(48).all()

@@ -76,7 +76,7 @@ def test_structure_equals_hooks_at_clips_own_preprocessing(tmp_path, size, toler
 
 
 def test_both_stages_and_the_parts_are_measured():
-    options = ["--small", "--device", "cpu", "--batches", "1,2", "--steps", "2"]
+    options = ["--small", "--device", "cpu", "--batches", "1", "--steps", "2"]
     options += ["--solver", "algorithm_1", "--save-memory", "attention,tiling,checkpointing"]
     result = CliRunner().invoke(app, ["cost", *options])
     assert result.exit_code == 0, result.output + repr(result.exception)
@@ -84,8 +84,7 @@ def test_both_stages_and_the_parts_are_measured():
     assert lines[0].startswith("pictures of 128 × 128, on cpu in torch.float32")
     # Two iterations of a step under both conditions, computed again on the way back, and the last.
     passes = 2 * 2 * 4 + 2
-    assert [line.split()[0] for line in lines[2:4]] == ["1", "2"]
-    assert all(float(line.split()[3]) == passes for line in lines[2:4])
+    assert lines[2].split()[0] == "1" and float(lines[2].split()[3]) == passes
     assert "Estimated from these parts" in result.output and "750 the passes" in lines[-1]
 
 

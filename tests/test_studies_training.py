@@ -10,15 +10,17 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
 from transformers import CLIPModel
+from typer.testing import CliRunner
 
 from minddiff_utils.models.stable_diffusion import load_clip, load_generator
 from minddiff_utils.phantom import models, world
-from studies import model_card as evaluation
 from studies import training
+from studies.__main__ import app
+from studies.model_card import FIRST_HELD_OUT_ID
 from studies.training import STAGES, TrainingSet, train_stage
 
 N_PICTURES = 260
-SECONDS = 1.5
+SECONDS = 0.5
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +44,9 @@ def trained(tmp_path_factory, tiny_models, small_batches):
     keep_tokenizer(tiny_models, work)
     minutes = str(SECONDS / 60 / min(training.SHARES.values()))
     arguments = ["--work", str(work), "--out", str(out), "--minutes", minutes]
-    training.main([*arguments, "--pictures", str(N_PICTURES), "--device", "cpu"])
+    arguments += ["--pictures", str(N_PICTURES), "--device", "cpu"]
+    shown = CliRunner().invoke(app, ["training", *arguments])
+    assert shown.exit_code == 0, shown.output + repr(shown.exception)
     return work, out
 
 
@@ -125,25 +129,6 @@ def test_records_go_with_the_weights(trained):
         assert next(csv.reader(file)) == ["stage", "step", "minutes", "loss"]
 
 
-def test_evaluate_prints_the_bars_and_writes_the_card(trained, monkeypatch, capsys):
-    evaluate = evaluation.evaluate
-    monkeypatch.setattr(
-        evaluation, "evaluate", lambda out, device: evaluate(out, device, n_pictures=2, n_steps=2)
-    )
-    training.main(["--out", str(trained[1]), "--evaluate", "--device", "cpu"])
-    assert len(capsys.readouterr().out.splitlines()) == 7
-    card = (trained[1] / "MODEL_CARD.md").read_text(encoding="utf-8")
-    assert "| UNet and text encoder | 260 | 8 |" in card
-
-
-def test_evaluate_without_weights_is_one_line(tmp_path, capsys):
-    with pytest.raises(SystemExit) as stop:
-        training.main(["--out", str(tmp_path / "none"), "--evaluate", "--device", "cpu"])
-    assert stop.value.code == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "none" in error and "lacks" in error
-
-
 # ---------------------------------------------------------------------------------- going on again
 
 
@@ -167,11 +152,7 @@ def steps(model, optimiser, ema, n, seed):
         for group in optimiser.param_groups:
             group["lr"] = 1e-3
         rgb = torch.rand(2, 3, 64, 64, generator=source) * 2 - 1
-        loss = (model(rgb).sample - rgb).square().mean()
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        training._average(ema, model, 0.9)
+        training.update(model, ema, optimiser, (model(rgb).sample - rgb).square().mean(), 100)
 
 
 def fresh():
@@ -220,14 +201,11 @@ def test_a_stop_while_saving_leaves_the_old_checkpoint(tmp_path, monkeypatch):
 
 def test_lines_logged_twice_count_once(tmp_path):
     log = tmp_path / "log.csv"
-    rows = [
-        ("step", "minutes", "loss"),
-        *((n, n / 50, 1 / n) for n in (50, 100, 150, 100, 150, 200)),
-    ]
-    with log.open("w", newline="") as file:
-        csv.writer(file).writerows(rows)
-    assert [int(row[0]) for row in training._read_log(log)] == [50, 100, 150, 200]
-    assert training._read_log(tmp_path / "none.csv") == []
+    for step in (50, 100, 150, 100, 150, 200):
+        training._log(log, {"step": step, "seconds": 60 * step}, 1 / step)
+    found = training.read_log(log)
+    assert found.step.tolist() == [50, 100, 150, 200] and found.minutes[0] == 50
+    assert len(training.read_log(tmp_path / "none.csv")) == 0
 
 
 # ------------------------------------------------------------------------------------ the pieces
@@ -235,7 +213,7 @@ def test_lines_logged_twice_count_once(tmp_path):
 
 def test_training_pictures_are_none_of_the_experiments(trained, tokenizer):
     data = TrainingSet(trained[0], N_PICTURES, tokenizer)
-    assert training.FIRST_TRAINING_ID > evaluation.FIRST_HELD_OUT_ID + 256
+    assert training.FIRST_TRAINING_ID > FIRST_HELD_OUT_ID + 256
     np.testing.assert_array_equal(data.pictures[7], world.picture(training.FIRST_TRAINING_ID + 7))
     text = tokenizer.decode(data.tokens[7, 2], skip_special_tokens=True)
     assert text == world.captions(training.FIRST_TRAINING_ID + 7)[2]
