@@ -88,7 +88,6 @@ def test_page_has_the_sizes_of_every_subject():
         assert cells[1:] == [volume, str(row["sessions"]), *sizes]
 
 
-@pytest.mark.slow
 def test_page_has_what_the_command_counts():
     counts = needs.count()
     assert counts.parameters["UNet"] == 859_520_964  # as published with the weights
