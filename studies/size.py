@@ -27,14 +27,6 @@ BUDGETS = {
 }
 BESIDE = {"cli": "book", "data_commands": "book", "parameters": "settings", "storage": "io"}
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-EMPTY = {
-    tokenize.COMMENT,
-    tokenize.NL,
-    tokenize.NEWLINE,
-    tokenize.INDENT,
-    tokenize.DEDENT,
-    tokenize.ENDMARKER,
-}
 
 
 def main(root: Annotated[Path, typer.Option(help="Folder of the project.")] = ROOT) -> None:
@@ -75,6 +67,6 @@ def code_lines(source: str) -> int:
             docstrings |= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
     lines: set[int] = set()
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type not in EMPTY:
+        if token.type != tokenize.COMMENT and token.string.strip():
             lines |= set(range(token.start[0], token.end[0] + 1))
     return len(lines - docstrings)

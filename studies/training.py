@@ -13,8 +13,6 @@ import torch.nn.functional as F
 import typer
 from diffusers import StableDiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import nn
 from tqdm import tqdm
 
@@ -182,32 +180,24 @@ def unet_loss(model: ConditionedUNet, batch, levels: torch.Tensor) -> torch.Tens
 # ---------------------------------------------------------------------------------- the loop itself
 
 
-def save_checkpoint(path: Path, model, ema, optimiser, progress: dict) -> None:
-    """Write weights, their running mean, Adam's moments and the progress, as safetensors."""
-    tensors = {f"model.{k}": v.contiguous().cpu() for k, v in model.state_dict().items()}
-    tensors |= {f"ema.{k}": v.contiguous().cpu().clone() for k, v in ema.items()}
-    for k, state in optimiser.state_dict()["state"].items():
-        tensors |= {
-            f"adam.{k}.{n}": torch.as_tensor(v).cpu().contiguous() for n, v in state.items()
-        }
+def save_checkpoint(path: Path, model, ema: dict, optimiser, progress: dict) -> None:
+    """Write weights, their running mean, Adam's moments and the progress."""
+    kept = {"model": model.state_dict(), "ema": ema, "optimiser": optimiser.state_dict()}
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"progress": json.dumps(progress)})
+        torch.save({**kept, "progress": progress}, temporary)
+
+
+def read_checkpoint(path: Path) -> dict:
+    """Return what `save_checkpoint` wrote: `model`, `ema`, `optimiser`, `progress`."""
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def load_checkpoint(path: Path, model, optimiser) -> tuple[dict, dict]:
     """Restore what `save_checkpoint` wrote; return the running mean and the progress."""
-    with safe_open(path, "pt") as file:
-        progress = json.loads(file.metadata()["progress"])
-        tensors = {key: file.get_tensor(key) for key in file.keys()}
-    model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
-    moments: dict = {}
-    for key, value in tensors.items():
-        if key.startswith("adam."):
-            _, index, name = key.split(".")
-            moments.setdefault(int(index), {})[name] = value
-    saved = optimiser.state_dict()
-    optimiser.load_state_dict({"state": moments, "param_groups": saved["param_groups"]})
-    return {k[4:]: v for k, v in tensors.items() if k.startswith("ema.")}, progress
+    kept = read_checkpoint(path)
+    model.load_state_dict(kept["model"])
+    optimiser.load_state_dict(kept["optimiser"])
+    return kept["ema"], kept["progress"]
 
 
 def learning_rate(stage: str, step: int, share: float) -> float:
@@ -250,7 +240,7 @@ def train_stage(
     decay = 0.1 if stage.startswith("clip") else 1e-4
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(learning, betas=(0.9, 0.99), weight_decay=decay, fused=True)
-    path = work / f"{stage}.safetensors"
+    path = work / f"{stage}.pt"
     ema = {k: v.clone() for k, v in model.state_dict().items()}
     progress = {"step": 0, "seconds": 0.0}
     if path.exists():
@@ -327,8 +317,10 @@ def _prepare(stage: str, work: Path, data: TrainingSet, tokenizer, device: str):
         model.set_attn_implementation("eager")
         return model, lambda m, rows: clip_loss(m, data, rows, device)
     text = models.build_text_encoder(tokenizer, 128, 4)
-    if (work / "clip_guide.safetensors").exists():
-        text.load_state_dict(_text_tower(work / "clip_guide.safetensors"), strict=False)
+    if (work / "clip_guide.pt").exists():
+        ema = read_checkpoint(work / "clip_guide.pt")["ema"]
+        tower = {k.removeprefix("text_model."): v for k, v in ema.items() if "text_model." in k}
+        text.load_state_dict(tower, strict=False)
     text.set_attn_implementation("eager")
     model = ConditionedUNet(models.build_unet(), text).to(device)
     model.unet.set_attn_processor(AttnProcessor())
@@ -338,16 +330,10 @@ def _prepare(stage: str, work: Path, data: TrainingSet, tokenizer, device: str):
     return model, lambda m, rows: unet_loss(m, (latents[rows], tokens[rows], empty), levels)
 
 
-def _text_tower(path: Path) -> dict:
-    with safe_open(path, "pt") as file:
-        names = [k for k in file.keys() if k.startswith("ema.text_model.")]
-        return {k.removeprefix("ema.text_model."): file.get_tensor(k) for k in names}
-
-
 @torch.no_grad()
 def encode_latents(work: Path, data: TrainingSet, device: str) -> torch.Tensor:
     """Return the latents of all training pictures in unit variance, float32 (n, 4, 16, 16)."""
-    path, trained = work / f"latents-{len(data)}.npy", work / "autoencoder.safetensors"
+    path, trained = work / f"latents-{len(data)}.npy", work / "autoencoder.pt"
     if not path.exists() or path.stat().st_mtime < trained.stat().st_mtime:
         model = trained_autoencoder(work).to(device)
         with torch.autocast(torch.device(device).type, torch.bfloat16):
@@ -364,15 +350,13 @@ def encode_latents(work: Path, data: TrainingSet, device: str) -> torch.Tensor:
 
 
 def _load_ema(model: nn.Module, path: Path) -> nn.Module:
-    with safe_open(path, "pt") as file:
-        names = [k for k in file.keys() if k.startswith("ema.")]
-        model.load_state_dict({k[4:]: file.get_tensor(k) for k in names})
+    model.load_state_dict(read_checkpoint(path)["ema"])
     return model.eval()
 
 
 def trained_autoencoder(work: Path):
     """Return the autoencoder as far as it is, its `scaling_factor` set for unit variance."""
-    paths = [work / f"{stage}.safetensors" for stage in ("decoder", "autoencoder")]
+    paths = [work / f"{stage}.pt" for stage in ("decoder", "autoencoder")]
     path = next(path for path in paths if path.exists() or path == paths[-1])
     model = _load_ema(models.build_autoencoder(), path)
     ids = range(FIRST_TRAINING_ID, FIRST_TRAINING_ID + 256)
@@ -387,13 +371,13 @@ def export(work: Path, out: Path) -> None:
     """Save what has been trained as folders that diffusers and transformers load, in float16."""
     tokenizer = load_tokenizer(work)
     for name in ("clip_guide", "clip_judge"):
-        model = _load_ema(models.build_clip(name, tokenizer), work / f"{name}.safetensors")
+        model = _load_ema(models.build_clip(name, tokenizer), work / f"{name}.pt")
         model.half().save_pretrained(out / name)
         _open_as_float32(out / name)
         tokenizer.save_pretrained(out / name)
         models.build_image_processor(name).save_pretrained(out / name)
     text = models.build_text_encoder(tokenizer, 128, 4)
-    both = _load_ema(ConditionedUNet(models.build_unet(), text), work / "unet.safetensors")
+    both = _load_ema(ConditionedUNet(models.build_unet(), text), work / "unet.pt")
     StableDiffusionPipeline(
         vae=trained_autoencoder(work).half(),
         unet=both.unet.half(),
@@ -423,9 +407,8 @@ def _open_as_float32(folder: Path) -> None:
 def _export_records(work: Path, out: Path) -> None:
     """Write the settings and loss curves of all stages, for the model card."""
     settings, curves = {}, []
-    for stage in [name for name in STAGES if (work / f"{name}.safetensors").exists()]:
-        with safe_open(work / f"{stage}.safetensors", "pt") as file:
-            progress = json.loads(file.metadata()["progress"])
+    for stage in [name for name in STAGES if (work / f"{name}.pt").exists()]:
+        progress = read_checkpoint(work / f"{stage}.pt")["progress"]
         minutes = round(progress["seconds"] / 60, 1)
         known = progress.get("settings", {})
         settings[stage] = {**known, "steps": progress["step"], "minutes": minutes}
@@ -463,5 +446,5 @@ def main(
     for stage in [name for name in stages.split(",") if name]:
         train_stage(stage, work, minutes * SHARES[stage], pictures, device)
     needed = [name for name in STAGES if name != "decoder"]
-    if all((work / f"{name}.safetensors").exists() for name in needed):
+    if all((work / f"{name}.pt").exists() for name in needed):
         export(work, out)
