@@ -19,10 +19,8 @@ from minddiff_utils.io import InputError
 from studies.betas import peak_memory
 
 ALPHA = 0.15
-GET = (
-    "fastl2lir is not there: `pip install --target FOLDER fastl2lir 'numpy<2.4'` and give "
-    "--fastl2lir FOLDER. It runs in a process of its own, for it fails with newer NumPy."
-)
+# It runs in a process of its own, for it fails with newer NumPy.
+GET = "fastl2lir is not there: `pip install --target FOLDER fastl2lir 'numpy<2.4'`, and give FOLDER"
 # What the processes run: load, fit, tell seconds on the clock and of the processor. Ours has fitted
 # before, for the first fit reserves memory, and on a GPU loads libraries.
 OURS = """
@@ -196,16 +194,14 @@ def fit_at_nsds_size(scratch: Path, share: float, device: str) -> None:
         _print("all targets, if each costs the same", shared + (spent - shared) / share)
 
 
-def write_targets(path: Path, x: np.ndarray, sizes: dict[str, int], rank: int = 300) -> Path:
-    """Write random features that follow from responses in `rank` directions, float16 in HDF5."""
+def write_targets(path: Path, x: np.ndarray, sizes: dict[str, int]) -> Path:
+    """Write random features that follow from 300 of the voxels, float16 in HDF5."""
     rng = np.random.default_rng(1)
-    hidden = x[:, :rank] + rng.standard_normal((len(x), min(rank, x.shape[1])), np.float32)
-    hidden *= np.geomspace(3, 0.1, hidden.shape[1], dtype=np.float32)
+    known = x[:, :300] * np.geomspace(3, 0.1, min(300, x.shape[1]), dtype=np.float32)
     with h5py.File(path, "w") as file:
         for name, size in sizes.items():
-            y = hidden @ rng.standard_normal((hidden.shape[1], size), np.float32)
-            y += rng.standard_normal(y.shape, np.float32)
-            file[name] = y.astype(np.float16)
+            y = known @ rng.standard_normal((known.shape[1], size), np.float32)
+            file[name] = (y + rng.standard_normal(y.shape, np.float32)).astype(np.float16)
     return path
 
 

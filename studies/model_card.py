@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 import typer
 from safetensors.torch import load_file
+from skimage.metrics import peak_signal_noise_ratio as psnr
 from transformers import CLIPTokenizer
 
 from minddiff_utils.evaluation.metrics import cosine, ssim
@@ -125,8 +126,10 @@ def _measure(
     pictures = np.stack([world.picture(i) for i in ids])
     sentences = [world.captions(i)[CAPTION] for i in ids]
     generator = load_generator(weights, device, "float32")
-    each, pooled = _psnr(pictures, _autoencoded(generator, pictures))
-    yield "psnr", Bar("Autoencoder, mean of the pictures' PSNR", each, 30, "dB")
+    again = _autoencoded(generator, pictures)
+    each = [psnr(*pair, data_range=255) for pair in zip(pictures, again, strict=True)]
+    pooled = psnr(pictures, again, data_range=255)
+    yield "psnr", Bar("Autoencoder, mean of the pictures' PSNR", float(np.mean(each)), 30, "dB")
     yield "psnr_pooled", Bar("Autoencoder, PSNR of the mean squared error", pooled, 30, "dB")
     among = f"top-1 of {len(ids)}"
     for name in ("guide", "judge"):
@@ -156,13 +159,6 @@ def _autoencoded(generator: Generator, pictures: np.ndarray) -> np.ndarray:
     """Pictures through the autoencoder and back, uint8 (n, h, w, 3)."""
     made = [generator.encode_pictures(pictures[rows]) for rows in _batches(len(pictures))]
     return np.concatenate([to_pictures(generator.decode(z)) for z in made])
-
-
-def _psnr(truth: np.ndarray, other: np.ndarray) -> tuple[float, float]:
-    """Return the mean over pictures of the peak signal-to-noise ratio, and that of the mean, dB."""
-    error = np.square(truth.astype(np.float64) - other).mean(axis=(1, 2, 3)).clip(min=1e-3)
-    decibels = 10 * np.log10(255**2 / np.array([*error, error.mean()]))
-    return float(decibels[:-1].mean()), float(decibels[-1])
 
 
 @torch.no_grad()

@@ -6,7 +6,6 @@ import shutil
 
 import numpy as np
 import pytest
-from skimage.metrics import peak_signal_noise_ratio
 from transformers import CLIPModel, CLIPTokenizer
 from typer.testing import CliRunner
 
@@ -52,20 +51,6 @@ def test_a_bar_is_met_or_not(value, verdict):
 def test_command_without_weights_says_what_is_missing(tmp_path):
     shown = CliRunner().invoke(app, ["model_card", "--weights", str(tmp_path / "none")])
     assert isinstance(shown.exception, InputError) and "none" in str(shown.exception)
-
-
-def test_psnr_is_scikit_images():
-    rng = np.random.default_rng(0)
-    truth = rng.integers(0, 256, (5, 16, 16, 3)).astype(np.uint8)
-    other = (truth // 2 + 40).astype(np.uint8)
-    other[0] = truth[0] // 8 * 8
-    each, pooled = model_card._psnr(truth, other)
-    theirs = [
-        peak_signal_noise_ratio(a, b, data_range=255) for a, b in zip(truth, other, strict=True)
-    ]
-    assert each == pytest.approx(np.mean(theirs))
-    assert pooled == pytest.approx(peak_signal_noise_ratio(truth, other, data_range=255))
-    assert np.isfinite(model_card._psnr(truth, truth)).all()
 
 
 def test_sentences_are_embedded_as_transformers_does(tiny_models):
