@@ -89,7 +89,7 @@ def test_both_stages_and_the_parts_are_measured():
 
 
 def test_an_unknown_option_is_named_before_it_begins():
-    result = CliRunner().invoke(app, ["cost", "--save-memory", "magic"])
+    result = CliRunner().invoke(app, ["cost", "--small", "--save-memory", "magic"])
     assert isinstance(result.exception, InputError) and "magic is unknown" in str(result.exception)
 
 
