@@ -23,7 +23,7 @@ from minddiff_utils.io import InputError
 from minddiff_utils.models.stable_diffusion import Generator
 from minddiff_utils.reconstruction.stages import read_pictures, reconstruct
 from minddiff_utils.settings import Settings
-from studies.held_out import MODELS, TREE, HeldOut, open_held_out
+from studies.held_out import METRICS, MODELS, TREE, HeldOut, open_held_out
 
 STAGES = tuple(signature(Settings).parameters)
 DECODING = ("keep_structure", *signature(Method).parameters)
@@ -41,10 +41,10 @@ def main(
 ) -> None:
     """Compare every combination of settings with the first, on held-out training pictures.
 
-    Settings are those of `Method` (how features are decoded), of `Settings` (both stages) and
-    `keep_structure`. Printed are the correlation of decoded with true features, and every metric of
-    both stages, each with its difference to the first combination and the 95 % interval of that
-    over pictures. All of it is kept in `settings.csv`.
+    Settings are those of `Method` (how features are decoded), `Settings` (both stages),
+    and `keep_structure`. Printed are the correlation of decoded with true features, and metrics
+    of both stages, each with its difference to the first combination and the 95 % interval of
+    that over pictures. All of it is kept in `settings.csv`.
     """
     variants = combinations(vary or [])
     folder = work / subject
@@ -108,7 +108,7 @@ def compare_settings(
         made, seconds = paint(held.generator, decoded_by[known], settings, batch)
         rows = [*_rows_of_features(held, decoded_by[known], first)]
         rows += _rows_of_pictures(held, decoded_by[known], made, first)
-        rows.append({"of": "stage 2", "metric": "seconds a picture", "value": seconds})
+        rows.append({"of": "stage 2", "metric": "processor seconds", "value": seconds})
         text = ", ".join(f"{name}={value}" for name, value in changes.items()) or "defaults"
         print(text)
         yield pd.DataFrame(rows).assign(settings=text)
@@ -126,14 +126,14 @@ def _decode(held: HeldOut, changes: Mapping, folder: Path) -> dict[str, np.ndarr
 def paint(
     generator: Generator, decoded: Mapping[str, np.ndarray], settings: Settings, batch: int
 ) -> tuple[dict[str, np.ndarray], float]:
-    """Return the pictures of both stages, and the seconds of the second for each."""
+    """Return the pictures of both stages, and seconds of the processor of the second for each."""
     alone = replace(settings, solver="algorithm_1", iterations=0)
     made = {}
     with tempfile.TemporaryDirectory() as folder:
         for stage, used in (("stage 1", alone), ("stage 2", settings)):
-            began, path = time.perf_counter(), Path(folder) / f"{stage}.h5"
+            began, path = time.process_time(), Path(folder) / f"{stage}.h5"
             reconstruct(generator, decoded, used, path, batch=batch, n_films=0)
-            seconds = time.perf_counter() - began
+            seconds = time.process_time() - began
             made[stage] = read_pictures(path)
     return made, seconds / len(made[stage])
 
@@ -161,7 +161,8 @@ def _rows_of_features(held: HeldOut, decoded, first: dict) -> Iterator[dict]:
 
 def _rows_of_pictures(held: HeldOut, decoded, made: Mapping, first: dict) -> Iterator[dict]:
     values = evaluate(held.truth, made, decoded["stimulus_id"], held.embed)
-    for key, part in values.groupby(["method", "metric"], sort=False):
+    shown = values[values.metric.isin(METRICS)]
+    for key, part in shown.groupby(["method", "metric"], sort=False):
         found = part.value.to_numpy()
         gain = paired_difference(found, first.setdefault(key, found))
         row = {"of": key[0], "metric": key[1], "value": found.mean(), "gain": gain["mean"]}
