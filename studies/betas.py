@@ -29,17 +29,14 @@ MIB = 2**20
 
 
 class Measurement(NamedTuple):
-    """Seconds on the clock, seconds of the processor, and bytes of memory at the most."""
+    """Seconds on the clock, and bytes of memory at the most."""
 
     seconds: float
-    processor: float
     memory: int
 
 
 def main(
-    folder: Annotated[
-        Path | None, typer.Option(help="Where to make the files: on the disk to be measured.")
-    ] = None,
+    folder: Annotated[Path | None, typer.Option(help="On the disk to be measured.")] = None,
     sessions: Annotated[int, typer.Option(min=1, help="Sessions; all but one are links.")] = 1,
     rounds: Annotated[int, typer.Option(min=1, help="Of each; the median counts.")] = 3,
     small: Annotated[bool, typer.Option(help="A miniature, to see that it runs.")] = False,
@@ -67,9 +64,7 @@ def main(
         print(f"HDF5 chunk a voxel: {size / 1e9:.2f} GB; a region of {voxels:,} voxels")
         plain, gathered = measure(tree, paths, Path(scratch) / "cache", rounds, cached)
     for name, found in (("plain reading", plain), ("gathering", gathered)):
-        speed = size / found.seconds / 1e6
-        print(f"{name:>14}: {found.seconds:8.2f} s, {speed:8.0f} MB/s, ", end="")
-        print(f"{found.processor:.2f} s of the processor")
+        print(f"{name:>14}: {found.seconds:8.2f} s, {size / found.seconds / 1e6:8.0f} MB/s")
     print(f"gathering has {plain.seconds / gathered.seconds:.0%} of the speed of plain reading")
     print(f"memory of gathering: {gathered.memory / MIB:.0f} MiB, libraries included")
     print(f"both read from {'the cache of the system' if cached else 'the disk'}")
@@ -116,21 +111,20 @@ def measure(
 def read_plainly(paths: Sequence[Path]) -> Measurement:
     """Read files from front to end, 4 MiB at a time, and do nothing with them."""
     buffer = bytearray(4 * MIB)
-    started, worked = time.perf_counter(), time.process_time()
+    started = time.perf_counter()
     for path in paths:
         with open(path, "rb", buffering=0) as file:
             while file.readinto(buffer):
                 pass
-    return Measurement(time.perf_counter() - started, time.process_time() - worked, len(buffer))
+    return Measurement(time.perf_counter() - started, len(buffer))
 
 
 def gather_once(tree: NsdTree, cache: Path) -> Measurement:
     """Load the subject, its responses gathered into `cache`."""
-    started, worked = time.perf_counter(), time.process_time()
+    started = time.perf_counter()
     with contextlib.redirect_stderr(io.StringIO()):  # its progress would come between ours
         load_nsd(tree.root, tree.subject, rois="nsdgeneral", cache=cache)
-    seconds, processor = time.perf_counter() - started, time.process_time() - worked
-    return Measurement(seconds, processor, peak_memory())
+    return Measurement(time.perf_counter() - started, peak_memory())
 
 
 def peak_memory() -> int:

@@ -33,9 +33,7 @@ PAPER_STEPS, PAPER_ITERATIONS = 35, 300
 
 
 def main(
-    batches: Annotated[
-        str, typer.Option(help="Run both stages to their end, of so many pictures at a time: 1,4,8")
-    ] = "",
+    batches: Annotated[str, typer.Option(help="Run both stages, so many at a time: 1,4,8")] = "",
     solver: Annotated[str, typer.Option(help="Of stage 2: guided or algorithm_1.")] = "guided",
     steps: Annotated[int, typer.Option(min=1, help="Of the whole schedule.")] = 20,
     iterations: Annotated[int, typer.Option(min=1, help="Of Algorithm 1.")] = 2,

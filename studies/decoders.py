@@ -57,9 +57,7 @@ NSD = (8859, 11694)  # training stimuli and voxels of one subject
 
 
 def main(
-    share: Annotated[
-        float, typer.Option(help="This book's decoder: share of NSD's 85,000 targets; 0: skip it.")
-    ] = 1.0,
+    share: Annotated[float, typer.Option(help="Of NSD's 85,000 targets; 0: none.")] = 1.0,
     fastl2lir: Annotated[Path | None, typer.Option(help="Folder where it is installed.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Of the pair; the median counts.")] = 3,
     threads: Annotated[int, typer.Option(min=1)] = 2,

@@ -126,7 +126,8 @@ def _measure(
     pictures = np.stack([world.picture(i) for i in ids])
     sentences = [world.captions(i)[CAPTION] for i in ids]
     generator = load_generator(weights, device, "float32")
-    again = _autoencoded(generator, pictures)
+    with torch.no_grad():
+        again = to_pictures(generator.decode(generator.encode_pictures(pictures)))
     each = [psnr(*pair, data_range=255) for pair in zip(pictures, again, strict=True)]
     pooled = psnr(pictures, again, data_range=255)
     yield "psnr", Bar("Autoencoder, mean of the pictures' PSNR", float(np.mean(each)), 30, "dB")
@@ -152,13 +153,6 @@ def _measure(
 
 def _batches(n: int) -> list[slice]:
     return [slice(start, start + BATCH) for start in range(0, n, BATCH)]
-
-
-@torch.no_grad()
-def _autoencoded(generator: Generator, pictures: np.ndarray) -> np.ndarray:
-    """Pictures through the autoencoder and back, uint8 (n, h, w, 3)."""
-    made = [generator.encode_pictures(pictures[rows]) for rows in _batches(len(pictures))]
-    return np.concatenate([to_pictures(generator.decode(z)) for z in made])
 
 
 @torch.no_grad()

@@ -39,9 +39,8 @@ VOXELS = 11_694  # of the paper's eleven regions in subject 1
 GPUS = {"24 GB (RTX 4090)": 165e12, "80 GB (A100)": 312e12}
 SHARE = 0.4  # of the peak that is reached: assumed
 
-# Parameters of what is on the GPU beside UNet and autoencoder; and of the judge.
+# Parameters of what is on the GPU beside UNet and autoencoder.
 OTHERS = {"text encoder": 123_060_480, "CLIP ViT-B/32": 151_277_313}
-JUDGE = {"CLIP ViT-L/14": 427_616_513}
 
 # What `features.h5` keeps of a picture: values, bytes of each.
 FEATURES = {
@@ -229,8 +228,8 @@ def main() -> None:
         size = download_gigabytes(*names, sessions=few)
         print(f"to download for {', '.join(names)}, {few or 'all'} sessions: {size:.0f} GB")
     print(f"voxels of subj01: {40 * TRIALS * VOXELS * 4 / 1e9:.1f} GB in float32")
-    condition = (SEEN - TESTED) * FEATURES["c"][0] * 4 / 1e9
-    print(f"c of {SEEN - TESTED} training pictures: {condition:.1f} GB")
+    n = SEEN - TESTED
+    print(f"c of {n} training pictures: {n * FEATURES['c'][0] * 4 / 1e9:.1f} GB")
     results = result_bytes()
     print("\nResults of a subject (10^9 bytes):")
     for name, size in {**results, "all": sum(results.values())}.items():
@@ -241,7 +240,7 @@ def main() -> None:
     print(f"\nOne pass through the UNet: {counts.unet / 1e12:.2f} · 10^12 operations, keeping")
     print(f"{counts.unet_saved / 1e9:.1f} GB of a step for the way back; through the decoder")
     print(f"{counts.decoder / 1e12:.2f} · 10^12, keeping {counts.decoder_saved / 1e9:.1f} GB")
-    for name, number in {**counts.parameters, **JUDGE}.items():
+    for name, number in counts.parameters.items():
         print(f"{name}: {number / 1e6:.0f} million weights, {4 * number / 1e9:.2f} GB in float32")
     print(f"\nStage 2, estimated at {SHARE:.0%} of each GPU's peak:")
     print(time_table(counts).round(2).T.to_string())

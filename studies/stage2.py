@@ -27,6 +27,7 @@ from studies.held_out import METRICS, MODELS, embeddings
 
 # Of both kinds of seconds those of the processor count where other programs share the machine.
 SPENT = ["seconds", "processor_seconds", "equivalents"]
+RUN, WORK = Path("runs/phantom/subj01"), Path("runs/bench/stage2")
 
 
 @dataclass
@@ -83,20 +84,14 @@ def solver_settings(iterations: int = 300, steps: int = 50) -> dict[str, Setting
 
 
 def main(
-    run: Annotated[Path, typer.Option(help="Folder of a subject whose chapters 02-03 ran.")] = Path(
-        "runs/phantom/subj01"
-    ),
+    run: Annotated[Path, typer.Option(help="Folder of a subject whose chapters 02-03 ran.")] = RUN,
     pictures: Annotated[int, typer.Option(min=2, help="The first so many test pictures.")] = 16,
     iterations: Annotated[int, typer.Option(min=0, help="Of Algorithm 1.")] = 300,
     batch: Annotated[int, typer.Option(min=1)] = 8,
     models: Annotated[str, typer.Option(help="Folder or name.")] = str(MODELS),
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    work: Annotated[Path, typer.Option(help="For results; a stopped run goes on.")] = Path(
-        "runs/bench/stage2"
-    ),
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for a small table and the published pictures.")
-    ] = None,
+    work: Annotated[Path, typer.Option(help="For results; a stopped run goes on.")] = WORK,
+    out: Annotated[Path | None, typer.Option(help="For the table and the pictures.")] = None,
 ) -> None:
     """Run both solvers on the same pictures and decoded features; print cost and quality.
 
@@ -129,9 +124,6 @@ def main(
             path = out / f"algorithm_1_{run.name}.h5"
             store_pictures(path, pictures_of(decoded, done), painted, about)
     print(table.T.to_string(float_format=lambda value: f"{value:.4g}"))
-    ratio = table.loc["algorithm_1"] / table.loc["guided"]
-    seconds, cost = ratio["seconds"], ratio["equivalents"]
-    print(f"paper / fast: {seconds:.0f} times the seconds, {cost:.0f} times the passes")
 
 
 Made = dict[str, dict[int, np.ndarray]]  # of each solver, row → picture, uint8 (h, w, 3)
