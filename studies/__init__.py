@@ -1,1 +1,1 @@
-"""Measurements and comparisons behind the book's settings: `python -m studies NAME` prints one."""
+"""Measurements and comparisons behind the book's settings: `python -m studies NAME`; see README."""

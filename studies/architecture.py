@@ -1,8 +1,9 @@
 """Stable Diffusion v1 and CLIP ViT-B/32 at their full size, with random weights.
 
 The shapes are those of the published `config.json` files of CompVis/stable-diffusion-v1-4 and
-openai/clip-vit-base-patch32. What a model costs in time and memory, and whether two programs agree
-on it, does not depend on its weights; so nothing has to be downloaded to find out.
+openai/clip-vit-base-patch32, as far as they differ from the defaults of diffusers and transformers.
+What a model costs in time and memory, and whether two programs agree on it, does not depend on its
+weights; so nothing has to be downloaded to find out.
 """
 
 import torch
@@ -12,56 +13,19 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, C
 from minddiff_utils.models.clip import Clip
 from minddiff_utils.models.stable_diffusion import Generator
 
-UNET = {
-    "sample_size": 64,
-    "in_channels": 4,
-    "out_channels": 4,
-    "block_out_channels": (320, 640, 1280, 1280),
-    "layers_per_block": 2,
-    "cross_attention_dim": 768,
-    "attention_head_dim": 8,
-    "down_block_types": (
-        "CrossAttnDownBlock2D",
-        "CrossAttnDownBlock2D",
-        "CrossAttnDownBlock2D",
-        "DownBlock2D",
-    ),
-    "up_block_types": (
-        "UpBlock2D",
-        "CrossAttnUpBlock2D",
-        "CrossAttnUpBlock2D",
-        "CrossAttnUpBlock2D",
-    ),
-}
+UNET = {"sample_size": 64, "cross_attention_dim": 768}
 VAE = {
     "sample_size": 512,
-    "latent_channels": 4,
     "block_out_channels": (128, 256, 512, 512),
     "layers_per_block": 2,
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "scaling_factor": 0.18215,
 }
 TEXT = {
-    "vocab_size": 49408,
     "hidden_size": 768,
     "intermediate_size": 3072,
-    "num_hidden_layers": 12,
     "num_attention_heads": 12,
-    "max_position_embeddings": 77,
     "projection_dim": 768,
-    "hidden_act": "quick_gelu",
-}
-# CLIP ViT-B/32. Its text side, 512 wide, plays no part here.
-VISION = {
-    "image_size": 224,
-    "patch_size": 32,
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "projection_dim": 512,
-    "hidden_act": "quick_gelu",
 }
 PREPROCESSING = {
     "size": 224,
@@ -79,6 +43,7 @@ NOISE_LEVELS = {
     "steps_offset": 1,
 }
 # A miniature of the same layers, to see in seconds that everything runs.
+_THIN = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
 SMALL = {
     "unet": {
         "sample_size": 16,
@@ -87,26 +52,16 @@ SMALL = {
         "attention_head_dim": 4,
     },
     "vae": {"sample_size": 128, "block_out_channels": (32, 32, 32, 32)},
-    "text": {
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-    },
-    "vision": {
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 6,
-        "num_attention_heads": 4,
-    },
+    "text": {**_THIN, "num_hidden_layers": 2},
+    "vision": {**_THIN, "num_hidden_layers": 6},
 }
 
 
 def build_tokenizer() -> CLIPTokenizer:
     """Return a tokenizer of single letters, with the special tokens of CLIP in their places."""
     letters = [chr(code) for code in range(33, 127)]
-    vocabulary = {letter: number for number, letter in enumerate(letters)}
-    vocabulary |= {f"{letter}</w>": len(letters) + number for letter, number in vocabulary.items()}
+    words = [*letters, *(f"{letter}</w>" for letter in letters)]
+    vocabulary = {word: number for number, word in enumerate(words)}
     vocabulary |= {"<|startoftext|>": 49406, "<|endoftext|>": 49407}
     return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=77)
 
@@ -143,13 +98,8 @@ def build_pipeline(small: bool = False, seed: int = 0) -> StableDiffusionPipelin
 
 def build_clip(small: bool = False, seed: int = 1) -> Clip:
     """Return CLIP ViT-B/32 with random weights and its own preprocessing, in float32 on the CPU."""
-    change = SMALL if small else {}
-    text = {**TEXT, "hidden_size": 512, "num_attention_heads": 8, "intermediate_size": 2048}
-    config = CLIPConfig(
-        text_config={**text, **change.get("text", {})},
-        vision_config={**VISION, **change.get("vision", {})},
-        projection_dim=512,
-    )
+    change = SMALL if small else {"text": {}, "vision": {}}
+    config = CLIPConfig(text_config=change["text"], vision_config=change["vision"])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Clip(CLIPModel(config), PREPROCESSING)

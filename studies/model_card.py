@@ -1,19 +1,21 @@
 """How good the phantom's models are on pictures they never saw, and their model card.
 
-`python -m studies.training --evaluate` calls both. The models are loaded and used
-through `minddiff_utils.models.stable_diffusion`, so the bars test what the notebooks use.
+The models are loaded and used as the notebooks do, so the bars test what the notebooks use.
 """
 
-import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from string import Template
+from typing import Annotated, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
+import typer
+from safetensors.torch import load_file
+from skimage.metrics import peak_signal_noise_ratio as psnr
 from transformers import CLIPTokenizer
 
 from minddiff_utils.evaluation.metrics import cosine, ssim
@@ -29,12 +31,31 @@ from minddiff_utils.models.stable_diffusion import (
 from minddiff_utils.phantom import world
 from minddiff_utils.reconstruction.stage1 import stage1
 from minddiff_utils.settings import Settings
+from studies.held_out import MODELS
 
 FIRST_HELD_OUT_ID = 900_000
 CAPTION = 0  # which of the five captions stands for a picture in retrieval and generation
 CAPTION_STEPS, CAPTION_GUIDANCE = 50, 5.0  # pictures from a caption alone
 BATCH = 32
 NOISE_SEED = 0
+PARTS = {
+    "stable_diffusion/vae": "Autoencoder",
+    "stable_diffusion/unet": "Denoising UNet",
+    "stable_diffusion/text_encoder": "Text encoder",
+    "clip_guide": "CLIP, the guide",
+    "clip_judge": "CLIP, the judge",
+}
+STAGE_NAMES = {
+    "autoencoder": "Autoencoder",
+    "decoder": "Its decoder, further",
+    "clip_guide": "CLIP, the guide",
+    "clip_judge": "CLIP, the judge",
+    "unet": "UNet and text encoder",
+}
+RECOVERED = """
+\\* Trained before trainings wrote their settings down. Pictures, batch, rate and seed are read from
+the training's code of that day (commit f408d18), steps, minutes and loss from its log.
+"""
 
 
 class Bar(NamedTuple):
@@ -50,37 +71,34 @@ class Bar(NamedTuple):
         """Return "ok" or "below"."""
         return "ok" if self.value >= self.least else "below"
 
-    def __str__(self) -> str:
-        digits = 1 if self.unit else 3
-        value, least = f"{self.value:.{digits}f}", f"{self.least:.{digits}f}"
-        return f"{self.name:<66} {value:>6} ≥ {least:>5} {self.unit:<2} {self.verdict}"
+
+def main(
+    weights: Annotated[Path, typer.Option(help="Folder of the models.")] = MODELS,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+) -> None:
+    """Measure the phantom's models on held-out pictures, and write their card beside them."""
+    write_model_card(weights, evaluate(weights, device))
 
 
 # -------------------------------------------------------------------------------------- the bars
 
 
 def evaluate(
-    weights: str | Path,
-    device: str = "auto",
-    *,
-    n_pictures: int = 256,
-    n_steps: int = Settings.n_steps,
-    strength: float = Settings.strength,
-    guidance_scale: float = Settings.guidance_scale,
+    weights: Path, device: str = "auto", n_pictures: int = 256, settings: Settings | None = None
 ) -> dict[str, Bar]:
     """Measure the models on held-out pictures and print each bar as it is known.
 
     Parameters
     ----------
-    weights : str or Path
+    weights : Path
         Folder with `stable_diffusion`, `clip_guide` and `clip_judge`.
     device : str
         "auto" or a torch device. Everything is computed in float32.
     n_pictures : int
         The pictures are the ids from 900,000, none of which any model has been trained on; as many
         captions are the candidates of each retrieval.
-    n_steps, strength, guidance : int, float, float
-        Of stage 1, for the img2img bars; see `minddiff_utils.settings.Settings`.
+    settings : Settings, optional
+        Of stage 1, for the img2img bars; the defaults if not given.
 
     Returns
     -------
@@ -91,11 +109,12 @@ def evaluate(
     InputError
         If a model is missing or damaged, or the device cannot be used.
     """
-    weights, ids = Path(weights), range(FIRST_HELD_OUT_ID, FIRST_HELD_OUT_ID + n_pictures)
+    ids = range(FIRST_HELD_OUT_ID, FIRST_HELD_OUT_ID + n_pictures)
     found: dict[str, Bar] = {}
-    stage1_settings = Settings(n_steps=n_steps, strength=strength, guidance_scale=guidance_scale)
-    for key, bar in _measure(weights, device, ids, stage1_settings):
-        print(bar, flush=True)
+    for key, bar in _measure(weights, device, ids, settings or Settings()):
+        digits = 1 if bar.unit else 3
+        value, least = f"{bar.value:.{digits}f}", f"{bar.least:.{digits}f}"
+        print(f"{bar.name:<66} {value:>6} ≥ {least:>5} {bar.unit:<2} {bar.verdict}", flush=True)
         found[key] = bar
     return found
 
@@ -107,8 +126,11 @@ def _measure(
     pictures = np.stack([world.picture(i) for i in ids])
     sentences = [world.captions(i)[CAPTION] for i in ids]
     generator = load_generator(weights, device, "float32")
-    each, pooled = _psnr(pictures, _autoencoded(generator, pictures))
-    yield "psnr", Bar("Autoencoder, mean of the pictures' PSNR", each, 30, "dB")
+    with torch.no_grad():
+        again = to_pictures(generator.decode(generator.encode_pictures(pictures)))
+    each = [psnr(*pair, data_range=255) for pair in zip(pictures, again, strict=True)]
+    pooled = psnr(pictures, again, data_range=255)
+    yield "psnr", Bar("Autoencoder, mean of the pictures' PSNR", float(np.mean(each)), 30, "dB")
     yield "psnr_pooled", Bar("Autoencoder, PSNR of the mean squared error", pooled, 30, "dB")
     among = f"top-1 of {len(ids)}"
     for name in ("guide", "judge"):
@@ -134,35 +156,11 @@ def _batches(n: int) -> list[slice]:
 
 
 @torch.no_grad()
-def _autoencoded(generator: Generator, pictures: np.ndarray) -> np.ndarray:
-    """Pictures through the autoencoder and back, uint8 (n, h, w, 3)."""
-    return np.concatenate(
-        [
-            to_pictures(generator.decode(generator.encode_pictures(pictures[rows])))
-            for rows in _batches(len(pictures))
-        ]
-    )
-
-
-def _psnr(truth: np.ndarray, other: np.ndarray) -> tuple[float, float]:
-    """Return the mean over pictures of the peak signal-to-noise ratio, and that of the mean, dB."""
-    error = np.square(truth.astype(np.float64) - other).mean(axis=(1, 2, 3)).clip(min=1e-3)
-    decibels = 10 * np.log10(255**2 / np.array([*error, error.mean()]))
-    return float(decibels[:-1].mean()), float(decibels[-1])
-
-
-@torch.no_grad()
 def _embed_sentences(clip: Clip, folder: Path, sentences: list[str]) -> np.ndarray:
     """Return a CLIP's embeddings of sentences, float32 (n, dimensions), rows of length 1."""
     tokenizer = CLIPTokenizer.from_pretrained(folder)
-    tokens = tokenizer(
-        sentences,
-        padding="max_length",
-        max_length=tokenizer.model_max_length,
-        truncation=True,
-        return_tensors="pt",
-    ).input_ids.to(clip.device)
-    pooled = clip.model.text_model(input_ids=tokens).pooler_output
+    tokens = tokenizer(sentences, padding="max_length", truncation=True, return_tensors="pt")
+    pooled = clip.model.text_model(input_ids=tokens.input_ids.to(clip.device)).pooler_output
     return F.normalize(clip.model.text_projection(pooled), dim=1).cpu().numpy()
 
 
@@ -175,17 +173,15 @@ def _retrieved(pictures: np.ndarray, texts: np.ndarray, sentences: list[str]) ->
 @torch.no_grad()
 def _drawn_from_captions(generator: Generator, ids: range, sentences: list[str]) -> np.ndarray:
     """Pictures made of pure noise under one caption each, uint8 (n, h, w, 3)."""
-    edge = generator.unet.config.sample_size
-    channels = generator.unet.config.in_channels
+    edge, channels = generator.unet.config.sample_size, generator.unet.config.in_channels
     drawn = []
     for rows in _batches(len(ids)):
         c = generator.encode_captions([(sentence,) for sentence in sentences[rows]])
         z = noise_like(c.new_empty(len(c), channels, edge, edge), NOISE_SEED, ids[rows])
         z = z * generator.scheduler.init_noise_sigma
         steps = generator.timesteps(CAPTION_STEPS, 1.0)
-        drawn.append(
-            to_pictures(generator.decode(generator.denoise(z, c, steps, CAPTION_GUIDANCE)))
-        )
+        z_0 = generator.denoise(z, c, steps, CAPTION_GUIDANCE)
+        drawn.append(to_pictures(generator.decode(z_0)))
     return np.concatenate(drawn)
 
 
@@ -202,59 +198,13 @@ def _image_to_image(generator: Generator, ids: range, pictures, settings: Settin
 
 # ------------------------------------------------------------------------------------ model card
 
-PARTS = {
-    "stable_diffusion/vae": "Autoencoder",
-    "stable_diffusion/unet": "Denoising UNet",
-    "stable_diffusion/text_encoder": "Text encoder",
-    "clip_guide": "CLIP, the guide",
-    "clip_judge": "CLIP, the judge",
-}
-STAGE_NAMES = {
-    "autoencoder": "Autoencoder",
-    "decoder": "Its decoder, further",
-    "clip_guide": "CLIP, the guide",
-    "clip_judge": "CLIP, the judge",
-    "unet": "UNet and text encoder",
-}
 
-RECOVERED = """
-\\* Trained before trainings wrote their settings down. Pictures, batch, rate and seed are read from
-the training's code of that day (commit f408d18), steps, minutes and loss from its log.
-"""
-INTRODUCTION = """# Model card of the phantom's models
-
-Small models with the parts and the file formats of Stable Diffusion v1 and CLIP, trained from
-nothing on the phantom's drawn world. They know that world and nothing else.
-`python -m studies.training` trains them again; with `--evaluate` it measures them
-and writes this card.
-"""
-
-DATA = """## What they were trained on
-
-Pictures of 64 × 64 pixels and their five captions, drawn from the ids 1,000,000 to 1,047,999.
-No test picture of the experiment is among them, and each contrast pattern of the test differs from
-all of theirs in at least 10 of 100 patches. The pictures of the table above (ids from 900,000 on)
-are other drawings, but three in four of their contrast patterns stand in training too: besides
-random patches there are 194 forms. Captions come from a few templates in English, so the text
-encoders understand those words and no others. There are no people in this world and no personal
-data.
-"""
-
-TRAINING = """## How they were trained
-
-AdamW (β 0.9, 0.99), a linear warm-up, then half a cosine over the time given; what is kept is a
-running mean of the weights. The CLIPs learn to match pictures and captions (the judge from another
-seed, with other patches, width and depth than the guide), the UNet to predict velocity, weighted by
-min(SNR, 5), under one caption, the mean of five, or none.
-"""
-
-
-def write_model_card(weights: str | Path, results: dict[str, Bar]) -> Path:
+def write_model_card(weights: Path, results: dict[str, Bar]) -> Path:
     """Write `MODEL_CARD.md` into a folder of models.
 
     Parameters
     ----------
-    weights : str or Path
+    weights : Path
         Folder that `training.export` wrote; its `training.json` and `curves.csv` say how the
         models were trained.
     results : dict of str to Bar
@@ -265,71 +215,52 @@ def write_model_card(weights: str | Path, results: dict[str, Bar]) -> Path:
     Path
         The card, in markdown; headings from level 1.
     """
-    weights = Path(weights)
-    sections = [
-        INTRODUCTION,
-        _bars_section(results),
-        _sizes_section(weights),
-        DATA,
-        TRAINING + "\n" + _training_table(weights),
-    ]
+    n_below = sum(bar.verdict == "below" for bar in results.values())
+    below = f"Aims not met: {n_below}, marked below; figures of the book suffer accordingly."
+    template = Template(Path(__file__).with_suffix(".md").read_text(encoding="utf-8"))
+    card = template.substitute(
+        bars=_table(("Measure", "value", "aim", ""), map(_bar_row, results.values())),
+        verdict=below if n_below else "All aims are met.",
+        caption_steps=CAPTION_STEPS,
+        caption_guidance=f"{CAPTION_GUIDANCE:g}",
+        sizes=_sizes_table(weights),
+        trainings=_training_table(weights),
+    )
+    if " \\* |" in card:
+        card += RECOVERED
     path = weights / "MODEL_CARD.md"
     with atomic_path(path) as temporary:
-        temporary.write_text("\n".join(sections), encoding="utf-8")
+        temporary.write_text(card, encoding="utf-8")
     return path
 
 
-def _bars_section(results: dict[str, Bar]) -> str:
-    rows = []
-    for bar in results.values():
-        value = f"{bar.value:.1f} {bar.unit}" if bar.unit else f"{bar.value:.3f}"
-        rows.append((bar.name, value, f"≥ {bar.least:g} {bar.unit}".strip(), bar.verdict))
-    n_below = sum(bar.verdict == "below" for bar in results.values())
-    verdict = "All aims are met."
-    if n_below:
-        verdict = f"Aims not met: {n_below}, marked below; figures of the book suffer accordingly."
-    return (
-        "## What they reach on held-out pictures\n\n"
-        + _table(("Measure", "value", "aim", ""), rows)
-        + f"\n{verdict} A picture's caption is the first of its five. Two pictures may have the "
-        "same sentence, mostly patterns; finding it counts for both. Pictures from a caption start "
-        f"from pure noise: {CAPTION_STEPS} DDIM steps, guidance {CAPTION_GUIDANCE:g}. Stage 1's "
-        "rows are the ceiling of the method: features that are true, not decoded.\n"
-    )
+def _bar_row(bar: Bar) -> tuple[str, ...]:
+    value = f"{bar.value:.1f} {bar.unit}" if bar.unit else f"{bar.value:.3f}"
+    return bar.name, value, f"≥ {bar.least:g} {bar.unit}".strip(), bar.verdict
 
 
-def _sizes_section(weights: Path) -> str:
+def _sizes_table(weights: Path) -> str:
     rows, total = [], 0
     for folder, name in PARTS.items():
-        files = sorted((weights / folder).glob("*.safetensors"))
-        size = sum(file.stat().st_size for file in files)
+        (path,) = (weights / folder).glob("*.safetensors")
+        size, n_numbers = path.stat().st_size, sum(v.numel() for v in load_file(path).values())
         total += size
         config = json.loads((weights / folder / "config.json").read_text(encoding="utf-8"))
-        count = f"{sum(map(_n_stored, files)):,}"
-        rows.append((name, _shape(folder, config), count, f"{size / 1e6:.1f} MB"))
+        rows.append((name, _shape(folder, config), f"{n_numbers:,}", f"{size / 1e6:.1f} MB"))
     rows.append(("Together", "", "", f"{total / 1e6:.1f} MB"))
-    return "## Shapes and sizes\n\n" + _table(("Part", "shape", "parameters", "on disk"), rows)
-
-
-def _n_stored(file: Path) -> int:
-    with safe_open(file, "pt") as tensors:
-        names = list(tensors.keys())
-        return sum(int(np.prod(tensors.get_slice(name).get_shape())) for name in names)
+    return _table(("Part", "shape", "parameters", "on disk"), rows)
 
 
 def _shape(folder: str, config: dict) -> str:
+    widths = ", ".join(map(str, config.get("block_out_channels", ())))
     if folder.endswith("vae"):
-        widths = ", ".join(map(str, config["block_out_channels"]))
         edge = world.SIZE // 2 ** (len(config["block_out_channels"]) - 1)
         return f"channels {widths}; latents {config['latent_channels']} × {edge} × {edge}"
     if folder.endswith("unet"):
-        widths = ", ".join(map(str, config["block_out_channels"]))
         return f"channels {widths}; text of width {config['cross_attention_dim']}"
     if folder.endswith("text_encoder"):
-        return (
-            f"{config['num_hidden_layers']} blocks of {config['hidden_size']}; "
-            f"{config['max_position_embeddings']} tokens"
-        )
+        blocks = f"{config['num_hidden_layers']} blocks of {config['hidden_size']}"
+        return f"{blocks}; {config['max_position_embeddings']} tokens"
     vision, text = config["vision_config"], config["text_config"]
     return (
         f"pictures {vision['image_size']} px, patches {vision['patch_size']} px, "
@@ -339,51 +270,28 @@ def _shape(folder: str, config: dict) -> str:
 
 
 def _training_table(weights: Path) -> str:
-    path = weights / "training.json"
-    settings = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    curves = _curves(weights / "curves.csv")
+    settings = json.loads((weights / "training.json").read_text(encoding="utf-8"))
+    curves = pd.read_csv(weights / "curves.csv")
     rows = []
     for stage, name in STAGE_NAMES.items():
-        known, losses = settings.get(stage, {}), curves.get(stage, [])
-        last = len(losses) - 1
-        at = [losses[int(share * last)] for share in (0, 0.1, 0.5, 1)] if losses else []
-        rows.append(
-            (
-                name + " \\*" * known.get("recovered", False),
-                *(
-                    _entry(known.get(key))
-                    for key in ("pictures", "batch", "learning_rate", "steps")
-                ),
-                _entry(known.get("minutes")),
-                _entry(known.get("seed")),
-                known.get("device", "not noted"),
-                " → ".join(f"{loss:.3g}" for loss in at) or "not noted",
-            )
-        )
+        known = settings.get(stage, {})
+        losses = curves.loss[curves.stage == stage].to_numpy()
+        at = [losses[int(share * (len(losses) - 1))] for share in (0, 0.1, 0.5, 1) if len(losses)]
+        keys = ("pictures", "batch", "learning_rate", "steps", "minutes", "seed")
+        row = [name + " \\*" * known.get("recovered", False)]
+        row += [_entry(known.get(key)) for key in keys]
+        row += [known.get("device", "not noted")]
+        rows.append((*row, " → ".join(f"{loss:.3g}" for loss in at) or "not noted"))
     heads = ("Stage", "pictures", "batch", "rate", "steps", "minutes", "seed", "device", "loss")
-    return (
-        _table(heads, rows)
-        + "\nThe rate is the largest. The loss, a mean over 50 steps, is that of the beginning, "
-        "after a tenth of the steps, after half, and at the end; `curves.csv` beside this card has "
-        "all.\n" + RECOVERED * any(known.get("recovered") for known in settings.values())
-    )
+    return _table(heads, rows)
 
 
 def _entry(value) -> str:
-    return (
-        "not noted" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:g}"
-    )
+    if value is None:
+        return "not noted"
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
 
-def _curves(path: Path) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {}
-    if path.exists():
-        with path.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                found.setdefault(row["stage"], []).append(float(row["loss"]))
-    return found
-
-
-def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(heads: tuple[str, ...], rows) -> str:
     lines = [heads, tuple("---" for _ in heads), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"

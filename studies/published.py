@@ -7,18 +7,23 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
 import typer
 
+from minddiff_utils.decoding.decode import decode_subject, read_decoded
+from minddiff_utils.decoding.decoders import Method
+from minddiff_utils.evaluation.baselines import true_features
+from minddiff_utils.evaluation.metrics import evaluate
 from minddiff_utils.io import atomic_path
-from studies.stage2 import METRICS, MODELS, solver_settings
-
-if TYPE_CHECKING:
-    from minddiff_utils.models.stable_diffusion import Generator
-    from minddiff_utils.settings import Settings
+from minddiff_utils.models.stable_diffusion import Generator, to_pictures
+from minddiff_utils.reconstruction.inputs import stage_inputs
+from minddiff_utils.reconstruction.stage2 import stage2
+from minddiff_utils.settings import Settings
+from studies.held_out import METRICS, MODELS, TREE, HeldOut, open_held_out
+from studies.stage2 import solver_settings
 
 STEPS = 9  # of the whole schedule; the published 50 would take six times as long
 # What is changed: the settings of stage 2, and which target it is given.
@@ -32,12 +37,57 @@ CHANGES: dict[str, tuple[dict, str]] = {
 }
 
 
+def main(
+    subject: Annotated[str, typer.Option(help="Whose brain.")] = "subj01",
+    data: Annotated[Path, typer.Option(help="A recording in NSD's layout.")] = TREE,
+    pictures: Annotated[int, typer.Option(min=2, help="Held-out training pictures.")] = 16,
+    iterations: Annotated[int, typer.Option(min=1)] = 300,
+    models: Annotated[str, typer.Option(help="Folder or name.")] = str(MODELS),
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    work: Annotated[Path, typer.Option(help="For features.")] = Path("runs/bench/published"),
+    out: Annotated[Path, typer.Option(help="Folder of the result.")] = Path("book/results"),
+) -> None:
+    """Change one setting of Algorithm 1 at a time, on held-out training pictures of a subject.
+
+    Each change takes its time (300 iterations, 16 pictures: a quarter of an hour on a processor);
+    those that `published_<subject>.csv` holds are not run again.
+    """
+    folder = work / subject
+    held = open_held_out(data, subject, pictures, models, device, folder)
+    targets = decoded_targets(held, folder)
+    published = solver_settings(iterations, STEPS)["algorithm_1"]
+    shown = sorted({0, iterations // 10, iterations // 3, iterations})
+    path = out / f"published_{subject}.csv"
+    found = pd.read_csv(path) if path.exists() else pd.DataFrame({"change": []})
+    for name in [name for name in CHANGES if name not in set(found.change)]:
+        changes, target = CHANGES[name]
+        settings = replace(published, **changes)
+        given = (targets[target], held.truth, held.embed, settings, shown)
+        course = follow_course(held.generator, *given)
+        course.insert(0, "change", name)
+        found = pd.concat([found, course.round({"value": 5})], ignore_index=True)
+        with atomic_path(path) as temporary:
+            found.to_csv(temporary, index=False)
+        means = course.groupby(["iteration", "metric"]).value.mean().unstack().round(3)
+        print(f"{name}\n{means.to_string()}", file=sys.stderr, flush=True)
+    print(f"wrote {path}")
+
+
+def decoded_targets(held: HeldOut, folder: Path) -> dict[str, dict[str, np.ndarray]]:
+    """Decode the held-out pictures: all values, the best quarter; and true values of structure."""
+    person, features = held.subject, held.features
+    decoded = read_decoded(decode_subject(person, features, folder / "decoded.h5"))
+    quarter = decode_subject(person, features, folder / "quarter.h5", Method(keep_structure=0.25))
+    true = {**true_features(decoded, features), "z": decoded["z"], "c": decoded["c"]}
+    return {"decoded": decoded, "quarter": read_decoded(quarter), "true": true}
+
+
 def follow_course(
-    generator: "Generator",
+    generator: Generator,
     decoded: Mapping[str, np.ndarray],
     truth: np.ndarray,
     embed: Mapping[str, object],
-    settings: "Settings",
+    settings: Settings,
     shown: list[int],
     batch: int = 16,
 ) -> pd.DataFrame:
@@ -61,11 +111,6 @@ def follow_course(
     DataFrame
         Tidy: `iteration, stimulus_id, metric, value`; the metric "loss" is that of the settings.
     """
-    from minddiff_utils.evaluation.metrics import evaluate
-    from minddiff_utils.models.stable_diffusion import to_pictures
-    from minddiff_utils.reconstruction.inputs import stage_inputs
-    from minddiff_utils.reconstruction.stage2 import stage2
-
     parts = []
     for start in range(0, len(truth), batch):
         rows = slice(start, start + batch)
@@ -80,54 +125,3 @@ def follow_course(
             part = pd.concat([found[found.metric.isin(METRICS)].drop(columns="method"), lost])
             parts.append(part.assign(iteration=iteration))
     return pd.concat(parts)[["iteration", "stimulus_id", "metric", "value"]]
-
-
-def main(
-    subject: Annotated[str, typer.Option(help="Whose brain.")] = "subj01",
-    data: Annotated[Path, typer.Option(help="Folder of the recording.")] = Path(
-        "runs/phantom/tree"
-    ),
-    pictures: Annotated[int, typer.Option(min=2, help="Held-out training pictures.")] = 16,
-    iterations: Annotated[int, typer.Option(min=1)] = 300,
-    models: Annotated[str, typer.Option(help="Folder or name.")] = str(MODELS),
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    work: Annotated[Path, typer.Option(help="For features.")] = Path("runs/bench/published"),
-    out: Annotated[Path, typer.Option(help="Folder of the result.")] = Path("book/results"),
-) -> None:
-    """Change one setting of Algorithm 1 at a time, on held-out training pictures of a subject."""
-    from minddiff_utils.datasets import load_subject
-    from minddiff_utils.decoding.decode import decode_subject, read_decoded
-    from minddiff_utils.decoding.decoders import Method
-    from minddiff_utils.decoding.features import write_features
-    from minddiff_utils.evaluation.baselines import true_features
-    from minddiff_utils.models.hub import clip_name
-    from minddiff_utils.models.stable_diffusion import load_clip, load_generator
-    from studies.tuning import tuning_subject
-
-    folder = work / subject
-    person = tuning_subject(load_subject("nsd", data, subject, cache=folder), pictures)
-    generator = load_generator(models, device, "float32")
-    features = write_features(folder / "features.h5", person, generator)
-    decoded = read_decoded(decode_subject(person, features, folder / "decoded.h5"))
-    quarter = decode_subject(person, features, folder / "quarter.h5", Method(keep_structure=0.25))
-    true = true_features(decoded, features)
-    targets = {"decoded": decoded, "quarter": read_decoded(quarter)}
-    targets["true"] = {name: decoded[name] if name in ("z", "c") else true[name] for name in true}
-    truth = generator.resize(person.stimuli.pictures(decoded["stimulus_id"]))
-    judge = load_clip(clip_name(models, "judge"), device, "float32")
-    embed = {"clip_judge": judge.embed, "clip_guide": generator.guide.embed}
-    published = solver_settings(iterations, STEPS)["algorithm_1"]
-    shown = sorted({0, iterations // 10, iterations // 3, iterations})
-    path = out / f"published_{subject}.csv"
-    found = pd.read_csv(path) if path.exists() else pd.DataFrame({"change": []})
-    for name in [name for name in CHANGES if name not in set(found.change)]:
-        changes, target = CHANGES[name]
-        settings = replace(published, **changes)
-        course = follow_course(generator, targets[target], truth, embed, settings, shown)
-        course.insert(0, "change", name)
-        found = pd.concat([found, course.round({"value": 5})], ignore_index=True)
-        with atomic_path(path) as temporary:
-            found.to_csv(temporary, index=False)
-        means = course.groupby(["iteration", "metric"]).value.mean().unstack().round(3)
-        print(f"{name}\n{means.to_string()}", file=sys.stderr, flush=True)
-    print(f"wrote {path}")

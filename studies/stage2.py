@@ -1,25 +1,35 @@
 """Both solvers of stage 2 beside one another: cost, time and what comes out, in one process."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
+import h5py
 import numpy as np
 import pandas as pd
+import torch
 import typer
 
-from minddiff_utils.io import InputError, atomic_path, require
-
-if TYPE_CHECKING:
-    import torch
+from minddiff_utils.decoding.decode import read_decoded
+from minddiff_utils.evaluation.metrics import evaluate, read_reconstructions
+from minddiff_utils.evaluation.statistics import paired_difference
+from minddiff_utils.evaluation.stored import stored_pictures
+from minddiff_utils.io import InputError, require
+from minddiff_utils.models.stable_diffusion import Generator, load_generator
+from minddiff_utils.reconstruction.inputs import pictures_of
+from minddiff_utils.reconstruction.results import read_pictures
+from minddiff_utils.reconstruction.stage2 import picture_losses, reconstruct
+from minddiff_utils.settings import Settings
+from studies.betas import peak_memory
+from studies.held_out import METRICS, MODELS, embeddings
+from studies.stored import solver_table, store_pictures
 
 # Of both kinds of seconds those of the processor count where other programs share the machine.
-SPENT = ("seconds", "processor_seconds", "equivalents")
-METRICS = ("clip_judge", "clip_guide", "ssim", "pcc")
-MODELS = Path(__file__).parents[1] / "minddiff_utils" / "phantom" / "weights"
+SPENT = ["seconds", "processor_seconds", "equivalents"]
+RUN, WORK = Path("runs/phantom/subj01"), Path("runs/bench/stage2")
 
 
 @dataclass
@@ -36,11 +46,11 @@ class UnetCount:
 
 
 @contextmanager
-def count_unet(unet: "torch.nn.Module") -> Iterator[UnetCount]:
+def count_unet(unet: torch.nn.Module) -> Iterator[UnetCount]:
     """Count the passes of a UNet; one that is computed again on the way back counts again."""
     count = UnetCount()
 
-    def back(gradient: "torch.Tensor") -> None:
+    def back(gradient: torch.Tensor) -> None:
         count.backward += len(gradient)
 
     def begin(module, given) -> None:
@@ -59,14 +69,12 @@ def count_unet(unet: "torch.nn.Module") -> Iterator[UnetCount]:
             handle.remove()
 
 
-def solver_settings(iterations: int, steps: int) -> dict:
+def solver_settings(iterations: int = 300, steps: int = 50) -> dict[str, Settings]:
     """Return the settings of each solver: the defaults, and the published ones.
 
     The published loop has the strength and the guidance of the default, which fit the models, and
     keeps what its way back needs: computing it again would take a third longer.
     """
-    from minddiff_utils.settings import Settings
-
     paper = Settings(
         n_steps=steps,
         solver="algorithm_1",
@@ -78,170 +86,195 @@ def solver_settings(iterations: int, steps: int) -> dict:
 
 
 def main(
-    size: Annotated[
-        str, typer.Option(help="phantom: cost and quality; sd14: cost at 512 × 512 pixels.")
-    ] = "phantom",
-    run: Annotated[Path, typer.Option(help="Folder of a subject whose chapters 02-03 ran.")] = Path(
-        "runs/phantom/subj01"
-    ),
+    run: Annotated[Path, typer.Option(help="Folder of a subject whose chapters 02-03 ran.")] = RUN,
     pictures: Annotated[int, typer.Option(min=2, help="The first so many test pictures.")] = 16,
     iterations: Annotated[int, typer.Option(min=0, help="Of Algorithm 1.")] = 300,
-    steps: Annotated[int, typer.Option(min=1, help="Of the paper's whole schedule.")] = 50,
     batch: Annotated[int, typer.Option(min=1)] = 8,
     models: Annotated[str, typer.Option(help="Folder or name.")] = str(MODELS),
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16.")] = "float32",
-    work: Annotated[Path, typer.Option(help="For results; a stopped run goes on.")] = Path(
-        "runs/bench/stage2"
-    ),
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for a small table and the published pictures.")
-    ] = None,
-    batches: Annotated[str, typer.Option(help="Of sd14 on a GPU, with commas.")] = "1,2,4,8",
-    small: Annotated[bool, typer.Option(help="Of sd14: a miniature, to see it run.")] = False,
+    work: Annotated[Path, typer.Option(help="For results; a stopped run goes on.")] = WORK,
+    out: Annotated[Path | None, typer.Option(help="For the table and the pictures.")] = None,
 ) -> None:
     """Run both solvers on the same pictures and decoded features; print cost and quality.
 
-    Algorithm 1's 300 iterations take hours on a processor. Seconds are counted over all sittings.
-    `--size sd14`: what both cost with Stable Diffusion, with random weights, no quality.
+    Algorithm 1's 300 iterations take hours on a processor. With --out its pictures are written
+    after every batch, and those that are there, made from the same decoded features, are not made
+    again: so it can go on in another sitting, or on another machine. Seconds are counted over all
+    sittings.
     """
-    if size not in ("phantom", "sd14"):
-        raise InputError(f"--size {size}: expected phantom or sd14.")
-    if size == "sd14":
-        from studies.stage2_cost import print_cost
-
-        print_cost(device, dtype, [int(n) for n in batches.split(",")], small)
-        return
-    from minddiff_utils.decoding.decode import read_decoded
-    from minddiff_utils.evaluation.metrics import read_reconstructions
-    from minddiff_utils.models.hub import clip_name
-    from minddiff_utils.models.stable_diffusion import load_clip, load_generator
-    from minddiff_utils.reconstruction.results import read_pictures
-    from minddiff_utils.reconstruction.shards import pictures_of
-    from studies.stored import solver_table, store_pictures
-
-    generator = load_generator(models, device, dtype)
-    judge = load_clip(clip_name(models, "judge"), device, dtype)
+    generator = load_generator(models, device, "float32")
     truth, _, ids = read_reconstructions(require(run / "reconstructions.h5", "03_stage1"))
     decoded = read_decoded(require(run / "decoded.h5", "02_decoding"))
     if not np.array_equal(ids, decoded["stimulus_id"]):
         raise InputError(f"{run}: decoded.h5 and reconstructions.h5 hold other stimuli; run 02-03.")
-    embed = {"clip_judge": judge.embed, "clip_guide": generator.guide.embed}
-    decoded = pictures_of(decoded, slice(pictures))
-    table = compare_solvers(
-        generator,
-        decoded,
-        truth[:pictures],
-        embed,
-        solver_settings(iterations, steps),
-        work / run.name,
-        batch,
-    )
+    solvers = solver_settings(iterations)
+    # Pictures that were stored by an earlier sitting stay, whether asked for or not.
+    kept = read_stored(out, run.name, decoded, iterations)[0] if out else {}
+    rows = sorted({*range(min(pictures, len(ids))), *kept})
+    decoded, truth = pictures_of(decoded, rows), truth[rows]
+    embed = embeddings(generator, models, device)
+    folder = work / run.name
+    for made, spent in run_solvers(generator, decoded, solvers, folder, batch, out):
+        table = compare_solvers(generator, decoded, truth, embed, solvers, made, spent)
+        if out:
+            out.mkdir(parents=True, exist_ok=True)
+            table.rename_axis("solver").to_csv(out / f"solvers_{run.name}.csv", float_format="%.6g")
+            (out / "solvers.md").write_text(solver_table(out), encoding="utf-8")
+            command = f"python -m studies stage2 --run {run} --pictures {len(rows)}"
+            about = f"`{command} --iterations {iterations} --out {out}`"
+            done = sorted(made["algorithm_1"])
+            painted = np.stack([made["algorithm_1"][row] for row in done])
+            path = out / f"algorithm_1_{run.name}.h5"
+            store_pictures(path, pictures_of(decoded, done), painted, about)
     print(table.T.to_string(float_format=lambda value: f"{value:.4g}"))
-    ratio = table.loc["algorithm_1"] / table.loc["guided"]
-    seconds, cost = ratio["seconds"], ratio["equivalents"]
-    print(f"paper / fast: {seconds:.0f} times the seconds, {cost:.0f} times the passes")
-    if out:
-        out.mkdir(parents=True, exist_ok=True)
-        table.rename_axis("solver").to_csv(out / f"solvers_{run.name}.csv", float_format="%.6g")
-        (out / "solvers.md").write_text(solver_table(out), encoding="utf-8")
-        command = f"python -m studies stage2 --run {run} --pictures {len(truth[:pictures])}"
-        about = f"`{command} --iterations {iterations} --steps {steps} --out {out}`"
-        made = read_pictures(work / run.name / "paper.h5")
-        store_pictures(out / f"algorithm_1_{run.name}.h5", decoded, made, about)
 
 
-def compare_solvers(
-    generator,
-    decoded: dict[str, np.ndarray],
-    truth: np.ndarray,
-    embed: dict,
-    solvers: dict,
+Made = dict[str, dict[int, np.ndarray]]  # of each solver, row → picture, uint8 (h, w, 3)
+Spent = dict[str, dict[int, pd.Series]]  # … row → seconds, passes and peak memory
+
+
+def run_solvers(
+    generator: Generator,
+    decoded: Mapping[str, np.ndarray],
+    solvers: Mapping[str, Settings],
     work: Path,
     batch: int = 8,
-) -> pd.DataFrame:
-    """Run every solver on the same pictures.
+    out: Path | None = None,
+) -> Iterator[tuple[Made, Spent]]:
+    """Run one solver after the other on the same pictures, a batch at a time.
 
     Parameters
     ----------
     generator : Generator
     decoded : mapping of str to array
         As for `reconstruct`.
+    solvers : mapping of name to Settings
+    work : Path
+        Folder of the results, named after the subject, from which a stopped run goes on.
+    batch : int
+    out : Path, optional
+        Folder from which pictures of Algorithm 1 are taken that are there (`read_stored`).
+
+    Yields
+    ------
+    made, spent : dict of name to dict of row to picture, and to what it cost
+        After each batch of the last solver, at least once.
+    """
+    made: Made = {}
+    spent: Spent = {}
+    for name, settings in solvers.items():
+        made[name], spent[name] = {}, {}
+        if name == "algorithm_1" and out:
+            kept = read_stored(out, work.name, decoded, settings.iterations)
+            made[name], spent[name] = kept
+        left = [row for row in range(len(decoded["stimulus_id"])) if row not in made[name]]
+        for start in range(0, max(1, len(left)), batch):
+            rows = left[start : start + batch]
+            if rows:
+                path = work / name / f"{rows[0]}.h5"
+                pictures, cost = _timed_batch(generator, pictures_of(decoded, rows), settings, path)
+                made[name] |= zip(rows, pictures, strict=True)
+                spent[name] |= dict.fromkeys(rows, cost)
+            if name == list(solvers)[-1]:
+                yield made, spent
+
+
+def _timed_batch(generator, decoded, settings, path: Path) -> tuple[np.ndarray, pd.Series]:
+    """Reconstruct a batch; what it cost, a picture, stays in a file beside the result."""
+    n, record = len(decoded["stimulus_id"]), path.with_suffix(".csv")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with count_unet(generator.unet) as count:
+        began, worked = time.perf_counter(), time.process_time()
+        reconstruct(generator, decoded, settings, path, batch=n, n_films=0)
+        taken = time.perf_counter() - began, time.process_time() - worked
+    if count.forward:
+        row = dict(zip(SPENT, np.divide((*taken, count.equivalents), n), strict=True))
+        pd.DataFrame([row | {"peak_gib": peak_memory() / 2**30}]).to_csv(record, index=False)
+    return read_pictures(path), pd.read_csv(require(record, "python -m studies stage2")).iloc[0]
+
+
+def read_stored(
+    out: Path, subject: str, decoded: Mapping[str, np.ndarray], iterations: int
+) -> tuple[dict[int, np.ndarray], dict[int, pd.Series]]:
+    """Read the pictures of Algorithm 1 that an earlier sitting has stored.
+
+    Parameters
+    ----------
+    out : Path
+        Folder of `algorithm_1_<subject>.h5`, which may hold some of the pictures only, and of
+        `solvers_<subject>.csv`, which says what each of them cost in the mean.
+    subject : str
+    decoded : mapping of str to array
+    iterations : int
+
+    Returns
+    -------
+    pictures, spent : dict of row of `decoded` to uint8 array (h, w, 3), and to Series
+        Empty if none are there, or they follow from other decoded features or iterations.
+    """
+    path = out / f"algorithm_1_{subject}.h5"
+    if not path.exists():
+        return {}, {}
+    with h5py.File(path) as file:
+        ids = file["stimulus_id"][:]
+    known = {int(number): row for row, number in enumerate(decoded["stimulus_id"])}
+    rows = [known[number] for number in ids.tolist() if number in known]
+    pictures, note = stored_pictures(path, pictures_of(decoded, rows))
+    if pictures is None or f"--iterations {iterations} " not in note:
+        print(f"{path} is not used: {note}")
+        return {}, {}
+    table = pd.read_csv(require(out / f"solvers_{subject}.csv", "python -m studies stage2"))
+    cost = table.set_index("solver").reindex(["algorithm_1"])[[*SPENT, "peak_gib"]].iloc[0]
+    return dict(zip(rows, pictures, strict=True)), dict.fromkeys(rows, cost)
+
+
+def compare_solvers(
+    generator: Generator,
+    decoded: Mapping[str, np.ndarray],
+    truth: np.ndarray,
+    embed: Mapping[str, object],
+    solvers: Mapping[str, Settings],
+    made: Made,
+    spent: Spent,
+) -> pd.DataFrame:
+    """Compare the pictures that all solvers have made, and what they cost.
+
+    Parameters
+    ----------
+    generator : Generator
+    decoded : mapping of str to array
     truth : uint8 array, shape (n, H, W, 3)
     embed : mapping of metric to function
     solvers : mapping of name to Settings
         The first is what the others are compared with.
-    work : Path
-        Folder of the results, from which a stopped run goes on; `values.csv` holds every picture.
-    batch : int
+    made, spent : dict
+        From `run_solvers`.
 
     Returns
     -------
     DataFrame
         A row a solver: seconds on the clock, seconds of the processor and UNet
         forward-equivalents a picture, the peak memory of the process until then in GiB, structure
-        loss at the end, the mean of every metric, and the mean paired difference of the first
-        solver to it with its 95 % interval, `<metric>_gain`, `_low`, `_high`.
+        loss at the end (for all, what the first one fits), the mean of every metric, and the mean
+        paired difference of the first solver to it with its 95 % interval, `<metric>_gain`, `_low`,
+        `_high`.
     """
-    from minddiff_utils.evaluation.metrics import evaluate
-    from minddiff_utils.evaluation.statistics import paired_difference
-    from minddiff_utils.reconstruction.results import read_pictures
-    from studies.betas import peak_memory
-
-    rows, made, first = {}, {}, next(iter(solvers))
-    for name, settings in solvers.items():
-        spent = _timed_run(generator, decoded, settings, work / f"{name}.h5", batch)
-        rows[name] = {key: spent[key] / len(truth) for key in SPENT}
-        rows[name]["peak_gib"] = peak_memory() / 2**30
-        made[name] = read_pictures(work / f"{name}.h5")
-        rows[name]["loss"] = _loss(generator, decoded, made[name], solvers[first])
-    values = evaluate(truth, made, decoded["stimulus_id"], embed)
-    with atomic_path(work / "values.csv") as temporary:
-        values.to_csv(temporary, index=False)
+    first = next(iter(solvers))
+    rows = sorted(set.intersection(*(set(pictures) for pictures in made.values())))
+    decoded = pictures_of(decoded, rows)
+    painted = {name: np.stack([by_row[row] for row in rows]) for name, by_row in made.items()}
+    values = evaluate(truth[rows], painted, decoded["stimulus_id"], embed)
     wide = values.pivot(index="stimulus_id", columns=["method", "metric"], values="value")
-    for name, row in rows.items():
+    table = {}
+    for name, pictures in painted.items():
+        costs = pd.DataFrame([spent[name][row] for row in rows])
+        row = {**costs[SPENT].mean(), "peak_gib": costs.peak_gib.max()}
+        losses = picture_losses(generator, decoded, pictures, solvers[first])
+        row["loss"] = float(losses.sum(1).mean())
         for metric in METRICS:
             gain = paired_difference(wide[first, metric].to_numpy(), wide[name, metric].to_numpy())
             row[metric] = wide[name, metric].mean()
             row |= {f"{metric}_gain": gain["mean"], f"{metric}_low": gain["low"]}
             row[f"{metric}_high"] = gain["high"]
-    return pd.DataFrame.from_dict(rows, orient="index")
-
-
-def _loss(generator, decoded, pictures, settings) -> float:
-    """Both solvers' pictures are held against what the first one fits."""
-    from minddiff_utils.reconstruction.stage2 import picture_losses
-
-    return float(picture_losses(generator, decoded, pictures, settings).sum(1).mean())
-
-
-def _timed_run(generator, decoded, settings, path: Path, batch: int) -> dict[str, float]:
-    """Reconstruct batch after batch; what each cost stays in a file beside the result."""
-    from minddiff_utils.reconstruction.shards import pictures_of
-    from minddiff_utils.reconstruction.stage2 import reconstruct
-
-    folder = path.with_suffix("")
-    folder.mkdir(parents=True, exist_ok=True)
-    n, spent = len(decoded["stimulus_id"]), []
-    for start in range(0, n, batch):
-        part = pictures_of(decoded, slice(start, start + batch))
-        record = folder / f"{start}.csv"
-        with count_unet(generator.unet) as count:
-            began, worked = time.perf_counter(), time.process_time()
-            reconstruct(generator, part, settings, folder / f"{start}.h5", batch=batch, n_films=0)
-            taken = time.perf_counter() - began, time.process_time() - worked
-        if count.forward:
-            row = dict(zip(SPENT, (*taken, count.equivalents), strict=True))
-            pd.DataFrame([row]).to_csv(record, index=False)
-        spent.append(pd.read_csv(require(record, "python -m studies stage2")))
-    _join([folder / f"{start}.h5" for start in range(0, n, batch)], path)
-    return pd.concat(spent).sum().to_dict()
-
-
-def _join(parts: list[Path], path: Path) -> None:
-    import h5py
-
-    from minddiff_utils.reconstruction.results import read_pictures
-
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
-        file["pictures"] = np.concatenate([read_pictures(part) for part in parts])
+        table[name] = row
+    return pd.DataFrame.from_dict(table, orient="index")

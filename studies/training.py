@@ -1,29 +1,24 @@
-"""Train the phantom's small models from nothing: autoencoder, two CLIPs, UNet and text encoder.
+"""Train the phantom's small models from nothing: autoencoder, two CLIPs, UNet and text encoder."""
 
-`python -m studies.training` trains, resumes after a kill and exports;
-`python -m studies.training --evaluate` prints the held-out bars.
-"""
-
-import argparse
-import csv
 import json
 import math
 import time
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
+import typer
 from diffusers import StableDiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import nn
 from tqdm import tqdm
 
-from minddiff_utils.io import InputError, atomic_path
+from minddiff_utils.io import atomic_path
 from minddiff_utils.phantom import models, world
+from studies.held_out import MODELS
 
 FIRST_TRAINING_ID = world.TRAINING_IDS.start
 STAGES = ("autoencoder", "decoder", "clip_guide", "clip_judge", "unet")
@@ -80,11 +75,7 @@ def to_rgb(pictures: np.ndarray, device) -> torch.Tensor:
 def tokenize(tokenizer, sentences: list[str]) -> torch.Tensor:
     """Return token ids, int64 (n, 32), padded with the end token."""
     return tokenizer(
-        sentences,
-        padding="max_length",
-        max_length=models.MAX_LENGTH,
-        truncation=True,
-        return_tensors="pt",
+        sentences, padding="max_length", truncation=True, return_tensors="pt"
     ).input_ids
 
 
@@ -189,32 +180,24 @@ def unet_loss(model: ConditionedUNet, batch, levels: torch.Tensor) -> torch.Tens
 # ---------------------------------------------------------------------------------- the loop itself
 
 
-def save_checkpoint(path: Path, model, ema, optimiser, progress: dict) -> None:
-    """Write weights, their running mean, Adam's moments and the progress, as safetensors."""
-    tensors = {f"model.{k}": v.contiguous().cpu() for k, v in model.state_dict().items()}
-    tensors |= {f"ema.{k}": v.contiguous().cpu().clone() for k, v in ema.items()}
-    for k, state in optimiser.state_dict()["state"].items():
-        tensors |= {
-            f"adam.{k}.{n}": torch.as_tensor(v).cpu().contiguous() for n, v in state.items()
-        }
+def save_checkpoint(path: Path, model, ema: dict, optimiser, progress: dict) -> None:
+    """Write weights, their running mean, Adam's moments and the progress."""
+    kept = {"model": model.state_dict(), "ema": ema, "optimiser": optimiser.state_dict()}
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"progress": json.dumps(progress)})
+        torch.save({**kept, "progress": progress}, temporary)
+
+
+def read_checkpoint(path: Path) -> dict:
+    """Return what `save_checkpoint` wrote: `model`, `ema`, `optimiser`, `progress`."""
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def load_checkpoint(path: Path, model, optimiser) -> tuple[dict, dict]:
     """Restore what `save_checkpoint` wrote; return the running mean and the progress."""
-    with safe_open(path, "pt") as file:
-        progress = json.loads(file.metadata()["progress"])
-        tensors = {key: file.get_tensor(key) for key in file.keys()}
-    model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
-    moments: dict = {}
-    for key, value in tensors.items():
-        if key.startswith("adam."):
-            _, index, name = key.split(".")
-            moments.setdefault(int(index), {})[name] = value
-    saved = optimiser.state_dict()
-    optimiser.load_state_dict({"state": moments, "param_groups": saved["param_groups"]})
-    return {k[4:]: v for k, v in tensors.items() if k.startswith("ema.")}, progress
+    kept = read_checkpoint(path)
+    model.load_state_dict(kept["model"])
+    optimiser.load_state_dict(kept["optimiser"])
+    return kept["ema"], kept["progress"]
 
 
 def learning_rate(stage: str, step: int, share: float) -> float:
@@ -257,78 +240,64 @@ def train_stage(
     decay = 0.1 if stage.startswith("clip") else 1e-4
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(learning, betas=(0.9, 0.99), weight_decay=decay, fused=True)
-    path = work / f"{stage}.safetensors"
+    path = work / f"{stage}.pt"
     ema = {k: v.clone() for k, v in model.state_dict().items()}
     progress = {"step": 0, "seconds": 0.0}
     if path.exists():
         ema, progress = load_checkpoint(path, model, optimiser)
         ema = {k: v.to(device) for k, v in ema.items()}
     if progress["seconds"] < 60 * minutes:
-        progress["settings"] = _settings(stage, n_pictures, seed, device)
+        cuda, n = torch.device(device).type == "cuda", torch.get_num_threads()
+        progress["settings"] = {
+            "pictures": n_pictures,
+            "batch": BATCH[stage],
+            "learning_rate": LEARNING_RATE[stage],
+            "seed": seed + STAGES.index(stage),
+            "device": torch.cuda.get_device_name(device) if cuda else f"CPU, {n} core(s)",
+        }
     torch.manual_seed(seed + 1000 + progress["step"])
     rng = np.random.default_rng(seed + progress["step"])
-    _loop(stage, model, ema, optimiser, loss_of, progress, minutes, (path, len(data), rng, device))
-    return path
 
-
-def _settings(stage: str, n_pictures: int, seed: int, device: str) -> dict:
-    """Return what the model card says about a training."""
-    kind = torch.device(device).type
-    n = torch.get_num_threads()
-    cores = f"CPU, {n} core" + "s" * (n > 1)
-    return {
-        "pictures": n_pictures,
-        "batch": BATCH[stage],
-        "learning_rate": LEARNING_RATE[stage],
-        "seed": seed + STAGES.index(stage),
-        "device": torch.cuda.get_device_name(device) if kind == "cuda" else cores,
-    }
-
-
-def _loop(stage, model, ema, optimiser, loss_of, progress, minutes, rest) -> None:
-    path, n, rng, device = rest
     started, saved, losses = time.monotonic() - progress["seconds"], time.monotonic(), []
     bar = tqdm(desc=stage, initial=progress["step"], mininterval=20, unit=" steps")
     while (elapsed := time.monotonic() - started) < 60 * minutes:
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(stage, progress["step"], elapsed / (60 * minutes))
         with torch.autocast(torch.device(device).type, torch.bfloat16):
-            loss = loss_of(model, rng.choice(n, BATCH[stage], replace=False))
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        decay = min(EMA_DECAY, (1 + progress["step"]) / (10 + progress["step"]))
-        _average(ema, model, decay)
+            loss = loss_of(model, rng.choice(len(data), BATCH[stage], replace=False))
+        update(model, ema, optimiser, loss, progress["step"])
         progress["step"] += 1
         losses.append(loss.item())
         bar.update()
+        progress["seconds"] = time.monotonic() - started
         if progress["step"] % 50 == 0:
-            progress["seconds"] = time.monotonic() - started
             _log(path.with_suffix(".csv"), progress, float(np.mean(losses)))
             losses.clear()
         if time.monotonic() - saved > CHECKPOINT_SECONDS:
-            progress["seconds"] = time.monotonic() - started
             save_checkpoint(path, model, ema, optimiser, progress)
             saved = time.monotonic()
     progress["seconds"] = max(progress["seconds"], time.monotonic() - started)
     save_checkpoint(path, model, ema, optimiser, progress)
+    return path
 
 
-@torch.no_grad()
-def _average(ema: dict, model: nn.Module, decay: float) -> None:
-    for name, value in model.state_dict().items():
-        if value.is_floating_point():
-            ema[name].lerp_(value, 1 - decay)
+def update(model: nn.Module, ema: dict, optimiser, loss: torch.Tensor, step: int) -> None:
+    """Step down the gradient of a loss; the running mean of the weights follows, at first fast."""
+    optimiser.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimiser.step()
+    decay = min(EMA_DECAY, (1 + step) / (10 + step))
+    with torch.no_grad():
+        for name, value in model.state_dict().items():
+            if value.is_floating_point():
+                ema[name].lerp_(value, 1 - decay)
 
 
 def _log(path: Path, progress: dict, loss: float) -> None:
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.writer(file)
-        if new:
-            writer.writerow(["step", "minutes", "loss"])
-        writer.writerow([progress["step"], round(progress["seconds"] / 60, 2), round(loss, 6)])
+    minutes = round(progress["seconds"] / 60, 2)
+    row = pd.DataFrame({"step": [progress["step"]], "minutes": minutes, "loss": round(loss, 6)})
+    row.to_csv(path, mode="a", index=False, header=not path.exists())
 
 
 def _prepare(stage: str, work: Path, data: TrainingSet, tokenizer, device: str):
@@ -347,9 +316,11 @@ def _prepare(stage: str, work: Path, data: TrainingSet, tokenizer, device: str):
         # On short sequences and a CPU, plain attention trains twice as fast as the fused kernel.
         model.set_attn_implementation("eager")
         return model, lambda m, rows: clip_loss(m, data, rows, device)
-    text = models.build_text_encoder(tokenizer)
-    if (work / "clip_guide.safetensors").exists():
-        text.load_state_dict(_text_tower(work / "clip_guide.safetensors"), strict=False)
+    text = models.build_text_encoder(tokenizer, 128, 4)
+    if (work / "clip_guide.pt").exists():
+        ema = read_checkpoint(work / "clip_guide.pt")["ema"]
+        tower = {k.removeprefix("text_model."): v for k, v in ema.items() if "text_model." in k}
+        text.load_state_dict(tower, strict=False)
     text.set_attn_implementation("eager")
     model = ConditionedUNet(models.build_unet(), text).to(device)
     model.unet.set_attn_processor(AttnProcessor())
@@ -359,45 +330,33 @@ def _prepare(stage: str, work: Path, data: TrainingSet, tokenizer, device: str):
     return model, lambda m, rows: unet_loss(m, (latents[rows], tokens[rows], empty), levels)
 
 
-def _text_tower(path: Path) -> dict:
-    with safe_open(path, "pt") as file:
-        names = [k for k in file.keys() if k.startswith("ema.text_model.")]
-        return {k.removeprefix("ema.text_model."): file.get_tensor(k) for k in names}
-
-
 @torch.no_grad()
 def encode_latents(work: Path, data: TrainingSet, device: str) -> torch.Tensor:
     """Return the latents of all training pictures in unit variance, float32 (n, 4, 16, 16)."""
-    path, trained = work / f"latents-{len(data)}.npy", work / "autoencoder.safetensors"
+    path, trained = work / f"latents-{len(data)}.npy", work / "autoencoder.pt"
     if not path.exists() or path.stat().st_mtime < trained.stat().st_mtime:
         model = trained_autoencoder(work).to(device)
         with torch.autocast(torch.device(device).type, torch.bfloat16):
             latents = [
                 model.encode(data.rgb(rows, device)).latent_dist.mean.float().cpu()
-                for rows in tqdm(_blocks(len(data), 256), "latents", mininterval=5)
+                for rows in np.array_split(np.arange(len(data)), max(1, len(data) // 256))
             ]
         with atomic_path(path) as temporary:
             np.save(temporary, (torch.cat(latents) * model.config.scaling_factor).numpy())
     return torch.from_numpy(np.load(path))
 
 
-def _blocks(n: int, size: int) -> Iterator[np.ndarray]:
-    yield from np.array_split(np.arange(n), max(1, n // size))
-
-
 # ------------------------------------------------------------------------------------------- export
 
 
 def _load_ema(model: nn.Module, path: Path) -> nn.Module:
-    with safe_open(path, "pt") as file:
-        names = [k for k in file.keys() if k.startswith("ema.")]
-        model.load_state_dict({k[4:]: file.get_tensor(k) for k in names})
+    model.load_state_dict(read_checkpoint(path)["ema"])
     return model.eval()
 
 
 def trained_autoencoder(work: Path):
     """Return the autoencoder as far as it is, its `scaling_factor` set for unit variance."""
-    paths = [work / f"{stage}.safetensors" for stage in ("decoder", "autoencoder")]
+    paths = [work / f"{stage}.pt" for stage in ("decoder", "autoencoder")]
     path = next(path for path in paths if path.exists() or path == paths[-1])
     model = _load_ema(models.build_autoencoder(), path)
     ids = range(FIRST_TRAINING_ID, FIRST_TRAINING_ID + 256)
@@ -412,13 +371,13 @@ def export(work: Path, out: Path) -> None:
     """Save what has been trained as folders that diffusers and transformers load, in float16."""
     tokenizer = load_tokenizer(work)
     for name in ("clip_guide", "clip_judge"):
-        model = _load_ema(models.build_clip(name, tokenizer), work / f"{name}.safetensors")
+        model = _load_ema(models.build_clip(name, tokenizer), work / f"{name}.pt")
         model.half().save_pretrained(out / name)
         _open_as_float32(out / name)
         tokenizer.save_pretrained(out / name)
         models.build_image_processor(name).save_pretrained(out / name)
-    text = models.build_text_encoder(tokenizer)
-    both = _load_ema(ConditionedUNet(models.build_unet(), text), work / "unet.safetensors")
+    text = models.build_text_encoder(tokenizer, 128, 4)
+    both = _load_ema(ConditionedUNet(models.build_unet(), text), work / "unet.pt")
     StableDiffusionPipeline(
         vae=trained_autoencoder(work).half(),
         unet=both.unet.half(),
@@ -431,31 +390,6 @@ def export(work: Path, out: Path) -> None:
     ).save_pretrained(out / "stable_diffusion")
     _open_as_float32(out / "stable_diffusion" / "text_encoder")
     _export_records(work, out)
-
-
-def adopt(weights: Path, work: Path) -> None:
-    """Write checkpoints from exported weights, so that training goes on from them.
-
-    Parameters
-    ----------
-    weights : Path
-        What `export` wrote. Adam's moments are not in it and begin anew.
-    work : Path
-        Folder of checkpoints; those that are there stay as they are.
-    """
-    pipeline = StableDiffusionPipeline.from_pretrained(weights / "stable_diffusion")
-    if not (work / "tokenizer").exists():
-        pipeline.tokenizer.save_pretrained(work / "tokenizer")
-    both = ConditionedUNet(pipeline.unet, pipeline.text_encoder)
-    known = {"autoencoder": pipeline.vae, "decoder": pipeline.vae, "unet": both}
-    for stage in STAGES:
-        path = work / f"{stage}.safetensors"
-        if path.exists():
-            continue
-        model = known.get(stage) or models.CLIPModel.from_pretrained(weights / stage)
-        state = {k: v.float() for k, v in model.state_dict().items()}
-        nothing = torch.optim.AdamW(model.parameters())
-        save_checkpoint(path, model.float(), state, nothing, {"step": 0, "seconds": 0.0})
 
 
 def _open_as_float32(folder: Path) -> None:
@@ -472,75 +406,45 @@ def _open_as_float32(folder: Path) -> None:
 
 def _export_records(work: Path, out: Path) -> None:
     """Write the settings and loss curves of all stages, for the model card."""
-    settings, curves = {}, [("stage", "step", "minutes", "loss")]
-    for stage in [name for name in STAGES if (work / f"{name}.safetensors").exists()]:
-        with safe_open(work / f"{stage}.safetensors", "pt") as file:
-            progress = json.loads(file.metadata()["progress"])
-        settings[stage] = {
-            **progress.get("settings", {}),
-            "steps": progress["step"],
-            "minutes": round(progress["seconds"] / 60, 1),
-        }
-        curves += [(stage, *row) for row in _read_log(work / f"{stage}.csv")]
+    settings, curves = {}, []
+    for stage in [name for name in STAGES if (work / f"{name}.pt").exists()]:
+        progress = read_checkpoint(work / f"{stage}.pt")["progress"]
+        minutes = round(progress["seconds"] / 60, 1)
+        known = progress.get("settings", {})
+        settings[stage] = {**known, "steps": progress["step"], "minutes": minutes}
+        curves.append(read_log(work / f"{stage}.csv").assign(stage=stage))
     with atomic_path(out / "training.json") as temporary:
         temporary.write_text(json.dumps(settings, indent=1) + "\n")
-    with atomic_path(out / "curves.csv") as temporary, temporary.open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows(curves)
+    with atomic_path(out / "curves.csv") as temporary:
+        columns = ["stage", "step", "minutes", "loss"]
+        pd.concat(curves).to_csv(temporary, columns=columns, index=False)
 
 
-def _read_log(path: Path) -> list[list[str]]:
-    """Rows of a log, without those that a run after a kill has written again."""
-    rows: list[list[str]] = []
-    if path.exists():
-        with path.open(newline="") as file:
-            for row in list(csv.reader(file))[1:]:
-                rows = [old for old in rows if int(old[0]) < int(row[0])] + [row]
-    return rows
+def read_log(path: Path) -> pd.DataFrame:
+    """Read the losses of a stage, without lines that a run after a kill has written again."""
+    if not path.exists():  # fewer than 50 steps
+        return pd.DataFrame(columns=["step", "minutes", "loss"])
+    return pd.read_csv(path).drop_duplicates("step", keep="last").sort_values("step")
 
 
 # ------------------------------------------------------------------------------------- command line
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Train, export and evaluate; see `--help`."""
-    parser = argparse.ArgumentParser(prog="python -m studies.training")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path(__file__).parents[1] / "minddiff_utils" / "phantom" / "weights",
-    )
-    parser.add_argument("--work", type=Path, default=Path("runs/training"))
-    parser.add_argument("--minutes", type=float, default=240, help="time for all stages together")
-    parser.add_argument("--stages", default=",".join(STAGES), help="those to train, in order")
-    parser.add_argument("--pictures", type=int, default=len(world.TRAINING_IDS))
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=None, help="processor cores to use")
-    parser.add_argument("--start", type=Path, help="exported weights to go on from")
-    parser.add_argument(
-        "--evaluate", action="store_true", help="only print the held-out bars and write the card"
-    )
-    options = parser.parse_args(arguments)
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    if options.evaluate:
-        # Here, so that training itself needs neither metrics nor the generator.
-        from studies.model_card import evaluate, write_model_card
-
-        try:
-            write_model_card(options.out, evaluate(options.out, options.device))
-        except InputError as error:
-            parser.exit(2, f"{error}\n")
-        return
-    options.work.mkdir(parents=True, exist_ok=True)
-    if options.start:
-        adopt(options.start, options.work)
-    for stage in [name for name in options.stages.split(",") if name]:
-        minutes = options.minutes * SHARES[stage]
-        train_stage(stage, options.work, minutes, options.pictures, options.device)
+def main(
+    out: Annotated[Path, typer.Option(help="For the models; then run model_card.")] = MODELS,
+    work: Annotated[Path, typer.Option(help="For checkpoints and logs.")] = Path("runs/training"),
+    minutes: Annotated[float, typer.Option(help="Time for all stages together.")] = 240,
+    stages: Annotated[str, typer.Option(help="Those to train, in order.")] = ",".join(STAGES),
+    pictures: Annotated[int, typer.Option(help="Of the training set.")] = len(world.TRAINING_IDS),
+    device: Annotated[str, typer.Option()] = "cuda" if torch.cuda.is_available() else "cpu",
+    threads: Annotated[int, typer.Option(help="Processor cores; 0: all.")] = 0,
+) -> None:
+    """Train the phantom's models, or go on after a stop; export them once all stages are there."""
+    if threads:
+        torch.set_num_threads(threads)
+    work.mkdir(parents=True, exist_ok=True)
+    for stage in [name for name in stages.split(",") if name]:
+        train_stage(stage, work, minutes * SHARES[stage], pictures, device)
     needed = [name for name in STAGES if name != "decoder"]
-    if all((options.work / f"{name}.safetensors").exists() for name in needed):
-        export(options.work, options.out)
-
-
-if __name__ == "__main__":
-    main()
+    if all((work / f"{name}.pt").exists() for name in needed):
+        export(work, out)

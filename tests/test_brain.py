@@ -11,7 +11,6 @@ from scipy.ndimage import label
 
 from minddiff_utils.phantom import anatomy, brain, world
 from minddiff_utils.phantom.brain import feature_maps, make_brain
-from studies import brain_report
 
 IDS = list(range(300))
 
@@ -150,12 +149,3 @@ def test_no_trained_network_is_near():
     assert not {"torch", "diffusers", "transformers", "sklearn"} & set(modules)
     source = Path(brain.__file__).read_text()
     assert not re.search(r"weights/|generator|safetensors", source)
-
-
-def test_ridge_agrees_with_the_primal_solution():
-    rng = np.random.default_rng(0)
-    x, y, new = rng.normal(size=(40, 7)), rng.normal(size=(40, 3)), rng.normal(size=(5, 7))
-    centred = x - x.mean(0)
-    w = np.linalg.solve(centred.T @ centred + 2.5 * np.eye(7), centred.T @ (y - y.mean(0)))
-    expected = (new - x.mean(0)) @ w + y.mean(0)
-    np.testing.assert_allclose(brain_report._dual(x, y, new, 2.5), expected)

@@ -14,7 +14,7 @@ from minddiff_utils.decoding.components import PrincipalComponents
 from minddiff_utils.decoding.folds import assign_folds, training_folds
 from minddiff_utils.decoding.ridge import PENALTIES, CrossValidatedRidge
 from minddiff_utils.io import InputError
-from studies.tuning import tuning_subject
+from studies.held_out import hold_out
 
 
 @given(st.integers(4, 80), st.integers(2, 12), st.integers(0, 2**32 - 1))
@@ -90,5 +90,5 @@ def test_copies_of_a_picture_share_a_fold_and_leave_training_together(world):  #
     design = decoding.training_design(subject, split, prepare_fold(subject, split))
     np.testing.assert_array_equal(design.folds[0:60:2], design.folds[1:60:2])
     np.testing.assert_array_equal(design.folds, training_folds(subject, split.train))
-    held = tuning_subject(subject, 20).splits[0]
+    held = hold_out(subject, 20).splits[0]
     assert not np.isin(subject.picture_of(held.train), subject.picture_of(held.test)).any()

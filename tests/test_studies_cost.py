@@ -1,7 +1,6 @@
 """Stable Diffusion's own shapes, with random weights: against diffusers and transformers."""
 
 import json
-import re
 
 import numpy as np
 import pytest
@@ -12,7 +11,8 @@ from typer.testing import CliRunner
 
 from minddiff_utils.io import InputError
 from minddiff_utils.models.stable_diffusion import noise_like, to_rgb
-from studies import architecture, sd14
+from minddiff_utils.settings import Settings
+from studies import architecture, cost
 from studies.__main__ import app
 
 # Of the published models, from their repositories' files.
@@ -31,7 +31,7 @@ def test_noise_and_denoise_equal_diffusers_at_version_1s_architecture(small, n_s
     generator = architecture.build_generator(small)
     edge = generator.unet.config.sample_size
     z = torch.randn(1, 4, edge, edge, generator=torch.Generator().manual_seed(1))
-    c = generator.encode_captions([(sd14.CAPTION, "a sofa")])
+    c = generator.encode_captions([(cost.CAPTION, "a sofa")])
     assert c.shape[1] == 15
     theirs, _ = img2img(generator, z, c, [3 * 1_000_003 + 7], n_steps, strength, 5.0)
     steps = generator.timesteps(n_steps, strength)
@@ -42,12 +42,14 @@ def test_noise_and_denoise_equal_diffusers_at_version_1s_architecture(small, n_s
     assert (ours - theirs).norm() <= 1e-4 * theirs.norm()
 
 
-@pytest.mark.slow
 def test_full_size_has_as_many_weights_as_published():
-    pipeline = architecture.build_pipeline()
+    with torch.device("meta"):
+        pipeline, clip = architecture.build_pipeline(), architecture.build_clip()
+    assert sum(p.numel() for p in clip.model.parameters()) == 151_277_313
     for part, millions in MILLIONS.items():
-        found = sum(each.numel() for each in getattr(pipeline, part).parameters())
-        assert found == round(millions * 1e6), part
+        assert sum(p.numel() for p in getattr(pipeline, part).parameters()) == round(
+            millions * 1e6
+        ), part
 
 
 def processed(tmp_path, pictures):
@@ -74,23 +76,44 @@ def test_structure_equals_hooks_at_clips_own_preprocessing(tmp_path, size, toler
         assert (ours[name] - exact[name]).norm() <= 1e-4 * values.norm(), name
 
 
-@pytest.mark.parametrize("save_memory", ["", "attention,tiling,checkpointing"])
-def test_bench_prints_seconds_and_memory_of_both_stages(save_memory):
-    options = ["--small", "--steps", "4", "--device", "cpu", "--save-memory", save_memory]
-    result = CliRunner().invoke(app, ["sd14", *options])
-    assert result.exit_code == 0, result.output
-    for stage in ("models", "features", "stage 1", "stage 2, 2 iterations"):
-        assert re.search(rf"{stage} +[\d.]+ s +peak memory +[\d.]+ GiB", result.output), stage
-    assert "3 of 4 steps, guidance 5, on cpu in float32" in result.output
-    assert re.search(r"loss \S+ → \S+ → \S+; pixels moved by up to 0\.0", result.output)
+def test_both_stages_and_the_parts_are_measured():
+    options = ["--small", "--device", "cpu", "--batches", "1", "--steps", "2"]
+    options += ["--solver", "algorithm_1", "--save-memory", "attention,tiling,checkpointing"]
+    result = CliRunner().invoke(app, ["cost", *options])
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    lines = result.output.splitlines()
+    assert lines[0].startswith("pictures of 128 × 128, on cpu in torch.float32")
+    # Two iterations of a step under both conditions, computed again on the way back, and the last.
+    passes = 2 * 2 * 4 + 2
+    assert lines[2].split()[0] == "1" and float(lines[2].split()[3]) == passes
+    assert "Estimated from these parts" in result.output and "750 the passes" in lines[-1]
 
 
-def test_bench_over_its_limit_fails():
-    options = ["--small", "--steps", "1", "--strength", "1", "--device", "cpu", "--limit", "0.001"]
-    result = CliRunner().invoke(app, ["sd14", *options])
-    assert result.exit_code == 1 and "went over 0.001 GiB" in result.output
-
-
-def test_bench_names_an_unknown_option_before_it_begins():
-    result = CliRunner().invoke(app, ["sd14", "--save-memory", "magic"])
+def test_an_unknown_option_is_named_before_it_begins():
+    result = CliRunner().invoke(app, ["cost", "--small", "--save-memory", "magic"])
     assert isinstance(result.exception, InputError) and "magic is unknown" in str(result.exception)
+
+
+def test_estimate_adds_up_the_parts():
+    table = cost.estimate({"prediction": 1.0, "gradient step": 10.0, "painted": 4.0})
+    assert table.seconds["guided"] == 14 * (2 * 10 + 1)
+    # Both halves there, and then there and back.
+    assert table.seconds["algorithm_1"] == 300 * (35 * (1 + 2 * (10 - 4)) + 4)
+    assert list(table.passes) == [14 * (2 * 3 + 2), 84_000]
+
+
+def test_a_batch_that_is_too_large_for_the_gpu_leaves_the_others(monkeypatch):
+    solver, sizes = cost.stage2, []
+
+    def limited(generator, inputs, settings):
+        sizes.append(len(inputs.z))
+        if len(inputs.z) > 2:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        return solver(generator, inputs, settings)
+
+    monkeypatch.setattr(cost, "stage2", limited)
+    quick = Settings(1, 1.0, structure_target="values", z_evidence_weight=0.0, gradient_steps=2)
+    table = cost.run_stages(architecture.build_generator(small=True), quick, [1, 2, 4])
+    assert sizes == [1, 2, 4]
+    assert (table.passes[:2] == 2 * 3 + 2).all()
+    assert (table["stage 2: s"][:2] > 0).all() and table.loc[4].isna().all()

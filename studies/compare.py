@@ -1,0 +1,166 @@
+"""Which settings of decoding and of both stages are best? Judged on held-out training pictures."""
+
+import itertools
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from inspect import signature
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import pandas as pd
+import typer
+import yaml
+
+from minddiff_utils.decoding.decode import correlations, decode_subject, read_decoded
+from minddiff_utils.decoding.decoders import Method
+from minddiff_utils.decoding.features import families, read_features
+from minddiff_utils.evaluation.metrics import evaluate
+from minddiff_utils.evaluation.statistics import paired_difference, resampled_correlation
+from minddiff_utils.io import InputError
+from minddiff_utils.models.stable_diffusion import Generator
+from minddiff_utils.reconstruction.results import read_pictures
+from minddiff_utils.reconstruction.stage2 import reconstruct
+from minddiff_utils.settings import Settings
+from studies.held_out import METRICS, MODELS, TREE, HeldOut, open_held_out
+
+STAGES = tuple(signature(Settings).parameters)
+DECODING = tuple(signature(Method).parameters)
+
+
+def main(
+    vary: Annotated[list[str] | None, typer.Option(help="name=value,value; repeat.")] = None,
+    subject: Annotated[str, typer.Option(help="Whose brain.")] = "subj01",
+    data: Annotated[Path, typer.Option(help="A recording in NSD's layout.")] = TREE,
+    pictures: Annotated[int, typer.Option(min=2, help="Held-out training pictures.")] = 32,
+    batch: Annotated[int, typer.Option(min=1)] = 8,
+    models: Annotated[str, typer.Option(help="Folder or name.")] = str(MODELS),
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    work: Annotated[Path, typer.Option(help="For features and the table.")] = Path("runs/compare"),
+) -> None:
+    """Compare every combination of settings with the first, on held-out training pictures.
+
+    Settings are those of `Method` (how features are decoded), and `Settings` (both
+    stages). Printed are the correlation of decoded with true features, and metrics
+    of both stages, each with its difference to the first combination and the 95 % interval of
+    that over pictures. All of it is kept in `settings.csv`.
+    """
+    variants = combinations(vary or [])
+    folder = work / subject
+    held = open_held_out(data, subject, pictures, models, device, folder)
+    parts = []
+    for part in compare_settings(held, variants, folder, batch):
+        parts.append(part)
+        print(part.drop(columns="settings").to_string(index=False, float_format="{:.3f}".format))
+    pd.concat(parts).to_csv(folder / "settings.csv", index=False)
+
+
+def combinations(varied: Sequence[str]) -> list[dict]:
+    """Return every combination of `name=value,value`, as changes of the defaults.
+
+    Raises
+    ------
+    InputError
+        If a name is not that of a setting, or has no value.
+    """
+    choices: dict[str, list] = {}
+    for text in varied:
+        name, _, values = text.partition("=")
+        if name not in (*DECODING, *STAGES) or not values:
+            known = ", ".join((*DECODING, *STAGES))
+            raise InputError(f"--vary {text}: expected name=value,value with {known}.")
+        choices[name] = [yaml.safe_load(value) for value in values.split(",")]
+    return [
+        dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())
+    ]
+
+
+def compare_settings(
+    held: HeldOut, variants: Sequence[Mapping], folder: Path, batch: int = 8
+) -> Iterator[pd.DataFrame]:
+    """Decode and rebuild the held-out pictures with each combination of settings.
+
+    Parameters
+    ----------
+    held : HeldOut
+    variants : sequence of mapping
+        From `combinations`; the first is what the others are compared with.
+    folder : Path
+        For decoded features.
+    batch : int
+
+    Yields
+    ------
+    DataFrame
+        For each combination, a row a measure: `settings`; `of`, a feature space or stage; `metric`;
+        `value`; `gain`, `low` and `high`, the difference to the first combination with its 95 %
+        interval over pictures. Costs and the spread of decoded `z` have a value alone.
+    """
+    decoded_by: dict[str, dict] = {}
+    first: dict[tuple[str, str], tuple] = {}
+    for changes in variants:
+        decoding = {name: value for name, value in changes.items() if name in DECODING}
+        known = str(decoding)
+        if known not in decoded_by:
+            decoded_by[known] = _decode(held, decoding, folder)
+        settings = Settings(**{k: v for k, v in changes.items() if k in STAGES})
+        made, seconds = paint(held.generator, decoded_by[known], settings, batch)
+        rows = [*_rows_of_features(held, decoded_by[known], first)]
+        rows += _rows_of_pictures(held, decoded_by[known], made, first)
+        rows.append({"of": "stage 2", "metric": "processor seconds", "value": seconds})
+        text = ", ".join(f"{name}={value}" for name, value in changes.items()) or "defaults"
+        print(text)
+        yield pd.DataFrame(rows).assign(settings=text)
+
+
+def _decode(held: HeldOut, changes: Mapping, folder: Path) -> dict[str, np.ndarray]:
+    path = folder / "decoded.h5"
+    return read_decoded(decode_subject(held.subject, held.features, path, Method(**changes)))
+
+
+def paint(
+    generator: Generator, decoded: Mapping[str, np.ndarray], settings: Settings, batch: int
+) -> tuple[dict[str, np.ndarray], float]:
+    """Return the pictures of both stages, and seconds of the processor of the second for each."""
+    alone = replace(settings, solver="algorithm_1", iterations=0)
+    made = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for stage, used in (("stage 1", alone), ("stage 2", settings)):
+            began, path = time.process_time(), Path(folder) / f"{stage}.h5"
+            reconstruct(generator, decoded, used, path, batch=batch, n_films=0)
+            seconds = time.process_time() - began
+            made[stage] = read_pictures(path)
+    return made, seconds / len(made[stage])
+
+
+def _rows_of_features(held: HeldOut, decoded, first: dict) -> Iterator[dict]:
+    """Compare decoded with true features, one feature space after the other."""
+    ids = decoded["stimulus_id"]
+    for name in families(held.features):
+        true, found = (
+            values.reshape(len(ids), -1)
+            for values in (read_features(held.features, name, ids), decoded[name])
+        )
+        mean = np.nanmean(correlations(true, found))
+        drawn = resampled_correlation(true, found)
+        reference, its_drawn = first.setdefault((name, "correlation"), (mean, drawn))
+        low, high = np.percentile(drawn - its_drawn, [2.5, 97.5])
+        row = {"of": name, "metric": "correlation", "value": mean, "gain": mean - reference}
+        yield row | {"low": low, "high": high}
+        if name == "z":
+            spread = np.sqrt(found.var(0).mean() / true.var(0).mean())
+            error = np.square(found - true).mean() / true.var(0).mean()
+            yield {"of": name, "metric": "spread, of the true one", "value": spread}
+            yield {"of": name, "metric": "squared error, of the variance", "value": error}
+
+
+def _rows_of_pictures(held: HeldOut, decoded, made: Mapping, first: dict) -> Iterator[dict]:
+    values = evaluate(held.truth, made, decoded["stimulus_id"], held.embed)
+    shown = values[values.metric.isin(METRICS)]
+    for key, part in shown.groupby(["method", "metric"], sort=False):
+        found = part.value.to_numpy()
+        gain = paired_difference(found, first.setdefault(key, found))
+        row = {"of": key[0], "metric": key[1], "value": found.mean(), "gain": gain["mean"]}
+        yield row | {"low": gain["low"], "high": gain["high"]}

@@ -1,0 +1,98 @@
+"""Settings are compared on training pictures alone, as chapters 02 to 05 would use them."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from minddiff_utils.datasets import load_subject
+from minddiff_utils.datasets.subject import Split, Subject
+from minddiff_utils.decoding.decode import read_decoded
+from minddiff_utils.decoding.features import read_features
+from minddiff_utils.evaluation.metrics import pcc
+from minddiff_utils.io import InputError
+from minddiff_utils.models.stable_diffusion import load_generator, noise_like, to_pictures
+from minddiff_utils.reconstruction.stage1 import stage1
+from minddiff_utils.settings import Settings
+from studies.__main__ import app
+from studies.compare import combinations
+from studies.held_out import hold_out
+
+
+def person(n_train=12, n_test=4):
+    ids = np.arange(n_train + n_test)
+    split = Split("shared", ids[:n_train], ids[n_train:])
+    responses = np.zeros((len(ids), 3), np.float32)
+    session = np.ones(len(ids), np.int64)
+    return Subject("subj01", "nsd", responses, ids, session, {}, (split,), stimuli=None)
+
+
+@pytest.mark.parametrize("n", [1, 5, 8])
+def test_no_test_stimulus_is_touched(n):
+    subject = person()
+    (split,) = hold_out(subject, n).splits
+    assert len(split.test) == n
+    assert set(split.train) | set(split.test) == set(subject.splits[0].train)
+    assert not set(split.train) & set(split.test)
+
+
+@pytest.mark.parametrize("n", [0, 9])
+def test_too_many_or_none_held_out(n):
+    with pytest.raises(InputError, match=f"n={n}"):
+        hold_out(person(), n)
+
+
+def test_every_combination_is_tried():
+    variants = combinations(["strength=0.4,0.6", "optimise=z,zc", "rescale_z=none,global"])
+    assert len(variants) == 8 and combinations([]) == [{}]
+    assert variants[0] == {"strength": 0.4, "optimise": "z", "rescale_z": "none"}
+
+
+@pytest.mark.parametrize("text", ["colour=1", "strength", "strength="])
+def test_unknown_settings_are_named(text):
+    with pytest.raises(InputError, match="--vary"):
+        combinations([text])
+
+
+@pytest.fixture(scope="module")
+def compared(tree, tiny_models, tmp_path_factory):
+    """Folder and table of a comparison of decoders that stretch `z` with one that does not."""
+    work = tmp_path_factory.mktemp("compare")
+    options = ["--data", tree, "--models", tiny_models, "--work", work, "--device", "cpu"]
+    options += ["--pictures", 6, "--vary", "n_steps=3", "--vary", "rescale_z=none,global"]
+    shown = CliRunner().invoke(app, ["compare", *map(str, options)])
+    assert shown.exit_code == 0, shown.output + repr(shown.exception)
+    table = pd.read_csv(work / "subj01" / "settings.csv")
+    return work / "subj01", table.set_index(["settings", "of", "metric"])
+
+
+def test_gains_are_differences_to_the_first_combination(compared):
+    _, table = compared
+    none, stretched = (table.loc[f"n_steps=3, rescale_z={how}"] for how in ("none", "global"))
+    assert (none[["gain", "low", "high"]].dropna() == 0).all(axis=None)
+    gains = stretched.gain.dropna()
+    assert {"z", "c", "block_1", "stage 1", "stage 2"} <= set(gains.index.get_level_values("of"))
+    np.testing.assert_allclose(gains, (stretched.value - none.value)[gains.index], atol=1e-9)
+    assert (stretched.low <= stretched.gain + 1e-9)[gains.index].all()
+    # Stretching changes neither the condition nor what correlates with z.
+    assert stretched.gain["c", "correlation"] == 0
+    assert abs(stretched.gain["z", "correlation"]) < 1e-6
+    assert stretched.value["z", "spread, of the true one"] > 1.2 * none.value.iloc[1]
+
+
+def test_values_are_those_of_the_chapters(compared, tree, tiny_models):
+    folder, table = compared
+    last = table.loc["n_steps=3, rescale_z=global"].value
+    decoded = read_decoded(folder / "decoded.h5")  # of the last combination
+    true = read_features(folder / "features.h5", "z", decoded["stimulus_id"])
+    spread = np.sqrt(decoded["z"].var(0).mean() / true.var(0).mean())
+    assert last["z", "spread, of the true one"] == pytest.approx(spread, rel=1e-5)
+    generator = load_generator(tiny_models, "cpu")
+    subject = load_subject("nsd", tree, "subj01")
+    assert np.isin(decoded["stimulus_id"], subject.splits[0].train).all()
+    truth = generator.resize(subject.stimuli.pictures(decoded["stimulus_id"]))
+    z, c = (torch.from_numpy(decoded[name]) for name in ("z", "c"))
+    noise = noise_like(z, 0, decoded["stimulus_id"])
+    made = to_pictures(stage1(generator, z, c, noise, Settings(n_steps=3)))
+    assert last["stage 1", "pcc"] == pytest.approx(pcc(truth, made).mean(), abs=1e-4)

@@ -1,0 +1,52 @@
+"""The bench of decoders, in small."""
+
+import re
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from minddiff_utils.decoding.voxel_selected_ridge import VoxelSelectedRidge
+from minddiff_utils.io import InputError
+from studies import decoders
+from studies.__main__ import app
+
+
+def test_both_studies_in_small(tmp_path, monkeypatch):
+    monkeypatch.setattr(decoders, "PAIR", (40, 30, 6, 9))
+    monkeypatch.setattr(decoders, "NSD", (40, 50))
+    monkeypatch.setattr(decoders, "has_fastl2lir", lambda folder: False)
+    options = ["--share", "0.002", "--rounds", "1", "--threads", "1", "--folder", str(tmp_path)]
+    shown = CliRunner().invoke(app, ["decoders", *options])
+    assert shown.exit_code == 0, shown.output + repr(shown.exception)
+    assert re.search(r"this book in float32: +[\d.]+ s", shown.output)
+    assert "pip install --target FOLDER fastl2lir" in shown.output
+    total = sum(max(1, round(0.002 * size)) for size in decoders.SIZES.values())
+    assert f"40 stimuli × 50 voxels → {total} targets" in shown.output
+    for name in ("responses", *decoders.SIZES, "in all", "all targets, if each costs the same"):
+        assert re.search(rf"{name}: +[\d.]+ s, +[\d.]+ s of the processor", shown.output), name
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_program_that_fails_is_told():
+    with pytest.raises(InputError, match="a fit failed: KeyError: 'x'"):
+        decoders.run_program("raise KeyError('x')", [])
+
+
+def test_fastl2lir_itself_has_the_same_weights(tmp_path):
+    if not decoders.has_fastl2lir(None):
+        pytest.skip("pip install fastl2lir 'numpy<2.4'")
+    places = decoders.make_recording(tmp_path, 60, 40, 7)
+    try:
+        decoders.run_program(decoders.THEIRS, [*places, 10, "float64", decoders.ALPHA])
+    except InputError as error:
+        pytest.skip(str(error))
+    theirs = np.load(f"{places[0]}.npz")["weights"]
+    x, y = (np.load(path) for path in places)
+    ours = VoxelSelectedRidge(10, decoders.ALPHA, dtype="float64").fit(x, y)
+    assert np.abs(ours.coef_ - theirs).max() < 1e-6 * np.abs(theirs).max()
+
+
+def test_a_bad_share_is_named():
+    shown = CliRunner().invoke(app, ["decoders", "--share", "2"])
+    assert isinstance(shown.exception, InputError) and "share 2" in str(shown.exception)

@@ -1,0 +1,109 @@
+"""Estimates of what NSD takes: arithmetic against numbers known from elsewhere, and the page."""
+
+import re
+
+import numpy as np
+import pytest
+from dummy_project import ROOT
+from typer.testing import CliRunner
+
+from minddiff_utils.decoding.decoders import Method, fit_family, make_design, save_decoder
+from studies import needs
+from studies.__main__ import app
+
+PAGE = (ROOT / "book" / "run_nsd.md").read_text("utf-8")
+MADE = needs.Counts(1e12, 2e12, {"all": 10**9}, unet_saved=2 * 10**9, decoder_saved=3 * 10**9)
+
+
+def test_sizes_of_files():
+    table = needs.files()
+    assert table["a session, GB"]["subj01"] == 750 * 81 * 104 * 83 * 2 / 1e9
+    assert table["all, GB"]["subj01"] == pytest.approx(42, abs=0.1)  # as published
+    assert needs.STIMULI_BYTES == 73_000 * 425 * 425 * 3
+    # as `minddiff check` adds them up
+    assert needs.download_gigabytes("subj01") == pytest.approx(81.8, rel=0.001)
+
+
+def test_page_has_what_there_is_to_download():
+    one, paper = needs.download_gigabytes("subj01"), needs.download_gigabytes(*needs.PAPERS)
+    assert f"about {one:.0f} GB (`subj01`), the paper's four about {paper:.0f} GB" in PAGE
+    few = needs.download_gigabytes("subj01", sessions=3)
+    assert f"three sessions only ({few:.0f} GB with the pictures" in PAGE
+
+
+def test_command_prints_what_the_page_shows(monkeypatch):
+    monkeypatch.setattr(needs, "count", lambda: MADE)
+    said = CliRunner().invoke(app, ["needs"]).output
+    for line in (
+        "to download for subj01, all sessions: 82 GB",
+        "to download for subj01, subj02, subj05, subj07, all sessions: 197 GB",
+        "to download for subj01, 3 sessions: 43 GB",
+        "c of 9000 training pictures: 2.1 GB",
+        "a picture in features.h5: 765 kB",
+    ):
+        assert line in said, line
+    assert re.search(r"UNet passes +21000.0* +56.0", said)
+    assert re.search(r"with gradients +84000.0* +112.0", said)
+
+
+def test_times_and_memory_follow_from_the_counts():
+    row = needs.time_table(MADE).iloc[1]
+    operations = 14 * (2 * 3 + 2) * 1e12 + (14 * 2 * 3 + 1) * 2e12
+    assert row["80 GB (A100): s"] == pytest.approx(operations / (0.4 * 312e12))
+    assert row["80 GB (A100): h"] == pytest.approx(982 * row["80 GB (A100): s"] / 3600)
+    table = needs.memory_table(MADE)["batch=2"]
+    held = 2e9 + (6 * 38_400 + 16_384) * 128 * 4  # the weights, the projections
+    kept = [2 * (2e9 + 3e9), 2 * 3e9, 2 * (35 * 2e9 + 3e9)]
+    np.testing.assert_allclose(table, (held + np.array(kept)) / 1e9)
+
+
+def test_decoder_takes_what_its_file_takes(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    x, y = (rng.normal(size=(200, n)).astype(np.float32) for n in (300, 500))
+    decoder = fit_family(make_design(x), y, "c", Method(target_components=100))[0]
+    path = save_decoder(decoder, tmp_path / "d.safetensors")
+    # Nine decoders of 100 components, of as many voxels and values as these.
+    monkeypatch.setattr(needs, "TARGETS", 100)
+    monkeypatch.setattr(needs, "VOXELS", 300)
+    monkeypatch.setattr(needs, "FEATURES", dict.fromkeys("abcd", (9 * 500 / 4, 4)))
+    size = needs.result_bytes()["decoders"]
+    assert size / 9 == pytest.approx(path.stat().st_size, rel=0.03)
+
+
+def test_page_has_the_sizes_of_the_results():
+    results = needs.result_bytes()
+    for name, size in results.items():
+        first = re.split(r"[.,]", name)[0]
+        (line,) = re.findall(rf"^\| `{first}[./].*$", PAGE, flags=re.MULTILINE)
+        assert line.endswith(f"| {size / 1e9:.1f} GB |")
+    assert f"up to {sum(results.values()) / 1e9:.0f} GB" in PAGE
+    assert f"take {needs.PROJECTION_BYTES / 1e9:.2f} GB" in PAGE
+
+
+def test_page_has_the_sizes_of_every_subject():
+    for subject, row in needs.files().iterrows():
+        (line,) = [line for line in PAGE.splitlines() if line.startswith(f"| `{subject}`")]
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        volume = " × ".join(map(str, row["volume"]))
+        sizes = [f"{row['a session, GB']:.2f} GB", f"{row['all, GB']:.1f} GB"]
+        assert cells[1:] == [volume, str(row["sessions"]), *sizes]
+
+
+def test_page_has_what_the_command_counts():
+    counts = needs.count()
+    assert counts.parameters["UNet"] == 859_520_964  # as published with the weights
+    assert f"{counts.unet / 1e12:.2f} · 10¹²" in PAGE
+    assert f"{counts.decoder / 1e12:.2f} · 10¹²" in PAGE
+    table = needs.time_table(counts)
+    for start, name in (("the paper's", table.index[0]), ("this book's", table.index[1])):
+        (line,) = re.findall(rf"^\| {start}.* s \|.*$", PAGE, flags=re.MULTILINE)
+        row = table.loc[name]
+        assert re.findall(r"([\d,.]+) (?:s|h)\b", line) == [
+            _shown(row[f"{gpu}: {unit}"]) for gpu in needs.GPUS for unit in ("s", "h")
+        ]
+    for sizes in needs.memory_table(counts)[["batch=1", "batch=2", "batch=4"]].to_numpy():
+        assert " | ".join(f"{size:.0f} GB" for size in sizes) in PAGE
+
+
+def _shown(value: float) -> str:
+    return f"{value:.1f}" if value < 10 else f"{value:,.0f}"

@@ -1,0 +1,61 @@
+"""Lines of code by room: what counts, and where a room has too many; and commands on pages."""
+
+import re
+
+from dummy_project import ROOT
+from typer.testing import CliRunner
+
+from studies.__main__ import STUDIES, app
+from studies.size import BUDGETS, code_lines, room_sizes
+
+SOURCE = '''"""Docstring
+of a module."""
+
+# a comment
+import os
+
+
+def text():
+    """One line."""
+    return """two
+lines"""  # behind code
+'''
+
+
+def test_blanks_comments_and_docstrings_do_not_count():
+    assert code_lines(SOURCE) == 4
+
+
+def test_a_room_with_too_many_lines_is_an_exit_status(tmp_path):
+    files = {
+        "minddiff_utils/cli.py": 3,
+        "minddiff_utils/book/run.py": 4,
+        "minddiff_utils/datasets/nsd/load.py": 5,
+        "studies/a.py": 2,
+    }
+    for name, lines in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("a = 1\n\n" * lines)
+    sizes = {"minddiff_utils": 12, "book": 7, "datasets": 5, "studies": 2}
+    assert room_sizes(tmp_path) == sizes
+    assert CliRunner().invoke(app, ["size", "--root", str(tmp_path)]).exit_code == 0
+    (tmp_path / "studies/a.py").write_text("a = 1\n" * (BUDGETS["studies"] + 1))
+    shown = CliRunner().invoke(app, ["size", "--root", str(tmp_path)])
+    assert shown.exit_code == 1 and "too many" in shown.output
+
+
+def test_pages_name_studies_that_there_are():
+    pages = [ROOT / "README.md", ROOT / "minddiff_utils/phantom/weights/MODEL_CARD.md"]
+    for folder in ("book", "notebooks", "studies"):
+        pages += [
+            path
+            for path in (ROOT / folder).rglob("*.*")
+            if path.suffix in (".md", ".ipynb", ".yaml")
+        ]
+    named = {
+        name
+        for page in pages
+        for name in re.findall(r"-m studies[. ](\w+)", page.read_text("utf-8"))
+    }
+    assert {"compare", "stage2", "model_card"} <= named - {"NAME"} <= set(STUDIES.split())
