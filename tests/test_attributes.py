@@ -3,8 +3,8 @@
 import numpy as np
 import pandas as pd
 import pytest
-
 from minddiff_utils.book.runs import find_sheets
+
 from minddiff_utils.evaluation import attributes
 from minddiff_utils.io import InputError
 from minddiff_utils.phantom import world

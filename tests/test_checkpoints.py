@@ -14,9 +14,9 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 import torch
+from minddiff_utils.book.runs import Job
 
 from minddiff_utils.book.execution import _revisions
-from minddiff_utils.book.runs import Job
 from minddiff_utils.io import InputError
 from minddiff_utils.models import stable_diffusion as generator
 from minddiff_utils.models.hub import (

@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 import scipy.io
 from dummy_project import ROOT
+from minddiff_utils.book.runs import load_plan
 from test_tree import SMALL
 
-from minddiff_utils.book.runs import load_plan
 from minddiff_utils.datasets import load_subject, mean_repetitions, noise_ceiling
 from minddiff_utils.datasets.nsd.load import NsdTree
 from minddiff_utils.datasets.nsd.regions import read_regions

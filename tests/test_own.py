@@ -9,9 +9,9 @@ import h5py
 import numpy as np
 import pytest
 from dummy_project import ROOT
+from minddiff_utils.book.runs import load_plan
 from test_book import minddiff
 
-from minddiff_utils.book.runs import load_plan
 from minddiff_utils.datasets import check_own, load_subject, noise_ceiling, prepare_fold
 from minddiff_utils.datasets.own_file import LAYOUT, REQUIRED
 from minddiff_utils.datasets.subject import single_trial_ncsnr

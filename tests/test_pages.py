@@ -6,9 +6,9 @@ import shlex
 import pytest
 import typer
 from dummy_project import ROOT
+from minddiff_utils.book.runs import Plan, load_plan
 
 from minddiff_utils import cli
-from minddiff_utils.book.runs import Plan, load_plan
 from minddiff_utils.datasets.areas import is_early
 from minddiff_utils.models import hub as checkpoints
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
+from minddiff_utils.parameters import PARAMETERS, WORDS, check, check_parameters
 from papermill.exceptions import PapermillExecutionError
 
 from minddiff_utils import datasets
@@ -15,7 +16,6 @@ from minddiff_utils.decoding import decoders
 from minddiff_utils.evaluation import controls, metrics
 from minddiff_utils.io import InputError
 from minddiff_utils.models import stable_diffusion as generator
-from minddiff_utils.parameters import PARAMETERS, WORDS, check, check_parameters
 from minddiff_utils.settings import Settings
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
