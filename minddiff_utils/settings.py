@@ -173,6 +173,7 @@ ADVANCED: dict[str, dict[str, Any]] = {
         "scenes": "day=day/meadow,sunset=sunset/evening,night,sea,snow,desert,pattern=grey",
     },
 }
+PATHS = ("data_path", "run_dir", "models", "guide", "judge")
 # Names that parameters had before, for those who bring a parameter file of that time.
 RENAMED = {
     "guidance": "guidance_scale",
@@ -278,7 +279,7 @@ def start_chapter(name: str, namespace: MutableMapping[str, Any]) -> SimpleNames
     name : str
         Of the notebook, such as "02_decoding".
     namespace : dict
-        `globals()` of the notebook, after its cell of parameters.
+        `globals()` of the notebook, after its cell of parameters; paths in it are made absolute.
 
     Returns
     -------
@@ -299,10 +300,13 @@ def start_chapter(name: str, namespace: MutableMapping[str, Any]) -> SimpleNames
         raise InputError(f"advanced: {no_such(min(strange), usual)}")
     own = check(**declared, **{**usual, **advanced})
     folder = claim_run(resolve(own["run_dir"])) / own.get("subject", "")
-    earlier = _remembered(folder, name) if "subject" in own else {}
+    values = own
     if "subject" in own:
+        values = _remembered(folder, name) | own
         _remember(folder, name, own)
-    return SimpleNamespace(**earlier | own, folder=folder)
+    values = _resolved(values)
+    namespace.update({key: values[key] for key in declared})
+    return SimpleNamespace(**values, folder=folder)
 
 
 def recall(folder: str | Path) -> SimpleNamespace:
@@ -313,7 +317,14 @@ def recall(folder: str | Path) -> SimpleNamespace:
     InputError
         If no chapter has run there.
     """
-    return SimpleNamespace(**_remembered(Path(folder)))
+    return SimpleNamespace(**_resolved(_remembered(Path(folder))))
+
+
+def _resolved(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with absolute paths; models that no folder holds keep their name on the hub."""
+    paths = {name: resolve(values[name]) for name in PATHS if values.get(name)}
+    found = {k: str(p) for k, p in paths.items() if p.exists() or k in ("data_path", "run_dir")}
+    return {**values, **found}
 
 
 def _read_run(folder: Path) -> dict[str, dict[str, Any]]:

@@ -24,6 +24,7 @@ from minddiff_utils.datasets.subject import (
     write_summary,
 )
 from minddiff_utils.io import InputError
+from minddiff_utils.settings import recall
 
 __all__ = [
     "DATASETS",
@@ -38,6 +39,7 @@ __all__ = [
     "noise_ceiling",
     "picture_groups_by_pixels",
     "prepare_fold",
+    "reload_subject",
     "single_trial_ncsnr",
     "summarise",
     "write_summary",
@@ -112,3 +114,18 @@ def load_subject(
         copies = {one: same for one, same in pairs if one != same}
         return replace(found, repetitions=repetitions, copy_of=copies)
     raise InputError(f"dataset={dataset!r} is unknown; choose one of {', '.join(DATASETS)}")
+
+
+def reload_subject(folder: str | Path) -> Subject:
+    """Read the subject again that chapter 01 was given, whose results are in `folder`."""
+    given = recall(folder)
+    return load_subject(
+        given.dataset,
+        given.data_path,
+        given.subject,
+        rois=given.rois,
+        sessions=given.sessions,
+        protocol=given.protocol,
+        repetitions=given.repetitions,
+        cache=folder,
+    )

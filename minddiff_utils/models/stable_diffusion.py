@@ -32,6 +32,7 @@ from minddiff_utils.models.hub import (
     find_model,
     hub_name,
 )
+from minddiff_utils.settings import recall
 from minddiff_utils.storage import content_hash
 
 DTYPES = {
@@ -538,6 +539,14 @@ def load_generator(
     pipeline = _load_pipeline(models, dtype)
     clip = load_clip(clip_name(models, "guide", guide), str(device), dtype)
     return Generator(pipeline.to(device), clip, n_tokens, save_memory)
+
+
+def reload_generator(folder: str | Path) -> Generator:
+    """Load the models again that chapter 02 was given, for the subject whose folder it is."""
+    given = recall(folder)
+    return load_generator(
+        given.models, given.device, given.dtype, given.n_tokens, given.guide, given.save_memory
+    )
 
 
 def _load_pipeline(models: str | Path, dtype: torch.dtype) -> StableDiffusionPipeline:
