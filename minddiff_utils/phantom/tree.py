@@ -12,16 +12,14 @@ import pandas as pd
 import scipy.io
 from tqdm import tqdm
 
-from minddiff_utils.book.runs import code_digest
-from minddiff_utils.datasets import patterns
 from minddiff_utils.datasets.nsd.load import NsdTree
 from minddiff_utils.datasets.subject import estimate_ncsnr
 from minddiff_utils.io import InputError, atomic_path
-from minddiff_utils.phantom import anatomy, brain, stimuli, world
+from minddiff_utils.phantom import world
 from minddiff_utils.phantom.anatomy import KASTNER_LABELS, SHAPE, affine
 from minddiff_utils.phantom.brain import Brain, make_brain
 from minddiff_utils.phantom.stimuli import choose_pictures
-from minddiff_utils.storage import open_to_write
+from minddiff_utils.storage import code_digest, open_to_write
 
 SETTINGS_FILE = "phantom.json"
 SESSION_TRIALS = 240  # about how many; a divisor of the number of trials near it is taken
@@ -197,8 +195,7 @@ def _checked(subjects: Sequence[str], settings: Settings) -> Settings:
 
 def _code() -> str:
     """Return a digest of the modules that decide what a tree holds."""
-    sources = [module.__file__ for module in (patterns, world, stimuli, anatomy, brain)]
-    return code_digest(Path(source) for source in [*sources, __file__])[:16]
+    return code_digest("phantom", "datasets/patterns.py")[:16]
 
 
 def _claim(path: Path, settings: Settings) -> None:
