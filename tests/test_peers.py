@@ -8,7 +8,7 @@ import pytest
 import torch
 from dummy_project import ROOT
 
-from minddiff_utils.book import runs
+from minddiff_utils.book.plan import find_sheets, load_plan
 from minddiff_utils.datasets import Split, Subject
 from minddiff_utils.decoding.decode import decode_subject, read_decoded
 from minddiff_utils.decoding.decoders import Method
@@ -16,7 +16,7 @@ from minddiff_utils.evaluation import peers
 from minddiff_utils.io import InputError
 from minddiff_utils.models.stable_diffusion import load_generator
 from minddiff_utils.reconstruction.guided_sampling import guided_pass
-from minddiff_utils.settings import Settings
+from minddiff_utils.settings import ADVANCED, Settings
 
 NOTEBOOKS = ROOT / "notebooks"
 
@@ -43,9 +43,15 @@ def recording(tmp_path, rng):
 
 def settings(name):
     """How chapter 2 decodes with a file of parameters, but for sizes that the recording has not."""
-    (sheet,) = [one for one in runs.find_sheets(NOTEBOOKS) if one.name == "02_decoding"]
-    plan = runs.load_plan(NOTEBOOKS / "params" / f"{name}.yaml", NOTEBOOKS)
-    given = {**sheet.defaults, **plan.parameters, "n_voxels_z": 5, "n_voxels_c": 3}
+    (sheet,) = [one for one in find_sheets(NOTEBOOKS) if one.name == "02_decoding"]
+    plan = load_plan(NOTEBOOKS / "params" / f"{name}.yaml", NOTEBOOKS.parent)
+    given = {
+        **sheet.defaults,
+        **ADVANCED[sheet.name],
+        **plan.values,
+        "n_voxels_z": 5,
+        "n_voxels_c": 3,
+    }
     given |= {"target_components": min(given["target_components"], 4)}
     how = {name: given[name] for name in ("keep_structure", "n_components", "n_folds")}
     return how | {"method": Method(**{part.name: given[part.name] for part in fields(Method)})}

@@ -28,6 +28,7 @@ from minddiff_utils.book.run import (
     subject_folder,
 )
 from minddiff_utils.io import InputError, NotebookError, atomic_path
+from minddiff_utils.models.hub import PAPER, clip_name, hub_name
 from minddiff_utils.settings import ADVANCED, recall, resolve
 from minddiff_utils.storage import file_digest
 
@@ -286,6 +287,7 @@ def _record(
     names = sorted(changed | kept) + [f"notebooks/{sheet.name}.ipynb"]
     known[sheet.name] = {
         "parameters": plan.given(sheet, subject),
+        "model_revisions": model_revisions(plan),
         "inputs": inputs,
         "outputs": {n: file_digest(folder / n) for n in names if (folder / n).is_file()},
         "wall_time_s": round(seconds, 1),
@@ -299,6 +301,18 @@ def _record(
     }
     with atomic_path(folder / "provenance.json") as temporary:
         temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def model_revisions(plan: Plan) -> dict[str, str]:
+    """The repositories of the Hugging Face hub that a run's models come from, if any."""
+    given = {name: str(plan.values.get(name) or "") for name in ("models", *PAPER)}
+    paths = {name: resolve(text, plan.root) for name, text in given.items()}
+    names = {k: str(paths[k]) if text and paths[k].exists() else text for k, text in given.items()}
+    models = names.pop("models")
+    if not models:
+        return {}
+    clips = [clip_name(models, role, name) for role, name in names.items()]
+    return dict(filter(None, map(hub_name, [models, *clips])))
 
 
 def _git_commit(folder: Path) -> str | None:
