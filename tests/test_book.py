@@ -160,24 +160,17 @@ def test_what_is_missing_or_damaged_is_made_again(copy, name, change, again):
     path = copy / "runs/tiny" / name
     path.write_text(change) if change else path.unlink()
     assert left(copy) == again
+
+
+def test_it_is_made_again_with_the_page_and_nothing_else_is_deleted(copy):
+    run_dir = copy / "runs/tiny"
+    (run_dir / "html/index.html").unlink()
+    (run_dir / "subj02/first.txt").write_text("half")
+    (run_dir / "subj02/features.h5").write_text("days of work")
     answer = minddiff("book", "tiny", "--root", copy)
-    assert answer.returncode == 0, answer.stderr
-    assert left(copy) == [] and path.stat().st_size > 10
-
-
-def test_a_page_that_was_deleted_is_built_again(copy):
-    (copy / "runs/tiny/html/index.html").unlink()
-    answer = minddiff("book", "tiny", "--root", copy)
-    assert answer.returncode == 0 and Path(answer.stdout.strip()).is_file()
-
-
-def test_nothing_that_a_run_made_is_deleted(copy):
-    """A change makes results again; whatever else lies in a subject's folder stays."""
-    kept = copy / "runs/tiny/subj01/features.h5"
-    kept.write_text("days of work")
-    answer = minddiff("book", "tiny", "--root", copy, "--set", "gain=3", "--set", "seed=7")
-    assert answer.returncode == 0, answer.stderr
-    assert kept.read_text() == "days of work"
+    assert answer.returncode == 0 and Path(answer.stdout.strip()).is_file(), answer.stderr
+    assert left(copy) == [] and (run_dir / "subj02/first.txt").read_text() == "subj02 0"
+    assert (run_dir / "subj02/features.h5").read_text() == "days of work"
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):

@@ -18,7 +18,7 @@ def plan_of(project, **changes):
 
 
 def test_failures_name_the_shard_and_its_progress_is_told(tmp_path, monkeypatch):
-    plan = plan_of(make_project(tmp_path), shards=2, models="nowhere")
+    plan = plan_of(make_project(tmp_path), shards=2)
     sheet = plan.chapters[1]
     plan = type(plan)(plan.name, plan.root, plan.values, (*plan.sheets[:1], chapter(sheet)))
     folder = claim_run(plan.run) / "subj01"

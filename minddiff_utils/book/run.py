@@ -56,7 +56,7 @@ def recording_files(path: Path, subject: str) -> list[Path]:
     found = []
     for file in sorted(path.rglob("*")):
         parts = file.relative_to(path).parts
-        others = [p for p in parts if re.fullmatch(r"subj\d\d", p) and p != subject]
+        others = [p for p in parts if re.fullmatch(r"subj\d\d(\..*)?", p) and p[:6] != subject]
         if file.suffix in DATA and not others and parts[-1][0] != "." and file.is_file():
             found.append(file)
     return found
