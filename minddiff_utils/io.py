@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+MARK = ".minddiff-run"  # in a folder that runs write into
 # What a disk answers that has no locks, as some network disks.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
@@ -84,6 +85,25 @@ def lock_file(file: IO, wait: bool = False) -> bool:
         if error.errno not in NO_LOCKS:
             raise
     return True
+
+
+def claim_run(folder: str | Path) -> Path:
+    """Return the folder of a run, marked as one; make it if it is not there.
+
+    Raises
+    ------
+    InputError
+        If something else lies there: a run's folder holds nothing but what runs write.
+    """
+    folder = Path(folder)
+    if not (folder / MARK).exists():
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise InputError(
+                f"run_dir: {folder} is not empty, and no run has made it. Choose a new folder."
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / MARK).touch()
+    return folder
 
 
 def require(path: str | Path, notebook: str) -> Path:

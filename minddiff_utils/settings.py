@@ -1,8 +1,370 @@
-"""All that can be set about the two stages, in one commented block."""
+"""All that can be set: types, ranges, each chapter's parameters, and what a run remembers."""
 
-from dataclasses import dataclass
+import ast
+import difflib
+import json
+import os
+import re
+from collections.abc import Collection, Mapping, MutableMapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Annotated, Any, Literal
 
-from minddiff_utils.parameters import check
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
+
+from minddiff_utils.io import InputError, atomic_path, claim_run
+
+# Texts of words with commas between; none of them is needed.
+WORDS = {
+    "controls": (
+        "ceiling",
+        "mean_features",
+        "prior",
+        "retrieval",
+        "blur",
+        "takagi",
+        "neuraldiffuser",
+    ),
+    "save_memory": ("attention", "tiling", "checkpointing"),
+}
+
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("should be a number")
+    return value
+
+
+def _folder_name(subject: str) -> str:
+    # An underscore in front would be Markdown's emphasis, and hide the name from a legend.
+    if not subject.isidentifier() or subject[0] == "_" or subject in ("book", "html", "notebooks"):
+        raise ValueError("should be a name of letters and digits such as subj01")
+    return subject
+
+
+def _words(*known: str) -> Any:
+    def check_words(text: str) -> str:
+        if not {word.strip() for word in text.split(",")} <= {"", *known}:
+            raise ValueError(f"should be any of {', '.join(known)}, with commas between")
+        return text
+
+    return Annotated[str, AfterValidator(check_words)]
+
+
+Whole = Annotated[int, BeforeValidator(_no_bool)]
+Number = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
+Count = Annotated[Whole, Field(ge=1)]
+CountOr0 = Annotated[Whole, Field(ge=0)]
+Share = Annotated[Number, Field(ge=1e-6, le=1)]  # above zero, in words of numbers
+
+PARAMETERS: dict[str, Any] = {
+    # The recording, and where results go.
+    "dataset": Literal["nsd", "miyawaki", "miyawaki_full", "kay", "own"],
+    "data_path": str,
+    "subject": Annotated[str, AfterValidator(_folder_name)],
+    "subjects": str,
+    "rois": str,
+    "sessions": Count | list[Count] | str | None,
+    "protocol": Literal[982, 1000] | None,
+    "repetitions": Literal["average", "keep"],
+    "run_dir": str,
+    # Models, and how they compute.
+    "models": str,
+    "guide": str,
+    "judge": str,
+    "device": str,
+    "dtype": Literal["auto", "float64", "float32", "bfloat16", "float16"],
+    "save_memory": _words(*WORDS["save_memory"]),
+    "n_tokens": Literal[0] | Annotated[Whole, Field(ge=3)],  # the first and the last hold no word
+    "batch": Count,
+    "seed": Annotated[CountOr0, Field(le=2**32 - 1)],
+    # Decoding.
+    "n_blocks": Count,
+    "decoder": Literal["ridge", "voxel_selected"],
+    "target_components": CountOr0,
+    "n_voxels_z": Count,
+    "n_voxels_c": Count,
+    "n_voxels_structure": Count,
+    "alpha": Annotated[Number, Field(ge=1e-12)],
+    "rescale_z": Literal["none", "global", "target"],
+    "rescale_power": Annotated[Number, Field(ge=0, le=1)],
+    "early_band_scale": Share,
+    "select_by": Literal["correlation", "r2"],
+    "keep_structure": Share,
+    "n_components": Count,
+    "min_reliability": Annotated[Share, Field(le=1 - 1e-6)],
+    "max_reliability": Annotated[Share, Field(le=1 - 1e-6)],
+    "n_folds": Annotated[Whole, Field(ge=2)],
+    "n_permutations": Annotated[Whole, Field(ge=2)],
+    # Both stages: `Settings`.
+    "n_steps": Annotated[Count, Field(le=999)],  # which a model can take: `Generator.timesteps`
+    "strength": Share,
+    "guidance_scale": Annotated[Number, Field(ge=0, le=100)],
+    "solver": Literal["guided", "algorithm_1"],
+    "structure_target": Literal["components", "values"],
+    "step_size": Annotated[Number, Field(ge=0, le=100)],
+    "gradient_steps": Annotated[Count, Field(le=1000)],
+    "gradient_through": Literal["text", "both"],
+    "guide_every": Annotated[Count, Field(le=1000)],
+    "n_guided_steps": Annotated[CountOr0, Field(le=1000)],
+    "z_evidence_weight": Annotated[Number, Field(ge=0, le=1000)],
+    "iterations": Annotated[CountOr0, Field(le=100_000)],
+    "learning_rate": Annotated[Number, Field(ge=0, le=10)],
+    "learning_rate_decay": Annotated[Number, Field(ge=0, le=1)],
+    "optimise": Literal["zc", "z", "c"],
+    "recompute": bool,
+    "ablations": bool,
+    # Measures and controls.
+    "ssim_size": Literal[0] | Annotated[Whole, Field(ge=11)],  # the window of SSIM
+    "controls": _words(*WORDS["controls"]),
+    "blur": Share,
+    "n_seeds": Annotated[Count, Field(le=1000)],
+    "panel": Literal["none", "published", "full"],
+    "n_way": Annotated[Whole, Field(ge=2)],
+    "n_extra": CountOr0,
+    "n_holdouts": CountOr0,
+    "kinds": str,
+    "sizes": str,
+    "scenes": str,
+    "n_gallery": Count,
+    "n_shown": Count,
+}
+
+ADAPTERS = {name: TypeAdapter(kind) for name, kind in PARAMETERS.items()}
+
+# What a chapter takes in its mapping `advanced`, with the defaults. The cell of a notebook's
+# parameters declares the others.
+ADVANCED: dict[str, dict[str, Any]] = {
+    "02_decoding": {
+        "guide": "",  # CLIP that stage 2 follows: folder or name; "" takes that of the models
+        "save_memory": "",  # any of attention,tiling,checkpointing
+        "n_tokens": 0,  # length of the text condition c (tokens); 0 takes the model's own
+        "n_blocks": 6,  # vision blocks whose structure is decoded (count, from the first)
+        "n_voxels_z": 3000,  # voxels for each value of z (count); this and the next three: the
+        "n_voxels_c": 450,  # decoder "voxel_selected", for each value of c (count)
+        "n_voxels_structure": 850,  # … of the structure and the embedding (count)
+        "alpha": 0.15,  # penalty, the same for all values
+        "rescale_power": 0.7,  # how far z is stretched: power of the factor, 0 to 1
+        "select_by": "correlation",  # accuracy that selects structure: "correlation" or "r2"
+        "keep_structure": 1.0,  # share of each block's values that is decoded, the best ones
+        "n_components": 128,  # components of each block that are decoded (count, at most)
+        "min_reliability": 0.02,  # R² below which a component says nothing
+        "max_reliability": 0.8,  # R² that no component is believed to exceed
+        "batch": 64,  # pictures at a time when features are computed (count)
+        "n_permutations": 6,  # permutations of the responses that chance is the mean of (count)
+    },
+    "04_stage2": {
+        "gradient_through": "text",  # the half under the text, or "both"
+        "guide_every": 1,  # every so many steps one is guided (count)
+        "n_guided_steps": 0,  # steps after the first so many are not guided; 0: no such end
+        "learning_rate_decay": 0.999,  # Algorithm 1: factor on the rate after each iteration
+        "optimise": "zc",  # Algorithm 1: what is changed, "zc", "z" or "c"
+        "recompute": False,  # Algorithm 1: compute steps again on the way back: less memory
+    },
+    "05_metrics": {
+        "judge": "",  # CLIP that stage 2 never saw: folder or name; "" takes that of the models
+        "blur": 0.06,  # standard deviation of the control "blur", a share of the picture's width
+        "n_way": 10,  # candidates in a harder identification test (count)
+        "n_gallery": 128,  # most pictures in the gallery (count)
+        # Words of captions that name things, their size and the scene; "": clusters of captions.
+        "kinds": "sun,tree,house,fish,boat,star,flower,bird,car,cat",
+        "sizes": "small=small/little/tiny,medium=medium/middling,large=large/big/huge",
+        "scenes": "day=day/meadow,sunset=sunset/evening,night,sea,snow,desert,pattern=grey",
+    },
+}
+PATHS = ("data_path", "run_dir", "models", "guide", "judge")
+# Names that parameters had before, for those who bring a parameter file of that time.
+RENAMED = {
+    "guidance": "guidance_scale",
+    "structure": "structure_target",
+    "reach": "step_size",
+    "looks": "gradient_steps",
+    "through": "gradient_through",
+    "every": "guide_every",
+    "guided": "n_guided_steps",
+    "pull": "z_evidence_weight",
+    "decay": "learning_rate_decay",
+    "early_say": "early_band_scale",
+    "n_shuffles": "n_permutations",
+    "holdouts": "n_holdouts",
+    "seeds": "n_seeds",
+    "least_reliability": "min_reliability",
+    "most_reliability": "max_reliability",
+}
+
+
+def project_folder() -> Path:
+    """Return the folder of the project: what relative paths among the parameters count from.
+
+    The nearest folder above the working directory that holds `notebooks/Snakefile`, else the one
+    that the package was installed from, else the working directory.
+    """
+    here = Path.cwd()
+    for folder in (here, *here.parents, Path(__file__).resolve().parents[1]):
+        if (folder / "notebooks" / "Snakefile").is_file():
+            return folder
+    return here
+
+
+def resolve(path: str, project: Path | None = None) -> Path:
+    """Return a path parameter made absolute; `~` and `$VARIABLE` mean what they do in a shell.
+
+    Raises
+    ------
+    InputError
+        If one of them stands for nothing here, and no file has such a name.
+    """
+    found = (project or project_folder()) / path
+    if found.exists():
+        return found.resolve()
+    expanded = os.path.expanduser(os.path.expandvars(path))
+    if left := re.search(r"^~[^/]*|\$\w+|\$\{\w+\}", expanded):
+        raise InputError(f"{path!r} should be a path, but {left[0]} stands for nothing here.")
+    return ((project or project_folder()) / expanded).resolve()
+
+
+def check(**values: Any) -> dict[str, Any]:
+    """Check parameters of the notebooks.
+
+    Parameters
+    ----------
+    **values
+        Parameters by name.
+
+    Returns
+    -------
+    dict
+        The same as they are meant: 32.0 is 32 where whole numbers are wanted.
+
+    Raises
+    ------
+    InputError
+        At the first name that is unknown, or value of another type or out of its range.
+    """
+    if strange := values.keys() - PARAMETERS:
+        raise InputError(no_such(min(strange), PARAMETERS))
+    return {name: check_type(name, value, ADAPTERS[name]) for name, value in values.items()}
+
+
+def check_type(name: str, value: Any, adapter: TypeAdapter) -> Any:
+    """Return the value as it is meant; InputError with its name if it does not fit the type."""
+    try:
+        return adapter.validate_python(value)
+    except ValidationError as error:
+        texts = [
+            re.sub("^(Input|Value error,) should be ", "", one["msg"]) for one in error.errors()
+        ]
+        wanted = " or ".join(texts).replace("valid integer", "whole number")
+        raise InputError(f"{name}={value!r} should be {wanted.replace('valid ', '')}.") from None
+
+
+def no_such(name: str, known: Collection[str]) -> str:
+    """Say that there is no such parameter, and which was perhaps meant."""
+    if name in RENAMED:
+        return f"The parameter `{name}` is called `{RENAMED[name]}` now."
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f" Did you mean `{close[0]}`?" if close else ""
+    return f"There is no parameter `{name}`.{hint} Known: {', '.join(sorted(known))}."
+
+
+def start_chapter(name: str, namespace: MutableMapping[str, Any]) -> SimpleNamespace:
+    """Check what a notebook was given, and put it beside what the chapters before were given.
+
+    What a chapter was given is kept in `run_dir/subject/run.json`, from which later ones take the
+    recording, the models and the settings of stage 1.
+
+    Parameters
+    ----------
+    name : str
+        Of the notebook, such as "02_decoding".
+    namespace : dict
+        `globals()` of the notebook, after its cell of parameters; paths in it are made absolute.
+
+    Returns
+    -------
+    SimpleNamespace
+        The values of this chapter and of those before it by name, and `folder`, the subject's.
+
+    Raises
+    ------
+    InputError
+        As `check` does; if papermill was given a name that the notebook does not declare; if
+        `run_dir` is no folder of a run; or if the chapter before has not run.
+    """
+    _check_given(namespace.get("In", []))
+    declared = {key: namespace[key] for key in PARAMETERS if key in namespace}
+    usual = ADVANCED.get(name, {})
+    advanced = namespace.get("advanced", {})
+    if strange := advanced.keys() - usual.keys():
+        raise InputError(f"advanced: {no_such(min(strange), usual)}")
+    own = check(**declared, **{**usual, **advanced})
+    folder = claim_run(resolve(own["run_dir"])) / own.get("subject", "")
+    values = own
+    if "subject" in own:
+        values = _remembered(folder, name) | own
+        _remember(folder, name, own)
+    values = _resolved(values)
+    namespace.update({key: values[key] for key in declared})
+    return SimpleNamespace(**values, folder=folder)
+
+
+def recall(folder: str | Path) -> SimpleNamespace:
+    """Return what the chapters of a subject were given, by name; of later ones first.
+
+    Raises
+    ------
+    InputError
+        If no chapter has run there.
+    """
+    return SimpleNamespace(**_resolved(_remembered(Path(folder))))
+
+
+def _resolved(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with absolute paths; models that no folder holds keep their name on the hub."""
+    paths = {name: resolve(values[name]) for name in PATHS if values.get(name)}
+    found = {k: str(p) for k, p in paths.items() if p.exists() or k in ("data_path", "run_dir")}
+    return {**values, **found}
+
+
+def _read_run(folder: Path) -> dict[str, dict[str, Any]]:
+    path = folder / "run.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _remembered(folder: Path, before: str = "99") -> dict[str, Any]:
+    chapters = {key: given for key, given in _read_run(folder).items() if key < before}
+    if not chapters and not before.startswith("01"):
+        raise InputError(
+            f"{folder / 'run.json'} is missing. Notebook 01_data writes it: run that one first, "
+            "with the same `run_dir` and `subject`."
+        )
+    return {name: value for key in sorted(chapters) for name, value in chapters[key].items()}
+
+
+def _remember(folder: Path, chapter: str, values: Mapping[str, Any]) -> None:
+    kept = _read_run(folder)
+    if kept.get(chapter) != values:
+        with atomic_path(folder / "run.json") as temporary:
+            text = json.dumps(kept | {chapter: values}, indent=1, sort_keys=True)
+            temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def _check_given(cells: list[str]) -> None:
+    """Raise InputError for a name that papermill was given and the notebook does not declare."""
+    # papermill puts what it was given into a cell of its own, after that of the parameters.
+    for declared, given in zip(cells, cells[1:], strict=False):
+        if given.startswith("# Parameters\n"):
+            known = _assigned(declared)
+            for name in _assigned(given):
+                if name not in known:
+                    raise InputError(no_such(name, known))
+
+
+def _assigned(source: str) -> list[str]:
+    """Return the names that a cell gives values to."""
+    names = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)]
+    return [name.id for name in names if isinstance(name.ctx, ast.Store)]
 
 
 @dataclass(frozen=True)
@@ -74,3 +436,9 @@ class Settings:
     def __post_init__(self) -> None:
         for name, value in check(**vars(self)).items():
             object.__setattr__(self, name, value)  # 9 for 9.0
+
+    @classmethod
+    def of(cls, chapter: SimpleNamespace) -> "Settings":
+        """Take the settings of both stages from what `start_chapter` or `recall` returns."""
+        known = {field.name for field in fields(cls)} & vars(chapter).keys()
+        return cls(**{name: getattr(chapter, name) for name in known})

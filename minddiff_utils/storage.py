@@ -1,8 +1,10 @@
 """HDF5 files on a disk that may fill up, and digests that tell whether one may be kept."""
 
+import ast
 import hashlib
 import shutil
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 import h5py
@@ -10,6 +12,10 @@ import numpy as np
 
 from minddiff_utils.io import InputError
 
+PACKAGE = Path(__file__).parent
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+WHOLE = 64 * 2**20  # bytes of a file that are read to tell it from another
+PART = 2**18  # bytes, of each of 16 parts of a larger file
 SPARE = 4 * 2**20  # bytes that stay free: HDF5 does not bear a disk that is quite full
 
 
@@ -34,6 +40,43 @@ def content_hash(arrays: Iterable[tuple[str, np.ndarray]]) -> str:
         total.update(repr((name, values.dtype.str, values.shape)).encode())
         total.update(values.reshape(-1).view(np.uint8))
     return total.hexdigest()
+
+
+def file_digest(path: str | Path) -> str:
+    """Return a digest of a file's content; of one above 64 MiB, of 16 parts and its size."""
+    size = Path(path).stat().st_size
+    total = hashlib.blake2b(str(size).encode(), digest_size=16)
+    whole = size <= WHOLE
+    with open(path, "rb") as file:
+        for start in [0] if whole else range(0, size, size // 16):
+            file.seek(start)
+            total.update(file.read(WHOLE if whole else PART))
+    return total.hexdigest()
+
+
+def code_digest(*parts: str) -> str:
+    """Return a digest of what our Python files do: comments, docstrings and layout do not count.
+
+    Parameters
+    ----------
+    *parts : str
+        Modules and subpackages, such as "decoding" or "settings.py".
+    """
+    total = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        found = PACKAGE / part
+        for path in sorted(found.rglob("*.py")) if found.is_dir() else [found]:
+            total.update(str(path.relative_to(PACKAGE)).encode() + _without_words(path))
+    return total.hexdigest()
+
+
+@cache
+def _without_words(path: Path) -> bytes:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
+            del node.body[0]
+    return ast.dump(tree).encode()
 
 
 def check_room(path: str | Path, n_bytes: int) -> None:

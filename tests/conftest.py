@@ -69,7 +69,7 @@ def three_sessions(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def run_plan():
-    """A function that executes the notebooks of a plan as `minddiff book` does, in their order.
+    """A function that executes the notebooks of a plan of one subject as `minddiff book` does.
 
     All in one kernel that is emptied in between: importing torch for each anew would take longer
     than they do. It returns the executed notebooks by name.
@@ -81,7 +81,9 @@ def run_plan():
     from nbclient import NotebookClient
     from nbformat.v4 import new_code_cell, new_notebook
 
-    from minddiff_utils.book import execution, runs
+    from minddiff_utils.book import execution
+    from minddiff_utils.book.plan import Plan
+    from minddiff_utils.io import claim_run
 
     kernel = AsyncKernelManager(kernel_name="python3")
     with pytest.MonkeyPatch.context() as patch:
@@ -91,15 +93,17 @@ def run_plan():
         run_sync(kernel.start_kernel)(cwd=str(NOTEBOOKS))
     emptying = new_notebook(cells=[new_code_cell("%reset -f")])
 
-    def run(plan: runs.Plan) -> dict[str, nbformat.NotebookNode]:
+    def run(plan: Plan) -> dict[str, nbformat.NotebookNode]:
         executed = {}
         with pytest.MonkeyPatch.context() as patch:
             in_kernel = partial(papermill.execute_notebook, km=kernel)
             patch.setattr(papermill, "execute_notebook", in_kernel)
-            for _, job in runs.make_jobs(plan, plan.run / ".state"):
+            claim_run(plan.run)
+            for sheet in plan.sheets:
                 NotebookClient(emptying, km=kernel, startup_timeout=600).execute()
-                output = execution.execute(job, lambda line: None)
-                executed[job.notebook] = nbformat.read(output, as_version=4)
+                subject = "" if sheet.group else plan.subjects[0]
+                output = execution.execute(plan, sheet, subject, lambda line: None)
+                executed[sheet.name] = nbformat.read(output, as_version=4)
         return executed
 
     yield run

@@ -6,12 +6,10 @@ import nbformat
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-__all__ = ["make_project", "notebook", "write_params"]
-
 ROOT = Path(__file__).resolve().parent.parent
 
-FIRST = """from pathlib import Path
-folder = Path(run_dir) / subject
+FIRST = """from minddiff_utils.settings import resolve
+folder = resolve(run_dir) / subject
 folder.mkdir(parents=True, exist_ok=True)
 (folder / "first.txt").write_text(f"{subject} {seed}")
 print("first", subject)"""
@@ -20,18 +18,19 @@ FIGURE = """import matplotlib.pyplot as plt
 figure, axes = plt.subplots(figsize=(3, 2))
 axes.plot([0, 1]);"""
 
-SECOND = """from pathlib import Path
-folder = Path(run_dir) / subject
+SECOND = """from minddiff_utils.settings import resolve
+folder = resolve(run_dir) / subject
 text = (folder / "first.txt").read_text()
 (folder / "second.txt").write_text(text + f" {gain}")
 row = f"{subject},stage2,1,pcc,{gain}"
 (folder / "metrics.csv").write_text(f"subject,method,stimulus_id,metric,value\\n{row}\\n")"""
 
-GROUP = """from pathlib import Path
-texts = [(Path(run_dir) / name / "second.txt").read_text() for name in subjects.split(",")]
+GROUP = """from minddiff_utils.settings import resolve
+run = resolve(run_dir)
+texts = [(run / name / "second.txt").read_text() for name in subjects.split(",")]
 rows = [f"{who},stage2,pcc,1,{gain},," for who, _, gain in map(str.split, texts)]
 head = "subject,method,metric,n,mean,low,high"
-(Path(run_dir) / "results.csv").write_text("\\n".join([head, *rows]))
+(run / "results.csv").write_text("\\n".join([head, *rows]))
 print(texts)"""
 
 
@@ -56,7 +55,7 @@ def make_project(folder: Path) -> Path:
     """Write notebooks `01_first`, `02_second`, `03_group`, pages and `tiny.yaml` into `folder`."""
     notebooks = folder / "notebooks"
     (notebooks / "params").mkdir(parents=True)
-    common = 'subject = "subj01"\nrun_dir = "../runs/tiny"\ndata_path = "."'
+    common = 'subject = "subj01"\nrun_dir = "runs/tiny"\ndata_path = "data"'
     first = notebook("First", f"{common}\nseed = 0  # any whole number", FIRST, FIGURE)
     first.cells[-1].metadata["mystnb"] = {"figure": {"caption": "A line.", "name": "fig-first"}}
     second = notebook("Second", f"{common}\ngain = 0.5", SECOND, FIGURE)
@@ -64,12 +63,14 @@ def make_project(folder: Path) -> Path:
         "figure": {"caption": "A line.", "name": "fig-second"},
         "image": {"alt": "A rising line."},
     }
-    group = notebook("Group", 'subjects = "subj01"\nrun_dir = "../runs/tiny"', GROUP)
+    group = notebook("Group", 'subjects = "subj01"\nrun_dir = "runs/tiny"', GROUP)
     group.cells[0].source = "# Group"
     for name, content in (("01_first", first), ("02_second", second), ("03_group", group)):
         nbformat.write(content, notebooks / f"{name}.ipynb")
     (notebooks / "Snakefile").write_text((ROOT / "notebooks" / "Snakefile").read_text())
     write_params(folder)
+    (folder / "data").mkdir()
+    (folder / "data" / "recording.csv").write_text("1,2,3")
     pages = folder / "book"
     (pages / "static").mkdir(parents=True)
     (pages / "results").symlink_to(ROOT / "book" / "results")
@@ -93,8 +94,8 @@ def write_params(folder: Path, **changes: object) -> None:
     values = {
         "title": "Tiny",
         "subjects": ["subj01", "subj02"],
-        "data_path": ".",
-        "run_dir": "../runs/tiny",
+        "data_path": "data",
+        "run_dir": "runs/tiny",
         **changes,
     }
     (folder / "notebooks" / "params" / "tiny.yaml").write_text(yaml.safe_dump(values))

@@ -4,10 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from minddiff_utils.book.runs import find_sheets
 from minddiff_utils.evaluation import attributes
 from minddiff_utils.io import InputError
 from minddiff_utils.phantom import world
+from minddiff_utils.settings import ADVANCED
 
 CAPTIONS = [
     ("a red house on the left and a small cat", "two cats and a house", "a cat"),
@@ -38,9 +38,8 @@ def test_a_trait_needs_half_of_the_captions_and_whole_words():
 
 def test_traits_of_the_phantom_are_what_it_drew():
     """The captions tell kind, size, scene and number of things as the world knows them."""
-    (sheet,) = [s for s in find_sheets("notebooks") if s.name == "05_metrics"]
     ids = range(150)
-    given = [sheet.defaults[name] for name in ("kinds", "sizes", "scenes")]
+    given = [ADVANCED["05_metrics"][name] for name in ("kinds", "sizes", "scenes")]
     table = attributes.attribute_table([world.captions(i) for i in ids], *given)
     for i in ids:
         scene, row = world.scene(i), table.iloc[i]

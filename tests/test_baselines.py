@@ -9,7 +9,7 @@ import pytest
 import torch
 from dummy_project import ROOT
 
-from minddiff_utils.book import runs
+from minddiff_utils.book.plan import find_sheets, load_plan
 from minddiff_utils.datasets import Split, Subject, load_subject
 from minddiff_utils.decoding.decode import decode_splits, decode_subject, read_decoded
 from minddiff_utils.decoding.decoders import Method
@@ -29,7 +29,7 @@ from minddiff_utils.phantom.nsd_writer import write_tree
 from minddiff_utils.reconstruction.guided_sampling import guided_pass
 from minddiff_utils.reconstruction.results import read_pictures
 from minddiff_utils.reconstruction.stage2 import reconstruct
-from minddiff_utils.settings import Settings
+from minddiff_utils.settings import ADVANCED, Settings
 
 NOTEBOOKS = ROOT / "notebooks"
 WEIGHTS = ROOT / "minddiff_utils" / "phantom" / "weights"
@@ -198,9 +198,15 @@ def brain(tmp_path):
 
 def settings_of_run(name):
     """How chapter 2 decodes with a file of parameters, but for sizes that the recording has not."""
-    (sheet,) = [one for one in runs.find_sheets(NOTEBOOKS) if one.name == "02_decoding"]
-    plan = runs.load_plan(NOTEBOOKS / "params" / f"{name}.yaml", NOTEBOOKS)
-    given = {**sheet.defaults, **plan.parameters, "n_voxels_z": 5, "n_voxels_c": 3}
+    (sheet,) = [one for one in find_sheets(NOTEBOOKS) if one.name == "02_decoding"]
+    plan = load_plan(NOTEBOOKS / "params" / f"{name}.yaml", NOTEBOOKS.parent)
+    given = {
+        **sheet.defaults,
+        **ADVANCED[sheet.name],
+        **plan.values,
+        "n_voxels_z": 5,
+        "n_voxels_c": 3,
+    }
     given |= {"target_components": min(given["target_components"], 4)}
     known = Method().get_params().keys() - {"device"} & given.keys()
     return Method(**{name: given[name] for name in known})

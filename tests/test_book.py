@@ -11,18 +11,16 @@ import sys
 import time
 from pathlib import Path
 
-import h5py
 import nbformat
-import numpy as np
 import pytest
 from bs4 import BeautifulSoup
 from dummy_project import ROOT, make_project, notebook, write_params
 from nbformat.v4 import new_markdown_cell, new_notebook, new_output
 
-from minddiff_utils.book import build as book
-from minddiff_utils.book import execution, runs
+from minddiff_utils.book import build, execution, run
 from minddiff_utils.book.environment import job_environment, known_environment
-from minddiff_utils.io import InputError, NotebookError, lock_file
+from minddiff_utils.book.plan import declared_parameters, load_plan
+from minddiff_utils.io import InputError, NotebookError, claim_run, lock_file
 
 # What a user's shell may hold: none of it may show in a book.
 SURROUNDINGS = {"MPLBACKEND": "Agg", "SNAKEMAKE_PROFILE": "/nowhere", "HOME": "/proc/nohome"}
@@ -36,10 +34,10 @@ def minddiff(*arguments, around=None):
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
-def executed(project):
+def stamps(folder):
     """When each executed notebook was written."""
-    paths = sorted((project / "runs" / "tiny").rglob("notebooks/[0-9]*.ipynb"))
-    return {str(p.relative_to(project / "runs" / "tiny")): p.stat().st_mtime_ns for p in paths}
+    paths = sorted(folder.rglob("notebooks/[0-9]*.ipynb"))
+    return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in paths}
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +51,24 @@ def built(tmp_path_factory):
 
 
 @pytest.fixture
-def plan(tmp_path):
-    project = make_project(tmp_path)
-    return runs.load_plan(project / "notebooks/params/tiny.yaml", project / "notebooks")
+def copy(built, tmp_path):
+    """A copy of the built project under another name: what was done there is done here."""
+    return shutil.copytree(built[0], tmp_path / "moved", symlinks=True)
+
+
+def plan_of(project, **changes):
+    return load_plan(project / "notebooks/params/tiny.yaml", project, changes)
+
+
+def left(project, **changes):
+    """What the book would run again, as `subject-notebook`."""
+    plan = plan_of(project, **changes)
+    return [
+        f"{subject or 'all'}-{sheet.name}"
+        for subject in [*plan.subjects, ""]
+        for sheet in (plan.chapters if subject else plan.group)
+        if not run.is_done(plan, sheet, subject)
+    ]
 
 
 # --- the whole road -------------------------------------------------------------------------------
@@ -78,13 +91,13 @@ def test_terminal_names_subject_and_notebook_and_nothing_of_snakemake(built):
     assert "snakemake" not in answer.stderr.lower() and "jobid" not in answer.stderr
 
 
-def test_executed_notebooks_hold_their_parameters(built):
+def test_a_record_says_what_a_notebook_came_from_and_what_it_left(built):
     project, _ = built
     page = nbformat.read(project / "runs/tiny/subj02/notebooks/02_second.ipynb", 4)
-    assert "image/png" in page.cells[-1].outputs[0].data
-    assert page.metadata.papermill.parameters["subject"] == "subj02"
+    assert page.metadata.papermill.parameters == {"subject": "subj02"}  # the rest are defaults
     record = json.loads((project / "runs/tiny/subj02/provenance.json").read_text())
-    assert record["notebooks"]["02_second"]["parameters"]["gain"] == 0.5
+    outputs = record["notebooks"]["02_second"]["outputs"]
+    assert set(outputs) == {"second.txt", "metrics.csv", "notebooks/02_second.ipynb"}
     assert record["packages"]["papermill"]
 
 
@@ -97,58 +110,122 @@ def test_a_title_is_text(built):
         assert page.select_one(".logo__title").string == TITLE
 
 
-def test_changes_redo_what_depends_on_them_and_no_more(built):
-    project, _ = built
-    before = executed(project)
-    index = project / "runs/tiny/html/index.html"
+# --- what is done again ---------------------------------------------------------------------------
+
+
+def test_the_same_again_does_nothing_and_changes_redo_what_depends_on_them(copy):
+    run_dir = copy / "runs/tiny"
+    before, index = stamps(run_dir), run_dir / "html/index.html"
     html = index.stat().st_mtime_ns
+    for name in before:  # dates say nothing
+        os.utime(run_dir / name, ns=(0, 2**62))
+    before, begun = stamps(run_dir), time.monotonic()
+    answer = minddiff("book", "tiny", "--root", copy)
+    assert answer.returncode == 0 and "up to date" in answer.stderr, answer.stderr
+    assert stamps(run_dir) == before and index.stat().st_mtime_ns == html
+    assert time.monotonic() - begun < 30
 
-    begun = time.monotonic()
-    answer = minddiff("book", "tiny", "--root", project)
-    assert answer.returncode == 0 and "up to date" in answer.stderr
-    assert executed(project) == before and index.stat().st_mtime_ns == html
-    assert time.monotonic() - begun < 60
-
-    answer = minddiff("book", "tiny", "--root", project, "--set", "gain=2")
-    after = executed(project)
+    answer = minddiff("book", "tiny", "--root", copy, "--set", "gain=2")
     assert answer.returncode == 0, answer.stderr
+    after = stamps(run_dir)
     redone = {name for name in before if before[name] != after[name]}
-    assert redone == {
-        "subj01/notebooks/02_second.ipynb",
-        "subj02/notebooks/02_second.ipynb",
-        "notebooks/03_group.ipynb",
-    }
+    second = {f"subj0{n}/notebooks/02_second.ipynb" for n in (1, 2)}
+    assert redone == second | {"notebooks/03_group.ipynb"}
     assert "2.000 (2.000,\u00a02.000)" in index.read_text()
 
 
-def test_failing_notebook_stops_the_build_and_the_last_book_stays(tmp_path):
+def test_what_lies_beside_a_recording_and_where_it_lies_changes_nothing(copy):
+    for name in ("notes.txt", ".DS_Store", "subj09.csv"):
+        (copy / "data" / name).write_text("x")
+    (copy / "data" / "subj07").mkdir()
+    (copy / "data" / "subj07" / "betas.h5").write_text("another's")
+    os.utime(copy / "data" / "recording.csv", ns=(1, 1))
+    moved = copy.rename(copy.with_name("renamed"))
+    assert left(moved) == []
+    (moved / "data" / "recording.csv").write_text("4,5,6")
+    assert left(moved)[0] == "subj01-01_first" and len(left(moved)) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "again"),
+    [
+        ("subj01/second.txt", None, ["subj01-02_second"]),
+        ("subj02/first.txt", "half", ["subj02-01_first"]),
+        ("subj01/notebooks/02_second.ipynb", '{"cells"', ["subj01-02_second"]),
+        ("subj01/provenance.json", "{", ["subj01-01_first", "subj01-02_second", "all-03_group"]),
+        ("results.csv", "subject", ["all-03_group"]),
+    ],
+)
+def test_what_is_missing_or_damaged_is_made_again(copy, name, change, again):
+    path = copy / "runs/tiny" / name
+    path.write_text(change) if change else path.unlink()
+    assert left(copy) == again
+
+
+def test_it_is_made_again_with_the_page_and_nothing_else_is_deleted(copy):
+    run_dir = copy / "runs/tiny"
+    (run_dir / "html/index.html").unlink()
+    (run_dir / "subj02/first.txt").write_text("half")
+    (run_dir / "subj02/features.h5").write_text("days of work")
+    answer = minddiff("book", "tiny", "--root", copy)
+    assert answer.returncode == 0 and Path(answer.stdout.strip()).is_file(), answer.stderr
+    assert left(copy) == [] and (run_dir / "subj02/first.txt").read_text() == "subj02 0"
+    assert (run_dir / "subj02/features.h5").read_text() == "days of work"
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
     project = make_project(tmp_path)
-    assert minddiff("book", "tiny", "--root", project).returncode == 0
-    path = project / "notebooks" / "02_second.ipynb"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.doc").write_text("x")
+    for folder in ("..", ".", "notebooks", "mine", "book"):
+        answer = minddiff("book", "tiny", "--root", project, "--set", f"run_dir={folder}")
+        assert answer.returncode == 2 and "is not empty, and no run has made it" in answer.stderr
+    assert (tmp_path / "mine" / "thesis.doc").exists() and not (tmp_path / "html").exists()
+    for name in ("book", "html", "notebooks"):
+        with pytest.raises(InputError, match="should be a name of letters"):
+            plan_of(project, subjects=[name])
+
+
+def test_code_counts_but_comments_do_not(tmp_path, monkeypatch):
+    for name, text in {"a/b.py": '"""A."""\nx = 1', "c.py": "y = 1"}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr("minddiff_utils.storage.PACKAGE", tmp_path)
+
+    def digest():
+        run.code_digest.__globals__["_without_words"].cache_clear()
+        return run.code_digest("a", "c.py")
+
+    before = digest()
+    (tmp_path / "a/b.py").write_text('"""Other words."""\n# more\nx = 1\n')
+    assert digest() == before
+    (tmp_path / "a/b.py").write_text('"""A."""\nx = 2')
+    assert digest() != before
+
+
+# --- failures -------------------------------------------------------------------------------------
+
+
+def test_failing_notebook_stops_the_build_and_the_last_book_stays(copy):
+    path = copy / "notebooks" / "02_second.ipynb"
     broken = nbformat.read(path, 4)
     broken.cells[2].source = "x = 1\nraise RuntimeError('no such luck')"
     nbformat.write(broken, path)
-
-    answer = minddiff("book", "tiny", "--root", project)
+    answer = minddiff("book", "tiny", "--root", copy)
     assert answer.returncode == 1
     for said in ("subj01 · 02_second", "cell 3 failed", "x = 1", "RuntimeError: no such luck"):
         assert said in answer.stderr
     assert "last good book stays" in answer.stderr
-    assert ".500 (.500,\u00a0.500)" in (project / "runs/tiny/html/index.html").read_text()
-    folder = project / "runs/tiny/subj01/notebooks"
-    assert (folder / "02_second.failed.ipynb").is_file()
-    assert not (folder / "02_second.ipynb").exists()
+    assert ".500 (.500,\u00a0.500)" in (copy / "runs/tiny/html/index.html").read_text()
+    folder = copy / "runs/tiny/subj01/notebooks"
+    assert (folder / "02_second.failed.ipynb").is_file() and (folder / "02_second.ipynb").is_file()
 
-    broken.cells[
-        2
-    ].source = (
-        "from minddiff_utils.io import InputError\nraise InputError('x is missing. Fetch x.')"
-    )
+    raising = "from minddiff_utils.io import InputError\nraise InputError('Fetch x.')"
+    broken.cells[2].source = raising
     nbformat.write(broken, path)
-    answer = minddiff("book", "tiny", "--root", project)
-    assert answer.returncode == 2
-    assert "subj01 · 02_second: cell 3: x is missing. Fetch x." in answer.stderr
-    assert "raise InputError" not in answer.stderr
+    answer = minddiff("book", "tiny", "--root", copy)
+    assert answer.returncode == 2 and "raise InputError" not in answer.stderr
+    assert "subj01 · 02_second: cell 3: Fetch x." in answer.stderr
 
 
 FULL = """import os
@@ -160,35 +237,26 @@ except OSError:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
-def test_a_full_disk_is_named_and_after_making_room_the_run_goes_on(tmp_path, monkeypatch):
-    project = make_project(tmp_path)
-    path = project / "notebooks" / "02_second.ipynb"
+def test_a_full_disk_is_named_and_after_making_room_the_run_goes_on(copy, tmp_path, monkeypatch):
+    path = copy / "notebooks" / "02_second.ipynb"
     writing = nbformat.read(path, 4)
     writing.cells[2].source += "\n" + FULL
     nbformat.write(writing, path)
-    one = ("book", "tiny", "--root", project, "--set", "subjects=subj01")
-
     monkeypatch.setenv("DISK", "/dev/full")
-    answer = minddiff(*one)
-    assert answer.returncode == 1
-    said = f"subj01 · 02_second: cell 3: no space is left on the disk that holds {project / 'runs'}"
+    answer = minddiff("book", "tiny", "--root", copy)
+    assert answer.returncode == 1 and "RuntimeError" not in answer.stderr
+    said = f"subj01 · 02_second: cell 3: no space is left on the disk that holds {copy / 'runs'}"
     assert said in answer.stderr and "Make room there" in answer.stderr
-    assert "RuntimeError" not in answer.stderr
-    before = {name: when for name, when in executed(project).items() if ".failed." not in name}
-
     monkeypatch.setenv("DISK", str(tmp_path / "disk"))
-    answer = minddiff(*one)
-    assert answer.returncode == 0, answer.stderr
-    assert executed(project).items() >= before.items() and len(before) == 1
+    answer = minddiff("book", "tiny", "--root", copy)
+    assert answer.returncode == 0 and "01_first" not in answer.stderr, answer.stderr
 
 
-def test_warning_of_the_page_builder_fails_and_the_last_book_stays(tmp_path):
-    project = make_project(tmp_path)
-    assert minddiff("book", "tiny", "--root", project, "--set", "subjects=subj01").returncode == 0
-    (project / "book" / "method.md").write_text("# Method\n\n[nowhere](missing.md)\n")
-    answer = minddiff("book", "tiny", "--root", project, "--set", "subjects=subj01")
+def test_warning_of_the_page_builder_fails_and_the_last_book_stays(copy):
+    (copy / "book" / "method.md").write_text("# Method\n\n[nowhere](missing.md)\n")
+    answer = minddiff("book", "tiny", "--root", copy)
     assert answer.returncode == 1 and "missing.md" in answer.stderr
-    assert "Said by" in (project / "runs/tiny/html/method.html").read_text()
+    assert "Said by" in (copy / "runs/tiny/html/method.html").read_text()
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
@@ -208,16 +276,19 @@ def test_killed_run_goes_on_with_the_same_result(tmp_path, sent):
         command,
         stderr=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    first = project / "runs/tiny/subj01/notebooks/01_first.ipynb"
-    running = project / "runs/tiny/subj01/notebooks/.02_second.running.ipynb"
-    _wait_for(lambda: first.exists() and running.exists())
+    folder = project / "runs/tiny/subj01/notebooks"
+    first, running = folder / "01_first.ipynb", folder / ".02_second.running.ipynb"
+    end = time.monotonic() + 90
+    while not (first.exists() and running.exists()):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
     process.send_signal(sent)
     process.wait(timeout=30)
-    assert not (project / "runs/tiny/subj01/notebooks/02_second.ipynb").exists()
+    assert not (folder / "02_second.ipynb").exists()
     stamp = first.stat().st_mtime_ns
-
     allowed.touch()
     answer = minddiff("book", "tiny", "--root", project)
     assert answer.returncode == 0, answer.stderr
@@ -225,185 +296,55 @@ def test_killed_run_goes_on_with_the_same_result(tmp_path, sent):
     assert (project / "runs/tiny/subj01/second.txt").read_text() == "subj01 0 0.5"
 
 
-def _wait_for(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
+# --- parameters -----------------------------------------------------------------------------------
 
 
-# --- parameters and digests -----------------------------------------------------------------------
-
-
-def test_parameters_come_from_the_file_and_only_where_declared(plan):
+def test_a_notebook_is_given_what_differs_from_its_defaults(tmp_path):
+    plan = plan_of(make_project(tmp_path), gain=2.0, subjects="subj01, subj02")
     first, second = plan.chapters
-    assert plan.subjects == ("subj01", "subj02") and plan.group[0].name == "03_group"
-    jobs = {(j.notebook, j.subject): j for _, j in runs.make_jobs(plan, plan.run / ".state")}
-    assert len(jobs) == 5
-    assert "gain" not in jobs["01_first", "subj01"].parameters
-    assert jobs["02_second", "subj02"].parameters["subject"] == "subj02"
-    assert jobs["03_group", ""].parameters["subjects"] == "subj01,subj02"
+    assert plan.subjects == ["subj01", "subj02"] and plan.group[0].name == "03_group"
+    assert plan.given(first, "subj01") == {"subject": "subj01"}
+    assert plan.given(second, "subj02") == {"subject": "subj02", "gain": 2.0}
+    assert plan.given(plan.group[0], "") == {"subjects": "subj01,subj02"}
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"gian": 1.0}, "Did you mean `gain`"),
+        ({"reach": 1.0}, "`reach` is called `step_size` now"),
         ({"seed": "many"}, "should be a whole number"),
         ({"seed": True}, "should be a number"),
         ({"subjects": []}, "expected a list of different names"),
         ({"subjects": ["a", "a"]}, "expected a list of different names"),
-        ({"subjects": ["../x"]}, "expected a name of letters and digits"),
+        ({"subjects": ["../x"]}, "should be a name of letters and digits"),
+        ({"shards": 0}, "whole number from 1"),
+        ({"phantom": {"n_trian": 3}}, "Did you mean `n_train`"),
     ],
 )
 def test_bad_parameters_are_named(tmp_path, changes, said):
-    project = make_project(tmp_path)
-    write_params(project, **changes)
     with pytest.raises(InputError, match=said):
-        runs.load_plan(project / "notebooks/params/tiny.yaml", project / "notebooks")
+        plan_of(make_project(tmp_path), **changes)
 
 
 @pytest.mark.parametrize("text", ["[1, 2", "just words", "- a\n- b"])
 def test_bad_yaml_is_named(tmp_path, text):
     project = make_project(tmp_path)
-    path = project / "notebooks/params/tiny.yaml"
-    path.write_text(text)
+    (project / "notebooks/params/tiny.yaml").write_text(text)
     with pytest.raises(InputError, match="tiny.yaml"):
-        runs.load_plan(path, project / "notebooks")
+        plan_of(project)
 
 
 def test_parameters_cell_must_hold_plain_values():
     for source in ("seed = int('3')", "import os", "a = b = 3", "a, b = 1, 2"):
         with pytest.raises(InputError, match="plain value"):
-            runs.declared_parameters(notebook("T", source))
+            declared_parameters(notebook("T", source))
     with pytest.raises(InputError, match="found 0"):
-        runs.declared_parameters(new_notebook())
-    assert runs.declared_parameters(notebook("T", "a = -0.5  # s\nb = 'x'")) == {
-        "a": -0.5,
-        "b": "x",
-    }
+        declared_parameters(new_notebook())
+    assert declared_parameters(notebook("T", "a = -0.5  # s\nb = {}")) == {"a": -0.5, "b": {}}
 
 
-def _digests(plan, package=runs.PACKAGE):
-    jobs = runs.make_jobs(plan, plan.run / ".state", package)
-    return {(job.notebook, job.subject): (job.data, job.page) for _, job in jobs}
-
-
-def test_code_counts_but_comments_do_not(plan, tmp_path):
-    package = tmp_path / "pack"
-    package.mkdir()
-    sources = {"a": "from pack.b import f", "b": "f = 1", "c": "g = 1", "d": "h = 1"}
-    sources["figures"] = "from pack.d import h"
-    for name, text in sources.items():
-        (package / f"{name}.py").write_text(text)
-    path = plan.notebooks / "02_second.ipynb"
-    source = nbformat.read(path, 4)
-    source.cells[2].source += "\nfrom pack import a, figures"
-    nbformat.write(source, path)
-    before = _digests(plan, package)
-
-    (package / "b.py").write_text('"""Words."""\n# more words\nf = 1')
-    (package / "c.py").write_text("g = 2")
-    assert _digests(plan, package) == before
-
-    for name in ("figures", "d"):  # figures, and what only they use
-        (package / f"{name}.py").write_text("colour = 'blue'\nfrom pack import d")
-        drawn = _digests(plan, package)
-        assert drawn["02_second", "subj01"][0] == before["02_second", "subj01"][0]
-        assert drawn["02_second", "subj01"][1] != before["02_second", "subj01"][1]
-
-    (package / "b.py").write_text("f = 2")
-    after = _digests(plan, package)
-    assert after["01_first", "subj01"] == before["01_first", "subj01"]
-    assert after["02_second", "subj01"][0] != before["02_second", "subj01"][0]
-    assert after["03_group", ""][0] != before["03_group", ""][0]
-
-
-def test_job_files_are_rewritten_only_when_something_changed(plan):
-    (path, job), *_ = runs.make_jobs(plan, plan.run / ".state")
-    os.utime(path, ns=(1, 1))
-    runs.make_jobs(plan, plan.run / ".state")
-    assert path.stat().st_mtime_ns == 1
-    assert runs.read_job(path) == job
-
-
-def test_data_files_count_by_content(plan, tmp_path):
-    data = plan.notebooks / "data.bin"
-    data.write_bytes(b"one")
-    changed = {**plan.parameters, "data_path": "data.bin"}
-    plan = runs.Plan(**{**vars(plan), "parameters": changed})
-    before = _digests(plan)
-    data.write_bytes(b"two")
-    assert _digests(plan)["01_first", "subj01"] != before["01_first", "subj01"]
-
-
-def job_of(tmp_path, name):
-    return runs.Job(
-        notebook=name,
-        subject="s",
-        source="",
-        output=str(tmp_path / "s" / "notebooks" / f"{name}.ipynb"),
-        cwd=".",
-        run=str(tmp_path),
-        parameters={},
-        data="A",
-        page="",
-    )
-
-
-def test_a_new_computation_forgets_and_a_stopped_one_goes_on(tmp_path):
-    job = job_of(tmp_path, "02_decoding")
-    execution.begin(job)
-    features = tmp_path / "s" / "features.h5.partial"
-    features.write_text("half")
-    (tmp_path / "s" / "decoders").mkdir()
-    execution.begin(job)
-    assert features.exists()
-    execution.begin(runs.Job(**{**vars(job), "data": "B"}))
-    assert not features.exists() and not (tmp_path / "s" / "decoders").exists()
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "said"),
-    [
-        ("data_path", "nowhere", "nowhere: give the recording"),
-        ("models", "nowhere", "nowhere/stable_diffusion is no folder here"),
-        ("models", "models", "stable_diffusion lacks unet"),
-        ("guide", "nowhere", "nowhere lacks config.json"),
-        ("judge", "models", "models lacks config.json"),
-    ],
-)
-def test_a_mistyped_path_does_not_cost_the_results_of_the_right_one(tmp_path, name, value, said):
-    weights = ROOT / "minddiff_utils" / "phantom" / "weights"
-    shutil.copytree(weights, tmp_path / "models", ignore=shutil.ignore_patterns("unet"))
-    right = {"data_path": ".", "models": str(weights), "guide": "", "judge": ""}
-    job = {**vars(job_of(tmp_path, "02_decoding")), "cwd": str(tmp_path), "parameters": right}
-    execution.begin(runs.Job(**job))
-    features = tmp_path / "s" / "features.h5"
-    features.write_text("days of work")
-    job |= {"parameters": {**right, name: value}, "data": "B"}
-    with pytest.raises(InputError, match=said):
-        execution.begin(runs.Job(**job))
-    assert features.read_text() == "days of work"
-    job["parameters"] = right
-    execution.begin(runs.Job(**job))
-    assert not features.exists()
-
-
-def test_stage_2_forgets_its_own_pictures_and_leaves_those_of_stage_1(tmp_path):
-    job = job_of(tmp_path, "04_stage2")
-    execution.begin(job)
-    pictures = tmp_path / "s" / "reconstructions.h5"
-    for names in (("truth", "stage1", "stage2", "no_z"), ("truth", "stage1")):
-        with h5py.File(pictures, "w") as file:
-            for name in names:
-                file[name] = np.arange(3)
-        (tmp_path / "s" / "trace_no_z.h5.partial").write_text("half")
-        execution.forget(tmp_path / "s", "04_stage2")
-        assert not (tmp_path / "s" / "trace_no_z.h5.partial").exists()
-        with h5py.File(pictures) as file:
-            assert set(file) == {"truth", "stage1"}
-            np.testing.assert_array_equal(file["truth"], np.arange(3))
+# --- single parts ---------------------------------------------------------------------------------
 
 
 def test_a_chapter_whose_figure_was_not_drawn_fails(tmp_path):
@@ -413,10 +354,7 @@ def test_a_chapter_whose_figure_was_not_drawn_fails(tmp_path):
         cell.outputs = [new_output("display_data", {kind: "x"})]
     nbformat.write(page, tmp_path / "running.ipynb")
     with pytest.raises(NotebookError, match="s · 05: the cell of fig-text has drawn no figure"):
-        execution._need_figures(
-            job_of(tmp_path, "05"), tmp_path / "running.ipynb", tmp_path / "failed.ipynb"
-        )
-    assert (tmp_path / "failed.ipynb").exists()
+        execution._need_figures("s · 05", tmp_path / "running.ipynb")
 
 
 def test_surroundings_of_a_job(tmp_path, monkeypatch):
@@ -447,72 +385,8 @@ def test_a_disk_without_locks_guards_nothing_and_stops_nothing(tmp_path, monkeyp
         assert lock_file(file) and lock_file(file, wait=True)
 
 
-# --- pages ----------------------------------------------------------------------------------------
-
-
-def test_labels_carry_the_subject_and_prose_does_not():
-    text = (
-        "(loss)=\n# Stage 2\n\nThe loss of {eq}`loss` and [here](#loss), {ref}`so <loss>`; "
-        "fig-a is a word.\n\n$$ (eq-x)\na = b\n$$\n\n```{math}\n:label: eq-y\nc\n```\n"
-        "{numref}`fig-a` {eq}`eq-x` {eq}`eq-y` {eq}`elsewhere`"
-    )
-    page = notebook("T", "a = 1", "1")
-    page.cells.append(new_markdown_cell(text))
-    page.cells[2].metadata["mystnb"] = {"figure": {"name": "fig-a", "caption": "c"}}
-    source = book.finish_page(page, "subj01").cells[-1].source
-    for label in ("loss", "eq-x", "eq-y", "fig-a"):
-        assert f"`{label}`" not in source and f"{label}-subj01" in source
-    assert "(loss-subj01)=" in source and "[here](#loss-subj01)" in source
-    assert "<loss-subj01>" in source and "The loss of" in source
-    assert "fig-a is a word" in source and "{eq}`elsewhere`" in source
-    assert "$$ (eq-x-subj01)" in source and ":label: eq-y-subj01" in source
-
-
-def test_page_has_title_folded_parameters_and_alternative_text():
-    page = notebook("Title", "a = 1", "1")
-    page.cells[2].metadata["mystnb"] = {"figure": {"name": "fig-a", "caption": "What is seen."}}
-    page = book.finish_page(page, "subj07")
-    assert "# Title — subj07\n" in page.cells[0].source
-    assert page.cells[1].metadata["tags"] == ["parameters", "hide-input"]
-    assert page.cells[2].metadata["mystnb"]["image"]["alt"] == "What is seen."
-    assert page.cells[2].metadata["mystnb"]["figure"]["name"] == "fig-a-subj07"
-
-
-def test_a_notebook_with_an_error_makes_no_page():
-    page = notebook("T", "a = 1")
-    page.metadata["papermill"] = {"exception": True}
-    with pytest.raises(InputError, match="stopped with an error"):
-        book.finish_page(page, "s")
-
-
-def test_contents_have_a_part_a_subject(plan):
-    toc = book.table_of_contents(plan)
-    assert [part["caption"] for part in toc["parts"]] == [
-        "The idea",
-        "Subject subj01",
-        "Subject subj02",
-        "Subjects compared",
-        "Reference",
-    ]
-    assert toc["parts"][1]["chapters"][1] == {"file": "subj01/02_second", "title": "Second"}
-
-
-def test_guides_stand_after_the_chapters(plan):
-    plan = runs.Plan(**{**vars(plan), "pages": ("method", "own_data", "data_layouts")})
-    parts = {part["caption"]: part["chapters"] for part in book.table_of_contents(plan)["parts"]}
-    assert parts["The idea"] == [{"file": "method"}]
-    assert parts["Run it on other data"] == [{"file": "own_data"}, {"file": "data_layouts"}]
-    assert list(parts).index("Run it on other data") == len(parts) - 2
-
-
-def test_included_headings_move_down_but_comments_in_code_do_not():
-    text = "# A\n\n```bash\n# no heading\n```\n\n## B\n"
-    assert book.demote_headings(text) == "## A\n\n```bash\n# no heading\n```\n\n### B\n"
-
-
 def test_progress_says_cell_and_bar(monkeypatch):
-    said = []
-    now = [0.0]
+    said, now = [], [0.0]
     monkeypatch.setattr(execution.time, "monotonic", lambda: now[0])
     progress = execution.Progress("subj01 · 04_stage2", 12, said.append)
     progress.on_cell(None, 4)
@@ -526,8 +400,6 @@ def test_progress_says_cell_and_bar(monkeypatch):
 @pytest.mark.parametrize(("n_failures", "works"), [(2, True), (3, False)])
 def test_a_kernel_that_does_not_start_is_started_again(tmp_path, monkeypatch, n_failures, works):
     """As where two of them chose the same port."""
-    notebook = tmp_path / "a.ipynb"
-    nbformat.write(nbformat.v4.new_notebook(), notebook)
     left = [RuntimeError("Kernel died before replying to kernel_info")] * n_failures
 
     def execute(source, output, **given):
@@ -536,8 +408,72 @@ def test_a_kernel_that_does_not_start_is_started_again(tmp_path, monkeypatch, n_
         Path(output).write_bytes(Path(source).read_bytes())
 
     monkeypatch.setattr(execution.papermill, "execute_notebook", execute)
-    job = runs.Job(**{**vars(job_of(tmp_path, "a")), "source": str(notebook)})
+    plan = plan_of(make_project(tmp_path))
+    claim_run(plan.run)
     expected = contextlib.nullcontext() if works else pytest.raises(RuntimeError, match="replying")
     with expected:
-        execution._papermill(job, tmp_path / "out.ipynb", print)
+        execution._papermill(plan, plan.sheets[0], "subj01", tmp_path / "out.ipynb", print)
     assert (tmp_path / "out.ipynb").exists() == works
+
+
+# --- pages ----------------------------------------------------------------------------------------
+
+
+def test_labels_carry_the_subject_and_prose_does_not():
+    text = (
+        "(loss)=\n# Stage 2\n\nThe loss of {eq}`loss` and [here](#loss), {ref}`so <loss>`; "
+        "fig-a is a word.\n\n$$ (eq-x)\na = b\n$$\n\n```{math}\n:label: eq-y\nc\n```\n"
+        "{numref}`fig-a` {eq}`eq-x` {eq}`eq-y` {eq}`elsewhere`"
+    )
+    page = notebook("T", "a = 1", "1")
+    page.cells.append(new_markdown_cell(text))
+    page.cells[2].metadata["mystnb"] = {"figure": {"name": "fig-a", "caption": "c"}}
+    source = build.finish_page(page, "subj01").cells[-1].source
+    for label in ("loss", "eq-x", "eq-y", "fig-a"):
+        assert f"`{label}`" not in source and f"{label}-subj01" in source
+    assert "(loss-subj01)=" in source and "[here](#loss-subj01)" in source
+    assert "<loss-subj01>" in source and "The loss of" in source
+    assert "fig-a is a word" in source and "{eq}`elsewhere`" in source
+    assert "$$ (eq-x-subj01)" in source and ":label: eq-y-subj01" in source
+
+
+def test_page_has_title_folded_parameters_and_alternative_text():
+    page = notebook("Title", "a = 1", "1")
+    page.cells[2].metadata["mystnb"] = {"figure": {"name": "fig-a", "caption": "What is seen."}}
+    page = build.finish_page(page, "subj07")
+    assert "# Title — subj07\n" in page.cells[0].source
+    assert page.cells[1].metadata["tags"] == ["parameters", "remove-cell"]
+    assert page.cells[2].metadata["mystnb"]["image"]["alt"] == "What is seen."
+    assert page.cells[2].metadata["mystnb"]["figure"]["name"] == "fig-a-subj07"
+
+
+def test_a_notebook_with_an_error_makes_no_page():
+    page = notebook("T", "a = 1")
+    page.metadata["papermill"] = {"exception": True}
+    with pytest.raises(InputError, match="stopped with an error"):
+        build.finish_page(page, "s")
+
+
+def test_contents_have_a_part_a_subject(tmp_path):
+    toc = build.table_of_contents(plan_of(make_project(tmp_path)))
+    assert [part["caption"] for part in toc["parts"]] == [
+        "The idea",
+        "Subject subj01",
+        "Subject subj02",
+        "Subjects compared",
+        "Reference",
+    ]
+    assert toc["parts"][1]["chapters"][1] == {"file": "subj01/02_second", "title": "Second"}
+
+
+def test_guides_stand_after_the_chapters(tmp_path):
+    plan = plan_of(make_project(tmp_path), pages=["method", "own_data", "data_layouts"])
+    parts = {part["caption"]: part["chapters"] for part in build.table_of_contents(plan)["parts"]}
+    assert parts["The idea"] == [{"file": "method"}]
+    assert parts["Run it on other data"] == [{"file": "own_data"}, {"file": "data_layouts"}]
+    assert list(parts).index("Run it on other data") == len(parts) - 2
+
+
+def test_included_headings_move_down_but_comments_in_code_do_not():
+    text = "# A\n\n```bash\n# no heading\n```\n\n## B\n"
+    assert build.demote_headings(text) == "## A\n\n```bash\n# no heading\n```\n\n### B\n"

@@ -9,8 +9,7 @@ import pytest
 from dummy_project import ROOT, make_project, write_params
 
 from minddiff_utils import cli
-from minddiff_utils.book import runs
-from minddiff_utils.book.execution import NotebookError
+from minddiff_utils.book.plan import load_plan
 from minddiff_utils.io import InputError
 
 
@@ -29,14 +28,7 @@ def call(capsys, monkeypatch, *arguments):
 
 @pytest.mark.parametrize(
     "words",
-    [
-        "--help",
-        "check own nothing.h5",
-        "check nsd .",
-        "fetch nsd --help",
-        "bench --help",
-        "data tiny --root {}",
-    ],
+    ["--help", "check own nothing.h5", "check nsd .", "fetch nsd --help", "data tiny --root {}"],
 )
 def test_commands_start_at_once_and_quietly(project, words):
     """Large libraries take seconds and memory, which would count as a bench's own."""
@@ -47,7 +39,7 @@ def test_commands_start_at_once_and_quietly(project, words):
     command = [sys.executable, "-c", program, *words.format(project).split()]
     answer = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     large = {"torch", "sklearn", "himalaya", "nilearn", "matplotlib", "transformers", "diffusers"}
-    large |= set() if words.startswith(("bench", "data")) else {"pandas", "scipy.io", "nbformat"}
+    large |= set() if words.startswith("data") else {"pandas", "scipy.io", "nbformat"}
     assert not large & set(answer.stdout.split())
     assert "torch" not in answer.stderr and answer.stderr.count("\n") <= 1
 
@@ -60,9 +52,7 @@ def test_commands_start_at_once_and_quietly(project, words):
         (["book", "tiny", "--set", "gain"], "expected KEY=VALUE"),
         (["book", "tiny", "--set", "gain=much"], "gain='much' should be a number"),
         (["book", "tiny", "--set", "seed=[1"], "not valid YAML"),
-        (["run", "09_none", "tiny", "subj01"], "Known: 01_first subj01"),
-        (["run", "01_first", "tiny", "subj09"], "Known: 01_first subj01"),
-        (["book", "tiny", "--set", "phantom={n_trian: 3}"], "expected n_train, n_test"),
+        (["book", "tiny", "--set", "phantom={n_trian: 3}"], "Did you mean `n_train`"),
     ],
 )
 def test_what_a_user_can_mend_is_one_line(project, capsys, monkeypatch, arguments, said):
@@ -79,45 +69,17 @@ def test_recording_without_a_path_says_how_to_give_one(project, capsys, monkeypa
     assert code == 2 and "make book PARAMS=tiny TINY=path" in shown.err
 
 
-def test_no_space_left_is_one_line(project, capsys, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device", "runs/x")
-
-    monkeypatch.setattr(cli, "_plan", full)
-    code, shown = call(capsys, monkeypatch, "book", "tiny", "--root", project)
-    assert code == 1 and shown.err.count("\n") == 1
-    assert shown.err.startswith("Error: no space is left on the disk that holds runs. Make room")
-
-
-def test_no_space_left_for_the_note_of_a_failure(tmp_path, monkeypatch):
-    """Snakemake's log says nothing of it then, and may be cut off itself."""
-    project = make_project(tmp_path)
-    plan = runs.load_plan(project / "notebooks/params/tiny.yaml", project / "notebooks")
-    (tmp_path / "snakemake.log").write_text("WorkflowError:\nAt least one job did not complete.")
-    with pytest.raises(NotebookError, match="Snakemake stopped"):
-        cli._explain_failure(plan, tmp_path)
-    monkeypatch.setattr(cli, "NOTE_BYTES", 2**63)
-    with pytest.raises(NotebookError, match="no space is left on the disk that holds .*runs/tiny"):
-        cli._explain_failure(plan, tmp_path)
-
-
-def test_run_executes_one_notebook(project, capsys, monkeypatch):
-    code, shown = call(capsys, monkeypatch, "run", "01_first", "tiny", "subj02", "--root", project)
-    assert code == 0 and "subj02 · 01_first · done" in shown.err
-    assert (project / "runs/tiny/subj02/notebooks/01_first.ipynb").is_file()
-    assert not (project / "runs/tiny/subj01").exists()
-
-
-def test_a_busy_folder_is_left_alone(tmp_path, monkeypatch):
+def test_a_busy_folder_is_left_alone(project, monkeypatch):
     monkeypatch.setattr(cli, "WAIT_SECONDS", 0.3)
-    with cli._locked(tmp_path):
-        with open(tmp_path / ".state" / "lock") as other:
+    plan = load_plan(project / "notebooks/params/tiny.yaml", project)
+    with cli._locked(plan):
+        with open(plan.run / ".state" / "lock") as other:
             with pytest.raises(BlockingIOError):
                 fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
         with pytest.raises(InputError, match="Another process is at work"):
-            with cli._locked(tmp_path):
+            with cli._locked(plan):
                 pass
-    with cli._locked(tmp_path):
+    with cli._locked(plan):
         pass  # free again
 
 

@@ -10,7 +10,7 @@ import papermill
 import pytest
 from dummy_project import ROOT
 
-from minddiff_utils.book import runs
+from minddiff_utils.book.plan import declared_parameters, find_sheets, load_plan
 
 PATH = ROOT / "notebooks" / "colab.ipynb"
 QUICK = {"n_train": 60, "n_test": 4, "repetitions": 2, "n_steps": 3}
@@ -23,7 +23,7 @@ def colab():
 
 def test_notebook_is_clean_and_outside_the_order(colab):
     nbformat.validate(colab)
-    assert PATH.stem not in [sheet.name for sheet in runs.find_sheets(PATH.parent)]
+    assert PATH.stem not in [sheet.name for sheet in find_sheets(PATH.parent)]
     for cell in colab.cells:
         if cell.cell_type == "code":
             assert not cell.outputs and cell.execution_count is None
@@ -33,12 +33,12 @@ def test_notebook_is_clean_and_outside_the_order(colab):
 
 
 def test_its_defaults_are_those_of_the_phantom(colab):
-    given = runs.declared_parameters(colab)
-    plan = runs.load_plan(ROOT / "notebooks/params/phantom.yaml", PATH.parent)
+    given = declared_parameters(colab)
+    plan = load_plan(ROOT / "notebooks/params/phantom.yaml", ROOT)
     known = {name: value for sheet in plan.sheets for name, value in sheet.defaults.items()}
     for name in ("models", "step_size", "n_steps", "subject"):
-        assert given[name] == plan.parameters.get(name, known[name])
-    assert given["n_train"] == plan.phantom["n_train"]
+        assert given[name] == plan.values.get(name, known[name])
+    assert given["n_train"] == plan.values["phantom"]["n_train"]
 
 
 def test_without_a_project_it_says_what_to_set(colab):

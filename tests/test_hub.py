@@ -15,8 +15,8 @@ import huggingface_hub.constants
 import pytest
 import torch
 
-from minddiff_utils.book.execution import _revisions
-from minddiff_utils.book.runs import Job
+from minddiff_utils.book.execution import model_revisions
+from minddiff_utils.book.plan import Plan
 from minddiff_utils.io import InputError
 from minddiff_utils.models import stable_diffusion as generator
 from minddiff_utils.models.hub import (
@@ -299,9 +299,9 @@ def test_a_folder_is_returned_as_it_is(tiny_models):
 
 def test_a_run_records_the_revisions_of_models_with_names(tmp_path):
     given = {"models": DIFFUSION, "judge": "owner/judge@12ab"}
-    job = Job("02_decoding", "s", "", "", str(tmp_path), "", given, "", "")
+    plan = Plan("mine", tmp_path, given, ())
     expected = {DIFFUSION: REVISIONS[DIFFUSION], GUIDE: REVISIONS[GUIDE], "owner/judge": "12ab"}
-    assert _revisions(job) == expected
+    assert model_revisions(plan) == expected
     (tmp_path / "weights/small").mkdir(parents=True)
     for models in ("weights/small", "../models", ""):
-        assert _revisions(replace(job, parameters={"models": models})) == {}
+        assert model_revisions(replace(plan, values={"models": models})) == {}

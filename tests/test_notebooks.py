@@ -20,12 +20,15 @@ import pytest
 from conftest import NOTEBOOKS, SMALL_TREE
 from papermill.exceptions import PapermillExecutionError
 
-from minddiff_utils.book import execution, runs
+from minddiff_utils.book.plan import find_sheets, load_plan
+from minddiff_utils.book.run import SHARDED
 from minddiff_utils.evaluation.methods import CONTROLS
+from minddiff_utils.io import claim_run
 from minddiff_utils.reconstruction import shards
+from minddiff_utils.settings import recall
 
 ROOT = Path(__file__).resolve().parent.parent
-SHEETS = runs.find_sheets(NOTEBOOKS)
+SHEETS = find_sheets(NOTEBOOKS)
 CHAPTERS = [sheet for sheet in SHEETS if not sheet.group]
 PARAMS = sorted((NOTEBOOKS / "params").glob("*.yaml"))
 QUICK = {"n_steps": 3, "batch": 2, "n_seeds": 2}
@@ -135,19 +138,19 @@ def test_chapters_invite_to_change_one_thing():
 
 @pytest.mark.parametrize("path", PARAMS, ids=[path.stem for path in PARAMS])
 def test_parameter_files_fit_the_notebooks(path):
-    plan = runs.load_plan(path, NOTEBOOKS)
+    plan = load_plan(path, ROOT)
     assert plan.run == ROOT / "runs" / path.stem
     for page in plan.pages:
         assert (ROOT / "book" / f"{page}.md").is_file()
 
 
 def test_defaults_are_those_of_the_phantom():
-    """A notebook opened in JupyterLab does what the phantom's book does for its first subject."""
-    plan = runs.load_plan(NOTEBOOKS / "params" / "phantom.yaml", NOTEBOOKS)
-    for sheet in CHAPTERS:
-        for name, value in sheet.defaults.items():
-            assert plan.parameters.get(name, value) == value, f"{sheet.name}: {name}"
-        assert sheet.defaults["subject"] == plan.subjects[0]
+    """A notebook opened in JupyterLab does what the phantom's book does, in a run of its own."""
+    plan = load_plan(NOTEBOOKS / "params" / "phantom.yaml", ROOT)
+    for sheet in SHEETS:
+        given = plan.given(sheet, "" if sheet.group else plan.subjects[0])
+        assert {"run_dir": "runs/phantom"}.items() <= given.items() and len(given) == 2
+        assert sheet.defaults["run_dir"] == "runs/mine"
 
 
 # --- that they run --------------------------------------------------------------------------------
@@ -162,9 +165,9 @@ def given(tree, tiny_models):
 def run(sheet, run_dir, given, **changes):
     """Execute a notebook in its folder, with its defaults but for places and fast values."""
     values = {**given, "run_dir": str(run_dir), **changes}
-    parameters = {name: value for name, value in values.items() if name in sheet.defaults}
-    output = Path(run_dir) / f"{sheet.name}.ipynb"
-    output.parent.mkdir(parents=True, exist_ok=True)
+    plan = load_plan(NOTEBOOKS / "params" / "phantom.yaml", ROOT, values)
+    parameters = plan.given(sheet, plan.subjects[0])
+    output = Path(run_dir).with_name(f"{sheet.name}.ipynb")
     papermill.execute_notebook(
         sheet.path,
         output,
@@ -180,11 +183,9 @@ def run(sheet, run_dir, given, **changes):
 @pytest.fixture(scope="session")
 def chain(given, run_plan, tmp_path_factory):
     """Folder of a run of all notebooks as `phantom.yaml` says, and the notebooks as executed."""
-    run_dir = tmp_path_factory.mktemp("run")
+    run_dir = tmp_path_factory.mktemp("chain") / "run"
     changes = {**given, "run_dir": str(run_dir), "phantom": SMALL_TREE}
-    return run_dir, run_plan(
-        runs.load_plan(NOTEBOOKS / "params" / "phantom.yaml", NOTEBOOKS, changes)
-    )
+    return run_dir, run_plan(load_plan(NOTEBOOKS / "params" / "phantom.yaml", ROOT, changes))
 
 
 @pytest.mark.parametrize("sheet", **by_name(SHEETS))
@@ -249,6 +250,7 @@ def book(run_dir, given):
 
 def test_killed_book_goes_on_to_the_same_numbers_and_then_has_nothing_to_do(chain, given, tmp_path):
     """Killed inside stage 2, it ends with every number of the uninterrupted run of `chain`."""
+    tmp_path /= "run"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen(book(tmp_path, given), env=environment, **quiet)
@@ -285,7 +287,7 @@ def test_invitation_works_with_the_values_that_it_names(sheet, chain, given, tmp
 
     matplotlib.use("agg")
     monkeypatch.chdir(NOTEBOOKS)
-    shutil.copytree(chain[0] / SUBJECT, tmp_path / SUBJECT)
+    shutil.copytree(chain[0] / SUBJECT, claim_run(tmp_path / "run") / SUBJECT)
     (invited,) = invitation(sheet)
     names = {}
     for cell in nbformat.read(sheet.path, as_version=4).cells:
@@ -294,7 +296,7 @@ def test_invitation_works_with_the_values_that_it_names(sheet, chain, given, tmp
         if cell.cell_type == "code":
             exec(cell.source, names)
         if "parameters" in cell.metadata.get("tags", []):
-            changes = {**given, "run_dir": str(tmp_path)}
+            changes = {**given, "run_dir": str(tmp_path / "run")}
             names |= {name: value for name, value in changes.items() if name in sheet.defaults}
     for choice in (3, 4):
         source = TRY.sub(lambda found: f"{found[1]} = {found[choice]}", invited.source)  # noqa: B023
@@ -307,11 +309,12 @@ def test_invitation_works_with_the_values_that_it_names(sheet, chain, given, tmp
 def test_stage_2_takes_what_shards_computed(chain, given, tmp_path, monkeypatch):
     """Settings are those of the notebook: it computes nothing again and leaves the same numbers."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    (sheet,) = [sheet for sheet in CHAPTERS if sheet.name == execution.SHARDED]
-    folder = shutil.copytree(chain[0] / SUBJECT, tmp_path / SUBJECT)
-    execution.forget(folder, sheet.name)
-    values = {**given, "run_dir": str(tmp_path), "subject": SUBJECT}
-    parameters = {name: values.get(name, default) for name, default in sheet.defaults.items()}
+    (sheet,) = [sheet for sheet in CHAPTERS if sheet.name == SHARDED]
+    run_dir = claim_run(tmp_path / "run")
+    folder = shutil.copytree(chain[0] / SUBJECT, run_dir / SUBJECT)
+    for path in folder.glob("trace*.h5"):
+        path.unlink()
+    parameters = vars(recall(folder)) | {"run_dir": str(run_dir)}
     for number in (1, 2):
         command = (
             "import json, sys; from minddiff_utils.reconstruction.shards import compute_shard\n"
@@ -322,7 +325,7 @@ def test_stage_2_takes_what_shards_computed(chain, given, tmp_path, monkeypatch)
     gathered = shards.gather(folder)
     assert {path.name for path in gathered} == {path.name for path in folder.glob("trace*.h5")}
     stamps = [path.stat().st_mtime_ns for path in gathered]
-    run(sheet, tmp_path, given)
+    run(sheet, run_dir, given)
     assert [path.stat().st_mtime_ns for path in gathered] == stamps
     with (
         h5py.File(chain[0] / SUBJECT / "reconstructions.h5") as a,
@@ -335,16 +338,16 @@ def test_stage_2_takes_what_shards_computed(chain, given, tmp_path, monkeypatch)
 @pytest.mark.parametrize("sheet", **by_name(CHAPTERS[2:]))
 def test_missing_files_are_named_with_the_notebook_that_writes_them(sheet, given, tmp_path):
     with pytest.raises(PapermillExecutionError) as error:
-        run(sheet, tmp_path, given)
+        run(sheet, tmp_path / "run", given)
     assert error.value.ename == "InputError"
     assert "is missing" in error.value.evalue and "run that one first" in error.value.evalue
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
-    [({"subject": "subj09"}, "subj09"), ({"data_path": "/no/such/folder"}, "/no/such/folder")],
+    [({"subjects": "subj09"}, "subj09"), ({"data_path": "/no/such/folder"}, "/no/such/folder")],
 )
 def test_bad_input_is_named(given, tmp_path, changes, said):
     with pytest.raises(PapermillExecutionError) as error:
-        run(CHAPTERS[0], tmp_path, given, **changes)
+        run(CHAPTERS[0], tmp_path / "run", given, **changes)
     assert error.value.ename == "InputError" and said in error.value.evalue

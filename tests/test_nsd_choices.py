@@ -8,7 +8,7 @@ import pytest
 import scipy.io
 from dummy_project import ROOT
 
-from minddiff_utils.book.runs import load_plan
+from minddiff_utils.book.plan import load_plan
 from minddiff_utils.datasets import load_subject, mean_repetitions, noise_ceiling
 from minddiff_utils.datasets.nsd.load import NsdTree
 from minddiff_utils.datasets.nsd.regions import read_regions
@@ -161,7 +161,7 @@ def test_a_first_try_with_three_sessions(forty, tmp_path):
         load(few, protocol=1000)
     assert 'add `SET="protocol=null"`' in (ROOT / "book/run_nsd.md").read_text("utf-8")
     params = ROOT / "notebooks/params/nsd.yaml"
-    given = load_plan(params, ROOT / "notebooks", {"protocol": None}).parameters
+    given = load_plan(params, ROOT, {"protocol": None}).values
     choice = {name: given[name] for name in ("sessions", "protocol", "repetitions")}
     subject = load(few, **choice)
     assert set(subject.session) == {1, 2, 3} and subject.splits[0].test.size > 100

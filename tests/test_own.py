@@ -11,7 +11,7 @@ import pytest
 from dummy_project import ROOT
 from test_book import minddiff
 
-from minddiff_utils.book.runs import load_plan
+from minddiff_utils.book.plan import load_plan
 from minddiff_utils.datasets import check_own, load_subject, noise_ceiling, prepare_fold
 from minddiff_utils.datasets.own import LAYOUT, REQUIRED
 from minddiff_utils.datasets.subject import single_trial_ncsnr
@@ -192,9 +192,8 @@ def test_a_folder_has_a_file_a_subject(made):
 
 def test_one_file_is_not_two_subjects(made):
     changes = {"data_path": str(write(*made)), "subjects": ["anna", "ben"]}
-    notebooks = ROOT / "notebooks"
-    with pytest.raises(InputError, match="is one file for 2 subjects, anna, ben"):
-        load_plan(notebooks / "params/own.yaml", notebooks, changes)
+    with pytest.raises(InputError, match="is one file for 2 subjects"):
+        load_plan(ROOT / "notebooks/params/own.yaml", ROOT, changes)
 
 
 def test_a_file_that_names_its_subject_is_no_one_elses(made):

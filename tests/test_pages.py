@@ -8,7 +8,7 @@ import typer
 from dummy_project import ROOT
 
 from minddiff_utils import cli
-from minddiff_utils.book.runs import Plan, load_plan
+from minddiff_utils.book.plan import Plan, load_plan
 from minddiff_utils.datasets.areas import is_early
 from minddiff_utils.models import hub as checkpoints
 
@@ -58,10 +58,7 @@ def plans(page: str) -> list[tuple[str, Plan]]:
     """What every SET="…" of a page makes of the page's own parameter file."""
     params = PARAMS / f"{'own' if page == 'own_data.md' else 'nsd'}.yaml"
     texts = re.findall(r'SET="([^"]*)"', (ROOT / "book" / page).read_text("utf-8"))
-    return [
-        (text, load_plan(params, PARAMS.parent, dict(map(cli._change, text.split()))))
-        for text in texts
-    ]
+    return [(text, load_plan(params, ROOT, dict(map(cli._change, text.split())))) for text in texts]
 
 
 @pytest.mark.parametrize("page", ["run_nsd.md", "own_data.md", "run_cluster.md"])
@@ -71,7 +68,7 @@ def test_changes_of_the_pages_are_parameters(page):
 
 def test_what_the_page_sets_on_nsd_goes_together():
     for text, plan in plans("run_nsd.md"):
-        given = plan.parameters
+        given = plan.values
         if not given["models"].startswith("/"):
             assert given["models"] in checkpoints.REVISIONS
         # Sessions, and people with fewer than forty of them, exclude the 1,000 pictures.

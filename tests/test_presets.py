@@ -16,9 +16,10 @@ from conftest import NOTEBOOKS
 from dummy_project import ROOT
 from test_own import write
 
-from minddiff_utils.book import runs
+from minddiff_utils.book.plan import load_plan
 from minddiff_utils.datasets.miyawaki_full import FIGURES
 from minddiff_utils.evaluation.baselines import decoding_of, settings_of
+from minddiff_utils.settings import ADVANCED
 
 # Sizes alone. No decoder, solver or other choice of a file is changed, but where its comment says.
 SMALL = {"n_steps": 2, "n_seeds": 1, "n_permutations": 2, "n_gallery": 8, "n_extra": 20}
@@ -85,12 +86,12 @@ def test_every_chapter_runs_with_the_parameter_file(name, request, run_plan, tmp
         request.getfixturevalue("tree") if name in ("nsd", "paper") else globals()[name](tmp_path)
     )
     changes = {**SMALL, **CHANGES[name], "data_path": str(data), "run_dir": str(tmp_path / "run")}
-    plan = runs.load_plan(NOTEBOOKS / "params" / f"{name}.yaml", NOTEBOOKS, changes)
+    plan = load_plan(NOTEBOOKS / "params" / f"{name}.yaml", ROOT, changes)
     executed = run_plan(plan)
     assert list(executed) == [sheet.name for sheet in plan.sheets]
     (subject,) = plan.subjects
     chosen = {name: value for sheet in plan.sheets for name, value in sheet.defaults.items()}
-    chosen |= plan.parameters
+    chosen |= {k: v for known in ADVANCED.values() for k, v in known.items()} | plan.values
     with h5py.File(plan.run / subject / "trace.h5") as file:
         assert np.isfinite(file["losses"]).all() and not file["failed"][:].any()
     method = decoding_of(plan.run / subject / "decoded.h5")

@@ -17,8 +17,9 @@ import yaml
 
 from minddiff_utils.book.gallery import has_gallery
 from minddiff_utils.book.pages import add_pages
-from minddiff_utils.book.runs import Plan, Sheet
+from minddiff_utils.book.plan import Plan, Sheet
 from minddiff_utils.io import BuildError, InputError, atomic_path
+from minddiff_utils.settings import resolve
 
 # Builders whose version shapes the HTML: a new one builds the book again.
 BUILDERS = (
@@ -38,7 +39,7 @@ REFERENCE = ("cost", "glossary", "references")
 def finish_page(notebook: nbformat.NotebookNode, subject: str = "") -> nbformat.NotebookNode:
     """Make an executed notebook a page of the book.
 
-    The cells with parameters are folded away, figures have alternative text, labels carry the
+    The parameters of this run are folded away, figures have alternative text, labels carry the
     subject's name (two subjects share each notebook, and a label may occur only once in a book),
     and so does the title.
 
@@ -59,9 +60,11 @@ def finish_page(notebook: nbformat.NotebookNode, subject: str = "") -> nbformat.
     labels = _labels(notebook)
     for cell in notebook.cells:
         tags = cell.metadata.get("tags", [])
-        for tag in PROMPTS.keys() & set(tags):
+        if "parameters" in tags:
+            cell.metadata["tags"] = [*tags, "remove-cell"]
+        if "injected-parameters" in tags:
             cell.metadata["tags"] = [*tags, "hide-input"]
-            cell.metadata.setdefault("mystnb", {})["code_prompt_show"] = PROMPTS[tag]
+            cell.metadata.setdefault("mystnb", {})["code_prompt_show"] = PROMPT
         settings = cell.metadata.get("mystnb", {})
         figure = settings.get("figure", {})
         if figure and not settings.get("image", {}).get("alt"):
@@ -75,11 +78,7 @@ def finish_page(notebook: nbformat.NotebookNode, subject: str = "") -> nbformat.
     return notebook
 
 
-# What stands on the button that unfolds a cell.
-PROMPTS = {
-    "parameters": "Parameters: their meaning and defaults",
-    "injected-parameters": "Parameters of this run",
-}
+PROMPT = "Parameters of this run that differ from the defaults"  # on the button that unfolds them
 
 # How a label is defined in a markdown cell: (name)=, :label: name, :name: name, $$ (name)
 DEFINITIONS = (
@@ -244,7 +243,7 @@ def _place_notebook(source: Path, target: Path, name: str, subject: str) -> None
 def _write_generated(plan: Plan, folder: Path) -> None:
     """Pieces that the hand-written pages include: what is missing becomes an empty piece."""
     folder.mkdir()
-    pieces = {"about": plan.about, "model_card": ""}
+    pieces = {"about": str(plan.values.get("about") or ""), "model_card": ""}
     for name, before in TEXTS.items():
         path = plan.run / f"{name}.md"
         pieces[name] = before + path.read_text(encoding="utf-8") if path.is_file() else ""
@@ -254,10 +253,10 @@ def _write_generated(plan: Plan, folder: Path) -> None:
             pieces[image] = _figure(image, caption)
         else:
             pieces[image] = ""
-    for profile in plan.notebooks.glob("profiles/*/config.yaml"):
+    for profile in plan.root.glob("notebooks/profiles/*/config.yaml"):
         shutil.copy(profile, folder / f"{profile.parent.name}.yaml")
-    card = plan.path("models") / "MODEL_CARD.md" if "models" in plan.parameters else None
-    if card and card.is_file():
+    card = resolve(plan.values.get("models", ""), plan.root) / "MODEL_CARD.md"
+    if card.is_file():
         pieces["model_card"] = demote_headings(card.read_text(encoding="utf-8"), 1)
     for name, text in pieces.items():
         (folder / f"{name}.md").write_text(text.strip() + "\n", encoding="utf-8")
@@ -323,17 +322,18 @@ def build_html(book: Path, html: Path, say: Callable[[str], None] = print) -> bo
     stamp, new, old = html / ".built-from", html.with_name(".html-new"), html.with_name(".html-old")
     if not html.exists() and old.exists():  # stopped between the two renames below
         os.replace(old, html)
-    if stamp.is_file() and stamp.read_text(encoding="utf-8") == digest:
+    built = stamp.is_file() and (html / "index.html").is_file()
+    if built and stamp.read_text(encoding="utf-8") == digest:
         return False
     say("Building the pages.")
     shutil.rmtree(new, ignore_errors=True)
     _jupyter_book(book, new)
-    built = new / "_build" / "html"
-    (built / stamp.name).write_text(digest, encoding="utf-8")
+    pages = new / "_build" / "html"
+    (pages / stamp.name).write_text(digest, encoding="utf-8")
     shutil.rmtree(old, ignore_errors=True)
     if html.exists():
         os.replace(html, old)
-    os.replace(built, html)
+    os.replace(pages, html)
     shutil.rmtree(old, ignore_errors=True)
     shutil.rmtree(new, ignore_errors=True)
     return True

@@ -4,66 +4,39 @@ import errno
 import json
 import os
 import platform
-import shutil
 import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable
-from contextlib import redirect_stderr
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
-import h5py
 import nbformat
 import papermill
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from minddiff_utils.book.runs import Job
-from minddiff_utils.io import InputError, NotebookError, atomic_path
-from minddiff_utils.models.hub import (
-    CLIP_FILES,
-    CLIP_PARTS,
-    DIFFUSION_FILES,
-    PAPER,
-    PARTS,
-    clip_name,
-    find_model,
-    hub_name,
+from minddiff_utils.book.plan import Plan, Sheet
+from minddiff_utils.book.run import (
+    SHARDED,
+    inputs_digest,
+    is_done,
+    read_record,
+    state_folder,
+    subject_folder,
 )
-from minddiff_utils.parameters import WORDS
-from minddiff_utils.storage import open_to_write
+from minddiff_utils.io import InputError, NotebookError, atomic_path
+from minddiff_utils.models.hub import PAPER, clip_name, hub_name
+from minddiff_utils.settings import ADVANCED, recall, resolve
+from minddiff_utils.storage import file_digest
 
-# What each notebook leaves in the subject's folder, `.partial` files among it. A computation whose
-# parameters, data or code have changed starts without these; one that was merely stopped finds them
-# and goes on.
-WRITES = {
-    "02_decoding": (
-        "features.h5*",
-        "decoders",
-        "decoded.h5",
-        "decoded_shuffled.h5",
-        "accuracy*.csv",
-    ),
-    "03_stage1": ("stage1.h5*", "reconstructions.h5"),
-    "04_stage2": ("trace*.h5*", "shards"),
-    "05_metrics": ("metrics.csv", "results.*", "seconds.csv", "controls"),
-}
-# What it adds to a file of an earlier notebook.
-ADDS = {
-    "04_stage2": (
-        "reconstructions.h5",
-        frozenset({"stage2", "algorithm_1", "no_z", "no_c", "shuffled"}),
-    ),
-    "05_metrics": ("reconstructions.h5", frozenset(WORDS["controls"])),
-}
-SHARDED = "04_stage2"  # the chapter whose pictures can be shared out among processes
 QUIET_SECONDS = 5.0  # between two lines about the same cell
 STARTS = 3  # of a kernel, before it is given up
 START_SECONDS = 600  # for a kernel to answer, also on a machine that is very busy
 FULL = (errno.ENOSPC, errno.EDQUOT)  # a full disk, and a share of it that is used up
+Say = Callable[[str], None]
 
 
 class Progress:
@@ -79,7 +52,7 @@ class Progress:
         Takes a line.
     """
 
-    def __init__(self, label: str, n_cells: int, say: Callable[[str], None]) -> None:
+    def __init__(self, label: str, n_cells: int, say: Say) -> None:
         self.label, self.n_cells, self.say = label, n_cells, say
         self.started = self.spoken = time.monotonic()
         self.place = f"cell 0 of {n_cells}" if n_cells else ""
@@ -113,12 +86,20 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
-def execute(job: Job, say: Callable[[str], None] = print) -> Path:
-    """Execute a job's notebook; its output appears under its name only when it ran to the end.
+def label_of(sheet: Sheet, subject: str) -> str:
+    """Subject and notebook, for messages."""
+    return f"{subject or 'all subjects'} · {sheet.name}"
+
+
+def execute(plan: Plan, sheet: Sheet, subject: str, say: Say = print) -> Path:
+    """Execute a notebook unless it is done; it appears under its name only when it ran to the end.
 
     Parameters
     ----------
-    job : Job
+    plan : Plan
+    sheet : Sheet
+    subject : str
+        "" for a notebook about all subjects.
     say : callable
         Takes lines about the progress.
 
@@ -132,66 +113,82 @@ def execute(job: Job, say: Callable[[str], None] = print) -> Path:
     NotebookError
         If a cell fails; the notebook up to there is kept as `NN_name.failed.ipynb`.
     """
-    output = Path(job.output)
+    folder, label = subject_folder(plan, subject), label_of(sheet, subject)
+    output = folder / "notebooks" / f"{sheet.name}.ipynb"
+    if is_done(plan, sheet, subject):
+        return output
     output.parent.mkdir(parents=True, exist_ok=True)
-    failed = output.with_suffix(".failed.ipynb")
-    failed.unlink(missing_ok=True)
-    begin(job)
-    _gather(job, say)
+    inputs, before = inputs_digest(plan, sheet, subject), _files(folder, subject)
     begun = time.monotonic()
-    running = output.with_name(f".{output.stem}.running.ipynb")
+    if sheet.name == SHARDED and plan.shards > 1:
+        _gather(folder)
+    running = output.with_name(f".{sheet.name}.running.ipynb")
     try:
-        _papermill(job, running, say)
-    except PapermillExecutionError as error:
+        _papermill(plan, sheet, subject, running, say)
+        _need_figures(label, running)
+    except (PapermillExecutionError, DeadKernelError, NotebookError) as error:
+        failed = output.with_suffix(".failed.ipynb")
         os.replace(running, failed)
-        raise NotebookError(_explain(job, error, failed), error.ename == "InputError") from None
-    except DeadKernelError:
-        os.replace(running, failed)
-        raise NotebookError(
-            f"{job.label}: its Python process was ended from outside, most often because the "
-            f"machine ran out of memory. What it had done is in {failed}."
-        ) from None
-    _need_figures(job, running, failed)
+        raise _failure(plan, sheet, label, error, failed) from None
     os.replace(running, output)
-    if job.notebook == SHARDED:
-        shutil.rmtree(_shards(job), ignore_errors=True)
-    seconds = time.monotonic() - begun
-    _record(job, seconds)
-    say(f"{job.label} · done in {clock(seconds)}")
+    _record(plan, sheet, subject, inputs, before, time.monotonic() - begun)
+    say(f"{label} · done in {clock(time.monotonic() - begun)}")
     return output
 
 
-def _need_figures(job: Job, running: Path, failed: Path) -> None:
-    """Raise NotebookError if a cell that makes a figure of the book has drawn none."""
-    for cell in nbformat.read(running, as_version=4).cells:
-        name = cell.metadata.get("mystnb", {}).get("figure", {}).get("name")
-        drawn = [kind for out in cell.get("outputs", []) for kind in out.get("data", {})]
-        if name and not any(kind.startswith("image/") for kind in drawn):
-            os.replace(running, failed)
-            raise NotebookError(
-                f"{job.label}: the cell of {name} has drawn no figure: its last line must be a "
-                f"figure of matplotlib. All of it: {failed}"
-            )
+def execute_shard(plan: Plan, subject: str, number: int, say: Say = print) -> None:
+    """Compute the pictures of one shard of stage 2; see `shards.compute_shard`.
+
+    Raises
+    ------
+    NotebookError
+        With what is wrong.
+    """
+    (sheet,) = (sheet for sheet in plan.chapters if sheet.name == SHARDED)
+    if is_done(plan, sheet, subject):
+        return
+    label = f"{label_of(sheet, subject)} · shard {number} of {plan.shards}"
+    progress = Progress(label, 0, say)
+    say(f"{label} · started")
+    _stay_offline(plan)
+    # Only now: libraries of the models ask the network for news when they are imported.
+    from minddiff_utils.reconstruction.shards import compute_shard
+
+    known = vars(recall(subject_folder(plan, subject))) | sheet.defaults | ADVANCED[SHARDED]
+    given = known | plan.values | {"run_dir": str(plan.run), "subject": subject}
+    try:
+        with redirect_stderr(progress):
+            compute_shard(given, number, plan.shards, plan.root)
+    except RuntimeError as error:  # among them a GPU without memory left
+        raise NotebookError(f"{label} failed: {type(error).__name__}: {error}") from error
+    say(f"{label} · done in {clock(time.monotonic() - progress.started)}")
 
 
-def _papermill(job: Job, running: Path, say: Callable[[str], None]) -> None:
+def _gather(folder: Path) -> None:
+    from minddiff_utils.reconstruction.shards import gather
+
+    gather(folder)
+
+
+def _papermill(plan: Plan, sheet: Sheet, subject: str, running: Path, say: Say) -> None:
     # papermill adds a cell with the parameters of this run.
-    n_cells = len(nbformat.read(job.source, as_version=4).cells) + 1
-    progress = Progress(job.label, n_cells, say)
-    _stay_offline(job)
-    say(f"{job.label} · started")
+    n_cells = len(nbformat.read(sheet.path, as_version=4).cells) + 1
+    label = label_of(sheet, subject)
+    progress = Progress(label, n_cells, say)
+    _stay_offline(plan)
+    say(f"{label} · started")
     # papermill fills in `{name}` in a path, where a folder may be called just so.
-    paths = (job.source, str(running))
+    paths = (str(sheet.path), str(running))
     source, output = (path.replace("{", "{{").replace("}", "}}") for path in paths)
     for starts_left in reversed(range(STARTS)):
         try:
             papermill.execute_notebook(
                 source,
                 output,
-                parameters=job.parameters,
+                parameters=plan.given(sheet, subject),
                 kernel_name="python3",
                 start_timeout=START_SECONDS,
-                cwd=job.cwd,
+                cwd=str(plan.root / "notebooks"),
                 progress_bar=False,
                 stderr_file=progress,
                 stdout_file=progress,
@@ -204,78 +201,51 @@ def _papermill(job: Job, running: Path, say: Callable[[str], None]) -> None:
                 raise
 
 
-def _stay_offline(job: Job) -> None:
+def _stay_offline(plan: Plan) -> None:
     """Models that lie in folders need no network; their libraries may ask it for news otherwise."""
-    if not _revisions(job):
+    names = [plan.values.get(name) for name in ("models", "guide", "judge")]
+    if all(resolve(name, plan.root).exists() for name in names if name):
         os.environ["HF_HUB_OFFLINE"] = "1"
 
 
-def execute_shard(
-    job: Job, number: int, count: int, say: Callable[[str], None] = print
-) -> list[Path]:
-    """Compute a chapter's results for one block of pictures; see `shards.compute_shard`.
-
-    Parameters
-    ----------
-    job : Job
-        That of the chapter.
-    number, count : int
-        Which shard, from 1, of how many.
-    say : callable
-        Takes lines about the progress.
-
-    Raises
-    ------
-    NotebookError
-        With what is wrong.
-    """
-    label = f"{job.label} · shard {number} of {count}"
-    progress = Progress(label, 0, say)
-    say(f"{label} · started")
-    try:
-        _stay_offline(job)
-        # Only now: libraries of the models ask the network for news when they are imported.
-        from minddiff_utils.reconstruction.shards import compute_shard
-
-        with redirect_stderr(progress):
-            files = compute_shard(job.parameters, number, count, job.cwd)
-    except InputError as error:
-        raise NotebookError(f"{label}: {error}", user=True) from None
-    except RuntimeError as error:  # among them a GPU without memory left
-        if is_full(error):
-            raise NotebookError(f"{label}: {no_space(job.run)}") from error
-        raise NotebookError(f"{label} failed: {type(error).__name__}: {error}") from error
-    say(f"{label} · done in {clock(time.monotonic() - progress.started)}")
-    return files
+def _need_figures(label: str, running: Path) -> None:
+    """Raise NotebookError if a cell that makes a figure of the book has drawn none."""
+    for cell in nbformat.read(running, as_version=4).cells:
+        name = cell.metadata.get("mystnb", {}).get("figure", {}).get("name")
+        drawn = [kind for out in cell.get("outputs", []) for kind in out.get("data", {})]
+        if name and not any(kind.startswith("image/") for kind in drawn):
+            raise NotebookError(
+                f"{label}: the cell of {name} has drawn no figure: its last line must be a figure "
+                "of matplotlib."
+            )
 
 
-def _shards(job: Job) -> Path:
-    """Where shards leave their files until the chapter has used them."""
-    return Path(job.run) / job.subject / "shards"
-
-
-def _gather(job: Job, say: Callable[[str], None]) -> None:
-    """Put together what shards of this chapter have computed, if there were any."""
-    if job.notebook != SHARDED or not _shards(job).is_dir():
-        return
-    from minddiff_utils.reconstruction.shards import gather
-
-    files = gather(_shards(job).parent)
-    names = ", ".join(path.name for path in files) or "nothing: shards are missing, or do not fit"
-    say(f"{job.label} · gathered {names}")
-
-
-def _explain(job: Job, error: PapermillExecutionError, failed: Path) -> str:
+def _failure(plan: Plan, sheet: Sheet, label: str, error: Exception, failed: Path) -> NotebookError:
     """The notebook, the cell, the beginning of its source, and the error."""
-    place = f"{job.label}: cell {_source_cell(job, error.cell_index)}"
+    if isinstance(error, NotebookError):
+        return NotebookError(f"{error} All of it: {failed}")
+    if isinstance(error, DeadKernelError):
+        return NotebookError(
+            f"{label}: its Python process was ended from outside, most often because the machine "
+            f"ran out of memory. What it had done is in {failed}."
+        )
+    place = f"{label}: cell {_source_cell(sheet, error.cell_index)}"
     if error.ename == "InputError":
-        return f"{place}: {error.evalue}"
+        return NotebookError(f"{place}: {error.evalue}", user=True)
     # HDF5 fails once more when it closes the file; what the system said stands above.
     if is_full("\n".join([error.evalue, *error.traceback])):
-        return f"{place}: {no_space(job.run)}"
+        return NotebookError(f"{place}: {no_space(plan.run)}")
     head = [line for line in error.source.splitlines() if line.strip()][:4]
     source = "\n".join(f"    {line}" for line in head)
-    return f"{place} failed:\n{source}\n{error.ename}: {error.evalue}\nAll of it: {failed}"
+    said = f"{error.ename}: {error.evalue}"
+    return NotebookError(f"{place} failed:\n{source}\n{said}\nAll of it: {failed}")
+
+
+def _source_cell(sheet: Sheet, index: int) -> int:
+    """Which cell of the source, from 1: papermill has put one after the parameters' cell."""
+    cells = nbformat.read(sheet.path, as_version=4).cells
+    tagged = [i for i, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", [])]
+    return index if tagged and index > tagged[0] else index + 1
 
 
 def is_full(error: BaseException | str | None) -> bool:
@@ -293,125 +263,63 @@ def no_space(folder: str | Path) -> str:
     )
 
 
-def _source_cell(job: Job, index: int) -> int:
-    """Which cell of the source, from 1: papermill has put one after the parameters' cell."""
-    cells = nbformat.read(job.source, as_version=4).cells
-    tagged = [i for i, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", [])]
-    return index if tagged and index > tagged[0] else index + 1
-
-
-def begin(job: Job) -> None:
-    """Start afresh unless the same computation was begun before and only has to go on.
-
-    Without effect if called again: of shards that run side by side none removes another's work if
-    this was called before them.
-
-    Raises
-    ------
-    InputError
-        If the recording or a folder of models is not there; then nothing is removed.
-    """
-    folder = Path(job.run) / job.subject
-    mark = Path(job.output).with_name(f".{job.notebook}.begun")
-    if not mark.exists() or mark.read_text(encoding="utf-8") != job.data:
-        _check_inputs(job)  # a mistyped path must not cost the results of the right one
-        forget(folder, job.notebook)
-        with atomic_path(mark) as temporary:
-            temporary.write_text(job.data, encoding="utf-8")
-
-
-def _check_inputs(job: Job) -> None:
-    """Raise InputError if the recording is not there, or a folder of models lacks a part."""
-    given, folder = job.parameters, Path(job.cwd)
-    if given.get("data_path") and not (folder / given["data_path"]).exists():
-        raise InputError(
-            f"There is no {folder / given['data_path']}: give the recording's folder or file as "
-            "`data_path`."
-        )
-    if not given.get("models"):
-        return
-    models = _from_folder(given["models"], folder)
-    if hub_name(models) is None:
-        alone = (Path(models) / "model_index.json").exists()
-        inside = Path(models) if alone else Path(models) / "stable_diffusion"
-        find_model(inside, DIFFUSION_FILES, PARTS)
-    for role in PAPER.keys() & given.keys():
-        name = clip_name(models, role, _from_folder(given[role], folder))
-        if hub_name(name) is None:
-            find_model(name, CLIP_FILES, CLIP_PARTS)
-
-
-def forget(folder: Path, notebook: str) -> None:
-    """Remove what a notebook wrote into a subject's folder."""
-    for pattern in WRITES.get(notebook, ()):
-        for path in folder.glob(pattern):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
-    name, methods = ADDS.get(notebook, ("", frozenset()))
-    if name and (folder / name).exists():
-        _drop(folder / name, methods)
-
-
-def _drop(path: Path, names: frozenset[str]) -> None:
-    """Take datasets out of an HDF5 file."""
-    with h5py.File(path) as old:
-        if names.isdisjoint(old):
-            return
-        n_bytes = path.stat().st_size
-        with atomic_path(path) as temporary, open_to_write(temporary, "w", n_bytes) as new:
-            for name in old.keys() - names:
-                old.copy(name, new)
-
-
-def _record(job: Job, seconds: float) -> None:
-    """Add a notebook to the `provenance.json` of its subject."""
-    path = Path(job.run) / job.subject / "provenance.json"
-    record: dict[str, Any] = {}
-    if path.exists():
-        record = json.loads(path.read_text(encoding="utf-8"))
-    record |= {
-        "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "git_commit": _git_commit(Path(job.cwd)),
-        "packages": _versions(),
+def _files(folder: Path, subject: str) -> dict[str, tuple[int, int]]:
+    """Size and date of what lies in a subject's folder, or beside the subjects' folders."""
+    found = filter(Path.is_file, folder.rglob("*") if subject else folder.glob("*"))
+    facts = {str(path.relative_to(folder)): path.stat() for path in found}
+    return {
+        name: (stat.st_size, stat.st_mtime_ns)
+        for name, stat in facts.items()
+        if not name.startswith((".", "shards", "notebooks")) and name != "provenance.json"
     }
-    record.setdefault("notebooks", {})[job.notebook] = {
-        "parameters": job.parameters,
-        "model_revisions": _revisions(job),
-        "computation": job.data,
+
+
+def _record(
+    plan: Plan, sheet: Sheet, subject: str, inputs: str, before: dict, seconds: float
+) -> None:
+    """Add a notebook to the `provenance.json` of its folder: what it came from and what it left."""
+    folder = subject_folder(plan, subject)
+    record = read_record(folder)
+    known = record.setdefault("notebooks", {})
+    after = _files(folder, subject)
+    changed = {name for name, facts in after.items() if before.get(name) != facts}
+    kept = known.get(sheet.name, {}).get("outputs", {}).keys() & after.keys()
+    names = sorted(changed | kept) + [f"notebooks/{sheet.name}.ipynb"]
+    known[sheet.name] = {
+        "parameters": plan.given(sheet, subject),
+        "model_revisions": model_revisions(plan),
+        "inputs": inputs,
+        "outputs": {n: file_digest(folder / n) for n in names if (folder / n).is_file()},
         "wall_time_s": round(seconds, 1),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-    with atomic_path(path) as temporary:
+    record |= {
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "git_commit": _git_commit(plan.root),
+        "packages": _versions(),
+    }
+    with atomic_path(folder / "provenance.json") as temporary:
         temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
-def _revisions(job: Job) -> dict[str, str]:
-    """The repositories of the Hugging Face hub that a notebook's models come from, if any."""
-    given = [job.parameters.get(key) or "" for key in ("models", *PAPER)]
-    models, *clips = (_from_folder(name, Path(job.cwd)) for name in given)
-    roles = zip(PAPER, clips, strict=True)
-    names = [models, *(clip_name(models, role, clip) for role, clip in roles)]
-    return dict(filter(None, map(hub_name, names)))
-
-
-def _from_folder(name: str, folder: Path) -> str:
-    """A path as seen from a folder; a name of the hub stays as it is."""
-    return str(folder / name) if name and (folder / name).exists() else name
+def model_revisions(plan: Plan) -> dict[str, str]:
+    """The repositories of the Hugging Face hub that a run's models come from, if any."""
+    given = {name: str(plan.values.get(name) or "") for name in ("models", *PAPER)}
+    paths = {name: resolve(text, plan.root) for name, text in given.items()}
+    names = {k: str(paths[k]) if text and paths[k].exists() else text for k, text in given.items()}
+    models = names.pop("models")
+    if not models:
+        return {}
+    clips = [clip_name(models, role, name) for role, name in names.items()]
+    return dict(filter(None, map(hub_name, [models, *clips])))
 
 
 def _git_commit(folder: Path) -> str | None:
     """The commit that is checked out, with "+changes" if files differ from it; None without git."""
+    command = ["git", "describe", "--always", "--abbrev=40", "--dirty=+changes", "--exclude=*"]
     try:
-        answer = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=40", "--dirty=+changes", "--exclude=*"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        answer = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return answer.stdout.strip()
@@ -422,16 +330,38 @@ def _versions() -> dict[str, str]:
     return {name: found[name] for name in sorted(found, key=str.lower) if name}
 
 
-def watch_parent(pid: int, every: float = 1.0) -> None:
-    """End this process when the process `pid` has gone, so that no orphan writes into a run."""
+@contextmanager
+def noted(plan: Plan, name: str, label: str) -> Iterator[None]:
+    """Leave a note of a failure in the run's state, none after success."""
+    note = state_folder(plan) / f"{name}.failure"
+    note.unlink(missing_ok=True)
+    try:
+        try:
+            yield
+        except InputError as error:
+            raise NotebookError(f"{label}: {error}", user=True) from None
+        except OSError as error:
+            told = no_space(plan.run) if is_full(error) else f"{error.strerror}: {error.filename}"
+            raise NotebookError(f"{label}: {told}") from error
+    except NotebookError as error:
+        with atomic_path(note) as temporary:
+            text = json.dumps({"message": str(error), "user": error.user})
+            temporary.write_text(text, encoding="utf-8")
+        raise
+
+
+def watch_parent(parent: str, every: float = 1.0) -> None:
+    """End this process with the one that asked for it, `HOST:PID`, if that runs on this machine."""
+    host, _, pid = parent.rpartition(":")
 
     def watch() -> None:
         while True:
-            time.sleep(every)
             try:
-                os.kill(pid, 0)
+                os.kill(int(pid), 0)
+                time.sleep(every)
             except ProcessLookupError:
                 # The kernel notices by itself that we have gone and ends too.
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    threading.Thread(target=watch, daemon=True).start()
+    if host == os.uname().nodename:
+        threading.Thread(target=watch, daemon=True).start()

@@ -25,6 +25,7 @@ from minddiff_utils.datasets.subject import (
     write_summary,
 )
 from minddiff_utils.io import InputError
+from minddiff_utils.settings import recall
 
 READERS = {"miyawaki": load_miyawaki, "miyawaki_full": load_miyawaki_full}
 READERS |= {"kay": load_kay, "own": load_own}
@@ -90,3 +91,18 @@ def load_subject(
     first = picture_groups_by_pixels(found.stimuli, found.stimulus_ids).tolist()
     copies = dict(zip(found.stimulus_ids.tolist(), first, strict=True))
     return replace(found, repetitions=repetitions, copy_of=copies)
+
+
+def reload_subject(folder: str | Path) -> Subject:
+    """Read the subject again that chapter 01 was given, whose results are in `folder`."""
+    given = recall(folder)
+    return load_subject(
+        given.dataset,
+        given.data_path,
+        given.subject,
+        rois=given.rois,
+        sessions=given.sessions,
+        protocol=given.protocol,
+        repetitions=given.repetitions,
+        cache=folder,
+    )

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -102,6 +103,13 @@ class Method(BaseEstimator):
                 value = getattr(self, name)
                 raise InputError(f"{name}={value!r}: expected one of {', '.join(known)}.")
         self.reliability = tuple(self.reliability)
+
+    @classmethod
+    def of(cls, chapter: SimpleNamespace) -> "Method":
+        """Take what `start_chapter` or `recall` returns of the settings; the device is the CPU."""
+        known = cls().get_params().keys() - {"device"} & vars(chapter).keys()
+        reliability = chapter.min_reliability, chapter.max_reliability
+        return cls(**{name: getattr(chapter, name) for name in known}, reliability=reliability)
 
     def n_voxels(self, family: str) -> int:
         """Voxels for each value of a family."""

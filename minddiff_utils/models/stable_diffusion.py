@@ -24,6 +24,7 @@ from transformers.utils import logging as transformers_logging
 from minddiff_utils.io import InputError
 from minddiff_utils.models import hub
 from minddiff_utils.models.clip import Clip, to_pictures, to_rgb
+from minddiff_utils.settings import recall
 from minddiff_utils.storage import content_hash
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
@@ -518,3 +519,11 @@ def _save_memory(pipeline: StableDiffusionPipeline, size: int, save_memory: str)
     if "checkpointing" in words:
         pipeline.unet.enable_gradient_checkpointing()
         pipeline.vae.enable_gradient_checkpointing()
+
+
+def reload_generator(folder: str | Path) -> Generator:
+    """Load the models again that chapter 02 was given, for the subject whose folder it is."""
+    given = recall(folder)
+    return load_generator(
+        given.models, given.device, given.dtype, given.n_tokens, given.guide, given.save_memory
+    )

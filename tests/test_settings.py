@@ -10,22 +10,37 @@ import pytest
 from papermill.exceptions import PapermillExecutionError
 
 from minddiff_utils import datasets
-from minddiff_utils.book import runs
+from minddiff_utils.book.plan import find_sheets, load_plan
 from minddiff_utils.decoding import decoders
 from minddiff_utils.evaluation.methods import CONTROLS
 from minddiff_utils.io import InputError
 from minddiff_utils.models import stable_diffusion as generator
-from minddiff_utils.parameters import PARAMETERS, WORDS, check, check_parameters
-from minddiff_utils.settings import Settings
+from minddiff_utils.settings import (
+    ADVANCED,
+    PARAMETERS,
+    WORDS,
+    Settings,
+    check,
+    project_folder,
+    recall,
+    resolve,
+    start_chapter,
+)
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
-SHEETS = runs.find_sheets(NOTEBOOKS)
+SHEETS = find_sheets(NOTEBOOKS)
+STAGES = vars(Settings())
 DEFAULTS = {name: value for sheet in SHEETS for name, value in sheet.defaults.items()}
 
 
 def test_every_parameter_is_known_and_its_default_fits():
-    assert {*DEFAULTS, "n_guided_steps"} == {*PARAMETERS}
-    assert check(**DEFAULTS) == DEFAULTS
+    rare = {name: value for known in ADVANCED.values() for name, value in known.items()}
+    declared = {name: value for name, value in DEFAULTS.items() if name != "advanced"}
+    assert {*declared, *rare} == {*PARAMETERS}
+    assert check(**declared, **{k: v for k, v in rare.items() if k not in declared})
+    assert {name: value for name, value in (rare | declared).items() if name in STAGES} == STAGES
+    for sheet in SHEETS:
+        assert len(sheet.defaults) <= 12, sheet.name
 
 
 REFUSED = {
@@ -42,9 +57,9 @@ REFUSED = {
     "controls": ("ceiling,floor", 3),
     "protocol": (981, "x"),
     "sessions": (0, 2.5, True, [0]),
-    "subject": (1, None),
+    "subject": (1, None, "a b", "_a", "html"),
     "recompute": (5, "maybe"),
-    "run_dir": ("$NOT_SET/out", "~nobody_here/out", "a/${NOT_SET}", 3),
+    "run_dir": (3, None),
 }
 
 
@@ -55,14 +70,10 @@ def test_what_does_not_fit_is_named(name):
             check(**{name: value})
 
 
-def test_values_are_taken_as_they_are_meant(monkeypatch):
-    monkeypatch.setenv("SCRATCH", "/scratch/me")
-    monkeypatch.setenv("HOME", "/home/me")
+def test_values_are_taken_as_they_are_meant():
     given = {"seed": 1.0, "n_tokens": 0.0, "ssim_size": 11.0, "sessions": 2.0, "guidance_scale": 3}
     found = check(**given)
     assert found == given and [type(value) for value in found.values()] == [*[int] * 4, float]
-    for text, meant in {"~/out": "/home/me/out", "${SCRATCH}/a": "/scratch/me/a", "b": "b"}.items():
-        assert check(run_dir=text) == {"run_dir": meant}
     assert type(Settings(n_steps=9.0).n_steps) is int
     with pytest.raises(InputError, match="gradient_steps=1.5"):
         Settings(gradient_steps=1.5)
@@ -88,20 +99,57 @@ def test_tokens_fit_the_text_encoder(tiny_models):
         load(n_tokens=33)
 
 
+# --- paths, and what a run remembers --------------------------------------------------------------
+
+
+def test_paths_count_from_the_project_wherever_one_stands(tmp_path, monkeypatch):
+    monkeypatch.setenv("SCRATCH", "/scratch/me")
+    monkeypatch.setenv("HOME", "/home/me")
+    for folder in (NOTEBOOKS, NOTEBOOKS.parent, tmp_path):
+        monkeypatch.chdir(folder)
+        assert project_folder() == NOTEBOOKS.parent
+        assert resolve("runs/mine") == NOTEBOOKS.parent / "runs/mine"
+        assert str(resolve("~/out")) == "/home/me/out"
+        assert str(resolve("${SCRATCH}/a")) == "/scratch/me/a"
+    (tmp_path / "$odd").mkdir()
+    assert resolve(str(tmp_path / "$odd")) == tmp_path / "$odd"
+    for text in ("$NOT_SET/out", "~nobody_here/out", "a/${NOT_SET}"):
+        with pytest.raises(InputError, match="stands for nothing here"):
+            resolve(text)
+
+
+def given(tmp_path, **changes):
+    return {"In": [], "run_dir": str(tmp_path / "run"), "subject": "s", **changes}
+
+
+def test_later_chapters_are_told_what_earlier_ones_were_given(tmp_path):
+    with pytest.raises(InputError, match="Notebook 01_data writes it: run that one first"):
+        start_chapter("03_stage1", given(tmp_path, strength=0.5))
+    start_chapter("01_data", given(tmp_path, data_path="x.h5", rois="V1"))
+    notebook = given(tmp_path, strength=0.7, seed=3.0)
+    start_chapter("03_stage1", notebook)
+    assert type(notebook["seed"]) is int
+    later = start_chapter("04_stage2", given(tmp_path, advanced={"optimise": "z"}))
+    assert (later.strength, later.seed, later.rois, later.optimise) == (0.7, 3, "V1", "z")
+    assert later.folder == tmp_path / "run" / "s" and Settings.of(later).strength == 0.7
+    start_chapter("03_stage1", given(tmp_path, strength=0.9))  # by hand, once more
+    assert recall(later.folder).strength == 0.9 and recall(later.folder).optimise == "z"
+    assert Path(recall(later.folder).data_path).is_absolute()
+
+
 # --- what papermill was given ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sheet", SHEETS, ids=[sheet.name for sheet in SHEETS])
-def test_every_notebook_checks_what_it_was_given_first(sheet):
+def test_every_notebook_checks_what_it_was_given_first(sheet, tmp_path):
     notebook = nbformat.read(sheet.path, as_version=4)
     cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-    assert "\ncheck_parameters(globals())\n" in cells[1]
-    given = "# Parameters\nrun_dri = 'x'\nseed = 1\n"
+    assert f'\nchapter = start_chapter("{sheet.name}", globals())\n' in cells[1]
+    wrong = "# Parameters\nrun_dri = 'x'\nseed = 1\n"
     with pytest.raises(InputError, match="no parameter `run_dri`. Did you mean `run_dir`"):
-        check_parameters({"In": ["", cells[0], given, cells[1]]})
-    found = {"In": ["", cells[0], cells[1]], "data": 1, "seed": 4.0}
-    check_parameters(found)
-    assert found["data"] == 1 and type(found["seed"]) is int
+        start_chapter(sheet.name, {"In": ["", cells[0], wrong, cells[1]]})
+    with pytest.raises(InputError, match="advanced: There is no parameter `nothing`"):
+        start_chapter(sheet.name, given(tmp_path, advanced={"nothing": 1}))
 
 
 @pytest.mark.parametrize(
@@ -140,12 +188,12 @@ CHANGES = (
 @pytest.mark.parametrize("changes", CHANGES)
 def test_a_run_is_refused_before_it_begins(changes):
     with pytest.raises(InputError, match=next(iter(changes))):
-        runs.load_plan(NOTEBOOKS / "params" / "phantom.yaml", NOTEBOOKS, changes)
+        load_plan(NOTEBOOKS / "params" / "phantom.yaml", NOTEBOOKS.parent, changes)
 
 
 def test_nothing_is_for_parameters_that_may_be_left_open():
     path = NOTEBOOKS / "params" / "phantom.yaml"
-    assert runs.load_plan(path, NOTEBOOKS, {"sessions": None}).parameters["sessions"] is None
+    assert load_plan(path, NOTEBOOKS.parent, {"sessions": None}).values["sessions"] is None
 
 
 @pytest.fixture
@@ -156,7 +204,7 @@ def plan(tmp_path):
         text = (NOTEBOOKS / "params" / "own.yaml").read_text() + lines
         path = tmp_path / "mine.yaml"
         path.write_bytes(text.encode(encoding))
-        return runs.load_plan(path, NOTEBOOKS)
+        return load_plan(path, NOTEBOOKS.parent)
 
     return read
 
@@ -178,7 +226,7 @@ def plan(tmp_path):
     ],
 )
 def test_yaml_means_what_most_people_expect(plan, line, meant):
-    found = plan(line).parameters[line.split(":")[0]]
+    found = plan(line).values[line.split(":")[0]]
     assert found == meant and type(found) is type(meant)
 
 
@@ -201,9 +249,9 @@ def test_yaml_that_means_nothing_is_one_sentence(plan, lines, said):
 
 def test_encodings_and_an_empty_title(plan):
     path = NOTEBOOKS / "params" / "phantom.yaml"
-    empty = runs.load_plan(path, NOTEBOOKS, {"title": None, "about": None})
-    assert (empty.title, empty.about) == ("phantom", "")
+    empty = load_plan(path, NOTEBOOKS.parent, {"title": None, "about": None})
+    assert (empty.title, empty.values["about"]) == ("phantom", None)
     for encoding in ("utf-8-sig", "utf-16"):
-        assert plan("judge: été\n", encoding).parameters["judge"] == "été"
+        assert plan("judge: été\n", encoding).values["judge"] == "été"
     with pytest.raises(InputError, match="mine.yaml is not text in UTF-8"):
         plan("judge: été\n", "latin-1")
