@@ -13,7 +13,7 @@ from tqdm import tqdm
 from minddiff_utils.datasets import Subject
 from minddiff_utils.datasets.reading import unreadable
 from minddiff_utils.io import InputError
-from minddiff_utils.storage import check_room, content_hash, open_to_write
+from minddiff_utils.storage import check_room, code_digest, content_hash, open_to_write
 
 if TYPE_CHECKING:
     from minddiff_utils.models.stable_diffusion import Generator
@@ -116,8 +116,9 @@ def write_features(
         )
     partial = path.with_name(path.name + ".partial")
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Differs between models, so that a stopped run never mixes two of them.
-    record = json.dumps({"blocks": n_blocks, "models": generator.fingerprint})
+    # Differs between models and code, so that a stopped run never mixes two of them.
+    code = code_digest("models", "decoding/features.py")
+    record = json.dumps({"blocks": n_blocks, "models": generator.fingerprint, "code": code})
     if _resume(path, subject, record, batch)[0] == len(ids):
         return path
     done, digest = _resume(partial, subject, record, batch)

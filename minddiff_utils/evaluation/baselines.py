@@ -97,6 +97,12 @@ def open_bench(person: Subject, generator: Generator, folder: str | Path, batch:
     full, seed = settings_of(require(folder / "trace.h5", "04_stage2"))
     for name, chapter in (("stage1.h5", "03_stage1"), ("trace.h5", "04_stage2")):
         check_inputs(folder / name, decoded, chapter)
+    for name in ("n_steps", "strength", "guidance_scale"):
+        if getattr(first, name) != getattr(full, name):
+            raise InputError(
+                f"{folder}: stage 1 was made with {name}={getattr(first, name)}, stage 2 with "
+                f"{getattr(full, name)}. Run 04_stage2 again."
+            )
     return Bench(person, generator, decoded, features, folder, first, full, seed, batch)
 
 

@@ -17,7 +17,7 @@ from minddiff_utils.models.clip import to_pictures
 from minddiff_utils.models.stable_diffusion import Generator
 from minddiff_utils.reconstruction.losses import Arrays
 from minddiff_utils.settings import Settings
-from minddiff_utils.storage import check_room, content_hash, open_to_write
+from minddiff_utils.storage import check_room, code_digest, content_hash, open_to_write
 
 # A picture whose loss ends this many times as high as it began has diverged.
 DIVERGED = 2.0
@@ -76,6 +76,7 @@ def describe(
     """Return what a result follows from, inputs by their content; its file carries it."""
     inputs = content_hash(sorted(decoded.items()))
     about = {"seed": seed, "films": n_films, "inputs": inputs, "models": generator.fingerprint}
+    about["code"] = code_digest("models", "reconstruction")
     return json.dumps({**asdict(settings), **about})
 
 
