@@ -3,7 +3,7 @@
 # make book PARAMS=nsd NSD=FOLDER                the same notebooks on NSD
 # make book PARAMS=paper NSD=FOLDER              … with the settings of the paper
 # make book PARAMS=own OWN=FILE.h5               the same notebooks on your own recording
-# make test | make browser | make size | make lab | make clean
+# make test | make browser | make lint | make size | make lab | make clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -29,7 +29,7 @@ DATA := $(DATA_$(PARAMS))
 # compiled when it is first imported instead, and that must be kept.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: book test browser size lab clean environment
+.PHONY: book test browser lint size lab clean environment
 .DEFAULT_GOAL := book
 
 book: $(READY)
@@ -41,6 +41,9 @@ test: $(READY)
 # The books in runs/ in a real browser: tests/test_browser.py says what it needs.
 browser: $(READY)
 	@$(BIN)/python -m pytest -q -m browser tests/test_browser.py
+
+lint: $(READY)
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 size: $(READY)
 	@$(BIN)/python -m studies size

@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
-import pandas as pd
 
 from minddiff_utils.datasets.nsd.design import NsdTree
 from minddiff_utils.datasets.reading import read_volume, reading
@@ -145,12 +144,14 @@ def _parse(tree: NsdTree, part: str) -> tuple[str, dict[str, list[int]]]:
         )
     path = tree.labels(atlas)
     with reading(path, "label table", "It is part of NSD's nsddata/freesurfer."):
+        import pandas as pd  # takes a second, and `minddiff check` needs it rarely
+
         rows = pd.read_csv(path, sep=r"\s+", comment="#", header=None, usecols=[0, 1])
         table = {name: number for number, name in rows.to_numpy().tolist() if number > 0}
     regions = {}
     for name, parts in groups.items():
         regions[name] = [table[label] for label in parts if label in table]
         if not regions[name]:
-            there = ", ".join(table)
+            there = ", ".join(map(str, table))
             raise InputError(f"rois: {path} has no label {' or '.join(parts)}; it has {there}")
     return atlas, regions or {label: [number] for label, number in table.items()}

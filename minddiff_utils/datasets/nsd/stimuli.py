@@ -6,7 +6,6 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from minddiff_utils.datasets.content import flat_pictures
 from minddiff_utils.datasets.nsd.design import NsdTree
@@ -109,6 +108,8 @@ class NsdStimuli:
     def _coco_ids(self) -> dict[int, int]:
         columns = ["nsdId", "cocoId"]
         with reading(self.tree.stimulus_table, "table of nsdId and cocoId", HINT):
+            import pandas as pd  # takes a second, and `minddiff check` needs it rarely
+
             table = pd.read_csv(self.tree.stimulus_table, usecols=columns).astype(int)
         return dict(table[columns].to_numpy().tolist())
 
