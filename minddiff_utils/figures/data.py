@@ -61,7 +61,7 @@ def pictures_with_captions(subject: Subject, ids: Sequence[int], columns: int = 
     """
     columns = min(columns, len(ids))
     rows = -(-len(ids) // columns)
-    fig, grid = style.canvas(2.45 * rows, rows, columns, squeeze=False)
+    fig, grid = style.canvases(2.45 * rows, rows, columns)
     for axes in grid.flat:
         axes.set_axis_off()
     pictures, captions = subject.stimuli.pictures(ids), subject.stimuli.captions(ids)

@@ -293,7 +293,7 @@ def overlap_figure(found: Overlap, values: pd.DataFrame) -> Figure:
         Left: distances of test pictures, and of training pictures to one another. Right: each
         picture's value against its distance, with the mean of every fifth of the pictures.
     """
-    fig, (left, right) = style.canvas(3.3, 1, 2)
+    fig, ((left, right),) = style.canvases(3.3, 1, 2)
     distances = {"training pictures": found.among_training, "test pictures": found.distance}
     distances = pd.concat({name: pd.Series(part) for name, part in distances.items()})
     sns.histplot(

@@ -239,7 +239,7 @@ def film(
     """
     ratios = [1] * (len(shown) + 1) + [1.9]
     height = style.WIDTH / (sum(ratios) + 0.5) * len(pictures) + 0.6
-    fig, grid = style.canvas(height, len(pictures), len(ratios), width_ratios=ratios, squeeze=False)
+    fig, grid = style.canvases(height, len(pictures), len(ratios), ratios)
     for row, cells in enumerate(grid):
         strip = [*pictures[row][list(shown)], truth[row]]
         for axes, picture in zip(cells, strip, strict=False):

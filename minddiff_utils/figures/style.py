@@ -98,9 +98,17 @@ def space_name(name: str) -> str:
     return FEATURE_SPACES.get(name, name)
 
 
-def canvas(height: float, *shape: int, **more) -> tuple[Figure, Axes | np.ndarray]:
-    """Return a figure as wide as the page with axes in it, as `plt.subplots` does."""
-    return plt.subplots(*shape, figsize=(WIDTH, height), layout="constrained", **more)
+def canvas(height: float) -> tuple[Figure, Axes]:
+    """Return a figure as wide as the page, with one pair of axes in it."""
+    return plt.subplots(figsize=(WIDTH, height), layout="constrained")
+
+
+def canvases(
+    height: float, rows: int, columns: int, ratios: Sequence[float] | None = None
+) -> tuple[Figure, np.ndarray]:
+    """Return a figure as wide as the page, and its axes, (rows, columns)."""
+    size, how = (WIDTH, height), "constrained"
+    return plt.subplots(rows, columns, figsize=size, layout=how, squeeze=False, width_ratios=ratios)
 
 
 def fit(grid: sns.FacetGrid, height: float, what: str, n_columns: int = 1) -> Figure:

@@ -1,0 +1,111 @@
+"""The house: imports go one way, functions are small, what is declared is used."""
+
+import ast
+import re
+import sys
+import tomllib
+from importlib import metadata
+from statistics import median
+
+import pytest
+from dummy_project import ROOT
+
+PACKAGE = ROOT / "minddiff_utils"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+# Each room may import those before it, and those that stand beside it.
+ORDER = [
+    {"io", "storage", "settings", "timing"},
+    {"datasets", "models"},
+    {"decoding", "reconstruction"},
+    {"evaluation"},
+    {"figures"},
+    {"book"},
+    {"phantom"},
+    {"data_commands", "cli"},
+]
+
+
+def room(module):
+    """The place in `ORDER` of a module such as `minddiff_utils.decoding.ridge`."""
+    name = module.split(".")[1]
+    return next(number for number, names in enumerate(ORDER) if name in names)
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def module_of(path):
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=[str(p.relative_to(PACKAGE)) for p in SOURCES])
+def test_imports_go_one_way(path):
+    if path.parent == PACKAGE and path.stem == "__init__":
+        return
+    here = room(module_of(path))
+    for name in imports(path):
+        assert not name.startswith("studies"), name
+        if name.startswith("minddiff_utils.") and name.count(".") > 1:
+            assert room(name) <= here, f"{path.name} imports {name}"
+            assert name.split(".")[1] != "phantom" or ORDER[here] & {"phantom", "cli"}, name
+            # Models know no brain, decoding nothing of how pictures are painted.
+            apart = {"models": "datasets", "datasets": "models", "decoding": "reconstruction"}
+            assert name.split(".")[1] != apart.get(path.parent.name), name
+
+
+def functions():
+    for path in SOURCES:
+        tree = ast.parse(path.read_text("utf-8"))
+        for node in [*tree.body, *(n for c in tree.body for n in getattr(c, "body", []))]:
+            if isinstance(node, ast.FunctionDef):
+                yield path, node
+
+
+def n_lines(node):
+    body = node.body[1:] if ast.get_docstring(node) else node.body
+    return body[-1].end_lineno - body[0].lineno + 1 if body else 0
+
+
+def test_functions_are_small():
+    lengths = {f"{path.name} {node.name}": n_lines(node) for path, node in functions()}
+    assert {name: n for name, n in lengths.items() if n > 60} == {}
+    assert median(lengths.values()) <= 12
+
+
+def test_public_functions_take_few_things_by_name():
+    for path, node in functions():
+        # The command line's options are parameters of functions that nobody calls.
+        if node.name.startswith("_") or path.name in ("cli.py", "data_commands.py"):
+            continue
+        given = [a.arg for a in (*node.args.args, *node.args.kwonlyargs)]
+        assert len([name for name in given if name not in ("self", "cls")]) <= 8, node.name
+        values = node.args.kwarg and path.name != "settings.py"
+        assert not values, f"{path.name}: {node.name} takes **{node.args.kwarg.arg}"
+
+
+def test_what_is_declared_is_imported_and_what_is_imported_declared():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = {re.match(r"[\w.-]+", text)[0].lower() for text in project["dependencies"]}
+    known = metadata.packages_distributions()
+    imported, texts = set(), ""
+    for path in [*SOURCES, *(ROOT / "studies").glob("*.py"), *(ROOT / "notebooks").glob("*.ipynb")]:
+        text = path.read_text("utf-8")
+        texts += text
+        if path.suffix == ".py":
+            imported |= {name.split(".")[0] for name in imports(path)}
+    imported |= set(re.findall(r'"(?:from|import) (\w+)', texts))
+    found = {d.lower() for name in imported - sys.stdlib_module_names for d in known.get(name, [])}
+    # Called by their commands, or by another package: the book's builder and its extensions, the
+    # kernel, the tables of pandas, the panel's networks by torchvision where somebody has it.
+    commands = {"jupyter-book", "sphinxcontrib-bibtex", "sphinx-mathjax-offline", "ipykernel"}
+    commands |= {"snakemake", "tabulate", "accelerate"}
+    assert names - found - commands == set()
+    optional = {"torchvision", "torch", "ipython", "matplotlib-inline", "typing_extensions"}
+    dev = {"fastl2lir", "minddiffuser-book", "psutil"}
+    assert found - names - optional - dev == set()
