@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import h5py
 import numpy as np
 import pytest
-import torch
 from dummy_project import ROOT
 
 from minddiff_utils.book.plan import find_sheets, load_plan
@@ -26,7 +25,6 @@ from minddiff_utils.evaluation.tables import ORDER_PAIRS, differences, shares
 from minddiff_utils.io import InputError
 from minddiff_utils.models.stable_diffusion import load_clip, load_generator
 from minddiff_utils.phantom.nsd_writer import write_tree
-from minddiff_utils.reconstruction.guided_sampling import guided_pass
 from minddiff_utils.reconstruction.results import read_pictures
 from minddiff_utils.reconstruction.stage2 import reconstruct
 from minddiff_utils.settings import ADVANCED, Settings
@@ -279,29 +277,6 @@ def test_neuraldiffuser_guides_seven_of_thirty_seven(steps, guided):
     theirs = baselines.first_steps_guided(ours, steps)
     changes = {"solver": "guided", "n_guided_steps": guided, "guide_every": 1}
     assert theirs == replace(ours, **changes, gradient_steps=1, z_evidence_weight=0.0)
-
-
-def test_only_the_first_steps_are_guided(tiny_models):
-    """Steps that are not guided are those of stage 1, to the last digit."""
-    generator = load_generator(tiny_models, "cpu", "float32")
-    z = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    c, noise = generator.empty_condition(), torch.zeros_like(z)
-    gradients = []
-
-    def loss_of(pictures):
-        gradients.append(len(pictures))
-        return pictures.square().mean((1, 2, 3))[:, None]
-
-    settings = Settings(n_steps=6, strength=1.0, gradient_steps=1, z_evidence_weight=0.0)
-    for guided, n_gradients in ((0, 6), (2, 2)):
-        gradients.clear()
-        _, iterates, _ = guided_pass(
-            generator, z, c, loss_of, None, noise, replace(settings, n_guided_steps=guided)
-        )
-        assert len(gradients) == len(iterates) == n_gradients
-
-
-# --- the order that the book claims, on a fast run with the trained models: takes minutes ---
 
 
 @pytest.fixture(scope="module")
