@@ -99,6 +99,15 @@ def check_room(path: str | Path, n_bytes: int) -> None:
         )
 
 
+def row_dataset(file: h5py.File, name: str, shape: tuple[int, ...], dtype) -> h5py.Dataset:
+    """Return a dataset, made if it is not there, whose rows each carry a checksum.
+
+    A bit that flips on the disk is an error then, and not another number.
+    """
+    checked = {"chunks": (1, *shape[1:]), "fletcher32": True} if shape and all(shape) else {}
+    return file.require_dataset(name, shape, dtype, **checked)
+
+
 def open_to_write(path: str | Path, mode: str = "w", n_bytes: int = 0) -> h5py.File:
     """Open an HDF5 file so that whatever cannot be written raises at once.
 

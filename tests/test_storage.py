@@ -124,3 +124,31 @@ def test_digest_is_that_of_the_content_and_of_nothing_else():
     ]
     assert len({first, *map(content_hash, others)}) == 1 + len(others)
     assert len({content_hash([("", np.zeros(shape))]) for shape in ((), 0, 1, (0, 2))}) == 4
+
+
+def test_a_bit_that_flips_is_an_error_and_no_other_number(tmp_path):
+    path, values = tmp_path / "a.h5", np.arange(12, dtype=np.float32).reshape(3, 4) + 0.5
+    with open_to_write(path) as file:
+        storage.row_dataset(file, "a", values.shape, values.dtype)[...] = values
+        assert storage.row_dataset(file, "none", (3, 0), values.dtype).shape == (3, 0)
+    content = bytearray(path.read_bytes())
+    content[content.index(values[1].tobytes()) + 5] ^= 1
+    path.write_bytes(content)
+    with h5py.File(path) as file:
+        np.testing.assert_array_equal(file["a"][0], values[0])
+        with pytest.raises(OSError, match="filter returned failure"):
+            file["a"][1]
+
+
+def test_a_file_is_told_from_another_by_its_content(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "WHOLE", 1000)
+    monkeypatch.setattr(storage, "PART", 10)
+    small, large = tmp_path / "small", tmp_path / "large"
+    small.write_bytes(b"a" * 999)
+    large.write_bytes(b"a" * 3200)
+    before = [storage.file_digest(path) for path in (small, large)]
+    small.touch()
+    assert storage.file_digest(small) == before[0]
+    small.write_bytes(b"a" * 500 + b"b" + b"a" * 498)
+    large.write_bytes(b"a" * 3201)
+    assert all(storage.file_digest(p) != d for p, d in zip((small, large), before, strict=True))

@@ -26,7 +26,7 @@ from minddiff_utils.decoding.features import families, read_features, read_value
 from minddiff_utils.decoding.folds import training_folds
 from minddiff_utils.decoding.moments import column_moments
 from minddiff_utils.io import InputError, atomic_path
-from minddiff_utils.storage import open_to_write
+from minddiff_utils.storage import open_to_write, row_dataset
 
 # Voxels at a time when their reliability is estimated, which bounds the memory.
 VOXELS = 1024
@@ -112,7 +112,7 @@ def decode_subject(
     with atomic_path(decoded_path) as temporary, open_to_write(temporary, "w", n_bytes) as file:
         file.attrs["settings"] = json.dumps({**asdict(method), "shuffle": shuffle_seed})
         for name, values in decoded.items():
-            file[name] = values
+            row_dataset(file, name, values.shape, values.dtype)[...] = values
     return Path(decoded_path)
 
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from minddiff_utils.datasets import Subject
 from minddiff_utils.datasets.reading import unreadable
 from minddiff_utils.io import InputError
-from minddiff_utils.storage import check_room, code_digest, content_hash, open_to_write
+from minddiff_utils.storage import check_room, code_digest, content_hash, open_to_write, row_dataset
 
 if TYPE_CHECKING:
     from minddiff_utils.models.stable_diffusion import Generator
@@ -133,7 +133,7 @@ def write_features(
                 file["stimulus_id"] = ids.astype(np.int64)
                 file.attrs["record"] = record
                 for name, values in computed.items():
-                    file.create_dataset(name, (len(ids), *values.shape[1:]), values.dtype)
+                    row_dataset(file, name, (len(ids), *values.shape[1:]), values.dtype)
             for name, values in computed.items():
                 file[name][rows] = values
             digest = _digest(digest, pictures, captions)

@@ -17,7 +17,7 @@ from minddiff_utils.models.clip import to_pictures
 from minddiff_utils.models.stable_diffusion import Generator
 from minddiff_utils.reconstruction.losses import Arrays
 from minddiff_utils.settings import Settings
-from minddiff_utils.storage import check_room, code_digest, content_hash, open_to_write
+from minddiff_utils.storage import check_room, code_digest, content_hash, open_to_write, row_dataset
 
 # A picture whose loss ends this many times as high as it began has diverged.
 DIVERGED = 2.0
@@ -167,7 +167,7 @@ def _store(file: h5py.File, ids, rows: slice, result: Reconstruction, n_films: i
     file.require_dataset("stimulus_id", ids.shape, ids.dtype)[:] = ids
     for name, part in values.items():
         n = n_films if name == "films" else len(ids)
-        stored = file.require_dataset(name, (n, *part.shape[1:]), part.dtype)
+        stored = row_dataset(file, name, (n, *part.shape[1:]), part.dtype)
         stored[rows] = part[: max(0, n - rows.start)]
 
 
@@ -222,5 +222,5 @@ def add_reconstructions(
     n_bytes = sum(values.nbytes for values in content.values())
     with atomic_path(path) as temporary, open_to_write(temporary, "w", n_bytes) as file:
         for name, values in content.items():
-            file.create_dataset(name, data=values, compression="gzip")
+            file.create_dataset(name, data=values, compression="gzip", fletcher32=True)
     return path

@@ -23,7 +23,7 @@ from minddiff_utils.reconstruction.inputs import ablate, pictures_of
 from minddiff_utils.reconstruction.results import FILMS, describe, write_batches
 from minddiff_utils.reconstruction.stage2 import stage2_rows
 from minddiff_utils.settings import Settings
-from minddiff_utils.storage import open_to_write
+from minddiff_utils.storage import open_to_write, row_dataset
 
 
 def compute_shard(
@@ -116,7 +116,7 @@ def _join(parts: list[Path], path: Path) -> list[Path]:
         file = stack.enter_context(open_to_write(temporary, "w", n_bytes))
         for name, first in pieces[0].items():
             ends = np.cumsum([0] + [len(piece[name]) for piece in pieces])
-            joined = file.create_dataset(name, (ends[-1], *first.shape[1:]), first.dtype)
+            joined = row_dataset(file, name, (int(ends[-1]), *first.shape[1:]), first.dtype)
             for piece, start, stop in zip(pieces, ends, ends[1:], strict=False):
                 joined[start:stop] = piece[name][:]
         file.attrs["record"], file.attrs["done"] = records.pop(), len(file["stimulus_id"])
