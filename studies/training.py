@@ -316,7 +316,7 @@ def _prepare(stage: str, work: Path, data: TrainingSet, tokenizer, device: str):
         # On short sequences and a CPU, plain attention trains twice as fast as the fused kernel.
         model.set_attn_implementation("eager")
         return model, lambda m, rows: clip_loss(m, data, rows, device)
-    text = models.build_text_encoder(tokenizer, 128, 4)
+    text = models.build_text_encoder(tokenizer)
     if (work / "clip_guide.pt").exists():
         ema = read_checkpoint(work / "clip_guide.pt")["ema"]
         tower = {k.removeprefix("text_model."): v for k, v in ema.items() if "text_model." in k}
@@ -376,7 +376,7 @@ def export(work: Path, out: Path) -> None:
         _open_as_float32(out / name)
         tokenizer.save_pretrained(out / name)
         models.build_image_processor(name).save_pretrained(out / name)
-    text = models.build_text_encoder(tokenizer, 128, 4)
+    text = models.build_text_encoder(tokenizer)
     both = _load_ema(ConditionedUNet(models.build_unet(), text), work / "unet.pt")
     StableDiffusionPipeline(
         vae=trained_autoencoder(work).half(),

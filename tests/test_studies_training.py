@@ -240,7 +240,7 @@ def test_pictures_and_captions_of_a_batch_belong_together(trained, tokenizer):
 
 
 def test_conditions_are_five_averaged_one_or_none(tokenizer):
-    text = models.build_text_encoder(tokenizer, 128, 4).eval()
+    text = models.build_text_encoder(tokenizer).eval()
     captions = [c for i in range(10) for c in world.captions(i)]
     tokens = training.tokenize(tokenizer, captions).reshape(10, 5, -1)
     empty = training.tokenize(tokenizer, [""])

@@ -186,18 +186,19 @@ def ceiling_by_roi(subject: Subject, n_repetitions: float) -> Figure:
         95th percentile. Empty, and saying so, where no stimulus was shown twice.
     """
     ceiling = noise_ceiling(single_trial_ncsnr(subject), n_repetitions)
-    parts = [pd.DataFrame({"roi": k, "y": ceiling[mask]}) for k, mask in subject.roi.items()]
     fig, axes = style.canvas(3.2)
-    sns.boxplot(
-        pd.concat(parts), x="roi", y="y", whis=(5, 95), width=min(0.6, 0.1 * len(parts)),
-        showfliers=False, color="#cfe4f3", saturation=1, linecolor=style.BLUE, linewidth=1,
-        medianprops={"color": style.ORANGE, "linewidth": 2.2},
-    )  # fmt: skip
-    averaged = f"mean of {n_repetitions:.3g} trials" if n_repetitions > 1 else "single trial"
-    axes.set(xlabel="", ylim=(0, 100), ylabel=f"noise ceiling, %\n({averaged})")
-    if not np.isfinite(ceiling).any():
+    parts = [pd.DataFrame({"roi": k, "y": ceiling[mask]}) for k, mask in subject.roi.items()]
+    if np.isfinite(ceiling).any():
+        sns.boxplot(
+            pd.concat(parts), x="roi", y="y", whis=(5, 95), width=min(0.6, 0.1 * len(parts)),
+            showfliers=False, color="#cfe4f3", saturation=1, linecolor=style.BLUE, linewidth=1,
+            medianprops={"color": style.ORANGE, "linewidth": 2.2},
+        )  # fmt: skip
+    else:  # seaborn draws no box of nothing
         text = "not known: no picture was shown twice"
         axes.text(0.5, 0.5, text, ha="center", transform=axes.transAxes)
+    averaged = f"mean of {n_repetitions:.3g} trials" if n_repetitions > 1 else "single trial"
+    axes.set(xlabel="", ylim=(0, 100), ylabel=f"noise ceiling, %\n({averaged})")
     return fig
 
 
