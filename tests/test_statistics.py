@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 from scipy.stats import binomtest
 
 from minddiff_utils.evaluation import statistics
@@ -174,6 +175,6 @@ def test_the_interval_is_bias_corrected_and_accelerated():
     speed = (off**3).sum() / (6 * (off**2).sum() ** 1.5)
     z = bias + stats.norm.ppf([0.025, 0.975])
     wanted = np.quantile(draws, stats.norm.cdf(bias + z / (1 - speed * z)))
-    found = np.array(bootstrap_interval(values))
+    found = np.array(statistics.bootstrap_interval(values))
     np.testing.assert_allclose(found, wanted, rtol=0.03)
     assert (np.abs(found / np.quantile(draws, [0.025, 0.975]) - 1) > 0.06).all()
