@@ -30,6 +30,10 @@ def stored_pictures(
     if not Path(path).is_file():
         return None, "No pictures of Algorithm 1 are stored for this recording."
     with h5py.File(path, "r") as file:
+        ids = set(file["stimulus_id"][:].tolist())
+        if ids < set(np.asarray(decoded["stimulus_id"]).tolist()):
+            n = f"{len(ids)} of {len(decoded['stimulus_id'])}"
+            return None, f"Of the pictures of Algorithm 1, {n} are stored yet: too few for a row."
         statistics, ours = file["statistics"][:], decoded_statistics(decoded)
         same = np.array_equal(file["stimulus_id"][:], decoded["stimulus_id"])
         same &= statistics.shape == ours.shape  # as many blocks
