@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
@@ -166,7 +166,7 @@ def _plan(root: Path, params: str, changes: list[str] | None, data: Path | None)
     return plan
 
 
-def _change(text: str) -> tuple[str, object]:
+def _change(text: str) -> tuple[str, Any]:
     from minddiff_utils.book.plan import parse_yaml
 
     name, equals, value = text.partition("=")
@@ -187,7 +187,7 @@ def _make_phantom(plan: "Plan") -> None:
     asked = plan.values.get("phantom")
     tree = resolve(plan.values["data_path"], plan.root) if asked is not None else None
     if tree:
-        write_tree(tree, subjects=tuple(plan.subjects), **asked)
+        write_tree(tree, subjects=tuple(plan.subjects), **asked or {})
     if tree or "phantom" in plan.pages:
         write_pieces(plan.run, tree, plan.subjects)
 

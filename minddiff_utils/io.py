@@ -4,11 +4,15 @@ import errno
 import fcntl
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING, TypeAlias
 
+if TYPE_CHECKING:  # the command line starts without it
+    import numpy as np
+
+Ids: TypeAlias = "Sequence[int] | np.ndarray"  # numbers of stimuli, trials or voxels
 MARK = ".minddiff-run"  # in a folder that runs write into
 # What a disk answers that has no locks, as some network disks.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)

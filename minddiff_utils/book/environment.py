@@ -37,6 +37,7 @@ def job_environment(scratch: Path) -> dict[str, str]:
     for name in DROPPED:
         found.pop(name, None)
     matplotlib = importlib.util.find_spec("matplotlib")
+    assert matplotlib and matplotlib.origin
     found |= {
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
         "MATPLOTLIBRC": str(Path(matplotlib.origin).parent / "mpl-data"),

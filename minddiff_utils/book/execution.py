@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import papermill
@@ -62,12 +63,13 @@ class Progress:
         self.place = f"cell {cell_index + 1} of {self.n_cells}"
         self._line(self.place)
 
-    def write(self, text: str) -> None:
+    def write(self, text: str) -> int:
         """Take what a cell prints; papermill calls this as it comes."""
         parts = [part.strip() for part in text.replace("\r", "\n").split("\n")]
         bars = [part for part in parts if "%|" in part or "it/s" in part or "s/it" in part]
         if bars:
             self._line(f"{self.place} · {bars[-1]}" if self.place else bars[-1])
+        return len(text)
 
     def flush(self) -> None:
         """Nothing is held back."""
@@ -154,8 +156,8 @@ def execute_shard(plan: Plan, subject: str, number: int, say: Say = print) -> No
     # Only now: libraries of the models ask the network for news when they are imported.
     from minddiff_utils.reconstruction.shards import compute_shard
 
-    known = vars(recall(subject_folder(plan, subject))) | sheet.defaults | ADVANCED[SHARDED]
-    given = known | plan.values | {"run_dir": str(plan.run), "subject": subject}
+    known = {**vars(recall(subject_folder(plan, subject))), **sheet.defaults, **ADVANCED[SHARDED]}
+    given = {**known, **plan.values, "run_dir": str(plan.run), "subject": subject}
     try:
         with redirect_stderr(progress):
             compute_shard(given, number, plan.shards, plan.root)
@@ -220,7 +222,7 @@ def _need_figures(label: str, running: Path) -> None:
             )
 
 
-def _failure(plan: Plan, sheet: Sheet, label: str, error: Exception, failed: Path) -> NotebookError:
+def _failure(plan: Plan, sheet: Sheet, label: str, error: Any, failed: Path) -> NotebookError:
     """The notebook, the cell, the beginning of its source, and the error."""
     if isinstance(error, NotebookError):
         return NotebookError(f"{error} All of it: {failed}")

@@ -132,7 +132,7 @@ def step_times(notebook: nbformat.NotebookNode) -> dict[str, float]:
     dict
         Heading -> seconds, in the order of the notebook; headings of one name are added up.
     """
-    heading, seconds = "", {}
+    heading, seconds = "", dict[str, float]()
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             found = re.findall(r"^#{1,6} +(.+?)[ \t]*$", cell.source, flags=re.MULTILINE)
@@ -209,7 +209,7 @@ def _span(seconds: float | None) -> str:
 
 
 def _machines(records: dict[str, dict]) -> str:
-    found = {}
+    found: dict[str, list[str]] = {}
     for name, record in records.items():
         torch = record["packages"].get("torch", "?")
         words = f"{record['machine']}, Python {record['python']}, torch {torch}"

@@ -17,7 +17,7 @@ from minddiff_utils.io import InputError
 from minddiff_utils.settings import ADAPTERS, ADVANCED, check_type, no_such, resolve
 
 # Keys of a parameter file that are for the book, and of what type each is.
-BOOK_KEYS = {
+BOOK_KEYS: dict[str, Any] = {
     "title": str | int | float | None,
     "about": str | None,
     "pages": list[str],

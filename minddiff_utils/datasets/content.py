@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from minddiff_utils.io import InputError
+from minddiff_utils.io import Ids, InputError
 
 if TYPE_CHECKING:  # they read responses, which are checked here
     from minddiff_utils.datasets.subject import Split, Stimuli, Subject
@@ -28,7 +28,7 @@ def check_content(path: Path, subject: Subject, hint: str = "") -> Subject:
     return subject
 
 
-def listed(unit: str, places: Sequence[int]) -> str:
+def listed(unit: str, places: Ids) -> str:
     """Write "voxel 3" or "voxels 3, 4, 5 and 7 more"."""
     more = f" and {len(places) - 3} more" if len(places) > 3 else ""
     return f"{unit}{'s' * (len(places) > 1)} {', '.join(str(int(p)) for p in places[:3])}{more}"
@@ -63,13 +63,11 @@ def content_faults(subject: Subject) -> list[str]:
     elif flat:
         fault = f"one colour throughout in {listed('picture', flat)}, never written? Leave out."
     copied = _shared_pictures(subject.splits, dict(zip(ids.tolist(), keys, strict=True)))
-    faults = (fault, copied if highest > 1 else "", trial_fault(subject.responses))
+    faults = (fault, copied if highest > 1 else "", trial_fault(subject.responses[:]))
     return [one for one in faults if one]
 
 
-def stream_pictures(
-    stimuli: Stimuli, ids: Sequence[int]
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def stream_pictures(stimuli: Stimuli, ids: Ids) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield ids and pictures, as many at a time as 32 MiB hold."""
     ids = np.asarray(ids, np.int64)
     step = max(1, BLOCK_BYTES // stimuli.pictures(ids[:1]).nbytes) if len(ids) else 1
@@ -82,7 +80,7 @@ def flat_pictures(pictures: np.ndarray) -> np.ndarray:
     return (pictures == pictures[:, :1, :1]).all(axis=(1, 2, 3))
 
 
-def picture_groups_by_pixels(stimuli: Stimuli, ids: Sequence[int]) -> np.ndarray:
+def picture_groups_by_pixels(stimuli: Stimuli, ids: Ids) -> np.ndarray:
     """Label stimuli so that those with the same pixels, under whatever ids, share a label.
 
     Parameters
@@ -105,7 +103,7 @@ def picture_groups_by_pixels(stimuli: Stimuli, ids: Sequence[int]) -> np.ndarray
 
 def digests(rows: Iterable[np.ndarray]) -> list[bytes]:
     """Return the SHA-256 of each array: equal for equal pictures, or trials."""
-    return [hashlib.sha256(np.ascontiguousarray(row)).digest() for row in rows]
+    return [hashlib.sha256(np.ascontiguousarray(row).data).digest() for row in rows]
 
 
 def _shared_pictures(splits: Iterable[Split], keys: dict[int, bytes]) -> str:

@@ -6,6 +6,7 @@ and 12 runs of figures and letters, each a series of volumes and a table of what
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -26,8 +27,8 @@ DELAY = 2
 SOURCE = "Fetch the recording (153 MB): minddiff fetch miyawaki FOLDER."
 
 # Masks of each hemisphere that make a region; VP is the lower half of V3.
-REGIONS = {"V1": ("V1d", "V1v"), "V2": ("V2d", "V2v"), "V3": ("V3", "VP")}
-REGIONS |= {"V3A": ("V3A",), "V4": ("V4v",)}
+REGIONS: dict[str, tuple[str, ...]] = {"V1": ("V1d", "V1v"), "V2": ("V2d", "V2v")}
+REGIONS |= {"V3": ("V3", "VP"), "V3A": ("V3A",), "V4": ("V4v",)}
 
 # The figures whose captions are known, in the order of `CAPTIONS`: patch by patch, row by row from
 # the top, in hexadecimal.
@@ -112,7 +113,7 @@ def load_miyawaki_full(
         If the subject or a region is unknown, or a file is missing, damaged or does not fit.
     """
     masks, runs = miyawaki_files(Path(path))
-    image, _ = _read(*masks["mask"])
+    image, _ = _read(masks["mask"][0])
     regions = {
         name: np.any([_read(mask, image.shape)[1] > 0 for mask in masks[name]], axis=0)
         for name in (["mask"] if rois == "mask" else choose_regions(rois, REGIONS))
@@ -143,7 +144,7 @@ def _read(path: Path, shape: tuple[int, ...] | None = None) -> tuple[nib.Nifti1I
     """Read a NIfTI file to its end; return the image and its values."""
     existing(path, SOURCE)
     try:
-        image = nib.load(path)
+        image: Any = nib.load(path)
         values = np.asarray(image.dataobj)
     except (ImageFileError, OSError, EOFError, ValueError) as error:
         raise unreadable(path, error, f"is damaged ({error}). {SOURCE}") from None

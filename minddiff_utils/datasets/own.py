@@ -12,7 +12,7 @@ from minddiff_utils.datasets import reading
 from minddiff_utils.datasets.content import check_content, content_faults, listed
 from minddiff_utils.datasets.published import EVERY, choose_regions
 from minddiff_utils.datasets.subject import Split, Subject, check_ids
-from minddiff_utils.io import InputError
+from minddiff_utils.io import Ids, InputError
 
 
 class Form(NamedTuple):
@@ -74,7 +74,7 @@ class OwnStimuli:
     def __init__(self, path: Path, ids: np.ndarray, texts: Sequence[tuple[str, ...]]):
         self.path, self.ids, self.texts = path, ids, texts
 
-    def pictures(self, ids: Sequence[int]) -> np.ndarray:
+    def pictures(self, ids: Ids) -> np.ndarray:
         """Return uint8 (n, side, side, 3), in the order of `ids`.
 
         Raises
@@ -86,7 +86,7 @@ class OwnStimuli:
             found = reading.read_rows(stored, check_ids(ids, len(self.texts)))
         return found if found.ndim == 4 else np.repeat(found[..., None], 3, axis=3)
 
-    def captions(self, ids: Sequence[int]) -> list[tuple[str, ...]]:
+    def captions(self, ids: Ids) -> list[tuple[str, ...]]:
         """Return the captions of each picture, in the order of `ids`."""
         return [self.texts[i] for i in check_ids(ids, len(self.texts))]
 
@@ -194,7 +194,7 @@ def _files(folder: Path) -> dict[str, Path]:
 
 def _same_brains(files: Iterable[Path]) -> list[str]:
     """Say which files begin with the same responses, so are of one brain."""
-    faults, seen = [], {}
+    faults, seen = [], dict[tuple, Path]()
     for path in files:
         try:
             with reading.open_hdf5(path, "responses") as data:
@@ -307,14 +307,14 @@ def _wrong_lengths(values: Values) -> Iterator[str]:
     if (len(values["roi"]), len(values["stimulus_id"])) == (n, v) != (v, n):
         yield f"`responses` {(n, v)} lies on its side: {v} trials, {n} voxels. Write responses.T."
         return
-    sizes = {"n_trials": n, "n_voxels": v, "n_pictures": n_pictures}
+    sizes: dict[str | int, int] = {"n_trials": n, "n_voxels": v, "n_pictures": n_pictures}
     for name in (name for name in LAYOUT if name in values):
         first, found = LAYOUT[name].axes[0], values[name]
         expected = tuple(sizes.get(axis, axis) for axis in LAYOUT[name].axes)
         if len(found) != expected[0] and first in sizes:
             by_trial = first == "n_pictures" and len(found) == n
             hint = " It looks like one a trial: give one a picture." if by_trial else ""
-            unit = first.removeprefix("n_").removesuffix("s")
+            unit = str(first).removeprefix("n_").removesuffix("s")
             yield f"`{name}` has {len(found)} entries; expected {expected[0]}, one a {unit}.{hint}"
         elif isinstance(found, np.ndarray) and found.shape != expected:
             yield f"`{name}` has shape {found.shape}; expected {expected}."

@@ -7,7 +7,7 @@ import numpy as np
 
 from minddiff_utils.datasets.patterns import pattern_picture
 from minddiff_utils.datasets.subject import Split, Subject, check_ids
-from minddiff_utils.io import InputError
+from minddiff_utils.io import Ids, InputError
 
 EVERY = ("all", "kastner2015")  # the latter is the notebooks' default
 
@@ -27,9 +27,7 @@ class GreyStimuli:
     texts: Sequence[tuple[str, ...]]
 
     @classmethod
-    def of_patterns(
-        cls, patterns: Sequence[np.ndarray], texts: Sequence[tuple[str, ...]]
-    ) -> "GreyStimuli":
+    def of_patterns(cls, patterns: np.ndarray, texts: Sequence[tuple[str, ...]]) -> "GreyStimuli":
         """Draw contrast patterns (n, 10, 10)."""
         return cls(np.stack([pattern_picture(pattern)[..., 0] for pattern in patterns]), texts)
 
@@ -38,11 +36,11 @@ class GreyStimuli:
         """int64 (n,), from 0."""
         return np.arange(len(self.grey))
 
-    def pictures(self, ids: Sequence[int]) -> np.ndarray:
+    def pictures(self, ids: Ids) -> np.ndarray:
         """Return uint8 (n, height, width, 3), three equal channels, in the order of `ids`."""
         return np.repeat(self.grey[check_ids(ids, len(self.grey))][..., None], 3, axis=3)
 
-    def captions(self, ids: Sequence[int]) -> list[tuple[str, ...]]:
+    def captions(self, ids: Ids) -> list[tuple[str, ...]]:
         """Return the captions of each picture, in the order of `ids`."""
         return [self.texts[i] for i in check_ids(ids, len(self.grey))]
 

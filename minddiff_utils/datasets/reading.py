@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import h5py
 import nibabel as nib
@@ -22,7 +23,7 @@ class UnreadableError(InputError):
     """The system does not let a file be read now; its content may be whole."""
 
 
-def unreadable(path: Path, error: Exception, damage: str) -> InputError:
+def unreadable(path: str | Path, error: Exception, damage: str) -> InputError:
     """Make the error to raise for a file that cannot be read.
 
     Parameters
@@ -39,7 +40,7 @@ def unreadable(path: Path, error: Exception, damage: str) -> InputError:
         An `UnreadableError` where the file is in use, locked, forbidden or out of reach.
     """
     noted = re.search(r"errno = (\d+)", str(error))  # HDF5's own errors only write it
-    number = getattr(error, "errno", None) or (int(noted[1]) if noted else None)
+    number = getattr(error, "errno", None) or (int(noted[1]) if noted else 0)
     forbidden = number in (errno.EACCES, errno.EPERM)
     locked = "unable to lock file" in str(error)
     if "already open for write" in str(error) or (locked and (forbidden or number == errno.EAGAIN)):
@@ -52,7 +53,7 @@ def unreadable(path: Path, error: Exception, damage: str) -> InputError:
     elif forbidden:
         why = f"may not be read by you ({os.strerror(number)}): ask its owner for the right."
     # Seeking in a file that was cut short is an invalid argument.
-    elif number in (None, errno.EINVAL, errno.ENOENT, errno.EISDIR):
+    elif number in (0, errno.EINVAL, errno.ENOENT, errno.EISDIR):
         return InputError(f"{path} {damage}")
     else:
         why = f"cannot be reached ({os.strerror(number)}): is its disk or network folder mounted?"
@@ -247,7 +248,7 @@ def read_volume(path: Path, shape: tuple[int, ...] | None = None) -> tuple[np.nd
         From voxel indices to millimetres.
     """
     with reading(path, "NIfTI file", "It is part of NSD's nsddata or nsddata_betas."):
-        image = nib.load(path)
+        image: Any = nib.load(path)
         if shape is not None and image.shape != shape:
             expected = f"{shape}, as the betas' ncsnr has: fetch again what is of another space"
             raise InputError(f"{path} has shape {image.shape}; expected {expected}")

@@ -2,14 +2,14 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
-from minddiff_utils.io import InputError, atomic_path
+from minddiff_utils.io import Ids, InputError, atomic_path
 
 if TYPE_CHECKING:
     from minddiff_utils.datasets.nsd.responses import StoredResponses
@@ -18,16 +18,18 @@ if TYPE_CHECKING:
 class Stimuli(Protocol):
     """Where the pictures and captions of a recording come from."""
 
-    ids: np.ndarray  # int64 (n,), sorted
+    @property
+    def ids(self) -> np.ndarray:
+        """int64 (n,), sorted."""
 
-    def pictures(self, ids: Sequence[int]) -> np.ndarray:
+    def pictures(self, ids: Ids) -> np.ndarray:
         """Return uint8 (n, height, width, 3), in the order of `ids`."""
 
-    def captions(self, ids: Sequence[int]) -> list[tuple[str, ...]]:
+    def captions(self, ids: Ids) -> list[tuple[str, ...]]:
         """Return the captions of each picture, in the order of `ids`."""
 
 
-def check_ids(ids: Sequence[int], n: int) -> np.ndarray:
+def check_ids(ids: Ids, n: int) -> np.ndarray:
     """Return stimulus ids as int64 (n_ids,).
 
     Raises
@@ -106,7 +108,7 @@ class Subject:
     stimuli: Stimuli
     ncsnr: np.ndarray | None = None
     voxel_ijk: np.ndarray | None = None
-    volume_shape: tuple[int, int, int] | None = None
+    volume_shape: tuple[int, ...] | None = None
     affine: np.ndarray | None = None
     n_dropped: int = 0
     repetitions: str = "average"
@@ -126,11 +128,11 @@ class Subject:
         """Ids of all stimuli that were seen, sorted, each once; int64 (n_stimuli,)."""
         return np.unique(self.stimulus_id)
 
-    def picture_of(self, ids: Sequence[int]) -> np.ndarray:
+    def picture_of(self, ids: Ids) -> np.ndarray:
         """Return one id for all copies of a picture; int64, in the order of `ids`."""
         return np.array([self.copy_of.get(int(one), one) for one in ids], np.int64)
 
-    def n_repetitions(self, ids: Sequence[int]) -> np.ndarray:
+    def n_repetitions(self, ids: Ids) -> np.ndarray:
         """How many trials showed each stimulus; int64, in the order of `ids`."""
         count = Counter(self.stimulus_id.tolist())
         return np.array([count[int(one)] for one in ids], np.int64)
@@ -322,7 +324,7 @@ def single_trial_ncsnr(subject: Subject) -> np.ndarray:
         return subject.ncsnr
     if subject.n_repetitions(subject.stimulus_ids).max() < 2:
         return np.full(subject.responses.shape[1], np.nan, np.float32)
-    return estimate_ncsnr(subject.responses, subject.stimulus_id, subject.session)
+    return estimate_ncsnr(subject.responses[:], subject.stimulus_id, subject.session)
 
 
 def describe_dropped(subject: Subject) -> str:

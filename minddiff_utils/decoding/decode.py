@@ -171,7 +171,7 @@ def decode_splits(
             if decoder is not None and decoders is not None:
                 path = Path(decoders) / split.name / f"{name}.safetensors"
                 save_decoder(decoder, path, {**asdict(method), "family": name})
-            if of_components is not None:
+            if of_components is not None and components is not None:
                 part = _evidence(components, of_components, test_x, method.reliability)
                 block = name.removeprefix("block_")
                 found |= {f"{key}_{block}": values for key, values in part.items()}

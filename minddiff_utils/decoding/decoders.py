@@ -102,7 +102,7 @@ class Method(BaseEstimator):
             if getattr(self, name) not in known:
                 value = getattr(self, name)
                 raise InputError(f"{name}={value!r}: expected one of {', '.join(known)}.")
-        self.reliability = tuple(self.reliability)
+        self.reliability = (*self.reliability,)
 
     @classmethod
     def of(cls, chapter: SimpleNamespace) -> "Method":
@@ -303,7 +303,7 @@ def fit_family(
         first = _Fit(parts.left[:, :n], parts.mean_x, parts.mean[:n], parts.held_out[:, :n])
         of_components = _select(first, design, scores[:, :n])
     if keep > 0:
-        if by_components:
+        if by_components and components is not None:
             mean, held_out = map(components.inverse_transform, (parts.mean, parts.held_out))
             whole = _Fit(parts.left, parts.mean_x, mean, held_out, components.components_)
         else:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from minddiff_utils.datasets import Subject
 from minddiff_utils.datasets.reading import unreadable
-from minddiff_utils.io import InputError
+from minddiff_utils.io import Ids, InputError
 from minddiff_utils.storage import check_room, code_digest, content_hash, open_to_write, row_dataset
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def families(path: str | Path) -> list[str]:
     return [name for name in ("z", "c", *blocks, "embedding") if name in names]
 
 
-def read_features(path: str | Path, family: str, stimulus_ids: Sequence[int]) -> np.ndarray:
+def read_features(path: str | Path, family: str, stimulus_ids: Ids) -> np.ndarray:
     """Read one family for some stimuli.
 
     Parameters
@@ -62,7 +62,7 @@ def read_features(path: str | Path, family: str, stimulus_ids: Sequence[int]) ->
         return file[family][rows].astype(np.float32)[inverse]
 
 
-def read_values(path: str | Path, family: str, stimulus_ids: Sequence[int]) -> np.ndarray:
+def read_values(path: str | Path, family: str, stimulus_ids: Ids) -> np.ndarray:
     """Read one family as a matrix, float32 (n, n_values); see `read_features`."""
     values = read_features(path, family, stimulus_ids)
     return values.reshape(len(values), -1)

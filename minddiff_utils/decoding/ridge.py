@@ -102,7 +102,7 @@ class CrossValidatedRidge(RegressorMixin, BaseEstimator):
 
     def __init__(
         self,
-        alphas: Sequence[float],
+        alphas: Sequence[float] | np.ndarray,
         folds: np.ndarray | None = None,
         stimulus: np.ndarray | None = None,
         *,
@@ -138,7 +138,7 @@ class CrossValidatedRidge(RegressorMixin, BaseEstimator):
             self._gram = self._x
         else:
             self._gram = self._x.T @ self._x if self._primal else self._x @ self._x.T
-        self._factors = {}
+        self._factors: dict[int, torch.Tensor] = {}
         self._penalties = np.asarray(self.alphas, np.float32)
         self._folds = list(PredefinedSplit(folds).split())
         self._maps = [self._maps_of(train, held) for train, held in self._folds]
@@ -199,7 +199,7 @@ class CrossValidatedRidge(RegressorMixin, BaseEstimator):
 
     def _scores(self, y: np.ndarray) -> np.ndarray:
         """Return the mean R² over the folds, (n_penalties, n_targets), of centred targets."""
-        out, values = 0, self._tensor(y)
+        out, values = np.zeros((len(self._penalties), y.shape[1]), np.float32), self._tensor(y)
         for (train, held), maps in zip(self._folds, self._maps, strict=True):
             predicted = (maps.flatten(0, 1) @ values[train]).view(*maps.shape[:2], -1)
             out = out + _agreement(predicted, values[held])[0].cpu().numpy() / len(self._folds)

@@ -415,7 +415,7 @@ def early_and_higher(roi: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndar
         If either has no voxel.
     """
     masks = [mask for name, mask in roi.items() if is_early(name, narrow=True)]
-    early = np.any(masks or [[False]], axis=0)
+    early = np.any(masks or [np.array([False])], axis=0)
     higher = np.any(list(roi.values()), axis=0) & ~early
     for name, mask in (("early", early), ("higher", higher)):
         if not mask.any():

@@ -25,6 +25,7 @@ from minddiff_utils.evaluation.methods import in_order
 from minddiff_utils.evaluation.metrics import METRICS, unit_rows
 from minddiff_utils.evaluation.statistics import paired_difference
 from minddiff_utils.evaluation.tables import as_markdown, groups_in_order, interval_text, wide_table
+from minddiff_utils.io import Ids
 
 MOST = 1000  # training pictures that are compared among themselves
 # Near twins: of this many patches a side, fewer than so many differ by more than so many levels.
@@ -59,7 +60,7 @@ def count_copies(stimuli: Stimuli, splits: Sequence[Split]) -> pd.DataFrame:
         keys += digests(pictures)
         images = map(Image.fromarray, pictures)
         small += [image.resize((N_PATCHES, N_PATCHES), Image.Resampling.BOX) for image in images]
-    keys, small = np.array(keys, "S32"), np.stack(small).astype(np.int16)
+    keys, small = np.array(keys, "S32"), np.stack([np.asarray(i) for i in small]).astype(np.int16)
     found = []
     for split in splits:
         train = np.searchsorted(ids, split.train)
@@ -117,8 +118,8 @@ def overlap(splits: Sequence[Split], features_path: str | Path, seed: int = 0) -
     rows = embedding(ids)
     similarity = rows @ rows.T
     np.fill_diagonal(similarity, -np.inf)
-    parts = (np.concatenate(part) for part in zip(*found, strict=True))
-    return Overlap(*parts, 1 - similarity.max(axis=1))
+    test, distance, nearest = (np.concatenate(part) for part in zip(*found, strict=True))
+    return Overlap(test, distance, nearest, 1 - similarity.max(axis=1))
 
 
 def overlap_trend(values: pd.DataFrame, found: Overlap, seed: int = 0) -> pd.DataFrame:
@@ -172,7 +173,7 @@ def _trend(value: np.ndarray, distance: np.ndarray, draws: np.ndarray) -> str:
 
 
 def picture_groups(
-    features_path: str | Path, stimulus_ids: Sequence[int], attributes: pd.DataFrame, seed: int = 0
+    features_path: str | Path, stimulus_ids: Ids, attributes: pd.DataFrame, seed: int = 0
 ) -> dict[str, np.ndarray]:
     """Group pictures by the kinds of thing they show; by their captions where none are named.
 
@@ -226,7 +227,7 @@ def hold_out(
         on as many pictures, a random part of all.
     """
     rng = np.random.default_rng(seed)
-    found = {}
+    found: dict[str, tuple[Split, Split]] = {}
     for name in sorted(groups, key=lambda name: -np.isin(split.test, groups[name]).sum()):
         test = split.test[np.isin(split.test, groups[name])]
         train = split.train[~np.isin(split.train, groups[name])]

@@ -101,7 +101,8 @@ def load_networks(
             f"panel='full' needs torchvision, which cannot be imported ({error}). Install the "
             "build for your torch: pip install 'minddiffuser-book[panel]'; or panel='published'."
         ) from None
-    found = {}
+    assert clip is not None
+    found: dict[str, NetworkFunction] = {}
     for name, network in NETWORKS.items():
         if network.family == "clip":
             found[name] = partial(_clip_embedding, clip)
@@ -181,7 +182,7 @@ def pixcorr(truth: np.ndarray, made: np.ndarray) -> np.ndarray:
     for row, pair in enumerate(zip(truth, made, strict=True)):
         # Resizing rounds: what was flat is so no longer, and would correlate a little.
         if all(np.ptp(picture) > 0 for picture in pair):
-            found[row] = np.corrcoef(*(_pixels(picture).ravel() for picture in pair))[0, 1]
+            found[row] = np.corrcoef([_pixels(picture).ravel() for picture in pair])[0, 1]
     return found
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -99,7 +99,7 @@ def _decode_split(
     centre = fold.train_x.mean(0, dtype=np.float64).astype(np.float32)
     train, test = (fold.train_x - centre) * weights, (fold.test_x - centre) * weights
 
-    def products(voxels: np.ndarray | slice) -> tuple[np.ndarray, np.ndarray, float]:
+    def products(voxels: np.ndarray | slice) -> tuple[Any, ...]:
         part = train[:, voxels]
         return part @ part.T, test[:, voxels] @ part.T, float(np.square(weights[voxels]).sum())
 
@@ -159,7 +159,7 @@ def area_contrasts(
         lost "without" it, and what is lost without all of its kind. No rows where a recording has
         areas of one kind only.
     """
-    rows = {}
+    rows: dict[tuple[str, str], dict] = {}
     if (EARLY_AREAS, "alone") not in regional.decoded:
         return pd.DataFrame(rows)
     for pair in _pairs(regional.family):

@@ -103,8 +103,8 @@ def differences(
 def _present(pairs: Sequence[tuple[str, str]], wide: pd.DataFrame) -> list[tuple[str, str]]:
     """Pairs of methods that are there; the solver that ran stands for this book's."""
     if "stage2" not in wide:
-        full = full_method(wide)
-        pairs = [tuple(full if name == "stage2" else name for name in pair) for pair in pairs]
+        instead = {"stage2": full_method(wide) or "stage2"}
+        pairs = [(instead.get(one, one), instead.get(other, other)) for one, other in pairs]
     pairs = dict.fromkeys(pairs)
     return [pair for pair in pairs if pair[0] != pair[1] and set(pair) <= set(wide)]
 
@@ -436,7 +436,7 @@ def write_results(folder: str | Path, frame: pd.DataFrame, seed: int = 0) -> Pat
     ]
     own = {who: folder / str(who) for who in frame["subject"].unique()}
     own = {who: path if path.is_dir() else folder for who, path in own.items()}
-    texts = []
+    texts: list[str] = []
     for table in filter(len, tables):
         failed = failure_note(own, frame["method"].unique(), quiet=bool(texts))
         texts.append(markdown_table(table) + failed)

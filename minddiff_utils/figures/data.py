@@ -14,6 +14,7 @@ from matplotlib.patheffects import withStroke
 
 from minddiff_utils.datasets import Subject, noise_ceiling, single_trial_ncsnr, summarise
 from minddiff_utils.figures import style
+from minddiff_utils.io import Ids
 
 PLANES = ((0, 1, "from above"), (1, 2, "from the side"), (0, 2, "from behind"))
 AXES = ("left → right", "back → front", "bottom → top")
@@ -45,7 +46,7 @@ def counts_table(subject: Subject) -> pd.DataFrame:
 
 
 @style.figure
-def pictures_with_captions(subject: Subject, ids: Sequence[int], columns: int = 4) -> Figure:
+def pictures_with_captions(subject: Subject, ids: Ids, columns: int = 4) -> Figure:
     """Show pictures, each with the first of its captions below it.
 
     Parameters
@@ -113,9 +114,9 @@ def roi_voxels(subject: Subject) -> Figure:
     fig = plt.figure(figsize=(style.WIDTH, height + 2.5 * known), layout="constrained")
     below = fig
     if known:
-        above, below = fig.subfigures(2, 1, height_ratios=[2.5, height])
+        (above,), (below,) = fig.subfigures(2, 1, squeeze=False, height_ratios=[2.5, height])
         _draw_views(above.subplots(1, 3), subject, colours)
-    axes = below.subplots()
+    axes = below.subplots(squeeze=False)[0, 0]
     counts = [int(mask.sum()) for mask in subject.roi.values()]
     sns.barplot(x=counts, y=names, hue=names, palette=colours, saturation=1, ax=axes)
     for bar in axes.containers:
@@ -128,7 +129,7 @@ def roi_voxels(subject: Subject) -> Figure:
 def _draw_views(axes: Sequence[Axes], subject: Subject, colours: Sequence[str]) -> None:
     """Draw the regions from three sides, and name each where most of it is seen."""
     images = [_projection(subject, across, up) for across, up, _ in PLANES]
-    half = max(subject.volume_shape) / 2
+    half = max(max(image.shape) for image in images) / 2
     for axis, image, (across, up, title) in zip(axes, images, PLANES, strict=True):
         shades = ListedColormap(colours)
         axis.imshow(image, shades, origin="lower", vmin=-0.5, vmax=len(colours) - 0.5)
@@ -158,14 +159,15 @@ def _name(axis: Axes, mask: np.ndarray, name: str) -> None:
 def _projection(subject: Subject, across: int, up: int) -> np.ndarray:
     """Return the number of the region nearest to the viewer in each column of voxels, or NaN."""
     depth = 3 - across - up
+    ijk, shape = subject.voxel_ijk, subject.volume_shape
+    assert ijk is not None and shape is not None
     # From above and from the side the viewer stands at the high end, from behind at the low end.
-    order = np.argsort(subject.voxel_ijk[:, depth] * (1 if depth != 1 else -1), kind="stable")
+    order = np.argsort(ijk[:, depth] * (1 if depth != 1 else -1), kind="stable")
     label = np.full(len(order), np.nan)
     for number, mask in enumerate(subject.roi.values()):
         label[mask] = number
-    ijk = subject.voxel_ijk[order]
-    image = np.full([subject.volume_shape[up], subject.volume_shape[across]], np.nan)
-    image[ijk[:, up], ijk[:, across]] = label[order]
+    image = np.full([shape[up], shape[across]], np.nan)
+    image[tuple(ijk[order][:, [up, across]].T)] = label[order]
     return image
 
 
@@ -205,7 +207,8 @@ def ceiling_by_roi(subject: Subject, n_repetitions: float) -> Figure:
 def clearest_voxel(subject: Subject) -> int:
     """Return the voxel with the highest noise ceiling; where none is known, the one most varied."""
     ratio = single_trial_ncsnr(subject)
-    return int(np.nanargmax(ratio if np.isfinite(ratio).any() else subject.responses.std(axis=0)))
+    values = ratio if np.isfinite(ratio).any() else subject.responses[:].std(axis=0)
+    return int(np.nanargmax(values))
 
 
 @style.figure
@@ -227,7 +230,7 @@ def voxel_responses(subject: Subject, voxel: int, n_pictures: int = 5) -> Figure
     mean = frame.groupby("picture")["response"].mean().sort_values()
     frame["rank"] = frame["picture"].map(pd.Series(np.arange(len(mean)) + 1, mean.index))
     fig = plt.figure(figsize=(style.WIDTH, 4.5), layout="constrained")
-    below, above = fig.subfigures(2, 1, height_ratios=[3, 1.5])
+    (below,), (above,) = fig.subfigures(2, 1, squeeze=False, height_ratios=[3, 1.5])
     axes = below.subplots()
     sns.scatterplot(
         frame, x="rank", y="response", color=style.GREY, alpha=0.45, rasterized=True, linewidth=0,

@@ -127,7 +127,7 @@ def decoded_latents(
     names = [f"{kind}\nch. {i + 1}" for kind in ("true", "decoded") for i in range(true.shape[1])]
     fig = picture_bands([colours[..., :3]], list(labels or []), [names], below=0.7)
     height = fig.get_figheight()
-    bar = fig.add_axes([0.3, 0.45 / height, 0.4, 0.11 / height])
+    bar = fig.add_axes((0.3, 0.45 / height, 0.4, 0.11 / height))
     mappable = mpl.cm.ScalarMappable(scale, "RdBu_r")
     fig.colorbar(mappable, cax=bar, orientation="horizontal", label="latent value (SD)")
     return fig

@@ -183,7 +183,7 @@ def loss_course(losses: np.ndarray, first: np.ndarray) -> Figure:
     few = losses.shape[1] < 20
     draw(errorbar=None, marker="o" if few else None, label="median", legend=False)
     axes.axhline(np.nanmedian(first), color=style.RED, ls="--", lw=1, label="stage 1, median")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params("x", integer=True)
     style.legend_above(4, axes)
     return fig
 

@@ -6,6 +6,7 @@ where a page is dark: pictures and colours look the same on both.
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
+from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -24,7 +25,7 @@ BLUE, RED, GREEN, PINK, ORANGE, SKY = "#0072B2 #D55E00 #009E73 #CC79A7 #E69F00 #
 GREY = "#737373"
 PALETTE = (BLUE, ORANGE, SKY, "#882255", GREEN, RED, "#F0E442", "#332288", GREY, PINK, "#1b5e20")
 DARK = "#555555"  # lines of reference, and what is written beside them
-STYLE = {
+STYLE: dict[Any, Any] = {
     "figure.dpi": DPI,
     "figure.facecolor": "white",
     "font.size": 10,
@@ -140,7 +141,7 @@ def fit(grid: sns.FacetGrid, height: float, what: str, n_columns: int = 1) -> Fi
 
 def legend_above(n_columns: int, *axes: Axes) -> None:
     """Put one legend above the figure for what is drawn in `axes`."""
-    entries = {}
+    entries: dict[Any, Any] = {}
     for each in axes:
         legend = each.get_legend()
         if legend:
@@ -148,5 +149,4 @@ def legend_above(n_columns: int, *axes: Axes) -> None:
             entries |= dict(zip(texts, legend.legend_handles, strict=True))
             legend.remove()
         entries |= {h.get_label(): h for h in each.get_legend_handles_labels()[0]}
-    place = "outside upper center"
-    each.figure.legend(entries.values(), entries.keys(), loc=place, ncols=n_columns)
+    each.figure.legend(entries.values(), entries, loc="outside upper center", ncols=n_columns)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import CLIPModel
 from transformers.utils import logging as transformers_logging
 
-from minddiff_utils.io import InputError
+from minddiff_utils.io import Ids, InputError
 from minddiff_utils.models import hub
 from minddiff_utils.models.clip import Clip, to_pictures, to_rgb
 from minddiff_utils.settings import recall
@@ -71,7 +72,7 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
     return getattr(torch, name)
 
 
-def noise_like(z: Tensor, seed: int, stimulus_ids: Sequence[int]) -> Tensor:
+def noise_like(z: Tensor, seed: int, stimulus_ids: Ids) -> Tensor:
     """Draw the diffusion noise of each picture from its own seed, once and for all.
 
     Parameters
@@ -105,9 +106,7 @@ class Generator:
         As for `load_generator`.
     """
 
-    def __init__(
-        self, pipeline: StableDiffusionPipeline, guide: Clip, n_tokens: int, save_memory: str
-    ):
+    def __init__(self, pipeline: Any, guide: Clip, n_tokens: int, save_memory: str):
         self.vae, self.unet = pipeline.vae, pipeline.unet
         self.text_encoder, self.tokenizer = pipeline.text_encoder, pipeline.tokenizer
         # Stable Diffusion v1-4 comes with PNDM; the method samples with DDIM at the same levels.
@@ -448,7 +447,7 @@ def load_clip(name: str | Path, device: str = "auto", dtype: str | torch.dtype =
     dtype = resolve_dtype(dtype, place)
     folder = hub.find_model(name, hub.CLIP_FILES, hub.CLIP_PARTS)
     with _loading(folder):
-        model = CLIPModel.from_pretrained(folder, use_safetensors=True, dtype=dtype)
+        model: Any = CLIPModel.from_pretrained(folder, use_safetensors=True, dtype=dtype)
         settings = json.loads((folder / "preprocessor_config.json").read_text())
     return Clip(model.to(place), settings)
 
@@ -503,7 +502,7 @@ def load_generator(
     return Generator(pipeline.to(place), clip, n_tokens, save_memory)
 
 
-def _save_memory(pipeline: StableDiffusionPipeline, size: int, save_memory: str) -> None:
+def _save_memory(pipeline: Any, size: int, save_memory: str) -> None:
     """Switch on what trades time for memory; see `load_generator`."""
     words = {word.strip() for word in save_memory.split(",") if word.strip()}
     if unknown := words - set(SAVINGS):

@@ -14,6 +14,7 @@ from scipy import fft, sparse
 from scipy.spatial import KDTree
 
 from minddiff_utils.datasets.nsd.regions import KASTNER_GROUPS
+from minddiff_utils.io import Ids
 from minddiff_utils.phantom import world
 from minddiff_utils.phantom.anatomy import anatomy
 
@@ -166,7 +167,7 @@ class Brain:
         draw = rng.beta(concentration * mean, concentration * (1 - mean))
         return np.clip(draw, 0.005, 0.93)
 
-    def signal(self, ids: Sequence[int]) -> np.ndarray:
+    def signal(self, ids: Ids) -> np.ndarray:
         """Return the noise-free response to each picture of the world.
 
         A part of it comes back with every repetition but follows from nothing that is in the
@@ -187,7 +188,7 @@ class Brain:
         share = np.float32(PERSONAL)
         return np.sqrt(1 - share) * seen + np.sqrt(share) * self._personal(ids)
 
-    def _personal(self, ids: Sequence[int]) -> np.ndarray:
+    def _personal(self, ids: Ids) -> np.ndarray:
         """Return what each picture evokes in this subject alone; float32 (n, n_voxels)."""
         out = np.empty((len(ids), len(self.area)), np.float32)
         for row, i in enumerate(ids):
@@ -216,7 +217,7 @@ class Brain:
             out += ((part - mean[k]) * (self._mixture[:, k] / sd[k])).astype(np.float32)
         return out
 
-    def _parts(self, ids: Sequence[int]) -> np.ndarray:
+    def _parts(self, ids: Ids) -> np.ndarray:
         """Return energy, luminance, colour and content, each unscaled; float32 (4, n, n_voxels)."""
         ids = list(ids)
         out = np.empty((4, len(ids), len(self.area)), np.float32)
@@ -318,8 +319,8 @@ class Brain:
         shared = (self._blur @ rng.standard_normal(signal.shape, np.float32).T).T
         noise += np.sqrt(0.20, dtype=np.float32) * shared
         noise += np.sqrt(0.04, dtype=np.float32) * rng.standard_normal((n_trials, 1), np.float32)
-        gain = (1 + 0.06 * rng.standard_normal(n_voxels)).astype(np.float32)
-        offset = (0.15 * rng.standard_normal(n_voxels)).astype(np.float32) * self.noise_sd
+        gain = (1 + 0.06 * rng.standard_normal((n_voxels,))).astype(np.float32)
+        offset = (0.15 * rng.standard_normal((n_voxels,))).astype(np.float32) * self.noise_sd
         return self.baseline + offset + gain * (self.signal_sd * signal + self.noise_sd * noise)
 
 

@@ -6,6 +6,7 @@ Their shapes are those of the trained ones, whose configurations lie in `weights
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
@@ -43,15 +44,15 @@ def build_tokenizer(sentences: Iterable[str]) -> CLIPTokenizer:
     # The last letter of a word carries the suffix: CLIP needs every such letter as a token too.
     for letter in letters:
         vocabulary.setdefault(f"{letter}</w>", len(vocabulary))
-    merges = [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
+    merges: Any = [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_LENGTH)
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     """Return an untrained text encoder, of the shape of the guide's."""
     folder = WEIGHTS / "stable_diffusion" / "text_encoder"
-    config = CLIPTextModel.config_class.from_pretrained(folder, vocab_size=len(tokenizer))
-    return CLIPTextModel(config)
+    config_class: Any = CLIPTextModel.config_class
+    return CLIPTextModel(config_class.from_pretrained(folder, vocab_size=len(tokenizer)))
 
 
 def build_clip(name: str, tokenizer: CLIPTokenizer) -> CLIPModel:
@@ -60,7 +61,7 @@ def build_clip(name: str, tokenizer: CLIPTokenizer) -> CLIPModel:
     The guide has six low blocks for the structure and two above them; the judge differs in every
     dimension.
     """
-    config = CLIPConfig.from_pretrained(WEIGHTS / name)
+    config: Any = CLIPConfig.from_pretrained(WEIGHTS / name)
     config.text_config.vocab_size = len(tokenizer)
     return CLIPModel(config)
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from minddiff_utils.datasets.nsd.load import NsdTree
 from minddiff_utils.datasets.subject import estimate_ncsnr
-from minddiff_utils.io import InputError, atomic_path
+from minddiff_utils.io import Ids, InputError, atomic_path
 from minddiff_utils.phantom import world
 from minddiff_utils.phantom.anatomy import KASTNER_LABELS, SHAPE, affine
 from minddiff_utils.phantom.brain import make_brain
@@ -149,7 +149,7 @@ def write_tree(
     path = Path(path)
     settings = {"n_train": n_train, "n_test": n_test, "repetitions": repetitions, "seed": seed}
     _check(subjects, settings, betas)
-    settings |= {"betas": betas, "version": VERSION}
+    settings = settings | {"betas": betas, "version": VERSION}
     there = _written(path, settings)
     if set(subjects) <= set(there):
         return path
@@ -280,7 +280,7 @@ def _write_pictures(path: Path, pictures: np.ndarray) -> None:
             brick[start : start + len(some)] = np.stack([world.picture(i) for i in some])
 
 
-def _write_captions(path: Path, pictures: Sequence[int]) -> None:
+def _write_captions(path: Path, pictures: Ids) -> None:
     """Write a file of captions in COCO's format, five captions a picture."""
     size = {"height": world.SIZE, "width": world.SIZE}
     images, annotations = [], []

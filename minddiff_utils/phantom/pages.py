@@ -8,8 +8,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from minddiff_utils.datasets import load_subject
-from minddiff_utils.datasets.subject import noise_ceiling
+from minddiff_utils.datasets import load_subject, noise_ceiling, single_trial_ncsnr
 from minddiff_utils.evaluation.tables import markdown_table
 from minddiff_utils.io import atomic_path
 from minddiff_utils.phantom import world
@@ -42,7 +41,7 @@ def ceiling_table(tree: str | Path, subjects: Sequence[str]) -> str:
     data = {name: load_subject("nsd", tree, name) for name in subjects}
     table = {"aimed at": {roi: f"{area.ceiling:.0f} %" for roi, area in AREAS.items() if roi}}
     for name, subject in data.items():
-        ceiling = noise_ceiling(subject.ncsnr, 3)
+        ceiling = noise_ceiling(single_trial_ncsnr(subject), 3)
         table[name] = {
             roi: f"{ceiling[mask].mean():.0f} % ({mask.sum()} voxels)"
             for roi, mask in subject.roi.items()

@@ -8,7 +8,7 @@ averaged down, so that the same id gives the same bytes on every machine.
 
 import math
 import random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -282,7 +282,7 @@ def _ray(degrees: float, radius: float) -> tuple[float, float]:
 
 def _points(text: str) -> list[tuple[float, float]]:
     """Read corners written as in SVG: "x,y x,y …"."""
-    return [tuple(map(float, pair.split(","))) for pair in text.split()]
+    return [(float(x), float(y)) for x, y in (pair.split(",") for pair in text.split())]
 
 
 def _blend(colour, other, share: float) -> tuple[int, ...]:
@@ -385,7 +385,7 @@ BROWN, BLACK, CREAM = (122, 82, 52), (30, 26, 34), (250, 244, 226)
 WINDOW, GLASS, STEM, LEAF = (252, 240, 168), (196, 230, 246), (52, 122, 62), (72, 152, 76)
 STAR = [_ray(36 * k - 90, radius) for k, radius in enumerate((1.0, 0.46) * 5)]
 # Parts of each kind of thing, the lowest first: colour, whether it has an outline, corners.
-SHAPES = {
+SHAPES: dict[str, list[Any]] = {
     "sun": [
         *(("dark", False, [_ray(36 * k - 13, 0.6), _ray(36 * k, 1), _ray(36 * k + 13, 0.6)])
           for k in range(10)),
@@ -529,6 +529,7 @@ def _join(parts: list[str]) -> str:
 
 
 def _pattern_captions(what: Scene) -> tuple[str, ...]:
+    assert what.pattern is not None and what.pattern_word is not None
     word, (rows, columns) = what.pattern_word, np.nonzero(what.pattern)
     extent = max(np.ptp(rows), np.ptp(columns)) + 1
     size = "small" if extent < 6 else "medium" if extent < 8 else "large"

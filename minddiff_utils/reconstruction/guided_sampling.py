@@ -91,7 +91,7 @@ def follow(
         Before the first move; the loss is NaN where a loss or gradient was not finite.
     """
     length = settings.step_size / settings.gradient_steps * (variance / (1 + variance)) ** 0.5
-    pictures, losses, finite = [], [], True
+    pictures, losses, finite = [], [], z_t.new_ones(len(z_t), dtype=torch.bool)
     for _ in range(settings.gradient_steps):
         z_t = z_t.detach().requires_grad_(True)
         picture = generator.decode(predict(z_t))

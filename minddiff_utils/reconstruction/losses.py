@@ -1,7 +1,7 @@
 """How far a picture's structure is from what was decoded: the paper's loss, and this book's."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ class Evidence(NamedTuple):
 
 
 # What stage 2 fits of each block, "block_1" …: decoded values, or evidence about components.
-Target = Mapping[str, Tensor] | Mapping[str, Evidence]
+Target = Mapping[str, Any]  # of Tensor, or of Evidence
 
 
 def structure_losses(

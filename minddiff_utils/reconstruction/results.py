@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from minddiff_utils.io import InputError, atomic_path
+from minddiff_utils.io import Ids, InputError, atomic_path
 from minddiff_utils.models.clip import to_pictures
 from minddiff_utils.models.stable_diffusion import Generator
 from minddiff_utils.reconstruction.losses import Arrays
@@ -191,7 +191,7 @@ def read_trace(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def add_reconstructions(
-    path: str | Path, stimulus_id: Sequence[int], pictures: Arrays, fresh: bool = False
+    path: str | Path, stimulus_id: Ids, pictures: Arrays, fresh: bool = False
 ) -> Path:
     """Add methods to `reconstructions.h5`, keeping those of other names that are there.
 
@@ -218,7 +218,7 @@ def add_reconstructions(
             content = {name: file[name][:] for name in file}
         if not np.array_equal(content["stimulus_id"], stimulus_id):
             raise InputError(f"{path} holds other stimuli; delete it and run 03_stage1 again.")
-    content |= pictures
+    content.update(pictures)
     n_bytes = sum(values.nbytes for values in content.values())
     with atomic_path(path) as temporary, open_to_write(temporary, "w", n_bytes) as file:
         for name, values in content.items():

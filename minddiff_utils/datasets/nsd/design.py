@@ -134,7 +134,8 @@ def choose_sessions(
     if protocol is not None and (protocol not in PROTOCOLS or sessions is not None):
         given = f"protocol={protocol!r} with sessions={sessions!r}"
         raise InputError(f"{given}: give protocol 982 or 1000 without sessions, or sessions alone")
-    wanted = _parse_sessions(PROTOCOLS.get(protocol, found[-1] if sessions is None else sessions))
+    chosen = found[-1] if sessions is None else sessions
+    wanted = _parse_sessions(PROTOCOLS[protocol] if protocol else chosen)
     missing = [number for number in wanted if number not in found]
     if missing:
         there = f"{tree.subject} has sessions {', '.join(map(str, found))}"

@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import h5py
 import nibabel as nib
@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from minddiff_utils.datasets.content import trial_fault
 from minddiff_utils.datasets.reading import open_file, open_hdf5, read_rows, reading
-from minddiff_utils.io import InputError, atomic_path
+from minddiff_utils.io import Ids, InputError, atomic_path
 from minddiff_utils.storage import open_to_write
 
 BETA_SCALE = 300
@@ -29,8 +29,8 @@ BLOCK_BYTES = 32 * 2**20  # how much of a session is held at once
 HINT = "It is part of NSD's nsddata_betas."
 GATHERED = "betas.h5"  # in the folder of the cache
 
-Rows = int | slice | Sequence[int] | np.ndarray
-Target = np.ndarray | h5py.Dataset
+Rows: TypeAlias = "int | slice | Ids"
+Target: TypeAlias = np.ndarray | h5py.Dataset
 
 
 class BetaFile(NamedTuple):
@@ -74,10 +74,10 @@ def inspect_betas(path: str | Path, shape: tuple[int, int, int]) -> BetaFile:
             found, dtype = betas.shape[::-1], betas.dtype
     else:
         with reading(path, "NIfTI file", HINT):
-            stored = nib.load(path).dataobj
-        found, dtype = stored.shape, stored.dtype
+            image: Any = nib.load(path)
+        found, dtype = image.shape, image.dataobj.dtype
         # A header that scales integers makes them per cent, not NSD's integers.
-        plain = (stored.slope, stored.inter) == (1, 0)
+        plain = (image.dataobj.slope, image.dataobj.inter) == (1, 0)
     known = dtype.kind == "f" or (dtype.kind, dtype.itemsize) == ("i", 2)
     if len(found) != 4 or found[:3] != tuple(shape) or not known:
         expected = f"{tuple(shape)}, the grid of the regions, by trials, int16 or float in per cent"
@@ -85,7 +85,7 @@ def inspect_betas(path: str | Path, shape: tuple[int, int, int]) -> BetaFile:
     return BetaFile(path, found[3], BETA_SCALE if plain and dtype.kind == "i" else 1)
 
 
-def stored_type(scale: int) -> type:
+def stored_type(scale: int) -> type[np.generic]:
     """Return the type of values that `scale` divides to give per cent."""
     return np.float32 if scale == 1 else np.int16
 
@@ -124,7 +124,8 @@ def read_stored(file: BetaFile, ijk: np.ndarray) -> np.ndarray:
 def _fill_from_nifti(path: Path, ijk: np.ndarray, out: np.ndarray) -> None:
     """Read a NIfTI file from front to end, a few volumes at a time."""
     # The file stays open, so that a `.gz` is unpacked once, not once a block.
-    stored = nib.load(path, keep_file_open=True).dataobj
+    image: Any = nib.load(path, keep_file_open=True)
+    stored = image.dataobj
     step = max(1, BLOCK_BYTES // (int(np.prod(stored.shape[:3])) * stored.dtype.itemsize))
     for first in range(0, stored.shape[3], step):
         block = stored[..., first : first + step]
@@ -179,7 +180,7 @@ class StoredResponses:
     shape: tuple[int, int]
     voxels: np.ndarray
 
-    def __getitem__(self, index: Rows | tuple[Rows, Rows]) -> np.ndarray:
+    def __getitem__(self, index: "Rows | tuple[Rows, Rows]") -> np.ndarray:
         """Read some trials, some voxels; float32.
 
         Raises
@@ -234,7 +235,7 @@ def gather_responses(
     if cache is None:
         responses, faults = np.empty(size, np.float32), np.empty((len(files), len(ijk)), bool)
         _fill(list(files.values()), ijk, responses, faults, scale=1)
-        keep = ~faults.any(axis=0)
+        keep = ~np.any(faults, axis=0)
         return responses if keep.all() else responses[:, keep], keep
     path, key = Path(cache) / GATHERED, _key(files, ijk)
     if not _is_whole(path, key):

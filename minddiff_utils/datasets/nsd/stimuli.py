@@ -1,7 +1,7 @@
 """Pictures and captions of the Natural Scenes Dataset, read when asked for."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from minddiff_utils.datasets.content import flat_pictures
 from minddiff_utils.datasets.nsd.design import NsdTree
 from minddiff_utils.datasets.reading import MAX_SIDE, open_hdf5, read_rows, reading
 from minddiff_utils.datasets.subject import check_ids
-from minddiff_utils.io import InputError
+from minddiff_utils.io import Ids, InputError
 
 HINT = "It is part of NSD's nsddata/experiments/nsd."
 ANNOTATIONS = "Get annotations_trainval2017.zip from cocodataset.org and put its files there."
@@ -64,7 +64,7 @@ class NsdStimuli:
         self.tree = tree
         self.ids = np.unique(ids).astype(np.int64)
 
-    def pictures(self, ids: Sequence[int]) -> np.ndarray:
+    def pictures(self, ids: Ids) -> np.ndarray:
         """Return uint8 (n, height, width, 3), in the order of `ids`.
 
         Raises
@@ -85,7 +85,7 @@ class NsdStimuli:
             raise InputError(f"{path}: picture {ids[flat[0]]} has one colour: fetch it again")
         return found
 
-    def captions(self, ids: Sequence[int]) -> list[tuple[str, ...]]:
+    def captions(self, ids: Ids) -> list[tuple[str, ...]]:
         """Return five captions a picture, in the order of `ids`.
 
         Raises
@@ -114,7 +114,7 @@ class NsdStimuli:
         return dict(table[columns].to_numpy().tolist())
 
     @cached_property
-    def _texts(self) -> dict[int, list[str]]:
+    def _texts(self) -> Mapping[int | None, list[str]]:
         wanted = {self._coco_ids.get(int(i)) for i in self.ids}
         files = map(read_captions, self.tree.captions)
         return {coco: texts for file in files for coco, texts in file.items() if coco in wanted}
