@@ -73,7 +73,8 @@ def make_project(folder: Path) -> Path:
     (folder / "data" / "recording.csv").write_text("1,2,3")
     pages = folder / "book"
     (pages / "static").mkdir(parents=True)
-    (pages / "results").symlink_to(ROOT / "book" / "results")
+    for name in ("results", "templates"):
+        (pages / name).symlink_to(ROOT / "book" / name)
     for name in ("book.css", "book.js"):
         (pages / "static" / name).write_text("")
     (pages / "static" / "logo.svg").write_text((ROOT / "book" / "static" / "logo.svg").read_text())

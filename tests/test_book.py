@@ -447,13 +447,6 @@ def test_page_has_title_folded_parameters_and_alternative_text():
     assert page.cells[2].metadata["mystnb"]["figure"]["name"] == "fig-a-subj07"
 
 
-def test_a_notebook_with_an_error_makes_no_page():
-    page = notebook("T", "a = 1")
-    page.metadata["papermill"] = {"exception": True}
-    with pytest.raises(InputError, match="stopped with an error"):
-        build.finish_page(page, "s")
-
-
 def test_contents_have_a_part_a_subject(tmp_path):
     toc = build.table_of_contents(plan_of(make_project(tmp_path)))
     assert [part["caption"] for part in toc["parts"]] == [
@@ -472,8 +465,3 @@ def test_guides_stand_after_the_chapters(tmp_path):
     assert parts["The idea"] == [{"file": "method"}]
     assert parts["Run it on other data"] == [{"file": "own_data"}, {"file": "data_layouts"}]
     assert list(parts).index("Run it on other data") == len(parts) - 2
-
-
-def test_included_headings_move_down_but_comments_in_code_do_not():
-    text = "# A\n\n```bash\n# no heading\n```\n\n## B\n"
-    assert build.demote_headings(text) == "## A\n\n```bash\n# no heading\n```\n\n### B\n"

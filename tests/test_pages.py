@@ -8,22 +8,19 @@ import typer
 from dummy_project import ROOT
 
 from minddiff_utils import cli
-from minddiff_utils.book.plan import Plan, load_plan
+from minddiff_utils.book.plan import load_plan
 from minddiff_utils.datasets.areas import is_early
 from minddiff_utils.models import hub as checkpoints
 
-PAGES = sorted((ROOT / "book").glob("*.md"))
+PAGES = {page.name: page.read_text("utf-8") for page in sorted((ROOT / "book").glob("*.md"))}
 PARAMS = ROOT / "notebooks" / "params"
 
 
-def commands(start: str) -> list[tuple[str, str]]:
-    """Page and line of every command in a shell block that starts with a word."""
-    found = []
-    for page in PAGES:
-        for block in re.findall(r"```bash\n(.*?)```", page.read_text("utf-8"), flags=re.DOTALL):
-            lines = block.replace("\\\n", " ").splitlines()
-            found += [(page.name, line) for line in lines if line.startswith(f"{start} ")]
-    return found
+def commands(start: str) -> list[list[str]]:
+    """The words of every command in a shell block that starts with some words."""
+    blocks = [b for text in PAGES.values() for b in re.findall(r"```bash\n(.*?)```", text, re.S)]
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [shlex.split(line, comments=True) for line in lines if line.startswith(f"{start} ")]
 
 
 def parse(words: list[str]) -> None:
@@ -35,42 +32,32 @@ def parse(words: list[str]) -> None:
     command.make_context(name, words)
 
 
-@pytest.mark.parametrize(("page", "line"), commands("minddiff"))
-def test_commands_of_the_pages_are_understood(page, line):
-    words = shlex.split(line, comments=True)[1:]
-    parse(words)
-
-
-def test_a_wrong_command_is_noticed():
+def test_commands_of_the_pages_are_understood():
+    assert commands("minddiff")
+    for words in commands("minddiff"):
+        parse(words[1:])
     with pytest.raises(Exception, match="No such option"):
         parse(["book", "nsd", "--no-such-option"])
 
 
-@pytest.mark.parametrize(("page", "line"), commands("make book"))
-def test_books_of_the_pages_are_made_with_what_the_makefile_reads(page, line):
-    given = dict(word.split("=", 1) for word in shlex.split(line, comments=True)[2:])
+def test_books_of_the_pages_are_made_with_what_the_makefile_reads():
     read = set(re.findall(r"^(\w+) \?=", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
-    assert set(given) <= read
-    assert (PARAMS / f"{given['PARAMS']}.yaml").is_file()
-
-
-def plans(page: str) -> list[tuple[str, Plan]]:
-    """What every SET="…" of a page makes of the page's own parameter file."""
-    params = PARAMS / f"{'own' if page == 'own_data.md' else 'nsd'}.yaml"
-    texts = re.findall(r'SET="([^"]*)"', (ROOT / "book" / page).read_text("utf-8"))
-    return [(text, load_plan(params, ROOT, dict(map(cli._change, text.split())))) for text in texts]
+    for words in commands("make book"):
+        given = dict(word.split("=", 1) for word in words[2:])
+        assert set(given) <= read and (PARAMS / f"{given['PARAMS']}.yaml").is_file(), words
 
 
 @pytest.mark.parametrize("page", ["run_nsd.md", "own_data.md", "run_cluster.md"])
-def test_changes_of_the_pages_are_parameters(page):
-    assert plans(page)
-
-
-def test_what_the_page_sets_on_nsd_goes_together():
-    for text, plan in plans("run_nsd.md"):
+def test_changes_of_the_pages_are_parameters_that_go_together(page):
+    params = PARAMS / f"{'own' if page == 'own_data.md' else 'nsd'}.yaml"
+    texts = re.findall(r'SET="([^"]*)"', PAGES[page])
+    assert texts
+    for text in texts:
+        plan = load_plan(params, ROOT, dict(map(cli._change, text.split())))
         given = plan.values
-        if not given["models"].startswith("/"):
-            assert given["models"] in checkpoints.REVISIONS
+        if page != "run_nsd.md":
+            continue
+        assert given["models"].startswith("/") or given["models"] in checkpoints.REVISIONS
         # Sessions, and people with fewer than forty of them, exclude the 1,000 pictures.
         others = set(plan.subjects) - {"subj01", "subj02", "subj05", "subj07"}
         assert given["protocol"] is None or not (given["sessions"] or others), text
@@ -81,9 +68,7 @@ def test_what_the_page_sets_on_nsd_goes_together():
 
 
 def test_models_of_the_page_are_those_that_are_loaded():
-    for _, line in commands("hf"):
-        words = shlex.split(line)
-        assert words[:2] == ["hf", "download"]
+    for words in commands("hf download"):
         assert checkpoints.REVISIONS[words[2]] == words[words.index("--revision") + 1]
         chosen = {words[i + 1] for i, word in enumerate(words) if word == "--include"}
         clip = "clip" in words[2]

@@ -7,6 +7,7 @@ import json
 import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
+from dummy_project import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
@@ -37,7 +38,7 @@ def test_pages_and_their_data_show_a_text_as_it_is(text):
     cell = BeautifulSoup(parser.render(markdown_table(table)), "html.parser").find("td")
     assert cell.get_text() == " ".join(text.split()) and not cell.find(True)
     data = {"methods": {"m": text}, "shown": ["m"], "metrics": {}, "pictures": []}
-    page = gallery.gallery_page(data, "subj01", "strips/", "gallery.js")
+    page = gallery.gallery_page(data, "subj01", ROOT / "book")
     inside = page.split("```{raw} html\n")[1].split("\n```")[0]
     scripts = BeautifulSoup(inside, "html.parser").find_all("script")
     assert len(scripts) == 2 and json.loads(scripts[0].string)["methods"]["m"] == text

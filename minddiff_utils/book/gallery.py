@@ -4,8 +4,6 @@ The pictures of one stimulus stand side by side in one small JPEG, a *strip*: th
 seen, then one a method. Pages show a part of it for each. The numbers are those of `metrics.csv`.
 """
 
-import html
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,20 +11,17 @@ from typing import Any
 import h5py
 import numpy as np
 import pandas as pd
+from jinja2 import Environment, FileSystemLoader, Template
 from PIL import Image
 
-from minddiff_utils.datasets.reading import unreadable
 from minddiff_utils.evaluation.methods import FULL, METHODS, full_method, in_order
 from minddiff_utils.evaluation.metrics import METRICS, read_metrics
-from minddiff_utils.io import InputError, atomic_path
 
 # What people read where the book's tables say "no stage 2" and "both stages, this book's solver".
 LABELS = METHODS | {"stage1": "stage 1", "stage2": "stage 2", "algorithm_1": "Algorithm 1"}
-STAGES = ("stage1", *FULL)
-SEEN = "seen"
+ORDER = dict.fromkeys(("stage1", *FULL, *METHODS))
 JUDGE = "clip_judge"
 SIDE, MANY, SMALL_SIDE = 128, 200, 80  # px a picture at most; smaller if there are many
-QUALITY = 92
 N_FRONT = 8
 
 
@@ -35,256 +30,160 @@ def has_gallery(folder: str | Path) -> bool:
     return all((Path(folder) / name).is_file() for name in ("reconstructions.h5", "metrics.csv"))
 
 
-def write_strips(reconstructions: str | Path, folder: str | Path) -> list[str]:
+def add_gallery(run: Path, subject: str, book: Path) -> str:
+    """Add a subject's gallery to an assembled book: its page and its strips.
+
+    Parameters
+    ----------
+    run : Path
+        Folder of the run.
+    subject : str
+    book : Path
+        Folder of the book, with `static` and `templates`.
+
+    Returns
+    -------
+    str
+        From `front_page`: pictures of this subject for the first page.
+    """
+    strips = f"_static/gallery/{subject}/"
+    shown = write_strips(
+        run / subject / "reconstructions.h5", book / "static" / "gallery" / subject
+    )
+    gallery = read_gallery(run, subject, shown)
+    page = gallery_page({**gallery, "strips": f"../{strips}"}, subject, book)
+    (book / subject / "gallery.md").write_text(page, encoding="utf-8")
+    return front_page({**gallery, "strips": strips}, subject, book)
+
+
+def write_strips(reconstructions: Path, folder: Path) -> list[str]:
     """Write one strip a test picture, `0000.jpg` and so on, in the order of the file.
 
     Parameters
     ----------
-    reconstructions : str or Path
-        `reconstructions.h5` of a subject.
-    folder : str or Path
+    reconstructions : Path
+        `reconstructions.h5` of a subject. Each dataset of the shape of `truth` is a method.
+    folder : Path
         Where the strips go.
 
     Returns
     -------
     list of str
         The methods, in the order in which their pictures follow the one that was seen.
-
-    Raises
-    ------
-    InputError
-        If the file is damaged or holds no reconstruction.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with h5py.File(reconstructions) as file:
-            methods = _methods(file)
-            n = len(file["truth"])
-            side = SIDE if n <= MANY else SMALL_SIDE
-            for row in range(n):
-                pictures = [_small(file[name][row], side) for name in ("truth", *methods)]
-                with atomic_path(folder / f"{row:04d}.jpg") as temporary:
-                    strip = Image.fromarray(np.concatenate(pictures, axis=1))
-                    strip.save(temporary, quality=QUALITY, subsampling=0)
-    except (OSError, KeyError) as error:
-        damage = f"cannot be read ({error}). Delete it and run 03_stage1 and 04_stage2 again."
-        raise unreadable(reconstructions, error, damage) from None
+    folder.mkdir(parents=True)
+    with h5py.File(reconstructions) as file:
+        shape = file["truth"].shape
+        found = [name for name in file if name != "truth" and file[name].shape == shape]
+        methods = in_order(found, ORDER)
+        side = SIDE if shape[0] <= MANY else SMALL_SIDE
+        for row in range(shape[0]):
+            pictures = [Image.fromarray(file[name][row]) for name in ("truth", *methods)]
+            for picture in pictures:
+                picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+            strip = Image.fromarray(np.concatenate(pictures, axis=1))
+            strip.save(folder / f"{row:04d}.jpg", quality=92, subsampling=0)
     return methods
 
 
-def _methods(file: h5py.File) -> list[str]:
-    """Datasets of the shape of `truth`, in the order of the book's tables."""
-    shape = file["truth"].shape
-    found = [name for name in file if name != "truth" and file[name].shape == shape]
-    if not found:
-        raise InputError(
-            f"{file.filename} holds no reconstructions of the shape of `truth`, {shape}. Run "
-            "notebooks 03_stage1 and 04_stage2 first."
-        )
-    return [m for m in STAGES if m in found] + [
-        m for m in in_order(found, METHODS) if m not in STAGES
-    ]
-
-
-def _small(picture: np.ndarray, side: int) -> np.ndarray:
-    """A picture uint8 (h, w, 3), no side longer than `side` pixels."""
-    image = Image.fromarray(picture)
-    image.thumbnail((side, side), Image.Resampling.LANCZOS)
-    return np.asarray(image)
-
-
-def read_gallery(run: str | Path, subject: str) -> dict[str, Any]:
+def read_gallery(run: Path, subject: str, shown: Sequence[str]) -> dict[str, Any]:
     """What the gallery of a subject shows, apart from the pictures themselves.
 
     Parameters
     ----------
-    run : str or Path
+    run : Path
         Folder of the run.
     subject : str
+    shown : sequence of str
+        The methods of the strips, from `write_strips`.
 
     Returns
     -------
     dict
-        `methods` and `metrics`, name -> label; `pictures`, a list of `id` and `values`, one list
-        of numbers a method in the order of `metrics` (None where there is none); in the order of
-        `reconstructions.h5`. It can be written as JSON.
-
-    Raises
-    ------
-    InputError
-        If `metrics.csv` has no number for a picture of `reconstructions.h5`.
+        `methods` and `metrics`, name -> label; `shown`; `pictures`, a list of `id` and `values`:
+        for each method a list of numbers, four digits each, in the order of `metrics` (None where
+        there is none). Pictures are in the order of `reconstructions.h5`. It can be written as
+        JSON.
     """
     frame = read_metrics(run, [subject])
-    path = Path(run) / subject / "reconstructions.h5"
-    with h5py.File(path) as file:
+    with h5py.File(run / subject / "reconstructions.h5") as file:
         ids = file["stimulus_id"][:].tolist()
-        shown = _methods(file)
-    absent = set(ids) - set(frame["stimulus_id"])
-    if absent:
-        raise InputError(
-            f"{path.with_name('metrics.csv')} has no numbers for stimulus {min(absent)}, which is "
-            f"in {path.name}. Run notebook 05_metrics again."
-        )
+    methods = [*shown, *in_order(set(frame["method"]) - set(shown), METHODS)]
     metrics = in_order(frame["metric"], METRICS)
-    methods = [*shown, *[m for m in in_order(frame["method"], METHODS) if m not in shown]]
-    known = frame.groupby(["stimulus_id", "method", "metric"])["value"].mean().to_dict()
+    wide = frame.pivot(index="stimulus_id", columns=["method", "metric"], values="value")
+    wide = wide.reindex(index=ids, columns=pd.MultiIndex.from_product([methods, metrics])).round(4)
+    numbers = wide.astype(object).where(wide.notna(), None).to_numpy()
+    numbers = numbers.reshape(len(ids), len(methods), len(metrics)).tolist()
     return {
         "methods": {name: LABELS.get(name, name) for name in methods},
-        "shown": shown,
+        "shown": list(shown),
         "metrics": {name: METRICS.get(name, name) for name in metrics},
-        "pictures": [_numbers(number, methods, metrics, known) for number in ids],
+        "pictures": [
+            {"id": number, "values": dict(zip(methods, values, strict=True))}
+            for number, values in zip(ids, numbers, strict=True)
+        ],
     }
 
 
-def _numbers(number: int, methods: Sequence[str], metrics: Sequence[str], known: Mapping) -> dict:
-    values = {
-        method: [_json_number(known.get((number, method, metric))) for metric in metrics]
-        for method in methods
-    }
-    return {"id": number, "values": values}
+def _template(book: Path, name: str) -> Template:
+    """A template of the book; its `tojson` escapes what could end an element of HTML."""
+    templates = Environment(loader=FileSystemLoader(book / "templates"), autoescape=True)
+    # Keys stay in their order: that of the tables.
+    templates.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
+    return templates.get_template(name)
 
 
-def _json_number(value: float | None) -> float | None:
-    """Four digits; None for what is missing, since JSON has no NaN."""
-    return None if value is None or pd.isna(value) else round(float(value), 4)
-
-
-def gallery_page(gallery: Mapping[str, Any], subject: str, strips: str, script: str) -> str:
+def gallery_page(gallery: Mapping[str, Any], subject: str, book: Path) -> str:
     """The markdown of a subject's gallery.
 
     Parameters
     ----------
     gallery : mapping
-        From `read_gallery`.
+        From `read_gallery`, and `strips`: the address of the strips' folder as seen from the page,
+        with a slash at the end.
     subject : str
-    strips : str
-        Address of the strips' folder as seen from the page, with a slash at the end.
-    script : str
-        Address of `gallery.js`.
+    book : Path
+        Folder that holds `templates`.
     """
-    n = len(gallery["pictures"])
-    text = json.dumps({**gallery, "strips": strips}, ensure_ascii=False, separators=(",", ":"))
-    data = text.replace("<", "\\u003c")  # nothing in the data may begin or end an element
-    return f"""# Gallery: every test picture — {subject}
-
-All {n} test pictures of this subject, with what each method made of them: none is left out. Sort
-them by any number to see what goes well and what goes wrong; show a control to see what would be
-painted without the brain. The numbers below the pictures are those of the measure that is chosen.
-
-```{{raw}} html
-<div class="gallery" id="gallery"><noscript>Sorting needs JavaScript. The same numbers are in
-<code>{html.escape(subject)}/metrics.csv</code>.</noscript></div>
-<script type="application/json" id="gallery-data">{data}</script>
-<script src="{html.escape(script)}"></script>
-```
-"""
+    return _template(book, "gallery.md").render(gallery=gallery, subject=subject)
 
 
-def spread(n: int, k: int = N_FRONT) -> tuple[range, int]:
-    """Which of n things to show, chosen by place alone: every ⌊n/k⌋-th until there are k.
-
-    Returns
-    -------
-    places : range
-    step : int
-    """
-    step = max(1, n // k)
-    return range(0, n, step)[:k], step
-
-
-def front_html(gallery: Mapping[str, Any], subject: str, strips: str) -> str:
+def front_page(gallery: Mapping[str, Any], subject: str, book: Path) -> str:
     """Rows of pictures for the first page, and the rule by which they were chosen.
 
-    Parameters
-    ----------
-    gallery : mapping
-        From `read_gallery`.
-    subject : str
-    strips : str
-        Address of the strips' folder as seen from the page, with a slash at the end.
+    Parameters are those of `gallery_page`.
 
     Returns
     -------
     str
-        HTML. Without reconstructions of both stages, what there is.
+        Markdown: pictures chosen by their place alone, every ⌊n/8⌋-th from the first on until
+        there are eight; below them the best, the median and the worst by the judge, where it was
+        asked.
     """
-    pictures = gallery["pictures"]
-    by_id = np.argsort([picture["id"] for picture in pictures], kind="stable").tolist()
-    places, step = spread(len(pictures))
-    chosen = [by_id[place] for place in places]
-    named = [(row, f"no. {pictures[row]['id']}") for row in chosen]
-    rule = (
-        f"{_which(len(pictures), len(places), step)} of {subject}, in the order of their numbers."
-    )
-    parts = [_tiles(gallery, named, strips, rule)]
-    extremes = _extremes(gallery)
-    if extremes:
-        last = LABELS[full_method(gallery["shown"]) or "stage1"]
+    pictures, shown = gallery["pictures"], gallery["shown"]
+    step = max(1, len(pictures) // N_FRONT)
+    by_id = sorted(range(len(pictures)), key=lambda row: pictures[row]["id"])
+    chosen = [(row, f"no. {pictures[row]['id']}") for row in by_id[::step][:N_FRONT]]
+    rule = f"{len(chosen)} of {len(pictures)} test pictures of {subject}, "
+    rule += f"one in {step}, " if step > 1 else ""
+    figures = [(chosen, f"{rule}in the order of their numbers from the first on.")]
+    if extremes := _extremes(gallery):
         rule = f"The best, the median and the worst of all {len(pictures)}, by the judge's CLIP "
-        parts.append(_tiles(gallery, extremes, strips, f"{rule}cosine of {last}."))
-    return '<div class="front-pictures">\n' + "\n".join(parts) + "\n</div>"
-
-
-def _which(n: int, shown: int, step: int) -> str:
-    """Say which of n pictures `spread` has chosen."""
-    if step > 1:
-        more = ", from the first on until there are eight," if shown * step < n else ""
-        return f"Every {_ordinal(step)} test picture{more}"
-    return "Every test picture" if shown == n else f"The first {shown} of the {n} test pictures"
-
-
-def _ordinal(number: int) -> str:
-    """Such as "eighth" or "22nd"."""
-    words = "zeroth first second third fourth fifth sixth seventh eighth ninth tenth".split()
-    if number < len(words):
-        return words[number]
-    teen = number // 10 % 10 == 1
-    return f"{number}{'th' if teen else {1: 'st', 2: 'nd', 3: 'rd'}.get(number % 10, 'th')}"
+        figures.append((extremes, f"{rule}cosine of {LABELS[full_method(shown) or 'stage1']}."))
+    stages = [name for name in ("stage1", "algorithm_1", "stage2") if name in shown]
+    rows = [("seen", 0), *((LABELS[name], shown.index(name) + 1) for name in stages)]
+    return _template(book, "front.md").render(
+        gallery=gallery, figures=figures, rows=rows, n_last=len(shown)
+    )
 
 
 def _extremes(gallery: Mapping[str, Any]) -> list[tuple[int, str]]:
     """Row and name of the best, median and worst picture by the judge; none without a judge."""
-    method = next((m for m in (*FULL, "stage1") if m in gallery["shown"]), None)
-    if method is None or JUDGE not in gallery["metrics"]:
+    if JUDGE not in gallery["metrics"]:
         return []
+    method = full_method(gallery["shown"]) or "stage1"
     column = list(gallery["metrics"]).index(JUDGE)
     scores = [picture["values"][method][column] for picture in gallery["pictures"]]
-    ranked = sorted((s, row) for row, s in enumerate(scores) if s is not None)
-    if len(ranked) < 3:
-        return []
-    places = {"best": -1, "median": len(ranked) // 2, "worst": 0}
+    ranked = sorted((score, row) for row, score in enumerate(scores) if score is not None)
+    places = {"best": -1, "median": len(ranked) // 2, "worst": 0} if ranked else {}
     return [(ranked[place][1], f"{name}, {ranked[place][0]:.2f}") for name, place in places.items()]
-
-
-def _tiles(
-    gallery: Mapping[str, Any], chosen: Sequence[tuple[int, str]], strips: str, rule: str
-) -> str:
-    """A figure with a column a picture: what was seen, and below it both stages."""
-    stages = [name for name in ("stage1", "algorithm_1", "stage2") if name in gallery["shown"]]
-    rows = [(0, SEEN)] + [(gallery["shown"].index(m) + 1, LABELS[m]) for m in stages]
-    columns = []
-    for row, name in chosen:
-        number = gallery["pictures"][row]["id"]
-        images = [
-            _image(f"{strips}{row:04d}.jpg", part, len(gallery["shown"]) + 1, label, number)
-            for part, label in rows
-        ]
-        columns.append("".join(images) + f'<span class="front-name">{name}</span>')
-    # Four columns and their labels make a band: a narrow screen shows one below the other.
-    labels = "".join(f'<span class="front-label">{label}</span>' for _, label in rows)
-    labels = f'<div class="front-labels" aria-hidden="true">{labels}<span></span></div>'
-    bands = [labels + "".join(columns[start : start + 4]) for start in range(0, len(columns), 4)]
-    text = "".join(f'<div class="front-band">{band}</div>' for band in bands)
-    style = f"--rows:{len(rows) + 1}"
-    return f'<figure><div style="{style}">{text}</div><figcaption>{rule}</figcaption></figure>'
-
-
-def _image(source: str, part: int, n_parts: int, label: str, number: int) -> str:
-    """One picture of a strip. CSS shows the part; the alternative text says whose it is."""
-    place = 100 * part / (n_parts - 1)
-    words = f"Picture {number}: {'as seen' if label == SEEN else label}"
-    return (
-        f'<img class="strip" src="{html.escape(source)}" alt="{words}" '
-        f'style="object-position:{place:.4g}% 0">'
-    )

@@ -1,4 +1,4 @@
-"""Pages of the book that are made from a run's files: galleries, costs, links to the glossary."""
+"""Pieces of pages that are made from a run's files: the first page's pictures and table, costs."""
 
 import json
 import re
@@ -9,14 +9,7 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 
-from minddiff_utils.book.gallery import (
-    front_html,
-    gallery_page,
-    has_gallery,
-    read_gallery,
-    write_strips,
-)
-from minddiff_utils.book.glossary import link_notebook, link_text, read_terms
+from minddiff_utils.book.gallery import add_gallery, has_gallery
 from minddiff_utils.book.plan import Plan
 from minddiff_utils.evaluation.failures import failure_note
 from minddiff_utils.evaluation.metrics import main_metrics, read_metrics
@@ -29,40 +22,43 @@ from minddiff_utils.evaluation.tables import (
     markdown_table,
 )
 from minddiff_utils.figures.reconstruction import ways_figure
+from minddiff_utils.settings import resolve
 
 SHORTEST = 1.0  # seconds of a step that the table of costs shows
-UNLINKED = ("index.md", "glossary.md", "references.md", "gallery.md")
+HEADING = re.compile(r"^#{1,6} +(.+?)[ \t]*$", re.MULTILINE)
 
 
-def add_pages(plan: Plan, book: Path, measured: Path) -> None:
-    """Add what the run's files give to an assembled book.
+def add_pieces(plan: Plan, book: Path, results: Path) -> None:
+    """Add galleries, and all that pages include from `generated`; what a run lacks is empty.
 
     Parameters
     ----------
     plan : Plan
     book : Path
-        Folder that holds the hand-written pages, the notebooks, `static` and `generated`.
-    measured : Path
+        Folder that holds the hand-written pages, the notebooks, `static` and `templates`.
+    results : Path
         Folder of the small files of what was measured once.
     """
-    front = ""
-    for subject in plan.subjects:
-        if has_gallery(plan.run / subject):
-            strips = f"_static/gallery/{subject}/"
-            write_strips(
-                plan.run / subject / "reconstructions.h5", book / "static" / "gallery" / subject
-            )
-            gallery = read_gallery(plan.run, subject)
-            page = gallery_page(gallery, subject, f"../{strips}", "../_static/gallery.js")
-            (book / subject / "gallery.md").write_text(page, encoding="utf-8")
-            front = front or front_html(gallery, subject, strips)
-    raw = f"```{{raw}} html\n{front}\n```\n" if front else ""
-    (book / "generated" / "front.md").write_text(raw, encoding="utf-8")
-    (book / "generated" / "results.md").write_text(front_results(plan), encoding="utf-8")
-    costs = cost_table(plan.run, plan.subjects)
-    (book / "generated" / "costs.md").write_text(costs, encoding="utf-8")
-    add_measured(book / "generated", measured)
-    _link_terms(book)
+    folder = book / "generated"
+    folder.mkdir()
+    subjects = [name for name in plan.subjects if has_gallery(plan.run / name)]
+    fronts = [add_gallery(plan.run, name, book) for name in subjects]
+    pieces = {
+        "about": str(plan.values.get("about") or ""),
+        "front": fronts[0] if fronts else "",
+        "results": front_results(plan),
+        "costs": cost_table(plan.run, plan.subjects),
+    }
+    card = resolve(plan.values.get("models", ""), plan.root) / "MODEL_CARD.md"
+    for path in (card, plan.run / "captions.md", plan.run / "ceilings.md"):
+        pieces[path.stem] = path.read_text(encoding="utf-8") if path.is_file() else ""
+    for name, text in pieces.items():
+        (folder / f"{name}.md").write_text(text.strip() + "\n", encoding="utf-8")
+    if (plan.run / "world.png").is_file():
+        shutil.copy(plan.run / "world.png", folder)
+    for profile in plan.root.glob("notebooks/profiles/*/config.yaml"):
+        shutil.copy(profile, folder / f"{profile.parent.name}.yaml")
+    add_measured(folder, results)
 
 
 def add_measured(folder: Path, measured: Path) -> None:
@@ -104,21 +100,6 @@ def front_results(plan: Plan) -> str:
     return text
 
 
-def _link_terms(book: Path) -> None:
-    terms = read_terms(book / "glossary.md")
-    for path in sorted(book.glob("*.md")) + sorted(book.glob("*/*.ipynb")):
-        if path.name in UNLINKED:
-            continue
-        if path.suffix == ".ipynb":
-            page = link_notebook(nbformat.read(path, as_version=4), terms)
-            nbformat.write(page, path)
-        else:
-            text, _ = link_text(path.read_text(encoding="utf-8"), terms)
-            path.write_text(text, encoding="utf-8")
-    for path in sorted(book.glob("*.ipynb")):
-        nbformat.write(link_notebook(nbformat.read(path, as_version=4), terms), path)
-
-
 def step_times(notebook: nbformat.NotebookNode) -> dict[str, float]:
     """Seconds that the cells below each heading of an executed notebook took.
 
@@ -132,23 +113,22 @@ def step_times(notebook: nbformat.NotebookNode) -> dict[str, float]:
     dict
         Heading -> seconds, in the order of the notebook; headings of one name are added up.
     """
-    heading, seconds = "", dict[str, float]()
+    heading, seconds = "before the first heading", {}
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            found = re.findall(r"^#{1,6} +(.+?)[ \t]*$", cell.source, flags=re.MULTILINE)
-            heading = found[-1] if found else heading
+            heading = (HEADING.findall(cell.source) or [heading])[-1]
         else:
             took = cell.metadata.get("papermill", {}).get("duration") or 0.0
             seconds[heading] = seconds.get(heading, 0.0) + took
     return seconds
 
 
-def cost_table(run: str | Path, subjects: Sequence[str]) -> str:
+def cost_table(run: Path, subjects: Sequence[str]) -> str:
     """What each chapter and each of its steps took, as markdown.
 
     Parameters
     ----------
-    run : str or Path
+    run : Path
         Folder of the run, with `provenance.json` and executed notebooks in the subjects' folders.
     subjects : sequence of str
 
@@ -158,62 +138,46 @@ def cost_table(run: str | Path, subjects: Sequence[str]) -> str:
         A sentence about the machine and a table with a column a subject; "" where nothing is
         recorded. Steps below a second are left out.
     """
-    run = Path(run)
-    files = {name: run / name / "provenance.json" for name in subjects}
-    records = {n: json.loads(p.read_text(encoding="utf-8")) for n, p in files.items() if p.exists()}
-    if not records:
+    columns, machines = {}, {}
+    for subject in subjects:
+        path = run / subject / "provenance.json"
+        if path.is_file():
+            record = json.loads(path.read_text(encoding="utf-8"))
+            machine = f"{record['machine']}, Python {record['python']}, torch "
+            machine += record["packages"].get("torch", "?")
+            machines.setdefault(machine, []).append(subject)
+            columns[subject] = _seconds(record, run / subject / "notebooks")
+    if not columns:
         return ""
-    head = ["| chapter and step | " + " | ".join(records) + " |", "|---|" + "---:|" * len(records)]
-    totals = [sum(_taken(record).values()) for record in records.values()]
-    lines = []
-    for chapter in dict.fromkeys(name for record in records.values() for name in _taken(record)):
-        taken = [_taken(record).get(chapter) for record in records.values()]
-        lines.append(_row(f"**`{chapter}`**", taken, bold=True))
-        lines += _step_rows(run, chapter, list(records))
-    lines.append(_row("**all chapters**", totals, bold=True))
-    return f"{_machines(records)}\n\n" + "\n".join(head + lines) + "\n"
+    table = pd.DataFrame(columns)
+    table.loc[("**all chapters**", ""), :] = table.xs("", level=1).sum()
+    text = table[table.max(axis=1) >= SHORTEST].map(_span)
+    whole = text.index.get_level_values(1) == ""
+    text[whole] = "**" + text[whole] + "**"
+    text.index = [f"&emsp;{step}" if step else chapter for chapter, step in text.index]
+    said = [f"{machine} ({', '.join(names)})" for machine, names in machines.items()]
+    rows = text.rename_axis("chapter and step").to_markdown(
+        disable_numparse=True, colalign=("left", *["right"] * len(columns))
+    )
+    return f"The machine: {'; '.join(said)}.\n\n{rows}\n"
 
 
-def _taken(record: dict) -> dict[str, float]:
-    """Seconds of each notebook of a provenance record, in the order of the chapters."""
-    return {name: facts["wall_time_s"] for name, facts in sorted(record["notebooks"].items())}
+def _seconds(record: dict, notebooks: Path) -> dict[tuple[str, str], float]:
+    """Seconds of each chapter of a subject, named ("**`chapter`**", ""), and of its steps."""
+    seconds = {}
+    for name, facts in sorted(record["notebooks"].items()):
+        chapter = f"**`{name}`**"
+        seconds[chapter, ""] = facts["wall_time_s"]
+        steps = step_times(nbformat.read(notebooks / f"{name}.ipynb", as_version=4))
+        seconds |= {(chapter, step.replace("|", "/")): took for step, took in steps.items()}
+    return seconds
 
 
-def _step_rows(run: Path, chapter: str, subjects: Sequence[str]) -> list[str]:
-    paths = [run / subject / "notebooks" / f"{chapter}.ipynb" for subject in subjects]
-    times = [step_times(nbformat.read(p, as_version=4)) if p.exists() else {} for p in paths]
-    rows = []
-    for heading in dict.fromkeys(name for steps in times for name in steps):
-        taken = [steps.get(heading) for steps in times]
-        if max(seconds or 0.0 for seconds in taken) >= SHORTEST:
-            rows.append(_row(f"&emsp;{heading or 'before the first heading'}", taken))
-    return rows
-
-
-def _row(name: str, taken: Sequence[float | None], bold: bool = False) -> str:
-    mark = "**" if bold else ""
-    cells = [f"{mark}{_span(seconds)}{mark}" for seconds in taken]
-    return f"| {name.replace('|', '/')} | " + " | ".join(cells) + " |"
-
-
-def _span(seconds: float | None) -> str:
+def _span(seconds: float) -> str:
     """Seconds as people say them: 3 s, 2 min 05 s, 1 h 02 min."""
-    if seconds is None:
+    if pd.isna(seconds):
         return "–"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
-
-
-def _machines(records: dict[str, dict]) -> str:
-    found: dict[str, list[str]] = {}
-    for name, record in records.items():
-        torch = record["packages"].get("torch", "?")
-        words = f"{record['machine']}, Python {record['python']}, torch {torch}"
-        found.setdefault(words, []).append(name)
-    if len(found) == 1:
-        return f"The machine: {next(iter(found))}."
-    return " ".join(f"{', '.join(names)}: {words}." for words, names in found.items())
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60:02} min"
+    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
