@@ -131,15 +131,12 @@ def phantom(
     n_train: Annotated[int, typer.Option(min=1, help="Training pictures a subject.")] = 1200,
     n_test: Annotated[int, typer.Option(min=1, help="Test pictures, shared by all.")] = 64,
     repetitions: Annotated[int, typer.Option(min=1, help="Trials a picture, at most.")] = 3,
-    betas: Annotated[str, typer.Option(help="Format of the betas: hdf5 or nii.gz.")] = "hdf5",
 ) -> None:
     """Simulate a recording of brain activity and write it as an NSD tree."""
     from minddiff_utils.phantom.nsd_writer import write_tree
 
     names = tuple(name.strip() for name in subjects.split(","))
-    write_tree(
-        out, subjects=names, n_train=n_train, n_test=n_test, repetitions=repetitions, betas=betas
-    )
+    write_tree(out, names, n_train, n_test, repetitions)
     print(out)
 
 

@@ -30,7 +30,8 @@ from minddiff_utils.decoding.decoders import (
     rescaling,
     save_decoder,
 )
-from minddiff_utils.decoding.folds import assign_folds, training_folds
+from minddiff_utils.decoding.ridge import assign_folds
+from minddiff_utils.decoding.decode import training_folds
 from minddiff_utils.decoding.ridge import PENALTIES, CrossValidatedRidge, ReliabilityScaler
 from minddiff_utils.decoding.voxel_selected_ridge import VoxelSelectedRidge
 from minddiff_utils.io import InputError

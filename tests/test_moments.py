@@ -9,8 +9,8 @@ from sklearn.pipeline import make_pipeline
 from minddiff_utils.decoding import components, patterns
 from minddiff_utils.decoding.decode import correlations
 from minddiff_utils.decoding.decoders import rescaling
-from minddiff_utils.decoding.folds import assign_folds
-from minddiff_utils.decoding.moments import column_moments
+from minddiff_utils.decoding.ridge import assign_folds
+from minddiff_utils.decoding.ridge import column_moments
 from minddiff_utils.decoding.ridge import (
     PENALTIES,
     CrossValidatedRidge,

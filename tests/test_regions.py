@@ -11,7 +11,7 @@ from minddiff_utils.datasets import Split, prepare_fold
 from minddiff_utils.datasets.areas import EARLY_AREAS, HIGHER_AREAS, describe_areas, is_early
 from minddiff_utils.decoding.decode import correlations, voxel_weights
 from minddiff_utils.decoding.features import read_values
-from minddiff_utils.decoding.folds import training_folds
+from minddiff_utils.decoding.decode import training_folds
 from minddiff_utils.decoding.ridge import CrossValidatedRidge
 from minddiff_utils.evaluation.regions import (
     COARSE,

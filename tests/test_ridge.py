@@ -10,7 +10,7 @@ from sklearn.linear_model import Ridge
 from sklearn.model_selection import PredefinedSplit, cross_val_predict
 
 from minddiff_utils.decoding import ridge
-from minddiff_utils.decoding.folds import assign_folds
+from minddiff_utils.decoding.ridge import assign_folds
 from minddiff_utils.decoding.ridge import CrossValidatedRidge, ReliabilityScaler, fold_accuracy
 
 PENALTIES = np.logspace(0, 4, 7)

@@ -13,8 +13,8 @@ from minddiff_utils.datasets import Split, Subject, prepare_fold
 from minddiff_utils.datasets.areas import EARLY_AREAS, HIGHER_AREAS, area_kind, area_masks
 from minddiff_utils.decoding.decode import correlations, stimulus_of_rows, voxel_weights
 from minddiff_utils.decoding.features import families, read_values
-from minddiff_utils.decoding.folds import training_folds
-from minddiff_utils.decoding.moments import column_moments, constant_columns
+from minddiff_utils.decoding.decode import training_folds
+from minddiff_utils.decoding.ridge import column_moments, constant_columns
 from minddiff_utils.decoding.ridge import PENALTIES, CrossValidatedRidge
 from minddiff_utils.evaluation.statistics import resampled_correlation
 

@@ -18,7 +18,7 @@ from minddiff_utils.datasets.subject import estimate_ncsnr
 from minddiff_utils.io import InputError, atomic_path
 from minddiff_utils.phantom import world
 from minddiff_utils.phantom.anatomy import KASTNER_LABELS, SHAPE, affine
-from minddiff_utils.phantom.brain import make_brain
+from minddiff_utils.phantom.brain import Brain
 from minddiff_utils.phantom.stimuli import choose_pictures
 from minddiff_utils.storage import open_to_write
 
@@ -103,9 +103,8 @@ def plan_experiment(
     own = np.stack(own[:n_subjects])
     subjectim = np.concatenate([np.tile(shared, (n_subjects, 1)), own], axis=1)
     pictures = choose_pictures(shared - 1, own.ravel() - 1)
-    return Experiment(
-        order.astype(np.int64), subjectim.astype(np.int64), pictures, n_test, session_trials
-    )
+    order, subjectim = order.astype(np.int64), subjectim.astype(np.int64)
+    return Experiment(order, subjectim, pictures, n_test, session_trials)
 
 
 def write_tree(
@@ -115,7 +114,6 @@ def write_tree(
     n_test: int = 64,
     repetitions: int = 3,
     seed: int = 0,
-    betas: str = "hdf5",
     progress: bool = True,
 ) -> Path:
     """Write the phantom's experiment in NSD's layout, unless it is there.
@@ -131,8 +129,6 @@ def write_tree(
         Some of "subj01" to "subj08".
     n_train, n_test, repetitions, seed
         As in `plan_experiment`.
-    betas : {"hdf5", "nii.gz"}
-        Format of the single-trial responses; NSD has both.
     progress : bool
         Show what is being written.
 
@@ -148,8 +144,8 @@ def write_tree(
     """
     path = Path(path)
     settings = {"n_train": n_train, "n_test": n_test, "repetitions": repetitions, "seed": seed}
-    _check(subjects, settings, betas)
-    settings |= {"betas": betas, "version": VERSION}
+    _check(subjects, settings)
+    settings |= {"betas": "hdf5", "version": VERSION}
     there = _written(path, settings)
     if set(subjects) <= set(there):
         return path
@@ -161,17 +157,15 @@ def write_tree(
     experiment = plan_experiment(n_subjects, n_train, n_test, repetitions, seed)
     _write_shared(path, experiment)
     for subject in subjects:
-        _write_subject(NsdTree(path, subject), experiment, seed, betas, progress)
+        _write_subject(NsdTree(path, subject), experiment, seed, progress)
     _note(path, settings, subjects)
     return path
 
 
-def _check(subjects: Sequence[str], settings: dict[str, int], betas: str) -> None:
+def _check(subjects: Sequence[str], settings: dict[str, int]) -> None:
     """Raise InputError if a parameter is outside its range."""
     if not subjects or not set(subjects) <= set(SUBJECTS):
         raise InputError(f"subjects={list(subjects)}: expected some of {', '.join(SUBJECTS)}")
-    if betas not in ("hdf5", "nii.gz"):
-        raise InputError(f"betas={betas!r}: expected hdf5 or nii.gz")
     for name, (low, high) in LIMITS.items():
         if not low <= settings[name] <= high:
             raise InputError(f"{name}={settings[name]} is outside its range: {low} to {high}")
@@ -211,7 +205,7 @@ def _write_shared(path: Path, experiment: Experiment) -> None:
     """Write design, picture table, pictures, captions and label tables."""
     tree = NsdTree(path, "subj01")
     design = {
-        # As MATLAB stores NSD's own, so that readers may index with them.
+        # Integers, as MATLAB stores NSD's own, so that readers may index with them.
         "masterordering": experiment.masterordering[None].astype(np.uint16),
         "subjectim": experiment.subjectim.astype(np.int32),
         "sharedix": experiment.subjectim[:1, : experiment.n_test].astype(np.int32),
@@ -234,18 +228,11 @@ def _write_shared(path: Path, experiment: Experiment) -> None:
 def _stimulus_table(experiment: Experiment) -> pd.DataFrame:
     """Return NSD's table of pictures: one row each, with who saw it and in which trials."""
     ids = np.arange(len(experiment.pictures))
-    table = pd.DataFrame(
-        {
-            "cocoId": FIRST_COCO_ID + experiment.pictures,
-            "cocoSplit": np.where(_in_val(experiment.pictures), "val2017", "train2017"),
-            "cropBox": "(0.0, 0.0, 0.0, 0.0)",
-            "loss": 0.0,
-            "nsdId": ids,
-            "flagged": False,
-            "BOLD5000": False,
-            "shared1000": np.isin(ids, experiment.subjectim[0, : experiment.n_test] - 1),
-        }
-    )
+    table = pd.DataFrame({"cocoId": FIRST_COCO_ID + experiment.pictures})
+    table["cocoSplit"] = np.where(_in_val(experiment.pictures), "val2017", "train2017")
+    table = table.assign(cropBox="(0.0, 0.0, 0.0, 0.0)", loss=0.0, nsdId=ids)
+    table = table.assign(flagged=False, BOLD5000=False)
+    table["shared1000"] = np.isin(ids, experiment.subjectim[0, : experiment.n_test] - 1)
     for row, pictures in enumerate(experiment.subjectim, start=1):
         table[f"subject{row}"] = np.isin(ids, pictures - 1).astype(int)
     for row, pictures in enumerate(experiment.subjectim, start=1):
@@ -257,11 +244,6 @@ def _stimulus_table(experiment: Experiment) -> pd.DataFrame:
     return table
 
 
-def world_ids(tree: NsdTree) -> np.ndarray:
-    """Return the id in the phantom's world of each of a tree's pictures; int64 (n_pictures,)."""
-    return pd.read_csv(tree.stimulus_table)["cocoId"].to_numpy() - FIRST_COCO_ID
-
-
 def _in_val(pictures: np.ndarray) -> np.ndarray:
     """Return which pictures count as COCO's validation pictures: one in ten."""
     return pictures % 10 == 0
@@ -271,10 +253,8 @@ def _write_pictures(path: Path, pictures: np.ndarray) -> None:
     """Write `imgBrick`, uint8 (n, 64, 64, 3)."""
     shape = (len(pictures), world.SIZE, world.SIZE, 3)
     with atomic_path(path) as tmp, open_to_write(tmp, "w", int(np.prod(shape))) as file:
-        brick = file.create_dataset(
-            "imgBrick", shape, np.uint8, chunks=(1, *shape[1:]), compression="gzip",
-            compression_opts=1,
-        )  # fmt: skip
+        packed = {"compression": "gzip", "compression_opts": 1, "chunks": (1, *shape[1:])}
+        brick = file.create_dataset("imgBrick", shape, np.uint8, **packed)
         for start in range(0, len(pictures), 256):
             some = pictures[start : start + 256]
             brick[start : start + len(some)] = np.stack([world.picture(i) for i in some])
@@ -297,11 +277,9 @@ def _write_captions(path: Path, pictures: Sequence[int]) -> None:
 # ------------------------------------------------------------------------------------ one subject
 
 
-def _write_subject(
-    tree: NsdTree, experiment: Experiment, seed: int, betas: str, progress: bool
-) -> None:
+def _write_subject(tree: NsdTree, experiment: Experiment, seed: int, progress: bool) -> None:
     """Write regions, betas, noise ceiling and behaviour of one subject."""
-    simulated = make_brain(tree.subject, seed)
+    simulated = Brain(tree.subject, seed)
     labels = np.array([KASTNER_LABELS.get(str(area), 0) for area in simulated.area])
     _write_map(tree.roi("Kastner2015"), simulated.ijk, labels.astype(np.int16))
     _write_map(tree.roi("nsdgeneral"), simulated.ijk, np.ones(len(labels), np.int16))
@@ -314,12 +292,12 @@ def _write_subject(
         rng = np.random.default_rng([seed, SUBJECTS.index(tree.subject), 3, number])
         counts = np.rint(simulated.betas(signal[rows[session == number]], rng) * 300)
         responses.append(np.clip(counts, -32767, 32767).astype(np.int16))
-        file = tree.betas / f"betas_session{number + 1:02d}.{betas}"
+        file = tree.betas / f"betas_session{number + 1:02d}.hdf5"
         _write_betas(file, simulated.ijk, responses[-1])
     ncsnr = estimate_ncsnr(np.concatenate(responses) / np.float32(300), trials, session)
     _write_map(tree.ncsnr, simulated.ijk, ncsnr.astype(np.float32))
+    table = _behaviour(tree.subject, trials, experiment)
     with atomic_path(tree.responses) as tmp:
-        table = _behaviour(tree.subject, trials, experiment)
         table.to_csv(tmp, sep="\t", index=False, na_rep="NaN")
 
 
@@ -327,11 +305,6 @@ def _write_map(path: Path, ijk: np.ndarray, values: np.ndarray) -> None:
     """Write a volume with `values` at the voxels `ijk` and zero elsewhere."""
     volume = np.zeros(SHAPE, values.dtype)
     volume[tuple(ijk.T)] = values
-    _write_volume(path, volume)
-
-
-def _write_volume(path: Path, volume: np.ndarray) -> None:
-    """Write a NIfTI volume (X, Y, Z) or several (X, Y, Z, n)."""
     image = nib.Nifti1Image(volume, affine())
     with atomic_path(path) as tmp:
         # No time stamp: the same volume gives the same bytes.
@@ -339,20 +312,14 @@ def _write_volume(path: Path, volume: np.ndarray) -> None:
 
 
 def _write_betas(path: Path, ijk: np.ndarray, betas: np.ndarray) -> None:
-    """Write one session's `betas`, int16 (n_trials, n_voxels).
-
-    NIfTI has the axes X, Y, Z, trial; HDF5 the reverse.
-    """
+    """Write one session's `betas`, int16 (n_trials, n_voxels), as (n_trials, Z, Y, X)."""
     volume = np.zeros((len(betas), *SHAPE[::-1]), np.int16)
     volume[:, ijk[:, 2], ijk[:, 1], ijk[:, 0]] = betas
-    if path.suffix == ".gz":
-        return _write_volume(path, volume.T)
     # Zeros, by far the most of it, take no room once they are packed.
+    packed = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
+    chunks = (len(betas), 1, *volume.shape[2:])
     with atomic_path(path) as tmp, open_to_write(tmp, "w", betas.nbytes) as file:
-        file.create_dataset(
-            "betas", data=volume, chunks=(len(betas), 1, *volume.shape[2:]), compression="gzip",
-            compression_opts=1, shuffle=True,
-        )  # fmt: skip
+        file.create_dataset("betas", data=volume, chunks=chunks, **packed)
 
 
 def _behaviour(subject: str, trials: np.ndarray, experiment: Experiment) -> pd.DataFrame:
