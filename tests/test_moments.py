@@ -9,17 +9,17 @@ from sklearn.pipeline import make_pipeline
 from minddiff_utils.decoding import components, patterns
 from minddiff_utils.decoding.decode import correlations
 from minddiff_utils.decoding.decoders import rescaling
-from minddiff_utils.decoding.ridge import assign_folds
-from minddiff_utils.decoding.ridge import column_moments
 from minddiff_utils.decoding.ridge import (
     PENALTIES,
     CrossValidatedRidge,
     ReliabilityScaler,
+    assign_folds,
+    column_moments,
     fold_accuracy,
 )
 from minddiff_utils.decoding.voxel_selected_ridge import VoxelSelectedRidge
 
-N = 8859  # training pictures of one subject of the Natural Scenes Dataset
+N = 5000  # about as many as a subject's training pictures of the Natural Scenes Dataset
 
 
 def data():

@@ -16,9 +16,15 @@ from sklearn.model_selection import PredefinedSplit, cross_val_predict
 from sklearn.pipeline import Pipeline, make_pipeline
 
 from minddiff_utils.decoding.components import PrincipalComponents
-from minddiff_utils.decoding.ridge import PENALTIES, CrossValidatedRidge, ReliabilityScaler
-from minddiff_utils.decoding.ridge import assign_folds, column_moments, constant_columns
-from minddiff_utils.decoding.ridge import fold_accuracy
+from minddiff_utils.decoding.ridge import (
+    PENALTIES,
+    CrossValidatedRidge,
+    ReliabilityScaler,
+    assign_folds,
+    column_moments,
+    constant_columns,
+    fold_accuracy,
+)
 from minddiff_utils.decoding.voxel_selected_ridge import VoxelSelectedRidge
 from minddiff_utils.io import InputError, atomic_path
 from minddiff_utils.storage import check_room

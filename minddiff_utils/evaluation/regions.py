@@ -11,11 +11,19 @@ from tqdm import tqdm
 
 from minddiff_utils.datasets import Split, Subject, prepare_fold
 from minddiff_utils.datasets.areas import EARLY_AREAS, HIGHER_AREAS, area_kind, area_masks
-from minddiff_utils.decoding.decode import correlations, stimulus_of_rows, voxel_weights
+from minddiff_utils.decoding.decode import (
+    correlations,
+    stimulus_of_rows,
+    training_folds,
+    voxel_weights,
+)
 from minddiff_utils.decoding.features import families, read_values
-from minddiff_utils.decoding.decode import training_folds
-from minddiff_utils.decoding.ridge import column_moments, constant_columns
-from minddiff_utils.decoding.ridge import PENALTIES, CrossValidatedRidge
+from minddiff_utils.decoding.ridge import (
+    PENALTIES,
+    CrossValidatedRidge,
+    column_moments,
+    constant_columns,
+)
 from minddiff_utils.evaluation.statistics import resampled_correlation
 
 # Every second penalty: mean accuracies need no finer choice.
@@ -49,9 +57,6 @@ def decode_regions(
 ) -> RegionDecoding:
     """Decode a sample of each family's values from each region, and from all but the region.
 
-    Ridge regression sees voxels only through their products, summed over voxels. So the matrix of
-    products of all voxels but a region's is that of all less that of the region.
-
     Parameters
     ----------
     subject : Subject
@@ -70,14 +75,12 @@ def decode_regions(
     """
     names = [name for name in names if name in families(features_path)]
     chosen = sample_values(features_path, names, subject.splits[0], n_targets, seed)
-    masks = subject.roi | area_masks(subject.roi)
     found: dict[tuple[str, str], list[np.ndarray]] = {}
     true = []
     for split in tqdm(subject.splits, desc="regions"):
         true.append(_values(features_path, chosen, split.test))
         y = _values(features_path, chosen, split.train)
-        folds = training_folds(subject, split.train, n_folds)
-        for key, decoded in _decode_split(subject, split, masks, y, folds):
+        for key, decoded in _decode_split(subject, split, y, n_folds):
             found.setdefault(key, []).append(decoded)
     family = np.repeat(names, [len(chosen[name]) for name in names])
     value = np.concatenate([chosen[name] for name in names])
@@ -86,34 +89,24 @@ def decode_regions(
 
 
 def _decode_split(
-    subject: Subject,
-    split: Split,
-    masks: Mapping[str, np.ndarray],
-    y: np.ndarray,
-    folds: np.ndarray,
+    subject: Subject, split: Split, y: np.ndarray, n_folds: int
 ) -> Iterator[tuple[tuple[str, str], np.ndarray]]:
     """Yield (region, which voxels) and the decoded values of the test stimuli."""
     fold, weights = prepare_fold(subject, split), voxel_weights(subject, split)
-    stimulus = stimulus_of_rows(split, fold)
-    mean = np.average(y, axis=0, weights=np.bincount(stimulus))
+    folds, stimulus = training_folds(subject, split.train, n_folds), stimulus_of_rows(split, fold)
     centre = fold.train_x.mean(0, dtype=np.float64).astype(np.float32)
     train, test = (fold.train_x - centre) * weights, (fold.test_x - centre) * weights
 
-    def products(voxels: np.ndarray | slice) -> tuple[np.ndarray, np.ndarray, float]:
-        part = train[:, voxels]
-        return part @ part.T, test[:, voxels] @ part.T, float(np.square(weights[voxels]).sum())
+    def decode(voxels: np.ndarray) -> np.ndarray:
+        penalties = float(np.square(weights[voxels]).sum()) * COARSE
+        ridge = CrossValidatedRidge(penalties, folds, stimulus).fit(train[:, voxels], y)
+        return ridge.predict(test[:, voxels])
 
-    def decode(train: np.ndarray, test: np.ndarray, size: float) -> np.ndarray:
-        ridge = CrossValidatedRidge(size * COARSE, folds, stimulus, kernel="precomputed")
-        return ridge.fit(train, y - mean).predict(test) + mean
-
-    whole = products(slice(None))
-    yield ("", "all"), decode(*whole)
-    for roi, mask in masks.items():
-        alone = products(mask)
-        yield (roi, "alone"), decode(*alone)
+    yield ("", "all"), decode(np.full(len(weights), True))
+    for roi, mask in (subject.roi | area_masks(subject.roi)).items():
+        yield (roi, "alone"), decode(mask)
         if not mask.all():
-            yield (roi, "without"), decode(*(a - b for a, b in zip(whole, alone, strict=True)))
+            yield (roi, "without"), decode(~mask)
 
 
 def region_accuracies(regional: RegionDecoding) -> pd.DataFrame:

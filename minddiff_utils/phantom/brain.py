@@ -375,9 +375,5 @@ def _energy(maps: np.ndarray, filters: list[tuple[np.ndarray, ...]]) -> np.ndarr
     spectrum *= shift[:, None] * shift[None]
     inside = slice(edge // 2, (FRAME - edge) // 2)
     # One-sided filters make the inverse transform complex: even and odd part at once.
-    return np.stack(
-        [
-            np.abs(fft.ifft2(spectrum[:, rows[:, None], columns] * gain)[:, inside, inside])
-            for rows, columns, gain in filters
-        ]
-    )
+    passed = [spectrum[:, rows[:, None], columns] * gain for rows, columns, gain in filters]
+    return np.stack([np.abs(fft.ifft2(each)[:, inside, inside]) for each in passed])

@@ -215,7 +215,7 @@ def _write_shared(path: Path, experiment: Experiment) -> None:
     with atomic_path(tree.stimulus_table) as tmp:
         _stimulus_table(experiment).to_csv(tmp)
     _write_pictures(tree.pictures, experiment.pictures)
-    in_val = _in_val(experiment.pictures)
+    in_val = experiment.pictures % 10 == 0
     for file, pictures in zip(tree.captions, (~in_val, in_val), strict=True):
         _write_captions(file, experiment.pictures[pictures].tolist())
     tables = {"Kastner2015": KASTNER_LABELS, "nsdgeneral": {"Unknown": 0, "nsdgeneral": 1}}
@@ -229,7 +229,8 @@ def _stimulus_table(experiment: Experiment) -> pd.DataFrame:
     """Return NSD's table of pictures: one row each, with who saw it and in which trials."""
     ids = np.arange(len(experiment.pictures))
     table = pd.DataFrame({"cocoId": FIRST_COCO_ID + experiment.pictures})
-    table["cocoSplit"] = np.where(_in_val(experiment.pictures), "val2017", "train2017")
+    # One in ten counts as COCO's validation picture.
+    table["cocoSplit"] = np.where(experiment.pictures % 10 == 0, "val2017", "train2017")
     table = table.assign(cropBox="(0.0, 0.0, 0.0, 0.0)", loss=0.0, nsdId=ids)
     table = table.assign(flagged=False, BOLD5000=False)
     table["shared1000"] = np.isin(ids, experiment.subjectim[0, : experiment.n_test] - 1)
@@ -242,11 +243,6 @@ def _stimulus_table(experiment: Experiment) -> pd.DataFrame:
         when = seen.pivot(index="picture", columns="repetition", values="trial").reindex(ids)
         table = table.join(when.fillna(0).astype(int).add_prefix(f"subject{row}_rep"))
     return table
-
-
-def _in_val(pictures: np.ndarray) -> np.ndarray:
-    """Return which pictures count as COCO's validation pictures: one in ten."""
-    return pictures % 10 == 0
 
 
 def _write_pictures(path: Path, pictures: np.ndarray) -> None:
