@@ -7,7 +7,7 @@ from scipy.ndimage import label
 from minddiff_utils.phantom import anatomy, brain, world
 from minddiff_utils.phantom.brain import feature_maps
 
-IDS = list(range(300))
+IDS = list(range(120))
 
 
 @pytest.fixture(scope="module")
@@ -21,12 +21,6 @@ def test_areas_are_contiguous_in_each_hemisphere(subjects):
             volume = np.zeros(anatomy.SHAPE, bool)
             volume[tuple(subject.ijk[subject.area == area].T)] = True
             assert label(volume, np.ones((3, 3, 3)))[1] == 2, area
-
-
-def test_number_of_voxels(subjects):
-    counts = [int((subject.area != "").sum()) for subject in subjects]
-    assert 6800 < counts[0] < 7400 and 6000 < counts[1] < 6600
-    assert len(np.unique(subjects[0].ijk, axis=0)) == len(subjects[0].ijk)
 
 
 def test_receptive_fields_grow_along_the_hierarchy_and_cross_the_midline(subjects):

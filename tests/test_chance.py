@@ -13,7 +13,7 @@ from minddiff_utils.datasets import Split, prepare_fold
 from minddiff_utils.decoding.decode import correlations, training_design
 from minddiff_utils.decoding.decoders import Method, fit_family
 from minddiff_utils.decoding.features import read_values
-from minddiff_utils.evaluation.chance import chance_accuracies, chance_interval
+from minddiff_utils.evaluation.decoding import chance_accuracies, chance_interval
 from minddiff_utils.evaluation.statistics import shuffled_rows
 from minddiff_utils.io import InputError
 

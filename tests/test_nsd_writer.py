@@ -164,22 +164,6 @@ def test_picture_table(tree):
     assert {item["image_id"] for item in coco["annotations"]} == val
 
 
-def test_behaviour_names_every_trial(tree):
-    table = pd.read_csv(tree / "nsddata/ppdata/subj01/behav/responses.tsv", sep="\t")
-    subject = load_subject("nsd", tree, "subj01")
-    assert (table["73KID"] - 1).tolist() == subject.stimulus_id.tolist()
-    assert table["SESSION"].tolist() == subject.session.tolist()
-    assert not table.duplicated(["SESSION", "RUN", "TRIAL"]).any()
-    assert table["ISOLD"].sum() == len(table) - len(subject.stimulus_ids)
-
-
-def test_subjects_share_test_pictures_only(tree):
-    one, two = (load_subject("nsd", tree, name) for name in SUBJECTS)
-    assert one.splits[0].test.tolist() == two.splits[0].test.tolist()
-    assert not np.intersect1d(one.splits[0].train, two.splits[0].train).size
-    assert one.responses.shape[1] != two.responses.shape[1]
-
-
 def test_responses_follow_the_signal(tree, brains):
     """Single trials correlate with the noise-free response as their noise ceiling says."""
     subject = load_subject("nsd", tree, "subj01", rois="V1")

@@ -11,7 +11,7 @@ from minddiff_utils.datasets.areas import EARLY_AREAS, HIGHER_AREAS, describe_ar
 from minddiff_utils.decoding.decode import correlations, training_folds, voxel_weights
 from minddiff_utils.decoding.features import read_values
 from minddiff_utils.decoding.ridge import CrossValidatedRidge
-from minddiff_utils.evaluation.regions import (
+from minddiff_utils.evaluation.decoding import (
     COARSE,
     RegionDecoding,
     area_contrasts,

@@ -49,16 +49,6 @@ def test_weights_are_those_of_a_loop_over_targets(monkeypatch, n, n_voxels, k, m
     assert (np.count_nonzero(model.coef_, axis=1) == min(k, n_voxels)).all()
 
 
-@pytest.mark.parametrize(("n", "n_voxels", "k"), SHAPES[:5])
-def test_single_precision_agrees(n, n_voxels, k):
-    x, y = recording(n, n_voxels)
-    exact = VoxelSelectedRidge(k, ALPHA, dtype="float64").fit(x, y)
-    model = VoxelSelectedRidge(k, ALPHA).fit(x, y)
-    assert model.weights_.dtype == model.predict(x).dtype == np.float32
-    np.testing.assert_array_equal(model.voxels_, exact.voxels_)
-    assert distance(model.weights_, exact.weights_) < 1e-4
-
-
 @pytest.mark.parametrize("k", [10, 25])
 def test_weights_are_those_of_fastl2lir(k):
     fastl2lir = pytest.importorskip("fastl2lir", reason="pip install fastl2lir 'numpy<2.4'")

@@ -18,9 +18,8 @@ from minddiff_utils.book.gallery import (
 )
 from minddiff_utils.book.glossary import link_notebook, link_text, read_terms
 from minddiff_utils.book.plan import Plan
-from minddiff_utils.evaluation.failures import failure_note
 from minddiff_utils.evaluation.metrics import main_metrics, read_metrics
-from minddiff_utils.evaluation.stored import DEFAULT_WAY
+from minddiff_utils.evaluation.pictures import DEFAULT_WAY, failure_note
 from minddiff_utils.evaluation.tables import (
     FRONT,
     STAGE_2_PAIRS,

@@ -1,7 +1,5 @@
 """Ridge regression for any number of targets: what depends on responses alone is done once."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, RegressorMixin, TransformerMixin
@@ -18,14 +16,7 @@ COLUMNS = 1024
 FEWEST = 4  # stimuli: two in each of two folds
 
 
-def assign_folds(
-    ids: np.ndarray,
-    n_folds: int = 5,
-    *,
-    groups: np.ndarray | None = None,
-    session: np.ndarray | None = None,
-    seed: int = 0,
-) -> np.ndarray:
+def assign_folds(ids, n_folds=5, *, groups=None, session=None, seed=0) -> np.ndarray:
     """Assign stimuli to folds at random.
 
     Recordings are often sorted, by kind of picture or by session; consecutive blocks of them would
@@ -188,15 +179,7 @@ class CrossValidatedRidge(RegressorMixin, BaseEstimator):
         Every stimulus predicted from the folds that it is not in.
     """
 
-    def __init__(
-        self,
-        alphas: Sequence[float],
-        folds: np.ndarray | None = None,
-        stimulus: np.ndarray | None = None,
-        *,
-        kernel: str = "linear",
-        device: str = "cpu",
-    ):
+    def __init__(self, alphas, folds=None, stimulus=None, *, kernel="linear", device="cpu"):
         self.alphas = alphas
         self.folds = folds
         self.stimulus = stimulus
@@ -222,9 +205,8 @@ class CrossValidatedRidge(RegressorMixin, BaseEstimator):
         self._count = torch.bincount(self._stimulus).to(torch.float32)
         self._x = self._tensor(X)
         self._primal = self.kernel == "linear" and X.shape[0] > X.shape[1]
-        if self.kernel == "precomputed":
-            self._gram = self._x
-        else:
+        self._gram = self._x
+        if self.kernel == "linear":
             self._gram = self._x.T @ self._x if self._primal else self._x @ self._x.T
         self._factors = {}
         self._penalties = np.asarray(self.alphas, np.float32)
