@@ -8,6 +8,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pandas as pd
+from himalaya.scoring import correlation_score
 from tqdm import tqdm
 
 from minddiff_utils.datasets import Fold, Split, Subject, estimate_ncsnr, prepare_fold
@@ -302,7 +303,10 @@ def correlations(true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     kept = np.isfinite(predicted).all(0)
     true, predicted = true[:, kept], predicted[:, kept]
     (mean, variance), (mean_predicted, spread) = map(column_moments, (true, predicted))
-    product = np.einsum("nv,nv->v", true - mean, predicted - mean_predicted) / len(true)
     varies = (variance >= 1e-4**2) & (spread >= 1e-7**2)
     out = np.full(true.shape[1], np.nan)
-    return np.divide(product, np.sqrt(variance * spread), where=varies, out=out)
+    if varies.any():
+        true = true[:, varies] - mean[varies].astype(true.dtype)
+        predicted = predicted[:, varies] - mean_predicted[varies].astype(predicted.dtype)
+        out[varies] = correlation_score(true, predicted)
+    return out
