@@ -67,7 +67,7 @@ def test_overflow_in_half_precision_is_said(tiny_models, tmp_path):
     for values in generator.vae.decoder.conv_in.parameters():
         values.mul_(1e5)
     given = decoded(generator)
-    first = Settings(2, 0.7, 2.0, solver="algorithm_1", iterations=0, structure_target="values")
+    first = Settings(3, 0.7, 2.0, solver="algorithm_1", iterations=0, structure_target="values")
     path = reconstruct(generator, given, first, tmp_path / "stage1.h5")
     person = SimpleNamespace(splits=())
     bench = Bench(person, generator, given, tmp_path, tmp_path, first, first, batch=2)
