@@ -137,9 +137,7 @@ def phantom(
     from minddiff_utils.phantom.nsd_writer import write_tree
 
     names = tuple(name.strip() for name in subjects.split(","))
-    write_tree(
-        out, subjects=names, n_train=n_train, n_test=n_test, repetitions=repetitions, betas=betas
-    )
+    write_tree(out, names, n_train, n_test, repetitions, betas=betas)
     print(out)
 
 

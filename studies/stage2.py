@@ -15,8 +15,8 @@ import typer
 
 from minddiff_utils.decoding.decode import read_decoded
 from minddiff_utils.evaluation.metrics import evaluate, read_reconstructions
+from minddiff_utils.evaluation.pictures import stored_pictures
 from minddiff_utils.evaluation.statistics import paired_difference
-from minddiff_utils.evaluation.stored import stored_pictures
 from minddiff_utils.io import InputError, require
 from minddiff_utils.models.stable_diffusion import Generator, load_generator
 from minddiff_utils.reconstruction.inputs import pictures_of

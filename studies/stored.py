@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from minddiff_utils.evaluation.metrics import METRICS
-from minddiff_utils.evaluation.stored import decoded_statistics
+from minddiff_utils.evaluation.pictures import decoded_statistics
 from minddiff_utils.evaluation.tables import interval_text, markdown_table
 from minddiff_utils.io import InputError, atomic_path
 

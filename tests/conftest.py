@@ -1,6 +1,6 @@
 """What several test files share."""
 
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -49,7 +49,18 @@ def tiny_models(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tree(tmp_path_factory) -> Path:
+def brains():
+    """Make each brain once: what it knows of its reference pictures takes seconds."""
+    from minddiff_utils.phantom import nsd_writer
+    from minddiff_utils.phantom.brain import Brain
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nsd_writer, "Brain", cache(Brain))
+        yield nsd_writer.Brain
+
+
+@pytest.fixture(scope="session")
+def tree(brains, tmp_path_factory) -> Path:
     """A small phantom of one subject."""
     from minddiff_utils.phantom.nsd_writer import write_tree
 
@@ -58,7 +69,7 @@ def tree(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def three_sessions(tmp_path_factory) -> Path:
+def three_sessions(brains, tmp_path_factory) -> Path:
     """A small phantom of one subject in three sessions; copy it before changing anything."""
     from minddiff_utils.phantom.nsd_writer import write_tree
 

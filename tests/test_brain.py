@@ -1,23 +1,18 @@
 """The phantom's cortex and its answers to pictures."""
 
-import re
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 from scipy.ndimage import label
 
 from minddiff_utils.phantom import anatomy, brain, world
-from minddiff_utils.phantom.brain import feature_maps, make_brain
+from minddiff_utils.phantom.brain import feature_maps
 
-IDS = list(range(300))
+IDS = list(range(120))
 
 
 @pytest.fixture(scope="module")
-def subjects():
-    return [make_brain(name) for name in ("subj01", "subj02")]
+def subjects(brains):
+    return [brains("subj01", 0), brains("subj02", 0)]
 
 
 def test_areas_are_contiguous_in_each_hemisphere(subjects):
@@ -26,12 +21,6 @@ def test_areas_are_contiguous_in_each_hemisphere(subjects):
             volume = np.zeros(anatomy.SHAPE, bool)
             volume[tuple(subject.ijk[subject.area == area].T)] = True
             assert label(volume, np.ones((3, 3, 3)))[1] == 2, area
-
-
-def test_number_of_voxels(subjects):
-    counts = [int((subject.area != "").sum()) for subject in subjects]
-    assert 6800 < counts[0] < 7400 and 6000 < counts[1] < 6600
-    assert len(np.unique(subjects[0].ijk, axis=0)) == len(subjects[0].ijk)
 
 
 def test_receptive_fields_grow_along_the_hierarchy_and_cross_the_midline(subjects):
@@ -52,8 +41,9 @@ def test_receptive_fields_grow_along_the_hierarchy_and_cross_the_midline(subject
 def test_signal_depends_on_the_picture_alone(subjects):
     one = subjects[0].signal([5, 9, 5])
     np.testing.assert_array_equal(one[0], one[2])
-    np.testing.assert_allclose(one[1], make_brain("subj01").signal([9])[0], atol=1e-5)
-    assert not np.allclose(make_brain("subj01", seed=1).signal_sd[:10], subjects[0].signal_sd[:10])
+    np.testing.assert_allclose(one[1], subjects[0].signal([9])[0], atol=1e-5)
+    other = brain.Brain("subj01", seed=1)
+    assert not np.allclose(other.signal_sd[:10], subjects[0].signal_sd[:10])
 
 
 def test_signal_has_unit_variance(subjects):
@@ -91,20 +81,6 @@ def test_energy_prefers_its_orientation_and_wavelength():
             assert energy.argmax() == 4 * w + o
 
 
-def test_energy_does_not_depend_on_phase():
-    x = np.arange(64)
-    maps = [
-        feature_maps(
-            np.broadcast_to(
-                (128 + 60 * np.sin(2 * np.pi * x / 9 + phase))[None, None, :, None], (1, 64, 64, 3)
-            ).astype(np.uint8)
-        )[4, 0].reshape(32, 32)[8:24, 8:24]
-        for phase in (0, 1, 2)
-    ]
-    np.testing.assert_allclose(maps[0], maps[1], rtol=0.08)
-    np.testing.assert_allclose(maps[0], maps[2], rtol=0.08)
-
-
 def test_higher_areas_follow_content(subjects):
     """The voxels of VO tell red from blue things better than those of IPS tell them."""
     subject = subjects[0]
@@ -138,14 +114,3 @@ def test_noise_ceilings_resemble_the_targets(subjects):
         for roi, area in brain.AREAS.items():
             assert abs(ceiling[subject.group == roi].mean() - quality * area.ceiling) < 10
         assert np.percentile(ceiling[subject.group == "V1"], 95) > 75
-
-
-def test_no_trained_network_is_near():
-    """Nothing that the brain imports can hold learnt weights."""
-    code = "import minddiff_utils.phantom.brain, sys; print(*sys.modules)"
-    modules = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout.split()
-    assert not {"torch", "diffusers", "transformers", "sklearn"} & set(modules)
-    source = Path(brain.__file__).read_text()
-    assert not re.search(r"weights/|generator|safetensors", source)

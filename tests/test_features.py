@@ -117,15 +117,6 @@ def test_after_a_kill_the_result_is_the_same(generator, whole, tmp_path, monkeyp
     assert_equal(contents(path), contents(whole))
 
 
-@pytest.mark.parametrize("rest", [b"not HDF5", None])
-def test_a_damaged_partial_file_is_begun_again(generator, whole, tmp_path, rest):
-    path = tmp_path / "features.h5"
-    rest = whole.read_bytes()[:3000] if rest is None else rest
-    path.with_name("features.h5.partial").write_bytes(rest)
-    write_features(path, make_subject(), generator, batch=4)
-    assert_equal(contents(path), contents(whole))
-
-
 def test_a_partial_file_of_other_stimuli_is_not_used(generator, whole, tmp_path):
     path, partial = tmp_path / "features.h5", tmp_path / "features.h5.partial"
     partial.write_bytes(whole.read_bytes())
@@ -204,8 +195,3 @@ def test_what_is_not_in_a_file_is_named(whole, tmp_path):
 def test_number_of_blocks_has_bounds(generator, tmp_path, n_blocks):
     with pytest.raises(InputError, match=f"n_blocks={n_blocks}.*8"):
         write_features(tmp_path / "features.h5", make_subject(), generator, n_blocks)
-
-
-def test_fewer_blocks_can_be_asked_for(generator, tmp_path):
-    path = write_features(tmp_path / "f.h5", make_subject(IDS[:2]), generator, n_blocks=2)
-    assert families(path) == ["z", "c", "block_1", "block_2", "embedding"]

@@ -11,8 +11,8 @@ from test_decoding import recording, world  # noqa: F401
 from minddiff_utils.datasets import Split, prepare_fold
 from minddiff_utils.decoding import decode as decoding
 from minddiff_utils.decoding.components import PrincipalComponents
-from minddiff_utils.decoding.folds import assign_folds, training_folds
-from minddiff_utils.decoding.ridge import PENALTIES, CrossValidatedRidge
+from minddiff_utils.decoding.decode import training_folds
+from minddiff_utils.decoding.ridge import PENALTIES, CrossValidatedRidge, assign_folds
 from minddiff_utils.io import InputError
 from studies.held_out import hold_out
 

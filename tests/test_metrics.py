@@ -3,9 +3,6 @@
 import h5py
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 from scipy.stats import pearsonr
 from skimage.color import rgb2gray
 from skimage.transform import resize
@@ -17,10 +14,6 @@ from minddiff_utils.io import InputError
 
 def pictures(n=4, side=24, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (n, side, side, 3), dtype=np.uint8)
-
-
-def small_pictures():
-    return arrays(np.uint8, (2, 12, 13, 3), elements=st.integers(0, 255))
 
 
 # --- SSIM ---
@@ -56,34 +49,12 @@ def test_ssim_is_that_of_its_authors(size):
     np.testing.assert_allclose(metrics.ssim(a, b, size=20), metrics.ssim(a, b))
 
 
-@pytest.mark.parametrize(("x", "y"), [(0, 255), (100, 130), (7, 7)])
-def test_ssim_of_flat_pictures_is_the_luminance_term(x, y):
-    a = np.full((1, 16, 16, 3), x, np.uint8)
-    b = np.full((1, 16, 16, 3), y, np.uint8)
-    u, v, c1 = x / 255, y / 255, 0.01**2
-    expected = (2 * u * v + c1) / (u**2 + v**2 + c1)
-    np.testing.assert_allclose(metrics.ssim(a, b), expected, atol=1e-12)
-
-
 def test_ssim_of_a_channel_sees_colours_that_grey_does_not():
     grey = np.repeat(pictures(2, 24)[..., :1], 3, axis=3)
     tinted = grey.copy()
     tinted[..., 2] = 255 - tinted[..., 2]
     assert metrics.ssim(grey, tinted, channel=2).max() < 0
     assert metrics.ssim(grey, tinted).min() > 0.9
-
-
-@settings(max_examples=15, deadline=None)
-@given(small_pictures(), small_pictures())
-def test_properties_of_ssim_and_pcc(a, b):
-    for metric in (metrics.ssim, metrics.pcc):
-        values = metric(a, b)
-        assert np.all((np.abs(values) <= 1 + 1e-9) | np.isnan(values))
-    np.testing.assert_allclose(metrics.ssim(a, b), metrics.ssim(b, a), atol=1e-12)
-    np.testing.assert_allclose(metrics.ssim(a, a), 1)
-    varied = a.reshape(2, -1).std(axis=1) > 0
-    np.testing.assert_allclose(metrics.pcc(a, a), np.where(varied, 1, np.nan))
-    np.testing.assert_allclose(metrics.pcc(a, 255 - a), np.where(varied, -1, np.nan))
 
 
 # --- PCC and cosine ---

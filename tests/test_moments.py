@@ -6,20 +6,20 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import Ridge
 from sklearn.pipeline import make_pipeline
 
-from minddiff_utils.decoding import components, patterns
+from minddiff_utils.decoding import components
 from minddiff_utils.decoding.decode import correlations
 from minddiff_utils.decoding.decoders import rescaling
-from minddiff_utils.decoding.folds import assign_folds
-from minddiff_utils.decoding.moments import column_moments
 from minddiff_utils.decoding.ridge import (
     PENALTIES,
     CrossValidatedRidge,
     ReliabilityScaler,
+    assign_folds,
+    column_moments,
     fold_accuracy,
 )
 from minddiff_utils.decoding.voxel_selected_ridge import VoxelSelectedRidge
 
-N = 8859  # training pictures of one subject of the Natural Scenes Dataset
+N = 5000  # about as many as a subject's training pictures of the Natural Scenes Dataset
 
 
 def data():
@@ -83,11 +83,6 @@ def stretch(x, y, x64, y64):
     return rescaling(y, held_out, "target"), [1 / 0.3] * 5 + [1]
 
 
-def constant_share(x, y, x64, y64):
-    power = np.square(y64).sum(0)
-    return patterns.constant_share(y), (1 / 6, power[-1] / power.sum())
-
-
 def scores(x, y, x64, y64):
     found = components.PrincipalComponents(3).fit_transform(y)
     exact = PCA(3, svd_solver="full").fit_transform(y64)
@@ -97,7 +92,7 @@ def scores(x, y, x64, y64):
 CHECKS = [moments, weighted_moments, papers_decoder, ridge, accuracy, correlation, stretch]
 
 
-@pytest.mark.parametrize("check", [*CHECKS, constant_share, scores], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("check", [*CHECKS, scores], ids=lambda f: f.__name__)
 def test_single_precision_is_as_good_as_double(monkeypatch, check):
     monkeypatch.setattr(components, "EXACT", 0)  # the randomised solver, as at full size
     x, y = data()

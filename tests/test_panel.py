@@ -6,7 +6,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-from scipy.spatial.distance import correlation
 from scipy.stats import pearsonr
 from skimage.color import rgb2gray
 from skimage.metrics import structural_similarity
@@ -58,15 +57,6 @@ def grey_of(rgb):
     """Undo the normalisation of AlexNet, then mean over the colours."""
     mean, deviation = (torch.tensor(values).view(3, 1, 1) for values in panel.IMAGENET)
     return (rgb * deviation + mean).mean(dim=1)
-
-
-def test_distance_and_pixcorr_are_scipys():
-    rng = np.random.default_rng(0)
-    a, b = rng.normal(2, 1, (2, 5, 9))
-    expected = [correlation(x, y) for x, y in zip(a, b, strict=True)]
-    np.testing.assert_allclose(panel.correlation_distance(a, b), expected)
-    flat = np.full((1, 30, 30, 3), 7, np.uint8)
-    assert panel.pixcorr(pictures(1, 30), flat) == 0
 
 
 def test_pictures_are_resized_and_normalised_as_the_network_wants():

@@ -3,24 +3,21 @@
 import dataclasses
 
 import numpy as np
-import pandas as pd
 import pytest
 from test_decoding import recording, world  # noqa: F401
 
 from minddiff_utils.datasets import Split, prepare_fold
 from minddiff_utils.datasets.areas import EARLY_AREAS, HIGHER_AREAS, describe_areas, is_early
-from minddiff_utils.decoding.decode import correlations, voxel_weights
+from minddiff_utils.decoding.decode import correlations, training_folds, voxel_weights
 from minddiff_utils.decoding.features import read_values
-from minddiff_utils.decoding.folds import training_folds
 from minddiff_utils.decoding.ridge import CrossValidatedRidge
-from minddiff_utils.evaluation.regions import (
+from minddiff_utils.evaluation.decoding import (
     COARSE,
     RegionDecoding,
     area_contrasts,
     decode_regions,
     region_accuracies,
 )
-from minddiff_utils.figures.decoding import region_loss
 
 
 def test_regions_tell_which_one_knows(world):  # noqa: F811
@@ -53,14 +50,6 @@ def test_they_are_decoders_fitted_to_those_voxels(world, repetitions):  # noqa: 
         ridge = CrossValidatedRidge(penalties, folds, np.array(stimulus)).fit(x, y)
         wanted = correlations(true, ridge.predict(test))
         np.testing.assert_allclose(found[voxels, roi], wanted, atol=1e-3)
-
-
-def test_one_region_alone_gives_a_sentence_for_a_figure():
-    frame = pd.DataFrame(
-        {"family": ["z"], "roi": ["V1"], "voxels": ["alone"], "value": [0], "correlation": [0.5]}
-    )
-    fig = region_loss(frame)
-    assert "one region only" in fig.axes[0].texts[0].get_text()  # IPython shows none without axes
 
 
 # --- early and higher areas -----------------------------------------------------------------------
@@ -102,7 +91,7 @@ LAYOUT = {
 
 
 def test_contrast_finds_what_each_kind_of_area_knows():
-    table = area_contrasts(known(LAYOUT))
+    table = area_contrasts(known(LAYOUT), 100)
     assert list(table.index) == [(m, "z - c") for m in ("alone", "without", "without all")]
     assert table.holds.all() and (table.low < table.difference).all()
     r = 1 / np.sqrt(1 + np.square([0.2, 2.0]))
@@ -111,7 +100,7 @@ def test_contrast_finds_what_each_kind_of_area_knows():
 
 
 def test_contrast_does_not_hold_where_areas_know_the_same():
-    table = area_contrasts(known(dict.fromkeys(LAYOUT, (1.0, 1.0))))
+    table = area_contrasts(known(dict.fromkeys(LAYOUT, (1.0, 1.0))), 100)
     assert not table.holds.any() and (table.low < 0).all() and (table.high > 0).all()
 
 

@@ -5,6 +5,8 @@ What is said about pixels is told from pixels alone.
 
 import json
 from collections import Counter
+from functools import cache
+from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
@@ -41,23 +43,31 @@ def is_pattern(i):
     return world.scene(int(i)).pattern is not None
 
 
+@pytest.fixture(scope="module", autouse=True)
+def scenes():
+    """Every test asks what the pictures of training show: tell each once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(world, "scene", cache(world.scene))
+        yield
+
+
 @pytest.fixture(scope="module")
-def trained():
+def trained(scenes):
     """The contrast patterns that the models were trained on."""
     return patterns(bytes_of(i for i in world.TRAINING_IDS if is_pattern(i)))
 
 
 @pytest.mark.parametrize(
-    "n_subjects, n_train, n_test, seed",
-    [(2, 1200, 64, 0), (2, 120, 8, 0), (8, 24, 4, 0), (1, 24, 4, 1), (3, 100, 300, 2)],
+    "n_subjects, n_train, n_test, seed", [(2, 1200, 64, 0), (8, 24, 4, 0), (3, 100, 300, 2)]
 )
 def test_no_test_picture_was_seen(trained, n_subjects, n_train, n_test, seed):
     plan = plan_experiment(n_subjects, n_train, n_test, 1, seed)
-    pictures = np.array(bytes_of(plan.pictures), object)
-    assert len(pictures) == len(set(pictures)) == n_test + n_subjects * n_train
-    is_test = np.isin(np.arange(len(pictures)), plan.subjectim[0, :n_test] - 1)
-    test, train = patterns(pictures[is_test]), patterns(pictures[~is_test])
-    assert len(test) == sum(map(is_pattern, plan.pictures[is_test]))
+    assert len(plan.pictures) == len(set(plan.pictures)) == n_test + n_subjects * n_train
+    is_test = np.isin(np.arange(len(plan.pictures)), plan.subjectim[0, :n_test] - 1)
+    test, train = (list(filter(is_pattern, plan.pictures[of])) for of in (is_test, ~is_test))
+    pictures = bytes_of([*test, *train])
+    assert len(set(pictures)) == len(pictures)
+    test, train = patterns(pictures[: len(test)]), patterns(pictures[len(test) :])
     assert fewest_patches(test, train) >= 10
     assert fewest_patches(test, trained) >= 10
 
@@ -81,7 +91,8 @@ def test_pictures_are_kept_where_they_can_be_and_kinds_always_are():
 
 
 def test_another_kind_stands_in_where_a_kind_has_no_forms_left(monkeypatch):
-    letters = np.array([i for i in range(20_000) if world.scene(i).pattern_kind == "letter"][:40])
+    letters = (i for i in count() if world.scene(i).pattern_kind == "letter")
+    letters = np.array(list(islice(letters, 40)))
     monkeypatch.setattr(stimuli, "trained_patterns", lambda: np.zeros((0, 100), bool))
     monkeypatch.setattr(stimuli, "N_TRIES", 0)
     chosen = stimuli.choose_pictures(np.arange(2), np.arange(2, letters.max() + 1))
@@ -94,15 +105,3 @@ def test_another_kind_stands_in_where_a_kind_has_no_forms_left(monkeypatch):
 def test_every_stage_was_trained_on_the_ids_that_are_checked():
     stages = json.loads((WEIGHTS / "training.json").read_text())
     assert {stage["pictures"] for stage in stages.values()} == {len(world.TRAINING_IDS)}
-
-
-@pytest.mark.slow
-def test_no_picture_of_the_experiment_is_among_all_that_training_drew():
-    plan = plan_experiment(8, 1200, 64, 3, seed=0)
-    pictures = bytes_of(plan.pictures)
-    assert len(set(pictures)) == len(pictures)
-    drawn = {hash(each) for i in world.TRAINING_IDS for each in bytes_of([i])}
-    seen = np.array([hash(each) in drawn for each in pictures])
-    # Patterns of a subject's training may be: what is decoded from is not what is tested.
-    assert not seen[plan.subjectim[0, :64] - 1].any()
-    assert all(map(is_pattern, plan.pictures[seen]))

@@ -6,7 +6,7 @@ import pytest
 from dummy_project import ROOT
 
 from minddiff_utils.book.pages import add_measured
-from minddiff_utils.evaluation.stored import DEFAULT_WAY, stored_pictures
+from minddiff_utils.evaluation.pictures import DEFAULT_WAY, stored_pictures
 from minddiff_utils.io import InputError
 from studies import stored
 

@@ -1,7 +1,6 @@
 """The phantom's world: the same everywhere, varied, and described truthfully."""
 
 import hashlib
-from collections import Counter
 
 import numpy as np
 import pytest
@@ -21,17 +20,11 @@ SHA256 = {
     1_000_000: "2ddc0316c24f64470c9640a2854160dcde713a0a0fd0e6f09a4c2f53f2e00b3c",
 }
 CAPTIONS_SHA256 = "f23f3dec802ee90aa7656bc3075b4011f890a883420a6c30cc4873931d96919d"
-MANY = range(3000)
 SOME = (*range(40), *range(world.FIRST_WIDER_ID, world.FIRST_WIDER_ID + 20))
 
 
 def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-@pytest.fixture(scope="module")
-def scenes():
-    return [world.scene(i) for i in MANY]
 
 
 @pytest.mark.parametrize("i", SHA256)
@@ -44,47 +37,6 @@ def test_a_picture_is_the_same_on_every_machine(i):
 def test_captions_are_the_same_on_every_machine():
     text = "\n".join(caption for i in range(200) for caption in world.captions(i))
     assert digest(text.encode()) == CAPTIONS_SHA256
-
-
-def test_order_of_calls_does_not_matter():
-    forwards = [world.picture(i) for i in range(5)]
-    backwards = [world.picture(i) for i in reversed(range(5))][::-1]
-    np.testing.assert_array_equal(forwards, backwards)
-
-
-def test_everything_occurs_about_as_often(scenes):
-    things = [thing for scene in scenes for thing in scene.things]
-    n_patterns = sum(scene.pattern is not None for scene in scenes)
-    assert abs(n_patterns / len(scenes) - 1 / 7) < 0.03
-    for counts, names in (
-        (Counter(s.setting for s in scenes if not s.pattern_kind), world.SETTINGS),
-        (Counter(s.pattern_kind for s in scenes if s.pattern_kind), world.PATTERN_KINDS),
-        (Counter(thing.kind for thing in things), world.KINDS),
-        (Counter(thing.colour for thing in things), tuple(world.COLOURS)),
-    ):
-        assert set(counts) == set(names)
-        assert min(counts.values()) > 0.7 * sum(counts.values()) / len(names)
-
-
-def test_pictures_differ():
-    assert len({world.picture(i).tobytes() for i in range(500) if world.scene(i).things}) > 400
-
-
-@pytest.mark.parametrize("i", SOME)
-def test_a_scene_is_either_things_or_a_pattern(i):
-    scene = world.scene(i)
-    if scene.pattern is not None:
-        assert scene.setting == "pattern" and scene.things == ()
-        assert scene.pattern.shape == (10, 10) and scene.pattern.dtype == bool
-        assert scene.pattern.any()
-        assert scene.pattern_kind in world.PATTERN_KINDS
-        return
-    assert scene.setting in world.SETTINGS and 1 <= len(scene.things) <= 3
-    assert 0 < scene.horizon < 64
-    for thing in scene.things:
-        assert thing.kind in world.KINDS and thing.colour in world.COLOURS
-        assert 12 <= thing.size <= 38
-        assert 0 < thing.x < 64 and 0 < thing.y < 64
 
 
 @pytest.mark.parametrize("i", SOME)
@@ -122,25 +74,3 @@ def test_a_thing_shows_its_colour_where_it_is_said_to_be(i):
         assert abs(rows.mean() - thing.y) < thing.size / 3
         distance = np.abs(with_it[changed] - world.COLOURS[thing.colour]).sum(axis=1)
         assert (distance < 60).mean() > 0.08
-
-
-def test_edges_are_smooth():
-    """Between a thing and its background lie mixtures: there is supersampling."""
-    scene = world.Scene(
-        "day", 32.0, (world.Thing("house", "red", 34.0, 32.0, 34.0, 5.0, False),), None, None
-    )
-    assert len(np.unique(world.render(scene).reshape(-1, 3), axis=0)) > 200
-
-
-def test_patterns_are_two_greys():
-    i = next(i for i in MANY if world.scene(i).pattern is not None)
-    picture = world.picture(i)
-    np.testing.assert_array_equal(picture, world.pattern_picture(world.scene(i).pattern))
-    assert set(np.unique(picture)) == {128, 235}
-
-
-@pytest.mark.parametrize(
-    "size, word", [(12, "small"), (20.4, "small"), (24, "medium"), (28.5, "large"), (38, "large")]
-)
-def test_size_words(size, word):
-    assert world.size_word(size) == word

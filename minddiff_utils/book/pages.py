@@ -11,9 +11,8 @@ import pandas as pd
 
 from minddiff_utils.book.gallery import add_gallery, has_gallery
 from minddiff_utils.book.plan import Plan
-from minddiff_utils.evaluation.failures import failure_note
 from minddiff_utils.evaluation.metrics import main_metrics, read_metrics
-from minddiff_utils.evaluation.stored import DEFAULT_WAY
+from minddiff_utils.evaluation.pictures import DEFAULT_WAY, failure_note
 from minddiff_utils.evaluation.tables import (
     FRONT,
     STAGE_2_PAIRS,

@@ -13,18 +13,10 @@ from tqdm import tqdm
 
 from minddiff_utils.datasets import Fold, Split, Subject, estimate_ncsnr, prepare_fold
 from minddiff_utils.datasets.areas import EARLY_AREAS, area_masks
-from minddiff_utils.decoding.components import PrincipalComponents, evidence
-from minddiff_utils.decoding.decoders import (
-    Decoder,
-    Design,
-    Method,
-    fit_family,
-    make_design,
-    save_decoder,
-)
+from minddiff_utils.decoding.components import evidence
+from minddiff_utils.decoding.decoders import Design, Method, fit_family, make_design, save_decoder
 from minddiff_utils.decoding.features import families, read_features, read_values
-from minddiff_utils.decoding.folds import training_folds
-from minddiff_utils.decoding.moments import column_moments
+from minddiff_utils.decoding.ridge import assign_folds, column_moments
 from minddiff_utils.io import InputError, atomic_path
 from minddiff_utils.storage import open_to_write, row_dataset
 
@@ -104,10 +96,8 @@ def decode_subject(
         If responses or features cannot be decoded, or there is no room on the disk.
     """
     method = method or Method()
-    decoded = decode_splits(
-        subject, features_path, subject.splits, method,
-        shuffle_seed=shuffle_seed, decoders=decoders,
-    )  # fmt: skip
+    more = shuffle_seed, decoders
+    decoded = decode_splits(subject, features_path, subject.splits, method, *more)
     n_bytes = sum(values.nbytes for values in decoded.values())
     with atomic_path(decoded_path) as temporary, open_to_write(temporary, "w", n_bytes) as file:
         file.attrs["settings"] = json.dumps({**asdict(method), "shuffle": shuffle_seed})
@@ -120,12 +110,12 @@ def decode_splits(
     subject: Subject,
     features_path: str | Path,
     splits: Sequence[Split],
-    method: Method | None = None,
+    method: Method,
+    shuffle_seed: int | None = None,
+    decoders: str | Path | None = None,
     *,
     names: Sequence[str] = (),
     voxels: np.ndarray | slice = slice(None),
-    shuffle_seed: int | None = None,
-    decoders: str | Path | None = None,
 ) -> dict[str, np.ndarray]:
     """Decode the test stimuli of some splits, which need not be the subject's own.
 
@@ -152,16 +142,14 @@ def decode_splits(
     InputError
         If responses or features cannot be decoded.
     """
-    method = method or Method()
     names = names or families(features_path)
     rows: dict[str, list[np.ndarray]] = {}
-    bar = tqdm(total=len(splits) * len(names), desc="decoders")
     for number, split in enumerate(splits):
         fold = prepare_fold(subject, split)
         design = training_design(subject, split, fold, method, shuffle_seed, voxels)
         test_x = fold.test_x[:, voxels]
         found = {"stimulus_id": fold.test_id, "split": np.full(len(test_x), number, np.int64)}
-        for name in names:
+        for name in tqdm(names, f"decoders of {split.name}"):
             y = read_features(features_path, name, split.train)
             shape, y = y.shape[1:], y.reshape(len(y), -1)
             decoder, of_components, components = fit_family(design, y, name, method)
@@ -172,27 +160,16 @@ def decode_splits(
                 path = Path(decoders) / split.name / f"{name}.safetensors"
                 save_decoder(decoder, path, {**asdict(method), "family": name})
             if of_components is not None and components is not None:
-                part = _evidence(components, of_components, test_x, method.reliability)
-                block = name.removeprefix("block_")
-                found |= {f"{key}_{block}": values for key, values in part.items()}
-            bar.update()
+                block, r2 = name.removeprefix("block_"), of_components.r2
+                scores = of_components.predict(test_x)
+                projection, value = evidence(components, scores, r2, *method.reliability)
+                found[f"evidence_{block}"] = value
+                found[f"projection_{block}"] = projection[None]
+                found[f"reliability_{block}"] = r2[None]
+                found[f"variance_{block}"] = components.explained_variance_[None, : len(r2)]
         for name, part in found.items():
             rows.setdefault(name, []).append(part)
-    bar.close()
     return {name: _joined(name, parts) for name, parts in rows.items()}
-
-
-def _evidence(
-    components: PrincipalComponents,
-    decoder: Decoder,
-    test_x: np.ndarray,
-    bounds: tuple[float, float],
-) -> dict[str, np.ndarray]:
-    """Return what the responses to each test stimulus say about a block, or about `z`."""
-    r2, variance = decoder.r2, components.explained_variance_[: len(decoder.r2)]
-    projection, value = evidence(components, decoder.predict(test_x), r2, *bounds)
-    named = {"projection": projection, "reliability": r2, "variance": variance}
-    return {"evidence": value, **{name: part[None] for name, part in named.items()}}
 
 
 def training_design(
@@ -231,6 +208,26 @@ def training_design(
     return make_design(x[:, voxels], folds, weights, stimulus_of_rows(split, fold), early, method)
 
 
+def training_folds(subject: Subject, ids: np.ndarray, n_folds: int = 5) -> np.ndarray:
+    """Assign training stimuli of a recording to folds; copies of one picture share a fold.
+
+    Parameters
+    ----------
+    subject : Subject
+    ids : int array, shape (n_stimuli,)
+    n_folds : int
+
+    Returns
+    -------
+    int64 array, shape (n_stimuli,)
+        See `assign_folds`.
+    """
+    trials = np.lexsort((subject.session, subject.stimulus_id))
+    first = trials[np.searchsorted(subject.stimulus_id[trials], ids)]
+    groups, session = subject.picture_of(ids), subject.session[first]
+    return assign_folds(ids, n_folds, groups=groups, session=session)
+
+
 def stimulus_of_rows(split: Split, fold: Fold) -> np.ndarray:
     """Return the place of each training row's stimulus in `split.train`."""
     order = np.argsort(split.train)
@@ -246,15 +243,14 @@ def shuffled_places(n: int, seed: int) -> np.ndarray:
     return out
 
 
-def _joined(name: str, parts: Sequence[np.ndarray]) -> np.ndarray:
+def _joined(name: str, parts: list[np.ndarray]) -> np.ndarray:
     """Put the splits together; one with fewer components gets columns that say nothing."""
     if name.startswith(("evidence_", "projection_", "reliability_", "variance_")):
         width = max(part.shape[-1] for part in parts)
-        missing = np.nan if name.startswith("reliability_") else 0
-        whole = [np.full((*part.shape[:-1], width), missing, np.float32) for part in parts]
-        for one, part in zip(whole, parts, strict=True):
-            one[..., : part.shape[-1]] = part
-        parts = whole
+        nothing = np.nan if name.startswith("reliability_") else 0
+        for number, part in enumerate(parts):
+            more = [(0, 0)] * (part.ndim - 1) + [(0, width - part.shape[-1])]
+            parts[number] = np.pad(part, more, constant_values=nothing)
     return np.concatenate(parts)
 
 
@@ -306,11 +302,11 @@ def correlations(true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     """
     kept = np.isfinite(predicted).all(0)
     true, predicted = true[:, kept], predicted[:, kept]
-    moments = [column_moments(part) for part in (true, predicted)]
-    small = (moments[0][1] < 1e-4**2) | (moments[1][1] < 1e-7**2)
+    (mean, variance), (mean_predicted, spread) = map(column_moments, (true, predicted))
+    varies = (variance >= 1e-4**2) & (spread >= 1e-7**2)
     out = np.full(true.shape[1], np.nan)
-    if len(true) > 1 and not small.all():
-        pairs = zip((true, predicted), moments, strict=True)
-        centred = [part[:, ~small] - mean[~small].astype(part.dtype) for part, (mean, _) in pairs]
-        out[~small] = correlation_score(*centred)
+    if varies.any():
+        true = true[:, varies] - mean[varies].astype(true.dtype)
+        predicted = predicted[:, varies] - mean_predicted[varies].astype(predicted.dtype)
+        out[varies] = correlation_score(true, predicted)
     return out

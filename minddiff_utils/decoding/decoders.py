@@ -8,19 +8,21 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from sklearn.base import BaseEstimator
-from sklearn.model_selection import PredefinedSplit
+from sklearn.model_selection import PredefinedSplit, cross_val_predict
 from sklearn.pipeline import Pipeline, make_pipeline
 
 from minddiff_utils.decoding.components import PrincipalComponents
-from minddiff_utils.decoding.folds import assign_folds
-from minddiff_utils.decoding.moments import column_moments, constant_columns
 from minddiff_utils.decoding.ridge import (
     PENALTIES,
     CrossValidatedRidge,
     ReliabilityScaler,
+    assign_folds,
+    column_moments,
+    constant_columns,
     fold_accuracy,
 )
 from minddiff_utils.decoding.voxel_selected_ridge import VoxelSelectedRidge
@@ -323,13 +325,10 @@ def _fit(design: Design, y: np.ndarray, family: str, method: Method) -> _Fit:
     left = np.ascontiguousarray(model.coef_.T)
     mean_x = design.x.mean(0, dtype=np.float64).astype(np.float32)
     mean = model.predict(mean_x[None])[0]
-    rows, held_out = y[design.stimulus], np.empty_like(y)
-    for _, held in PredefinedSplit(design.folds).split():
-        new = np.isin(design.stimulus, held)
-        predicted = model.fit(design.x[~new], rows[~new]).predict(design.x[new])
-        # The repetitions of a held-out stimulus are averaged, as those of a test stimulus are.
-        for one in held:
-            held_out[one] = predicted[design.stimulus[new] == one].mean(0)
+    folds = PredefinedSplit(design.folds[design.stimulus])
+    predicted = cross_val_predict(model, design.x, y[design.stimulus], cv=folds)
+    # The repetitions of a held-out stimulus are averaged, as those of a test stimulus are.
+    held_out = pd.DataFrame(predicted).groupby(design.stimulus).mean().to_numpy()
     return _Fit(left, mean_x, mean, held_out)
 
 
@@ -392,9 +391,7 @@ def best_share(score: np.ndarray, keep: float) -> np.ndarray:
     """Mark the share `keep` of targets with the highest score; constant ones, NaN, come last."""
     n = max(1, round(keep * len(score)))
     order = np.argsort(-np.nan_to_num(score, nan=0.0 if keep == 1 else -np.inf), kind="stable")
-    chosen = np.zeros(len(score), bool)
-    chosen[order[:n]] = True
-    return chosen
+    return np.isin(np.arange(len(score)), order[:n])
 
 
 def save_decoder(
@@ -414,9 +411,8 @@ def save_decoder(
     InputError
         If the disk is full; an older file then stays as it was.
     """
-    arrays = {
-        name: np.ascontiguousarray(part) for name, part in vars(decoder).items() if part is not None
-    }
+    parts = {name: part for name, part in vars(decoder).items() if part is not None}
+    arrays = {name: np.ascontiguousarray(part) for name, part in parts.items()}
     header = {"format": FORMAT, "version": str(VERSION), "about": json.dumps(dict(about or {}))}
     with atomic_path(path) as temporary:
         check_room(temporary, sum(part.nbytes for part in arrays.values()))

@@ -1,7 +1,6 @@
 """The targets of decoding for every stimulus: `z`, `c` and CLIP structure, in one HDF5 file."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,8 @@ from minddiff_utils.storage import check_room, code_digest, content_hash, open_t
 
 if TYPE_CHECKING:
     from minddiff_utils.models.stable_diffusion import Generator
+
+AT_ONCE = 256  # pictures that are read at a time to tell them from others
 
 
 def families(path: str | Path) -> list[str]:
@@ -82,8 +83,8 @@ def write_features(
     """Compute the features of all stimuli of a subject, block by block; go on where a run stopped.
 
     A file that is there is taken only if it was computed with these models from these pictures,
-    pixel by pixel, and these captions. They are hashed as they are read, and read once more to
-    check: of NSD 10,000 pictures of a subject, or 5 GB, where its decoders take far longer.
+    pixel by pixel, and these captions. So all are read once before: of NSD 10,000 pictures of a
+    subject, or 5 GB, where its decoders take far longer.
 
     Parameters
     ----------
@@ -118,16 +119,16 @@ def write_features(
     path.parent.mkdir(parents=True, exist_ok=True)
     # Differs between models and code, so that a stopped run never mixes two of them.
     code = code_digest("models", "decoding/features.py")
-    record = json.dumps({"blocks": n_blocks, "models": generator.fingerprint, "code": code})
-    if _resume(path, subject, record, batch)[0] == len(ids):
+    about = {"blocks": n_blocks, "models": generator.fingerprint, "code": code}
+    record = json.dumps({**about, "stimuli": _digest(subject)})
+    if _done(path, record) == len(ids):
         return path
-    done, digest = _resume(partial, subject, record, batch)
+    done = _done(partial, record)
     with open_to_write(partial, "a" if done else "w") as file:
         starts = range(done, len(ids), batch)
         for start in tqdm(starts, "features", initial=done // batch, total=-(-len(ids) // batch)):
             rows = slice(start, min(start + batch, len(ids)))
-            pictures, captions = _read(subject, ids[rows])
-            computed = _compute(generator, pictures, captions, n_blocks)
+            computed = _compute(generator, *_read(subject, ids[rows]), n_blocks)
             check_room(partial, sum(values.nbytes for values in computed.values()))
             if "stimulus_id" not in file:
                 file["stimulus_id"] = ids.astype(np.int64)
@@ -136,36 +137,33 @@ def write_features(
                     row_dataset(file, name, (len(ids), *values.shape[1:]), values.dtype)
             for name, values in computed.items():
                 file[name][rows] = values
-            digest = _digest(digest, pictures, captions)
-            file.attrs["done"], file.attrs["seen"] = rows.stop, digest
+            file.attrs["done"] = rows.stop
             file.flush()
     partial.replace(path)
     return path
 
 
-def _resume(path: Path, subject: Subject, record: str, batch: int) -> tuple[int, str]:
-    """How many stimuli a file holds whole, and their digest; 0 and "" where it cannot be used."""
-    ids, digest = subject.stimulus_ids, ""
+def _done(path: Path, record: str) -> int:
+    """How many stimuli a file holds whole; 0 where it cannot be used."""
     try:
         with h5py.File(path, "r") as file:
-            same = np.array_equal(file["stimulus_id"][:], ids) and file.attrs["record"] == record
-            done, seen = int(file.attrs["done"]), file.attrs["seen"]
+            return int(file.attrs["done"]) if file.attrs["record"] == record else 0
     except (OSError, KeyError):
-        return 0, ""
-    for start in range(0, done if same else 0, batch):
-        digest = _digest(digest, *_read(subject, ids[start : min(start + batch, done)]))
-    return (done, digest) if digest == seen else (0, "")
+        return 0
+
+
+def _digest(subject: Subject) -> str:
+    """Digest of the ids, pictures and captions of all stimuli."""
+    digest, ids = "", subject.stimulus_ids
+    for start in range(0, len(ids), AT_ONCE):
+        some = ids[start : start + AT_ONCE]
+        pictures, captions = _read(subject, some)
+        digest = content_hash([(json.dumps([digest, some.tolist(), captions]), pictures)])
+    return digest
 
 
 def _read(subject: Subject, ids: np.ndarray) -> tuple[np.ndarray, list[tuple[str, ...]]]:
     return subject.stimuli.pictures(ids), subject.stimuli.captions(ids)
-
-
-def _digest(before: str, pictures: np.ndarray, captions: Sequence[Sequence[str]]) -> str:
-    """Digest of the stimuli so far, `before`, and of more; however many are read at a time."""
-    for picture, texts in zip(pictures, captions, strict=True):
-        before = content_hash([(json.dumps([before, texts]), picture)])
-    return before
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ import pandas as pd
 
 from minddiff_utils.datasets import Subject, prepare_fold
 from minddiff_utils.decoding.decoders import Decoder, load_decoder
-from minddiff_utils.decoding.moments import column_moments, constant_columns
+from minddiff_utils.decoding.ridge import column_moments, constant_columns
 
 
 def pattern_shares(decoder: Decoder, x: np.ndarray) -> np.ndarray:
@@ -117,9 +117,8 @@ def decoder_reliability(subject: Subject, decoders: str | Path, family: str) -> 
     parts = []
     for split in subject.splits:
         decoder = load_decoder(Path(decoders) / split.name / f"{family}.safetensors")
-        parts.append(
-            np.stack([decoder.predict(x) for x in _single_repetitions(subject, split, first)])
-        )
+        once = _single_repetitions(subject, split, first)
+        parts.append(np.stack([decoder.predict(x) for x in once]))
     decoded = np.concatenate(parts, axis=1)
     decoded = decoded[:, :, np.isfinite(decoded).all((0, 1))]
     if first < 2 or decoded.shape[1] < 2:

@@ -1,19 +1,98 @@
 """Ridge regression for any number of targets: what depends on responses alone is done once."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, RegressorMixin, TransformerMixin
 from sklearn.model_selection import PredefinedSplit
 
-from minddiff_utils.decoding.folds import assign_folds
-from minddiff_utils.decoding.moments import column_moments
+from minddiff_utils.io import InputError
 
 # Penalties a voxel: with standardised responses the kernel grows with the number of voxels.
 PENALTIES = np.logspace(-2, 2, 9)
 # Bytes of predictions in memory at once.
 AT_ONCE = 2**28
+# Columns at a time whose moments are added up, which bounds the memory.
+COLUMNS = 1024
+FEWEST = 4  # stimuli: two in each of two folds
+
+
+def assign_folds(ids, n_folds=5, *, groups=None, session=None, seed=0) -> np.ndarray:
+    """Assign stimuli to folds at random.
+
+    Recordings are often sorted, by kind of picture or by session; consecutive blocks of them would
+    be folds of one kind each. The fold of a stimulus follows from the ids and the seed, not from
+    the order in which they come.
+
+    Parameters
+    ----------
+    ids : int array, shape (n_stimuli,)
+        Each once.
+    n_folds : int
+        At most one for every two groups.
+    groups : int array, shape (n_stimuli,), optional
+        Stimuli of one group share a fold; each is its own group if not given.
+    session : int array, shape (n_stimuli,), optional
+        In which session each was first seen: every fold gets its share of every session.
+    seed : int
+
+    Returns
+    -------
+    int64 array, shape (n_stimuli,)
+        The fold of each stimulus, from 0.
+
+    Raises
+    ------
+    InputError
+        If there are fewer than four groups, or fewer than two folds are asked for.
+    """
+    found, row = np.unique(ids if groups is None else groups, return_inverse=True)
+    n = len(found)
+    if n < FEWEST:
+        raise InputError(f"{n} different training stimuli; a decoder needs at least {FEWEST}.")
+    if n_folds < 2:
+        raise InputError(f"n_folds={n_folds}: expected 2 or more.")
+    order = np.random.default_rng(seed).permutation(n)
+    if session is not None:
+        first = np.full(n, np.max(session))
+        np.minimum.at(first, row, session)
+        order = order[np.argsort(first[order], kind="stable")]
+    fold = np.empty(n, np.int64)
+    fold[order] = np.arange(n) % min(n_folds, n // 2)
+    return fold[row]
+
+
+def column_moments(
+    values: np.ndarray, weights: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and variance of every column.
+
+    NumPy adds up the rows of a float32 array in float32: over thousands of rows the mean of a
+    constant is off by more than its last digit, and its variance is not zero.
+
+    Parameters
+    ----------
+    values : float array, shape (n_rows, n_columns)
+    weights : array, shape (n_rows,), optional
+        How often each row counts; once if not given.
+
+    Returns
+    -------
+    mean, variance : float64 arrays, shape (n_columns,)
+        The variance with `n_rows`, or the sum of the weights, in the denominator.
+    """
+    mean, variance = np.empty((2, values.shape[1]))
+    for start in range(0, values.shape[1], COLUMNS):
+        some = slice(start, start + COLUMNS)
+        part = values[:, some].astype(np.float64)
+        mean[some] = np.average(part, axis=0, weights=weights)
+        part -= mean[some]
+        variance[some] = np.average(np.square(part, out=part), axis=0, weights=weights)
+    return mean, variance
+
+
+def constant_columns(mean: np.ndarray, variance: np.ndarray) -> np.ndarray:
+    """Tell which columns do not vary by more than rounding; bool (n_columns,)."""
+    return np.sqrt(variance) <= 1e-6 * np.maximum(1, np.abs(mean))
 
 
 class ReliabilityScaler(TransformerMixin, BaseEstimator):
@@ -134,9 +213,8 @@ class CrossValidatedRidge(RegressorMixin, BaseEstimator):
         self._count = torch.bincount(self._stimulus).to(torch.float32)
         self._x = self._tensor(X)
         self._primal = self.kernel == "linear" and X.shape[0] > X.shape[1]
-        if self.kernel == "precomputed":
-            self._gram = self._x
-        else:
+        self._gram = self._x
+        if self.kernel == "linear":
             self._gram = self._x.T @ self._x if self._primal else self._x @ self._x.T
         self._factors: dict[int, torch.Tensor] = {}
         self._penalties = np.asarray(self.alphas, np.float32)
@@ -175,9 +253,9 @@ class CrossValidatedRidge(RegressorMixin, BaseEstimator):
 
     def _maps_of(self, train: np.ndarray, held: np.ndarray) -> torch.Tensor:
         """Return (n_penalties, n_held, n_train): from the targets of some stimuli to others'."""
-        place = torch.full(self._count.shape, -1, device=self.device)
-        place[train] = torch.arange(len(train), device=self.device)
-        place[held] = torch.arange(len(held), device=self.device)
+        place = torch.zeros(self._count.shape, dtype=torch.int64, device=self.device)
+        for part in (train, held):
+            place[part] = torch.arange(len(part), device=self.device)
         rows = torch.isin(self._stimulus, torch.from_numpy(train).to(self._stimulus))
         used, new = rows.nonzero()[:, 0], (~rows).nonzero()[:, 0]
         place_used, place_new = place[self._stimulus[used]], place[self._stimulus[new]]
@@ -210,9 +288,8 @@ class CrossValidatedRidge(RegressorMixin, BaseEstimator):
         if number not in self._factors:
             self._factors[number] = _factor(self._gram, float(self._penalties[number]))
         right = values[self._stimulus]
-        return torch.cholesky_solve(
-            self._x.T @ right if self._primal else right, self._factors[number]
-        )
+        right = self._x.T @ right if self._primal else right
+        return torch.cholesky_solve(right, self._factors[number])
 
 
 def fold_accuracy(
@@ -232,10 +309,8 @@ def fold_accuracy(
         correlation; 0 in a fold where the target is constant.
     """
     predicted, y = (torch.from_numpy(np.asarray(part, np.float32)) for part in (predicted, y))
-    parts = [
-        torch.stack(_agreement(predicted[held][None], y[held]))
-        for _, held in PredefinedSplit(folds).split()
-    ]
+    held_out = [held for _, held in PredefinedSplit(folds).split()]
+    parts = [torch.stack(_agreement(predicted[held][None], y[held])) for held in held_out]
     r2, correlation = torch.stack(parts).mean(0)[:, 0].numpy()
     return r2, correlation
 

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, RegressorMixin
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_X_y
 
 from minddiff_utils.io import InputError
 
@@ -41,12 +41,12 @@ class VoxelSelectedRidge(RegressorMixin, BaseEstimator):
 
     Attributes
     ----------
-    voxels_ : int32 array, shape (n_targets, n_chosen)
+    voxels_ : int64 array, shape (n_targets, n_chosen)
         The chosen voxels of each target, ascending. For a constant target they mean nothing.
     weights_ : array of `dtype`, shape (n_targets, n_chosen)
         Their weights; 0 for a constant target, which is predicted by itself.
-    intercept_ : array, shape (n_targets,); a number for one target
-    coef_ : array, shape (n_targets, n_voxels_in); one row less for one target
+    intercept_ : array, shape (n_targets,)
+    coef_ : array, shape (n_targets, n_voxels_in)
         The same weights with zeros at all other voxels, made when asked for.
 
     References
@@ -54,14 +54,7 @@ class VoxelSelectedRidge(RegressorMixin, BaseEstimator):
     FastL2LiR: https://github.com/KamitaniLab/PyFastL2LiR (class `FastL2LiR`, `fit`).
     """
 
-    def __init__(
-        self,
-        n_voxels: int = 500,
-        alpha: float = 0.15,
-        *,
-        dtype: str = "float32",
-        device: str = "cpu",
-    ):
+    def __init__(self, n_voxels=500, alpha=0.15, *, dtype="float32", device="cpu"):
         self.n_voxels = n_voxels
         self.alpha = alpha
         self.dtype = dtype
@@ -74,7 +67,7 @@ class VoxelSelectedRidge(RegressorMixin, BaseEstimator):
         ----------
         X : array, shape (n_samples, n_voxels_in)
             At least two samples.
-        y : array, shape (n_samples,) or (n_samples, n_targets)
+        y : array, shape (n_samples, n_targets)
 
         Raises
         ------
@@ -87,24 +80,19 @@ class VoxelSelectedRidge(RegressorMixin, BaseEstimator):
             raise InputError(f"n_voxels={self.n_voxels}: expected 1 or more.")
         if not self.alpha > 0:
             raise InputError(f"alpha={self.alpha}: the penalty must be above 0.")
-        X, y = validate_data(
-            self, X, y, multi_output=True, y_numeric=True, dtype=self.dtype, ensure_min_samples=2
-        )
-        self._single = y.ndim == 1
-        y = np.asarray(y.reshape(len(y), -1), self.dtype)
+        X, y = check_X_y(X, y, dtype=self.dtype, multi_output=True, ensure_min_samples=2)
+        y = y.astype(self.dtype)
         mean_x, mean_y = (part.mean(0, dtype=np.float64) for part in (X, y))
         self._mean_x = mean_x.astype(self.dtype)
         x, targets = self._centred(X, self._mean_x), self._centred(y, mean_y.astype(self.dtype))
         found = _solve_targets(x, targets, min(self.n_voxels, X.shape[1]), float(self.alpha))
-        voxels, self.weights_ = (torch.cat(part).cpu().numpy() for part in found)
-        self.voxels_ = voxels.astype(np.int32)
-        at_mean = np.einsum("tk,tk->t", mean_x[voxels], self.weights_)
+        self.voxels_, self.weights_ = (torch.cat(part).cpu().numpy() for part in found)
+        at_mean = np.einsum("tk,tk->t", mean_x[self.voxels_], self.weights_)
         intercept = len(X) / (len(X) + self.alpha) * (mean_y - at_mean)
         constant = ~self.weights_.any(axis=1)
         intercept[constant] = mean_y[constant]
         self._at_mean = (intercept + at_mean).astype(self.dtype)
-        intercept = intercept.astype(self.dtype)
-        self.intercept_ = intercept[0] if self._single else intercept
+        self.intercept_ = intercept.astype(self.dtype)
         return self
 
     def predict(self, X: np.ndarray) -> np.ndarray:
@@ -116,30 +104,21 @@ class VoxelSelectedRidge(RegressorMixin, BaseEstimator):
 
         Returns
         -------
-        array of `dtype`, shape (n_samples,) or (n_samples, n_targets)
+        array of `dtype`, shape (n_samples, n_targets)
         """
-        check_is_fitted(self)
-        X = validate_data(self, X, dtype=self.dtype, reset=False)
         out = np.empty((len(X), len(self.weights_)), self.dtype)
         step = max(1, MEMORY // (8 * X.shape[1]))
         # About the training mean: single precision would lose digits to an offset.
-        x = torch.from_numpy(X - self._mean_x).to(self.device)
+        x = torch.from_numpy((X - self._mean_x).astype(self.dtype)).to(self.device)
         for start in range(0, len(self.weights_), step):
             some = slice(start, start + step)
             out[:, some] = (x @ torch.from_numpy(self._dense(some)).to(x).T).cpu()
-        out += self._at_mean
-        return out[:, 0] if self._single else out
+        return out + self._at_mean
 
     @property
     def coef_(self) -> np.ndarray:
         """Weights of all voxels, zero where not chosen."""
-        dense = self._dense(slice(None))
-        return dense[0] if self._single else dense
-
-    def __sklearn_tags__(self):
-        tags = super().__sklearn_tags__()
-        tags.target_tags.multi_output = True
-        return tags
+        return self._dense(slice(None))
 
     def _centred(self, values: np.ndarray, mean: np.ndarray) -> torch.Tensor:
         """Return the centred samples and the additional one: (n_samples + 1, …)."""
@@ -148,9 +127,9 @@ class VoxelSelectedRidge(RegressorMixin, BaseEstimator):
         return torch.from_numpy(rows).to(self.device)
 
     def _dense(self, targets: slice) -> np.ndarray:
-        voxels, weights = self.voxels_[targets], self.weights_[targets]
-        dense = np.zeros((len(weights), self.n_features_in_), weights.dtype)
-        np.put_along_axis(dense, voxels.astype(np.int64), weights, axis=1)
+        weights = self.weights_[targets]
+        dense = np.zeros((len(weights), len(self._mean_x)), weights.dtype)
+        np.put_along_axis(dense, self.voxels_[targets], weights, axis=1)
         return dense
 
 
@@ -172,25 +151,22 @@ def _solve_targets(
     variance = x[:n].square().mean(0)
     scale = torch.where(variance < LEAST_VARIANCE, 0, variance.clamp_min(1e-30).rsqrt())
     dual = n + 1 < k
-    # The matrix of all voxels, from which those of the targets are gathered, where it fits.
-    gram = x.T @ x if not dual and x.element_size() * p**2 < MEMORY else None
+    # The matrix of all voxels, from which those of the targets are gathered.
+    gram = None if dual else x.T @ x
     # Of a target: its correlations, its matrix and two copies, and its voxels' samples.
     order = (n + 1) ** 2 if dual else k**2
-    one = x.element_size() * (4 * p + 3 * order + (n * k if gram is None else 0))
+    one = x.element_size() * (4 * p + 3 * order + (n * k if dual else 0))
     voxels, weights = [], []
     for some in targets.split(max(1, MEMORY // (2 * one)), dim=1):
         # Ascending: what lies together in memory is fetched together.
         rank = ((some[:n].T @ x[:n]) * scale).abs_()
         chosen = rank.topk(k, dim=1, sorted=False).indices.sort(dim=1).values
-        right = (some.T @ x).gather(1, chosen)[..., None]
-        if gram is not None:
-            found = _solve(gram[chosen[:, :, None], chosen[:, None, :]], alpha, right)
-        else:
+        if dual:
             rows = x.T[chosen]  # (n_some, k, n + 1)
-            if dual:
-                found = rows @ _solve(rows.mT @ rows, alpha, some.T[..., None])
-            else:
-                found = _solve(rows @ rows.mT, alpha, right)
+            found = rows @ _solve(rows.mT @ rows, alpha, some.T[..., None])
+        else:
+            right = (some.T @ x).gather(1, chosen)[..., None]
+            found = _solve(gram[chosen[:, :, None], chosen[:, None, :]], alpha, right)
         power = some[n].square() * (n + alpha) / (n * alpha)  # of the mean
         constant = some[:n].square().mean(0) <= 1e-12 * power.clamp_min(1e-8)
         voxels.append(chosen)

@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from minddiff_utils.evaluation.failures import failure_note
 from minddiff_utils.evaluation.methods import BLIND, FULL, METHODS, ROWS, full_method, in_order
 from minddiff_utils.evaluation.metrics import METRICS, main_metrics
+from minddiff_utils.evaluation.pictures import failure_note
 from minddiff_utils.evaluation.statistics import bootstrap_interval, finite, holm, paired_difference
 from minddiff_utils.io import atomic_path
 

@@ -69,25 +69,13 @@ SIZES = (0.90, 0.82, 0.88, 0.80, 0.87, 0.83, 0.86, 0.79)
 QUALITIES = (1.0, 0.92, 0.86, 0.74, 1.02, 0.84, 0.82, 0.66)
 
 
-class Tuning(NamedTuple):
-    """What the higher part of each voxel prefers; rows are voxels."""
-
-    kind: np.ndarray
-    colour: np.ndarray
-    size: np.ndarray
-    presence: np.ndarray
-    setting: np.ndarray
-    pattern: np.ndarray
-    coverage: np.ndarray
-
-
 class Brain:
     """One phantom subject.
 
     Parameters
     ----------
-    index : int
-        Number of the subject, from 0.
+    subject : str
+        "subj01" to "subj08".
     seed : int
         Seed of everything that differs between subjects.
 
@@ -101,10 +89,11 @@ class Brain:
         In per cent signal change.
     """
 
-    def __init__(self, index: int, seed: int = 0):
+    def __init__(self, subject: str, seed: int = 0):
+        index = int(subject.removeprefix("subj")) - 1
         self._key = (seed, index)
         rng = np.random.default_rng([*self._key, 1])
-        self.ijk, self.area, self.prf = anatomy(rng, SIZES[index % len(SIZES)])
+        self.ijk, self.area, self.prf = anatomy(rng, SIZES[index])
         group_of = {area: name for name, areas in KASTNER_GROUPS.items() for area in areas}
         self.group = np.array([group_of.get(str(area), "") for area in self.area])
         self._mixture = self._draw_mixture(rng)
@@ -114,7 +103,7 @@ class Brain:
         self._tuning = self._draw_tuning(rng)
         loadings = rng.standard_normal((N_ASSOCIATIONS, len(self.area)), np.float32)
         self._associations = loadings / np.sqrt(np.float32(N_ASSOCIATIONS))
-        ceiling = self._draw_ceiling(rng, QUALITIES[index % len(QUALITIES)])
+        ceiling = self._draw_ceiling(rng, QUALITIES[index])
         self.noise_sd = (1.4 * np.exp(rng.normal(0, 0.25, len(self.area)))).astype(np.float32)
         snr = np.sqrt(ceiling / (1 - ceiling) / 3)
         self.signal_sd = (snr * self.noise_sd).astype(np.float32)
@@ -145,20 +134,20 @@ class Brain:
         colour = 0.5 * grey.mean(axis=1, keepdims=True) * rng.gamma(1.0, 2.0, (n, 2))
         return np.concatenate([grey, colour], axis=1)
 
-    def _draw_tuning(self, rng: np.random.Generator) -> Tuning:
-        """Return what each voxel prefers among things, scenes and patterns."""
+    def _draw_tuning(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Return what each voxel prefers among things, scenes and patterns; rows are voxels."""
         n = len(self.group)
         share = np.array([AREAS[str(group)].tuning for group in self.group])
-        kind, colour, size, presence, setting, pattern = (share[:, k, None] for k in range(6))
-        return Tuning(
-            kind * rng.normal(size=(n, len(world.KINDS))),
-            colour * rng.normal(size=(n, len(world.COLOURS))),
-            size * rng.normal(size=(n, 1)),
-            presence * np.abs(rng.normal(size=(n, 1))),
-            setting * rng.normal(size=(n, len(world.SETTINGS) + 1)),
-            pattern * rng.normal(size=(n, len(world.PATTERN_KINDS))),
-            2 * pattern * np.abs(rng.normal(size=(n, 1))),
-        )
+        kind, colour, size, presence, setting, pattern = share.T[..., None]
+        return {
+            "kind": kind * rng.normal(size=(n, len(world.KINDS))),
+            "colour": colour * rng.normal(size=(n, len(world.COLOURS))),
+            "size": size * rng.normal(size=(n, 1)),
+            "presence": presence * np.abs(rng.normal(size=(n, 1))),
+            "setting": setting * rng.normal(size=(n, len(world.SETTINGS) + 1)),
+            "pattern": pattern * rng.normal(size=(n, len(world.PATTERN_KINDS))),
+            "coverage": 2 * pattern * np.abs(rng.normal(size=(n, 1))),
+        }
 
     def _draw_ceiling(self, rng: np.random.Generator, quality: float) -> np.ndarray:
         """Return a long-tailed draw of each voxel's noise ceiling: three repetitions, 0 to 1."""
@@ -240,9 +229,8 @@ class Brain:
     def _fields(self, places: np.ndarray) -> np.ndarray:
         """Return receptive fields, 1 at their centres, on a grid; (n_places ** 2, n_voxels)."""
         x, y, width = self.prf.T
-        across, up = (
-            np.exp(-np.square((places[:, None] - centre) / width) / 2) for centre in (x, y)
-        )
+        distances = ((places[:, None] - centre) / width for centre in (x, y))
+        across, up = (np.exp(-np.square(distance) / 2) for distance in distances)
         return (up[:, None] * across[None]).reshape(len(places) ** 2, -1)
 
     def _local(self, maps: np.ndarray) -> np.ndarray:
@@ -261,11 +249,11 @@ class Brain:
         out = np.zeros((len(scenes), len(self.area)))
         settings = (*world.SETTINGS, "pattern")
         for row, scene in enumerate(scenes):
-            out[row] = tuning.setting[:, settings.index(scene.setting)]
+            out[row] = tuning["setting"][:, settings.index(scene.setting)]
             if scene.pattern is not None:
                 on = self._pooling_of_patches @ scene.pattern.ravel()
                 kind = world.PATTERN_KINDS.index(scene.pattern_kind)
-                out[row] += tuning.pattern[:, kind] + tuning.coverage[:, 0] * on
+                out[row] += tuning["pattern"][:, kind] + tuning["coverage"][:, 0] * on
             for thing in scene.things:
                 out[row] += self._response_to(thing)
         return out.astype(np.float32)
@@ -276,10 +264,10 @@ class Brain:
         near = np.exp(-distance2 / (2 * (np.square(self.prf[:, 2]) + np.square(thing.size / 3))))
         tuning = self._tuning
         return near * (
-            tuning.kind[:, world.KINDS.index(thing.kind)]
-            + tuning.colour[:, list(world.COLOURS).index(thing.colour)]
-            + tuning.size[:, 0] * (thing.size - 24) / 8
-            + tuning.presence[:, 0]
+            tuning["kind"][:, world.KINDS.index(thing.kind)]
+            + tuning["colour"][:, list(world.COLOURS).index(thing.colour)]
+            + tuning["size"][:, 0] * (thing.size - 24) / 8
+            + tuning["presence"][:, 0]
         )
 
     @cached_property
@@ -324,16 +312,6 @@ class Brain:
         return self.baseline + offset + gain * (self.signal_sd * signal + self.noise_sd * noise)
 
 
-def make_brain(subject: str, seed: int = 0) -> Brain:
-    """Return the phantom subject of that name, "subj01" to "subj08".
-
-    Returns
-    -------
-    Brain
-    """
-    return Brain(int(subject[4:]) - 1, seed)
-
-
 def feature_maps(pictures: np.ndarray) -> np.ndarray:
     """Filter pictures: what early areas pool.
 
@@ -362,7 +340,7 @@ def feature_maps(pictures: np.ndarray) -> np.ndarray:
     return np.stack(maps).reshape(len(maps), len(pictures), -1)
 
 
-def _gabors() -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def _gabors() -> list[tuple[np.ndarray, ...]]:
     """Return complex Gabor filters: rows and columns of the spectrum that each passes, and gain.
 
     A filter passes a band around its own frequency. Its output, moved to frequency zero, has the
@@ -384,9 +362,7 @@ def _gabors() -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     return filters
 
 
-def _energy(
-    maps: np.ndarray, filters: list[tuple[np.ndarray, np.ndarray, np.ndarray]]
-) -> np.ndarray:
+def _energy(maps: np.ndarray, filters: list[tuple[np.ndarray, ...]]) -> np.ndarray:
     """Return the local energy sqrt(even² + odd²) of `maps` (n, 64, 64), for each filter.
 
     Returns
@@ -400,9 +376,5 @@ def _energy(
     spectrum *= shift[:, None] * shift[None]
     inside = slice(edge // 2, (FRAME - edge) // 2)
     # One-sided filters make the inverse transform complex: even and odd part at once.
-    return np.stack(
-        [
-            np.abs(fft.ifft2(spectrum[:, rows[:, None], columns] * gain)[:, inside, inside])
-            for rows, columns, gain in filters
-        ]
-    )
+    passed = [spectrum[:, rows[:, None], columns] * gain for rows, columns, gain in filters]
+    return np.stack([np.abs(fft.ifft2(each)[:, inside, inside]) for each in passed])

@@ -15,10 +15,10 @@ from tqdm import tqdm
 
 from minddiff_utils.datasets.nsd.load import NsdTree
 from minddiff_utils.datasets.subject import estimate_ncsnr
-from minddiff_utils.io import Ids, InputError, atomic_path
+from minddiff_utils.io import InputError, atomic_path
 from minddiff_utils.phantom import world
 from minddiff_utils.phantom.anatomy import KASTNER_LABELS, SHAPE, affine
-from minddiff_utils.phantom.brain import make_brain
+from minddiff_utils.phantom.brain import Brain
 from minddiff_utils.phantom.stimuli import choose_pictures
 from minddiff_utils.storage import open_to_write
 
@@ -103,9 +103,8 @@ def plan_experiment(
     own = np.stack(own[:n_subjects])
     subjectim = np.concatenate([np.tile(shared, (n_subjects, 1)), own], axis=1)
     pictures = choose_pictures(shared - 1, own.ravel() - 1)
-    return Experiment(
-        order.astype(np.int64), subjectim.astype(np.int64), pictures, n_test, session_trials
-    )
+    order, subjectim = order.astype(np.int64), subjectim.astype(np.int64)
+    return Experiment(order, subjectim, pictures, n_test, session_trials)
 
 
 def write_tree(
@@ -115,8 +114,8 @@ def write_tree(
     n_test: int = 64,
     repetitions: int = 3,
     seed: int = 0,
-    betas: str = "hdf5",
     progress: bool = True,
+    betas: str = "hdf5",
 ) -> Path:
     """Write the phantom's experiment in NSD's layout, unless it is there.
 
@@ -131,10 +130,10 @@ def write_tree(
         Some of "subj01" to "subj08".
     n_train, n_test, repetitions, seed
         As in `plan_experiment`.
-    betas : {"hdf5", "nii.gz"}
-        Format of the single-trial responses; NSD has both.
     progress : bool
         Show what is being written.
+    betas : {"hdf5", "nii.gz"}
+        Format of the single-trial responses; NSD has both.
 
     Returns
     -------
@@ -148,8 +147,10 @@ def write_tree(
     """
     path = Path(path)
     settings = {"n_train": n_train, "n_test": n_test, "repetitions": repetitions, "seed": seed}
-    _check(subjects, settings, betas)
-    settings = settings | {"betas": betas, "version": VERSION}
+    _check(subjects, settings)
+    if betas not in ("hdf5", "nii.gz"):
+        raise InputError(f"betas={betas!r}: expected hdf5 or nii.gz")
+    settings |= {"betas": betas, "version": VERSION}
     there = _written(path, settings)
     if set(subjects) <= set(there):
         return path
@@ -166,12 +167,10 @@ def write_tree(
     return path
 
 
-def _check(subjects: Sequence[str], settings: dict[str, int], betas: str) -> None:
+def _check(subjects: Sequence[str], settings: dict[str, int]) -> None:
     """Raise InputError if a parameter is outside its range."""
     if not subjects or not set(subjects) <= set(SUBJECTS):
         raise InputError(f"subjects={list(subjects)}: expected some of {', '.join(SUBJECTS)}")
-    if betas not in ("hdf5", "nii.gz"):
-        raise InputError(f"betas={betas!r}: expected hdf5 or nii.gz")
     for name, (low, high) in LIMITS.items():
         if not low <= settings[name] <= high:
             raise InputError(f"{name}={settings[name]} is outside its range: {low} to {high}")
@@ -211,7 +210,7 @@ def _write_shared(path: Path, experiment: Experiment) -> None:
     """Write design, picture table, pictures, captions and label tables."""
     tree = NsdTree(path, "subj01")
     design = {
-        # As MATLAB stores NSD's own, so that readers may index with them.
+        # Integers, as MATLAB stores NSD's own, so that readers may index with them.
         "masterordering": experiment.masterordering[None].astype(np.uint16),
         "subjectim": experiment.subjectim.astype(np.int32),
         "sharedix": experiment.subjectim[:1, : experiment.n_test].astype(np.int32),
@@ -221,7 +220,7 @@ def _write_shared(path: Path, experiment: Experiment) -> None:
     with atomic_path(tree.stimulus_table) as tmp:
         _stimulus_table(experiment).to_csv(tmp)
     _write_pictures(tree.pictures, experiment.pictures)
-    in_val = _in_val(experiment.pictures)
+    in_val = experiment.pictures % 10 == 0
     for file, pictures in zip(tree.captions, (~in_val, in_val), strict=True):
         _write_captions(file, experiment.pictures[pictures].tolist())
     tables = {"Kastner2015": KASTNER_LABELS, "nsdgeneral": {"Unknown": 0, "nsdgeneral": 1}}
@@ -234,18 +233,12 @@ def _write_shared(path: Path, experiment: Experiment) -> None:
 def _stimulus_table(experiment: Experiment) -> pd.DataFrame:
     """Return NSD's table of pictures: one row each, with who saw it and in which trials."""
     ids = np.arange(len(experiment.pictures))
-    table = pd.DataFrame(
-        {
-            "cocoId": FIRST_COCO_ID + experiment.pictures,
-            "cocoSplit": np.where(_in_val(experiment.pictures), "val2017", "train2017"),
-            "cropBox": "(0.0, 0.0, 0.0, 0.0)",
-            "loss": 0.0,
-            "nsdId": ids,
-            "flagged": False,
-            "BOLD5000": False,
-            "shared1000": np.isin(ids, experiment.subjectim[0, : experiment.n_test] - 1),
-        }
-    )
+    table = pd.DataFrame({"cocoId": FIRST_COCO_ID + experiment.pictures})
+    # One in ten counts as COCO's validation picture.
+    table["cocoSplit"] = np.where(experiment.pictures % 10 == 0, "val2017", "train2017")
+    table = table.assign(cropBox="(0.0, 0.0, 0.0, 0.0)", loss=0.0, nsdId=ids)
+    table = table.assign(flagged=False, BOLD5000=False)
+    table["shared1000"] = np.isin(ids, experiment.subjectim[0, : experiment.n_test] - 1)
     for row, pictures in enumerate(experiment.subjectim, start=1):
         table[f"subject{row}"] = np.isin(ids, pictures - 1).astype(int)
     for row, pictures in enumerate(experiment.subjectim, start=1):
@@ -257,30 +250,18 @@ def _stimulus_table(experiment: Experiment) -> pd.DataFrame:
     return table
 
 
-def world_ids(tree: NsdTree) -> np.ndarray:
-    """Return the id in the phantom's world of each of a tree's pictures; int64 (n_pictures,)."""
-    return pd.read_csv(tree.stimulus_table)["cocoId"].to_numpy() - FIRST_COCO_ID
-
-
-def _in_val(pictures: np.ndarray) -> np.ndarray:
-    """Return which pictures count as COCO's validation pictures: one in ten."""
-    return pictures % 10 == 0
-
-
 def _write_pictures(path: Path, pictures: np.ndarray) -> None:
     """Write `imgBrick`, uint8 (n, 64, 64, 3)."""
     shape = (len(pictures), world.SIZE, world.SIZE, 3)
     with atomic_path(path) as tmp, open_to_write(tmp, "w", int(np.prod(shape))) as file:
-        brick = file.create_dataset(
-            "imgBrick", shape, np.uint8, chunks=(1, *shape[1:]), compression="gzip",
-            compression_opts=1,
-        )  # fmt: skip
+        packed = {"compression": "gzip", "compression_opts": 1, "chunks": (1, *shape[1:])}
+        brick = file.create_dataset("imgBrick", shape, np.uint8, **packed)
         for start in range(0, len(pictures), 256):
             some = pictures[start : start + 256]
             brick[start : start + len(some)] = np.stack([world.picture(i) for i in some])
 
 
-def _write_captions(path: Path, pictures: Ids) -> None:
+def _write_captions(path: Path, pictures: Sequence[int]) -> None:
     """Write a file of captions in COCO's format, five captions a picture."""
     size = {"height": world.SIZE, "width": world.SIZE}
     images, annotations = [], []
@@ -301,7 +282,7 @@ def _write_subject(
     tree: NsdTree, experiment: Experiment, seed: int, betas: str, progress: bool
 ) -> None:
     """Write regions, betas, noise ceiling and behaviour of one subject."""
-    simulated = make_brain(tree.subject, seed)
+    simulated = Brain(tree.subject, seed)
     labels = np.array([KASTNER_LABELS.get(str(area), 0) for area in simulated.area])
     _write_map(tree.roi("Kastner2015"), simulated.ijk, labels.astype(np.int16))
     _write_map(tree.roi("nsdgeneral"), simulated.ijk, np.ones(len(labels), np.int16))
@@ -318,8 +299,8 @@ def _write_subject(
         _write_betas(file, simulated.ijk, responses[-1])
     ncsnr = estimate_ncsnr(np.concatenate(responses) / np.float32(300), trials, session)
     _write_map(tree.ncsnr, simulated.ijk, ncsnr.astype(np.float32))
+    table = _behaviour(tree.subject, trials, experiment)
     with atomic_path(tree.responses) as tmp:
-        table = _behaviour(tree.subject, trials, experiment)
         table.to_csv(tmp, sep="\t", index=False, na_rep="NaN")
 
 
@@ -348,11 +329,10 @@ def _write_betas(path: Path, ijk: np.ndarray, betas: np.ndarray) -> None:
     if path.suffix == ".gz":
         return _write_volume(path, volume.T)
     # Zeros, by far the most of it, take no room once they are packed.
+    packed = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
+    chunks = (len(betas), 1, *volume.shape[2:])
     with atomic_path(path) as tmp, open_to_write(tmp, "w", betas.nbytes) as file:
-        file.create_dataset(
-            "betas", data=volume, chunks=(len(betas), 1, *volume.shape[2:]), compression="gzip",
-            compression_opts=1, shuffle=True,
-        )  # fmt: skip
+        file.create_dataset("betas", data=volume, chunks=chunks, **packed)
 
 
 def _behaviour(subject: str, trials: np.ndarray, experiment: Experiment) -> pd.DataFrame:

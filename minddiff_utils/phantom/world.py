@@ -82,16 +82,15 @@ def scene(i: int) -> Scene:
         return Scene("pattern", SIZE / 2, (), pattern[0], kind, pattern[1])
     setting = _pick(rng, SETTINGS)
     horizon = 28 + 12 * rng.random()
-    n_things = _weighted(rng, (1, 2, 3), (0.4, 0.4, 0.2))
+    (n_things,) = rng.choices((1, 2, 3), (0.4, 0.4, 0.2))
     slots = {1: ((14, 50),), 2: ((12, 24), (40, 52)), 3: ((10, 15), (28, 36), (49, 54))}[n_things]
-    things = sorted(
-        (_thing(rng, n_things, slot, horizon) for slot in slots), key=lambda thing: thing.y
-    )
-    return Scene(setting, horizon, tuple(things))
+    things = [_thing(rng, n_things, slot, horizon) for slot in slots]
+    return Scene(setting, horizon, tuple(sorted(things, key=lambda thing: thing.y)))
 
 
 def _generator(i: int, purpose: str) -> random.Random:
     # Python guarantees the sequence of random() for a seed across versions; NumPy does not.
+    # Of the other methods only `choices` is used, which takes one random() a draw.
     return random.Random(f"minddiff world {purpose} {int(i)}")
 
 
@@ -99,18 +98,9 @@ def _pick(rng: random.Random, options):
     return options[int(rng.random() * len(options))]
 
 
-def _weighted(rng: random.Random, options, weights):
-    draw = rng.random() * sum(weights)
-    for option, weight in zip(options, weights, strict=True):
-        draw -= weight
-        if draw < 0:
-            return option
-    return options[-1]
-
-
 def _thing(rng: random.Random, n_things: int, slot: tuple[float, float], horizon: float) -> Thing:
     weights = {1: (0.15, 0.35, 0.5), 2: (0.3, 0.55, 0.15), 3: (0.5, 0.5, 0.0)}[n_things]
-    low, high = _weighted(rng, ((16, 19), (22, 26), (31, 38)), weights)
+    ((low, high),) = rng.choices(((16, 19), (22, 26), (31, 38)), weights)
     size = low + (high - low) * rng.random()
     kind = _pick(rng, KINDS)
     colour = _pick(rng, tuple(COLOURS))
@@ -507,25 +497,22 @@ def captions(i: int) -> tuple[str, ...]:
 
 
 def _scene_captions(what: Scene) -> tuple[str, ...]:
+    join = " and ".join
     left_to_right = sorted(what.things, key=lambda thing: thing.x)
     by_size = sorted(what.things, key=lambda thing: -thing.size)
     first, second, third, fourth = WORDS[what.setting]
     return (
-        _join([f"a {_look(t, 0)} {WORDS[place(t)[0]][0]}" for t in left_to_right]) + f" {first}",
-        f"{second} with " + _join([f"a {_look(t, 1)} {' '.join(place(t))}" for t in by_size]),
+        join([f"a {_look(t, 0)} {WORDS[place(t)[0]][0]}" for t in left_to_right]) + f" {first}",
+        f"{second} with " + join([f"a {_look(t, 1)} {' '.join(place(t))}" for t in by_size]),
         f"{third} : " + " , ".join(f"{place(t)[0]} a {_look(t, 2)}" for t in left_to_right),
-        _join([f"{_look(t, 0)} at {place(t)[1]} {WORDS[place(t)[0]][1]}" for t in by_size])
+        join([f"{_look(t, 0)} at {place(t)[1]} {WORDS[place(t)[0]][1]}" for t in by_size])
         + f" , {fourth}",
-        f"picture {first} of " + _join([f"a {_look(t, 1)} to the {place(t)[0]}" for t in by_size]),
+        f"picture {first} of " + join([f"a {_look(t, 1)} to the {place(t)[0]}" for t in by_size]),
     )
 
 
 def _look(thing: Thing, wording: int) -> str:
     return f"{WORDS[size_word(thing.size)][wording]} {thing.colour} {thing.kind}"
-
-
-def _join(parts: list[str]) -> str:
-    return " and ".join(parts)
 
 
 def _pattern_captions(what: Scene) -> tuple[str, ...]:

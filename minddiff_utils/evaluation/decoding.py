@@ -1,4 +1,7 @@
-"""Which region knows what: decoding from one region alone, and from all voxels but its own."""
+"""What decoding knows: from each region alone and without it, and by chance.
+
+Chance is what the same decoders reach with the responses permuted over the pictures.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -7,16 +10,29 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 from tqdm import tqdm
 
 from minddiff_utils.datasets import Split, Subject, prepare_fold
 from minddiff_utils.datasets.areas import EARLY_AREAS, HIGHER_AREAS, area_kind, area_masks
-from minddiff_utils.decoding.decode import correlations, stimulus_of_rows, voxel_weights
+from minddiff_utils.decoding.components import PrincipalComponents
+from minddiff_utils.decoding.decode import (
+    correlations,
+    stimulus_of_rows,
+    training_design,
+    training_folds,
+    voxel_weights,
+)
+from minddiff_utils.decoding.decoders import Design, Method
 from minddiff_utils.decoding.features import families, read_values
-from minddiff_utils.decoding.folds import training_folds
-from minddiff_utils.decoding.moments import column_moments, constant_columns
-from minddiff_utils.decoding.ridge import PENALTIES, CrossValidatedRidge
-from minddiff_utils.evaluation.statistics import resampled_correlation
+from minddiff_utils.decoding.ridge import (
+    PENALTIES,
+    CrossValidatedRidge,
+    column_moments,
+    constant_columns,
+)
+from minddiff_utils.evaluation.statistics import resampled_correlation, shuffled_rows
+from minddiff_utils.io import InputError
 
 # Every second penalty: mean accuracies need no finer choice.
 COARSE = PENALTIES[::2]
@@ -70,14 +86,12 @@ def decode_regions(
     """
     names = [name for name in names if name in families(features_path)]
     chosen = sample_values(features_path, names, subject.splits[0], n_targets, seed)
-    masks = subject.roi | area_masks(subject.roi)
     found: dict[tuple[str, str], list[np.ndarray]] = {}
     true = []
     for split in tqdm(subject.splits, desc="regions"):
         true.append(_values(features_path, chosen, split.test))
         y = _values(features_path, chosen, split.train)
-        folds = training_folds(subject, split.train, n_folds)
-        for key, decoded in _decode_split(subject, split, masks, y, folds):
+        for key, decoded in _decode_split(subject, split, y, n_folds):
             found.setdefault(key, []).append(decoded)
     family = np.repeat(names, [len(chosen[name]) for name in names])
     value = np.concatenate([chosen[name] for name in names])
@@ -86,15 +100,11 @@ def decode_regions(
 
 
 def _decode_split(
-    subject: Subject,
-    split: Split,
-    masks: Mapping[str, np.ndarray],
-    y: np.ndarray,
-    folds: np.ndarray,
+    subject: Subject, split: Split, y: np.ndarray, n_folds: int
 ) -> Iterator[tuple[tuple[str, str], np.ndarray]]:
     """Yield (region, which voxels) and the decoded values of the test stimuli."""
     fold, weights = prepare_fold(subject, split), voxel_weights(subject, split)
-    stimulus = stimulus_of_rows(split, fold)
+    folds, stimulus = training_folds(subject, split.train, n_folds), stimulus_of_rows(split, fold)
     mean = np.average(y, axis=0, weights=np.bincount(stimulus))
     centre = fold.train_x.mean(0, dtype=np.float64).astype(np.float32)
     train, test = (fold.train_x - centre) * weights, (fold.test_x - centre) * weights
@@ -109,7 +119,7 @@ def _decode_split(
 
     whole = products(slice(None))
     yield ("", "all"), decode(*whole)
-    for roi, mask in masks.items():
+    for roi, mask in (subject.roi | area_masks(subject.roi)).items():
         alone = products(mask)
         yield (roi, "alone"), decode(*alone)
         if not mask.all():
@@ -186,8 +196,8 @@ def _pairs(family: np.ndarray) -> list[tuple[str, str]]:
     """Return pairs of families of which the first belongs to early areas."""
     names = list(dict.fromkeys(family.tolist()))
     blocks = [name for name in names if name.startswith("block_")]
-    pairs = [("z", "c")] if {"z", "c"} <= set(names) else []
-    return pairs + ([(blocks[0], blocks[-1])] if len(blocks) > 1 else [])
+    pairs = [("z", "c"), (blocks[0], blocks[-1])] if blocks else [("z", "c")]
+    return [pair for pair in pairs if set(pair) <= set(names) and pair[0] != pair[1]]
 
 
 def _contrast(
@@ -236,3 +246,122 @@ def _values(path: str | Path, chosen: Mapping[str, np.ndarray], ids: np.ndarray)
     """Read the drawn values of all families side by side."""
     parts = [read_values(path, name, ids)[:, places] for name, places in chosen.items()]
     return np.concatenate(parts, axis=1)
+
+
+def chance_accuracies(
+    subject: Subject,
+    features_path: str | Path,
+    method: Method | None = None,
+    *,
+    n_permutations: int = 10,
+    n_values: int = 150,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Decode every family from responses permuted over the pictures, again and again.
+
+    One permutation is not enough. It gives one wrong decoder, and what that makes of pictures with
+    a lot in common agrees with them a little, or disagrees: for all values of a family together,
+    and with as many test pictures as one likes. Chance is the mean over permutations.
+
+    Parameters
+    ----------
+    subject : Subject
+    features_path : str or Path
+    method : Method, optional
+        As for `decode_subject`; stretching is left out, for no correlation changes with it.
+    n_permutations : int
+        At least 2.
+    n_values : int
+        Values of each family, drawn at random among those that vary.
+    seed : int
+
+    Returns
+    -------
+    DataFrame
+        `family`, `shuffle` (from 0), `correlation`: the mean over values, one row a permutation.
+
+    Raises
+    ------
+    InputError
+        If responses or features cannot be decoded, or there are too few permutations.
+    """
+    if n_permutations < 2:
+        raise InputError(f"n_permutations={n_permutations}: expected 2 or more.")
+    method = method or Method()
+    names = families(features_path)
+    chosen = sample_values(features_path, names, subject.splits[0], n_values, seed)
+    true: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    found: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    for number, split in enumerate(tqdm(subject.splits, desc="chance")):
+        fold = prepare_fold(subject, split)
+        design = training_design(subject, split, fold, method)
+        rng = np.random.default_rng([seed, number])
+        orders = [shuffled_rows(len(split.train), rng) for _ in range(n_permutations)]
+        for name in names:
+            places = chosen[name]
+            true[name].append(read_values(features_path, name, split.test)[:, places])
+            y = read_values(features_path, name, split.train)
+            decoded = _decode_permuted(design, y, places, name, method, orders, fold.test_x)
+            found[name].append(np.stack(list(decoded)))
+    rows = []
+    for name, parts in found.items():
+        for shuffle, decoded in enumerate(np.concatenate(parts, axis=1)):
+            r = correlations(np.concatenate(true[name]), decoded)
+            rows.append({"family": name, "shuffle": shuffle, "correlation": np.nanmean(r)})
+    return pd.DataFrame(rows)
+
+
+def _decode_permuted(
+    design: Design,
+    y: np.ndarray,
+    places: np.ndarray,
+    family: str,
+    method: Method,
+    orders: list[np.ndarray],
+    test_x: np.ndarray,
+) -> Iterator[np.ndarray]:
+    """Yield some values of test stimuli, decoded once for every order of the training stimuli.
+
+    Who has the wrong responses is the same thing as who has the wrong features; so what depends
+    on responses alone, and the components of the values, are computed once.
+    """
+    if method.decoder != "ridge" or method.target_components == 0:
+        for order in orders:
+            yield design.fit(y[order][:, places], family, method).predict(test_x)
+        return
+    parts = PrincipalComponents(method.target_components).fit(y)
+    scores = parts.transform(y)
+    for order in orders:
+        decoded = design.fit(scores[order], family, method).predict(test_x)
+        yield decoded @ parts.components_[:, places] + parts.mean_[places]
+
+
+def chance_interval(
+    accuracies: pd.DataFrame, decoded: Mapping[str, float], level: float = 0.95
+) -> pd.DataFrame:
+    """Tell whether chance is at zero, and decoding above it.
+
+    Parameters
+    ----------
+    accuracies : DataFrame
+        From `chance_accuracies`.
+    decoded : mapping of family to float
+        Mean correlation from the right responses.
+    level : float
+        Of the intervals of all families together (Bonferroni; Student's t over the permutations).
+
+    Returns
+    -------
+    DataFrame
+        A row a family: `decoded`; `chance`, the mean over permutations, with its interval from
+        `low` to `high`; `at_chance`, whether that covers 0; `highest`, that of any permutation.
+    """
+    rows = {}
+    groups = accuracies.groupby("family", sort=False).correlation
+    share = 1 - (1 - level) / groups.ngroups
+    for name, values in groups:
+        half = stats.sem(values) * stats.t.ppf((1 + share) / 2, len(values) - 1)
+        mean = values.mean()
+        row = {"decoded": decoded[name], "chance": mean, "low": mean - half, "high": mean + half}
+        rows[name] = row | {"at_chance": abs(mean) <= half, "highest": values.max()}
+    return pd.DataFrame(rows).T.infer_objects()
