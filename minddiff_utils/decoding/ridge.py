@@ -1,5 +1,7 @@
 """Ridge regression for any number of targets: what depends on responses alone is done once."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, RegressorMixin, TransformerMixin
