@@ -104,7 +104,6 @@ class Method(BaseEstimator):
             if getattr(self, name) not in known:
                 value = getattr(self, name)
                 raise InputError(f"{name}={value!r}: expected one of {', '.join(known)}.")
-        self.reliability = (*self.reliability,)
 
     @classmethod
     def of(cls, chapter: SimpleNamespace) -> "Method":
