@@ -104,3 +104,9 @@ def test_only_ratios_of_reliabilities_matter():
         scaled, (x - x.mean(0)) * given / np.sqrt(np.mean(given**2)), atol=1e-5
     )
     np.testing.assert_allclose(twice, scaled, rtol=1e-5)
+
+
+def test_no_targets_are_no_fault():
+    x = np.random.default_rng(0).normal(size=(12, 4))
+    model = CrossValidatedRidge([1.0, 10.0]).fit(x, np.empty((12, 0)))
+    assert model.predict(x).shape == model.held_out_.shape == (12, 0)
