@@ -154,7 +154,7 @@ def assemble(plan: Plan, pages: Path, config: Path) -> Path:
 def _copy_mathjax(folder: Path) -> None:
     """Put MathJax with its fonts into the book, so that formulas need no network."""
     package = importlib.metadata.distribution("sphinx-mathjax-offline")
-    source = Path(package.locate_file("sphinx-mathjax-offline/static/mathjax"))
+    source = Path(str(package.locate_file("sphinx-mathjax-offline/static/mathjax")))
     fonts = "output/chtml/fonts/woff-v2"
     shutil.copytree(source / fonts, folder / fonts)
     shutil.copy(source / "tex-chtml-full.js", folder)

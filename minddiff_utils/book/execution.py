@@ -24,6 +24,7 @@ from minddiff_utils.book.run import (
     SHARDED,
     inputs_digest,
     is_done,
+    output_digest,
     read_record,
     state_folder,
     subject_folder,
@@ -31,7 +32,6 @@ from minddiff_utils.book.run import (
 from minddiff_utils.io import InputError, NotebookError, atomic_path
 from minddiff_utils.models.hub import PAPER, clip_name, hub_name
 from minddiff_utils.settings import ADVANCED, recall, resolve
-from minddiff_utils.storage import file_digest
 
 QUIET_SECONDS = 5.0  # between two lines about the same cell
 STARTS = 3  # of a kernel, before it is given up
@@ -291,7 +291,7 @@ def _record(
         "parameters": plan.given(sheet, subject),
         "model_revisions": model_revisions(plan),
         "inputs": inputs,
-        "outputs": {n: file_digest(folder / n) for n in names if (folder / n).is_file()},
+        "outputs": {n: output_digest(folder / n) for n in names if (folder / n).is_file()},
         "wall_time_s": round(seconds, 1),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }

@@ -81,7 +81,7 @@ def write_strips(reconstructions: Path, folder: Path) -> list[str]:
             pictures = [Image.fromarray(file[name][row]) for name in ("truth", *methods)]
             for picture in pictures:
                 picture.thumbnail((side, side), Image.Resampling.LANCZOS)
-            strip = Image.fromarray(np.concatenate(pictures, axis=1))
+            strip = Image.fromarray(np.concatenate([np.asarray(one) for one in pictures], axis=1))
             strip.save(folder / f"{row:04d}.jpg", quality=92, subsampling=0)
     return methods
 

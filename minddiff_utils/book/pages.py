@@ -112,7 +112,7 @@ def step_times(notebook: nbformat.NotebookNode) -> dict[str, float]:
     dict
         Heading -> seconds, in the order of the notebook; headings of one name are added up.
     """
-    heading, seconds = "before the first heading", {}
+    heading, seconds = "before the first heading", dict[str, float]()
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             heading = (HEADING.findall(cell.source) or [heading])[-1]
@@ -137,7 +137,7 @@ def cost_table(run: Path, subjects: Sequence[str]) -> str:
         A sentence about the machine and a table with a column a subject; "" where nothing is
         recorded. Steps below a second are left out.
     """
-    columns, machines = {}, {}
+    columns, machines = dict[str, dict](), dict[str, list[str]]()
     for subject in subjects:
         path = run / subject / "provenance.json"
         if path.is_file():

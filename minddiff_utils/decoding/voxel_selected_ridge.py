@@ -165,6 +165,7 @@ def _solve_targets(
             rows = x.T[chosen]  # (n_some, k, n + 1)
             found = rows @ _solve(rows.mT @ rows, alpha, some.T[..., None])
         else:
+            assert gram is not None
             right = (some.T @ x).gather(1, chosen)[..., None]
             found = _solve(gram[chosen[:, :, None], chosen[:, None, :]], alpha, right)
         power = some[n].square() * (n + alpha) / (n * alpha)  # of the mean

@@ -348,7 +348,7 @@ def _gabors() -> list[tuple[np.ndarray, ...]]:
     """
     n = FRAME // 2
     offset = np.arange(n) - n // 2
-    filters = []
+    filters: list[tuple[np.ndarray, ...]] = []
     for wavelength in WAVELENGTHS:
         spread = 0.22 / wavelength * np.sqrt(2)
         for angle in ORIENTATIONS:

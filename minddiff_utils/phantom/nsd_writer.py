@@ -5,7 +5,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -146,7 +146,12 @@ def write_tree(
         If a parameter is outside its range, or the folder holds something else.
     """
     path = Path(path)
-    settings = {"n_train": n_train, "n_test": n_test, "repetitions": repetitions, "seed": seed}
+    settings: dict[str, Any] = {
+        "n_train": n_train,
+        "n_test": n_test,
+        "repetitions": repetitions,
+        "seed": seed,
+    }
     _check(subjects, settings)
     if betas not in ("hdf5", "nii.gz"):
         raise InputError(f"betas={betas!r}: expected hdf5 or nii.gz")
