@@ -20,9 +20,9 @@ def test_the_fast_solver_is_better_than_the_papers_at_a_three_hundredth(subject)
     table = pd.read_csv(MEASURED / f"solvers_{subject}.csv", index_col="solver")
     fast, paper = table.loc["guided"], table.loc["algorithm_1"]
     assert fast.equivalents <= 200
-    assert paper.processor_seconds / fast.processor_seconds >= 250
+    assert paper.processor_seconds / fast.processor_seconds >= 300
     assert paper.equivalents > 300 * 28 * 2 * 3
-    assert all(paper[f"{metric}_gain"] >= -0.01 for metric in METRICS)
+    assert all(paper[f"{metric}_low"] >= -0.01 for metric in METRICS)
     assert any(paper[f"{metric}_low"] > 0 for metric in METRICS)
     assert (MEASURED / "solvers.md").read_text("utf-8") == stored.solver_table(MEASURED)
 
