@@ -75,7 +75,8 @@ def inputs_digest(plan: Plan, sheet: Sheet, subject: str) -> str:
     before = {name: _left_before(subject_folder(plan, name), sheet.name) for name in folders}
     parts = [text, before, code_digest(*ROOMS)]
     if subject:
-        parts += [_files_digest(plan, "data_path", subject), _files_digest(plan, "models", subject)]
+        names = ("data_path", "models", "guide", "judge")
+        parts += [_files_digest(plan, name, subject) for name in names]
     return content_hash([(json.dumps(parts, sort_keys=True, default=str), b"")])
 
 
@@ -84,9 +85,8 @@ def _files_digest(plan: Plan, name: str, subject: str) -> str:
     path = resolve(text, plan.root)
     if not text or not path.exists():
         return text  # a model of the hub
-    if name == "models":
-        files = [file for file in sorted(path.rglob("*")) if file.suffix in MODEL]
-    else:
+    files = [file for file in sorted(path.rglob("*")) if file.suffix in MODEL]
+    if name == "data_path":
         files = recording_files(path, subject)
     return json.dumps([[str(f.relative_to(path)), file_digest(f)] for f in files])
 
