@@ -99,6 +99,15 @@ def check_room(path: str | Path, n_bytes: int) -> None:
         )
 
 
+def rows_done(path: str | Path, record: str) -> int:
+    """Return how many rows a resumable file holds, if it was made from this; 0 if not."""
+    try:
+        with h5py.File(path, "r") as file:
+            return int(file.attrs.get("done", 0)) if file.attrs.get("record") == record else 0
+    except OSError:
+        return 0
+
+
 def row_dataset(file: h5py.File, name: str, shape: tuple[int, ...], dtype) -> h5py.Dataset:
     """Return a dataset, made if it is not there, whose rows each carry a checksum.
 

@@ -12,7 +12,14 @@ from tqdm import tqdm
 from minddiff_utils.datasets import Subject
 from minddiff_utils.datasets.reading import unreadable
 from minddiff_utils.io import Ids, InputError
-from minddiff_utils.storage import check_room, code_digest, content_hash, open_to_write, row_dataset
+from minddiff_utils.storage import (
+    check_room,
+    code_digest,
+    content_hash,
+    open_to_write,
+    row_dataset,
+    rows_done,
+)
 
 if TYPE_CHECKING:
     from minddiff_utils.models.stable_diffusion import Generator
@@ -121,9 +128,9 @@ def write_features(
     code = code_digest("models", "decoding/features.py")
     about = {"blocks": n_blocks, "models": generator.fingerprint, "code": code}
     record = json.dumps({**about, "stimuli": _digest(subject)})
-    if _done(path, record) == len(ids):
+    if rows_done(path, record) == len(ids):
         return path
-    done = _done(partial, record)
+    done = rows_done(partial, record)
     with open_to_write(partial, "a" if done else "w") as file:
         starts = range(done, len(ids), batch)
         for start in tqdm(starts, "features", initial=done // batch, total=-(-len(ids) // batch)):
@@ -141,15 +148,6 @@ def write_features(
             file.flush()
     partial.replace(path)
     return path
-
-
-def _done(path: Path, record: str) -> int:
-    """How many stimuli a file holds whole; 0 where it cannot be used."""
-    try:
-        with h5py.File(path, "r") as file:
-            return int(file.attrs["done"]) if file.attrs["record"] == record else 0
-    except (OSError, KeyError):
-        return 0
 
 
 def _digest(subject: Subject) -> str:

@@ -17,7 +17,14 @@ from minddiff_utils.models.clip import to_pictures
 from minddiff_utils.models.stable_diffusion import Generator
 from minddiff_utils.reconstruction.losses import Arrays
 from minddiff_utils.settings import Settings
-from minddiff_utils.storage import check_room, code_digest, content_hash, open_to_write, row_dataset
+from minddiff_utils.storage import (
+    check_room,
+    code_digest,
+    content_hash,
+    open_to_write,
+    row_dataset,
+    rows_done,
+)
 
 # A picture whose loss ends this many times as high as it began has diverged.
 DIVERGED = 2.0
@@ -132,9 +139,9 @@ def write_batches(
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     n = len(ids)
-    if _done(path, record) == n:
+    if rows_done(path, record) == n:
         return path
-    done = _done(partial, record)
+    done = rows_done(partial, record)
     with open_to_write(partial, "a" if done else "w") as file:
         file.attrs["record"] = record
         starts = range(done, n, batch)
@@ -145,15 +152,6 @@ def write_batches(
             file.flush()
     partial.replace(path)
     return path
-
-
-def _done(path: Path, record: str) -> int:
-    """How many pictures a file holds, if it follows from this; 0 if not."""
-    try:
-        with h5py.File(path, "r") as file:
-            return int(file.attrs.get("done", 0)) if file.attrs.get("record") == record else 0
-    except OSError:
-        return 0
 
 
 def _store(file: h5py.File, ids, rows: slice, result: Reconstruction, n_films: int) -> None:
