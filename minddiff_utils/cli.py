@@ -109,8 +109,10 @@ def shard(state: Path, subject: str, number: int, parent: ParentOption = "") -> 
 
 
 def _appender(state: Path):
+    path = (state / "progress.log").absolute()  # a notebook runs in a folder of its own
+
     def say(line: str) -> None:
-        with open(state / "progress.log", "a", encoding="utf-8") as file:
+        with open(path, "a", encoding="utf-8") as file:
             file.write(line + "\n")
 
     return say

@@ -1,6 +1,5 @@
 """Which settings of decoding and of both stages are best? Judged on held-out training pictures."""
 
-import itertools
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,74 +18,94 @@ from minddiff_utils.decoding.decoders import Method
 from minddiff_utils.decoding.features import families, read_features
 from minddiff_utils.evaluation.metrics import evaluate
 from minddiff_utils.evaluation.statistics import paired_difference, resampled_correlation
-from minddiff_utils.io import InputError
+from minddiff_utils.io import InputError, atomic_path
 from minddiff_utils.models.stable_diffusion import Generator
 from minddiff_utils.reconstruction.results import read_pictures
 from minddiff_utils.reconstruction.stage2 import reconstruct
 from minddiff_utils.settings import Settings
 from studies.held_out import METRICS, MODELS, TREE, HeldOut, open_held_out
+from studies.stored import DEFAULTS, compare_table
 
 STAGES = tuple(signature(Settings).parameters)
 DECODING = tuple(signature(Method).parameters)
+FEWER = ",".join(f"n_voxels_{name}=125" for name in ("z", "c", "structure"))
+CHANGES = (
+    "early_band_scale=1",
+    "target_components=0",
+    "decoder=voxel_selected",
+    f"decoder=voxel_selected,{FEWER}",
+    "rescale_z=none",
+    "rescale_power=1",
+    "rescale_z=target",
+    "structure_target=values",
+    "z_evidence_weight=0",
+    "gradient_through=both",
+    "gradient_steps=1",
+    "gradient_steps=3",
+    "step_size=0.1",
+    "step_size=0.4",
+)
 
 
 def main(
-    vary: Annotated[list[str] | None, typer.Option(help="name=value,value; repeat.")] = None,
+    change: Annotated[list[str] | None, typer.Option(help="name=value,…; repeat.")] = None,
     subject: Annotated[str, typer.Option(help="Whose brain.")] = "subj01",
     data: Annotated[Path, typer.Option(help="A recording in NSD's layout.")] = TREE,
-    pictures: Annotated[int, typer.Option(min=2, help="Held-out training pictures.")] = 32,
+    pictures: Annotated[int, typer.Option(min=2, help="Held-out training pictures.")] = 96,
     batch: Annotated[int, typer.Option(min=1)] = 8,
     models: Annotated[str, typer.Option(help="Folder or name.")] = str(MODELS),
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    work: Annotated[Path, typer.Option(help="For features and the table.")] = Path("runs/compare"),
+    work: Annotated[Path, typer.Option(help="For features.")] = Path("runs/bench/compare"),
+    out: Annotated[Path, typer.Option(help="For the tables.")] = Path("runs/bench/compare"),
 ) -> None:
-    """Compare every combination of settings with the first, on held-out training pictures.
+    """Compare settings with the defaults, on held-out training pictures.
 
-    Settings are those of `Method` (how features are decoded), and `Settings` (both
-    stages). Printed are the correlation of decoded with true features, and metrics
-    of both stages, each with its difference to the first combination and the 95 % interval of
-    that over pictures. All of it is kept in `settings.csv`.
+    Settings are those of `Method` (how features are decoded), and `Settings` (both stages). Each
+    --change is one comparison, of one setting or of several together; without any, those of the
+    page on cost are made. Compared are the correlation of decoded with true features, and metrics
+    of both stages, each by its difference to the defaults with the 95 % interval of that over
+    pictures. All of it is kept in `compare_<subject>.csv`, and `compare.md` has a short table.
     """
-    variants = combinations(vary or [])
-    folder = work / subject
-    held = open_held_out(data, subject, pictures, models, device, folder)
+    variants = [{}, *map(parse_change, change or CHANGES)]
+    held = open_held_out(data, subject, pictures, models, device, work / subject)
+    out.mkdir(parents=True, exist_ok=True)
     parts = []
-    for part in compare_settings(held, variants, folder, batch):
+    for part in compare_settings(held, variants, work / subject, batch):
         parts.append(part)
         print(part.drop(columns="settings").to_string(index=False, float_format="{:.3f}".format))
-    pd.concat(parts).to_csv(folder / "settings.csv", index=False)
+        with atomic_path(out / f"compare_{subject}.csv") as temporary:
+            pd.concat(parts).to_csv(temporary, index=False, float_format="%.5g")
+    (out / "compare.md").write_text(compare_table(out), encoding="utf-8")
 
 
-def combinations(varied: Sequence[str]) -> list[dict]:
-    """Return every combination of `name=value,value`, as changes of the defaults.
+def parse_change(text: str) -> dict:
+    """Return the settings that `name=value,name=value` names.
 
     Raises
     ------
     InputError
         If a name is not that of a setting, or has no value.
     """
-    choices: dict[str, list] = {}
-    for text in varied:
-        name, _, values = text.partition("=")
-        if name not in (*DECODING, *STAGES) or not values:
+    found = {}
+    for part in text.split(","):
+        name, _, value = part.partition("=")
+        if name not in (*DECODING, *STAGES) or not value:
             known = ", ".join((*DECODING, *STAGES))
-            raise InputError(f"--vary {text}: expected name=value,value with {known}.")
-        choices[name] = [yaml.safe_load(value) for value in values.split(",")]
-    return [
-        dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())
-    ]
+            raise InputError(f"--change {text}: expected name=value,… with {known}.")
+        found[name] = yaml.safe_load(value)
+    return found
 
 
 def compare_settings(
     held: HeldOut, variants: Sequence[Mapping], folder: Path, batch: int = 8
 ) -> Iterator[pd.DataFrame]:
-    """Decode and rebuild the held-out pictures with each combination of settings.
+    """Decode and rebuild the held-out pictures with each of several settings.
 
     Parameters
     ----------
     held : HeldOut
     variants : sequence of mapping
-        From `combinations`; the first is what the others are compared with.
+        Changes of the defaults; the first is what the others are compared with.
     folder : Path
         For decoded features.
     batch : int
@@ -94,8 +113,8 @@ def compare_settings(
     Yields
     ------
     DataFrame
-        For each combination, a row a measure: `settings`; `of`, a feature space or stage; `metric`;
-        `value`; `gain`, `low` and `high`, the difference to the first combination with its 95 %
+        For each of them, a row a measure: `settings`; `of`, a feature space or stage; `metric`;
+        `value`; `gain`, `low` and `high`, the difference to the first with its 95 %
         interval over pictures. Costs and the spread of decoded `z` have a value alone.
     """
     decoded_by: dict[str, dict] = {}
@@ -110,7 +129,7 @@ def compare_settings(
         rows = [*_rows_of_features(held, decoded_by[known], first)]
         rows += _rows_of_pictures(held, decoded_by[known], made, first)
         rows.append({"of": "stage 2", "metric": "processor seconds", "value": seconds})
-        text = ", ".join(f"{name}={value}" for name, value in changes.items()) or "defaults"
+        text = ", ".join(f"{name}={value}" for name, value in changes.items()) or DEFAULTS
         print(text)
         yield pd.DataFrame(rows).assign(settings=text)
 

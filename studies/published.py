@@ -24,6 +24,7 @@ from minddiff_utils.reconstruction.stage2 import stage2
 from minddiff_utils.settings import Settings
 from studies.held_out import METRICS, MODELS, TREE, HeldOut, open_held_out
 from studies.stage2 import solver_settings
+from studies.stored import course_table
 
 STEPS = 9  # of the whole schedule; the published 50 would take six times as long
 # What is changed: the settings of stage 2, and which target it is given.
@@ -70,6 +71,7 @@ def main(
             found.to_csv(temporary, index=False)
         means = course.groupby(["iteration", "metric"]).value.mean().unstack().round(3)
         print(f"{name}\n{means.to_string()}", file=sys.stderr, flush=True)
+    (out / "published.md").write_text(course_table(out), encoding="utf-8")
     print(f"wrote {path}")
 
 

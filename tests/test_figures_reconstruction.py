@@ -1,7 +1,6 @@
 """Figures of pictures and of stage 2 show the pictures and numbers that they were given."""
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from minddiff_utils.evaluation.statistics import bootstrap_interval
@@ -99,17 +98,3 @@ def test_film_shows_iterates_the_truth_and_the_loss(rng):
     np.testing.assert_array_equal(fig.axes[6].images[0].get_array(), made[1, 2])
     np.testing.assert_array_equal(fig.axes[8].images[0].get_array(), truth[1])
     np.testing.assert_allclose(fig.axes[9].lines[0].get_ydata(), losses[1])
-
-
-def test_settings_of_stage_2_keep_the_numbers_of_their_table():
-    ways = ["other", "guided pass", "300 iterations"]
-    parts = [
-        pd.DataFrame({"way": ways, "metric": metric, "equivalents": [10, 40, 300],
-                      "gain": [0.1, 0.2, -0.1], "low": 0.0, "high": 0.3})
-        for metric in ("ssim", "clip_judge")
-    ]  # fmt: skip
-    fig = figures.ways_figure(pd.concat(parts), "guided pass")
-    titles = [axes.get_title(loc="left") for axes in fig.axes]
-    assert titles == ["CLIP (judge)", "SSIM"]
-    numbers = {text.get_text(): text.xy for text in fig.axes[0].texts}
-    assert numbers == {"1": (10, 0.1), "2": (40, 0.2), "3": (300, -0.1)}

@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
+import nbformat
 import pytest
 from dummy_project import ROOT, make_project
 
@@ -72,6 +74,30 @@ def test_shards_change_no_input(tmp_path):
     one, four = (plan_of(project, shards=n) for n in (1, 4))
     for sheet in one.chapters:
         assert run.inputs_digest(one, sheet, "subj01") == run.inputs_digest(four, sheet, "subj01")
+
+
+def test_what_is_kept_counts_where_a_chapter_shows_it(tmp_path):
+    project = make_project(tmp_path)
+    (project / run.KEPT).unlink()  # a link to the real one
+    (project / run.KEPT).mkdir()
+    plan = plan_of(project)
+    shown, other = plan.chapters[0], plan.chapters[1]
+    page = nbformat.read(shown.path, 4)
+    page.cells[-1].source += f'\nprint(open("{run.KEPT}/a.md").read())'
+    nbformat.write(page, shown.path)
+    (project / run.KEPT / "a.md").write_text("1")
+    before = [run.inputs_digest(plan, sheet, "subj01") for sheet in (shown, other)]
+    (project / run.KEPT / "a.md").write_text("2")
+    after = [run.inputs_digest(plan, sheet, "subj01") for sheet in (shown, other)]
+    assert before[0] != after[0] and before[1] == after[1]
+
+
+def test_progress_is_told_wherever_the_notebook_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    say = cli._appender(Path())
+    monkeypatch.chdir("/")
+    say("subj01 · 02_decoding · cell 7 of 36")
+    assert "cell 7" in (tmp_path / "progress.log").read_text()
 
 
 def test_threads_share_the_cores(monkeypatch, tmp_path):

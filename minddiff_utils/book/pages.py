@@ -12,7 +12,7 @@ import pandas as pd
 from minddiff_utils.book.gallery import add_gallery, has_gallery
 from minddiff_utils.book.plan import Plan
 from minddiff_utils.evaluation.metrics import main_metrics, read_metrics
-from minddiff_utils.evaluation.pictures import DEFAULT_WAY, failure_note
+from minddiff_utils.evaluation.pictures import failure_note
 from minddiff_utils.evaluation.tables import (
     FRONT,
     STAGE_2_PAIRS,
@@ -20,7 +20,6 @@ from minddiff_utils.evaluation.tables import (
     front_table,
     markdown_table,
 )
-from minddiff_utils.figures.reconstruction import ways_figure
 from minddiff_utils.settings import resolve
 
 SHORTEST = 1.0  # seconds of a step that the table of costs shows
@@ -57,23 +56,8 @@ def add_pieces(plan: Plan, book: Path, results: Path) -> None:
         shutil.copy(plan.run / "world.png", folder)
     for profile in plan.root.glob("notebooks/profiles/*/config.yaml"):
         shutil.copy(profile, folder / f"{profile.parent.name}.yaml")
-    add_measured(folder, results)
-
-
-def add_measured(folder: Path, measured: Path) -> None:
-    """Add tables and a figure of what was measured once: stage 2's solvers and the ways tried.
-
-    Parameters
-    ----------
-    folder : Path
-        For `solvers.md`, `ways.md` and `ways.png`.
-    measured : Path
-        Folder of the small files.
-    """
-    for name in ("solvers.md", "ways.md"):
-        shutil.copy(measured / name, folder)
-    summary = pd.read_csv(measured / "ways.csv")
-    ways_figure(summary, DEFAULT_WAY).savefig(folder / "ways.png", dpi=150, bbox_inches="tight")
+    for path in results.glob("*.md"):
+        shutil.copy(path, folder)
 
 
 def front_results(plan: Plan) -> str:

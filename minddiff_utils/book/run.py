@@ -25,6 +25,7 @@ SHARDED = "04_stage2"  # the chapter whose pictures can be shared out among jobs
 ROOMS = ("datasets", "models", "decoding", "reconstruction", "evaluation", "figures", "settings.py")
 DATA = (".h5", ".hdf5", ".mat", ".nii", ".gz", ".npz", ".csv", ".tsv", ".json")
 MODEL = (".safetensors", ".json", ".txt")
+KEPT = "book/results"  # what was computed once, in hours; some chapters show it
 PATHS = ("run_dir", "data_path", "models")  # not they but what lies there decides
 CANCEL_SECONDS = 60.0  # for Snakemake to cancel its jobs on a cluster
 
@@ -65,8 +66,8 @@ def recording_files(path: Path, subject: str) -> list[Path]:
 def inputs_digest(plan: Plan, sheet: Sheet, subject: str) -> str:
     """Digest all that a notebook's results follow from, by content.
 
-    Its own cells and parameters, our code, the recording and the models, and what the notebooks
-    before it have left.
+    Its own cells and parameters, our code, the recording and the models, what the notebooks before
+    it have left, and what is kept in the repository where its cells read that.
     """
     given = {k: v for k, v in plan.given(sheet, subject).items() if k not in PATHS}
     cells = nbformat.read(sheet.path, as_version=4).cells
@@ -77,6 +78,8 @@ def inputs_digest(plan: Plan, sheet: Sheet, subject: str) -> str:
     if subject:
         names = ("data_path", "models", "guide", "judge")
         parts += [_files_digest(plan, name, subject) for name in names]
+    if any(KEPT in cell.source for cell in cells):
+        parts += [file_digest(file) for file in sorted(plan.root.glob(f"{KEPT}/*"))]
     return content_hash([(json.dumps(parts, sort_keys=True, default=str), b"")])
 
 

@@ -11,7 +11,6 @@ from minddiff_utils.evaluation.methods import METHODS, ROWS, SOLVERS
 
 LISTED = 10  # ids of one method that a note lists
 SAME = 1e-3  # of the spread of statistics: what rounding leaves
-DEFAULT_WAY = "guided pass"
 
 
 def failed_pictures(folder: str | Path, methods: Iterable[str] = METHODS) -> dict[str, list[int]]:
@@ -88,7 +87,8 @@ def stored_pictures(
 
     Returns
     -------
-    pictures : uint8 array, shape (n, h, w, 3), or None
+    pictures : uint8 array, shape (n, n_seeds, h, w, 3), or None
+        From draws of the noise with the seeds 0, 1 …
     note : str
         How they were made, or why there are none.
     """
@@ -105,6 +105,24 @@ def stored_pictures(
         if not same or not np.allclose(statistics, ours, rtol=0, atol=SAME * statistics.std()):
             return None, "The stored pictures of Algorithm 1 follow from other decoded features."
         return file["pictures"][:], f"Stored, not made here: {file.attrs['about']}"
+
+
+def add_stored(
+    draws: Mapping[int, dict[str, np.ndarray]], path: str | Path, decoded: Mapping[str, np.ndarray]
+) -> None:
+    """Add what is stored of Algorithm 1 to the draws of the noise that a run has made.
+
+    Parameters
+    ----------
+    draws : dict of seed to dict of method to uint8 array, shape (n, h, w, 3)
+        Extended in place, unless the run has made Algorithm 1's pictures itself.
+    path, decoded
+        As for `stored_pictures`.
+    """
+    stored, _ = stored_pictures(path, decoded)
+    for seed, drawn in draws.items():
+        if stored is not None and seed < stored.shape[1]:
+            drawn.setdefault("algorithm_1", stored[:, seed])
 
 
 def decoded_statistics(decoded: Mapping[str, np.ndarray]) -> np.ndarray:

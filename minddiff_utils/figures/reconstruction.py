@@ -9,10 +9,8 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
 from skimage.transform import resize
 
-from minddiff_utils.evaluation.metrics import METRICS
 from minddiff_utils.evaluation.statistics import bootstrap_interval
 from minddiff_utils.figures import style
 from minddiff_utils.io import InputError
@@ -256,48 +254,4 @@ def film(
     titles = [f"iterate {shown[0]}", *map(str, shown[1:]), "seen", "structure loss"]
     for axes, title in zip(grid[0], titles, strict=True):
         axes.set_title(title)
-    return fig
-
-
-@style.figure
-def ways_figure(summary: pd.DataFrame, default: str) -> Figure:
-    """Draw the quality of every setting of stage 2 that was tried against its UNet passes.
-
-    Parameters
-    ----------
-    summary : DataFrame
-        From `studies.stored.ways_summary`.
-    default : str
-        The setting to set apart.
-
-    Returns
-    -------
-    Figure
-        A panel a metric. Numbers are those of the rows of `studies.stored.ways_table`.
-    """
-    names = [default, "other single passes", "iterations of Algorithm 1"]
-    kinds = dict(zip(names, [style.RED, style.BLUE, style.ORANGE], strict=True))
-    outer = summary["way"].str.contains("iterations") & ~summary["way"].str.contains("then")
-    kind = np.select([summary["way"] == default, outer], [default, names[2]], names[1])
-    frame = summary.assign(kind=kind, number=pd.factorize(summary["way"])[0] + 1)
-    frame = frame[frame["metric"].isin(["clip_judge", "ssim", "pcc"])]
-    frame = frame.assign(metric=style.in_words(frame["metric"], METRICS))
-    frame = frame.sort_values("kind", key=lambda kind: kind == default)  # drawn over the others
-    grid = sns.relplot(
-        frame, x="equivalents", y="gain", hue="kind", palette=kinds, row="metric", s=20,
-        linewidth=0, facet_kws={"sharey": False},
-    )  # fmt: skip
-    for metric, axes in grid.axes_dict.items():
-        rows = frame[frame["metric"] == metric]
-        colours = rows["kind"].map(kinds)
-        axes.vlines(rows["equivalents"], rows["low"], rows["high"], colours, linewidth=0.6)
-        for row, colour in zip(rows.itertuples(), colours, strict=True):
-            axes.annotate(str(row.number), (row.equivalents, row.gain), (4, 3),
-                          textcoords="offset points", fontsize=8, color=colour)  # fmt: skip
-        axes.axhline(0, color=style.GREY, linewidth=0.8)
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter("{x:,.0f}")
-        axes.xaxis.set_minor_formatter(NullFormatter())
-    fig = style.fit(grid, 2.9 * len(grid.axes), "UNet forward-equivalents a picture", 3)
-    fig.supylabel("gain on stage 1", fontsize=10)
     return fig
