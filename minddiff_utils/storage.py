@@ -2,13 +2,16 @@
 
 import ast
 import hashlib
+import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import cache
 from pathlib import Path
 
 import h5py
 import numpy as np
+import tqdm
+import tqdm.auto
 
 from minddiff_utils.io import InputError
 
@@ -115,6 +118,23 @@ def row_dataset(file: h5py.File, name: str, shape: tuple[int, ...], dtype) -> h5
     """
     checked = {"chunks": (1, *shape[1:]), "fletcher32": True} if shape and all(shape) else {}
     return file.require_dataset(name, shape, dtype, **checked)
+
+
+def progress(items: Collection, label: str, done: int = 0) -> tqdm.std.tqdm:
+    """Show how far a loop is: by a widget in JupyterLab, by a line of text elsewhere.
+
+    Parameters
+    ----------
+    items : collection
+        What is left to do.
+    label : str
+    done : int
+        How many have been done before.
+    """
+    # The book reads the line, to say how far its jobs are.
+    text = os.environ.get("MINDDIFF_PROGRESS") == "text"
+    bar = tqdm.std.tqdm if text else tqdm.auto.tqdm
+    return bar(items, label, initial=done, total=done + len(items))
 
 
 def open_to_write(path: str | Path, mode: str = "w", n_bytes: int = 0) -> h5py.File:

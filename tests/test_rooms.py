@@ -103,9 +103,9 @@ def test_what_is_declared_is_imported_and_what_is_imported_declared():
     imported |= set(re.findall(r'"(?:from|import) (\w+)', texts))
     found = {d.lower() for name in imported - sys.stdlib_module_names for d in known.get(name, [])}
     # Called by their commands, or by another package: the book's builder and its extensions, the
-    # kernel, the tables of pandas, the panel's networks by torchvision where somebody has it.
+    # kernel, tqdm's bars, pandas' tables, the panel's networks where somebody has torchvision.
     commands = {"jupyter-book", "sphinxcontrib-bibtex", "sphinx-mathjax-offline", "ipykernel"}
-    commands |= {"snakemake", "tabulate", "accelerate"}
+    commands |= {"snakemake", "tabulate", "accelerate", "ipywidgets"}
     assert names - found - commands == set()
     optional = {"torchvision", "torch", "ipython", "matplotlib-inline", "typing_extensions"}
     dev = {"fastl2lir", "minddiffuser-book", "psutil"}

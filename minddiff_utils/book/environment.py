@@ -45,6 +45,7 @@ def job_environment(scratch: Path) -> dict[str, str]:
         "JUPYTER_RUNTIME_DIR": str(scratch / "jupyter"),
         "JUPYTER_PREFER_ENV_PATH": "1",  # this environment's Python, not a kernel in the home
         "NO_COLOR": "1",
+        "MINDDIFF_PROGRESS": "text",
         "PYTHONHASHSEED": "0",
         "PYTHONUTF8": "1",
     }

@@ -9,7 +9,6 @@ import h5py
 import numpy as np
 import pandas as pd
 from himalaya.scoring import correlation_score
-from tqdm import tqdm
 
 from minddiff_utils.datasets import Fold, Split, Subject, estimate_ncsnr, prepare_fold
 from minddiff_utils.datasets.areas import EARLY_AREAS, area_masks
@@ -18,7 +17,7 @@ from minddiff_utils.decoding.decoders import Design, Method, fit_family, make_de
 from minddiff_utils.decoding.features import families, read_features, read_values
 from minddiff_utils.decoding.ridge import assign_folds, column_moments
 from minddiff_utils.io import InputError, atomic_path
-from minddiff_utils.storage import open_to_write, row_dataset
+from minddiff_utils.storage import open_to_write, progress, row_dataset
 
 # Voxels at a time when their reliability is estimated, which bounds the memory.
 VOXELS = 1024
@@ -149,7 +148,7 @@ def decode_splits(
         design = training_design(subject, split, fold, method, shuffle_seed, voxels)
         test_x = fold.test_x[:, voxels]
         found = {"stimulus_id": fold.test_id, "split": np.full(len(test_x), number, np.int64)}
-        for name in tqdm(names, f"decoders of {split.name}"):
+        for name in progress(names, f"decoders of {split.name}"):
             y = read_features(features_path, name, split.train)
             shape, y = y.shape[1:], y.reshape(len(y), -1)
             decoder, of_components, components = fit_family(design, y, name, method)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import h5py
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from minddiff_utils.datasets import Subject
 from minddiff_utils.datasets.reading import unreadable
@@ -17,6 +16,7 @@ from minddiff_utils.storage import (
     code_digest,
     content_hash,
     open_to_write,
+    progress,
     row_dataset,
     rows_done,
 )
@@ -133,7 +133,7 @@ def write_features(
     done = rows_done(partial, record)
     with open_to_write(partial, "a" if done else "w") as file:
         starts = range(done, len(ids), batch)
-        for start in tqdm(starts, "features", initial=done // batch, total=-(-len(ids) // batch)):
+        for start in progress(starts, "features", done // batch):
             rows = slice(start, min(start + batch, len(ids)))
             computed = _compute(generator, *_read(subject, ids[rows]), n_blocks)
             check_room(partial, sum(values.nbytes for values in computed.values()))

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from scipy import stats
-from tqdm import tqdm
 
 from minddiff_utils.datasets import Split, Subject, prepare_fold
 from minddiff_utils.datasets.areas import EARLY_AREAS, HIGHER_AREAS, area_kind, area_masks
@@ -33,6 +32,7 @@ from minddiff_utils.decoding.ridge import (
 )
 from minddiff_utils.evaluation.statistics import resampled_correlation, shuffled_rows
 from minddiff_utils.io import InputError
+from minddiff_utils.storage import progress
 
 # Every second penalty: mean accuracies need no finer choice.
 COARSE = PENALTIES[::2]
@@ -88,7 +88,7 @@ def decode_regions(
     chosen = sample_values(features_path, names, subject.splits[0], n_targets, seed)
     found: dict[tuple[str, str], list[np.ndarray]] = {}
     true = []
-    for split in tqdm(subject.splits, desc="regions"):
+    for split in progress(subject.splits, "regions"):
         true.append(_values(features_path, chosen, split.test))
         y = _values(features_path, chosen, split.train)
         for key, decoded in _decode_split(subject, split, y, n_folds):
@@ -292,7 +292,7 @@ def chance_accuracies(
     chosen = sample_values(features_path, names, subject.splits[0], n_values, seed)
     true: dict[str, list[np.ndarray]] = {name: [] for name in names}
     found: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    for number, split in enumerate(tqdm(subject.splits, desc="chance")):
+    for number, split in enumerate(progress(subject.splits, "chance")):
         fold = prepare_fold(subject, split)
         design = training_design(subject, split, fold, method)
         rng = np.random.default_rng([seed, number])

@@ -10,7 +10,6 @@ import h5py
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from minddiff_utils.io import Ids, InputError, atomic_path
 from minddiff_utils.models.clip import to_pictures
@@ -22,6 +21,7 @@ from minddiff_utils.storage import (
     code_digest,
     content_hash,
     open_to_write,
+    progress,
     row_dataset,
     rows_done,
 )
@@ -145,7 +145,7 @@ def write_batches(
     with open_to_write(partial, "a" if done else "w") as file:
         file.attrs["record"] = record
         starts = range(done, n, batch)
-        for start in tqdm(starts, label, initial=done // batch, total=-(-n // batch)):
+        for start in progress(starts, label, done // batch):
             rows = slice(start, min(start + batch, n))
             _store(file, ids, rows, compute(rows), min(n_films, n))
             file.attrs["done"] = rows.stop

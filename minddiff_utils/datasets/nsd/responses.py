@@ -17,12 +17,11 @@ from typing import Any, NamedTuple, TypeAlias
 import h5py
 import nibabel as nib
 import numpy as np
-from tqdm import tqdm
 
 from minddiff_utils.datasets.content import trial_fault
 from minddiff_utils.datasets.reading import open_file, open_hdf5, read_rows, reading
 from minddiff_utils.io import Ids, InputError, atomic_path
-from minddiff_utils.storage import open_to_write
+from minddiff_utils.storage import open_to_write, progress
 
 BETA_SCALE = 300
 BLOCK_BYTES = 32 * 2**20  # how much of a session is held at once
@@ -259,7 +258,7 @@ def _fill(
 ) -> None:
     """Read sessions into `responses`, per cent times `scale`; note voxels that are `_faulty`."""
     stop = 0
-    for place, file in enumerate(tqdm(files, "gathering sessions", disable=len(files) < 2)):
+    for place, file in enumerate(progress(files, "gathering sessions")):
         values = read_stored(file, ijk)
         faults[place] = _faulty(file.path, values)
         start, stop = stop, stop + file.n_trials
