@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, MutableMapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
 
@@ -17,16 +17,8 @@ from minddiff_utils.io import InputError, atomic_path, claim_run
 
 # Texts of words with commas between; none of them is needed.
 WORDS = {
-    "controls": (
-        "ceiling",
-        "mean_features",
-        "prior",
-        "retrieval",
-        "blur",
-        "takagi",
-        "neuraldiffuser",
-    ),
-    "save_memory": ("attention", "tiling", "checkpointing"),
+    "controls": "ceiling mean_features prior retrieval blur takagi neuraldiffuser".split(),
+    "save_memory": "attention tiling checkpointing".split(),
 }
 
 
@@ -174,24 +166,6 @@ ADVANCED: dict[str, dict[str, Any]] = {
     },
 }
 PATHS = ("data_path", "run_dir", "models", "guide", "judge")
-# Names that parameters had before, for those who bring a parameter file of that time.
-RENAMED = {
-    "guidance": "guidance_scale",
-    "structure": "structure_target",
-    "reach": "step_size",
-    "looks": "gradient_steps",
-    "through": "gradient_through",
-    "every": "guide_every",
-    "guided": "n_guided_steps",
-    "pull": "z_evidence_weight",
-    "decay": "learning_rate_decay",
-    "early_say": "early_band_scale",
-    "n_shuffles": "n_permutations",
-    "holdouts": "n_holdouts",
-    "seeds": "n_seeds",
-    "least_reliability": "min_reliability",
-    "most_reliability": "max_reliability",
-}
 
 
 def project_folder() -> Path:
@@ -261,8 +235,6 @@ def check_type(name: str, value: Any, adapter: TypeAdapter) -> Any:
 
 def no_such(name: str, known: Collection[str]) -> str:
     """Say that there is no such parameter, and which was perhaps meant."""
-    if name in RENAMED:
-        return f"The parameter `{name}` is called `{RENAMED[name]}` now."
     close = difflib.get_close_matches(name, known, n=1)
     hint = f" Did you mean `{close[0]}`?" if close else ""
     return f"There is no parameter `{name}`.{hint} Known: {', '.join(sorted(known))}."
@@ -367,8 +339,18 @@ def _assigned(source: str) -> list[str]:
     return [name.id for name in names if isinstance(name.ctx, ast.Store)]
 
 
+class Chosen:
+    """A dataclass of settings, which can be picked from others."""
+
+    @classmethod
+    def of(cls, given: SimpleNamespace) -> Self:
+        """Take its fields from what `start_chapter` or `recall` returns, but for the device."""
+        known = {field.name for field in fields(cls)} & vars(given).keys() - {"device"}  # type: ignore
+        return cls(**{name: getattr(given, name) for name in known})
+
+
 @dataclass(frozen=True)
-class Settings:
+class Settings(Chosen):
     """How both stages run.
 
     Parameters
@@ -436,9 +418,3 @@ class Settings:
     def __post_init__(self) -> None:
         for name, value in check(**vars(self)).items():
             object.__setattr__(self, name, value)  # 9 for 9.0
-
-    @classmethod
-    def of(cls, chapter: SimpleNamespace) -> "Settings":
-        """Take the settings of both stages from what `start_chapter` or `recall` returns."""
-        known = {field.name for field in fields(cls)} & vars(chapter).keys()
-        return cls(**{name: getattr(chapter, name) for name in known})

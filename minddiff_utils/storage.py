@@ -4,7 +4,7 @@ import ast
 import hashlib
 import os
 import shutil
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -135,6 +135,68 @@ def progress(items: Collection, label: str, done: int = 0) -> tqdm.std.tqdm:
     text = os.environ.get("MINDDIFF_PROGRESS") == "text"
     bar = tqdm.std.tqdm if text else tqdm.auto.tqdm
     return bar(items, label, initial=done, total=done + len(items))
+
+
+def write_rows(
+    path: str | Path,
+    ids: np.ndarray,
+    record: str,
+    compute: Callable[[slice], Mapping[str, np.ndarray]],
+    batch: int,
+    label: str,
+    first: Mapping[str, int] | None = None,
+) -> Path:
+    """Write arrays that have a row a stimulus, a batch at a time; go on where a run stopped.
+
+    Parameters
+    ----------
+    path : str or Path
+        HDF5 file. Until it is whole it is called `<path>.partial`; one that is whole and has this
+        `record` is left as it is.
+    ids : int array, shape (n,)
+        Stimuli; the dataset `stimulus_id`.
+    record : str
+        What the arrays follow from; an attribute.
+    compute : callable
+        Returns the arrays of some rows by name.
+    batch : int
+        Rows at a time.
+    label : str
+        Name of the progress bar.
+    first : mapping of name to int, optional
+        Arrays of which only the first so many rows are kept.
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    InputError
+        If there is no room on the disk.
+    """
+    path, n = Path(path), len(ids)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    if rows_done(path, record) == n:
+        return path
+    done = rows_done(partial, record)
+    with open_to_write(partial, "a" if done else "w") as file:
+        starts = range(done, n, batch)
+        for start in progress(starts, label, done // batch):
+            rows = slice(start, min(start + batch, n))
+            values = compute(rows)
+            check_room(partial, sum(part.nbytes for part in values.values()))
+            file.attrs["record"] = record
+            file.require_dataset("stimulus_id", ids.shape, ids.dtype)[:] = ids
+            for name, part in values.items():
+                kept = min((first or {}).get(name, n), n)
+                stored = row_dataset(file, name, (kept, *part.shape[1:]), part.dtype)
+                stored[rows] = part[: max(0, kept - start)]
+            file.attrs["done"] = rows.stop
+            file.flush()
+    partial.replace(path)
+    return path
 
 
 def open_to_write(path: str | Path, mode: str = "w", n_bytes: int = 0) -> h5py.File:

@@ -66,6 +66,12 @@ def build_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=77)
 
 
+def pipeline_of(**parts) -> StableDiffusionPipeline:
+    """Put the parts of Stable Diffusion together, without its safety checker."""
+    none = dict.fromkeys(("safety_checker", "feature_extractor"))
+    return StableDiffusionPipeline(**parts, **none, requires_safety_checker=False)
+
+
 def build_pipeline(small: bool = False, seed: int = 0) -> StableDiffusionPipeline:
     """Return Stable Diffusion v1's parts with random weights, in float32 on the CPU.
 
@@ -84,15 +90,12 @@ def build_pipeline(small: bool = False, seed: int = 0) -> StableDiffusionPipelin
     change = SMALL if small else {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return StableDiffusionPipeline(
+        return pipeline_of(
             vae=AutoencoderKL(**{**VAE, **change.get("vae", {})}),
             unet=UNet2DConditionModel(**{**UNET, **change.get("unet", {})}),
             text_encoder=CLIPTextModel(CLIPTextConfig(**{**TEXT, **change.get("text", {})})),
             tokenizer=build_tokenizer(),
             scheduler=PNDMScheduler(**NOISE_LEVELS),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
         )
 
 

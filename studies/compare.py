@@ -15,7 +15,7 @@ import yaml
 
 from minddiff_utils.decoding.decode import correlations, decode_subject, read_decoded
 from minddiff_utils.decoding.decoders import Method
-from minddiff_utils.decoding.features import families, read_features
+from minddiff_utils.decoding.features import feature_spaces, read_features
 from minddiff_utils.evaluation.metrics import evaluate
 from minddiff_utils.evaluation.statistics import paired_difference, resampled_correlation
 from minddiff_utils.io import InputError, atomic_path
@@ -148,7 +148,7 @@ def paint(
     with tempfile.TemporaryDirectory() as folder:
         for stage, used in (("stage 1", alone), ("stage 2", settings)):
             began, path = time.process_time(), Path(folder) / f"{stage}.h5"
-            reconstruct(generator, decoded, used, path, batch=batch, n_films=0)
+            reconstruct(generator, decoded, used, path, batch=batch, n_kept=0)
             seconds = time.process_time() - began
             made[stage] = read_pictures(path)
     return made, seconds / len(made[stage])
@@ -157,7 +157,7 @@ def paint(
 def _rows_of_features(held: HeldOut, decoded, first: dict) -> Iterator[dict]:
     """Compare decoded with true features, one feature space after the other."""
     ids = decoded["stimulus_id"]
-    for name in families(held.features):
+    for name in feature_spaces(held.features):
         true, found = (
             values.reshape(len(ids), -1)
             for values in (read_features(held.features, name, ids), decoded[name])

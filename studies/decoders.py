@@ -14,7 +14,7 @@ import torch
 import typer
 
 from minddiff_utils.book.environment import KEEP_MEMORY
-from minddiff_utils.decoding.decoders import Method, fit_family, make_design, save_decoder
+from minddiff_utils.decoding.decoders import Method, fit_decoders, make_design
 from minddiff_utils.io import InputError
 from studies.betas import peak_memory
 
@@ -180,8 +180,8 @@ def fit_at_nsds_size(scratch: Path, share: float, device: str) -> None:
         for name in source:
             began = _now()
             y = source[name][:].astype(np.float32)
-            decoder = fit_family(design, y, name, method)[0]
-            save_decoder(decoder, scratch / f"{name}.safetensors")
+            decoder = fit_decoders(design, y, name, method)[0]
+            decoder.save(scratch / f"{name}.safetensors")
             # As many test pictures as NSD has, taken from the training pictures.
             target[name] = decoder.predict(x[:982])
             _print(name, _now() - began)

@@ -4,20 +4,22 @@ import json
 import math
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
 import typer
-from diffusers import StableDiffusionPipeline
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
 from tqdm import tqdm
+from transformers import CLIPImageProcessor, CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from minddiff_utils.io import atomic_path
-from minddiff_utils.phantom import models, world
+from minddiff_utils.phantom import world
+from studies.architecture import pipeline_of
 from studies.held_out import MODELS
 
 FIRST_TRAINING_ID = world.TRAINING_IDS.start
@@ -33,6 +35,47 @@ NO_CAPTION, ALL_CAPTIONS = 0.1, 0.3
 MIN_SNR_GAMMA = 5.0
 # A share of the latents' deviation: what the UNet hands over is never exact.
 DECODER_JITTER = 0.02
+CLIP_MEAN, CLIP_STD = 0.5, 0.3  # of the colours, for both CLIPs
+PARTS = {"vae": AutoencoderKL, "unet": UNet2DConditionModel, "text_encoder": CLIPTextModel}
+
+
+# ------------------------------------------------------------------------------------------ models
+
+
+def untrained(name: str) -> Any:
+    """Return a model with the configuration of the trained one and random weights.
+
+    Parameters
+    ----------
+    name : str
+        One of `PARTS`, of Stable Diffusion, or "clip_guide" or "clip_judge", which differ in every
+        dimension.
+    """
+    kind = PARTS.get(name, CLIPModel)
+    folder = MODELS / ("stable_diffusion" if name in PARTS else "") / name
+    if hasattr(kind, "load_config"):
+        return kind.from_config(kind.load_config(folder))
+    return kind(kind.config_class.from_pretrained(folder))
+
+
+def load_tokenizer() -> CLIPTokenizer:
+    """Return the tokenizer of all phantom models: CLIP's encoding, learnt from their captions."""
+    return CLIPTokenizer.from_pretrained(MODELS / "clip_guide")
+
+
+def load_scheduler() -> DDIMScheduler:
+    """Return DDIM with Stable Diffusion v1's noise levels; the UNet predicts velocity."""
+    return DDIMScheduler.from_pretrained(MODELS / "stable_diffusion" / "scheduler")
+
+
+def save_models(out: Path, parts: dict[str, Any], clips: dict[str, Any]) -> None:
+    """Save `PARTS` and CLIPs as folders that diffusers and transformers load."""
+    tokenizer = load_tokenizer()
+    for name, clip in clips.items():
+        for part in (clip, tokenizer, CLIPImageProcessor.from_pretrained(MODELS / name)):
+            part.save_pretrained(out / name)
+    pipeline = pipeline_of(**parts, tokenizer=tokenizer, scheduler=load_scheduler())
+    pipeline.save_pretrained(out / "stable_diffusion")
 
 
 # --------------------------------------------------------------------------------------------- data
@@ -47,7 +90,7 @@ class TrainingSet:
     tokens : Tensor of int64, shape (n, 5, 32)
     """
 
-    def __init__(self, work: Path, n: int, tokenizer):
+    def __init__(self, work: Path, n: int):
         path = work / f"pictures-{n}.npy"
         ids = range(FIRST_TRAINING_ID, FIRST_TRAINING_ID + n)
         if not path.exists():
@@ -56,7 +99,7 @@ class TrainingSet:
                 np.save(temporary, pictures)
         self.pictures = np.load(path, mmap_mode="r")
         sentences = [sentence for i in ids for sentence in world.captions(i)]
-        self.tokens = tokenize(tokenizer, sentences).reshape(n, 5, -1)
+        self.tokens = tokenize(sentences).reshape(n, 5, -1)
 
     def __len__(self):
         return len(self.pictures)
@@ -72,20 +115,11 @@ def to_rgb(pictures: np.ndarray, device) -> torch.Tensor:
     return tensor.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def tokenize(tokenizer, sentences: list[str]) -> torch.Tensor:
+def tokenize(sentences: list[str]) -> torch.Tensor:
     """Return token ids, int64 (n, 32), padded with the end token."""
-    return tokenizer(
+    return load_tokenizer()(
         sentences, padding="max_length", truncation=True, return_tensors="pt"
     ).input_ids
-
-
-def load_tokenizer(work: Path):
-    """Return the tokenizer of this training, learnt once and kept in `work`."""
-    folder = work / "tokenizer"
-    if not (folder / "tokenizer_config.json").exists():
-        ids = range(FIRST_TRAINING_ID, FIRST_TRAINING_ID + 4000)
-        models.build_tokenizer(c for i in ids for c in world.captions(i)).save_pretrained(folder)
-    return models.CLIPTokenizer.from_pretrained(folder)
 
 
 # ------------------------------------------------------------------------------------------- losses
@@ -124,8 +158,7 @@ def clip_normalise(rgb: torch.Tensor, edge: int) -> torch.Tensor:
     """Resize pictures in [-1, 1] to `edge` and apply the phantom CLIPs' mean and deviation."""
     if rgb.shape[-1] != edge:
         rgb = F.interpolate(rgb, (edge, edge), mode="bicubic", antialias=True, align_corners=False)
-    mean, deviation = models.CLIP_MEAN[0], models.CLIP_STD[0]
-    return (rgb.clamp(-1, 1) / 2 + 0.5 - mean) / deviation
+    return (rgb.clamp(-1, 1) / 2 + 0.5 - CLIP_MEAN) / CLIP_STD
 
 
 class ConditionedUNet(nn.Module):
@@ -234,9 +267,8 @@ def train_stage(
         The checkpoint.
     """
     torch.manual_seed(seed + STAGES.index(stage))
-    tokenizer = load_tokenizer(work)
-    data = TrainingSet(work, n_pictures, tokenizer)
-    model, loss_of = _prepare(stage, work, data, tokenizer, device)
+    data = TrainingSet(work, n_pictures)
+    model, loss_of = _prepare(stage, work, data, device)
     decay = 0.1 if stage.startswith("clip") else 1e-4
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(learning, betas=(0.9, 0.99), weight_decay=decay, fused=True)
@@ -300,10 +332,10 @@ def _log(path: Path, progress: dict, loss: float) -> None:
     row.to_csv(path, mode="a", index=False, header=not path.exists())
 
 
-def _prepare(stage: str, work: Path, data: TrainingSet, tokenizer, device: str):
+def _prepare(stage: str, work: Path, data: TrainingSet, device: str):
     """Return an untrained model of a stage and its loss as a function of (model, rows)."""
     if stage == "autoencoder":
-        model = models.build_autoencoder().to(device, memory_format=torch.channels_last)
+        model = untrained("vae").to(device, memory_format=torch.channels_last)
         return model, lambda m, rows: autoencoder_loss(m, data, rows, device)
     if stage == "decoder":
         model = trained_autoencoder(work).to(device, memory_format=torch.channels_last).train()
@@ -312,21 +344,21 @@ def _prepare(stage: str, work: Path, data: TrainingSet, tokenizer, device: str):
         latents = encode_latents(work, data, device) / model.config.scaling_factor
         return model, lambda m, rows: decoder_loss(m, data, latents, rows, device)
     if stage.startswith("clip"):
-        model = models.build_clip(stage, tokenizer).to(device)
+        model = untrained(stage).to(device)
         # On short sequences and a CPU, plain attention trains twice as fast as the fused kernel.
         model.set_attn_implementation("eager")
         return model, lambda m, rows: clip_loss(m, data, rows, device)
-    text = models.build_text_encoder(tokenizer)
+    text = untrained("text_encoder")
     if (work / "clip_guide.pt").exists():
         ema = read_checkpoint(work / "clip_guide.pt")["ema"]
         tower = {k.removeprefix("text_model."): v for k, v in ema.items() if "text_model." in k}
         text.load_state_dict(tower, strict=False)
     text.set_attn_implementation("eager")
-    model = ConditionedUNet(models.build_unet(), text).to(device)
+    model = ConditionedUNet(untrained("unet"), text).to(device)
     model.unet.set_attn_processor(AttnProcessor())
     latents, tokens = encode_latents(work, data, device).to(device), data.tokens.to(device)
-    levels = models.build_scheduler().alphas_cumprod.to(device)
-    empty = tokenize(tokenizer, [""]).to(device)
+    levels = load_scheduler().alphas_cumprod.to(device)
+    empty = tokenize([""]).to(device)
     return model, lambda m, rows: unet_loss(m, (latents[rows], tokens[rows], empty), levels)
 
 
@@ -358,7 +390,7 @@ def trained_autoencoder(work: Path):
     """Return the autoencoder as far as it is, its `scaling_factor` set for unit variance."""
     paths = [work / f"{stage}.pt" for stage in ("decoder", "autoencoder")]
     path = next(path for path in paths if path.exists() or path == paths[-1])
-    model = _load_ema(models.build_autoencoder(), path)
+    model = _load_ema(untrained("vae"), path)
     ids = range(FIRST_TRAINING_ID, FIRST_TRAINING_ID + 256)
     rgb = to_rgb(np.stack([world.picture(i) for i in ids]), "cpu")
     with torch.no_grad():
@@ -369,26 +401,14 @@ def trained_autoencoder(work: Path):
 
 def export(work: Path, out: Path) -> None:
     """Save what has been trained as folders that diffusers and transformers load, in float16."""
-    tokenizer = load_tokenizer(work)
-    for name in ("clip_guide", "clip_judge"):
-        model = _load_ema(models.build_clip(name, tokenizer), work / f"{name}.pt")
-        model.half().save_pretrained(out / name)
+    names = ("clip_guide", "clip_judge")
+    clips = {name: _load_ema(untrained(name), work / f"{name}.pt").half() for name in names}
+    both = ConditionedUNet(untrained("unet"), untrained("text_encoder"))
+    both = _load_ema(both, work / "unet.pt").half()
+    vae = trained_autoencoder(work).half()
+    save_models(out, {"vae": vae, "unet": both.unet, "text_encoder": both.text}, clips)
+    for name in (*names, "stable_diffusion/text_encoder"):
         _open_as_float32(out / name)
-        tokenizer.save_pretrained(out / name)
-        models.build_image_processor(name).save_pretrained(out / name)
-    text = models.build_text_encoder(tokenizer)
-    both = _load_ema(ConditionedUNet(models.build_unet(), text), work / "unet.pt")
-    StableDiffusionPipeline(
-        vae=trained_autoencoder(work).half(),
-        unet=both.unet.half(),
-        text_encoder=both.text.half(),
-        tokenizer=tokenizer,
-        scheduler=models.build_scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    ).save_pretrained(out / "stable_diffusion")
-    _open_as_float32(out / "stable_diffusion" / "text_encoder")
     _export_records(work, out)
 
 

@@ -20,31 +20,15 @@ def tiny_models(tmp_path_factory) -> Path:
     """
     # Imported here, so that tests without models start fast.
     import torch
-    from diffusers import StableDiffusionPipeline
 
-    from minddiff_utils.phantom import models, world
+    from studies import training
 
     folder = tmp_path_factory.mktemp("tiny_models")
-    ids = range(1_000_000, 1_000_400)
-    tokenizer = models.build_tokenizer(text for i in ids for text in world.captions(i))
     torch.manual_seed(0)
-    vae = models.build_autoencoder()
-    vae.register_to_config(scaling_factor=0.18215)
-    pipeline = StableDiffusionPipeline(
-        vae=vae,
-        unet=models.build_unet(),
-        text_encoder=models.build_text_encoder(tokenizer),
-        tokenizer=tokenizer,
-        scheduler=models.build_scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.save_pretrained(folder / "stable_diffusion")
-    for name in ("clip_guide", "clip_judge"):
-        models.build_clip(name, tokenizer).save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
-        models.build_image_processor(name).save_pretrained(folder / name)
+    parts = {name: training.untrained(name) for name in training.PARTS}
+    parts["vae"].register_to_config(scaling_factor=0.18215)
+    clips = {name: training.untrained(name) for name in ("clip_guide", "clip_judge")}
+    training.save_models(folder, parts, clips)
     return folder
 
 

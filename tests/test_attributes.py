@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from minddiff_utils.evaluation import attributes
+from minddiff_utils.evaluation import leakage
 from minddiff_utils.io import InputError
 from minddiff_utils.phantom import world
 from minddiff_utils.settings import ADVANCED
@@ -17,16 +17,16 @@ CAPTIONS = [
 
 
 def test_words_of_a_parameter():
-    found = attributes.read_words(" tree, night = dark / night ,,Sun")
+    found = leakage.read_words(" tree, night = dark / night ,,Sun")
     assert found == {"tree": ("tree",), "night": ("dark", "night"), "Sun": ("sun",)}
-    assert attributes.read_words("") == {}
+    assert leakage.read_words("") == {}
     for wrong in ("tree,tree", "=a", "night=dark/"):
         with pytest.raises(InputError, match="expected different names"):
-            attributes.read_words(wrong)
+            leakage.read_words(wrong)
 
 
 def test_a_trait_needs_half_of_the_captions_and_whole_words():
-    table = attributes.attribute_table(CAPTIONS, "house,cat,sun,tree", scenes="day=sunny/day")
+    table = leakage.attribute_table(CAPTIONS, "house,cat,sun,tree", scenes="day=sunny/day")
     kind = table["kind"]
     assert kind["cat"].tolist() == [True, False, False]  # a plural counts
     assert kind["house"].tolist() == [True, False, False]  # two of three
@@ -40,7 +40,7 @@ def test_traits_of_the_phantom_are_what_it_drew():
     """The captions tell kind, size, scene and number of things as the world knows them."""
     ids = range(150)
     given = [ADVANCED["05_metrics"][name] for name in ("kinds", "sizes", "scenes")]
-    table = attributes.attribute_table([world.captions(i) for i in ids], *given)
+    table = leakage.attribute_table([world.captions(i) for i in ids], *given)
     for i in ids:
         scene, row = world.scene(i), table.iloc[i]
         kinds = {thing.kind for thing in scene.things}
@@ -63,21 +63,21 @@ def test_common_traits_finds_the_trait_that_hurts():
     bad = table["kind", "b"].to_numpy()
     value = rng.normal(0.7, 0.05, n) - 0.3 * bad
     values = pd.DataFrame({"stimulus_id": ids, "metric": "pcc", "value": value})
-    found = attributes.common_traits(values.sample(frac=1, random_state=0), ids, table)
+    found = leakage.common_traits(values.sample(frac=1, random_state=0), ids, table)
     assert set(found["trait"]) == {"a", "b", "c"}  # of the rare one nothing can be said
     worst = found.iloc[0]
     assert (worst["trait"], worst["n"]) == ("b", bad.sum())
     assert worst["difference"] == pytest.approx(value[bad].mean() - value[~bad].mean())
     assert worst["low"] < -0.3 < worst["high"] and worst["p_holm"] < 0.01
     assert (found["p_holm"].iloc[1:] > 0.05).all()
-    text = attributes.traits_table(found)
+    text = leakage.traits_table(found)
     assert text.index[0] == "kind: b" and text.iloc[0]["PCC"].endswith("*")
     assert text["n"].tolist() == found["n"].astype(str).tolist()
 
 
 def test_no_traits_no_table():
-    table = attributes.attribute_table(CAPTIONS)
+    table = leakage.attribute_table(CAPTIONS)
     assert table.shape == (3, 0)
     values = pd.DataFrame({"stimulus_id": [0, 1, 2], "metric": "pcc", "value": 0.5})
-    text = attributes.traits_table(attributes.common_traits(values, np.arange(3), table))
+    text = leakage.traits_table(leakage.common_traits(values, np.arange(3), table))
     assert text.empty and "kinds" in text.attrs["note"]

@@ -189,19 +189,19 @@ def test_takagi_is_decoded_with_the_settings_of_the_run(tmp_path, brain, monkeyp
     bench = make_bench(tmp_path, decoded, person=brain)
     monkeypatch.setattr(baselines.Bench, "run", lambda self, found, settings, name: found)
     found = baselines.takagi(bench)
-    for family, roi in (("z", ("V1", "V3")), ("c", ("LO",))):
+    for space, roi in (("z", ("V1", "V3")), ("c", ("LO",))):
         voxels = np.any([brain.roi[name] for name in roi], axis=0)
         masks = {name: brain.roi[name][voxels] for name in roi}
         alone = replace(brain, responses=brain.responses[:, voxels], roi=masks)
         path = decode_subject(alone, tmp_path / "features.h5", tmp_path / "alone.h5", method)
-        np.testing.assert_allclose(found[family], read_decoded(path)[family], atol=1e-5)
+        np.testing.assert_allclose(found[space], read_decoded(path)[space], atol=1e-5)
     # Early areas know `z`, higher ones `c`; with the regions swapped, neither knows its part.
     swapped = {"LO": brain.roi["V1"] | brain.roi["V3"], "V1": brain.roi["LO"]}
     other = baselines.takagi(replace(bench, person=replace(brain, roi=swapped)))
-    for family in ("z", "c"):
+    for space in ("z", "c"):
         with h5py.File(tmp_path / "features.h5") as file:
-            true = file[family][:10].ravel()
-        right, wrong = (np.corrcoef(part[family].ravel(), true)[0, 1] for part in (found, other))
+            true = file[space][:10].ravel()
+        right, wrong = (np.corrcoef(part[space].ravel(), true)[0, 1] for part in (found, other))
         assert right > 0.5 and right > wrong + 0.2
 
 
@@ -209,7 +209,7 @@ def test_decoded_again_is_what_the_run_decoded(tmp_path, brain):
     """Of the same splits; and of others with as many folds as asked for."""
     features, path = tmp_path / "features.h5", tmp_path / "decoded.h5"
     method = Method(target_components=6, rescale_z="none", keep_structure=0.5, n_components=4)
-    method.set_params(reliability=(0.02, 0.7), n_folds=3)
+    method.set_params(max_reliability=0.7, n_folds=3)
     decoded = read_decoded(decode_subject(brain, features, path, method))
     assert baselines.decoding_of(path) == method
     bench = make_bench(tmp_path, decoded, person=brain)

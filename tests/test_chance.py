@@ -11,11 +11,10 @@ from test_decoding import recording, world  # noqa: F401
 
 from minddiff_utils.datasets import Split, prepare_fold
 from minddiff_utils.decoding.decode import correlations, training_design
-from minddiff_utils.decoding.decoders import Method, fit_family
+from minddiff_utils.decoding.decoders import Method, fit_decoders
 from minddiff_utils.decoding.features import read_values
 from minddiff_utils.evaluation.decoding import chance_accuracies, chance_interval
 from minddiff_utils.evaluation.statistics import shuffled_rows
-from minddiff_utils.io import InputError
 
 
 @pytest.mark.parametrize(
@@ -32,17 +31,17 @@ def test_it_is_the_decoder_of_features_in_the_wrong_order(world, method):  # noq
     half = np.arange(subject.responses.shape[1]) % 2 == 0
     subject = dataclasses.replace(subject, roi={"V1": half, "VO": ~half})
     found = chance_accuracies(subject, features, method=method, n_permutations=2, n_values=99)
-    found = found.set_index(["family", "shuffle"]).correlation
+    found = found.set_index(["feature_space", "permutation"]).correlation
     split = subject.splits[0]
     fold = prepare_fold(subject, split)
     design = training_design(subject, split, fold, method)
     rng = np.random.default_rng([0, 0])
     orders = [shuffled_rows(len(split.train), rng) for _ in range(2)]
-    for family, shuffle in itertools.product(("z", "c"), range(2)):
-        y, true = (read_values(features, family, part) for part in (split.train, split.test))
-        decoder = fit_family(design, y[orders[shuffle]], family, method)[0]
+    for space, permutation in itertools.product(("z", "c"), range(2)):
+        y, true = (read_values(features, space, part) for part in (split.train, split.test))
+        decoder = fit_decoders(design, y[orders[permutation]], space, method)[0]
         wanted = np.nanmean(correlations(true, decoder.predict(fold.test_x)))
-        assert found[family, shuffle] == pytest.approx(wanted, abs=1e-3)
+        assert found[space, permutation] == pytest.approx(wanted, abs=1e-3)
 
 
 def test_chance_is_at_zero_where_decoding_is_not(world):  # noqa: F811
@@ -65,19 +64,17 @@ def test_several_splits_are_judged_together(world):  # noqa: F811
     assert not found.equals(chance_accuracies(both, features, n_permutations=3, seed=1))
 
 
-def test_interval_is_students_over_deals_for_all_families_together():
+def test_interval_is_students_over_permutations_for_all_feature_spaces_together():
     rng = np.random.default_rng(0)
     values = {"z": rng.standard_normal(8), "c": 5 + rng.standard_normal(8)}
     frame = pd.concat(
-        [pd.DataFrame({"family": name, "correlation": part}) for name, part in values.items()]
+        [
+            pd.DataFrame({"feature_space": name, "correlation": part})
+            for name, part in values.items()
+        ]
     )
     table = chance_interval(frame, {"z": 0.1, "c": 0.2})
     for name, part in values.items():
         wanted = stats.ttest_1samp(part, 0).confidence_interval(0.975)
         np.testing.assert_allclose(table.loc[name, ["low", "high"]].astype(float), wanted)
     assert table.at_chance.to_dict() == {"z": True, "c": False}
-
-
-def test_one_deal_is_refused(world):  # noqa: F811
-    with pytest.raises(InputError, match="n_permutations=1"):
-        chance_accuracies(world[2], world[0], n_permutations=1)

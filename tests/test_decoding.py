@@ -18,13 +18,12 @@ from minddiff_utils.decoding import decode as decoding
 from minddiff_utils.decoding.components import PrincipalComponents, evidence
 from minddiff_utils.decoding.decode import training_design, training_folds, voxel_weights
 from minddiff_utils.decoding.decoders import (
+    Decoder,
     Method,
     best_share,
-    fit_family,
-    load_decoder,
+    fit_decoders,
     make_design,
     rescaling,
-    save_decoder,
 )
 from minddiff_utils.decoding.ridge import (
     PENALTIES,
@@ -50,7 +49,7 @@ def regression(n=60, n_voxels=40, n_targets=25, noise=3.0, seed=0):
 def fit_decoder(x, y, keep=1.0, folds=None, weights=None, stimulus=None):
     """Each value by itself, with its own penalty; the share `keep` of best R²."""
     method = Method(target_components=0, select_by="r2", keep_structure=keep, n_components=0)
-    return fit_family(make_design(x, folds, weights, stimulus), y, "block_1", method)[0]
+    return fit_decoders(make_design(x, folds, weights, stimulus), y, "block_1", method)[0]
 
 
 def splitter(n, n_folds=5):
@@ -128,10 +127,10 @@ def test_bad_input_is_named(change, said):
 def test_saved_decoder_predicts_the_same(tmp_path, n_components):
     x, y = regression(n_voxels=80)
     method = Method(target_components=n_components, keep_structure=0.5)
-    decoder = fit_family(make_design(x), y, "block_1", method)[0]
+    decoder = fit_decoders(make_design(x), y, "block_1", method)[0]
     assert (decoder.right is None) == (n_components == 0)
-    path = save_decoder(decoder, tmp_path / "deep" / "z.safetensors", {"decoder": "ridge"})
-    again = load_decoder(path)
+    path = decoder.save(tmp_path / "deep" / "z.safetensors", {"decoder": "ridge"})
+    again = Decoder.load(path)
     for name, value in vars(decoder).items():
         np.testing.assert_array_equal(getattr(again, name), value)
     np.testing.assert_allclose(again.predict(x), decoder.predict(x), atol=1e-4)
@@ -141,12 +140,12 @@ def test_saved_decoder_predicts_the_same(tmp_path, n_components):
 
 def test_foreign_damaged_and_missing_files_are_named(tmp_path):
     x, y = regression()
-    path = save_decoder(fit_decoder(x, y), tmp_path / "z.safetensors")
+    path = fit_decoder(x, y).save(tmp_path / "z.safetensors")
     path.write_bytes(path.read_bytes()[:-50])
     save_file({"a": x}, tmp_path / "other.safetensors")
     for name in ("z", "other", "none"):
         with pytest.raises(InputError, match=f"{name}.safetensors is no decoder"):
-            load_decoder(tmp_path / f"{name}.safetensors")
+            Decoder.load(tmp_path / f"{name}.safetensors")
 
 
 # --- options of a method --------------------------------------------------------------------------
@@ -164,7 +163,7 @@ def low_rank(n=80, n_voxels=50, n_values=120, seed=0):
 def test_components_of_values_are_decoded_and_put_together():
     x, y = low_rank()
     method = Method(target_components=10, n_components=4)
-    decoder, of_components, components = fit_family(make_design(x), y, "block_1", method)
+    decoder, of_components, components = fit_decoders(make_design(x), y, "block_1", method)
     wanted = PrincipalComponents(10).fit(y)
     by_hand = fit_decoder(x, wanted.transform(y))
     values = by_hand.predict(x) @ wanted.components_ + wanted.mean_
@@ -189,7 +188,7 @@ def test_it_is_a_pipeline_of_scikit_learn(repetitions):
         check_inverse=False,
     ).fit(x, y)
     method = clone(Method()).set_params(target_components=10)
-    decoder = fit_family(make_design(x, folds, reliability, stimulus), y, "c", method)[0]
+    decoder = fit_decoders(make_design(x, folds, reliability, stimulus), y, "c", method)[0]
     np.testing.assert_allclose(composed.predict(x), decoder.predict(x), atol=1e-4)
 
 
@@ -198,7 +197,7 @@ def test_the_papers_decoder_is_voxel_selected_ridge():
     method = Method(
         decoder="voxel_selected", n_voxels_structure=20, keep_structure=0.25, n_components=3
     )
-    decoder, of_components, _ = fit_family(make_design(x, method=method), y, "block_1", method)
+    decoder, of_components, _ = fit_decoders(make_design(x, method=method), y, "block_1", method)
     model = VoxelSelectedRidge(20, 0.15).fit(x, y)
     held_out = np.empty_like(y)
     for train, held in splitter(len(x)).split():
@@ -225,8 +224,8 @@ def test_the_sign_of_a_correlation_counts_when_values_are_selected():
 @pytest.mark.parametrize("how", ["target", "global"])
 def test_rescaled_predictions_vary_as_the_training_values(how):
     x, y = low_rank()
-    plain = fit_family(make_design(x), y, "z", Method(rescale_z="none"))[0]
-    stretched = fit_family(make_design(x), y, "z", Method(rescale_z=how, rescale_power=1))[0]
+    plain = fit_decoders(make_design(x), y, "z", Method(rescale_z="none"))[0]
+    stretched = fit_decoders(make_design(x), y, "z", Method(rescale_z=how, rescale_power=1))[0]
     halved = np.ones_like(y) + 0.5 * (y - y.mean(0))
     np.testing.assert_allclose(rescaling(y, halved, how), 2, rtol=1e-4)
     np.testing.assert_allclose(rescaling(y, halved, how, 0.5), 2**0.5, rtol=1e-4)
@@ -236,10 +235,10 @@ def test_rescaled_predictions_vary_as_the_training_values(how):
     assert (np.median(ratio, 0) > 1).all() and (np.ptp(np.median(ratio, 0)) < 1e-2) == (
         how == "global"
     )
-    part = fit_family(make_design(x), y, "z", Method(rescale_z=how, rescale_power=0.3))[0]
+    part = fit_decoders(make_design(x), y, "z", Method(rescale_z=how, rescale_power=0.3))[0]
     less = (part.predict(x) - y.mean(0)) / (plain.predict(x) - y.mean(0))
     np.testing.assert_allclose(np.median(less, 0), np.median(ratio, 0) ** 0.3, rtol=1e-4)
-    untouched = fit_family(make_design(x), y, "c", Method(rescale_z=how))[0]
+    untouched = fit_decoders(make_design(x), y, "c", Method(rescale_z=how))[0]
     np.testing.assert_array_equal(untouched.predict(x), plain.predict(x))
 
 
@@ -255,13 +254,13 @@ def two_areas(loud_early):
 
 
 @pytest.mark.parametrize("loud_early", [True, False])
-def test_early_areas_have_less_of_a_say_where_that_predicts_better(loud_early):
+def test_early_areas_have_less_weight_where_that_predicts_better(loud_early):
     x, y, early = two_areas(loud_early)
     method = Method(target_components=0, rescale_z="none", n_components=0)
     design = make_design(x, early=early, method=method)
-    for family in ("z", "c", "embedding"):
-        decoder = fit_family(design, y, family, method)[0]
-        less = loud_early and family != "z"
+    for space in ("z", "c", "embedding"):
+        decoder = fit_decoders(design, y, space, method)[0]
+        less = loud_early and space != "z"
         wanted = fit_decoder(x, y, weights=np.where(early & less, 0.5, 1))
         np.testing.assert_allclose(decoder.predict(x), wanted.predict(x), atol=1e-5)
 
@@ -272,9 +271,9 @@ def test_without_two_kinds_of_areas_every_voxel_keeps_its_weight():
     assert len(make_design(x).models) == 1
     subject, split = repeated(np.ones(6))
     fold = prepare_fold(subject, split)
-    assert len(training_design(subject, split, fold).models) == 1
+    assert len(training_design(subject, split, fold, Method()).models) == 1
     both = dataclasses.replace(subject, roi={"V1": np.arange(6) < 3, "VO": np.arange(6) >= 3})
-    plain, other = training_design(both, split, fold).models
+    plain, other = training_design(both, split, fold, Method()).models
     ratio = other[0].scale_ / plain[0].scale_
     np.testing.assert_allclose(ratio[:3] / ratio[3:], 0.5, rtol=1e-5)
 
@@ -283,7 +282,7 @@ def test_without_two_kinds_of_areas_every_voxel_keeps_its_weight():
 
 
 def write_features(path, ids, seed=0):
-    """Random features of every family, as `features.write_features` lays them out."""
+    """Random features, as `features.write_features` lays them out."""
     rng = np.random.default_rng(seed)
     with h5py.File(path, "w") as file:
         file["stimulus_id"] = ids
@@ -320,7 +319,7 @@ def world(tmp_path_factory):
     return path, ids, recording(path, [Split("main", ids[30:], ids[:30])])
 
 
-def test_decoded_file_holds_every_family_and_marks_what_was_not_kept(world, tmp_path):
+def test_decoded_file_holds_every_feature_space_and_marks_what_was_not_kept(world, tmp_path):
     features, ids, subject = world
     path = decoding.decode_subject(
         subject,
@@ -344,7 +343,7 @@ def test_decoded_file_holds_every_family_and_marks_what_was_not_kept(world, tmp_
         assert (missing == missing[:1]).all()  # the same values for every stimulus
         kept = round(0.25 * missing[0].size) if name.startswith("block_") else missing[0].size
         assert (~missing[0]).sum() == kept
-    saved = load_decoder(tmp_path / "decoders" / "main" / "z.safetensors")
+    saved = Decoder.load(tmp_path / "decoders" / "main" / "z.safetensors")
     fold = decoding.prepare_fold(subject, subject.splits[0])
     found_z = found["z"].reshape(30, -1)
     np.testing.assert_allclose(saved.predict(fold.test_x), found_z, atol=1e-5)
@@ -370,7 +369,7 @@ def test_evidence_is_that_of_each_split_by_hand(world, tmp_path):
     features, ids, subject = world
     splits = [Split("a", ids[30:], ids[:30]), Split("b", ids[:5], ids[100:])]
     subject = dataclasses.replace(subject, splits=tuple(splits))
-    method = Method(n_components=8, reliability=(0.05, 0.9))
+    method = Method(n_components=8, min_reliability=0.05, max_reliability=0.9)
     path = decoding.decode_subject(subject, features, tmp_path / "decoded.h5", method)
     found = decoding.read_decoded(path)
     np.testing.assert_array_equal(found["split"], np.repeat([0, 1], [30, 50]))
@@ -396,12 +395,12 @@ def test_evidence_is_that_of_each_split_by_hand(world, tmp_path):
 def test_information_is_found_and_the_shuffled_control_is_at_chance(world, tmp_path):
     features, _, subject = world
     path = decoding.decode_subject(subject, features, tmp_path / "decoded.h5")
-    found = decoding.decoding_accuracy(features, path).groupby("family").correlation.mean()
+    found = decoding.decoding_accuracy(features, path).groupby("feature_space").correlation.mean()
     assert found["z"] > 0.8 and abs(found["c"]) < 0.15
     path = decoding.decode_subject(subject, features, tmp_path / "shuffled.h5", shuffle_seed=0)
     control = decoding.decoding_accuracy(features, path, control=True)
     assert control.control.all()
-    means = control.groupby("family").correlation.mean()
+    means = control.groupby("feature_space").correlation.mean()
     assert (means.abs() < 0.15).all(), means
 
 
@@ -410,7 +409,7 @@ def test_damaged_files_are_named_and_an_old_result_survives_a_failure(world, tmp
     path = decoding.decode_subject(subject, features, tmp_path / "decoded.h5")
     before = path.read_bytes()
     with pytest.raises(InputError, match="least < most"):
-        decoding.decode_subject(subject, features, path, Method(reliability=(0.5, 0.5)))
+        decoding.decode_subject(subject, features, path, Method(min_reliability=0.8))
     assert path.read_bytes() == before
     path.write_bytes(before[:1000])
     with pytest.raises(InputError, match="decoded.h5 cannot be read"):

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from minddiff_utils.datasets import Split, Subject
 from minddiff_utils.decoding import features
-from minddiff_utils.decoding.features import families, read_features, write_features
+from minddiff_utils.decoding.features import feature_spaces, read_features, write_features
 from minddiff_utils.io import InputError
 from minddiff_utils.models.stable_diffusion import load_generator, to_rgb
 from minddiff_utils.phantom import world
@@ -77,7 +77,7 @@ def assert_equal(a, b):
 
 def test_values_are_the_generators_own(generator, whole):
     pictures, captions = Drawn().pictures(IDS), Drawn().captions(IDS)
-    assert families(whole) == NAMES and not whole.with_name("features.h5.partial").exists()
+    assert feature_spaces(whole) == NAMES and not whole.with_name("features.h5.partial").exists()
     with torch.no_grad():
         expected = {
             "z": generator.encode_pictures(pictures),
@@ -188,7 +188,7 @@ def test_what_is_not_in_a_file_is_named(whole, tmp_path):
     with pytest.raises(InputError, match="short.h5"):
         read_features(short, "z", IDS)
     with pytest.raises(InputError, match="none.h5"):
-        families(tmp_path / "none.h5")
+        feature_spaces(tmp_path / "none.h5")
 
 
 @pytest.mark.parametrize("n_blocks", [0, 9])

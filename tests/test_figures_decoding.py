@@ -15,8 +15,8 @@ def rng():
     return np.random.default_rng(0)
 
 
-def accuracy_frame(rng, families=("embedding", "block_2", "block_10", "c", "z"), n=12):
-    frame = pd.DataFrame({"family": np.repeat(families, n), "roi": "V1"})
+def accuracy_frame(rng, spaces=("embedding", "block_2", "block_10", "c", "z"), n=12):
+    frame = pd.DataFrame({"feature_space": np.repeat(spaces, n), "roi": "V1"})
     return frame.assign(correlation=rng.uniform(-1, 1, len(frame)), control=False)
 
 
@@ -39,24 +39,13 @@ def test_accuracy_orders_feature_spaces_and_draws_their_median_reliability(rng):
     np.testing.assert_allclose([*line.get_ydata(), line.get_xdata().mean()], [0.7, 0.7, 1])
 
 
-def test_accuracy_with_control_and_odd_feature_spaces(rng):
-    frame = accuracy_frame(rng, ("z", "flat", "empty", "single"))
-    frame.loc[frame["family"] == "flat", "correlation"] = 0.2
-    frame.loc[frame["family"] == "empty", "correlation"] = np.nan
-    frame = frame.drop(frame.index[frame["family"] == "single"][1:])
-    frame = pd.concat([frame, frame.assign(control=True)], ignore_index=True)
-    fig = figures.accuracy_and_reliability(frame, {})
-    named = [text.get_text() for text in fig.legends[0].get_texts()]
-    assert named == ["decoded from the brain", "shuffled training responses"]
-
-
 @pytest.mark.parametrize("rois", [["V1"], ["V1", "V2", "hV4", "LO"]])
 def test_roi_accuracy(rng, rois):
     frame = pd.concat([accuracy_frame(rng).assign(roi=roi) for roi in rois])
-    frame.loc[(frame["family"] == "c") & (frame["roi"] == rois[0]), "correlation"] = np.nan
+    frame.loc[(frame["feature_space"] == "c") & (frame["roi"] == rois[0]), "correlation"] = np.nan
     fig = figures.roi_accuracy(frame)
     assert x_labels(fig) == rois and y_labels(fig)[:2] == ["z", "c"]
-    cell = frame.query("family == 'z' and roi == @rois[0]")["correlation"].mean()
+    cell = frame.query("feature_space == 'z' and roi == @rois[0]")["correlation"].mean()
     shown = fig.axes[0].collections[0].get_array()
     assert shown[0, 0] == pytest.approx(cell) and shown.mask[1, 0]
 
@@ -91,7 +80,7 @@ def test_shrinkage_is_the_ratio_of_the_spreads(rng):
 def test_region_loss_is_what_all_regions_have_over_the_others():
     rows = [("z", "all", "", 0.5), ("z", "without", "V1", 0.2), ("z", "without", "V2", 0.6)]
     rows += [("c", "all", "", 0.4), ("c", "without", "V1", 0.4), ("c", "without", "V2", 0.1)]
-    table = pd.DataFrame(rows, columns=["family", "voxels", "roi", "correlation"])
+    table = pd.DataFrame(rows, columns=["feature_space", "voxels", "roi", "correlation"])
     panels = figures.region_loss(table).axes
     assert [axes.get_title(loc="left") for axes in panels] == ["z", "c"]
     widths = [[bar.get_width() for bar in axes.patches] for axes in panels]
@@ -100,7 +89,7 @@ def test_region_loss_is_what_all_regions_have_over_the_others():
 
 def test_patterns_are_drawn_or_it_is_said_why_not():
     table = pd.DataFrame(
-        {"family": ["z", "c"] * 2, "roi": ["V1", "V1", "V2", "V2"], "density": [1, 2, 3, 4]}
+        {"feature_space": ["z", "c"] * 2, "roi": ["V1", "V1", "V2", "V2"], "density": [1, 2, 3, 4]}
     )
     fig = figures.pattern_density(table)
     assert x_labels(fig) == ["V1", "V2"]

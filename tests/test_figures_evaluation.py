@@ -65,11 +65,6 @@ def test_metric_points_draw_the_means_and_intervals_of_the_table():
         np.testing.assert_allclose(intervals, expected[["low", "high"]])
 
 
-def test_metric_points_of_one_picture_and_one_metric():
-    fig = figures.metric_points(frame(metrics=["ssim"], n=1))
-    assert len(fig.axes) == 1
-
-
 @pytest.mark.parametrize("subjects", [("S1",), ("subj01", "subj02"), tuple("abcdefgh")])
 @pytest.mark.parametrize("function", [figures.paired_differences, figures.metric_points])
 def test_subjects_are_told_apart(function, subjects):
@@ -157,9 +152,3 @@ def test_overlap_figure_shows_the_methods_there_are():
     ]  # fmt: skip
     fig = figures.overlap_figure(found, values[values["method"] == "stage2"])
     assert len(fig.legends[0].get_texts()) == 3
-
-
-def test_a_figure_can_be_saved_after_its_style_has_ended(tmp_path):
-    path = tmp_path / "figure.png"
-    figures.permutation_null(np.arange(99.0), 50, "mean cosine").savefig(path)
-    assert plt.imread(path).shape[1] == style.WIDTH * style.DPI

@@ -5,7 +5,6 @@ import pytest
 
 from minddiff_utils.evaluation.statistics import bootstrap_interval
 from minddiff_utils.figures import reconstruction as figures
-from minddiff_utils.figures import style
 from minddiff_utils.io import InputError
 
 
@@ -44,11 +43,6 @@ def test_picture_grid_shows_every_pixel_sharp(rng):
     assert box.width == pytest.approx(shown.shape[1])
 
 
-def test_picture_grid_shrinks_large_pictures_to_the_page(rng):
-    fig = figures.picture_grid({"seen": pictures(rng, 8, side=300)})
-    assert fig.get_figwidth() <= style.WIDTH * 1.05
-
-
 def test_picture_grid_names_rows_that_do_not_fit(rng):
     with pytest.raises(InputError, match="same pictures"):
         figures.picture_grid({"seen": pictures(rng, 3), "stage 1": pictures(rng, 4)})
@@ -72,11 +66,6 @@ def test_loss_course_shows_the_median_the_spread_and_where_stage_1_was(rng, shap
         assert band.get_datalim(fig.axes[0].transData).y0 == pytest.approx(low.min())
 
 
-def test_loss_course_needs_a_finite_loss():
-    with pytest.raises(InputError, match="no loss is finite"):
-        figures.loss_course(np.full((3, 4), np.nan), np.ones(3))
-
-
 def test_layer_contributions_are_means_with_their_intervals(rng):
     before, after = rng.uniform(1, 2, (10, 3)), rng.uniform(0, 1, (10, 3))
     before[0] = np.nan
@@ -89,10 +78,10 @@ def test_layer_contributions_are_means_with_their_intervals(rng):
     np.testing.assert_allclose(axes.lines[3].get_ydata(), bootstrap_interval(after[:, 0]))
 
 
-def test_film_shows_iterates_the_truth_and_the_loss(rng):
+def test_iterates_are_shown_with_the_truth_and_the_loss(rng):
     made, truth = pictures(rng, 2, 6, side=8), pictures(rng, 2, side=8)
     losses = rng.uniform(1, 2, (2, 6))
-    fig = figures.film(made, [0, 2, 5], losses, truth)
+    fig = figures.iterate_rows(made, [0, 2, 5], losses, truth)
     titles = [axes.get_title() for axes in fig.axes[:5]]
     assert titles == ["iterate 0", "2", "5", "seen", "structure loss"]
     np.testing.assert_array_equal(fig.axes[6].images[0].get_array(), made[1, 2])

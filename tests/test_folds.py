@@ -12,6 +12,7 @@ from minddiff_utils.datasets import Split, prepare_fold
 from minddiff_utils.decoding import decode as decoding
 from minddiff_utils.decoding.components import PrincipalComponents
 from minddiff_utils.decoding.decode import training_folds
+from minddiff_utils.decoding.decoders import Method
 from minddiff_utils.decoding.ridge import PENALTIES, CrossValidatedRidge, assign_folds
 from minddiff_utils.io import InputError
 from studies.held_out import hold_out
@@ -43,7 +44,7 @@ def test_too_few_stimuli_or_folds_are_named():
     with pytest.raises(InputError, match="3 different training stimuli"):
         assign_folds(np.arange(6), groups=np.arange(6) // 2)
     with pytest.raises(InputError, match="n_folds=1"):
-        assign_folds(np.arange(6), 1)
+        Method(n_folds=1)
 
 
 def test_a_recording_sorted_by_kind_is_judged_as_any_other():
@@ -87,7 +88,7 @@ def test_copies_of_a_picture_share_a_fold_and_leave_training_together(world):  #
     copies = {int(b): int(a) for a, b in zip(ids[30:90:2], ids[31:90:2], strict=True)}
     subject = dataclasses.replace(subject, copy_of=copies)
     (split,) = subject.splits
-    design = decoding.training_design(subject, split, prepare_fold(subject, split))
+    design = decoding.training_design(subject, split, prepare_fold(subject, split), Method())
     np.testing.assert_array_equal(design.folds[0:60:2], design.folds[1:60:2])
     np.testing.assert_array_equal(design.folds, training_folds(subject, split.train))
     held = hold_out(subject, 20).splits[0]

@@ -7,17 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
+from test_metrics import embed, pictures
 
 from minddiff_utils.evaluation import identification
 from minddiff_utils.io import InputError
-
-
-def pictures(n=4, side=24, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (n, side, side, 3), dtype=np.uint8)
-
-
-def embed(stack):
-    return stack.reshape(len(stack), -1).astype(float) - 128
 
 
 def naive_identification(predicted, true, n_way):

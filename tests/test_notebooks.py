@@ -24,7 +24,7 @@ from minddiff_utils.book.plan import find_sheets, load_plan
 from minddiff_utils.book.run import SHARDED
 from minddiff_utils.evaluation.methods import CONTROLS
 from minddiff_utils.io import claim_run
-from minddiff_utils.reconstruction import shards
+from minddiff_utils.reconstruction import stage2
 from minddiff_utils.settings import recall
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -317,12 +317,12 @@ def test_stage_2_takes_what_shards_computed(chain, given, tmp_path, monkeypatch)
     parameters = vars(recall(folder)) | {"run_dir": str(run_dir)}
     for number in (1, 2):
         command = (
-            "import json, sys; from minddiff_utils.reconstruction.shards import compute_shard\n"
+            "import json, sys; from minddiff_utils.reconstruction.stage2 import compute_shard\n"
         )
         command += "compute_shard(json.loads(sys.argv[1]), int(sys.argv[2]), 2)"
         arguments = [sys.executable, "-c", command, json.dumps(parameters), str(number)]
         subprocess.run(arguments, check=True, cwd=ROOT)
-    gathered = shards.gather(folder)
+    gathered = stage2.gather(folder)
     assert {path.name for path in gathered} == {path.name for path in folder.glob("trace*.h5")}
     stamps = [path.stat().st_mtime_ns for path in gathered]
     run(sheet, run_dir, given)

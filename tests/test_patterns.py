@@ -8,9 +8,9 @@ import pytest
 from test_decoding import recording, world  # noqa: F401
 
 from minddiff_utils.datasets import prepare_fold
-from minddiff_utils.decoding import patterns
+from minddiff_utils.decoding import decode as patterns
 from minddiff_utils.decoding.decode import decode_subject, decoding_accuracy
-from minddiff_utils.decoding.decoders import Decoder, Method, fit_family, load_decoder, make_design
+from minddiff_utils.decoding.decoders import Decoder, Method, fit_decoders, make_design
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_a_voxel_of_noise_has_weight_but_no_pattern():
     rng = np.random.default_rng(0)
     signal, noise = rng.standard_normal((2, 900, 1)).astype(np.float32)
     x = np.concatenate([signal + noise, noise], axis=1)
-    decoder = fit_family(make_design(x), signal, "c", Method())[0]
+    decoder = fit_decoders(make_design(x), signal, "c", Method())[0]
     weights = (decoder.left @ decoder.right)[:, 0]
     np.testing.assert_allclose(weights, [1, -1], atol=0.02)
     np.testing.assert_allclose(patterns.pattern_shares(decoder, x), [1, 0], atol=0.01)
@@ -51,7 +51,7 @@ def test_a_voxel_of_noise_has_weight_but_no_pattern():
 
 def test_patterns_lie_in_the_region_that_knows(world, decoded):  # noqa: F811
     _, _, subject = world
-    decoder = load_decoder(decoded[1] / "main" / "z.safetensors")
+    decoder = Decoder.load(decoded[1] / "main" / "z.safetensors")
     x = prepare_fold(subject, subject.splits[0]).train_x
     share = patterns.pattern_shares(decoder, x)
     table = patterns.density_by_region(subject, {"z": share}).set_index("roi").density
@@ -71,11 +71,11 @@ def test_reliability_is_above_accuracy_and_falls_with_noise(world, tmp_path, noi
     subject = recording(features, [split], noise=noise)
     path = decode_subject(subject, features, tmp_path / "d.h5", decoders=tmp_path / "d")
     accuracy = decoding_accuracy(features, path)
-    r = accuracy[accuracy.family == "z"].correlation.to_numpy()
+    r = accuracy[accuracy.feature_space == "z"].correlation.to_numpy()
     highest = patterns.decoder_reliability(subject, tmp_path / "d", "z")
     assert highest.shape == r.shape
     # What is decoded from the signal without noise is known here: twice as much noise, less comes.
-    decoder = load_decoder(tmp_path / "d" / "main" / "z.safetensors")
+    decoder = Decoder.load(tmp_path / "d" / "main" / "z.safetensors")
     clean = np.nanmean(highest)
     assert clean >= np.mean(r) - 0.1
     assert {0.5: 0.95, 4.0: 0.6, 20.0: 0.0}[noise] <= clean <= {0.5: 1, 4.0: 1, 20.0: 0.8}[noise]

@@ -24,8 +24,10 @@ def test_regions_tell_which_one_knows(world):  # noqa: F811
     features, _, subject = world
     found = decode_regions(subject, features, names=("z", "c", "block_9"), n_targets=10)
     table = region_accuracies(found)
-    assert len(table) == 2 * 10 * (2 + 2 + 1)  # families that are there, values, sets of voxels
-    means = table.groupby(["family", "voxels", "roi"]).correlation.mean()
+    assert len(table) == 2 * 10 * (
+        2 + 2 + 1
+    )  # feature spaces that are there, values, sets of voxels
+    means = table.groupby(["feature_space", "voxels", "roi"]).correlation.mean()
     assert means["z", "alone", "A"] > 0.8 and means["z", "without", "B"] > 0.8
     assert means["z", "all", ""] > 0.8
     nothing = [("z", "alone", "B"), ("z", "without", "A"), ("c", "alone", "A"), ("c", "all", "")]

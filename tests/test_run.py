@@ -33,7 +33,7 @@ def test_failures_name_the_shard_and_its_progress_is_told(tmp_path, monkeypatch)
         if number == 2:
             raise RuntimeError("out of memory")
 
-    monkeypatch.setattr("minddiff_utils.reconstruction.shards.compute_shard", compute)
+    monkeypatch.setattr("minddiff_utils.reconstruction.stage2.compute_shard", compute)
     execution.execute_shard(plan, "subj01", 1, said.append)
     label = "subj01 · 04_stage2 · shard 1 of 2"
     assert said[0] == f"{label} · started" and said[-1].startswith(f"{label} · done in")

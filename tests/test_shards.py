@@ -11,8 +11,7 @@ from minddiff_utils.book.plan import find_sheets
 from minddiff_utils.book.run import SHARDED
 from minddiff_utils.io import InputError
 from minddiff_utils.models.stable_diffusion import load_generator
-from minddiff_utils.reconstruction import shards
-from minddiff_utils.reconstruction import stage2 as reconstruction
+from minddiff_utils.reconstruction import stage2 as shards
 from minddiff_utils.reconstruction.inputs import ablate
 from minddiff_utils.reconstruction.stage2 import reconstruct
 from minddiff_utils.settings import ADVANCED, Settings
@@ -89,7 +88,7 @@ def same(one, two):
 
 
 def test_shards_leave_what_one_process_leaves(parameters, inputs, generator, tmp_path):
-    """Four batches in three shards; the films of the first six pictures span all three."""
+    """Four batches in three shards; the iterates of the first six pictures span all three."""
     written = compute(parameters, tmp_path, 3)
     assert [path.stem for path in written] == sorted(NAMES)
     names = Settings.__dataclass_fields__.keys() & parameters.keys()
@@ -106,7 +105,7 @@ def test_shards_leave_what_one_process_leaves(parameters, inputs, generator, tmp
 def test_a_stopped_shard_goes_on_and_a_whole_one_is_left(parameters, tmp_path, monkeypatch):
     parameters = {**parameters, "ablations": False}
     calls = []
-    original = reconstruction.stage2
+    original = shards.stage2
 
     def stopping(*arguments):
         calls.append(1)
@@ -114,7 +113,7 @@ def test_a_stopped_shard_goes_on_and_a_whole_one_is_left(parameters, tmp_path, m
             raise KeyboardInterrupt
         return original(*arguments)
 
-    monkeypatch.setattr(reconstruction, "stage2", stopping)
+    monkeypatch.setattr(shards, "stage2", stopping)
     with pytest.raises(KeyboardInterrupt):
         shards.compute_shard(parameters, 1, 2, tmp_path)
     kept = tmp_path / "run/s/shards/trace-1-of-2.h5.partial"

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minddiff_utils.phantom import stimuli, world
+from minddiff_utils.phantom import nsd_writer, world
 from minddiff_utils.phantom.nsd_writer import plan_experiment
 
-WEIGHTS = Path(stimuli.__file__).parent / "weights"
+WEIGHTS = Path(nsd_writer.__file__).parent / "weights"
 PATCH_PIXELS = 36
 
 
@@ -93,9 +93,9 @@ def test_pictures_are_kept_where_they_can_be_and_kinds_always_are():
 def test_another_kind_stands_in_where_a_kind_has_no_forms_left(monkeypatch):
     letters = (i for i in count() if world.scene(i).pattern_kind == "letter")
     letters = np.array(list(islice(letters, 40)))
-    monkeypatch.setattr(stimuli, "trained_patterns", lambda: np.zeros((0, 100), bool))
-    monkeypatch.setattr(stimuli, "N_TRIES", 0)
-    chosen = stimuli.choose_pictures(np.arange(2), np.arange(2, letters.max() + 1))
+    monkeypatch.setattr(nsd_writer, "trained_patterns", lambda: np.zeros((0, 100), bool))
+    monkeypatch.setattr(nsd_writer, "N_TRIES", 0)
+    chosen = nsd_writer.choose_pictures(np.arange(2), np.arange(2, letters.max() + 1))
     kept = chosen[letters] == letters
     assert 0 < kept.sum() < len(letters)
     forms = [world.scene(int(i)).pattern.tobytes() for i in chosen[letters]]

@@ -16,7 +16,7 @@ from minddiff_utils.models.stable_diffusion import load_generator, noise_like, t
 from minddiff_utils.reconstruction.stage1 import stage1
 from minddiff_utils.settings import Settings
 from studies.__main__ import app
-from studies.compare import CHANGES, parse_change
+from studies.compare import parse_change
 from studies.held_out import hold_out
 
 CHANGE = "n_steps=3,rescale_z=none"
@@ -43,12 +43,6 @@ def test_no_test_stimulus_is_touched(n):
 def test_too_many_or_none_held_out(n):
     with pytest.raises(InputError, match=f"n={n}"):
         hold_out(person(), n)
-
-
-def test_a_change_names_its_settings():
-    assert parse_change("strength=0.4,rescale_z=none") == {"strength": 0.4, "rescale_z": "none"}
-    for change in CHANGES:
-        assert parse_change(change)
 
 
 @pytest.mark.parametrize("text", ["colour=1", "strength", "strength="])

@@ -1,16 +1,11 @@
 """Stable Diffusion's own shapes, with random weights: against diffusers and transformers."""
 
-import json
-
-import numpy as np
 import pytest
 import torch
-from oracles import img2img, pixels_by_pillow, structure_by_hooks
-from transformers import CLIPImageProcessorPil
+from oracles import img2img
 from typer.testing import CliRunner
 
-from minddiff_utils.io import InputError
-from minddiff_utils.models.stable_diffusion import noise_like, to_rgb
+from minddiff_utils.models.stable_diffusion import noise_like
 from minddiff_utils.settings import Settings
 from studies import architecture, cost
 from studies.__main__ import app
@@ -52,30 +47,6 @@ def test_full_size_has_as_many_weights_as_published():
         ), part
 
 
-def processed(tmp_path, pictures):
-    """Pixels by transformers' own processor, from the settings as the hub's file has them."""
-    path = tmp_path / "preprocessor_config.json"
-    path.write_text(json.dumps({**architecture.PREPROCESSING, "do_convert_rgb": True}))
-    processor = CLIPImageProcessorPil.from_pretrained(tmp_path)
-    return processor(images=list(pictures), return_tensors="pt").pixel_values
-
-
-@pytest.mark.parametrize("size, tolerance", [((224, 224), 1e-5), ((512, 512), 0.02)])
-def test_structure_equals_hooks_at_clips_own_preprocessing(tmp_path, size, tolerance):
-    """224 pixels and CLIP's mean and deviation; a processor that resizes rounds to 8 bits."""
-    clip = architecture.build_clip(small=True)
-    coarse = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
-    pictures = coarse.repeat(size[0] // 8, axis=1).repeat(size[1] // 8, axis=2)
-    theirs = structure_by_hooks(clip.model, processed(tmp_path, pictures))
-    ours = clip.structure(to_rgb(pictures, "cpu"), range(1, 7))
-    mean, deviation = (architecture.PREPROCESSING[f"image_{name}"] for name in ("mean", "std"))
-    exact = structure_by_hooks(clip.model, pixels_by_pillow(pictures, mean, deviation, clip))
-    assert set(ours) == set(theirs) == set(exact) and ours["block_1"].shape[1] == 50
-    for name, values in theirs.items():
-        assert (ours[name] - values).norm() <= tolerance * values.norm(), name
-        assert (ours[name] - exact[name]).norm() <= 1e-4 * values.norm(), name
-
-
 def test_both_stages_and_the_parts_are_measured():
     options = ["--small", "--device", "cpu", "--batches", "1", "--steps", "2"]
     options += ["--solver", "algorithm_1", "--save-memory", "attention,tiling,checkpointing"]
@@ -87,11 +58,6 @@ def test_both_stages_and_the_parts_are_measured():
     passes = 2 * 2 * 4 + 2
     assert lines[2].split()[0] == "1" and float(lines[2].split()[3]) == passes
     assert "Estimated from these parts" in result.output and "750 the passes" in lines[-1]
-
-
-def test_an_unknown_option_is_named_before_it_begins():
-    result = CliRunner().invoke(app, ["cost", "--small", "--save-memory", "magic"])
-    assert isinstance(result.exception, InputError) and "magic is unknown" in str(result.exception)
 
 
 def test_estimate_adds_up_the_parts():

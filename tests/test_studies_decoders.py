@@ -2,11 +2,9 @@
 
 import re
 
-import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from minddiff_utils.decoding.voxel_selected_ridge import VoxelSelectedRidge
 from minddiff_utils.io import InputError
 from studies import decoders
 from studies.__main__ import app
@@ -31,22 +29,3 @@ def test_both_studies_in_small(tmp_path, monkeypatch):
 def test_a_program_that_fails_is_told():
     with pytest.raises(InputError, match="a fit failed: KeyError: 'x'"):
         decoders.run_program("raise KeyError('x')", [])
-
-
-def test_fastl2lir_itself_has_the_same_weights(tmp_path):
-    if not decoders.has_fastl2lir(None):
-        pytest.skip("pip install fastl2lir 'numpy<2.4'")
-    places = decoders.make_recording(tmp_path, 60, 40, 7)
-    try:
-        decoders.run_program(decoders.THEIRS, [*places, 10, "float64", decoders.ALPHA])
-    except InputError as error:
-        pytest.skip(str(error))
-    theirs = np.load(f"{places[0]}.npz")["weights"]
-    x, y = (np.load(path) for path in places)
-    ours = VoxelSelectedRidge(10, decoders.ALPHA, dtype="float64").fit(x, y)
-    assert np.abs(ours.coef_ - theirs).max() < 1e-6 * np.abs(theirs).max()
-
-
-def test_a_bad_share_is_named():
-    shown = CliRunner().invoke(app, ["decoders", "--share", "2"])
-    assert isinstance(shown.exception, InputError) and "share 2" in str(shown.exception)

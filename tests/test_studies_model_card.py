@@ -7,15 +7,12 @@ import shutil
 import numpy as np
 import pytest
 from transformers import CLIPModel, CLIPTokenizer
-from typer.testing import CliRunner
 
-from minddiff_utils.io import InputError
 from minddiff_utils.models.stable_diffusion import load_clip
 from minddiff_utils.phantom import world
 from minddiff_utils.settings import Settings
 from studies import model_card
-from studies.__main__ import app
-from studies.model_card import Bar, evaluate, write_model_card
+from studies.model_card import evaluate, write_model_card
 
 KEYS = [
     "psnr",
@@ -41,16 +38,6 @@ def test_every_bar_of_random_models_is_known_and_finite(results):
     assert all(np.isfinite(bar.value) for bar in results.values())
     assert results["psnr"].verdict == "below" and results["psnr"].value < 20
     assert [bar.least for bar in results.values()] == [30, 30, 0.7, 0.7, 0.6, 0.8, 0.85]
-
-
-@pytest.mark.parametrize(("value", "verdict"), [(0.6999, "below"), (0.7, "ok"), (np.nan, "below")])
-def test_a_bar_is_met_or_not(value, verdict):
-    assert Bar("A", value, 0.7).verdict == verdict
-
-
-def test_command_without_weights_says_what_is_missing(tmp_path):
-    shown = CliRunner().invoke(app, ["model_card", "--weights", str(tmp_path / "none")])
-    assert isinstance(shown.exception, InputError) and "none" in str(shown.exception)
 
 
 def test_sentences_are_embedded_as_transformers_does(tiny_models):
@@ -107,14 +94,3 @@ def test_card_gives_sizes_and_training(weights, results):
     assert cells[2:8] == ["16", "0.0015", "12,345", "67.8", "0", "abacus"]
     assert cells[8] == "1 → 0.1 → 0.02 → 0.01"
     assert "| UNet and text encoder | not noted" in card
-
-
-def test_card_says_which_settings_are_read_from_the_code(weights, results):
-    card = write_model_card(weights, results).read_text(encoding="utf-8")
-    assert "| Autoencoder | 48,000" in card and "f408d18" not in card
-    path = weights / "training.json"
-    known = json.loads(path.read_text())
-    known["autoencoder"]["recovered"] = True
-    path.write_text(json.dumps(known))
-    card = write_model_card(weights, results).read_text(encoding="utf-8")
-    assert "| Autoencoder \\* | 48,000" in card and "\n\\* Trained before" in card

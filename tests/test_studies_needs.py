@@ -7,7 +7,6 @@ import pytest
 from dummy_project import ROOT
 from typer.testing import CliRunner
 
-from minddiff_utils.decoding.decoders import Method, fit_family, make_design, save_decoder
 from studies import needs
 from studies.__main__ import app
 
@@ -55,19 +54,6 @@ def test_times_and_memory_follow_from_the_counts():
     held = 2e9 + (6 * 38_400 + 16_384) * 128 * 4  # the weights, the projections
     kept = [2 * (2e9 + 3e9), 2 * 3e9, 2 * (35 * 2e9 + 3e9)]
     np.testing.assert_allclose(table, (held + np.array(kept)) / 1e9)
-
-
-def test_decoder_takes_what_its_file_takes(tmp_path, monkeypatch):
-    rng = np.random.default_rng(0)
-    x, y = (rng.normal(size=(200, n)).astype(np.float32) for n in (300, 500))
-    decoder = fit_family(make_design(x), y, "c", Method(target_components=100))[0]
-    path = save_decoder(decoder, tmp_path / "d.safetensors")
-    # Nine decoders of 100 components, of as many voxels and values as these.
-    monkeypatch.setattr(needs, "TARGETS", 100)
-    monkeypatch.setattr(needs, "VOXELS", 300)
-    monkeypatch.setattr(needs, "FEATURES", dict.fromkeys("abcd", (9 * 500 / 4, 4)))
-    size = needs.result_bytes()["decoders"]
-    assert size / 9 == pytest.approx(path.stat().st_size, rel=0.03)
 
 
 def test_page_has_the_sizes_of_the_results():

@@ -59,13 +59,6 @@ def test_passes_are_counted(generator, tmp_path, settings, forward, backward):
     assert count.equivalents == 2 * (forward + 2 * backward)
 
 
-def test_both_solvers_are_timed(generator):
-    table = stage2.time_solvers(generator, decoded(generator, 2), SOLVERS)
-    assert list(table.index) == ["guided", "algorithm_1"]
-    assert list(table.equivalents) == [3 * (4 + 4), 3 * 2 * (3 + 4)]
-    assert (table[["processor_seconds", "seconds", "peak_gib"]] > 0).all(axis=None)
-
-
 def test_draws_are_those_of_runs_with_their_seeds(generator, tmp_path):
     arrays = decoded(generator, 3)
     drawn = stage2.draw(generator, arrays, PAPER, seeds=2)

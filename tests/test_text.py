@@ -50,7 +50,7 @@ def test_figures_draw_a_text_as_it_is():
     first, second = subject.roi.values()
     subject = dataclasses.replace(subject, roi={NASTY[0]: first, NASTY[1]: second})
     rows = [("z", name, 0.5) for name in NASTY]
-    table = pd.DataFrame(rows, columns=["family", "roi", "correlation"])
+    table = pd.DataFrame(rows, columns=["feature_space", "roi", "correlation"])
     pictures = subject.stimuli.pictures(range(9))
     for figure in (
         figures_data.ceiling_by_roi(subject, 3.0),

@@ -5,7 +5,6 @@ import pytest
 
 from minddiff_utils.decoding import voxel_selected_ridge
 from minddiff_utils.decoding.voxel_selected_ridge import VoxelSelectedRidge
-from minddiff_utils.io import InputError
 
 ALPHA = 0.15
 # Samples, voxels, voxels for each target: with fewer and with more voxels than samples.
@@ -72,11 +71,3 @@ def test_constant_voxels_are_chosen_last_and_constant_targets_predicted_by_thems
     np.testing.assert_allclose(model.predict(x)[:, 2], 4.5)
     assert not model.coef_[2].any()
     assert np.isfinite(VoxelSelectedRidge(30, ALPHA).fit(x, y).predict(x)).all()
-
-
-@pytest.mark.parametrize(
-    ("parameters", "said"), [({"n_voxels": 0}, "n_voxels=0"), ({"alpha": 0}, "alpha=0")]
-)
-def test_bad_parameters_are_named(parameters, said):
-    with pytest.raises(InputError, match=said):
-        VoxelSelectedRidge(**parameters).fit(*recording())

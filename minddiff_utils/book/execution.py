@@ -139,7 +139,7 @@ def execute(plan: Plan, sheet: Sheet, subject: str, say: Say = print) -> Path:
 
 
 def execute_shard(plan: Plan, subject: str, number: int, say: Say = print) -> None:
-    """Compute the pictures of one shard of stage 2; see `shards.compute_shard`.
+    """Compute the pictures of one shard of stage 2; see `stage2.compute_shard`.
 
     Raises
     ------
@@ -154,7 +154,7 @@ def execute_shard(plan: Plan, subject: str, number: int, say: Say = print) -> No
     say(f"{label} · started")
     _stay_offline(plan)
     # Only now: libraries of the models ask the network for news when they are imported.
-    from minddiff_utils.reconstruction.shards import compute_shard
+    from minddiff_utils.reconstruction.stage2 import compute_shard
 
     known = {**vars(recall(subject_folder(plan, subject))), **sheet.defaults, **ADVANCED[SHARDED]}
     given = {**known, **plan.values, "run_dir": str(plan.run), "subject": subject}
@@ -167,7 +167,7 @@ def execute_shard(plan: Plan, subject: str, number: int, say: Say = print) -> No
 
 
 def _gather(folder: Path) -> None:
-    from minddiff_utils.reconstruction.shards import gather
+    from minddiff_utils.reconstruction.stage2 import gather
 
     gather(folder)
 

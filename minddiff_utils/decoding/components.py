@@ -39,15 +39,7 @@ class PrincipalComponents(TransformerMixin, BaseEstimator):
         self.random_state = random_state
 
     def fit(self, X: np.ndarray, y: object = None) -> "PrincipalComponents":
-        """Find the directions in which the features, shape (n_stimuli, n_values), differ most.
-
-        Raises
-        ------
-        InputError
-            If `n_components` is not positive.
-        """
-        if self.n_components < 1:
-            raise InputError(f"n_components={self.n_components}: expected 1 or more.")
+        """Find the directions in which the features, shape (n_stimuli, n_values), differ most."""
         n = min(self.n_components, len(X) - 1, X.shape[1])
         mean = X.mean(0, dtype=np.float64)
         if min(X.shape) <= EXACT:

@@ -1,11 +1,10 @@
-"""Decode a whole recording: every family of features, from the responses of every split."""
+"""Decode a whole recording, every feature space of every split; and ask what decoders rest on."""
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pandas as pd
 from himalaya.scoring import correlation_score
@@ -13,10 +12,10 @@ from himalaya.scoring import correlation_score
 from minddiff_utils.datasets import Fold, Split, Subject, estimate_ncsnr, prepare_fold
 from minddiff_utils.datasets.areas import EARLY_AREAS, area_masks
 from minddiff_utils.decoding.components import evidence
-from minddiff_utils.decoding.decoders import Design, Method, fit_family, make_design, save_decoder
-from minddiff_utils.decoding.features import families, read_features, read_values
-from minddiff_utils.decoding.ridge import assign_folds, column_moments
-from minddiff_utils.io import InputError, atomic_path
+from minddiff_utils.decoding.decoders import Decoder, Design, Method, fit_decoders, make_design
+from minddiff_utils.decoding.features import feature_spaces, open_hdf5, read_features, read_values
+from minddiff_utils.decoding.ridge import assign_folds, column_moments, constant_columns
+from minddiff_utils.io import atomic_path
 from minddiff_utils.storage import open_to_write, progress, row_dataset
 
 # Voxels at a time when their reliability is estimated, which bounds the memory.
@@ -64,7 +63,7 @@ def decode_subject(
 ) -> Path:
     """Fit decoders on the training stimuli of every split; decode its test stimuli.
 
-    One family is in memory at a time; what depends on the responses alone is computed once.
+    One feature space is in memory at a time; what depends on the responses alone is computed once.
 
     Parameters
     ----------
@@ -72,9 +71,9 @@ def decode_subject(
     features_path : str or Path
         From `write_features`.
     decoded_path : str or Path
-        HDF5: `stimulus_id` int64 (n_test,), `split` int64 (n_test,), and each family, float32
-        (n_test, …), NaN where a value was not selected. For `z` and each block `i` also what
-        `evidence` returns, `evidence_<i>` float32 (n_test, n_components) and `projection_<i>`
+        HDF5: `stimulus_id` int64 (n_test,), `split` int64 (n_test,), and each feature space,
+        float32 (n_test, …), NaN where a value was not selected. For `z` and each block `i` also
+        what `evidence` returns, `evidence_<i>` float32 (n_test, n_components) and `projection_<i>`
         float32 (n_splits, n_values, n_components); and, float32 (n_splits, n_components),
         `reliability_<i>`, the cross-validated R² of each component, and `variance_<i>`, that of
         its scores over the training stimuli.
@@ -83,7 +82,7 @@ def decode_subject(
     shuffle_seed : int, optional
         Control: permute the training responses over the stimuli first.
     decoders : str or Path, optional
-        Folder to save the decoders in, `<split>/<family>.safetensors`.
+        Folder to save the decoders in, `<split>/<feature space>.safetensors`.
 
     Returns
     -------
@@ -95,8 +94,7 @@ def decode_subject(
         If responses or features cannot be decoded, or there is no room on the disk.
     """
     method = method or Method()
-    more = shuffle_seed, decoders
-    decoded = decode_splits(subject, features_path, subject.splits, method, *more)
+    decoded = decode_splits(subject, features_path, subject.splits, method, shuffle_seed, decoders)
     n_bytes = sum(values.nbytes for values in decoded.values())
     with atomic_path(decoded_path) as temporary, open_to_write(temporary, "w", n_bytes) as file:
         file.attrs["settings"] = json.dumps({**asdict(method), "shuffle": shuffle_seed})
@@ -127,7 +125,7 @@ def decode_splits(
     method, shuffle_seed, decoders
         As for `decode_subject`. Blocks of which nothing is kept are arrays of no columns.
     names : sequence of str
-        Families; all of the file if none are given.
+        Feature spaces; all of the file if none are given.
     voxels : bool array, shape (n_voxels,), or slice
         Which are used.
 
@@ -141,7 +139,7 @@ def decode_splits(
     InputError
         If responses or features cannot be decoded.
     """
-    names = names or families(features_path)
+    names = names or feature_spaces(features_path)
     rows: dict[str, list[np.ndarray]] = {}
     for number, split in enumerate(splits):
         fold = prepare_fold(subject, split)
@@ -151,17 +149,18 @@ def decode_splits(
         for name in progress(names, f"decoders of {split.name}"):
             y = read_features(features_path, name, split.train)
             shape, y = y.shape[1:], y.reshape(len(y), -1)
-            decoder, of_components, components = fit_family(design, y, name, method)
+            decoder, of_components, components = fit_decoders(design, y, name, method)
             found[name] = np.zeros((len(test_x), 0), np.float32)
             if decoder is not None:
                 found[name] = decoder.predict(test_x).reshape(-1, *shape)
-            if decoder is not None and decoders is not None:
-                path = Path(decoders) / split.name / f"{name}.safetensors"
-                save_decoder(decoder, path, {**asdict(method), "family": name})
+                if decoders is not None:
+                    path = Path(decoders) / split.name / f"{name}.safetensors"
+                    decoder.save(path, {**asdict(method), "feature_space": name})
             if of_components is not None and components is not None:
                 block, r2 = name.removeprefix("block_"), of_components.r2
+                believed = method.min_reliability, method.max_reliability
                 scores = of_components.predict(test_x)
-                projection, value = evidence(components, scores, r2, *method.reliability)
+                projection, value = evidence(components, scores, r2, *believed)
                 found[f"evidence_{block}"] = value
                 found[f"projection_{block}"] = projection[None]
                 found[f"reliability_{block}"] = r2[None]
@@ -175,7 +174,7 @@ def training_design(
     subject: Subject,
     split: Split,
     fold: Fold,
-    method: Method | None = None,
+    method: Method,
     shuffle_seed: int | None = None,
     voxels: np.ndarray | slice = slice(None),
 ) -> Design:
@@ -197,7 +196,7 @@ def training_design(
     Design
         Its stimuli are those of `split.train`, in the same order.
     """
-    method, x = method or Method(), fold.train_x
+    x = fold.train_x
     if shuffle_seed is not None:
         x = x[shuffled_places(len(x), shuffle_seed)]
     early = area_masks(subject.roi).get(EARLY_AREAS)
@@ -261,11 +260,8 @@ def read_decoded(path: str | Path) -> dict[str, np.ndarray]:
     InputError
         If the file is damaged.
     """
-    try:
-        with h5py.File(path, "r") as file:
-            return {name: file[name][:] for name in file}
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error}). Run 02_decoding again.") from None
+    with open_hdf5(path) as file:
+        return {name: file[name][:] for name in file}
 
 
 def decoding_accuracy(
@@ -276,14 +272,14 @@ def decoding_accuracy(
     Returns
     -------
     DataFrame
-        `family`, `correlation` (NaN where the true value is constant), `control`.
+        `feature_space`, `correlation` (NaN where the true value is constant), `control`.
     """
     decoded = read_decoded(decoded_path)
     frames = []
-    for name in families(features_path):
+    for name in feature_spaces(features_path):
         true = read_values(features_path, name, decoded["stimulus_id"])
         r = correlations(true, decoded[name].reshape(len(true), -1))
-        frames.append(pd.DataFrame({"family": name, "correlation": r, "control": control}))
+        frames.append(pd.DataFrame({"feature_space": name, "correlation": r, "control": control}))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -309,3 +305,129 @@ def correlations(true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
         predicted = predicted[:, varies] - mean_predicted[varies].astype(predicted.dtype)
         out[varies] = correlation_score(true, predicted)
     return out
+
+
+# --- what decoders rest on, and how well they could do
+
+
+def pattern_shares(decoder: Decoder, x: np.ndarray) -> np.ndarray:
+    r"""Return how much of a decoder's activation pattern lies in each voxel.
+
+    A decoder's weights say how to read a value out, not which voxels follow it: a voxel of noise
+    alone gets a large weight where it cancels the noise of others. The pattern says what the
+    weights do not, how responses :math:`x_v` change with what is decoded (Haufe et al. 2014):
+
+    .. math:: a_{vj} = \frac{\mathrm{cov}(x_v, \hat y_j)}{\mathrm{var}(\hat y_j)}, \qquad
+              P_v \propto \sum_j \mathrm{var}(\hat y_j)^2 \, a_{vj}^2 .
+
+    :math:`P_v` is the variance of a voxel that goes along with a decoded value, averaged over all
+    values by how much of them is decoded; principal components in the place of values give the
+    same.
+
+    Parameters
+    ----------
+    decoder : Decoder
+    x : array, shape (n_rows, n_voxels)
+        The training responses.
+
+    Returns
+    -------
+    float array, shape (n_voxels,)
+        Sums to 1.
+
+    References
+    ----------
+    Haufe et al. 2014, On the interpretation of weight vectors of linear models in multivariate
+    neuroimaging (NeuroImage).
+    """
+    between = (x - decoder.mean_x) @ decoder.left
+    covariance = x.T @ (between - between.mean(0))
+    if decoder.right is None:
+        power = np.square(covariance).sum(1)
+    else:
+        power = np.einsum("vk,vk->v", covariance @ (decoder.right @ decoder.right.T), covariance)
+    return power / power.sum()
+
+
+def density_by_region(subject: Subject, shares: dict[str, np.ndarray]) -> pd.DataFrame:
+    """Compare each region's share of the patterns with its share of the voxels.
+
+    Parameters
+    ----------
+    subject : Subject
+    shares : dict of feature space to array, shape (n_voxels,)
+        From `pattern_shares`.
+
+    Returns
+    -------
+    DataFrame
+        `feature_space`, `roi`, `density`: 1 where a region's voxels follow as much as the average.
+    """
+    rows = [
+        {"feature_space": space, "roi": roi, "density": share[mask].sum() / mask.mean()}
+        for space, share in shares.items()
+        for roi, mask in subject.roi.items()
+        if mask.any()
+    ]
+    return pd.DataFrame(rows)
+
+
+def constant_share(y: np.ndarray) -> tuple[float, float]:
+    """Tell how much of some features is the same for every picture.
+
+    Parameters
+    ----------
+    y : float array, shape (n_stimuli, …)
+
+    Returns
+    -------
+    of_values, of_power : float
+        Share of the values that never vary, and their share of the sum of squares.
+    """
+    mean, variance = column_moments(y.reshape(len(y), -1))
+    constant, power = constant_columns(mean, variance), variance + np.square(mean)
+    return float(constant.mean()), float(power[constant].sum() / power.sum())
+
+
+def decoder_reliability(subject: Subject, decoders: str | Path, space: str) -> np.ndarray:
+    r"""Return the highest correlation that noise in the test responses lets a decoder reach.
+
+    Not a noise ceiling of voxels: what repeats of a decoded value need not be the picture's.
+
+    The test pictures are decoded from each repetition alone. With the variance
+    :math:`\sigma^2_w` over the :math:`n` repetitions of a picture and :math:`\sigma^2_b` of their
+    means over pictures, a share :math:`\rho = 1 - \sigma^2_w / (n \sigma^2_b)` of what is decoded
+    from the mean response would come again. Noise correlates with nothing, so the correlation
+    with the true value is :math:`\sqrt\rho` at most.
+
+    Parameters
+    ----------
+    subject : Subject
+    decoders : str or Path
+        Folder of `decode_subject`.
+    space : str
+
+    Returns
+    -------
+    float array, shape (n_decoded,)
+        NaN for values that do not vary; all NaN if not every test picture was repeated.
+    """
+    first = np.min(subject.n_repetitions(np.concatenate([s.test for s in subject.splits])))
+    ids, parts = subject.stimulus_id, []
+    number = pd.Series(ids).groupby(ids).cumcount().to_numpy()
+    for split in subject.splits:
+        decoder = Decoder.load(Path(decoders) / split.name / f"{space}.safetensors")
+        # Of the test stimuli one repetition at a time: no split has a stimulus of the number -1.
+        others = (np.isin(ids, split.test) & (number != one) for one in range(first))
+        once = (replace(subject, stimulus_id=np.where(left_out, -1, ids)) for left_out in others)
+        found = [decoder.predict(prepare_fold(each, split).test_x) for each in once]
+        parts.append(np.stack(found))
+    decoded = np.concatenate(parts, axis=1)
+    decoded = decoded[:, :, np.isfinite(decoded).all((0, 1))]
+    if first < 2 or decoded.shape[1] < 2:
+        return np.full(decoded.shape[2], np.nan)
+    within = decoded.var(0, ddof=1).mean(0)
+    between = decoded.mean(0).var(0, ddof=1)
+    varies = between > 1e-10
+    share = 1 - np.divide(within, first * between, where=varies, out=np.zeros_like(between))
+    return np.where(varies, np.sqrt(np.clip(share, 0, 1)), np.nan)

@@ -1,10 +1,8 @@
-"""Linear decoders from voxels to the values of one family of features: fitted, kept, read."""
+"""Linear decoders from voxels to the values of one feature space: fitted, kept, read."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -15,32 +13,20 @@ from sklearn.base import BaseEstimator
 from sklearn.model_selection import PredefinedSplit, cross_val_predict
 from sklearn.pipeline import Pipeline, make_pipeline
 
+from minddiff_utils.decoding import ridge
 from minddiff_utils.decoding.components import PrincipalComponents
-from minddiff_utils.decoding.ridge import (
-    PENALTIES,
-    CrossValidatedRidge,
-    ReliabilityScaler,
-    assign_folds,
-    column_moments,
-    constant_columns,
-    fold_accuracy,
-)
 from minddiff_utils.decoding.voxel_selected_ridge import VoxelSelectedRidge
 from minddiff_utils.io import InputError, atomic_path
+from minddiff_utils.settings import Chosen, check
 from minddiff_utils.storage import check_room
 
-FORMAT = "minddiff-decoder"
-VERSION = 3
-KINDS = ("ridge", "voxel_selected")
-SELECT_BY = ("correlation", "r2")
-RESCALE = ("none", "global", "target")
 # What a picture means; early areas may have less weight in it.
 SEMANTIC = ("c", "embedding")
 
 
 @dataclass(kw_only=True)
-class Method(BaseEstimator):
-    """How every family of features is decoded; the defaults are this book's.
+class Method(Chosen, BaseEstimator):
+    """How every feature space is decoded; the defaults are this book's.
 
     Parameters
     ----------
@@ -48,8 +34,8 @@ class Method(BaseEstimator):
         Ridge regression on all voxels with a penalty by cross-validation, or the paper's:
         for each value the voxels that follow it best, and one penalty.
     target_components : int
-        Ridge decodes this many principal components of a family, each with its own penalty, and
-        puts the values together from them; 0 decodes each value by itself.
+        Ridge decodes this many principal components of a feature space, each with its own penalty,
+        and puts the values together from them; 0 decodes each value by itself.
     n_voxels_z, n_voxels_c, n_voxels_structure : int
         Voxels for each value, of the paper's decoder.
     alpha : float
@@ -70,7 +56,7 @@ class Method(BaseEstimator):
         Cross-validated accuracy that they are chosen by.
     n_components : int
         Components of `z` and of each block that are decoded by themselves, at most.
-    reliability : tuple of two float
+    min_reliability, max_reliability : float
         Least and most of a component's R²; see `evidence`.
     n_folds : int
         Of the cross-validation inside the training stimuli.
@@ -80,7 +66,7 @@ class Method(BaseEstimator):
     Raises
     ------
     InputError
-        If a choice is unknown.
+        If a value is of another type or out of its range.
     """
 
     decoder: str = "ridge"
@@ -95,31 +81,24 @@ class Method(BaseEstimator):
     keep_structure: float = 1.0
     select_by: str = "correlation"
     n_components: int = 128
-    reliability: tuple[float, float] = (0.02, 0.8)
+    min_reliability: float = 0.02
+    max_reliability: float = 0.8
     n_folds: int = 5
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        for name, known in (("decoder", KINDS), ("select_by", SELECT_BY), ("rescale_z", RESCALE)):
-            if getattr(self, name) not in known:
-                value = getattr(self, name)
-                raise InputError(f"{name}={value!r}: expected one of {', '.join(known)}.")
+        # Without structure, or its components, a caller may do; a chapter may not.
+        free = {"keep_structure", "n_components", "device"}
+        check(**{name: value for name, value in vars(self).items() if name not in free})
 
-    @classmethod
-    def of(cls, chapter: SimpleNamespace) -> "Method":
-        """Take what `start_chapter` or `recall` returns of the settings; the device is the CPU."""
-        known = cls().get_params().keys() - {"device"} & vars(chapter).keys()
-        reliability = chapter.min_reliability, chapter.max_reliability
-        return cls(**{name: getattr(chapter, name) for name in known}, reliability=reliability)
-
-    def n_voxels(self, family: str) -> int:
-        """Voxels for each value of a family."""
-        return {"z": self.n_voxels_z, "c": self.n_voxels_c}.get(family, self.n_voxels_structure)
+    def n_voxels(self, space: str) -> int:
+        """Voxels for each value of a feature space."""
+        return {"z": self.n_voxels_z, "c": self.n_voxels_c}.get(space, self.n_voxels_structure)
 
 
 @dataclass(frozen=True)
 class Decoder:
-    r"""A fitted linear map from voxels to the selected values of one family.
+    r"""A fitted linear map from voxels to the selected values of one feature space.
 
     .. math:: \hat Y = (X - m) L R + \bar y
 
@@ -163,6 +142,42 @@ class Decoder:
         out[:, self.selected] = found + self.mean_y[self.selected]
         return out
 
+    def save(self, path: str | Path, about: dict[str, object] | None = None) -> Path:
+        """Write it as safetensors, which holds numbers only and runs no code when read.
+
+        Parameters
+        ----------
+        path : str or Path
+        about : dict, optional
+            How it was fitted; kept as JSON in the file's header, beside the format's version.
+
+        Raises
+        ------
+        InputError
+            If the disk is full; an older file then stays as it was.
+        """
+        parts = vars(self).items()
+        arrays = {name: np.ascontiguousarray(part) for name, part in parts if part is not None}
+        header = {"format": "minddiff-decoder", "version": "3", "about": json.dumps(about or {})}
+        with atomic_path(path) as temporary:
+            check_room(temporary, sum(part.nbytes for part in arrays.values()))
+            save_file(arrays, temporary, metadata=header)
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Decoder":
+        """Read a decoder that `save` wrote.
+
+        Raises
+        ------
+        InputError
+            If the file is missing, damaged, or something else.
+        """
+        try:
+            return cls(**load_file(path))
+        except (SafetensorError, OSError, TypeError) as error:
+            raise InputError(f"{path} is no decoder ({error}). Run 02_decoding again.") from None
+
 
 class Design(NamedTuple):
     """Training responses, made ready for any number of fits.
@@ -177,19 +192,19 @@ class Design(NamedTuple):
     folds: np.ndarray
     models: tuple[Pipeline, ...]
 
-    def fit(self, y: np.ndarray, family: str, method: Method) -> Pipeline | VoxelSelectedRidge:
-        """Fit targets of a family, float32 (n_stimuli, n_targets).
+    def fit(self, y: np.ndarray, space: str, method: Method) -> Pipeline | VoxelSelectedRidge:
+        """Fit targets of a feature space, float32 (n_stimuli, n_targets).
 
         For `SEMANTIC` the model is taken that explains most of the variance of held-out training
         stimuli, for others the first.
         """
         if method.decoder != "ridge":
-            model = VoxelSelectedRidge(method.n_voxels(family), method.alpha, device=method.device)
+            model = VoxelSelectedRidge(method.n_voxels(space), method.alpha, device=method.device)
             return model.fit(self.x, y[self.stimulus])
-        models = self.models if family in SEMANTIC else self.models[:1]
+        models = self.models if space in SEMANTIC else self.models[:1]
         for model in models:
             model[-1].fit_targets(y)
-        variance = column_moments(y)[1]
+        variance = ridge.column_moments(y)[1]
         return max(models, key=lambda model: (variance * model[-1].cv_scores_).sum())
 
 
@@ -224,19 +239,19 @@ def make_design(
     """
     method = method or Method()
     stimulus = np.arange(len(x)) if stimulus is None else np.asarray(stimulus)
-    folds = assign_folds(np.unique(stimulus)) if folds is None else folds
+    folds = ridge.assign_folds(np.unique(stimulus)) if folds is None else folds
     _check_finite("responses", x)
     if method.decoder != "ridge":
         return Design(x, stimulus, folds, ())
-    scalers = [ReliabilityScaler(weights).fit(x)]
+    scalers = [ridge.ReliabilityScaler(weights).fit(x)]
     if early is not None and method.early_band_scale != 1:
         less = scalers[0].scale_ * np.where(early, method.early_band_scale, 1)
-        scalers.append(ReliabilityScaler(less).fit(x))
+        scalers.append(ridge.ReliabilityScaler(less).fit(x))
     models = []
     for scaler in scalers:
-        penalties = x.shape[1] * PENALTIES
-        ridge = CrossValidatedRidge(penalties, folds, stimulus, device=method.device)
-        models.append(make_pipeline(scaler, ridge.prepare(scaler.transform(x))))
+        given = x.shape[1] * ridge.PENALTIES, folds, stimulus
+        model = ridge.CrossValidatedRidge(*given, device=method.device)
+        models.append(make_pipeline(scaler, model.prepare(scaler.transform(x))))
     return Design(x, stimulus, folds, tuple(models))
 
 
@@ -261,16 +276,16 @@ class _Fit(NamedTuple):
     right: np.ndarray | None = None
 
 
-def fit_family(
-    design: Design, y: np.ndarray, family: str, method: Method
+def fit_decoders(
+    design: Design, y: np.ndarray, space: str, method: Method
 ) -> tuple[Decoder | None, Decoder | None, PrincipalComponents | None]:
-    """Fit the decoder of one family, and of `z` and blocks also that of its first components.
+    """Fit the decoder of a feature space, and of `z` and blocks that of the first components.
 
     Parameters
     ----------
     design : Design
     y : float32 array, shape (n_stimuli, n_values)
-    family : str
+    space : str
         "z", "c", "block_1" …, "embedding".
     method : Method
 
@@ -290,8 +305,8 @@ def fit_family(
     _check_finite("features", y)
     if len(y) != len(design.folds):
         raise InputError(f"{len(y)} stimuli have features, {len(design.folds)} have responses.")
-    block = family.startswith("block_")
-    n = method.n_components if block or family == "z" else 0
+    block = space.startswith("block_")
+    n = method.n_components if block or space == "z" else 0
     keep = method.keep_structure if block else 1.0
     by_components = method.decoder == "ridge" and method.target_components > 0
     wanted = max(n, method.target_components if by_components else 0)
@@ -299,7 +314,7 @@ def fit_family(
     if wanted:
         components = PrincipalComponents(wanted).fit(y)
         scores = components.transform(y)
-        parts = _fit(design, scores, family, method)
+        parts = _fit(design, scores, space, method)
     if n:
         first = _Fit(parts.left[:, :n], parts.mean_x, parts.mean[:n], parts.held_out[:, :n])
         of_components = _select(first, design, scores[:, :n])
@@ -308,19 +323,19 @@ def fit_family(
             mean, held_out = map(components.inverse_transform, (parts.mean, parts.held_out))
             whole = _Fit(parts.left, parts.mean_x, mean, held_out, components.components_)
         else:
-            whole = _fit(design, y, family, method)
-        how = method.rescale_z if family == "z" else "none"
+            whole = _fit(design, y, space, method)
+        how = method.rescale_z if space == "z" else "none"
         factor = rescaling(y, whole.held_out, how, method.rescale_power)
         decoder = _select(whole, design, y, keep, method.select_by, factor)
     return decoder, of_components, components
 
 
-def _fit(design: Design, y: np.ndarray, family: str, method: Method) -> _Fit:
-    model = design.fit(y, family, method)
+def _fit(design: Design, y: np.ndarray, space: str, method: Method) -> _Fit:
+    model = design.fit(y, space, method)
     if method.decoder == "ridge":
-        scaler, ridge = model
-        left = scaler.scale_[:, None] * ridge.coef_
-        return _Fit(left, scaler.mean_, ridge.intercept_, ridge.held_out_)
+        scaler, model = model
+        left = scaler.scale_[:, None] * model.coef_
+        return _Fit(left, scaler.mean_, model.intercept_, model.held_out_)
     left = np.ascontiguousarray(model.coef_.T)
     mean_x = design.x.mean(0, dtype=np.float64).astype(np.float32)
     mean = model.predict(mean_x[None])[0]
@@ -340,9 +355,9 @@ def _select(
     factor: np.ndarray | float = 1.0,
 ) -> Decoder:
     """Judge a fit by its predictions of held-out stimuli, and keep its best targets."""
-    mean, variance = column_moments(y)
-    constant = constant_columns(mean, variance)
-    r2, correlation = fold_accuracy(fit.held_out, y, design.folds)
+    mean, variance = ridge.column_moments(y)
+    constant = ridge.constant_columns(mean, variance)
+    r2, correlation = ridge.fold_accuracy(fit.held_out, y, design.folds)
     r2[constant] = correlation[constant] = np.nan
     selected = best_share(r2 if select_by == "r2" else correlation, keep)
     mean_y = np.where(constant, mean, fit.mean).astype(np.float32)
@@ -378,7 +393,7 @@ def rescaling(y: np.ndarray, held_out: np.ndarray, how: str, power: float = 1.0)
     """
     if how == "none":
         return np.ones(y.shape[1], np.float32)
-    true, found = (column_moments(part)[1] for part in (y, held_out))
+    true, found = (ridge.column_moments(part)[1] for part in (y, held_out))
     if how == "global":
         true, found = np.full_like(true, true.sum()), np.full_like(found, found.sum())
     varies = found > 1e-12 * np.maximum(true, 1e-30)
@@ -391,43 +406,3 @@ def best_share(score: np.ndarray, keep: float) -> np.ndarray:
     n = max(1, round(keep * len(score)))
     order = np.argsort(-np.nan_to_num(score, nan=0.0 if keep == 1 else -np.inf), kind="stable")
     return np.isin(np.arange(len(score)), order[:n])
-
-
-def save_decoder(
-    decoder: Decoder, path: str | Path, about: Mapping[str, object] | None = None
-) -> Path:
-    """Write a decoder as safetensors, which holds numbers only and runs no code when read.
-
-    Parameters
-    ----------
-    decoder : Decoder
-    path : str or Path
-    about : mapping, optional
-        How it was fitted; kept as JSON in the file's header, beside the format's version.
-
-    Raises
-    ------
-    InputError
-        If the disk is full; an older file then stays as it was.
-    """
-    parts = {name: part for name, part in vars(decoder).items() if part is not None}
-    arrays = {name: np.ascontiguousarray(part) for name, part in parts.items()}
-    header = {"format": FORMAT, "version": str(VERSION), "about": json.dumps(dict(about or {}))}
-    with atomic_path(path) as temporary:
-        check_room(temporary, sum(part.nbytes for part in arrays.values()))
-        save_file(arrays, temporary, metadata=header)
-    return Path(path)
-
-
-def load_decoder(path: str | Path) -> Decoder:
-    """Read a decoder that `save_decoder` wrote.
-
-    Raises
-    ------
-    InputError
-        If the file is missing, damaged, or something else.
-    """
-    try:
-        return Decoder(**load_file(path))
-    except (SafetensorError, OSError, TypeError) as error:
-        raise InputError(f"{path} is no decoder ({error}). Run 02_decoding again.") from None

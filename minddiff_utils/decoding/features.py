@@ -1,6 +1,8 @@
 """The targets of decoding for every stimulus: `z`, `c` and CLIP structure, in one HDF5 file."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,15 +13,7 @@ import torch
 from minddiff_utils.datasets import Subject
 from minddiff_utils.datasets.reading import unreadable
 from minddiff_utils.io import Ids, InputError
-from minddiff_utils.storage import (
-    check_room,
-    code_digest,
-    content_hash,
-    open_to_write,
-    progress,
-    row_dataset,
-    rows_done,
-)
+from minddiff_utils.storage import code_digest, content_hash, write_rows
 
 if TYPE_CHECKING:
     from minddiff_utils.models.stable_diffusion import Generator
@@ -27,22 +21,22 @@ if TYPE_CHECKING:
 AT_ONCE = 256  # pictures that are read at a time to tell them from others
 
 
-def families(path: str | Path) -> list[str]:
-    """Return the names of the feature families in a file: z, c, block_1 …, embedding."""
-    with _open(path) as file:
+def feature_spaces(path: str | Path) -> list[str]:
+    """Return the names of the feature spaces in a file: z, c, block_1 …, embedding."""
+    with open_hdf5(path) as file:
         names = {name for name in file if name != "stimulus_id"}
     blocks = sorted((name for name in names if name.startswith("block_")), key=lambda n: int(n[6:]))
     return [name for name in ("z", "c", *blocks, "embedding") if name in names]
 
 
-def read_features(path: str | Path, family: str, stimulus_ids: Ids) -> np.ndarray:
-    """Read one family for some stimuli.
+def read_features(path: str | Path, space: str, stimulus_ids: Ids) -> np.ndarray:
+    """Read one feature space for some stimuli.
 
     Parameters
     ----------
     path : str or Path
         A file that `write_features` wrote.
-    family : str
+    space : str
         "z", "c", "block_1" …, "embedding".
     stimulus_ids : sequence of n int
 
@@ -54,31 +48,31 @@ def read_features(path: str | Path, family: str, stimulus_ids: Ids) -> np.ndarra
     Raises
     ------
     InputError
-        If the file is damaged, or holds no such family or stimulus.
+        If the file is damaged, or holds no such feature space or stimulus.
     """
     ids = np.asarray(stimulus_ids)
-    with _open(path) as file:
-        if family not in file:
-            raise InputError(f"{path} holds no features {family!r}; it has {', '.join(file)}.")
+    with open_hdf5(path) as file:
+        if space not in file:
+            raise InputError(f"{path} holds no features {space!r}; it has {', '.join(file)}.")
         known = file["stimulus_id"][:]
-        if not np.isin(ids, known).all():
-            wrong = ids[~np.isin(ids, known)][0]
-            raise InputError(
-                f"{path} holds no features of stimulus {wrong}; run 02_decoding again."
-            )
+        for wrong in ids[~np.isin(ids, known)]:
+            raise InputError(f"{path} lacks features of stimulus {wrong}; run 02_decoding again.")
         rows, inverse = np.unique(np.searchsorted(known, ids), return_inverse=True)
-        return file[family][rows].astype(np.float32)[inverse]
+        return file[space][rows].astype(np.float32)[inverse]
 
 
-def read_values(path: str | Path, family: str, stimulus_ids: Ids) -> np.ndarray:
-    """Read one family as a matrix, float32 (n, n_values); see `read_features`."""
-    values = read_features(path, family, stimulus_ids)
+def read_values(path: str | Path, space: str, stimulus_ids: Ids) -> np.ndarray:
+    """Read one feature space as a matrix, float32 (n, n_values); see `read_features`."""
+    values = read_features(path, space, stimulus_ids)
     return values.reshape(len(values), -1)
 
 
-def _open(path: str | Path) -> h5py.File:
+@contextmanager
+def open_hdf5(path: str | Path) -> Iterator[h5py.File]:
+    """Open a file that 02_decoding wrote; InputError if it, or what is read of it, is damaged."""
     try:
-        return h5py.File(path, "r")
+        with h5py.File(path, "r") as file:
+            yield file
     except OSError as error:
         damage = f"cannot be read as HDF5 ({error}). Delete it and run 02_decoding again."
         raise unreadable(path, error, damage) from None
@@ -96,7 +90,7 @@ def write_features(
     Parameters
     ----------
     path : str or Path
-        The HDF5 file. Until it is whole it is called `<path>.partial`.
+        The HDF5 file; see `write_rows`.
     subject : Subject
         Its `stimuli` give pictures and captions.
     generator : Generator
@@ -116,38 +110,18 @@ def write_features(
     InputError
         If the guide has fewer than `n_blocks` blocks, or there is no room on the disk.
     """
-    path, ids = Path(path), subject.stimulus_ids
+    ids = subject.stimulus_ids
     if not 1 <= n_blocks <= generator.guide.n_blocks:
-        raise InputError(
-            f"n_blocks={n_blocks}: the guide has {generator.guide.n_blocks} vision blocks; choose "
-            f"1 to {generator.guide.n_blocks}."
-        )
-    partial = path.with_name(path.name + ".partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
+        raise InputError(f"n_blocks={n_blocks}: the guide has {generator.guide.n_blocks} blocks.")
     # Differs between models and code, so that a stopped run never mixes two of them.
     code = code_digest("models", "decoding/features.py")
     about = {"blocks": n_blocks, "models": generator.fingerprint, "code": code}
     record = json.dumps({**about, "stimuli": _digest(subject)})
-    if rows_done(path, record) == len(ids):
-        return path
-    done = rows_done(partial, record)
-    with open_to_write(partial, "a" if done else "w") as file:
-        starts = range(done, len(ids), batch)
-        for start in progress(starts, "features", done // batch):
-            rows = slice(start, min(start + batch, len(ids)))
-            computed = _compute(generator, *_read(subject, ids[rows]), n_blocks)
-            check_room(partial, sum(values.nbytes for values in computed.values()))
-            if "stimulus_id" not in file:
-                file["stimulus_id"] = ids.astype(np.int64)
-                file.attrs["record"] = record
-                for name, values in computed.items():
-                    row_dataset(file, name, (len(ids), *values.shape[1:]), values.dtype)
-            for name, values in computed.items():
-                file[name][rows] = values
-            file.attrs["done"] = rows.stop
-            file.flush()
-    partial.replace(path)
-    return path
+
+    def compute(rows: slice) -> dict[str, np.ndarray]:
+        return _compute(generator, *_read(subject, ids[rows]), n_blocks)
+
+    return write_rows(path, ids.astype(np.int64), record, compute, batch, "features")
 
 
 def _digest(subject: Subject) -> str:
@@ -166,7 +140,7 @@ def _read(subject: Subject, ids: np.ndarray) -> tuple[np.ndarray, list[tuple[str
 
 @torch.no_grad()
 def _compute(generator: "Generator", pictures, captions, n_blocks: int) -> dict[str, np.ndarray]:
-    """All families of some stimuli, as arrays with one row a stimulus."""
+    """All feature spaces of some stimuli, as arrays with one row a stimulus."""
     found = {
         "z": generator.encode_pictures(pictures),
         "c": generator.encode_captions(captions),

@@ -1,6 +1,7 @@
 """Ridge regression for any number of targets: what depends on responses alone is done once."""
 
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ def assign_folds(ids, n_folds=5, *, groups=None, session=None, seed=0) -> np.nda
     ids : int array, shape (n_stimuli,)
         Each once.
     n_folds : int
-        At most one for every two groups.
+        From 2; at most one for every two groups.
     groups : int array, shape (n_stimuli,), optional
         Stimuli of one group share a fold; each is its own group if not given.
     session : int array, shape (n_stimuli,), optional
@@ -45,14 +46,12 @@ def assign_folds(ids, n_folds=5, *, groups=None, session=None, seed=0) -> np.nda
     Raises
     ------
     InputError
-        If there are fewer than four groups, or fewer than two folds are asked for.
+        If there are fewer than four groups.
     """
     found, row = np.unique(ids if groups is None else groups, return_inverse=True)
     n = len(found)
     if n < FEWEST:
         raise InputError(f"{n} different training stimuli; a decoder needs at least {FEWEST}.")
-    if n_folds < 2:
-        raise InputError(f"n_folds={n_folds}: expected 2 or more.")
     order = np.random.default_rng(seed).permutation(n)
     if session is not None:
         first = np.full(n, np.max(session))
@@ -97,6 +96,7 @@ def constant_columns(mean: np.ndarray, variance: np.ndarray) -> np.ndarray:
     return np.sqrt(variance) <= 1e-6 * np.maximum(1, np.abs(mean))
 
 
+@dataclass(eq=False, repr=False)
 class ReliabilityScaler(TransformerMixin, BaseEstimator):
     """Centre voxels, and multiply each by its reliability.
 
@@ -115,14 +115,12 @@ class ReliabilityScaler(TransformerMixin, BaseEstimator):
         The reliabilities, of mean square 1.
     """
 
-    def __init__(self, reliability: np.ndarray | None = None):
-        self.reliability = reliability
+    reliability: np.ndarray | None = None
 
     def fit(self, X: np.ndarray, y: object = None) -> "ReliabilityScaler":
         """Take the mean of training responses, shape (n_rows, n_voxels)."""
         self.mean_ = X.mean(0, dtype=np.float64).astype(np.float32)
-        scale = np.ones(X.shape[1]) if self.reliability is None else self.reliability
-        scale = np.asarray(scale, float)
+        scale = np.ones(X.shape[1]) * (1.0 if self.reliability is None else self.reliability)
         self.scale_ = (scale / np.sqrt(np.square(scale).mean())).astype(np.float32)
         return self
 
@@ -133,6 +131,7 @@ class ReliabilityScaler(TransformerMixin, BaseEstimator):
         return out
 
 
+@dataclass(eq=False, repr=False)
 class CrossValidatedRidge(RegressorMixin, BaseEstimator):
     r"""Ridge regression with a penalty for every target, the one of best cross-validated R².
 
@@ -145,11 +144,11 @@ class CrossValidatedRidge(RegressorMixin, BaseEstimator):
     So each fold of a cross-validation and each penalty have one matrix that turns the targets of
     the training stimuli into predictions of the held-out ones. `prepare` computes them, by the
     first form if there are fewer rows than voxels and by the second otherwise; `fit_targets` then
-    takes one product of matrices for each, for one family of targets after the other.
+    takes one product of matrices for each, for one feature space after the other.
 
     Scores, penalties and weights are those of himalaya's `KernelRidgeCV` and `RidgeCV`, to which
     the tests hold them. What himalaya has no room for: a decomposition that is kept from one
-    family of targets to the next, folds of stimuli with a held-out stimulus's repetitions averaged
+    feature space to the next, folds of stimuli with a held-out stimulus's repetitions averaged
     as a test stimulus's are, and predictions of the held-out stimuli, which selection and
     rescaling go by.
 
@@ -181,20 +180,12 @@ class CrossValidatedRidge(RegressorMixin, BaseEstimator):
         Every stimulus predicted from the folds that it is not in.
     """
 
-    def __init__(
-        self,
-        alphas: Sequence[float] | np.ndarray,
-        folds: np.ndarray | None = None,
-        stimulus: np.ndarray | None = None,
-        *,
-        kernel: str = "linear",
-        device: str = "cpu",
-    ):
-        self.alphas = alphas
-        self.folds = folds
-        self.stimulus = stimulus
-        self.kernel = kernel
-        self.device = device
+    alphas: Sequence[float] | np.ndarray
+    folds: np.ndarray | None = None
+    stimulus: np.ndarray | None = None
+    _: KW_ONLY
+    kernel: str = "linear"
+    device: str = "cpu"
 
     def fit(self, X: np.ndarray, y: np.ndarray) -> "CrossValidatedRidge":
         """Do what depends on responses, and then what depends on targets.
@@ -272,7 +263,7 @@ class CrossValidatedRidge(RegressorMixin, BaseEstimator):
             gram, right = self._gram[used][:, used], self._gram[new][:, used]
         right = (_sum_rows(right, place_new, len(held)) / self._count[held][:, None]).T
         for number, penalty in enumerate(self._penalties):
-            found = torch.cholesky_solve(right, _factor(gram, float(penalty))).T
+            found = torch.cholesky_solve(right, factor(gram, float(penalty))).T
             if self._primal:
                 torch.mm(found, last, out=out[number])
             else:
@@ -290,7 +281,7 @@ class CrossValidatedRidge(RegressorMixin, BaseEstimator):
     def _solve(self, values: torch.Tensor, number: int) -> torch.Tensor:
         """Return weights or dual coefficients; the matrix of each penalty is factored once."""
         if number not in self._factors:
-            self._factors[number] = _factor(self._gram, float(self._penalties[number]))
+            self._factors[number] = factor(self._gram, float(self._penalties[number]))
         right = values[self._stimulus]
         right = self._x.T @ right if self._primal else right
         return torch.cholesky_solve(right, self._factors[number])
@@ -319,9 +310,10 @@ def fold_accuracy(
     return r2, correlation
 
 
-def _factor(gram: torch.Tensor, penalty: float) -> torch.Tensor:
+def factor(gram: torch.Tensor, penalty: float) -> torch.Tensor:
+    """Return the Cholesky factor of positive matrices, (…, n, n), with a penalty added."""
     matrix = gram.clone()
-    matrix.diagonal().add_(penalty)
+    matrix.diagonal(dim1=-2, dim2=-1).add_(penalty)
     return torch.linalg.cholesky(matrix)
 
 

@@ -1,11 +1,13 @@
 """The paper's decoder: ridge regression for every target on the voxels that follow it best."""
 
+from dataclasses import KW_ONLY, dataclass
+
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils.validation import check_X_y
 
-from minddiff_utils.io import InputError
+from minddiff_utils.decoding.ridge import factor
 
 # A voxel of less variance counts as constant, as in FastL2LiR.
 LEAST_VARIANCE = 1e-8
@@ -13,6 +15,7 @@ LEAST_VARIANCE = 1e-8
 MEMORY = 2**31
 
 
+@dataclass(eq=False, repr=False)
 class VoxelSelectedRidge(RegressorMixin, BaseEstimator):
     r"""Ridge regression with voxels chosen for each target.
 
@@ -54,11 +57,11 @@ class VoxelSelectedRidge(RegressorMixin, BaseEstimator):
     FastL2LiR: https://github.com/KamitaniLab/PyFastL2LiR (class `FastL2LiR`, `fit`).
     """
 
-    def __init__(self, n_voxels=500, alpha=0.15, *, dtype="float32", device="cpu"):
-        self.n_voxels = n_voxels
-        self.alpha = alpha
-        self.dtype = dtype
-        self.device = device
+    n_voxels: int = 500
+    alpha: float = 0.15
+    _: KW_ONLY
+    dtype: str = "float32"
+    device: str = "cpu"
 
     def fit(self, X: np.ndarray, y: np.ndarray) -> "VoxelSelectedRidge":
         """Choose voxels and find their weights.
@@ -71,15 +74,9 @@ class VoxelSelectedRidge(RegressorMixin, BaseEstimator):
 
         Raises
         ------
-        InputError
-            If there are no voxels to choose, or the penalty is not above 0.
         ValueError
             If X or y is not finite, or there are fewer than two samples.
         """
-        if self.n_voxels < 1:
-            raise InputError(f"n_voxels={self.n_voxels}: expected 1 or more.")
-        if not self.alpha > 0:
-            raise InputError(f"alpha={self.alpha}: the penalty must be above 0.")
         X, y = check_X_y(X, y, dtype=self.dtype, multi_output=True, ensure_min_samples=2)
         y = y.astype(self.dtype)
         mean_x, mean_y = (part.mean(0, dtype=np.float64) for part in (X, y))
@@ -177,8 +174,7 @@ def _solve_targets(
 
 def _solve(matrix: torch.Tensor, alpha: float, right: torch.Tensor) -> torch.Tensor:
     """Solve (matrix + alpha I) w = right for a batch of positive matrices."""
-    matrix.diagonal(dim1=-2, dim2=-1).add_(alpha)
-    lower = torch.linalg.cholesky(matrix)
+    lower = factor(matrix, alpha)
     # Two triangular solves take a fraction of what `cholesky_solve` does for a single column.
     halfway = torch.linalg.solve_triangular(lower, right, upper=False)
     return torch.linalg.solve_triangular(lower.mT, halfway, upper=True)

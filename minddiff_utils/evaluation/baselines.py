@@ -8,8 +8,9 @@ worth.
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -60,7 +61,7 @@ class Bench:
         """
         path = self.folder / "controls" / f"{name}.h5"
         given = self.generator, decoded, settings, path
-        reconstruct(*given, seed=self.seed, batch=self.batch, n_films=0, label=name)
+        reconstruct(*given, seed=self.seed, batch=self.batch, n_kept=0, label=name)
         return read_pictures(path)
 
     def seen(self, stimulus_id: np.ndarray) -> np.ndarray:
@@ -108,10 +109,8 @@ def open_bench(person: Subject, generator: Generator, folder: str | Path, batch:
 
 def settings_of(path: str | Path) -> tuple[Settings, int]:
     """Return the settings and the seed that `reconstruct` wrote a file with."""
-    with h5py.File(path, "r") as file:
-        record = json.loads(file.attrs["record"])
-    names = [part.name for part in fields(Settings) if part.name in record]
-    return Settings(**{name: record[name] for name in names}), int(record["seed"])
+    record = _record(path, "record")
+    return Settings.of(record), record.seed
 
 
 def make_control(name: str, bench: Bench, blur: float = 0.06) -> np.ndarray:
@@ -374,11 +373,13 @@ def decode_again(
 
 
 def decoding_of(decoded_path: str | Path) -> Method:
-    """Return the method that `decode_subject` wrote a file with."""
-    with h5py.File(decoded_path, "r") as file:
-        record = json.loads(file.attrs["settings"])
-    record["reliability"] = tuple(record["reliability"])  # JSON has no tuples
-    return Method(**{name: record[name] for name in Method().get_params()})
+    """Return the method that `decode_subject` wrote a file with; its device is the CPU."""
+    return Method.of(_record(decoded_path, "settings"))
+
+
+def _record(path: str | Path, attribute: str) -> SimpleNamespace:
+    with h5py.File(path, "r") as file:
+        return SimpleNamespace(**json.loads(file.attrs[attribute]))
 
 
 def takagi(bench: Bench) -> np.ndarray:

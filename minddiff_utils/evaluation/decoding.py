@@ -14,6 +14,7 @@ from scipy import stats
 
 from minddiff_utils.datasets import Split, Subject, prepare_fold
 from minddiff_utils.datasets.areas import EARLY_AREAS, HIGHER_AREAS, area_kind, area_masks
+from minddiff_utils.decoding import ridge
 from minddiff_utils.decoding.components import PrincipalComponents
 from minddiff_utils.decoding.decode import (
     correlations,
@@ -23,32 +24,26 @@ from minddiff_utils.decoding.decode import (
     voxel_weights,
 )
 from minddiff_utils.decoding.decoders import Design, Method
-from minddiff_utils.decoding.features import families, read_values
-from minddiff_utils.decoding.ridge import (
-    PENALTIES,
-    CrossValidatedRidge,
-    column_moments,
-    constant_columns,
-)
+from minddiff_utils.decoding.features import feature_spaces, read_values
 from minddiff_utils.evaluation.statistics import resampled_correlation, shuffled_rows
-from minddiff_utils.io import InputError
 from minddiff_utils.storage import progress
 
 # Every second penalty: mean accuracies need no finer choice.
-COARSE = PENALTIES[::2]
+COARSE = ridge.PENALTIES[::2]
 
 
 class RegionDecoding(NamedTuple):
     """A sample of values, decoded from many sets of voxels.
 
-    `true` float32 (n_test, n_values); `family` and `value` (n_values,), where each comes from;
+    `true` float32 (n_test, n_values); `feature_space` and `value` (n_values,), where each comes
+    from;
     `rois` the names of regions; `decoded` from a region and "alone", "without" it, or "all" with
     "" for the region, to float32 (n_test, n_values). Where there are both, all early areas
     together and all higher ones are two more regions, `EARLY_AREAS` and `HIGHER_AREAS`.
     """
 
     true: np.ndarray
-    family: np.ndarray
+    feature_space: np.ndarray
     value: np.ndarray
     rois: tuple[str, ...]
     decoded: dict[tuple[str, str], np.ndarray]
@@ -63,7 +58,7 @@ def decode_regions(
     n_folds: int = 3,
     seed: int = 0,
 ) -> RegionDecoding:
-    """Decode a sample of each family's values from each region, and from all but the region.
+    """Decode a sample of values from each region, and from all but the region.
 
     Ridge regression sees voxels only through their products, summed over voxels. So the matrix of
     products of all voxels but a region's is that of all less that of the region.
@@ -73,9 +68,9 @@ def decode_regions(
     subject : Subject
     features_path : str or Path
     names : sequence of str
-        Families; those that the file lacks are left out.
+        Feature spaces; those that the file lacks are left out.
     n_targets : int
-        Values of each family, drawn at random among those that vary.
+        Values of each feature space, drawn at random among those that vary.
     n_folds : int
         Folds that choose each value's penalty, among five.
     seed : int
@@ -84,7 +79,7 @@ def decode_regions(
     -------
     RegionDecoding
     """
-    names = [name for name in names if name in families(features_path)]
+    names = [name for name in names if name in feature_spaces(features_path)]
     chosen = sample_values(features_path, names, subject.splits[0], n_targets, seed)
     found: dict[tuple[str, str], list[np.ndarray]] = {}
     true = []
@@ -93,10 +88,10 @@ def decode_regions(
         y = _values(features_path, chosen, split.train)
         for key, decoded in _decode_split(subject, split, y, n_folds):
             found.setdefault(key, []).append(decoded)
-    family = np.repeat(names, [len(chosen[name]) for name in names])
+    space = np.repeat(names, [len(chosen[name]) for name in names])
     value = np.concatenate([chosen[name] for name in names])
     decoded = {key: np.concatenate(parts) for key, parts in found.items()}
-    return RegionDecoding(np.concatenate(true), family, value, tuple(subject.roi), decoded)
+    return RegionDecoding(np.concatenate(true), space, value, tuple(subject.roi), decoded)
 
 
 def _decode_split(
@@ -114,8 +109,8 @@ def _decode_split(
         return part @ part.T, test[:, voxels] @ part.T, float(np.square(weights[voxels]).sum())
 
     def decode(train: np.ndarray, test: np.ndarray, size: float) -> np.ndarray:
-        ridge = CrossValidatedRidge(size * COARSE, folds, stimulus, kernel="precomputed")
-        return ridge.fit(train, y - mean).predict(test) + mean
+        model = ridge.CrossValidatedRidge(size * COARSE, folds, stimulus, kernel="precomputed")
+        return model.fit(train, y - mean).predict(test) + mean
 
     whole = products(slice(None))
     yield ("", "all"), decode(*whole)
@@ -132,16 +127,16 @@ def region_accuracies(regional: RegionDecoding) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        `family`, `roi`, `voxels` ("alone", "without" the region, or "all" with `roi` ""),
-        `value` (its place in the family) and `correlation` over the test stimuli: one row each.
+        `feature_space`, `roi`, `voxels` ("alone", "without" the region, or "all" with `roi` ""),
+        `value` (its place in the feature space) and `correlation` over the test stimuli.
     """
     frames = []
     for (roi, voxels), decoded in regional.decoded.items():
         if roi and roi not in regional.rois:
             continue
-        frame = {"family": regional.family, "roi": roi, "voxels": voxels, "value": regional.value}
-        frame["correlation"] = correlations(regional.true, decoded)
-        frames.append(pd.DataFrame(frame))
+        frame = pd.DataFrame({"feature_space": regional.feature_space, "roi": roi})
+        r = correlations(regional.true, decoded)
+        frames.append(frame.assign(voxels=voxels, value=regional.value, correlation=r))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -150,9 +145,9 @@ def area_contrasts(
 ) -> pd.DataFrame:
     """Ask whether early areas stand out in `z` and low layers, and higher areas in `c`.
 
-    For every region, the mean correlation of the one family less that of the other; averaged over
-    early areas, and over higher ones. How noisy a region is, and how many voxels it has, touches
-    both families alike.
+    For every region, the mean correlation of the one feature space less that of the other;
+    averaged over early areas, and over higher ones. How noisy a region is, and how many voxels it
+    has, touches both alike.
 
     Parameters
     ----------
@@ -163,16 +158,16 @@ def area_contrasts(
     Returns
     -------
     DataFrame
-        Indexed by `measure` and `families` ("z - c", "block_1 - block_6"); `early` and `higher`
-        areas, their `difference` with its 95 % interval from `low` to `high`, and whether it
-        `holds`: the interval lies above 0. The measures: what a region decodes "alone", what is
+        Indexed by `measure` and `feature_spaces` ("z - c", "block_1 - block_6"); `early` and
+        `higher` areas, their `difference` with its 95 % interval from `low` to `high`, and whether
+        it `holds`: the interval lies above 0. The measures: what a region decodes "alone", what is
         lost "without" it, and what is lost without all of its kind. No rows where a recording has
         areas of one kind only.
     """
     rows: dict[tuple[str, str], dict] = {}
     if (EARLY_AREAS, "alone") not in regional.decoded:
         return pd.DataFrame(rows)
-    for pair in _pairs(regional.family):
+    for pair in _pairs(regional.feature_space):
         contrast = partial(_contrast, regional, pair, n_resamples, seed)
         whole = contrast("", "all")
         for measure in ("alone", "without", "without all"):
@@ -189,12 +184,12 @@ def area_contrasts(
             row |= {"low": low, "high": high, "holds": low > 0}
             rows[measure, " - ".join(pair)] = row
     table = pd.DataFrame(rows).T.infer_objects()
-    return table.rename_axis(["measure", "families"])
+    return table.rename_axis(["measure", "feature_spaces"])
 
 
-def _pairs(family: np.ndarray) -> list[tuple[str, str]]:
-    """Return pairs of families of which the first belongs to early areas."""
-    names = list(dict.fromkeys(family.tolist()))
+def _pairs(space: np.ndarray) -> list[tuple[str, str]]:
+    """Return pairs of feature spaces of which the first belongs to early areas."""
+    names = list(dict.fromkeys(space.tolist()))
     blocks = [name for name in names if name.startswith("block_")]
     pairs = [("z", "c"), (blocks[0], blocks[-1])] if blocks else [("z", "c")]
     return [pair for pair in pairs if set(pair) <= set(names) and pair[0] != pair[1]]
@@ -203,10 +198,10 @@ def _pairs(family: np.ndarray) -> list[tuple[str, str]]:
 def _contrast(
     regional: RegionDecoding, pair: tuple[str, str], n: int, seed: int, roi: str, voxels: str
 ) -> np.ndarray:
-    """Mean correlation of one family less another's: (n + 1,), of the pictures, then resampled."""
+    """Mean correlation of one feature space less another's; (n + 1,), the first not resampled."""
     found = []
-    for family in pair:
-        of = regional.family == family
+    for space in pair:
+        of = regional.feature_space == space
         true, decoded = regional.true[:, of], regional.decoded[roi, voxels][:, of]
         mean = np.nanmean(correlations(true, decoded))
         found.append(np.append(mean, resampled_correlation(true, decoded, n, seed)))
@@ -216,7 +211,7 @@ def _contrast(
 def sample_values(
     path: str | Path, names: Sequence[str], split: Split, n: int, seed: int
 ) -> dict[str, np.ndarray]:
-    """Draw values of each family that vary over the training stimuli.
+    """Draw values of each feature space that vary over the training stimuli.
 
     Parameters
     ----------
@@ -225,25 +220,25 @@ def sample_values(
     names : sequence of str
     split : Split
     n : int
-        Of each family, at most.
+        Of each feature space, at most.
     seed : int
 
     Returns
     -------
-    dict of family to int array
-        Places in the family, ascending.
+    dict of feature space to int array
+        Places in the feature space, ascending.
     """
     rng = np.random.default_rng(seed)
     chosen = {}
     for name in names:
-        moments = column_moments(read_values(path, name, split.train))
-        varied = np.flatnonzero(~constant_columns(*moments))
+        moments = ridge.column_moments(read_values(path, name, split.train))
+        varied = np.flatnonzero(~ridge.constant_columns(*moments))
         chosen[name] = np.sort(rng.choice(varied, min(n, len(varied)), replace=False))
     return chosen
 
 
 def _values(path: str | Path, chosen: Mapping[str, np.ndarray], ids: np.ndarray) -> np.ndarray:
-    """Read the drawn values of all families side by side."""
+    """Read the drawn values of all feature spaces side by side."""
     parts = [read_values(path, name, ids)[:, places] for name, places in chosen.items()]
     return np.concatenate(parts, axis=1)
 
@@ -257,11 +252,11 @@ def chance_accuracies(
     n_values: int = 150,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Decode every family from responses permuted over the pictures, again and again.
+    """Decode every feature space from responses permuted over the pictures, again and again.
 
     One permutation is not enough. It gives one wrong decoder, and what that makes of pictures with
-    a lot in common agrees with them a little, or disagrees: for all values of a family together,
-    and with as many test pictures as one likes. Chance is the mean over permutations.
+    a lot in common agrees with them a little, or disagrees: for all values of a feature space
+    together, and with as many test pictures as one likes. Chance is the mean over permutations.
 
     Parameters
     ----------
@@ -272,23 +267,21 @@ def chance_accuracies(
     n_permutations : int
         At least 2.
     n_values : int
-        Values of each family, drawn at random among those that vary.
+        Values of each feature space, drawn at random among those that vary.
     seed : int
 
     Returns
     -------
     DataFrame
-        `family`, `shuffle` (from 0), `correlation`: the mean over values, one row a permutation.
+        `feature_space`, `permutation` (from 0), `correlation`: the mean over values.
 
     Raises
     ------
     InputError
-        If responses or features cannot be decoded, or there are too few permutations.
+        If responses or features cannot be decoded.
     """
-    if n_permutations < 2:
-        raise InputError(f"n_permutations={n_permutations}: expected 2 or more.")
     method = method or Method()
-    names = families(features_path)
+    names = feature_spaces(features_path)
     chosen = sample_values(features_path, names, subject.splits[0], n_values, seed)
     true: dict[str, list[np.ndarray]] = {name: [] for name in names}
     found: dict[str, list[np.ndarray]] = {name: [] for name in names}
@@ -305,9 +298,11 @@ def chance_accuracies(
             found[name].append(np.stack(list(decoded)))
     rows = []
     for name, parts in found.items():
-        for shuffle, decoded in enumerate(np.concatenate(parts, axis=1)):
+        for number, decoded in enumerate(np.concatenate(parts, axis=1)):
             r = correlations(np.concatenate(true[name]), decoded)
-            rows.append({"family": name, "shuffle": shuffle, "correlation": np.nanmean(r)})
+            rows.append(
+                {"feature_space": name, "permutation": number, "correlation": np.nanmean(r)}
+            )
     return pd.DataFrame(rows)
 
 
@@ -315,7 +310,7 @@ def _decode_permuted(
     design: Design,
     y: np.ndarray,
     places: np.ndarray,
-    family: str,
+    space: str,
     method: Method,
     orders: list[np.ndarray],
     test_x: np.ndarray,
@@ -327,12 +322,12 @@ def _decode_permuted(
     """
     if method.decoder != "ridge" or method.target_components == 0:
         for order in orders:
-            yield design.fit(y[order][:, places], family, method).predict(test_x)
+            yield design.fit(y[order][:, places], space, method).predict(test_x)
         return
     parts = PrincipalComponents(method.target_components).fit(y)
     scores = parts.transform(y)
     for order in orders:
-        decoded = design.fit(scores[order], family, method).predict(test_x)
+        decoded = design.fit(scores[order], space, method).predict(test_x)
         yield decoded @ parts.components_[:, places] + parts.mean_[places]
 
 
@@ -345,19 +340,19 @@ def chance_interval(
     ----------
     accuracies : DataFrame
         From `chance_accuracies`.
-    decoded : mapping of family to float
+    decoded : mapping of feature space to float
         Mean correlation from the right responses.
     level : float
-        Of the intervals of all families together (Bonferroni; Student's t over the permutations).
+        Of all intervals together (Bonferroni; Student's t over the permutations).
 
     Returns
     -------
     DataFrame
-        A row a family: `decoded`; `chance`, the mean over permutations, with its interval from
-        `low` to `high`; `at_chance`, whether that covers 0; `highest`, that of any permutation.
+        A row a feature space: `decoded`; `chance`, the mean over permutations, with its interval
+        from `low` to `high`; `at_chance`, whether that covers 0; `highest`, of any permutation.
     """
     rows = {}
-    groups = accuracies.groupby("family", sort=False).correlation
+    groups = accuracies.groupby("feature_space", sort=False).correlation
     share = 1 - (1 - level) / groups.ngroups
     for name, values in groups:
         half = stats.sem(values) * stats.t.ppf((1 + share) / 2, len(values) - 1)

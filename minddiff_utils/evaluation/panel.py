@@ -34,12 +34,12 @@ HUB = "https://dl.fbaipublicfiles.com/deepcluster/swav_800ep_pretrain.pth.tar"
 class Network(NamedTuple):
     """How one network of the panel is used.
 
-    `family` is the model; `layer` the node whose output counts; `side` the pixels that pictures
+    `model` is its name; `layer` the node whose output counts; `side` the pixels that pictures
     are resized to; `normal` mean and deviation of the colours; `measure` "two-way" (per cent,
     higher is better) or "distance" (lower is better).
     """
 
-    family: str
+    model: str
     layer: str
     side: int
     normal: tuple[tuple[float, ...], tuple[float, ...]]
@@ -104,12 +104,12 @@ def load_networks(
     assert clip is not None
     found: dict[str, NetworkFunction] = {}
     for name, network in NETWORKS.items():
-        if network.family == "clip":
+        if network.model == "clip":
             found[name] = partial(_clip_embedding, clip)
             continue
-        swav = network.family == "swav"
+        swav = network.model == "swav"
         weights = "DEFAULT" if pretrained and not swav else None
-        model = models.get_model("resnet50" if swav else network.family, weights=weights)
+        model = models.get_model("resnet50" if swav else network.model, weights=weights)
         if swav and pretrained:
             state = torch.hub.load_state_dict_from_url(HUB, map_location="cpu", weights_only=True)
             state = {key.removeprefix("module."): value for key, value in state.items()}

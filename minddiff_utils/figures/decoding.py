@@ -20,6 +20,11 @@ RELIABILITY = "highest that the decoder's reliability allows"
 ANATOMY = "nsddata/ppdata/{}/func1pt8mm/T1_to_func1pt8mm.nii.gz"
 
 
+def _in_words(frame: pd.DataFrame) -> pd.DataFrame:
+    """Write the feature spaces of a tidy table as people read them, in their order."""
+    return frame.assign(feature_space=style.in_words(frame["feature_space"], style.FEATURE_SPACES))
+
+
 @style.figure
 def accuracy_and_reliability(
     accuracy: pd.DataFrame, reliability: Mapping[str, np.ndarray]
@@ -29,8 +34,8 @@ def accuracy_and_reliability(
     Parameters
     ----------
     accuracy : DataFrame
-        One row a decoded value: `family`, `correlation`, and `control` (bool: decoded by decoders
-        that were trained on shuffled responses). NaN correlations are left out.
+        One row a decoded value: `feature_space`, `correlation`, `control` (bool: by decoders that
+        were trained on shuffled responses). NaN correlations are left out.
     reliability : mapping of feature space to float array
         What noise allows each decoder, from `decoder_reliability`; the median is drawn as a line.
         NaN where not known.
@@ -41,18 +46,17 @@ def accuracy_and_reliability(
         Thick bar: middle half of the values; dot: median.
     """
     kinds = {False: "decoded from the brain", True: "shuffled training responses"}
-    family = style.in_words(accuracy["family"], style.FEATURE_SPACES)
-    frame = accuracy.assign(family=family, kind=accuracy["control"].map(kinds))
+    frame = _in_words(accuracy.assign(kind=accuracy["control"].map(kinds)))
     fig, axes = style.canvas(3.4)
     sns.violinplot(
-        frame, x="family", y="correlation", hue="kind", hue_order=list(kinds.values()),
+        frame, x="feature_space", y="correlation", hue="kind", hue_order=list(kinds.values()),
         palette=[style.BLUE, style.GREY], density_norm="width", cut=0, linewidth=0.6, alpha=0.4,
         inner_kws={"box_width": 4, "whis_width": 0, "marker": "o"},
     )  # fmt: skip
     axes.axhline(0, color=style.DARK, linewidth=0.8)
     for name, values in reliability.items():
         if np.isfinite(values).any():
-            place = family.cat.categories.get_loc(style.space_name(name))
+            place = frame["feature_space"].cat.categories.get_loc(style.space_name(name))
             ends = [place - 0.42, place + 0.42]
             height = [np.nanmedian(values)] * 2
             axes.plot(ends, height, color=style.ORANGE, linewidth=2.2, label=RELIABILITY)
@@ -169,16 +173,15 @@ def roi_accuracy(frame: pd.DataFrame) -> Figure:
     Parameters
     ----------
     frame : DataFrame
-        `family`, `roi`, `correlation`; rows of one feature space and ROI are averaged, NaN left
-        out. A cell without any value is blank.
+        `feature_space`, `roi`, `correlation`; those of one feature space and ROI are averaged, NaN
+        left out. A cell without any value is blank.
 
     Returns
     -------
     Figure
     """
-    frame = frame.assign(family=style.in_words(frame["family"], style.FEATURE_SPACES))
-    means = frame.groupby(["family", "roi"], sort=False, observed=False)["correlation"].mean()
-    means = means.unstack().sort_index()[frame["roi"].unique()]
+    groups = _in_words(frame).groupby(["feature_space", "roi"], sort=False, observed=False)
+    means = groups["correlation"].mean().unstack().sort_index()[frame["roi"].unique()]
     fig, axes = style.canvas(1.1 + 0.34 * len(means))
     sns.heatmap(
         means, annot=True, fmt=".2f", annot_kws={"fontsize": 8.5}, cmap="cividis",
@@ -204,15 +207,16 @@ def region_loss(by_region: pd.DataFrame) -> Figure:
         A panel a feature space: a bar a region, the mean over values; a sentence where there is but
         one region.
     """
-    frame = by_region.assign(family=style.in_words(by_region["family"], style.FEATURE_SPACES))
+    frame = _in_words(by_region)
     without = frame[frame["voxels"] == "without"]
     if without.empty:
         return style.sentence("This recording has one region only: none can be left out.")
-    every = frame[frame["voxels"] == "all"].groupby("family", observed=True)["correlation"].mean()
-    loss = every[without["family"]].to_numpy() - without["correlation"]
+    every = frame[frame["voxels"] == "all"]
+    every = every.groupby("feature_space", observed=True)["correlation"].mean()
+    loss = every[without["feature_space"]].to_numpy() - without["correlation"]
     grid = sns.catplot(
-        without.assign(loss=loss), kind="bar", x="loss", y="roi", col="family", errorbar=None,
-        color=style.BLUE, saturation=1,
+        without.assign(loss=loss), kind="bar", x="loss", y="roi", col="feature_space",
+        errorbar=None, color=style.BLUE, saturation=1,
     )  # fmt: skip
     for axes in grid.axes.flat:
         axes.axvline(0, color=style.DARK, linewidth=0.8)
@@ -235,13 +239,13 @@ def pattern_density(table: pd.DataFrame) -> Figure:
     -------
     Figure
     """
-    table = table.assign(family=style.in_words(table["family"], style.FEATURE_SPACES))
-    n = table["family"].nunique()
+    table = _in_words(table)
+    n = table["feature_space"].nunique()
     colours = [style.BLUE, style.ORANGE, style.GREY, style.RED]
     fig, axes = style.canvas(3.0)
     sns.pointplot(
-        table, x="roi", y="density", hue="family", dodge=0.16 * (n - 1) or False, errorbar=None,
-        linestyle="none", palette=colours[:n], markers=list("oDs^")[:n],
+        table, x="roi", y="density", hue="feature_space", dodge=0.16 * (n - 1) or False,
+        errorbar=None, linestyle="none", palette=colours[:n], markers=list("oDs^")[:n],
         markersize=7, markeredgewidth=0,
     )  # fmt: skip
     axes.axhline(1, color=style.DARK, linewidth=0.8)

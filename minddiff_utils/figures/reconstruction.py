@@ -218,7 +218,7 @@ def layer_contributions(before: np.ndarray, after: np.ndarray, labels: Sequence[
 
 
 @style.figure
-def film(
+def iterate_rows(
     pictures: np.ndarray, shown: Sequence[int], losses: np.ndarray, truth: np.ndarray
 ) -> Figure:
     """Draw the iterates of stage 2: one picture a row, then the one seen, and its loss.

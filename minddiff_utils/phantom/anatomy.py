@@ -96,37 +96,33 @@ def anatomy(
         field; px of the 64-pixel picture.
     """
     ijk, side, direction = _shell()
-    area = np.full(len(ijk), "", dtype="<U4")
-    margin = np.full(len(ijk), np.inf)
-    names = list(AREAS)
-    moves = rng.normal(0, (1.2, 1.5), (len(names), 2))
-    places = np.array([(AREAS[name].tilt, AREAS[name].turn) for name in names]) + moves
-    tilt, turn = np.radians(places).T
+    tilt, turn, radius = np.array([shape[:3] for shape in AREAS.values()]).T
+    moves = rng.normal(0, (1.2, 1.5), (len(AREAS), 2)).T
+    tilt, turn = np.radians((tilt, turn) + moves)
     # Unit vectors (right, front, up) of places on the right hemisphere.
     seeds = [np.sin(tilt) * np.cos(turn), -np.cos(tilt), np.sin(tilt) * np.sin(turn)]
-    radius = np.array([AREAS[name].radius for name in names]) * size
-    for sign in (-1, 1):
-        here = side == sign
-        mirrored = direction[here] * np.array([sign, 1, 1])
-        distance = np.degrees(np.arccos(np.clip(mirrored @ np.array(seeds), -1, 1))) - radius
-        nearest = distance.argmin(axis=1)
-        margin[here] = distance.min(axis=1)
-        area[here] = np.where(margin[here] < 0, np.array(names)[nearest], "")
+    distance = np.degrees(np.arccos(np.clip(direction @ np.array(seeds), -1, 1))) - radius * size
+    margin = distance.min(axis=1)
+    area = np.where(margin < 0, np.array(list(AREAS))[distance.argmin(axis=1)], "")
     keep = margin < 1.2
-    ijk, area = ijk[keep], area[keep]
-    return ijk, area, _receptive_fields(side[keep], direction[keep], area, rng)
+    prf = _receptive_fields(side[keep], direction[keep], area[keep], rng)
+    return ijk[keep], area[keep], prf
 
 
 def _shell() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return voxels of the shell (n, 3), side (-1 left, 1 right) and unit direction (n, 3)."""
+    """Return voxels of the shell (n, 3), side (-1 left, 1 right) and unit direction (n, 3).
+
+    Directions of the left hemisphere are mirrored to the right.
+    """
     ijk = np.indices(SHAPE).reshape(3, -1).T
     centred = ijk - (np.array(SHAPE) - 1) / 2
     # The hemispheres stand one voxel apart; the axes leave one empty voxel at the border.
     scaled = centred / (np.array(SHAPE) / 2 - 1)
     radius = np.linalg.norm(scaled, axis=1)
     shell = (radius <= 1) & (radius > 0.80) & (np.abs(centred[:, 0]) > 0.9)
-    direction = scaled[shell] / radius[shell, None]
-    return ijk[shell], np.sign(centred[shell, 0]).astype(int), direction
+    side, direction = np.sign(centred[shell, 0]), scaled[shell] / radius[shell, None]
+    direction[:, 0] *= side
+    return ijk[shell], side.astype(int), direction
 
 
 def _receptive_fields(
@@ -144,9 +140,8 @@ def _receptive_fields(
             here = np.flatnonzero((area == name) & (side == sign))
             if not here.size:
                 continue
-            d = direction[here] * np.array([sign, 1, 1])
-            along = d[:, 1]  # from the back pole forwards
-            across = np.arctan2(d[:, 2], d[:, 0])
+            right, along, up = direction[here].T  # along: from the back pole forwards
+            across = np.arctan2(up, right)
             u = _rank(along + 0.05 * rng.normal(size=here.size))
             v = _rank(across + 0.05 * rng.normal(size=here.size))
             eccentricity = MAX_ECCENTRICITY * u**0.62
@@ -155,8 +150,8 @@ def _receptive_fields(
             # The left hemisphere sees the right half of the field, and the other way round.
             prf[here, 0] = 32 - sign * eccentricity * np.cos(angle)
             prf[here, 1] = 32 - eccentricity * np.sin(angle)
-            width = shape.width + shape.slope * eccentricity
-            prf[here, 2] = width * np.exp(rng.normal(0, 0.15, here.size))
+            prf[here, 2] = shape.width + shape.slope * eccentricity
+            prf[here, 2] *= np.exp(rng.normal(0, 0.15, here.size))
     return prf
 
 

@@ -24,7 +24,9 @@ ORIENTATIONS = np.arange(4) * np.pi / 4
 REFERENCE_IDS = range(2_000_000, 2_000_256)  # pictures that set each voxel's zero and unit
 CHUNK = 128  # pictures worked on at once
 FRAME = 96  # px; pictures are filtered inside a frame of grey, so that borders do not wrap
-PERSONAL = 0.15  # share of the reliable variance that no property of the picture explains
+PERSONAL = np.float32(
+    0.15
+)  # share of the reliable variance that no property of the picture explains
 BLUR_REACH = 5.0  # voxels; beyond it neighbours share less than half a per cent of their noise
 N_ASSOCIATIONS = 30  # dimensions of that part that many voxels share
 
@@ -114,11 +116,10 @@ class Brain:
 
         A Dirichlet draw around the area's mean lets voxels differ: some follow colour, some edges.
         """
-        shares = np.empty((len(self.group), 4))
+        shares = np.zeros((len(self.group), 4))
         for row, group in enumerate(self.group):
             mean = np.array(AREAS[str(group)].mixture)
             shares[row, mean > 0] = rng.dirichlet(5 * mean[mean > 0])
-            shares[row, mean == 0] = 0
         return np.sqrt(shares)
 
     def _draw_energy_weights(self, rng: np.random.Generator) -> np.ndarray:
@@ -152,9 +153,7 @@ class Brain:
     def _draw_ceiling(self, rng: np.random.Generator, quality: float) -> np.ndarray:
         """Return a long-tailed draw of each voxel's noise ceiling: three repetitions, 0 to 1."""
         mean = np.array([AREAS[str(group)].ceiling for group in self.group]) / 100 * quality
-        concentration = 3.2
-        draw = rng.beta(concentration * mean, concentration * (1 - mean))
-        return np.clip(draw, 0.005, 0.93)
+        return np.clip(rng.beta(3.2 * mean, 3.2 * (1 - mean)), 0.005, 0.93)
 
     def signal(self, ids: Ids) -> np.ndarray:
         """Return the noise-free response to each picture of the world.
@@ -174,8 +173,7 @@ class Brain:
         """
         *parts_scale, mean, sd = self._reference
         seen = (self._mix(self._parts(ids), *parts_scale) - mean) / sd
-        share = np.float32(PERSONAL)
-        return np.sqrt(1 - share) * seen + np.sqrt(share) * self._personal(ids)
+        return np.sqrt(1 - PERSONAL) * seen + np.sqrt(PERSONAL) * self._personal(ids)
 
     def _personal(self, ids: Ids) -> np.ndarray:
         """Return what each picture evokes in this subject alone; float32 (n, n_voxels)."""

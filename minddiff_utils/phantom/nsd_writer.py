@@ -1,11 +1,17 @@
-"""Writes the phantom's experiment as files in the layout of the Natural Scenes Dataset."""
+"""Writes the phantom's experiment as files in the layout of the Natural Scenes Dataset.
+
+Its pictures are chosen so that no two are alike, and none of the test is one that training has
+shown. Scenes differ by many numbers, but contrast patterns come from few forms: those that training
+shows, to the models or to a subject, would be no test.
+"""
 
 import gzip
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -13,25 +19,22 @@ import pandas as pd
 import scipy.io
 from tqdm import tqdm
 
-from minddiff_utils.datasets.nsd.load import NsdTree
+from minddiff_utils.datasets.nsd.design import NsdTree
 from minddiff_utils.datasets.subject import estimate_ncsnr
 from minddiff_utils.io import InputError, atomic_path
 from minddiff_utils.phantom import world
 from minddiff_utils.phantom.anatomy import KASTNER_LABELS, SHAPE, affine
 from minddiff_utils.phantom.brain import Brain
-from minddiff_utils.phantom.stimuli import choose_pictures
 from minddiff_utils.storage import open_to_write
 
-VERSION = 1  # one more whenever a tree's content changes: trees of other versions are made anew
+VERSION = 2  # one more whenever a tree's content changes: trees of other versions are made anew
 SUBJECTS = tuple(f"subj{number:02d}" for number in range(1, 9))
 LIMITS = {"n_train": (20, 9000), "n_test": (2, 1000), "repetitions": (1, 10), "seed": (0, 2**32)}
 SESSION_TRIALS = 240  # about how many; a divisor of the number of trials near it is taken
-RUNS = 12  # in a session
 FIRST_COCO_ID = 700_000  # far from the picture ids, so that mixing the two up is noticed
-BEHAVIOUR = (
-    "SUBJECT SESSION RUN TRIAL 73KID 10KID TIME ISOLD ISCORRECT RT CHANGEMIND MEMORYRECENT "
-    "MEMORYFIRST ISOLDCURRENT ISCORRECTCURRENT TOTAL1 TOTAL2 BUTTON MISSINGDATA"
-).split()
+NEAR = 10  # patches of 100; patterns that differ in fewer are near twins
+N_TRIES = 200  # spare pictures among which one of the same kind is sought
+N_SPARE = 1000  # for each stimulus
 
 
 class Experiment(NamedTuple):
@@ -48,7 +51,7 @@ class Experiment(NamedTuple):
         Id in the phantom's world of each picture: see `choose_pictures`.
     n_test : int
     session_trials : int
-        Trials in each session.
+        Trials in each session; all are of the same length.
     """
 
     masterordering: np.ndarray
@@ -56,11 +59,6 @@ class Experiment(NamedTuple):
     pictures: np.ndarray
     n_test: int
     session_trials: int
-
-    @property
-    def n_sessions(self) -> int:
-        """Number of sessions, all of the same length."""
-        return len(self.masterordering) // self.session_trials
 
     def trials(self, subject: str) -> np.ndarray:
         """Return the picture of each trial, from 0; int64 (n_trials,)."""
@@ -107,6 +105,68 @@ def plan_experiment(
     return Experiment(order, subjectim, pictures, n_test, session_trials)
 
 
+def choose_pictures(test: np.ndarray, train: np.ndarray) -> np.ndarray:
+    """Choose the picture of each stimulus: the one of its own id, where nothing speaks against it.
+
+    No pattern is chosen twice. A pattern of the test differs in `NEAR` patches or more from all
+    that the phantom's models were trained on and from all training patterns of all subjects.
+    What does not is replaced by another pattern, of the same kind while there are any.
+
+    Parameters
+    ----------
+    test, train : int arrays of shapes (n_test,) and (n_subjects * n_train,)
+        Stimulus ids, from 0; together they are 0 to n - 1. What is chosen for a subject does not
+        depend on those with higher ids.
+
+    Returns
+    -------
+    int64 array of shape (n,)
+        Of each stimulus, the id of its picture in the world.
+    """
+    chosen = np.arange(len(test) + len(train))
+    shown: set[bytes] = set()
+
+    def choose(ids: np.ndarray, others: np.ndarray) -> list[np.ndarray]:
+        patterns = []
+        for stimulus in np.sort(ids):
+            for picture in _candidates(int(stimulus)):
+                pattern = world.scene(picture).pattern
+                if pattern is None:
+                    break
+                if pattern.tobytes() not in shown and _far(pattern, others):
+                    chosen[stimulus] = picture
+                    shown.add(pattern.tobytes())
+                    patterns.append(pattern.ravel())
+                    break
+        return patterns
+
+    tested = choose(test, trained_patterns())
+    choose(train, np.reshape(tested, (-1, 100)))
+    return chosen
+
+
+@cache
+def trained_patterns() -> np.ndarray:
+    """Return the patterns that the models were trained on, each once; bool (n, 100)."""
+    patterns = (world.scene(i).pattern for i in world.TRAINING_IDS)
+    return np.unique([each.ravel() for each in patterns if each is not None], axis=0)
+
+
+def _far(pattern: np.ndarray, others: np.ndarray) -> bool:
+    """Return whether a pattern differs from all `others`, bool (n, 100), in enough patches."""
+    return (pattern.ravel() != others).sum(axis=1).min(initial=pattern.size) >= NEAR
+
+
+def _candidates(stimulus: int) -> Iterator[int]:
+    """Yield pictures that may be shown as a stimulus, best first."""
+    yield stimulus
+    kind = world.scene(stimulus).pattern_kind
+    first = world.FIRST_WIDER_ID + N_SPARE * stimulus
+    for picture in range(first, first + N_SPARE):
+        if world.scene(picture).pattern_kind == kind or picture >= first + N_TRIES:
+            yield picture
+
+
 def write_tree(
     path: str | Path,
     subjects: Sequence[str] = ("subj01", "subj02"),
@@ -146,16 +206,9 @@ def write_tree(
         If a parameter is outside its range, or the folder holds something else.
     """
     path = Path(path)
-    settings: dict[str, Any] = {
-        "n_train": n_train,
-        "n_test": n_test,
-        "repetitions": repetitions,
-        "seed": seed,
-    }
-    _check(subjects, settings)
-    if betas not in ("hdf5", "nii.gz"):
-        raise InputError(f"betas={betas!r}: expected hdf5 or nii.gz")
-    settings |= {"betas": betas, "version": VERSION}
+    size = {"n_train": n_train, "n_test": n_test, "repetitions": repetitions, "seed": seed}
+    _check(subjects, size, betas)
+    settings = {**size, "betas": betas, "version": VERSION}
     there = _written(path, settings)
     if set(subjects) <= set(there):
         return path
@@ -163,8 +216,7 @@ def write_tree(
     for folder in ("nsddata", "nsddata_betas", "nsddata_stimuli", "coco"):
         shutil.rmtree(path / folder, ignore_errors=True)
     _note(path, settings, [])
-    n_subjects = 1 + SUBJECTS.index(subjects[-1])
-    experiment = plan_experiment(n_subjects, n_train, n_test, repetitions, seed)
+    experiment = plan_experiment(1 + SUBJECTS.index(subjects[-1]), **size)
     _write_shared(path, experiment)
     for subject in subjects:
         _write_subject(NsdTree(path, subject), experiment, seed, betas, progress)
@@ -172,8 +224,10 @@ def write_tree(
     return path
 
 
-def _check(subjects: Sequence[str], settings: dict[str, int]) -> None:
+def _check(subjects: Sequence[str], settings: dict[str, int], betas: str) -> None:
     """Raise InputError if a parameter is outside its range."""
+    if betas not in ("hdf5", "nii.gz"):
+        raise InputError(f"betas={betas!r}: expected hdf5 or nii.gz")
     if not subjects or not set(subjects) <= set(SUBJECTS):
         raise InputError(f"subjects={list(subjects)}: expected some of {', '.join(SUBJECTS)}")
     for name, (low, high) in LIMITS.items():
@@ -196,8 +250,7 @@ def _written(path: Path, settings: dict) -> list[str]:
         return subjects if found == settings else []
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise InputError(
-            f"{path} holds files that the phantom did not write, and none of them is changed. Give "
-            "an empty folder or a new one."
+            f"{path} holds files that the phantom did not write: give an empty or a new folder."
         )
     return []
 
@@ -214,12 +267,10 @@ def _note(path: Path, settings: dict, subjects: Sequence[str]) -> None:
 def _write_shared(path: Path, experiment: Experiment) -> None:
     """Write design, picture table, pictures, captions and label tables."""
     tree = NsdTree(path, "subj01")
-    design = {
-        # Integers, as MATLAB stores NSD's own, so that readers may index with them.
-        "masterordering": experiment.masterordering[None].astype(np.uint16),
-        "subjectim": experiment.subjectim.astype(np.int32),
-        "sharedix": experiment.subjectim[:1, : experiment.n_test].astype(np.int32),
-    }
+    # Integers, as MATLAB stores NSD's own, so that readers may index with them.
+    design = {"masterordering": experiment.masterordering[None].astype(np.uint16)}
+    design["subjectim"] = experiment.subjectim.astype(np.int32)
+    design["sharedix"] = design["subjectim"][:1, : experiment.n_test]
     with atomic_path(tree.design) as tmp:
         scipy.io.savemat(tmp, design, do_compression=True)
     with atomic_path(tree.stimulus_table) as tmp:
@@ -241,12 +292,10 @@ def _stimulus_table(experiment: Experiment) -> pd.DataFrame:
     table = pd.DataFrame({"cocoId": FIRST_COCO_ID + experiment.pictures})
     # One in ten counts as COCO's validation picture.
     table["cocoSplit"] = np.where(experiment.pictures % 10 == 0, "val2017", "train2017")
-    table = table.assign(cropBox="(0.0, 0.0, 0.0, 0.0)", loss=0.0, nsdId=ids)
-    table = table.assign(flagged=False, BOLD5000=False)
+    table = table.assign(cropBox="(0.0, 0.0, 0.0, 0.0)", nsdId=ids)
     table["shared1000"] = np.isin(ids, experiment.subjectim[0, : experiment.n_test] - 1)
     for row, pictures in enumerate(experiment.subjectim, start=1):
         table[f"subject{row}"] = np.isin(ids, pictures - 1).astype(int)
-    for row, pictures in enumerate(experiment.subjectim, start=1):
         # Trials count from 1; 0 means that the subject did not see it so often.
         seen = pd.DataFrame({"picture": pictures[experiment.masterordering - 1] - 1})
         seen = seen.assign(trial=seen.index + 1, repetition=seen.groupby("picture").cumcount())
@@ -268,16 +317,15 @@ def _write_pictures(path: Path, pictures: np.ndarray) -> None:
 
 def _write_captions(path: Path, pictures: Sequence[int]) -> None:
     """Write a file of captions in COCO's format, five captions a picture."""
+    annotations = [
+        {"image_id": FIRST_COCO_ID + i, "id": 5 * i + k, "caption": text}
+        for i in pictures
+        for k, text in enumerate(world.captions(i))
+    ]
     size = {"height": world.SIZE, "width": world.SIZE}
-    images, annotations = [], []
-    for i in pictures:
-        coco = FIRST_COCO_ID + i
-        images.append({"id": coco, "file_name": f"{coco:012d}.jpg", **size})
-        for k, text in enumerate(world.captions(i)):
-            annotations.append({"image_id": coco, "id": 5 * i + k, "caption": text})
-    content = {"info": {"description": "Captions of the phantom's pictures"}, "licenses": []}
+    images = [{"id": FIRST_COCO_ID + i, **size} for i in pictures]
     with atomic_path(path) as tmp:
-        tmp.write_text(json.dumps(content | {"images": images, "annotations": annotations}))
+        tmp.write_text(json.dumps({"images": images, "annotations": annotations}))
 
 
 # ------------------------------------------------------------------------------------ one subject
@@ -296,7 +344,7 @@ def _write_subject(
     seen, rows = np.unique(trials, return_inverse=True)
     signal = simulated.signal(experiment.pictures[seen].tolist())
     responses = []
-    for number in tqdm(range(experiment.n_sessions), tree.subject, disable=not progress):
+    for number in tqdm(np.unique(session), tree.subject, disable=not progress):
         rng = np.random.default_rng([seed, SUBJECTS.index(tree.subject), 3, number])
         counts = np.rint(simulated.betas(signal[rows[session == number]], rng) * 300)
         responses.append(np.clip(counts, -32767, 32767).astype(np.int16))
@@ -304,20 +352,16 @@ def _write_subject(
         _write_betas(file, simulated.ijk, responses[-1])
     ncsnr = estimate_ncsnr(np.concatenate(responses) / np.float32(300), trials, session)
     _write_map(tree.ncsnr, simulated.ijk, ncsnr.astype(np.float32))
-    table = _behaviour(tree.subject, trials, experiment)
+    # Of NSD's table of behaviour, what was shown: the phantom presses nothing.
+    shown = {"SESSION": session + 1, "73KID": trials + 1, "10KID": experiment.masterordering}
     with atomic_path(tree.responses) as tmp:
-        table.to_csv(tmp, sep="\t", index=False, na_rep="NaN")
+        pd.DataFrame(shown).to_csv(tmp, sep="\t", index=False)
 
 
 def _write_map(path: Path, ijk: np.ndarray, values: np.ndarray) -> None:
-    """Write a volume with `values` at the voxels `ijk` and zero elsewhere."""
-    volume = np.zeros(SHAPE, values.dtype)
+    """Write NIfTI of `values` (n_voxels, …) at the voxels `ijk` and zero elsewhere."""
+    volume = np.zeros((*SHAPE, *values.shape[1:]), values.dtype)
     volume[tuple(ijk.T)] = values
-    _write_volume(path, volume)
-
-
-def _write_volume(path: Path, volume: np.ndarray) -> None:
-    """Write a NIfTI volume (X, Y, Z) or several (X, Y, Z, n)."""
     image = nib.Nifti1Image(volume, affine())
     with atomic_path(path) as tmp:
         # No time stamp: the same volume gives the same bytes.
@@ -329,29 +373,12 @@ def _write_betas(path: Path, ijk: np.ndarray, betas: np.ndarray) -> None:
 
     NIfTI has the axes X, Y, Z, trial; HDF5 the reverse.
     """
+    if path.suffix == ".gz":
+        return _write_map(path, ijk, betas.T)
     volume = np.zeros((len(betas), *SHAPE[::-1]), np.int16)
     volume[:, ijk[:, 2], ijk[:, 1], ijk[:, 0]] = betas
-    if path.suffix == ".gz":
-        return _write_volume(path, volume.T)
     # Zeros, by far the most of it, take no room once they are packed.
     packed = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
     chunks = (len(betas), 1, *volume.shape[2:])
     with atomic_path(path) as tmp, open_to_write(tmp, "w", betas.nbytes) as file:
         file.create_dataset("betas", data=volume, chunks=chunks, **packed)
-
-
-def _behaviour(subject: str, trials: np.ndarray, experiment: Experiment) -> pd.DataFrame:
-    """Return NSD's table of what was pressed; the phantom presses nothing."""
-    n, per_session = len(trials), experiment.session_trials
-    place = np.arange(n) % per_session
-    lengths = [len(part) for part in np.array_split(np.arange(per_session), RUNS)]
-    table = pd.DataFrame({"SESSION": np.arange(n) // per_session + 1, "73KID": trials + 1})
-    table["RUN"] = np.tile(np.repeat(np.arange(RUNS), lengths), experiment.n_sessions) + 1
-    table["TRIAL"] = table.groupby(["SESSION", "RUN"]).cumcount() + 1
-    table["SUBJECT"] = SUBJECTS.index(subject) + 1
-    table["10KID"] = experiment.masterordering
-    table["TIME"] = 737000 + table["SESSION"] * 7 + place * 4 / 86400
-    table["ISOLD"] = table.duplicated("73KID").astype(int)
-    table["ISOLDCURRENT"] = table.duplicated(["SESSION", "73KID"]).astype(int)
-    table["MISSINGDATA"] = 1
-    return table.reindex(columns=BEHAVIOUR)

@@ -10,15 +10,17 @@ from PIL import Image
 
 from minddiff_utils.datasets import load_subject, noise_ceiling, single_trial_ncsnr
 from minddiff_utils.evaluation.tables import markdown_table
+from minddiff_utils.figures.reconstruction import mosaic
 from minddiff_utils.io import atomic_path
 from minddiff_utils.phantom import world
 from minddiff_utils.phantom.brain import AREAS
 
-EXAMPLE = 1  # the second picture of the sheet, whose captions are shown
 
+def caption_list(i: int = 1) -> str:
+    """The five captions of picture `i`, the second of the sheet, as a markdown list.
 
-def caption_list(i: int) -> str:
-    """The five captions of picture `i` as a markdown list, set as people set punctuation."""
+    Punctuation is set as people set it.
+    """
     captions = [re.sub(r" ([,:])", r"\1", caption) for caption in world.captions(i)]
     return "\n".join(f"- {caption}" for caption in captions) + "\n"
 
@@ -38,9 +40,9 @@ def ceiling_table(tree: str | Path, subjects: Sequence[str]) -> str:
         One row an area: the mean aimed at for a subject of average quality, then each subject's
         mean over voxels with their number. Per cent, for the mean of three repetitions.
     """
-    data = {name: load_subject("nsd", tree, name) for name in subjects}
     table = {"aimed at": {roi: f"{area.ceiling:.0f} %" for roi, area in AREAS.items() if roi}}
-    for name, subject in data.items():
+    for name in subjects:
+        subject = load_subject("nsd", tree, name)
         ceiling = noise_ceiling(single_trial_ncsnr(subject), 3)
         table[name] = {
             roi: f"{ceiling[mask].mean():.0f} % ({mask.sum()} voxels)"
@@ -61,12 +63,10 @@ def write_pieces(run: str | Path, tree: str | Path | None, subjects: Sequence[st
     """
     run = Path(run)
     rows = np.stack([world.picture(i) for i in range(32)]).reshape(4, 8, 64, 64, 3)
-    framed = np.pad(rows, [(0, 0), (0, 0), (2, 2), (2, 2), (0, 0)], constant_values=255)
-    sheet = Image.fromarray(framed.swapaxes(1, 2).reshape(4 * 68, 8 * 68, 3))
     with atomic_path(run / "world.png") as temporary:
-        sheet.resize((2 * sheet.width, 2 * sheet.height), Image.Resampling.LANCZOS).save(temporary)
+        Image.fromarray(mosaic(rows, zoom=2, gap=8)).save(temporary)
     elsewhere = "The table is in the phantom's own book.\n"
     ceilings = ceiling_table(tree, subjects) if tree else elsewhere
-    for name, text in {"captions": caption_list(EXAMPLE), "ceilings": ceilings}.items():
+    for name, text in {"captions": caption_list(), "ceilings": ceilings}.items():
         with atomic_path(run / f"{name}.md") as temporary:
             temporary.write_text(text, encoding="utf-8")

@@ -22,15 +22,10 @@ OVERSAMPLING = 4
 KINDS = ("sun", "tree", "house", "fish", "boat", "star", "flower", "bird", "car", "cat")
 SKY_KINDS = ("sun", "star", "bird")
 COLOURS = {
-    "red": (222, 52, 48),
-    "orange": (246, 146, 40),
-    "yellow": (250, 218, 62),
-    "green": (44, 154, 74),
-    "blue": (44, 98, 214),
-    "purple": (140, 70, 178),
-    "pink": (246, 138, 184),
-    "white": (246, 246, 242),
-}
+    "red": (222, 52, 48), "orange": (246, 146, 40), "yellow": (250, 218, 62),
+    "green": (44, 154, 74), "blue": (44, 98, 214), "purple": (140, 70, 178),
+    "pink": (246, 138, 184), "white": (246, 246, 242),
+}  # fmt: skip
 SETTINGS = ("day", "sunset", "night", "sea", "snow", "desert")
 PATTERN_KINDS = ("random", "frame", "cross", "letter")
 OUTLINE = (38, 32, 48)
@@ -142,12 +137,10 @@ def _pattern(kind: str, rng: random.Random) -> tuple[np.ndarray, str]:
         row, column = (0, 0) if half == 4 else (row, column)
         inner = half - 1 if half < 4 else half - 1 - int(rng.random() * 2)
         outer, hole = (slice(5 - n, 5 + n) for n in (half, inner))
-        shifted = np.zeros_like(grid)
-        shifted[outer, outer] = True
-        word = "square"
+        grid[outer, outer], word = True, "square"
         if rng.random() > 0.25 or half > 3:
-            shifted[hole, hole], word = False, "frame"
-        return np.roll(shifted, (row, column), (0, 1)), word
+            grid[hole, hole], word = False, "frame"
+        return np.roll(grid, (row, column), (0, 1)), word
     if kind == "cross":
         down, across = np.arange(10)[:, None] - 4.5 - row, np.arange(10)[None] - 4.5 - column
         inside = np.maximum(abs(down), abs(across)) < 3 + 1.5 * rng.random()

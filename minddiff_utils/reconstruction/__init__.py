@@ -2,6 +2,5 @@
 
 `stage1` paints a first picture; `stage2` corrects its structure, by `guided_sampling` or as the
 paper does by `algorithm1`. `inputs` turns decoded features into what both are given, `losses` says
-how far a picture is from them, `results` writes and reads the files, and `shards` shares stage 2
-out over machines.
+how far a picture is from them, and `results` writes and reads the files.
 """

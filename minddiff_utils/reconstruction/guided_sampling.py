@@ -128,12 +128,12 @@ def add_z_evidence(z_0: Tensor, evidence: Evidence, variance: float, weight: flo
         rows = torch.nonzero(evidence.split == number).flatten()
         projection, spread = evidence.projection[number], evidence.spread[number]
         length = projection.norm(dim=0)
-        told = length > 0
-        said = torch.where(told, 1 / (told.sum() * length.square()), torch.inf)
-        length = torch.where(told, length, 1.0)
+        informative = length > 0
+        uncertainty = torch.where(informative, 1 / (informative.sum() * length.square()), torch.inf)
+        length = torch.where(informative, length, 1.0)
         basis, value = projection / length, evidence.value[rows] / length
         known = variance * spread / (variance + spread)
-        share = known / (known + said / weight)
+        share = known / (known + uncertainty / weight)
         towards = value - out[rows].to(basis.dtype) @ basis
         out[rows] += ((share * towards) @ basis.T).to(out.dtype)
     return out.view_as(z_0)

@@ -12,7 +12,7 @@ from minddiff_utils.models.stable_diffusion import Generator, noise_like
 from minddiff_utils.reconstruction.losses import Arrays, Evidence, Target, block_order
 from minddiff_utils.settings import Settings
 
-# Arrays arrays that have a row for each split, not for each picture.
+# Decoded arrays that have a row for each split, not for each picture.
 OF_SPLITS = ("projection_", "reliability_", "variance_")
 
 
@@ -22,9 +22,9 @@ class Inputs(NamedTuple):
     Parameters
     ----------
     z : Tensor, shape (n, channels, h, w)
-        Arrays latents.
+        Decoded latents.
     c : Tensor, shape (n, tokens, width)
-        Arrays text condition.
+        Decoded text condition.
     target : mapping of str to Evidence, or to Tensor, shape (n, tokens, width)
         For each block, "block_1" …: what the responses say about it, or where
         `settings.structure_target` is "values" its decoded values; NaN: not decoded.

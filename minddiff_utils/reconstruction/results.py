@@ -16,20 +16,12 @@ from minddiff_utils.models.clip import to_pictures
 from minddiff_utils.models.stable_diffusion import Generator
 from minddiff_utils.reconstruction.losses import Arrays
 from minddiff_utils.settings import Settings
-from minddiff_utils.storage import (
-    check_room,
-    code_digest,
-    content_hash,
-    open_to_write,
-    progress,
-    row_dataset,
-    rows_done,
-)
+from minddiff_utils.storage import code_digest, content_hash, open_to_write, write_rows
 
 # A picture whose loss ends this many times as high as it began has diverged.
 DIVERGED = 2.0
 # Of so many pictures, the first ones, every iterate is kept.
-FILMS = 6
+KEPT = 6
 
 
 class Reconstruction(NamedTuple):
@@ -78,11 +70,11 @@ def choose_iterates(iterates: Sequence[Tensor], losses: Sequence[Tensor]) -> Rec
 
 
 def describe(
-    generator: Generator, decoded: Arrays, settings: Settings, seed: int = 0, n_films: int = FILMS
+    generator: Generator, decoded: Arrays, settings: Settings, seed: int = 0, n_kept: int = KEPT
 ) -> str:
     """Return what a result follows from, inputs by their content; its file carries it."""
     inputs = content_hash(sorted(decoded.items()))
-    about = {"seed": seed, "films": n_films, "inputs": inputs, "models": generator.fingerprint}
+    about = {"seed": seed, "kept": n_kept, "inputs": inputs, "models": generator.fingerprint}
     about["code"] = code_digest("models", "reconstruction")
     return json.dumps({**asdict(settings), **about})
 
@@ -101,7 +93,7 @@ def write_batches(
     record: str,
     compute: Callable[[slice], Reconstruction],
     batch: int,
-    n_films: int,
+    n_kept: int,
     label: str,
 ) -> Path:
     """Compute all pictures, a batch at a time, and write them; go on where a run stopped.
@@ -109,8 +101,7 @@ def write_batches(
     Parameters
     ----------
     path : str or Path
-        HDF5 file. Until it is whole it is called `<path>.partial`; one that is whole and has this
-        `record` is left as it is.
+        HDF5 file; see `storage.write_rows`.
     ids : int array, shape (n,)
         Stimuli.
     record : str
@@ -119,7 +110,7 @@ def write_batches(
         Makes the pictures of some rows.
     batch : int
         Pictures at a time.
-    n_films : int
+    n_kept : int
         Of the first so many pictures every iterate is kept.
     label : str
         Name of the progress bar.
@@ -128,45 +119,24 @@ def write_batches(
     -------
     Path
         `stimulus_id` (n,), `pictures` uint8 (n, H, W, 3), `losses` (n, n_iterates, blocks),
-        `films` uint8 (n_films, n_iterates, H, W, 3), `failed` bool (n,); see `Reconstruction`.
+        `iterates` uint8 (n_kept, n_iterates, H, W, 3), `failed` bool (n,); see `Reconstruction`.
 
     Raises
     ------
     InputError
         If there is no room on the disk.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    n = len(ids)
-    if rows_done(path, record) == n:
-        return path
-    done = rows_done(partial, record)
-    with open_to_write(partial, "a" if done else "w") as file:
-        file.attrs["record"] = record
-        starts = range(done, n, batch)
-        for start in progress(starts, label, done // batch):
-            rows = slice(start, min(start + batch, n))
-            _store(file, ids, rows, compute(rows), min(n_films, n))
-            file.attrs["done"] = rows.stop
-            file.flush()
-    partial.replace(path)
-    return path
 
+    def arrays(rows: slice) -> dict[str, np.ndarray]:
+        result = compute(rows)
+        return {
+            "pictures": to_pictures(result.pictures),
+            "losses": result.losses.float().cpu().numpy(),
+            "iterates": np.stack([to_pictures(rgb) for rgb in result.iterates], axis=1),
+            "failed": result.failed.cpu().numpy(),
+        }
 
-def _store(file: h5py.File, ids, rows: slice, result: Reconstruction, n_films: int) -> None:
-    values = {
-        "pictures": to_pictures(result.pictures),
-        "losses": result.losses.float().cpu().numpy(),
-        "films": np.stack([to_pictures(rgb) for rgb in result.iterates], axis=1),
-        "failed": result.failed.cpu().numpy(),
-    }
-    check_room(file.filename, sum(part.nbytes for part in values.values()))
-    file.require_dataset("stimulus_id", ids.shape, ids.dtype)[:] = ids
-    for name, part in values.items():
-        n = n_films if name == "films" else len(ids)
-        stored = row_dataset(file, name, (n, *part.shape[1:]), part.dtype)
-        stored[rows] = part[: max(0, n - rows.start)]
+    return write_rows(path, ids, record, arrays, batch, label, {"iterates": n_kept})
 
 
 def read_pictures(path: str | Path) -> np.ndarray:
@@ -181,11 +151,11 @@ def read_trace(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     Returns
     -------
     losses : float32 array, shape (n, n_iterates, n_blocks)
-    films : uint8 array, shape (n_films, n_iterates, H, W, 3)
+    iterates : uint8 array, shape (n_kept, n_iterates, H, W, 3)
     pictures : uint8 array, shape (n, H, W, 3)
     """
     with h5py.File(path, "r") as file:
-        return file["losses"][:], file["films"][:], file["pictures"][:]
+        return file["losses"][:], file["iterates"][:], file["pictures"][:]
 
 
 def add_reconstructions(

@@ -75,4 +75,4 @@ def reconstruct_stage1(
         return results.choose_iterates([pictures], [loss])
 
     record, ids = results.describe(generator, decoded, settings, seed), decoded["stimulus_id"]
-    return results.write_batches(path, ids, record, compute, batch, results.FILMS, "stage 1")
+    return results.write_batches(path, ids, record, compute, batch, results.KEPT, "stage 1")
