@@ -14,7 +14,7 @@ from test_nsd import CAPTIONS, DESIGN, NCSNR, PICTURES, ROI, SESSION, STIMULI, T
 
 from minddiff_utils import cli
 from minddiff_utils.datasets.check import check_nsd, is_ready, report
-from minddiff_utils.datasets.fetch.recordings import atlases_of
+from minddiff_utils.datasets.nsd.regions import atlases_of
 from minddiff_utils.io import InputError
 
 VAL = CAPTIONS.replace("train", "val")

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from test_own import made, write  # noqa: F401
 
-from minddiff_utils.datasets import check_own, content, load_subject, picture_groups_by_pixels
-from minddiff_utils.datasets.content import trial_fault
-from minddiff_utils.datasets.nsd.stimuli import NsdStimuli
+from minddiff_utils.datasets import check_own, load_subject, recording
+from minddiff_utils.datasets.nsd import NsdStimuli
 from minddiff_utils.datasets.reading import UnreadableError, open_hdf5, unreadable
+from minddiff_utils.datasets.recording import trial_fault
 from minddiff_utils.io import InputError
 
 RNG = np.random.default_rng(0)
@@ -63,14 +63,9 @@ def test_copies_in_training_share_a_label_and_are_no_fault(made, monkeypatch):  
     copied = with_rows(whole["pictures"], [5, 7], whole["pictures"][2])
     write(path, {**whole, "pictures": copied})
     assert check_own(path) == []
-    monkeypatch.setattr(content, "BLOCK_BYTES", 500)  # two pictures at a time
+    monkeypatch.setattr(recording, "BLOCK_BYTES", 500)  # two pictures at a time
     subject = load_subject("own", path, "S1")
     assert subject.picture_of(range(12)).tolist() == [2 if i in (5, 7) else i for i in range(12)]
-    stimuli = subject.stimuli
-    ids = np.random.default_rng(0).permutation(12)
-    groups = picture_groups_by_pixels(stimuli, ids)
-    assert groups.dtype == np.int64
-    assert groups.tolist() == [2 if i in (5, 7) else i for i in ids]
 
 
 @pytest.mark.parametrize("repetitions", ["average", "keep"])

@@ -12,14 +12,8 @@ import pytest
 from loopback import serve
 from tqdm import tqdm
 
-from minddiff_utils.datasets.fetch import download as module
-from minddiff_utils.datasets.fetch.download import (
-    digest,
-    fetch_file,
-    look_up,
-    require_space,
-    show_bytes,
-)
+from minddiff_utils.datasets import fetch as module
+from minddiff_utils.datasets.fetch import digest, fetch_file, look_up, require_space, show_bytes
 from minddiff_utils.io import InputError, lock_file
 
 BODY = np.random.default_rng(0).bytes(3_000_000)

@@ -6,8 +6,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from minddiff_utils.datasets import Split, Subject
-from minddiff_utils.datasets.miyawaki import CAPTIONS
-from minddiff_utils.datasets.published import GreyStimuli
+from minddiff_utils.datasets.miyawaki import CAPTIONS, pattern_stimuli
 from minddiff_utils.figures import data as figures_data
 
 
@@ -30,7 +29,7 @@ def make_subject(places):
         session=np.repeat([1, 2], 20),
         roi={"V1": half, "V2": ~half} if places else {"V1": np.ones(n_voxels, bool)},
         splits=(Split("x", np.arange(9), np.arange(9, 10)),),
-        stimuli=GreyStimuli.of_patterns(rng.random((10, 10, 10)) < 0.5, [*CAPTIONS.values()]),
+        stimuli=pattern_stimuli(rng.random((10, 10, 10)) < 0.5, [*CAPTIONS.values()]),
         **(known if places else {}),
     )
 

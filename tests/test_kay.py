@@ -124,14 +124,14 @@ def test_truncated_file(tmp_path, share):
     path, _ = make(tmp_path)
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(InputError, match="kay_images.npz is truncated or another file"):
+    with pytest.raises(InputError, match="kay_images.npz is truncated, damaged"):
         load(path)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"roi": None}, "another file .*roi is not a file in the archive"),
+        ({"roi": None}, "no archive of these arrays .*roi is not a file in the archive"),
         ({"roi": np.ones(39, int)}, r"roi has shape \(39,\); expected \(40,\)"),
         ({"roi": np.full(40, 8)}, "roi holds 8 to 8, roi_names 8 names"),
         ({"stimuli_test": np.zeros((6, 8, 8))}, r"stimuli_test has shape \(6, 8, 8\); expected"),
@@ -148,5 +148,5 @@ def test_region_without_data(tmp_path):
     path, content = make(tmp_path)
     content["responses"][:, content["roi"] == 2] = 0
     make(tmp_path, **content)
-    with pytest.raises(InputError, match="every voxel of V2"):
+    with pytest.raises(InputError, match="every voxel of region V2"):
         load(path)

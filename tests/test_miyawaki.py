@@ -8,8 +8,7 @@ import pytest
 import scipy.io
 
 from minddiff_utils.datasets import load_subject, prepare_fold
-from minddiff_utils.datasets.miyawaki import CAPTIONS
-from minddiff_utils.datasets.patterns import pattern_picture
+from minddiff_utils.datasets.miyawaki import CAPTIONS, pattern_picture
 from minddiff_utils.io import InputError
 from minddiff_utils.phantom import world
 

@@ -10,9 +10,7 @@ from miyawaki_tree import response_of
 from nilearn.masking import apply_mask
 
 from minddiff_utils.datasets import load_subject, prepare_fold
-from minddiff_utils.datasets.miyawaki import CAPTIONS
-from minddiff_utils.datasets.miyawaki_full import block_means, read_labels
-from minddiff_utils.datasets.patterns import pattern_picture
+from minddiff_utils.datasets.miyawaki import CAPTIONS, block_means, pattern_picture, read_labels
 from minddiff_utils.io import InputError
 from minddiff_utils.phantom import world
 
@@ -171,14 +169,14 @@ def test_missing_file_is_named(copy, change, message):
 def test_truncated_run_is_named(copy):
     path = copy / "miyawaki2008/func/data_random_run02.nii.gz"
     path.write_bytes(path.read_bytes()[:-400])
-    with pytest.raises(InputError, match="data_random_run02.nii.gz is damaged"):
+    with pytest.raises(InputError, match="data_random_run02.nii.gz is truncated, damaged"):
         load(copy)
 
 
 def test_table_that_does_not_fit_is_named(copy):
     path = copy / "miyawaki2008/label/data_random_run01_label.csv"
     path.write_text("\n".join(path.read_text().splitlines()[:-1]))
-    with pytest.raises(InputError, match=r"data_random_run01.nii.gz has shape .* one volume for"):
+    with pytest.raises(InputError, match=r"data_random_run01.nii.gz .* its mask, `ncsnr` or table"):
         load(copy)
 
 

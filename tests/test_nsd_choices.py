@@ -10,7 +10,7 @@ from dummy_project import ROOT
 
 from minddiff_utils.book.plan import load_plan
 from minddiff_utils.datasets import load_subject, mean_repetitions, noise_ceiling
-from minddiff_utils.datasets.nsd.load import NsdTree
+from minddiff_utils.datasets.nsd import NsdTree
 from minddiff_utils.datasets.nsd.regions import read_regions
 from minddiff_utils.io import InputError
 from studies.betas import make_tree

@@ -19,8 +19,7 @@ from test_nsd_writer import BETAS
 
 from minddiff_utils import storage
 from minddiff_utils.datasets import describe_dropped, load_subject, prepare_fold
-from minddiff_utils.datasets.nsd import responses
-from minddiff_utils.datasets.nsd.load import NsdTree
+from minddiff_utils.datasets.nsd import NsdTree, responses
 from minddiff_utils.datasets.nsd.responses import (
     GATHERED,
     StoredResponses,

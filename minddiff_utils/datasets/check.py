@@ -5,13 +5,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from minddiff_utils.datasets.fetch.download import show_bytes
-from minddiff_utils.datasets.fetch.recordings import CAPTIONS_ZIP_BYTES, N_SESSIONS, nsd_files
-from minddiff_utils.datasets.nsd.design import NsdTree, read_design, read_trials
+from minddiff_utils.datasets.fetch import CAPTIONS_ZIP_BYTES, N_SESSIONS, nsd_files, show_bytes
+from minddiff_utils.datasets.nsd.design import NsdStimuli, NsdTree, read_design, read_trials
 from minddiff_utils.datasets.nsd.regions import read_regions
 from minddiff_utils.datasets.nsd.responses import inspect_betas
-from minddiff_utils.datasets.nsd.stimuli import NsdStimuli
-from minddiff_utils.datasets.reading import UnreadableError, read_volume
+from minddiff_utils.datasets.reading import UnreadableError
 from minddiff_utils.io import InputError
 
 PRESENT, MISSING, DAMAGED = "present", "missing", "damaged"
@@ -122,7 +120,6 @@ def _read_nsd(tree: NsdTree, rois: str, betas: Sequence[Path], entries: Sequence
     n_trials = {}
     with _noting(entries, tree.ncsnr):
         shape = read_regions(tree, rois).shape
-        read_volume(tree.ncsnr, shape)
         for number, path in enumerate(betas, start=1):
             with _noting(entries, path):
                 n_trials[number] = inspect_betas(path, shape).n_trials

@@ -4,17 +4,14 @@ The file is `kay_images.npz` as hosted for teaching: responses already averaged 
 z-scored by those who made it, one row a picture.
 """
 
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from minddiff_utils.datasets.content import check_content
-from minddiff_utils.datasets.published import GreyStimuli, choose_regions, make_subject
-from minddiff_utils.datasets.reading import existing, unreadable
+from minddiff_utils.datasets.reading import reading
+from minddiff_utils.datasets.recording import GreyStimuli, checked, choose_regions, single_session
 from minddiff_utils.datasets.subject import Split, Subject
 from minddiff_utils.io import InputError
 
@@ -31,8 +28,6 @@ AXES = {
 }
 SOURCE = "Fetch it (249 MB): minddiff fetch kay FOLDER."
 OUTSIDE = "Other"  # voxels of no region
-# What numpy and zipfile were seen to raise for a damaged file.
-DAMAGED = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
 
 
 def kay_path(path: str | Path) -> Path:
@@ -78,19 +73,17 @@ def load_kay(path: str | Path, subject: str = "S1", *, rois: str = "kastner2015"
     split = Split("photographs", train=ids[:n_train], test=ids[n_train:])
     stimuli = GreyStimuli(grey, _texts(path.with_name(CAPTIONS_FILE), len(ids)))
     roi = _regions(path, content, rois)
-    found, _ = make_subject(subject, "kay", responses, ids, roi, [split], stimuli)
-    return check_content(path, found, SOURCE)
+    found = single_session(subject, "kay", responses, ids, roi, [split], stimuli)
+    return checked(path, found, SOURCE)
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
     """Return the six arrays, of shapes that fit one another."""
-    existing(path, SOURCE)
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            content = {key: file[key] for key in AXES}
-    except DAMAGED as error:
-        damage = f"is truncated or another file ({error}). {SOURCE}"
-        raise unreadable(path, error, damage) from None
+    with (
+        reading(path, "archive of these arrays", SOURCE),
+        np.load(path, allow_pickle=False) as file,
+    ):
+        content = {key: file[key] for key in AXES}
     length: dict[str, int] = {}
     for key, values in content.items():
         # The first array that has an axis says how long it is.
@@ -105,8 +98,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
 
 def _regions(path: Path, content: Mapping[str, np.ndarray], rois: str) -> dict[str, np.ndarray]:
     """Return the mask of each region asked for, bool (n_voxels,)."""
-    numbers = content["roi"].astype(np.int64)
-    names = content["roi_names"].astype(str).tolist()
+    numbers, names = content["roi"].astype(np.int64), content["roi_names"].astype(str).tolist()
     if numbers.min() < 0 or numbers.max() >= len(names):
         held = f"{numbers.min()} to {numbers.max()}, roi_names {len(names)} names"
         raise InputError(f"{path}: roi holds {held}. {SOURCE}")

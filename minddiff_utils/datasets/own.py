@@ -9,8 +9,15 @@ import h5py
 import numpy as np
 
 from minddiff_utils.datasets import reading
-from minddiff_utils.datasets.content import check_content, content_faults, listed
-from minddiff_utils.datasets.published import EVERY, choose_regions
+from minddiff_utils.datasets.recording import (
+    EVERY,
+    choose_regions,
+    in_colour,
+    listed,
+    noted_copies,
+    partly_missing,
+    useful_voxels,
+)
 from minddiff_utils.datasets.subject import Split, Subject, check_ids
 from minddiff_utils.io import Ids, InputError
 
@@ -83,8 +90,7 @@ class OwnStimuli:
             If there is no such picture.
         """
         with reading.open_hdf5(self.path, "pictures") as stored:
-            found = reading.read_rows(stored, check_ids(ids, len(self.texts)))
-        return found if found.ndim == 4 else np.repeat(found[..., None], 3, axis=3)
+            return in_colour(reading.read_rows(stored, check_ids(ids, len(self.texts))))
 
     def captions(self, ids: Ids) -> list[tuple[str, ...]]:
         """Return the captions of each picture, in the order of `ids`."""
@@ -105,17 +111,12 @@ def check_own(path: str | Path) -> list[str]:
         One sentence or two a fault: which file and dataset, what was found, what was expected.
         Empty if the book can read the recording.
     """
-    path, faults = Path(path), []
-    files = _files(path).values() if path.is_dir() else [path]
+    path = Path(path)
+    files = list(_files(path).values()) if path.is_dir() else [path]
     if not files:
         return [f"{path} holds no file *.h5; expected one a subject, such as {path}/S1.h5."]
-    for file in files:
-        values, wrong = _read(file)
-        if not wrong:
-            subject = _subject(file, values, "", "all")
-            wrong = [f"{file}: {fault}" for fault in content_faults(subject)]
-        faults += wrong
-    return faults + (_same_brains(files) if len(files) > 1 else [])
+    faults = [fault for file in files for fault in _examine(file, "", "all")[1]]
+    return faults + _same_brains(files)
 
 
 def load_own(path: str | Path, subject: str = "S1", *, rois: str = "all") -> Subject:
@@ -149,41 +150,50 @@ def load_own(path: str | Path, subject: str = "S1", *, rois: str = "all") -> Sub
             there = f"subjects in {path}: {', '.join(files) or 'none'}"
             raise InputError(f"{path / subject}.h5 is missing; {there}. Name them with `subjects`.")
         path, twins = files[subject], _same_brains(files.values())
-    values, faults = _read(path)
+    found, faults = _examine(path, subject, rois)
     faults += twins
-    if faults:
+    if found is None or faults:
         more = len(faults) - 1
         rest = f" And {more} more: `minddiff check own {path}` names them all." if more else ""
         raise InputError(faults[0] + rest)
-    if values["subject"] not in (None, subject):
-        raise InputError(
-            f"{path} is of subject {values['subject']!r}, not {subject!r}. Ask for that one: "
-            f'make book PARAMS=own OWN={path} SET="subjects={values["subject"]}".'
-        )
-    return check_content(path, _subject(path, values, subject, rois))
+    return found
+
+
+def _examine(path: Path, name: str, rois: str) -> tuple[Subject | None, list[str]]:
+    """Read a subject's voxels of some regions, and say what is wrong with the file."""
+    found = None
+    try:
+        values, faults = _read(path)
+        if not faults:
+            found, faults = noted_copies(useful_voxels(_subject(path, values, name, rois)))
+    except InputError as error:
+        faults = [str(error)]
+    # Some name the file themselves.
+    return found, [one if one.startswith(str(path)) else f"{path}: {one}" for one in faults]
 
 
 def _subject(path: Path, values: Values, name: str, rois: str) -> Subject:
-    """Put together the record of the voxels that are in a region of `rois` and change."""
+    """Put together the record of all voxels, with the regions asked for."""
+    if name and values["subject"] not in (None, name):
+        raise InputError(
+            f"{path} is of subject {values['subject']!r}, not {name!r}. Ask for that one: "
+            f'make book PARAMS=own OWN={path} SET="subjects={values["subject"]}".'
+        )
     label, stimulus = values["roi"], values["stimulus_id"]
     known = [region for region in dict.fromkeys(label.tolist()) if region]
-    roi = {region: label == region for region in choose_regions(rois, known)}
-    inside = np.any(list(roi.values()), axis=0)
-    keep = inside & values["keep"]
-    of_voxels = {key: values[key][keep] for key in ("ncsnr", "voxel_ijk") if key in values}
     return Subject(
         name=name,
         dataset="own",
-        responses=np.ascontiguousarray(values["responses"][:, keep]),
+        responses=values["responses"],
         stimulus_id=stimulus,
         session=values["session"],
-        roi={region: mask[keep] for region, mask in roi.items()},
+        roi={region: label == region for region in choose_regions(rois, known)},
         splits=tuple(Split(*parts) for parts in _splits(values)),
         stimuli=OwnStimuli(path, np.unique(stimulus), values["captions"]),
-        n_dropped=int((inside & ~values["keep"]).sum()),
-        affine=values.get("affine"),
         volume_shape=tuple(values.get("volume_shape", np.empty(0)).tolist()) or None,
-        **of_voxels,
+        ncsnr=values.get("ncsnr"),
+        voxel_ijk=values.get("voxel_ijk"),
+        affine=values.get("affine"),
     )
 
 
@@ -217,21 +227,17 @@ def _read(path: Path) -> tuple[Values, list[str]]:
     -------
     values : dict
         The arrays by the names of `LAYOUT`, `captions` as a list of tuples of str, `pictures` as
-        their row numbers; also `subject` (str or None) and `keep`, bool (n_voxels,): which voxels
-        change in the training trials of every session. Not complete if there are faults.
+        their row numbers; also `subject` (str or None). Not complete if there are faults.
     faults : list of str
         What is wrong, a sentence or two each.
     """
     values: Values = {}
-    try:
-        with reading.open_file(path, HINT) as file:
-            faults = [*_missing(file), *_read_datasets(file, values)]
-    except InputError as error:
-        return values, [str(error)]
-    for check in (_wrong_lengths, _wrong_values, _wrong_splits, _wrong_voxels):
+    with reading.open_file(path, HINT) as file:
+        faults = [*_missing(file), *_read_datasets(file, values)]
+    for check in (_wrong_lengths, _wrong_values, _wrong_splits):
         # Each takes for granted what those before it have found right.
         faults = faults or list(check(values))
-    return values, [f"{path}: {fault.removeprefix(f'{path}: ')}" for fault in faults]
+    return values, faults
 
 
 def _missing(file: h5py.File) -> Iterator[str]:
@@ -322,14 +328,8 @@ def _wrong_lengths(values: Values) -> Iterator[str]:
 
 def _wrong_values(values: Values) -> Iterator[str]:
     """Say which numbers and words mean nothing."""
-    bad = ~np.isfinite(values["responses"])
-    partly = bad.any(axis=0) & ~bad.all(axis=0)
-    if partly.any():
-        yield (
-            f"`responses` are NaN or infinite in some trials for {partly.sum()} of {bad.shape[1]} "
-            f"voxels, first in trial {bad[:, partly].any(axis=1).argmax()} counted from 0. Leave "
-            "such trials out, or set these voxels to NaN throughout to have them left out."
-        )
+    if missing := partly_missing(values["responses"]):
+        yield f"{missing} Leave such trials out, or set these voxels to NaN throughout."
     low, high, n = values["stimulus_id"].min(), values["stimulus_id"].max(), len(values["pictures"])
     if low < 0 or high >= n:
         hint = " They seem to count from 1: subtract 1." if (low, high) == (1, n) else ""
@@ -366,38 +366,21 @@ def _splits(values: Values) -> list[tuple[str, np.ndarray, np.ndarray]]:
 
 
 def _wrong_splits(values: Values) -> Iterator[str]:
-    """Find the voxels that change wherever they are standardised; say where that is too little."""
-    x, stimulus = values["responses"], values["stimulus_id"]
-    keep = values["keep"] = np.isfinite(x).all(axis=0)
-    session = values.setdefault("session", np.ones(len(x), np.int64))
-    n_test = 0
-    for name, train, test in _splits(values):
-        n_test += len(test)
+    """Say which splits or sessions have too little to train or test with."""
+    stimulus, splits = values["stimulus_id"], _splits(values)
+    session = values.setdefault("session", np.ones(len(stimulus), np.int64))
+    for name, train, _ in splits:
         if len(train) < MIN_TRAIN:
             yield f"{len(train)} shown pictures train in split {name}; expected {MIN_TRAIN}."
-        for number in np.unique(session):
-            some = x[(session == number) & np.isin(stimulus, train)][:, keep]
-            if len(some) < 2:
-                n = f"{len(some)} trials with a training picture of split {name}"
-                yield f"session {number} has {n}; expected 2 or more. Give it a neighbour's number."
-                return
-            # As `prepare_fold` asks of them.
-            mean, sd = some.mean(axis=0, dtype=np.float64), some.std(axis=0, dtype=np.float64)
-            keep[keep] = sd > 1e-6 * np.abs(mean)
+        number, place = np.unique(session, return_inverse=True)
+        n = np.bincount(place, np.isin(stimulus, train))
+        if n.min() < 2:
+            found = f"{n.min():.0f} trials with a training picture of split {name}"
+            yield (
+                f"session {number[n.argmin()]} has {found}; expected 2 or more. Give it a "
+                "neighbour's number."
+            )
+            return
+    n_test = sum(len(test) for *_, test in splits)
     if n_test < MIN_TEST:
         yield f"{n_test} shown pictures test; expected {MIN_TEST} or more."
-
-
-def _wrong_voxels(values: Values) -> Iterator[str]:
-    """Say which voxels or regions that are of use lack something."""
-    label, keep = values["roi"], values["keep"]
-    # NaN may stand for a voxel outside the field of view, which has no responses either.
-    ratio = np.where(keep & (label != ""), values.get("ncsnr", 0), 0)
-    bad = np.flatnonzero(~np.isfinite(ratio) | (ratio < 0))
-    if bad.size:
-        yield f"`ncsnr` of {listed('voxel', bad)} is not finite or below zero; expected 0 or more."
-    for name in sorted({*label[label != ""]} - {*label[keep]}):
-        yield (
-            f"every voxel of region {name} is NaN or constant in the training trials of a session. "
-            "Mend its `responses`, or leave it out (an empty text in `roi`)."
-        )

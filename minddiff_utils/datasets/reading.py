@@ -94,12 +94,6 @@ def reading(
         raise unreadable(path, error, damage) from error
 
 
-def existing(path: Path, hint: str) -> Path:
-    """Return `path`, or raise InputError with `hint` if no file is there."""
-    with reading(path, "file", hint):
-        return path
-
-
 @contextmanager
 def open_file(path: Path, hint: str = "") -> Iterator[h5py.File]:
     """Open an HDF5 file to read; errors as of `reading`."""
@@ -238,20 +232,32 @@ def read_rows(
     return found[place.ravel()]
 
 
-def read_volume(path: Path, shape: tuple[int, ...] | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Read a NIfTI volume, which must have `shape` if that is given.
+def read_volume(
+    path: Path, hint: str, shape: tuple[int, ...] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Read a NIfTI volume, or a series of them.
+
+    Parameters
+    ----------
+    path : Path
+    hint : str
+        A sentence on where to get the file.
+    shape : tuple of int, optional
+        What it must have.
 
     Returns
     -------
-    values : array of shape (X, Y, Z)
+    values : array of shape (X, Y, Z) or (X, Y, Z, n_volumes)
     affine : float array of shape (4, 4)
         From voxel indices to millimetres.
     """
-    with reading(path, "NIfTI file", "It is part of NSD's nsddata or nsddata_betas."):
+    with reading(path, "NIfTI file", hint):
         image: Any = nib.load(path)
         if shape is not None and image.shape != shape:
-            expected = f"{shape}, as the betas' ncsnr has: fetch again what is of another space"
-            raise InputError(f"{path} has shape {image.shape}; expected {expected}")
+            raise InputError(
+                f"{path} has shape {image.shape}; expected {shape}, as its mask, `ncsnr` or table "
+                f"of volumes has: get those of one space and one run. {hint}"
+            )
         return np.asarray(image.dataobj), image.affine
 
 

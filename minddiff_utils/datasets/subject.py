@@ -204,6 +204,25 @@ def prepare_fold(subject: Subject, split: Split) -> Fold:
     return Fold(split.name, total[:n_train], train_id, total[n_train:], ids[len(split.train) :])
 
 
+def training_moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return each voxel's mean and standard deviation, and whether it changes at all.
+
+    Parameters
+    ----------
+    x : array of shape (n_trials, n_voxels)
+        Training trials of a session.
+
+    Returns
+    -------
+    mean, sd : float64 arrays of shape (n_voxels,)
+    changes : bool array of shape (n_voxels,)
+        False where values are not finite, too.
+    """
+    mean, sd = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64)
+    # Rounding leaves a constant voxel with a tiny non-zero spread, hence the relative bound.
+    return mean, sd, np.isfinite(sd) & (sd > 1e-6 * np.abs(mean))
+
+
 def _standardise(
     subject: Subject, trials: np.ndarray, training: np.ndarray, session: int
 ) -> np.ndarray:
@@ -213,10 +232,8 @@ def _standardise(
         n = int(training.sum())
         raise InputError(f"{where}: {n} training trials; it takes 2 to standardise. Leave it out.")
     x = subject.responses[trials]
-    mean = x[training].mean(axis=0, dtype=np.float64)
-    sd = x[training].std(axis=0, dtype=np.float64)
-    # Rounding leaves a constant voxel with a tiny non-zero spread, hence the relative bound.
-    bad = np.flatnonzero(~np.isfinite(sd) | (sd <= 1e-6 * np.abs(mean)))
+    mean, sd, changes = training_moments(x[training])
+    bad = np.flatnonzero(~changes)
     if bad.size:
         raise InputError(
             f"{where}: {bad.size} of {sd.size} voxels are constant or not finite in the training "

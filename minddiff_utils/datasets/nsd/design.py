@@ -1,14 +1,18 @@
-"""NSD's files and experiment: where each lies, which sessions there are, what was shown when."""
+"""NSD's files and experiment: where each lies, what was shown when, pictures and captions."""
 
+import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from minddiff_utils.datasets.reading import read_matlab
-from minddiff_utils.io import InputError
+from minddiff_utils.datasets.reading import MAX_SIDE, open_hdf5, read_matlab, read_rows, reading
+from minddiff_utils.datasets.recording import flat_pictures, parse_sessions
+from minddiff_utils.datasets.subject import check_ids
+from minddiff_utils.io import Ids, InputError
 
 SPACE = "func1pt8mm"
 BETAS = "betas_fithrf_GLMdenoise_RR"
@@ -16,6 +20,9 @@ BETA_SUFFIXES = (".hdf5", ".nii.gz", ".nii")  # the first that is there is read
 # Test pictures of the two protocols in use, and the sessions that show them: 37 were public at
 # first, all 40 are now.
 PROTOCOLS = {982: 37, 1000: 40}
+
+HINT = "It is part of NSD's nsddata/experiments/nsd."
+ANNOTATIONS = "Get annotations_trainval2017.zip from cocodataset.org and put its files there."
 
 Sessions = int | str | Sequence[int] | None
 
@@ -135,26 +142,13 @@ def choose_sessions(
         given = f"protocol={protocol!r} with sessions={sessions!r}"
         raise InputError(f"{given}: give protocol 982 or 1000 without sessions, or sessions alone")
     chosen = found[-1] if sessions is None else sessions
-    wanted = _parse_sessions(PROTOCOLS[protocol] if protocol else chosen)
+    wanted = parse_sessions(PROTOCOLS[protocol] if protocol else chosen)
     missing = [number for number in wanted if number not in found]
     if missing:
         there = f"{tree.subject} has sessions {', '.join(map(str, found))}"
         what = "leave out `protocol`" if protocol else "name the sessions to read with `sessions`"
         raise InputError(f"{tree.session(missing[0])} is missing; {there}. Fetch it, or {what}.")
     return wanted
-
-
-def _parse_sessions(sessions: int | str | Sequence[int]) -> list[int]:
-    """Return the numbers that were meant, sorted, each once."""
-    text = f"1-{sessions}" if isinstance(sessions, int) else str(sessions).strip("[]()")
-    parts = [re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part) for part in text.split(",")]
-    ends = [(int(part[1]), int(part[2] or part[1])) for part in parts if part]
-    numbers = sorted({number for first, last in ends for number in range(first, last + 1)})
-    if not all(parts) or not numbers or numbers[0] < 1:
-        raise InputError(
-            f"sessions={sessions!r}: expected how many (from the first), or which, such as 1-10,12"
-        )
-    return numbers
 
 
 def read_design(tree: NsdTree) -> Design:
@@ -170,7 +164,7 @@ def read_design(tree: NsdTree) -> Design:
         If the file is missing or damaged, lacks a variable, or has no such subject.
     """
     names = ("masterordering", "subjectim", "sharedix")
-    content = read_matlab(tree.design, names, "It is part of NSD's nsddata/experiments/nsd.")
+    content = read_matlab(tree.design, names, HINT)
     order, pictures = (content[name].astype(np.int64) for name in names[:2])
     row = int(tree.subject[4:]) - 1
     if row >= len(pictures) or order.min() < 1 or order.max() > pictures.shape[1]:
@@ -215,3 +209,108 @@ def read_trials(
             )
     places = np.concatenate([np.arange(n * (number - 1), n * number) for number in n_trials])
     return design.stimulus_id[places], places // n + 1, design.shared[places]
+
+
+def read_captions(path: Path) -> dict[int, list[str]]:
+    """Read a file of captions in COCO's form.
+
+    Parameters
+    ----------
+    path : Path
+        JSON with `annotations`, each with the whole number `image_id` and the text `caption`.
+
+    Returns
+    -------
+    dict of int to list of str
+        Captions by `image_id`, in the order of their `id`; in that of the file without one. What
+        is empty or null is no caption.
+
+    Raises
+    ------
+    InputError
+        If the file is missing or no such file, or an annotation is no caption.
+    """
+    found: dict[int, list[tuple[int, str]]] = {}
+    with reading(path, "COCO caption file", ANNOTATIONS):
+        for place, item in enumerate(json.loads(path.read_bytes())["annotations"]):
+            # Through text: 7 and "7" are numbers of a picture, 7.5 and null are not.
+            picture, order = int(str(item["image_id"])), int(str(item.get("id", place)))
+            text = (item["caption"] or "").strip()
+            found.setdefault(picture, []).extend([(order, text)] * bool(text))
+    return {picture: [text for _, text in sorted(rows)] for picture, rows in found.items()}
+
+
+class NsdStimuli:
+    """Pictures from `nsd_stimuli.hdf5` and captions from COCO's files, read when asked for.
+
+    Parameters
+    ----------
+    tree : NsdTree
+    ids : int64 array
+        NSD ids (from 0) of the stimuli that were seen.
+
+    Notes
+    -----
+    Every NSD picture is a square cut from a COCO photograph; `nsd_stim_info_merged.csv` gives the
+    photograph as `cocoId` and what was cut off as `cropBox`. COCO's captions describe the whole
+    photograph, so a caption may name something that the crop has lost.
+    """
+
+    def __init__(self, tree: NsdTree, ids: np.ndarray):
+        self.tree = tree
+        self.ids = np.unique(ids).astype(np.int64)
+
+    def pictures(self, ids: Ids) -> np.ndarray:
+        """Return uint8 (n, height, width, 3), in the order of `ids`.
+
+        Raises
+        ------
+        InputError
+            If the file is missing, damaged, or has no such picture, or one of a single colour.
+        """
+        path = self.tree.pictures
+        with open_hdf5(path, "imgBrick") as brick:
+            if brick.ndim != 4 or brick.dtype != np.uint8 or max(brick.shape[1:3]) > MAX_SIDE:
+                raise InputError(
+                    f"{path}: imgBrick is {brick.dtype} {brick.shape}; expected uint8 (n, height, "
+                    f"width, 3), sides to {MAX_SIDE}. Fetch it again."
+                )
+            found = read_rows(brick, check_ids(ids, len(brick)))
+        flat = np.flatnonzero(flat_pictures(found))
+        if flat.size:
+            raise InputError(f"{path}: picture {ids[flat[0]]} has one colour: fetch it again")
+        return found
+
+    def captions(self, ids: Ids) -> list[tuple[str, ...]]:
+        """Return five captions a picture, in the order of `ids`.
+
+        Raises
+        ------
+        InputError
+            If a file is missing or damaged, or a picture has no five captions.
+        """
+        coco = [self._coco_ids.get(int(one)) for one in ids]
+        found = [self._texts.get(one, []) for one in coco]
+        for stimulus, one, texts in zip(ids, coco, found, strict=True):
+            if len(texts) < 5:
+                n = f"stimulus {stimulus} (COCO id {one}) has {len(texts)} captions"
+                raise InputError(
+                    f"{n} in {self.tree.captions[0].parent}; expected 5. {ANNOTATIONS}"
+                )
+        # A few COCO pictures have six or seven; the method averages five.
+        return [tuple(texts[:5]) for texts in found]
+
+    @cached_property
+    def _coco_ids(self) -> dict[int, int]:
+        columns = ["nsdId", "cocoId"]
+        with reading(self.tree.stimulus_table, "table of nsdId and cocoId", HINT):
+            import pandas as pd  # takes a second, and `minddiff check` needs it rarely
+
+            table = pd.read_csv(self.tree.stimulus_table, usecols=columns).astype(int)
+        return dict(table[columns].to_numpy().tolist())
+
+    @cached_property
+    def _texts(self) -> Mapping[int | None, list[str]]:
+        wanted = {self._coco_ids.get(int(i)) for i in self.ids}
+        files = map(read_captions, self.tree.captions)
+        return {coco: texts for file in files for coco, texts in file.items() if coco in wanted}

@@ -20,6 +20,7 @@ KASTNER_GROUPS = {
     "IPS": ("IPS0", "IPS1", "IPS2", "IPS3", "IPS4", "IPS5"),
 }
 # fmt: on
+HINT = "It is part of NSD's nsddata or nsddata_betas."
 KASTNER = "Kastner2015"
 GENERAL = "nsdgeneral"
 ROUNDING = 1e-3  # that labels may be off whole numbers
@@ -73,14 +74,12 @@ def read_regions(tree: NsdTree, rois: str) -> Regions:
         another shape or on another grid than the betas, a label is no whole number, or a region
         asked for by name has no voxel.
     """
-    ncsnr, affine = read_volume(tree.ncsnr)
+    ncsnr, affine = read_volume(tree.ncsnr, HINT)
     masks: dict[str, np.ndarray] = {}
     for part in map(str.strip, rois.split("+")):
         atlas, regions = _parse(tree, part)
         path = tree.roi(atlas)
-        values, its_affine = read_volume(path, ncsnr.shape)
-        _check_grid(path, ncsnr.shape, its_affine, affine)
-        volume = _whole(path, values)
+        volume = read_labels(path, ncsnr.shape, affine)
         for name, labels in regions.items():
             mask = np.isin(volume, labels)
             if mask.any():
@@ -97,8 +96,28 @@ def read_regions(tree: NsdTree, rois: str) -> Regions:
     return Regions(affine, ncsnr.shape, ijk, roi, ncsnr[place].astype(np.float32))
 
 
-def _whole(path: Path, volume: np.ndarray) -> np.ndarray:
-    """Return labels as integers; what is not a number belongs to no region, as label 0."""
+def read_labels(path: Path, shape: tuple[int, ...], grid: np.ndarray) -> np.ndarray:
+    """Read a volume of labels that lies on the grid of the responses.
+
+    Parameters
+    ----------
+    path : Path
+    shape : tuple of int
+    grid : array of shape (4, 4)
+        The affine of the responses.
+
+    Returns
+    -------
+    int64 array of `shape`
+        What is not a number belongs to no region, as label 0.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, damaged, of another shape or grid, or holds what is no label.
+    """
+    volume, affine = read_volume(path, HINT, shape)
+    _check_grid(path, shape, affine, grid)
     volume = np.where(np.isnan(volume), 0, volume)
     labels = np.rint(volume)
     wrong = np.isinf(volume) | ~np.isclose(volume, labels, rtol=0, atol=ROUNDING)
@@ -123,22 +142,39 @@ def _check_grid(path: Path, shape: tuple[int, ...], affine: np.ndarray, grid: np
         )
 
 
+def atlases_of(rois: str) -> list[str]:
+    """Return the atlases of the folder `roi` that hold the regions asked for, each once.
+
+    Parameters
+    ----------
+    rois : str
+        As in `read_regions`.
+    """
+    return list(dict.fromkeys(_atlas_of(part.strip()) for part in rois.split("+")))
+
+
+def _atlas_of(part: str) -> str:
+    """Return the atlas of one part of `rois`: the paper's groups are of Kastner2015."""
+    named, colon, _ = part.partition(":")
+    grouped = {name.strip() for name in named.split(",")} <= {*KASTNER_GROUPS, KASTNER.lower()}
+    return KASTNER if grouped and not colon else named
+
+
 def _parse(tree: NsdTree, part: str) -> tuple[str, dict[str, list[int]]]:
     """Return the atlas of one part of `rois`, and the integer labels of each region."""
-    if part == GENERAL:
+    atlas, (named, _, chosen) = _atlas_of(part), part.partition(":")
+    names = [name.strip() for name in (chosen or named).split(",")]
+    if atlas == GENERAL:
         return GENERAL, {GENERAL: [1]}
-    atlas, _, chosen = part.partition(":")
-    names = [name.strip() for name in (chosen or part).split(",")]
-    if part == KASTNER.lower():
-        atlas, groups = KASTNER, KASTNER_GROUPS
-    elif chosen or tree.roi(part).exists():
+    if atlas != named:
+        groups = {name: KASTNER_GROUPS[name] for name in names if name in KASTNER_GROUPS}
+        groups = groups or KASTNER_GROUPS
+    elif tree.roi(atlas).exists():
         groups = {name: (name,) for name in names if chosen}
     else:
-        atlas, groups = KASTNER, {name: KASTNER_GROUPS.get(name, ()) for name in names}
-    unknown = [name for name, parts in groups.items() if not parts]
-    if unknown or (chosen and not tree.roi(atlas).exists()):
+        unknown = named if chosen else next(name for name in names if name not in KASTNER_GROUPS)
         raise InputError(
-            f"rois: {[*unknown, atlas][0]!r} is unknown; give kastner2015, nsdgeneral or some of "
+            f"rois: {unknown!r} is unknown; give kastner2015, nsdgeneral or some of "
             f"{','.join(KASTNER_GROUPS)}, or an atlas of {tree.rois} "
             f"({', '.join(tree.atlases) or 'none'}), such as streams or streams:ventral,lateral"
         )

@@ -19,8 +19,8 @@ import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
-from minddiff_utils.datasets.content import trial_fault
 from minddiff_utils.datasets.reading import open_file, open_hdf5, read_rows, reading
+from minddiff_utils.datasets.recording import partly_missing, trial_fault
 from minddiff_utils.io import Ids, InputError, atomic_path
 from minddiff_utils.storage import open_to_write
 
@@ -291,13 +291,6 @@ def _faulty(path: Path, values: np.ndarray) -> np.ndarray:
         If a voxel is NaN or infinite in some trials only: no part of the brain does that; or
         trials are zero throughout or equal to others.
     """
-    fault, bad = trial_fault(values), ~np.isfinite(values)
-    partly = bad.any(axis=0) & ~bad.all(axis=0)
-    if partly.any():
-        first = int(np.flatnonzero(bad[:, partly].any(axis=1))[0])
-        fault = (
-            f"{partly.sum()} voxels are NaN or infinite in some trials (first in trial {first})."
-        )
-    if fault:
+    if fault := partly_missing(values) or trial_fault(values):
         raise InputError(f"{path}: {fault} Fetch it again.")
-    return bad.all(axis=0) | (values.min(axis=0) == values.max(axis=0))
+    return ~np.isfinite(values[0]) | (values.min(axis=0) == values.max(axis=0))

@@ -1,0 +1,332 @@
+"""What readers have in common: grey pictures, regions by name, voxels of use, faults of content."""
+
+import hashlib
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from minddiff_utils.datasets.subject import Split, Stimuli, Subject, check_ids, training_moments
+from minddiff_utils.io import Ids, InputError
+
+EVERY = ("all", "kastner2015")  # the latter is the notebooks' default
+BLOCK_BYTES = 32 * 2**20  # of pictures in memory at once
+SAMPLE = 200  # trials from which it is judged how often equal values come by chance
+BY_CHANCE = 0.01  # equal trials that are expected; above it, they say nothing
+
+
+@dataclass(frozen=True)
+class GreyStimuli:
+    """Pictures in grey, held in memory; the id is the place in the list.
+
+    Parameters
+    ----------
+    grey : uint8 array of shape (n, height, width)
+    texts : sequence of tuple of str
+        Captions of each picture.
+    """
+
+    grey: np.ndarray
+    texts: Sequence[tuple[str, ...]]
+
+    @property
+    def ids(self) -> np.ndarray:
+        """int64 (n,), from 0."""
+        return np.arange(len(self.grey))
+
+    def pictures(self, ids: Ids) -> np.ndarray:
+        """Return uint8 (n, height, width, 3), three equal channels, in the order of `ids`."""
+        return in_colour(self.grey[check_ids(ids, len(self.grey))])
+
+    def captions(self, ids: Ids) -> list[tuple[str, ...]]:
+        """Return the captions of each picture, in the order of `ids`."""
+        return [self.texts[i] for i in check_ids(ids, len(self.grey))]
+
+
+def in_colour(pictures: np.ndarray) -> np.ndarray:
+    """Return pictures (n, height, width), or that with three channels, with three channels."""
+    return pictures if pictures.ndim == 4 else np.repeat(pictures[..., None], 3, axis=3)
+
+
+def choose_regions(rois: str, known: Iterable[str]) -> list[str]:
+    """Return the names of the regions that are meant.
+
+    Parameters
+    ----------
+    rois : str
+        "all" or "kastner2015" for all, or names with commas between.
+    known : iterable of str
+
+    Raises
+    ------
+    InputError
+        If one is not among the known.
+    """
+    known = list(known)
+    wanted = known if rois in EVERY else [name.strip() for name in rois.split(",")]
+    unknown = [name for name in wanted if name not in known]
+    if unknown:
+        raise InputError(
+            f"rois={rois!r}: {unknown[0]!r} is unknown; give all or some of {','.join(known)}"
+        )
+    return wanted
+
+
+def parse_sessions(sessions: int | str | Sequence[int]) -> list[int]:
+    """Return the numbers of the sessions that are meant, sorted, each once.
+
+    Parameters
+    ----------
+    sessions : int, str, or sequence of int
+        The first so many; or exactly these, from 1, also as text such as "1-10,12".
+
+    Raises
+    ------
+    InputError
+        If it is none of these.
+    """
+    text = f"1-{sessions}" if isinstance(sessions, int) else str(sessions).strip("[]()")
+    parts = [re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part) for part in text.split(",")]
+    ends = [(int(part[1]), int(part[2] or part[1])) for part in parts if part]
+    numbers = sorted({number for first, last in ends for number in range(first, last + 1)})
+    if not all(parts) or not numbers or numbers[0] < 1:
+        raise InputError(
+            f"sessions={sessions!r}: expected how many (from the first), or which, such as 1-10,12"
+        )
+    return numbers
+
+
+def listed(unit: str, places: Ids) -> str:
+    """Write "voxel 3" or "voxels 3, 4, 5 and 7 more"."""
+    more = f" and {len(places) - 3} more" if len(places) > 3 else ""
+    return f"{unit}{'s' * (len(places) > 1)} {', '.join(str(int(p)) for p in places[:3])}{more}"
+
+
+# ------------------------------------------------------------------- from values to a subject
+
+
+def single_session(
+    name: str,
+    dataset: str,
+    responses: np.ndarray,
+    stimulus_id: np.ndarray,
+    roi: dict[str, np.ndarray],
+    splits: Sequence[Split],
+    stimuli: Stimuli,
+) -> Subject:
+    """Put together a published recording of one person, S1, in one session.
+
+    Raises
+    ------
+    InputError
+        If another person is asked for.
+    """
+    if name != "S1":
+        raise InputError(f"subject={name!r} is unknown; this recording has S1 only")
+    session, stimulus_id = np.ones(len(stimulus_id), np.int64), stimulus_id.astype(np.int64)
+    return Subject(name, dataset, responses, stimulus_id, session, roi, tuple(splits), stimuli)
+
+
+def checked(path: str | Path, subject: Subject, hint: str = "") -> Subject:
+    """Return a recording with its `useful_voxels` and `noted_copies`.
+
+    Raises
+    ------
+    InputError
+        With the first fault that either finds; `hint` says what to do.
+    """
+    try:
+        found, faults = noted_copies(useful_voxels(subject))
+    except InputError as error:
+        faults = [str(error)]
+    if faults:
+        raise InputError(f"{path}: {faults[0]} {hint}".rstrip())
+    return found
+
+
+def useful_voxels(subject: Subject) -> Subject:
+    """Leave out voxels of no region, and those that are not finite or do not change.
+
+    What counts is whether a voxel changes in the training trials of every session and split: that
+    is what standardises it.
+
+    Parameters
+    ----------
+    subject : Subject
+        With its responses in memory.
+
+    Returns
+    -------
+    Subject
+        With float32 responses; `n_dropped` counts the voxels of the regions that were left out.
+
+    Raises
+    ------
+    InputError
+        If no voxel of a region is left, or the noise ceiling of one that is left is no number.
+    """
+    x, inside = subject.responses[:], np.any(list(subject.roi.values()), axis=0)
+    changes: np.ndarray = np.isfinite(x).all(axis=0)
+    for train in {split.train.tobytes(): split.train for split in subject.splits}.values():
+        training = np.isin(subject.stimulus_id, train)
+        for number in np.unique(subject.session):
+            some = x[training & (subject.session == number)][:, changes]
+            changes[changes] = training_moments(some)[2]
+    keep = inside & changes
+    roi = kept_regions(subject.roi, keep)
+    kept = {
+        name: values[keep]
+        for name in ("ncsnr", "voxel_ijk")
+        if (values := getattr(subject, name)) is not None
+    }
+    ratio = kept.get("ncsnr", np.zeros(keep.sum()))
+    bad = np.flatnonzero(keep)[~(np.isfinite(ratio) & (ratio >= 0))]
+    if bad.size:
+        raise InputError(
+            f"`ncsnr` of {listed('voxel', bad)} is not finite or below zero; expected 0 or more."
+        )
+    return replace(
+        subject,
+        responses=np.ascontiguousarray(x[:, keep], np.float32),
+        roi=roi,
+        n_dropped=int((inside & ~changes).sum()),
+        **kept,
+    )
+
+
+def kept_regions(
+    roi: Mapping[str, np.ndarray], keep: np.ndarray, where: str = ""
+) -> dict[str, np.ndarray]:
+    """Return the masks of the voxels that are kept.
+
+    Raises
+    ------
+    InputError
+        If a region has no such voxel.
+    """
+    lost = [name for name, mask in roi.items() if not (mask & keep).any()]
+    if lost:
+        raise InputError(
+            f"{where}every voxel of region {lost[0]} is NaN or constant in the training trials of "
+            "a session: mend its responses, or leave it out of `rois`."
+        )
+    return {name: mask[keep] for name, mask in roi.items()}
+
+
+def noted_copies(subject: Subject) -> tuple[Subject, list[str]]:
+    """Read all pictures and responses once: note copies, and say what is wrong with the values.
+
+    Parameters
+    ----------
+    subject : Subject
+        With its responses in memory.
+
+    Returns
+    -------
+    subject : Subject
+        With `copy_of`, the least of the ids that have the same pixels, for each stimulus.
+    faults : list of str
+        A sentence or two each: pictures of one colour, or of values 0 and 1; a test picture that
+        is a training picture by its pixels; trials of zeros, or equal to one another.
+    """
+    ids = subject.stimulus_ids
+    highest, flat, keys = 0, list[int](), list[bytes]()
+    for some, pictures in stream_pictures(subject.stimuli, ids):
+        highest = max(highest, int(pictures.max()))
+        flat += some[flat_pictures(pictures)].tolist()
+        keys += digests(pictures)
+    key_of = dict(zip(ids.tolist(), keys, strict=True))
+    faults = ["", _shared_pictures(subject.splits, key_of), trial_fault(subject.responses[:])]
+    if highest <= 1:
+        faults[:2] = [
+            f"`pictures` hold values from 0 to {highest}; expected 0 to 255. Were they cast from "
+            "numbers between 0 and 1? Write np.uint8(np.round(255 * pictures)) of those."
+        ]
+    elif flat:
+        faults[0] = f"one colour throughout in {listed('picture', flat)}, never written? Leave out."
+    least = {key_of[one]: one for one in reversed(key_of)}
+    copies = {one: least[key] for one, key in key_of.items()}
+    return replace(subject, copy_of=copies), [fault for fault in faults if fault]
+
+
+def _shared_pictures(splits: Iterable[Split], keys: Mapping[int, bytes]) -> str:
+    """Say which test pictures are training pictures too, in the first split that has some."""
+    for split in splits:
+        trained = {keys[i]: i for i in split.train[::-1].tolist()}
+        copies = [i for i in split.test.tolist() if keys[i] in trained]
+        if copies:
+            return (
+                f"tested and trained with the same pixels: {listed('test picture', copies)} (the "
+                f"first is training picture {trained[keys[copies[0]]]}). Let all copies of a "
+                "picture train or all test, best under one number."
+            )
+    return ""
+
+
+def stream_pictures(stimuli: Stimuli, ids: Ids) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield ids and pictures, as many at a time as 32 MiB hold."""
+    ids = np.asarray(ids, np.int64)
+    step = max(1, BLOCK_BYTES // stimuli.pictures(ids[:1]).nbytes) if len(ids) else 1
+    for first in range(0, len(ids), step):
+        yield ids[first : first + step], stimuli.pictures(ids[first : first + step])
+
+
+def flat_pictures(pictures: np.ndarray) -> np.ndarray:
+    """Return which pictures (n, height, width, 3) have one colour throughout; bool (n,)."""
+    return (pictures == pictures[:, :1, :1]).all(axis=(1, 2, 3))
+
+
+def digests(rows: Iterable[np.ndarray]) -> list[bytes]:
+    """Return the SHA-256 of each array: equal for equal pictures, or trials."""
+    return [hashlib.sha256(np.ascontiguousarray(row).data).digest() for row in rows]
+
+
+def partly_missing(x: np.ndarray) -> str:
+    """Say how many voxels of `x` (n_trials, n_voxels) are no numbers in some trials only."""
+    bad = ~np.isfinite(x)
+    partly = bad.any(axis=0) & ~bad.all(axis=0)
+    if not partly.any():
+        return ""
+    return (
+        f"`responses` are NaN or infinite in some trials for {partly.sum()} of {x.shape[1]} "
+        f"voxels, first in trial {bad[:, partly].any(axis=1).argmax()} counted from 0."
+    )
+
+
+def trial_fault(x: np.ndarray) -> str:
+    """Say which trials were not written, or written twice; nothing if that may be chance.
+
+    Parameters
+    ----------
+    x : array of shape (n_trials, n_voxels)
+
+    Returns
+    -------
+    str
+        Empty if no trial is zero throughout or equal to another in all voxels. Few voxels with
+        few values, such as counts, agree by chance: trials that may are not told.
+    """
+    zero = np.flatnonzero(~x.any(axis=1))
+    _, first, origin = np.unique(digests(x), return_index=True, return_inverse=True)
+    origin = first[origin]
+    again = np.setdiff1d(np.flatnonzero(origin != np.arange(len(x))), zero)
+    distinct = np.setdiff1d(origin, zero)
+    sample = x[distinct[:: max(1, -(-len(distinct) // SAMPLE))]]
+    if len(sample) < 2:
+        return ""
+    if zero.size and len(x) * _chance(sample == 0) < BY_CHANCE:
+        return f"`responses` are zero in all voxels for {listed('trial', zero)}: leave them out."
+    if again.size and math.comb(len(x), 2) * _chance(sample[1:] == sample[:-1]) < BY_CHANCE:
+        return (
+            f"`responses` repeat, value by value, in {listed('trial', again)} (the first equals "
+            f"trial {origin[again[0]]}). Give each trial its own, averaged ones one row a picture."
+        )
+    return ""
+
+
+def _chance(hits: np.ndarray) -> float:
+    """Chance that all voxels hit at once, each as often as in `hits` (n, n_voxels) or 1 in n."""
+    return float(np.prod(np.maximum(hits.mean(axis=0), 1 / len(hits))))
