@@ -4,7 +4,6 @@ import base64
 import gzip
 import hashlib
 import io
-import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +12,7 @@ from loopback import serve
 from tqdm import tqdm
 
 from minddiff_utils.datasets import fetch as module
-from minddiff_utils.datasets.fetch import digest, fetch_file, look_up, require_space, show_bytes
+from minddiff_utils.datasets.fetch import digest, fetch_file, look_up, show_bytes
 from minddiff_utils.io import InputError, lock_file
 
 BODY = np.random.default_rng(0).bytes(3_000_000)
@@ -176,14 +175,6 @@ def test_empty_file(server, tmp_path, bar):
 def test_unknown_address(server, address, said):
     with pytest.raises(InputError, match=said):
         look_up(address.format(server.url))
-
-
-def test_too_little_space_is_said_before(tmp_path, monkeypatch):
-    require_space(tmp_path / "deep/folder", 1000)
-    usage = shutil.disk_usage(tmp_path)._replace(free=module.SPARE + 999)
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(InputError, match=r"deep/folder has 67.1MB free; 67.1MB are needed"):
-        require_space(tmp_path / "deep/folder", 1000)
 
 
 @pytest.mark.parametrize(("size", "part"), [(0, 4), (8, 4), (9, 4), (3 * 2**20, 2**20 + 1)])

@@ -6,7 +6,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from minddiff_utils.datasets import Split, Subject
-from minddiff_utils.datasets.miyawaki import CAPTIONS, pattern_stimuli
+from minddiff_utils.datasets.miyawaki import CAPTIONS, grey_patterns
+from minddiff_utils.datasets.recording import in_memory
 from minddiff_utils.figures import data as figures_data
 
 
@@ -29,7 +30,7 @@ def make_subject(places):
         session=np.repeat([1, 2], 20),
         roi={"V1": half, "V2": ~half} if places else {"V1": np.ones(n_voxels, bool)},
         splits=(Split("x", np.arange(9), np.arange(9, 10)),),
-        stimuli=pattern_stimuli(rng.random((10, 10, 10)) < 0.5, [*CAPTIONS.values()]),
+        stimuli=in_memory(grey_patterns(rng.random((10, 10, 10)) < 0.5), [*CAPTIONS.values()]),
         **(known if places else {}),
     )
 

@@ -53,14 +53,14 @@ def edit_betas(tree, change, number=1):
         file["betas"] = change(betas)
 
 
-def test_not_a_tree(tmp_path):
-    with pytest.raises(InputError, match="the folder that holds nsddata"):
-        load_subject("nsd", tmp_path, "subj01")
-
-
-def test_unknown_subject_lists_those_present(tree):
-    with pytest.raises(InputError, match="'subj05' is not in .* which has subj01"):
+def test_not_a_tree_unknown_subject_or_no_sessions(tree, tmp_path):
+    with pytest.raises(InputError, match=r"has none. Choose .* \(that holds nsddata"):
+        load_subject("nsd", tmp_path / "nothing", "subj01")
+    with pytest.raises(InputError, match="subj05.* has no betas_.*ppdata has subj01. Choose"):
         load_subject("nsd", tree, "subj05")
+    for path in (tree / BETAS.format("subj01")).glob("betas_*"):
+        path.unlink()
+    fails(tree, "subj01.* has no betas_session01.hdf5, .* or fetch them")
 
 
 @pytest.mark.parametrize("file", [DESIGN, ROI, TABLE, NCSNR])
@@ -86,12 +86,6 @@ def test_missing_session_is_named(tree):
     fails(tree, "sessions=0: expected how many", sessions=0)
     fails(tree, "sessions='2-x': expected how many", sessions="2-x")
     assert set(load(tree, sessions="2-3").session) == {2, 3}
-
-
-def test_no_sessions(tree):
-    for path in (tree / BETAS.format("subj01")).glob("betas_*"):
-        path.unlink()
-    fails(tree, "fetch the subject's betas")
 
 
 def test_session_of_another_length(tree):
@@ -228,7 +222,7 @@ def test_design_of_another_experiment(tree):
     fails(tree, "lacks subjectim, sharedix")
     bad = {"masterordering": [[1, 7]], "subjectim": np.ones((1, 5)), "sharedix": [[1]]}
     scipy.io.savemat(tree / DESIGN, bad)
-    fails(tree, r"subjectim has shape \(1, 5\); .* masterordering, 1 to 7")
+    fails(tree, r"subjectim is \(1, 5\); .* a row for subj01, columns 1 to 7")
 
 
 def test_ncsnr_of_another_shape(tree):

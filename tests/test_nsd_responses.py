@@ -232,7 +232,7 @@ def test_nothing_is_left_of_a_gathering_that_stopped(small, tmp_path, reads, mon
 
 def test_no_room_is_said_before_reading(small, tmp_path, monkeypatch):
     monkeypatch.setattr(storage.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 0))
-    with pytest.raises(InputError, match="no space is left .* or choose another `run_dir`"):
+    with pytest.raises(InputError, match="no space is left .* or choose another folder"):
         load_small(small, tmp_path / "cache")
 
 

@@ -97,13 +97,6 @@ def load_subject(
 def reload_subject(folder: str | Path) -> Subject:
     """Read the subject again that chapter 01 was given, whose results are in `folder`."""
     given = recall(folder)
-    return load_subject(
-        given.dataset,
-        given.data_path,
-        given.subject,
-        rois=given.rois,
-        sessions=given.sessions,
-        protocol=given.protocol,
-        repetitions=given.repetitions,
-        cache=folder,
-    )
+    names = ("rois", "sessions", "protocol", "repetitions")
+    chosen = {name: getattr(given, name) for name in names}
+    return load_subject(given.dataset, given.data_path, given.subject, **chosen, cache=folder)

@@ -15,13 +15,9 @@ from minddiff_utils.io import InputError
 PRESENT, MISSING, DAMAGED = "present", "missing", "damaged"
 UNREADABLE = "unreadable"  # for now: in use, forbidden, out of reach; nothing to download
 # About how many bytes there are to download for a file, by its name.
-SIZES = {
-    "nsd_stimuli.hdf5": 73_000 * 425 * 425 * 3,
-    "betas_session*": 1_050_000_000,
-    "captions_train2017.json": CAPTIONS_ZIP_BYTES,  # one archive holds both
-    "captions_val2017.json": 0,
-    "*": 10_000,
-}
+SIZES = {"nsd_stimuli.hdf5": 73_000 * 425 * 425 * 3, "betas_session*": 1_050_000_000}
+# One archive holds both.
+SIZES |= {"captions_train2017.json": CAPTIONS_ZIP_BYTES, "captions_val2017.json": 0, "*": 10_000}
 # Where files come from: a short name for the table, and what to do.
 ORIGINS = {
     "NSD": "public bucket s3://natural-scenes-dataset, after signing the data-access agreement at "
@@ -38,8 +34,6 @@ class Entry:
     Parameters
     ----------
     path : Path
-    origin : str
-        A key of `ORIGINS`.
     state : str
         "present", "missing", "damaged" or "unreadable".
     note : str
@@ -47,9 +41,13 @@ class Entry:
     """
 
     path: Path
-    origin: str
     state: str
     note: str = ""
+
+    @property
+    def origin(self) -> str:
+        """A key of `ORIGINS`."""
+        return "COCO" if self.path.suffix == ".json" else "NSD"
 
 
 def check_nsd(
@@ -84,16 +82,13 @@ def check_nsd(
         small = (path / "phantom.json").is_file()
         count = min(sessions or 99, max(tree.sessions, default=1)) if small else sessions
         files += nsd_files(path, [tree.subject], rois, count)
-    entries = _entries(dict.fromkeys(files), "NSD") + _entries(trees[0].captions, "COCO")
+    listed = dict.fromkeys([*files, *trees[0].captions])
+    entries = [Entry(file, PRESENT if file.is_file() else MISSING) for file in listed]
     if any(entry.state == PRESENT for entry in entries):
         for tree in trees:
             betas = [file for file in files if file.parent == tree.betas and file != tree.ncsnr]
             _read_nsd(tree, rois, betas, entries)
     return entries
-
-
-def _entries(files: Iterable[Path], origin: str) -> list[Entry]:
-    return [Entry(path, origin, PRESENT if path.is_file() else MISSING) for path in files]
 
 
 @contextmanager
@@ -126,7 +121,7 @@ def _read_nsd(tree: NsdTree, rois: str, betas: Sequence[Path], entries: Sequence
         if n_trials:
             read_trials(tree, n_trials)
     with _noting(entries, tree.stimulus_table):
-        stimuli = NsdStimuli(tree, read_design(tree).stimulus_id)
+        stimuli = NsdStimuli(tree, read_design(tree)[0])
         with _noting(entries, tree.pictures):
             stimuli.pictures(stimuli.ids[-1:])
         stimuli.captions(stimuli.ids)

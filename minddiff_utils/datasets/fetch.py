@@ -7,7 +7,6 @@ nothing of a download that stopped, and boto3 wants an account.
 import gzip
 import hashlib
 import re
-import shutil
 import sys
 import time
 import zipfile
@@ -26,6 +25,7 @@ from minddiff_utils.datasets.miyawaki import load_miyawaki_full
 from minddiff_utils.datasets.nsd.design import NsdTree
 from minddiff_utils.datasets.nsd.regions import atlases_of
 from minddiff_utils.io import InputError, atomic_path, lock_file
+from minddiff_utils.storage import check_room
 
 # NSD's bucket is public: what lies in it is also read without an account, by plain HTTPS.
 BUCKET = "https://natural-scenes-dataset.s3.us-east-2.amazonaws.com"
@@ -41,7 +41,6 @@ N_SESSIONS = {f"subj{number:02d}": count for number, count in enumerate(SESSIONS
 BLOCK = 2**20  # bytes handed over at a time
 PATIENCE = 60.0  # seconds without a byte after which a connection counts as broken
 ATTEMPTS = 6  # in a row without one new byte
-SPARE = 64 * 2**20  # bytes to leave free on the disk
 
 
 # ------------------------------------------------------------------- one file
@@ -128,10 +127,9 @@ def look_up(url: str, md5: str = "", bucket: bool = False) -> RemoteFile:
             return RemoteFile(url, size, _version(answer), md5, part)
     except (requests.RequestException, KeyError) as error:
         code = getattr(getattr(error, "response", None), "status_code", None)
-        raise (NotThere if code in (403, 404) else InputError)(
-            f"{hide_secrets(url)} cannot be fetched ({hide_secrets(error)}). Is the address right, "
-            "and is there a network?"
-        ) from None
+        kind = NotThere if code in (403, 404) else InputError
+        what = f"{hide_secrets(url)} cannot be fetched ({hide_secrets(error)})"
+        raise kind(f"{what}. Is the address right, and is there a network?") from None
 
 
 def _get(url: str, **headers: str) -> requests.Response:
@@ -180,17 +178,6 @@ def digest(path: str | Path, part: int = 0) -> str:
     return f"{hashlib.md5(b''.join(digests)).hexdigest()}-{len(digests)}"
 
 
-def require_space(folder: Path, n_bytes: int) -> None:
-    """Raise InputError unless `n_bytes` fit on the disk of `folder`, which need not exist yet."""
-    there = next(one for one in [folder, *folder.absolute().parents] if one.exists())
-    free, needed = shutil.disk_usage(there).free, n_bytes + SPARE
-    if free < needed:
-        raise InputError(
-            f"{folder} has {show_bytes(free)} free; {show_bytes(needed)} are needed. Free some, or "
-            "fetch fewer sessions or subjects."
-        )
-
-
 def fetch_file(remote: RemoteFile, path: Path, bar: tqdm) -> Path:
     """Download a file, from where an earlier run stopped, and verify it.
 
@@ -224,19 +211,16 @@ def fetch_file(remote: RemoteFile, path: Path, bar: tqdm) -> Path:
             reason = hide_secrets(error)
         failures = 0 if remote.done(path) > done else failures + 1
         if failures == ATTEMPTS:
-            raise InputError(
-                f"{remote.name}: {ATTEMPTS} connections in a row brought nothing ({reason}). "
-                f"{show_bytes(done)} are kept: the same command goes on from there."
-            )
+            nothing = f"{ATTEMPTS} connections in a row brought nothing ({reason})"
+            kept = f"{show_bytes(done)} are kept: the same command goes on from there"
+            raise InputError(f"{remote.name}: {nothing}. {kept}.")
         if failures:
             time.sleep(2 ** (failures - 1))
     fault = _fault(remote, partial, path.suffix)
     if fault:
         partial.unlink()
-        raise InputError(
-            f"{remote.name}: {fault}. Nothing was kept: run the command again. If it stays so, the "
-            "file at its source is damaged."
-        )
+        what = "Nothing was kept: run the command again. If it stays so, its source is damaged"
+        raise InputError(f"{remote.name}: {fault}. {what}.")
     return partial.replace(path)
 
 
@@ -370,7 +354,8 @@ def _in_bucket(
 def _download_all(folder: Path, wanted: Mapping[Path, RemoteFile], dry_run: bool = False) -> None:
     """Download files into their places below a folder, with one bar for all."""
     left = sum(remote.size - remote.done(path) for path, remote in wanted.items())
-    require_space(folder, left)
+    for path in list(wanted)[:1]:
+        check_room(path, left)
     said = f"{len(wanted)} files, {show_bytes(left)} to download into {folder}."
     print(said, file=sys.stderr, flush=True)
     if wanted and not dry_run:
@@ -385,15 +370,11 @@ def _unpack_captions(archive: Path, targets: Sequence[Path]) -> None:
     try:
         with zipfile.ZipFile(archive) as content:
             for target in targets:
-                # Reading to the end compares the archive's own checksum.
-                packed = content.open(f"annotations/{target.name}")
-                with packed, atomic_path(target) as temporary, open(temporary, "wb") as file:
-                    shutil.copyfileobj(packed, file)
+                with atomic_path(target) as temporary:  # reading compares the archive's checksum
+                    temporary.write_bytes(content.read(f"annotations/{target.name}"))
     except (zipfile.BadZipFile, zlib.error, KeyError) as error:
-        raise InputError(
-            f"{archive} is damaged, or another archive, and was removed ({error}). Run the command "
-            "again."
-        ) from None
+        what = f"{archive} is damaged, or another archive, and was removed ({error})"
+        raise InputError(f"{what}. Run the command again.") from None
     finally:
         archive.unlink()
 

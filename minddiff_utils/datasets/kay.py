@@ -11,21 +11,17 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from minddiff_utils.datasets.reading import reading
-from minddiff_utils.datasets.recording import GreyStimuli, checked, choose_regions, single_session
+from minddiff_utils.datasets.recording import checked, choose_regions, single_session, wrong_shapes
 from minddiff_utils.datasets.subject import Split, Subject
 from minddiff_utils.io import InputError
 
 FILE = "kay_images.npz"
 CAPTIONS_FILE = "kay_captions.json"
-# The arrays of the file, and their axes; "n" and "m" count training and test pictures.
-AXES = {
-    "stimuli": ("n", "height", "width"),
-    "stimuli_test": ("m", "height", "width"),
-    "responses": ("n", "n_voxels"),
-    "responses_test": ("m", "n_voxels"),
-    "roi": ("n_voxels",),
-    "roi_names": ("n_regions",),
-}
+# The arrays of the file, and their axes.
+AXES: dict[str, tuple[str, ...]]
+AXES = {"stimuli": ("n_train", "height", "width"), "stimuli_test": ("n_test", "height", "width")}
+AXES |= {"responses": ("n_train", "n_voxels"), "responses_test": ("n_test", "n_voxels")}
+AXES |= {"roi": ("n_voxels",), "roi_names": ("n_regions",)}
 SOURCE = "Fetch it (249 MB): minddiff fetch kay FOLDER."
 OUTSIDE = "Other"  # voxels of no region
 
@@ -71,28 +67,18 @@ def load_kay(path: str | Path, subject: str = "S1", *, rois: str = "kastner2015"
     grey = _grey(np.concatenate([content["stimuli"], content["stimuli_test"]]))
     ids, n_train = np.arange(len(grey)), len(content["responses"])
     split = Split("photographs", train=ids[:n_train], test=ids[n_train:])
-    stimuli = GreyStimuli(grey, _texts(path.with_name(CAPTIONS_FILE), len(ids)))
-    roi = _regions(path, content, rois)
-    found = single_session(subject, "kay", responses, ids, roi, [split], stimuli)
+    texts, roi = _texts(path.with_name(CAPTIONS_FILE), len(ids)), _regions(path, content, rois)
+    found = single_session(subject, "kay", responses, ids, roi, [split], grey, texts)
     return checked(path, found, SOURCE)
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
     """Return the six arrays, of shapes that fit one another."""
-    with (
-        reading(path, "archive of these arrays", SOURCE),
-        np.load(path, allow_pickle=False) as file,
-    ):
+    with reading(path, "archive of these arrays", SOURCE), np.load(path) as file:
         content = {key: file[key] for key in AXES}
-    length: dict[str, int] = {}
-    for key, values in content.items():
-        # The first array that has an axis says how long it is.
-        length = dict(zip(AXES[key], values.shape, strict=False)) | length
-        expected = tuple(length.get(axis, axis) for axis in AXES[key])
-        if values.shape != expected:
-            raise InputError(
-                f"{path}: {key} has shape {values.shape}; expected {expected}. {SOURCE}"
-            )
+    shapes = {key: values.shape for key, values in content.items()}
+    for _, fault in wrong_shapes(shapes, AXES):
+        raise InputError(f"{path}: {fault} {SOURCE}")
     return content
 
 

@@ -5,18 +5,16 @@ that `nilearn.datasets.fetch_miyawaki2008` unpacks: 20 runs of random patterns t
 runs of figures and letters to test, each a series of volumes and a table of what was on the screen.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from minddiff_utils.datasets.reading import read_matlab, read_volume, reading
-from minddiff_utils.datasets.recording import GreyStimuli, checked, choose_regions, single_session
+from minddiff_utils.datasets.recording import checked, choose_regions, single_session
 from minddiff_utils.datasets.subject import Split, Subject
 from minddiff_utils.io import InputError
 
-SIZE = 64  # px, side of the picture
 N_PATCHES = 10  # patches along each side
 PATCH = 6  # px, side of a patch
 BORDER = 2  # px around the patches
@@ -24,10 +22,7 @@ BACKGROUND = 128  # grey level between and around the patches that are on
 ON = 235  # grey level of a patch that is on
 
 N_REPETITIONS = 8  # of each figure in the small file
-SMALL_SOURCE = (
-    "It is sample/data/V1_mean_figure.mat of the public repository KamitaniLab/VBCCA; give the "
-    "path of that file."
-)
+SMALL_SOURCE = "Take sample/data/V1_mean_figure.mat of the public repository KamitaniLab/VBCCA."
 SOURCE = "Fetch the recording (153 MB): minddiff fetch miyawaki FOLDER."
 RUNS = {"random": 20, "figure": 12}
 REST = -1  # in the tables, in all columns, while nothing was shown
@@ -53,10 +48,8 @@ def pattern_picture(pattern: np.ndarray) -> np.ndarray:
     -------
     uint8 array of shape (64, 64, 3)
     """
-    grey = np.full((SIZE, SIZE), BACKGROUND, np.uint8)
-    inside = slice(BORDER, BORDER + N_PATCHES * PATCH)
-    patches = np.where(np.asarray(pattern, bool), ON, BACKGROUND).astype(np.uint8)
-    grey[inside, inside] = patches.repeat(PATCH, axis=0).repeat(PATCH, axis=1)
+    patches = np.kron(np.asarray(pattern, bool), np.ones((PATCH, PATCH), bool))
+    grey = np.where(np.pad(patches, BORDER), ON, BACKGROUND).astype(np.uint8)
     return np.repeat(grey[:, :, None], 3, axis=2)
 
 
@@ -119,9 +112,9 @@ def _captions(pattern: np.ndarray, is_figure: bool) -> tuple[str, ...]:
     return five_captions(size, f"{word} random patches", with_patches, f"{word} patches")
 
 
-def pattern_stimuli(patterns: np.ndarray, texts: Sequence[tuple[str, ...]]) -> GreyStimuli:
-    """Draw patterns (n, 10, 10)."""
-    return GreyStimuli(np.stack([pattern_picture(one)[..., 0] for one in patterns]), texts)
+def grey_patterns(patterns: np.ndarray) -> np.ndarray:
+    """Draw contrast patterns (n, 10, 10), each as `pattern_picture` does, in one channel."""
+    return np.stack([pattern_picture(pattern)[..., 0] for pattern in patterns])
 
 
 def _upright(flat: np.ndarray) -> np.ndarray:
@@ -159,24 +152,20 @@ def load_miyawaki(path: str | Path, subject: str = "S1", *, rois: str = "kastner
     path, size = Path(path), N_PATCHES**2
     flat, responses = read_matlab(path, ("I2", "R2"), SMALL_SOURCE).values()
     if flat.shape != (size, flat.shape[-1]) or responses.shape[1:] != flat.shape[1:]:
-        raise InputError(
-            f"{path}: I2 has shape {flat.shape} and R2 {responses.shape}; expected (100, n_trials) "
-            f"and (n_voxels, n_trials). {SMALL_SOURCE}"
-        )
+        found = f"I2 has shape {flat.shape} and R2 {responses.shape}"
+        raise InputError(f"{path}: {found}; expected (100, n), (n_voxels, n). {SMALL_SOURCE}")
     # In the order of appearance, which is that of the captions.
     number = {shown: place for place, shown in enumerate(dict.fromkeys(map(tuple, flat.T)))}
     stimulus = np.array([number[shown] for shown in map(tuple, flat.T)])
     counts = np.bincount(stimulus).tolist()
     if counts != [N_REPETITIONS] * len(CAPTIONS):
-        raise InputError(
-            f"{path}: {len(counts)} distinct pictures shown {counts} times; expected "
-            f"{len(CAPTIONS)} pictures, {N_REPETITIONS} times each. {SMALL_SOURCE}"
-        )
+        found = f"{len(counts)} distinct pictures shown {counts} times"
+        raise InputError(f"{path}: {found}; expected 10, {N_REPETITIONS} times. {SMALL_SOURCE}")
     ids = np.arange(len(number))
     splits = [Split(f"without_{x}", ids[ids != i], ids[[i]]) for i, x in enumerate(CAPTIONS)]
-    stimuli = pattern_stimuli(_upright(np.array(list(number))), list(CAPTIONS.values()))
-    roi = {"V1": np.ones(len(responses), bool)}
-    found = single_session(subject, "miyawaki", responses.T, stimulus, roi, splits, stimuli)
+    roi, texts = {"V1": np.ones(len(responses), bool)}, list(CAPTIONS.values())
+    grey, x = grey_patterns(_upright(np.array(list(number)))), responses.T
+    found = single_session(subject, "miyawaki", x, stimulus, roi, splits, grey, texts)
     return checked(path, found, SMALL_SOURCE)
 
 
@@ -260,8 +249,8 @@ def load_miyawaki_full(
     split = Split("figures", train=np.setdiff1d(stimulus, test), test=test)
     texts = [_captions(pattern, i in test) for i, pattern in enumerate(distinct)]
     roi = {name: region[tuple(ijk.T)] for name, region in regions.items()}
-    stimuli = pattern_stimuli(distinct, texts)
-    found = single_session(subject, "miyawaki_full", responses, stimulus, roi, [split], stimuli)
+    grey, name = grey_patterns(distinct), "miyawaki_full"
+    found = single_session(subject, name, responses, stimulus, roi, [split], grey, texts)
     found = replace(found, voxel_ijk=ijk, volume_shape=whole.shape, affine=affine)
     return checked(path, found, SOURCE)  # a voxel that is empty at rest has no signal change
 

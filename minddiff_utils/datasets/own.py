@@ -1,25 +1,17 @@
 """Anyone's own recording: one HDF5 file a subject, with the datasets of `LAYOUT`."""
 
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
 
-from minddiff_utils.datasets import reading
-from minddiff_utils.datasets.recording import (
-    EVERY,
-    choose_regions,
-    in_colour,
-    listed,
-    noted_copies,
-    partly_missing,
-    useful_voxels,
-)
-from minddiff_utils.datasets.subject import Split, Subject, check_ids
-from minddiff_utils.io import Ids, InputError
+from minddiff_utils.datasets import reading, recording
+from minddiff_utils.datasets.subject import Split, Subject
+from minddiff_utils.io import InputError
 
 
 class Form(NamedTuple):
@@ -65,38 +57,6 @@ FIRST = 32  # trials by which two files are told apart
 Values = dict[str, Any]
 
 
-class OwnStimuli:
-    """Pictures and captions of an own recording; pictures are read when asked for.
-
-    Parameters
-    ----------
-    path : Path
-        The HDF5 file.
-    ids : int64 array
-        Rows of `pictures` that were shown, sorted.
-    texts : sequence of tuple of str
-        Captions of every row of `pictures`.
-    """
-
-    def __init__(self, path: Path, ids: np.ndarray, texts: Sequence[tuple[str, ...]]):
-        self.path, self.ids, self.texts = path, ids, texts
-
-    def pictures(self, ids: Ids) -> np.ndarray:
-        """Return uint8 (n, side, side, 3), in the order of `ids`.
-
-        Raises
-        ------
-        InputError
-            If there is no such picture.
-        """
-        with reading.open_hdf5(self.path, "pictures") as stored:
-            return in_colour(reading.read_rows(stored, check_ids(ids, len(self.texts))))
-
-    def captions(self, ids: Ids) -> list[tuple[str, ...]]:
-        """Return the captions of each picture, in the order of `ids`."""
-        return [self.texts[i] for i in check_ids(ids, len(self.texts))]
-
-
 def check_own(path: str | Path) -> list[str]:
     """Say in words what is wrong with a recording in the project's own layout.
 
@@ -111,12 +71,11 @@ def check_own(path: str | Path) -> list[str]:
         One sentence or two a fault: which file and dataset, what was found, what was expected.
         Empty if the book can read the recording.
     """
-    path = Path(path)
-    files = list(_files(path).values()) if path.is_dir() else [path]
+    files = _files(Path(path))
     if not files:
         return [f"{path} holds no file *.h5; expected one a subject, such as {path}/S1.h5."]
-    faults = [fault for file in files for fault in _examine(file, "", "all")[1]]
-    return faults + _same_brains(files)
+    faults = [fault for file in files.values() for fault in _examine(file, "", "all")[1]]
+    return faults + _same_brains(files.values())
 
 
 def load_own(path: str | Path, subject: str = "S1", *, rois: str = "all") -> Subject:
@@ -143,15 +102,13 @@ def load_own(path: str | Path, subject: str = "S1", *, rois: str = "all") -> Sub
         If the file is missing, has a fault that `check_own` names, is of another subject, or has
         no such region.
     """
-    path, twins = Path(path), []
-    if path.is_dir():
-        files = _files(path)
-        if subject not in files:
-            there = f"subjects in {path}: {', '.join(files) or 'none'}"
-            raise InputError(f"{path / subject}.h5 is missing; {there}. Name them with `subjects`.")
-        path, twins = files[subject], _same_brains(files.values())
-    found, faults = _examine(path, subject, rois)
-    faults += twins
+    files = _files(Path(path))
+    file = files.get("", files.get(subject))
+    if file is None:
+        there = f"subjects in {path}: {', '.join(files) or 'none'}"
+        raise InputError(f"{path}/{subject}.h5 is missing; {there}. Name them with `subjects`.")
+    found, faults = _examine(file, subject, rois)
+    faults += _same_brains(files.values())
     if found is None or faults:
         more = len(faults) - 1
         rest = f" And {more} more: `minddiff check own {path}` names them all." if more else ""
@@ -165,7 +122,8 @@ def _examine(path: Path, name: str, rois: str) -> tuple[Subject | None, list[str
     try:
         values, faults = _read(path)
         if not faults:
-            found, faults = noted_copies(useful_voxels(_subject(path, values, name, rois)))
+            found = recording.useful_voxels(_subject(path, values, name, rois))
+            found, faults = recording.noted_copies(found)
     except InputError as error:
         faults = [str(error)]
     # Some name the file themselves.
@@ -175,10 +133,8 @@ def _examine(path: Path, name: str, rois: str) -> tuple[Subject | None, list[str
 def _subject(path: Path, values: Values, name: str, rois: str) -> Subject:
     """Put together the record of all voxels, with the regions asked for."""
     if name and values["subject"] not in (None, name):
-        raise InputError(
-            f"{path} is of subject {values['subject']!r}, not {name!r}. Ask for that one: "
-            f'make book PARAMS=own OWN={path} SET="subjects={values["subject"]}".'
-        )
+        what = f'ask for that one with SET="subjects={values["subject"]}"'
+        raise InputError(f"{path} is of subject {values['subject']!r}, not {name!r}: {what}.")
     label, stimulus = values["roi"], values["stimulus_id"]
     known = [region for region in dict.fromkeys(label.tolist()) if region]
     return Subject(
@@ -186,10 +142,12 @@ def _subject(path: Path, values: Values, name: str, rois: str) -> Subject:
         dataset="own",
         responses=values["responses"],
         stimulus_id=stimulus,
-        session=values["session"],
-        roi={region: label == region for region in choose_regions(rois, known)},
-        splits=tuple(Split(*parts) for parts in _splits(values)),
-        stimuli=OwnStimuli(path, np.unique(stimulus), values["captions"]),
+        session=values.get("session", np.ones(len(stimulus), np.int64)),
+        roi={region: label == region for region in recording.choose_regions(rois, known)},
+        splits=_splits(values),
+        stimuli=recording.ListedStimuli(
+            np.unique(stimulus), values["captions"], partial(_read_pictures, path)
+        ),
         volume_shape=tuple(values.get("volume_shape", np.empty(0)).tolist()) or None,
         ncsnr=values.get("ncsnr"),
         voxel_ijk=values.get("voxel_ijk"),
@@ -197,9 +155,16 @@ def _subject(path: Path, values: Values, name: str, rois: str) -> Subject:
     )
 
 
-def _files(folder: Path) -> dict[str, Path]:
-    """The HDF5 files of a folder by name of the subject, sorted."""
-    return {p.stem: p for p in sorted(folder.iterdir()) if p.suffix in SUFFIXES and p.is_file()}
+def _read_pictures(path: Path, rows: np.ndarray) -> np.ndarray:
+    with reading.open_hdf5(path, "pictures") as stored:
+        return reading.read_rows(stored, rows)
+
+
+def _files(path: Path) -> dict[str, Path]:
+    """The HDF5 files of a folder by name of the subject, sorted; or the one file, by no name."""
+    if not path.is_dir():
+        return {"": path}
+    return {p.stem: p for p in sorted(path.iterdir()) if p.suffix in SUFFIXES and p.is_file()}
 
 
 def _same_brains(files: Iterable[Path]) -> list[str]:
@@ -234,7 +199,7 @@ def _read(path: Path) -> tuple[Values, list[str]]:
     values: Values = {}
     with reading.open_file(path, HINT) as file:
         faults = [*_missing(file), *_read_datasets(file, values)]
-    for check in (_wrong_lengths, _wrong_values, _wrong_splits):
+    for check in (_wrong_lengths, _wrong_values):
         # Each takes for granted what those before it have found right.
         faults = faults or list(check(values))
     return values, faults
@@ -309,26 +274,22 @@ def _wrong_pictures(data: h5py.Dataset) -> str:
 
 def _wrong_lengths(values: Values) -> Iterator[str]:
     """Say which shapes do not fit one another."""
-    (n, v), n_pictures = values["responses"].shape, len(values["pictures"])
+    n, v = values["responses"].shape
     if (len(values["roi"]), len(values["stimulus_id"])) == (n, v) != (v, n):
         yield f"`responses` {(n, v)} lies on its side: {v} trials, {n} voxels. Write responses.T."
         return
-    sizes: dict[str | int, int] = {"n_trials": n, "n_voxels": v, "n_pictures": n_pictures}
-    for name in (name for name in LAYOUT if name in values):
-        first, found = LAYOUT[name].axes[0], values[name]
-        expected = tuple(sizes.get(axis, axis) for axis in LAYOUT[name].axes)
-        if len(found) != expected[0] and first in sizes:
-            by_trial = first == "n_pictures" and len(found) == n
-            hint = " It looks like one a trial: give one a picture." if by_trial else ""
-            unit = str(first).removeprefix("n_").removesuffix("s")
-            yield f"`{name}` has {len(found)} entries; expected {expected[0]}, one a {unit}.{hint}"
-        elif isinstance(found, np.ndarray) and found.shape != expected:
-            yield f"`{name}` has shape {found.shape}; expected {expected}."
+    # Captions are a list by now, whose texts count as one.
+    found = {name: values[name] for name in LAYOUT if name in values}
+    shapes = {name: getattr(one, "shape", (len(one),)) for name, one in found.items()}
+    axes = {name: LAYOUT[name].axes[: len(shape)] for name, shape in shapes.items()}
+    for name, fault in recording.wrong_shapes(shapes, axes):
+        by_trial = axes[name] == ("n_pictures",) and shapes[name] == (n,)
+        yield fault + " It looks like one a trial: give one a picture." * by_trial
 
 
 def _wrong_values(values: Values) -> Iterator[str]:
     """Say which numbers and words mean nothing."""
-    if missing := partly_missing(values["responses"]):
+    if missing := recording.partly_missing(values["responses"]):
         yield f"{missing} Leave such trials out, or set these voxels to NaN throughout."
     low, high, n = values["stimulus_id"].min(), values["stimulus_id"].max(), len(values["pictures"])
     if low < 0 or high >= n:
@@ -336,51 +297,43 @@ def _wrong_values(values: Values) -> Iterator[str]:
         yield f"`stimulus_id` goes from {low} to {high}; `pictures` has rows 0 to {n - 1}.{hint}"
     empty = [row for row, texts in enumerate(values["captions"]) if not texts]
     if empty:
-        yield f"`captions` has none for {listed('picture', empty)}; expected at least one."
+        yield f"`captions` has none for {recording.listed('picture', empty)}; expected some."
     for word in sorted({*values.get("split", ())} - {"train", "test"})[:1]:
         yield f'`split` has {word!r}; expected "train" or "test" for every picture.'
     names = {*values["roi"]} - {""}
-    if not names or names & {*EVERY} or "," in "".join(names):
+    if not names or names & {*recording.EVERY} or "," in "".join(names):
         yield f"`roi` names {sorted(names)}; expected some, without a comma, and not 'all'."
     if PLACES[0] in values:
         ijk, affine, shape = (values[name] for name in PLACES)
         outside = np.flatnonzero(((ijk < 0) | (ijk >= shape)).any(axis=1))
         if outside.size:
-            size = f"`volume_shape` {tuple(shape.tolist())}"
-            yield f"`voxel_ijk` of {listed('voxel', outside)} lies outside {size}, counted from 0."
+            size, which = tuple(shape.tolist()), recording.listed("voxel", outside)
+            yield f"`voxel_ijk` of {which} lies outside `volume_shape` {size}, counted from 0."
         if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
             yield "`affine` cannot be inverted; expected millimetres from voxel places."
 
 
-def _splits(values: Values) -> list[tuple[str, np.ndarray, np.ndarray]]:
-    """Return name, training pictures and test pictures of each split; only pictures shown count.
+def _splits(values: Values) -> tuple[Split, ...]:
+    """Return one split called "own", or one a fold that holds a shown picture, "fold_0" and so on.
 
-    One split called "own", or one a fold that holds a shown picture, "fold_0" and so on.
+    Only pictures that were shown count.
+
+    Raises
+    ------
+    InputError
+        If too few train, or too few test.
     """
     shown = np.unique(values["stimulus_id"])
     if "split" in values:
-        word = values["split"][shown]
-        return [("own", shown[word == "train"], shown[word == "test"])]
-    fold = values["fold"][shown]
-    return [(f"fold_{n}", shown[fold != n], shown[fold == n]) for n in np.unique(fold)]
-
-
-def _wrong_splits(values: Values) -> Iterator[str]:
-    """Say which splits or sessions have too little to train or test with."""
-    stimulus, splits = values["stimulus_id"], _splits(values)
-    session = values.setdefault("session", np.ones(len(stimulus), np.int64))
-    for name, train, _ in splits:
-        if len(train) < MIN_TRAIN:
-            yield f"{len(train)} shown pictures train in split {name}; expected {MIN_TRAIN}."
-        number, place = np.unique(session, return_inverse=True)
-        n = np.bincount(place, np.isin(stimulus, train))
-        if n.min() < 2:
-            found = f"{n.min():.0f} trials with a training picture of split {name}"
-            yield (
-                f"session {number[n.argmin()]} has {found}; expected 2 or more. Give it a "
-                "neighbour's number."
-            )
-            return
-    n_test = sum(len(test) for *_, test in splits)
+        tests = {"own": values["split"][shown] == "test"}
+    else:
+        fold = values["fold"][shown]
+        tests = {f"fold_{number}": fold == number for number in np.unique(fold)}
+    for name, test in tests.items():
+        if (~test).sum() < MIN_TRAIN:
+            n = f"{(~test).sum()} shown pictures train in split {name}"
+            raise InputError(f"{n}; expected {MIN_TRAIN} or more.")
+    n_test = sum(test.sum() for test in tests.values())
     if n_test < MIN_TEST:
-        yield f"{n_test} shown pictures test; expected {MIN_TEST} or more."
+        raise InputError(f"{n_test} shown pictures test; expected {MIN_TEST} or more.")
+    return tuple(Split(name, shown[~test], shown[test]) for name, test in tests.items())

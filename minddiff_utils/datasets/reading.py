@@ -155,9 +155,8 @@ def _check_storage(data: h5py.Dataset, where: str, nested: int) -> None:
     absent = [str(code) for code in filters if not h5py.h5z.filter_avail(code)]
     if absent:
         raise InputError(
-            f"{where} is compressed with HDF5's filter {', '.join(absent)}, which is not installed "
-            "here. Write it with compression='gzip', or install hdf5plugin and set "
-            "HDF5_PLUGIN_PATH to its folder."
+            f"{where} needs HDF5's filter {', '.join(absent)}, which is not installed: write it "
+            "with compression='gzip', or set HDF5_PLUGIN_PATH to hdf5plugin's folder."
         )
     if data.external:
         other = data.external[0][0]
@@ -186,10 +185,9 @@ def check_size(data: h5py.Dataset, item_bytes: int) -> None:
     needed = data.size * item_bytes
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > memory:
-        raise InputError(
-            f"{data.file.filename}: `{data.name.lstrip('/')}` is declared as {data.shape}, "
-            f"{needed / 1e9:,.0f} GB in memory; this machine has {memory / 1e9:,.0f} GB."
-        )
+        name, size = f"{data.file.filename}: `{data.name.lstrip('/')}`", f"{needed / 1e9:,.0f} GB"
+        there = f"{size} in memory; this machine has {memory / 1e9:,.0f} GB"
+        raise InputError(f"{name} is declared as {data.shape}, {there}.")
 
 
 def as_text(value: bytes | str) -> str:
@@ -254,10 +252,8 @@ def read_volume(
     with reading(path, "NIfTI file", hint):
         image: Any = nib.load(path)
         if shape is not None and image.shape != shape:
-            raise InputError(
-                f"{path} has shape {image.shape}; expected {shape}, as its mask, `ncsnr` or table "
-                f"of volumes has: get those of one space and one run. {hint}"
-            )
+            expected = f"{shape}, as its mask, `ncsnr` or table of volumes has"
+            raise InputError(f"{path} has shape {image.shape}; expected {expected}. {hint}")
         return np.asarray(image.dataobj), image.affine
 
 

@@ -1,10 +1,12 @@
 """What readers have in common: grey pictures, regions by name, voxels of use, faults of content."""
 
 import hashlib
+import itertools
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import numpy as np
 from minddiff_utils.datasets.subject import Split, Stimuli, Subject, check_ids, training_moments
 from minddiff_utils.io import Ids, InputError
 
+Sessions = int | str | Sequence[int] | None
 EVERY = ("all", "kastner2015")  # the latter is the notebooks' default
 BLOCK_BYTES = 32 * 2**20  # of pictures in memory at once
 SAMPLE = 200  # trials from which it is judged how often equal values come by chance
@@ -19,36 +22,68 @@ BY_CHANCE = 0.01  # equal trials that are expected; above it, they say nothing
 
 
 @dataclass(frozen=True)
-class GreyStimuli:
-    """Pictures in grey, held in memory; the id is the place in the list.
+class ListedStimuli:
+    """Stimuli of a list: the id is the place in it.
 
     Parameters
     ----------
-    grey : uint8 array of shape (n, height, width)
+    ids : int64 array
+        Those that were seen, sorted.
     texts : sequence of tuple of str
-        Captions of each picture.
+        Captions of each of the list.
+    read : function
+        Takes places in the list; returns uint8 (n, height, width), or that by 3.
     """
 
-    grey: np.ndarray
+    ids: np.ndarray
     texts: Sequence[tuple[str, ...]]
-
-    @property
-    def ids(self) -> np.ndarray:
-        """int64 (n,), from 0."""
-        return np.arange(len(self.grey))
+    read: Callable[[np.ndarray], np.ndarray]
 
     def pictures(self, ids: Ids) -> np.ndarray:
-        """Return uint8 (n, height, width, 3), three equal channels, in the order of `ids`."""
-        return in_colour(self.grey[check_ids(ids, len(self.grey))])
+        """Return uint8 (n, height, width, 3), grey in three channels, in the order of `ids`.
+
+        Raises
+        ------
+        InputError
+            If there is no such picture.
+        """
+        found = self.read(check_ids(ids, len(self.texts)))
+        return found if found.ndim == 4 else np.repeat(found[..., None], 3, axis=3)
 
     def captions(self, ids: Ids) -> list[tuple[str, ...]]:
         """Return the captions of each picture, in the order of `ids`."""
-        return [self.texts[i] for i in check_ids(ids, len(self.grey))]
+        return [self.texts[i] for i in check_ids(ids, len(self.texts))]
 
 
-def in_colour(pictures: np.ndarray) -> np.ndarray:
-    """Return pictures (n, height, width), or that with three channels, with three channels."""
-    return pictures if pictures.ndim == 4 else np.repeat(pictures[..., None], 3, axis=3)
+def in_memory(grey: np.ndarray, texts: Sequence[tuple[str, ...]]) -> ListedStimuli:
+    """Return stimuli of grey pictures, uint8 (n, height, width)."""
+    return ListedStimuli(np.arange(len(grey)), texts, partial(np.take, grey, axis=0))
+
+
+def wrong_shapes(
+    shapes: Mapping[str, tuple[int, ...]], axes: Mapping[str, tuple[str | int, ...]]
+) -> Iterator[tuple[str, str]]:
+    """Find the arrays that do not fit those before them.
+
+    Parameters
+    ----------
+    shapes : mapping of str to tuple of int
+    axes : mapping of str to tuple of (str or int)
+        Each array's axes: how long they are, or names; the first array with such a name says it.
+
+    Yields
+    ------
+    name, fault : str
+    """
+    length: dict[str | int, int] = {}
+    for name, shape in shapes.items():
+        for axis, n in zip(axes[name], shape, strict=False):
+            if isinstance(axis, str):
+                length.setdefault(axis, n)
+        expected = tuple(length.get(axis, axis) for axis in axes[name])
+        if shape != expected:
+            what = " × ".join(map(str, axes[name]))
+            yield name, f"`{name}` has shape {shape}; expected {expected}: {what}."
 
 
 def choose_regions(rois: str, known: Iterable[str]) -> list[str]:
@@ -69,13 +104,12 @@ def choose_regions(rois: str, known: Iterable[str]) -> list[str]:
     wanted = known if rois in EVERY else [name.strip() for name in rois.split(",")]
     unknown = [name for name in wanted if name not in known]
     if unknown:
-        raise InputError(
-            f"rois={rois!r}: {unknown[0]!r} is unknown; give all or some of {','.join(known)}"
-        )
+        what = f"give all or some of {','.join(known)}"
+        raise InputError(f"rois={rois!r}: {unknown[0]!r} is unknown; {what}")
     return wanted
 
 
-def parse_sessions(sessions: int | str | Sequence[int]) -> list[int]:
+def parse_sessions(sessions: Sessions) -> list[int]:
     """Return the numbers of the sessions that are meant, sorted, each once.
 
     Parameters
@@ -93,9 +127,7 @@ def parse_sessions(sessions: int | str | Sequence[int]) -> list[int]:
     ends = [(int(part[1]), int(part[2] or part[1])) for part in parts if part]
     numbers = sorted({number for first, last in ends for number in range(first, last + 1)})
     if not all(parts) or not numbers or numbers[0] < 1:
-        raise InputError(
-            f"sessions={sessions!r}: expected how many (from the first), or which, such as 1-10,12"
-        )
+        raise InputError(f"sessions={sessions!r}: expected how many, or which, such as 1-10,12")
     return numbers
 
 
@@ -115,9 +147,10 @@ def single_session(
     stimulus_id: np.ndarray,
     roi: dict[str, np.ndarray],
     splits: Sequence[Split],
-    stimuli: Stimuli,
+    grey: np.ndarray,
+    texts: Sequence[tuple[str, ...]],
 ) -> Subject:
-    """Put together a published recording of one person, S1, in one session.
+    """Put together a published recording of one person, S1, in one session, with grey pictures.
 
     Raises
     ------
@@ -127,6 +160,7 @@ def single_session(
     if name != "S1":
         raise InputError(f"subject={name!r} is unknown; this recording has S1 only")
     session, stimulus_id = np.ones(len(stimulus_id), np.int64), stimulus_id.astype(np.int64)
+    stimuli = in_memory(grey, texts)
     return Subject(name, dataset, responses, stimulus_id, session, roi, tuple(splits), stimuli)
 
 
@@ -166,34 +200,30 @@ def useful_voxels(subject: Subject) -> Subject:
     Raises
     ------
     InputError
-        If no voxel of a region is left, or the noise ceiling of one that is left is no number.
+        If a session has too few training trials, no voxel of a region is left, or the noise
+        ceiling of one that is left is no number.
     """
     x, inside = subject.responses[:], np.any(list(subject.roi.values()), axis=0)
     changes: np.ndarray = np.isfinite(x).all(axis=0)
-    for train in {split.train.tobytes(): split.train for split in subject.splits}.values():
-        training = np.isin(subject.stimulus_id, train)
-        for number in np.unique(subject.session):
-            some = x[training & (subject.session == number)][:, changes]
-            changes[changes] = training_moments(some)[2]
+    for split, number in itertools.product(subject.splits, np.unique(subject.session)):
+        some = x[np.isin(subject.stimulus_id, split.train) & (subject.session == number)]
+        if len(some) < 2:
+            n = f"{len(some)} trials with a training picture of split {split.name}"
+            raise InputError(f"session {number} has {n}; expected 2. Give it a neighbour's number.")
+        changes[changes] = training_moments(some[:, changes])[2]
     keep = inside & changes
-    roi = kept_regions(subject.roi, keep)
-    kept = {
-        name: values[keep]
-        for name in ("ncsnr", "voxel_ijk")
-        if (values := getattr(subject, name)) is not None
-    }
-    ratio = kept.get("ncsnr", np.zeros(keep.sum()))
-    bad = np.flatnonzero(keep)[~(np.isfinite(ratio) & (ratio >= 0))]
+    ratio = np.zeros(len(keep)) if subject.ncsnr is None else subject.ncsnr
+    bad = np.flatnonzero(keep & ~(np.isfinite(ratio) & (ratio >= 0)))
     if bad.size:
-        raise InputError(
-            f"`ncsnr` of {listed('voxel', bad)} is not finite or below zero; expected 0 or more."
-        )
+        wrong = f"`ncsnr` of {listed('voxel', bad)} is not finite or below zero"
+        raise InputError(f"{wrong}; expected 0 or more.")
     return replace(
         subject,
         responses=np.ascontiguousarray(x[:, keep], np.float32),
-        roi=roi,
+        roi=kept_regions(subject.roi, keep),
+        ncsnr=None if subject.ncsnr is None else subject.ncsnr[keep],
+        voxel_ijk=None if subject.voxel_ijk is None else subject.voxel_ijk[keep],
         n_dropped=int((inside & ~changes).sum()),
-        **kept,
     )
 
 
@@ -209,10 +239,8 @@ def kept_regions(
     """
     lost = [name for name, mask in roi.items() if not (mask & keep).any()]
     if lost:
-        raise InputError(
-            f"{where}every voxel of region {lost[0]} is NaN or constant in the training trials of "
-            "a session: mend its responses, or leave it out of `rois`."
-        )
+        why = f"every voxel of region {lost[0]} is NaN or constant in the training of a session"
+        raise InputError(f"{where}{why}: mend its responses, or leave it out of `rois`.")
     return {name: mask[keep] for name, mask in roi.items()}
 
 
@@ -258,11 +286,9 @@ def _shared_pictures(splits: Iterable[Split], keys: Mapping[int, bytes]) -> str:
         trained = {keys[i]: i for i in split.train[::-1].tolist()}
         copies = [i for i in split.test.tolist() if keys[i] in trained]
         if copies:
-            return (
-                f"tested and trained with the same pixels: {listed('test picture', copies)} (the "
-                f"first is training picture {trained[keys[copies[0]]]}). Let all copies of a "
-                "picture train or all test, best under one number."
-            )
+            first = f"(the first is training picture {trained[keys[copies[0]]]})"
+            found = f"tested and trained with the same pixels: {listed('test picture', copies)}"
+            return f"{found} {first}. Let all copies of a picture train, or all test."
     return ""
 
 
@@ -290,10 +316,9 @@ def partly_missing(x: np.ndarray) -> str:
     partly = bad.any(axis=0) & ~bad.all(axis=0)
     if not partly.any():
         return ""
-    return (
-        f"`responses` are NaN or infinite in some trials for {partly.sum()} of {x.shape[1]} "
-        f"voxels, first in trial {bad[:, partly].any(axis=1).argmax()} counted from 0."
-    )
+    first = f"first in trial {bad[:, partly].any(axis=1).argmax()} counted from 0"
+    found = f"{partly.sum()} of {x.shape[1]} voxels"
+    return f"`responses` are NaN or infinite in some trials for {found}, {first}."
 
 
 def trial_fault(x: np.ndarray) -> str:
@@ -320,10 +345,8 @@ def trial_fault(x: np.ndarray) -> str:
     if zero.size and len(x) * _chance(sample == 0) < BY_CHANCE:
         return f"`responses` are zero in all voxels for {listed('trial', zero)}: leave them out."
     if again.size and math.comb(len(x), 2) * _chance(sample[1:] == sample[:-1]) < BY_CHANCE:
-        return (
-            f"`responses` repeat, value by value, in {listed('trial', again)} (the first equals "
-            f"trial {origin[again[0]]}). Give each trial its own, averaged ones one row a picture."
-        )
+        found = f"{listed('trial', again)} (the first equals trial {origin[again[0]]})"
+        return f"`responses` repeat, value by value, in {found}. Give each trial its own."
     return ""
 
 

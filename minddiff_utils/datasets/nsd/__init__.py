@@ -4,16 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from minddiff_utils.datasets.nsd.design import (
-    NsdStimuli,
-    NsdTree,
-    Sessions,
-    choose_sessions,
-    read_trials,
-)
+from minddiff_utils.datasets.nsd.design import NsdStimuli, NsdTree, choose_sessions, read_trials
 from minddiff_utils.datasets.nsd.regions import read_regions
 from minddiff_utils.datasets.nsd.responses import gather_responses, inspect_betas
-from minddiff_utils.datasets.recording import kept_regions
+from minddiff_utils.datasets.recording import Sessions, kept_regions
 from minddiff_utils.datasets.subject import Split, Subject
 
 
@@ -54,9 +48,8 @@ def load_nsd(
         or a region is empty.
     """
     tree = NsdTree(Path(path), subject)
-    tree.check()
-    regions = read_regions(tree, rois)
     numbers = choose_sessions(tree, sessions, protocol)
+    regions = read_regions(tree, rois)
     files = {number: inspect_betas(tree.session(number), regions.shape) for number in numbers}
     n_trials = {number: file.n_trials for number, file in files.items()}
     stimulus_id, session, shared = read_trials(tree, n_trials)

@@ -1,16 +1,16 @@
 """NSD's files and experiment: where each lies, what was shown when, pictures and captions."""
 
+import csv
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from minddiff_utils.datasets.reading import MAX_SIDE, open_hdf5, read_matlab, read_rows, reading
-from minddiff_utils.datasets.recording import flat_pictures, parse_sessions
+from minddiff_utils.datasets.recording import Sessions, flat_pictures, parse_sessions
 from minddiff_utils.datasets.subject import check_ids
 from minddiff_utils.io import Ids, InputError
 
@@ -23,8 +23,6 @@ PROTOCOLS = {982: 37, 1000: 40}
 
 HINT = "It is part of NSD's nsddata/experiments/nsd."
 ANNOTATIONS = "Get annotations_trainval2017.zip from cocodataset.org and put its files there."
-
-Sessions = int | str | Sequence[int] | None
 
 
 class NsdTree:
@@ -91,31 +89,6 @@ class NsdTree:
         shared = folder / "fsaverage/label" / f"{name}.mgz.ctab"
         return own if own.exists() or not shared.exists() else shared
 
-    def check(self) -> None:
-        """Raise InputError unless the folder is an NSD tree and has the subject."""
-        folder = self.root / "nsddata_betas/ppdata"
-        found = sorted(path.name for path in folder.glob("subj[0-9][0-9]"))
-        if self.subject not in found:
-            raise InputError(
-                f"{self.subject!r} is not in {folder}, which has {', '.join(found) or 'none'}: "
-                "choose one that is there, or the folder that holds nsddata and nsddata_betas"
-            )
-
-
-class Design(NamedTuple):
-    """Which picture was to be shown when, all trials of the experiment, session after session.
-
-    Parameters
-    ----------
-    stimulus_id : int64 array of shape (n_trials,)
-        From 0.
-    shared : bool array of shape (n_trials,)
-        Whether the picture is one that all subjects saw.
-    """
-
-    stimulus_id: np.ndarray
-    shared: np.ndarray
-
 
 def choose_sessions(
     tree: NsdTree, sessions: Sessions = None, protocol: int | None = None
@@ -133,11 +106,16 @@ def choose_sessions(
     Raises
     ------
     InputError
-        If a session is missing, or the parameters make no sense.
+        If there is no such tree or subject, a session is missing, or the parameters make no sense.
     """
     found = tree.sessions
     if not found:
-        raise InputError(f"{tree.betas} has no betas_session01.hdf5, …: fetch the subject's betas")
+        folder = tree.root / "nsddata_betas/ppdata"
+        there = ", ".join(sorted(path.name for path in folder.glob("subj[0-9][0-9]"))) or "none"
+        raise InputError(
+            f"{tree.betas} has no betas_session01.hdf5, …; {folder} has {there}. Choose a subject "
+            "or a folder (that holds nsddata and nsddata_betas) with betas, or fetch them."
+        )
     if protocol is not None and (protocol not in PROTOCOLS or sessions is not None):
         given = f"protocol={protocol!r} with sessions={sessions!r}"
         raise InputError(f"{given}: give protocol 982 or 1000 without sessions, or sessions alone")
@@ -151,12 +129,15 @@ def choose_sessions(
     return wanted
 
 
-def read_design(tree: NsdTree) -> Design:
-    """Read which picture was to be shown in which trial.
+def read_design(tree: NsdTree) -> tuple[np.ndarray, np.ndarray]:
+    """Read which picture was to be shown when, all trials of the experiment in order.
 
     Returns
     -------
-    Design
+    stimulus_id : int64 array of shape (n_trials,)
+        From 0.
+    shared : bool array of shape (n_trials,)
+        Whether the picture is one that all subjects saw.
 
     Raises
     ------
@@ -168,13 +149,11 @@ def read_design(tree: NsdTree) -> Design:
     order, pictures = (content[name].astype(np.int64) for name in names[:2])
     row = int(tree.subject[4:]) - 1
     if row >= len(pictures) or order.min() < 1 or order.max() > pictures.shape[1]:
-        raise InputError(
-            f"{tree.design}: subjectim has shape {pictures.shape}; expected a row for "
-            f"{tree.subject}, a column for all of masterordering, {order.min()} to {order.max()}"
-        )
+        expected = f"a row for {tree.subject}, columns {order.min()} to {order.max()}"
+        raise InputError(f"{tree.design}: subjectim is {pictures.shape}; expected {expected}")
     # MATLAB counts from 1, NSD's own ids from 0. The shared pictures come first.
     order = order.ravel()
-    return Design(pictures[row, order - 1] - 1, order <= content["sharedix"].size)
+    return pictures[row, order - 1] - 1, order <= content["sharedix"].size
 
 
 def read_trials(
@@ -200,15 +179,13 @@ def read_trials(
     InputError
         If a session has another number of trials than the others or than was planned.
     """
-    design, n = read_design(tree), max(n_trials.values())
+    (stimulus_id, shared), n = read_design(tree), max(n_trials.values())
     for number, count in n_trials.items():
-        if count != n or number * n > len(design.shared):
-            raise InputError(
-                f"{tree.session(number)} has {count} trials; expected {n} in each session and "
-                f"{len(design.shared)} in all, as in {tree.design}. Fetch it again."
-            )
+        if count != n or number * n > len(shared):
+            expected = f"{n} in each session and {len(shared)} in all, as in {tree.design}"
+            raise InputError(f"{tree.session(number)} has {count} trials; expected {expected}.")
     places = np.concatenate([np.arange(n * (number - 1), n * number) for number in n_trials])
-    return design.stimulus_id[places], places // n + 1, design.shared[places]
+    return stimulus_id[places], places // n + 1, shared[places]
 
 
 def read_captions(path: Path) -> dict[int, list[str]]:
@@ -271,10 +248,9 @@ class NsdStimuli:
         path = self.tree.pictures
         with open_hdf5(path, "imgBrick") as brick:
             if brick.ndim != 4 or brick.dtype != np.uint8 or max(brick.shape[1:3]) > MAX_SIDE:
-                raise InputError(
-                    f"{path}: imgBrick is {brick.dtype} {brick.shape}; expected uint8 (n, height, "
-                    f"width, 3), sides to {MAX_SIDE}. Fetch it again."
-                )
+                expected = f"uint8 (n, height, width, 3), sides to {MAX_SIDE}. Fetch it again"
+                found = f"{brick.dtype} {brick.shape}"
+                raise InputError(f"{path}: imgBrick is {found}; expected {expected}.")
             found = read_rows(brick, check_ids(ids, len(brick)))
         flat = np.flatnonzero(flat_pictures(found))
         if flat.size:
@@ -293,21 +269,16 @@ class NsdStimuli:
         found = [self._texts.get(one, []) for one in coco]
         for stimulus, one, texts in zip(ids, coco, found, strict=True):
             if len(texts) < 5:
-                n = f"stimulus {stimulus} (COCO id {one}) has {len(texts)} captions"
-                raise InputError(
-                    f"{n} in {self.tree.captions[0].parent}; expected 5. {ANNOTATIONS}"
-                )
+                n = f"{len(texts)} captions in {self.tree.captions[0].parent}; expected 5"
+                raise InputError(f"stimulus {stimulus} (COCO id {one}) has {n}. {ANNOTATIONS}")
         # A few COCO pictures have six or seven; the method averages five.
         return [tuple(texts[:5]) for texts in found]
 
     @cached_property
     def _coco_ids(self) -> dict[int, int]:
-        columns = ["nsdId", "cocoId"]
         with reading(self.tree.stimulus_table, "table of nsdId and cocoId", HINT):
-            import pandas as pd  # takes a second, and `minddiff check` needs it rarely
-
-            table = pd.read_csv(self.tree.stimulus_table, usecols=columns).astype(int)
-        return dict(table[columns].to_numpy().tolist())
+            rows = csv.DictReader(self.tree.stimulus_table.read_text().splitlines())
+            return {int(row["nsdId"]): int(row["cocoId"]) for row in rows}
 
     @cached_property
     def _texts(self) -> Mapping[int | None, list[str]]:

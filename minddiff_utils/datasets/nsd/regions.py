@@ -85,9 +85,8 @@ def read_regions(tree: NsdTree, rois: str) -> Regions:
             if mask.any():
                 masks[f"{atlas}:{name}" if name in masks else name] = mask
             elif part != atlas:  # of a whole atlas, labels that this subject lacks are left out
-                raise InputError(
-                    f"ROI {name} is empty: {path} has no label {labels}. Leave it out."
-                )
+                why = f"{path} has no label {labels}"
+                raise InputError(f"ROI {name} is empty: {why}. Leave it out.")
     if not masks:
         raise InputError(f"rois={rois!r} are empty in {tree.rois}: choose others")
     ijk = np.argwhere(np.logical_or.reduce(list(masks.values())))
@@ -122,10 +121,8 @@ def read_labels(path: Path, shape: tuple[int, ...], grid: np.ndarray) -> np.ndar
     labels = np.rint(volume)
     wrong = np.isinf(volume) | ~np.isclose(volume, labels, rtol=0, atol=ROUNDING)
     if wrong.any():
-        raise InputError(
-            f"{path}: {wrong.sum()} voxels have no whole number as label, such as "
-            f"{volume[wrong][0]:g}. Was it resampled? Then take nearest-neighbour interpolation."
-        )
+        found = f"{wrong.sum()} voxels have no whole number as label, such as {volume[wrong][0]:g}"
+        raise InputError(f"{path}: {found}. Resample it with nearest-neighbour interpolation.")
     return labels.astype(np.int64)
 
 
@@ -136,10 +133,9 @@ def _check_grid(path: Path, shape: tuple[int, ...], affine: np.ndarray, grid: np
     apart = np.linalg.norm(shift, axis=1).max() / nib.affines.voxel_sizes(grid).min()
     if not apart <= SHIFT:
         axes = ["".join(nib.aff2axcodes(one)) for one in (affine, grid)]
-        raise InputError(
-            f"{path} lies on another grid than ncsnr.nii.gz of the betas: axes {axes[0]} against "
-            f"{axes[1]}, up to {apart:.3g} voxels apart. Resample it, or mend its header."
-        )
+        found = f"axes {axes[0]} against {axes[1]}, up to {apart:.3g} voxels apart"
+        what = "resample it, or mend its header"
+        raise InputError(f"{path} is on another grid than ncsnr.nii.gz of betas: {found}; {what}.")
 
 
 def atlases_of(rois: str) -> list[str]:
@@ -180,14 +176,12 @@ def _parse(tree: NsdTree, part: str) -> tuple[str, dict[str, list[int]]]:
         )
     path = tree.labels(atlas)
     with reading(path, "label table", "It is part of NSD's nsddata/freesurfer."):
-        import pandas as pd  # takes a second, and `minddiff check` needs it rarely
-
-        rows = pd.read_csv(path, sep=r"\s+", comment="#", header=None, usecols=[0, 1])
-        table = {name: number for number, name in rows.to_numpy().tolist() if number > 0}
+        rows = [line.split("#")[0].split() for line in path.read_text().splitlines()]
+        table = {row[1]: int(row[0]) for row in rows if row and int(row[0]) > 0}
     regions = {}
     for name, parts in groups.items():
         regions[name] = [table[label] for label in parts if label in table]
         if not regions[name]:
-            there = ", ".join(map(str, table))
+            there = ", ".join(table)
             raise InputError(f"rois: {path} has no label {' or '.join(parts)}; it has {there}")
     return atlas, regions or {label: [number] for label, number in table.items()}

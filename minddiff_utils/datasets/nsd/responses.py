@@ -193,10 +193,8 @@ class StoredResponses:
         near = slice(voxels.min(), voxels.max() + 1)
         with open_hdf5(self.path, "responses") as stored:
             if stored.file.attrs["key"] != self.key:
-                raise InputError(
-                    f"{self.path} was gathered anew with other parameters since this subject was "
-                    "loaded: load it again."
-                )
+                why = "was gathered anew with other parameters since this subject was loaded"
+                raise InputError(f"{self.path} {why}: load it again.")
             found = read_rows(stored, np.atleast_1d(trials), (near,))
             scale = np.float32(stored.attrs["scale"])
         found = found[:, np.atleast_1d(voxels) - near.start] / scale
