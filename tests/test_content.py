@@ -92,7 +92,7 @@ def test_one_brain_is_not_two_subjects(made):  # noqa: F811
         write(path.with_name(f"{name}.h5"), whole)
     (fault,) = check_own(path.parent)
     assert "ben.h5: `responses` are those of" in fault and "anna.h5" in fault
-    with pytest.raises(InputError, match="one brain as two subjects"):
+    with pytest.raises(InputError, match="one brain, two subjects"):
         load_subject("own", path.parent, "anna")
 
 
@@ -207,9 +207,10 @@ def test_subject_as_matlab_r_and_julia_write_it(made, value):  # noqa: F811
     assert check_own(path) == [] and load_subject("own", path, "S1").name == "S1"
 
 
-def test_a_dataset_that_is_a_group_or_not_there(tmp_path):
+@pytest.mark.parametrize("name", ["betas", "other"])
+def test_a_dataset_that_is_a_group_or_not_there(tmp_path, name):
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file["betas/inner"] = 1
-    for name in ("betas", "other"):
-        with pytest.raises(InputError, match="has no dataset"), open_hdf5(tmp_path / "x.h5", name):
-            pass
+    said = pytest.raises(InputError, match="no dataset 'other'; it has betas|`betas` is a group")
+    with said, open_hdf5(tmp_path / "x.h5", name):
+        pass

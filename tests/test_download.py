@@ -97,7 +97,7 @@ def test_gzip_is_read_to_its_end(server, tmp_path, bar):
     server.files["/file.bin"] = whole
     assert fetch_file(look(server, ""), tmp_path / "a.nii.gz", bar).read_bytes() == whole
     server.files["/file.bin"] = whole[:-8] + bytes(8)
-    with pytest.raises(InputError, match="cannot be unpacked to its end .*Nothing was kept"):
+    with pytest.raises(InputError, match="CRC check failed .*Nothing was kept"):
         fetch_file(look(server, ""), tmp_path / "b.nii.gz", bar)
     assert files_in(tmp_path) == ["a.nii.gz"]
 

@@ -142,7 +142,7 @@ def test_block_means_shift_and_average():
     series[5:8, 0] += [1, 2, 3]
     series[8:10, 0] += 10
     series[:, 1] = np.nan
-    patterns, responses = block_means(series, labels, delay=2)
+    patterns, responses = block_means(series, labels)
     assert patterns.shape == (2, 10, 10) and patterns[0].all() and not patterns[1].any()
     time = np.arange(12) - 5.5
     flat = series[:, 0] - time * (time @ series[:, 0]) / (time @ time)

@@ -29,9 +29,7 @@ def root(three_sessions, tmp_path_factory):
     for name in ("streams", "lh.streams"):
         nib.save(nib.Nifti1Image(volume, image.affine), tree.roi(name))
     table = "\n".join(f"{number} {name}" for number, name in LABELS.items())
-    path = tree.labels("streams")
-    path.parent.mkdir(parents=True)
-    path.write_text(table)
+    tree.labels("streams").write_text(table)
     return root
 
 

@@ -44,11 +44,6 @@ class Entry:
     state: str
     note: str = ""
 
-    @property
-    def origin(self) -> str:
-        """A key of `ORIGINS`."""
-        return "COCO" if self.path.suffix == ".json" else "NSD"
-
 
 def check_nsd(
     path: str | Path,
@@ -143,17 +138,18 @@ def report(entries: Sequence[Entry], path: Path) -> str:
     """
     lines, wanted, about = [f"{'state':<10}  {'size':>6}  {'from':<7}  file"], {}, 0
     for entry in entries:
+        origin = "COCO" if entry.path.suffix == ".json" else "NSD"
         if entry.state in (MISSING, DAMAGED):
-            wanted[entry.origin] = ORIGINS[entry.origin].format(path=path)
+            wanted[origin] = ORIGINS[origin].format(path=path)
             size = next(size for name, size in SIZES.items() if entry.path.match(name))
             about += size
         else:
             size = entry.path.stat().st_size
         name = entry.path.relative_to(path)
-        lines.append(f"{entry.state:<10}  {show_bytes(size):>6}  {entry.origin:<7}  {name}")
+        lines.append(f"{entry.state:<10}  {show_bytes(size):>6}  {origin:<7}  {name}")
         lines += [f"{'':<29}{entry.note}"] * bool(entry.note)
     n_present = sum(entry.state == PRESENT for entry in entries)
     total = f"{n_present} of {len(entries)} files of {path} are there"
-    total += "." if is_ready(entries) else f"; about {show_bytes(about)} to download."
-    ready = "Ready" if is_ready(entries) else "Not ready"
-    return "\n".join([*lines, "", *map(": ".join, wanted.items()), f"{ready}: {total}"])
+    left = f"Not ready: {total}; about {show_bytes(about)} to download."
+    total = f"Ready: {total}." if is_ready(entries) else left
+    return "\n".join([*lines, "", *map(": ".join, wanted.items()), total])

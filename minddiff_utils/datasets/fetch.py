@@ -23,7 +23,7 @@ from urllib3.exceptions import HTTPError
 from minddiff_utils.datasets.kay import kay_path, load_kay
 from minddiff_utils.datasets.miyawaki import load_miyawaki_full
 from minddiff_utils.datasets.nsd.design import NsdTree
-from minddiff_utils.datasets.nsd.regions import atlases_of
+from minddiff_utils.datasets.nsd.regions import GENERAL, atlases_of
 from minddiff_utils.io import InputError, atomic_path, lock_file
 from minddiff_utils.storage import check_room
 
@@ -216,11 +216,12 @@ def fetch_file(remote: RemoteFile, path: Path, bar: tqdm) -> Path:
             raise InputError(f"{remote.name}: {nothing}. {kept}.")
         if failures:
             time.sleep(2 ** (failures - 1))
-    fault = _fault(remote, partial, path.suffix)
-    if fault:
+    try:
+        _verify(remote, partial, path.suffix)
+    except (ValueError, gzip.BadGzipFile, EOFError, zlib.error) as error:
         partial.unlink()
         what = "Nothing was kept: run the command again. If it stays so, its source is damaged"
-        raise InputError(f"{remote.name}: {fault}. {what}.")
+        raise InputError(f"{remote.name}: {error}. {what}.") from None
     return partial.replace(path)
 
 
@@ -244,17 +245,13 @@ def _append(remote: RemoteFile, partial: Path, bar: tqdm) -> None:
                 bar.update(file.write(block[: remote.size - file.tell()]))
 
 
-def _fault(remote: RemoteFile, partial: Path, suffix: str) -> str:
-    """Compare the checksum, and read a gzip file to the one at its end; say what is wrong."""
+def _verify(remote: RemoteFile, partial: Path, suffix: str) -> None:
+    """Compare the checksum, and read a gzip file to the one at its end."""
     if remote.md5 and (found := digest(partial, remote.part)) != remote.md5:
-        return f"checksum {found}; expected {remote.md5}"
-    try:
-        with gzip.open(partial) as file:
-            while suffix == ".gz" and file.read(BLOCK):
-                pass
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        return f"cannot be unpacked to its end ({error})"
-    return ""
+        raise ValueError(f"checksum {found}; expected {remote.md5}")
+    with gzip.open(partial) as file:
+        while suffix == ".gz" and file.read(BLOCK):
+            pass
 
 
 # ------------------------------------------------------------------- recordings
@@ -284,9 +281,7 @@ def nsd_files(
             raise InputError(f"subject={subject!r} is unknown; NSD has subj01 to subj08")
         tree, atlases = NsdTree(root, subject), atlases_of(rois)
         files += [tree.design, tree.stimulus_table, tree.pictures]
-        for labels in (tree.labels(atlas) for atlas in atlases if atlas != "nsdgeneral"):
-            shared = root / "nsddata/freesurfer/fsaverage/label" / labels.name
-            files.append(labels if labels.is_file() else shared)
+        files += [tree.labels(atlas) for atlas in atlases if atlas != GENERAL]
         files += [tree.roi(atlas) for atlas in atlases]
         count = min(sessions or N_SESSIONS[subject], N_SESSIONS[subject])
         files += [tree.ncsnr, *(tree.session(number) for number in range(1, count + 1))]
@@ -356,8 +351,7 @@ def _download_all(folder: Path, wanted: Mapping[Path, RemoteFile], dry_run: bool
     left = sum(remote.size - remote.done(path) for path, remote in wanted.items())
     for path in list(wanted)[:1]:
         check_room(path, left)
-    said = f"{len(wanted)} files, {show_bytes(left)} to download into {folder}."
-    print(said, file=sys.stderr, flush=True)
+    print(f"{len(wanted)} files, {show_bytes(left)} to download into {folder}.", file=sys.stderr)
     if wanted and not dry_run:
         with tqdm(total=left, unit="B", unit_scale=True) as bar:
             for path, remote in wanted.items():

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from minddiff_utils.datasets.reading import reading
 from minddiff_utils.datasets.recording import checked, choose_regions, single_session, wrong_shapes
@@ -109,12 +109,10 @@ def _texts(path: Path, n: int) -> list[tuple[str, ...]]:
     """Read the captions of each picture, if there are any; all pictures must have some."""
     if not path.is_file():
         return [("",)] * n
-    form = 'expected {"0": ["a caption", …], …} with one entry a picture'
-    try:
+    form = 'Expected {"0": ["a caption", …], …} with one entry a picture'
+    with reading(path, "file of captions", f"{form}."):
         texts = TypeAdapter(dict[int, tuple[str, ...]]).validate_json(path.read_bytes())
-    except ValidationError:
-        raise InputError(f"{path} is no file of captions; {form}.") from None
     missing = [i for i in range(n) if not texts.get(i)]
     if missing:
-        raise InputError(f"{path} has no caption for picture {missing[0]}; {form} (0 to {n - 1}).")
+        raise InputError(f"{path} has no caption for picture {missing[0]}. {form} (0 to {n - 1}).")
     return [texts[i] for i in range(n)]

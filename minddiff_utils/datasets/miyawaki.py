@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minddiff_utils.datasets.reading import read_matlab, read_volume, reading
+from minddiff_utils.datasets.reading import read_matlab, read_nifti, reading
 from minddiff_utils.datasets.recording import checked, choose_regions, single_session
 from minddiff_utils.datasets.subject import Split, Subject
 from minddiff_utils.io import InputError
@@ -27,7 +27,7 @@ SOURCE = "Fetch the recording (153 MB): minddiff fetch miyawaki FOLDER."
 RUNS = {"random": 20, "figure": 12}
 REST = -1  # in the tables, in all columns, while nothing was shown
 # Blood answers late: 4 s at 2 s a volume, as in the paper and in nilearn's example.
-DELAY = 2
+DELAY = 2  # volumes between a picture and the answer to it
 # Masks of each hemisphere that make a region; VP is the lower half of V3.
 REGIONS: dict[str, tuple[str, ...]] = {"V1": ("V1d", "V1v"), "V2": ("V2d", "V2v")}
 REGIONS |= {"V3": ("V3", "VP"), "V3A": ("V3A",), "V4": ("V4v",)}
@@ -229,16 +229,16 @@ def load_miyawaki_full(
         If the subject or a region is unknown, or a file is missing, damaged or does not fit.
     """
     masks, runs = miyawaki_files(Path(path))
-    whole, affine = read_volume(masks["mask"][0], SOURCE)
+    whole, affine = read_nifti(masks["mask"][0], SOURCE)
     regions = {}
-    for name in ["mask"] if rois == "mask" else choose_regions(rois, REGIONS):
-        parts = [read_volume(mask, SOURCE, whole.shape)[0] for mask in masks[name]]
+    for name in ["mask"] if rois == "mask" else choose_regions(rois, list(REGIONS)):
+        parts = [read_nifti(mask, SOURCE, whole.shape)[0] for mask in masks[name]]
         regions[name] = np.max(parts, axis=0) > 0
     ijk = np.argwhere(np.any(list(regions.values()), axis=0))
     blocks = []
     for volumes, labels in runs:
         table = read_labels(labels)
-        series, _ = read_volume(volumes, SOURCE, (*whole.shape, len(table)))
+        series, _ = read_nifti(volumes, SOURCE, (*whole.shape, len(table)))
         blocks.append(block_means(series[tuple(ijk.T)].T, table))
     patterns, responses = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
     distinct, stimulus = np.unique(patterns, axis=0, return_inverse=True)
@@ -282,9 +282,7 @@ def read_labels(path: str | Path) -> np.ndarray:
     return _upright(flat)
 
 
-def block_means(
-    series: np.ndarray, labels: np.ndarray, delay: int = DELAY
-) -> tuple[np.ndarray, np.ndarray]:
+def block_means(series: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Average the answers to each block of volumes with one pattern.
 
     Parameters
@@ -293,8 +291,6 @@ def block_means(
         Signal of one run.
     labels : int array of shape (n_volumes, 10, 10)
         From `read_labels`.
-    delay : int
-        Volumes between a picture and the answer to it.
 
     Returns
     -------
@@ -312,8 +308,8 @@ def block_means(
     time = np.arange(n) - (n - 1) / 2
     series = np.asarray(series, np.float64)
     # By hand, as a solver for all voxels at once would not bear one that is NaN.
-    series = (series - np.outer(time, time @ series / (time @ time)))[delay:]
-    labels = labels[: n - delay].reshape(n - delay, -1)
+    series = (series - np.outer(time, time @ series / (time @ time)))[DELAY:]
+    labels = labels[: n - DELAY].reshape(n - DELAY, -1)
     rest = labels[:, 0] == REST
     if rest.all() or not rest.any():
         state = "only rest" if rest.all() else "no rest"
@@ -321,7 +317,7 @@ def block_means(
     base = series[rest].mean(axis=0, dtype=np.float64)
     base = np.where(base > 0, base, np.nan)
     starts = np.flatnonzero(np.r_[True, (labels[1:] != labels[:-1]).any(axis=1)])
-    means = np.add.reduceat(series, starts) / np.diff(np.r_[starts, n - delay])[:, None]
+    means = np.add.reduceat(series, starts) / np.diff(np.r_[starts, n - DELAY])[:, None]
     shown = ~rest[starts]
     responses = (100 * (means[shown] - base) / base).astype(np.float32)
     return labels[starts[shown]].astype(bool).reshape(-1, N_PATCHES, N_PATCHES), responses

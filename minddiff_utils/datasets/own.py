@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -118,14 +119,11 @@ def load_own(path: str | Path, subject: str = "S1", *, rois: str = "all") -> Sub
 
 def _examine(path: Path, name: str, rois: str) -> tuple[Subject | None, list[str]]:
     """Read a subject's voxels of some regions, and say what is wrong with the file."""
-    found = None
     try:
         values, faults = _read(path)
-        if not faults:
-            found = recording.useful_voxels(_subject(path, values, name, rois))
-            found, faults = recording.noted_copies(found)
+        found = None if faults else recording.checked(path, _subject(path, values, name, rois))
     except InputError as error:
-        faults = [str(error)]
+        found, faults = None, [str(error)]
     # Some name the file themselves.
     return found, [one if one.startswith(str(path)) else f"{path}: {one}" for one in faults]
 
@@ -136,6 +134,8 @@ def _subject(path: Path, values: Values, name: str, rois: str) -> Subject:
         what = f'ask for that one with SET="subjects={values["subject"]}"'
         raise InputError(f"{path} is of subject {values['subject']!r}, not {name!r}: {what}.")
     label, stimulus = values["roi"], values["stimulus_id"]
+    read = partial(_read_pictures, path)
+    optional: Values = {name: values.get(name) for name in ("ncsnr", "voxel_ijk", "affine")}
     known = [region for region in dict.fromkeys(label.tolist()) if region]
     return Subject(
         name=name,
@@ -145,13 +145,9 @@ def _subject(path: Path, values: Values, name: str, rois: str) -> Subject:
         session=values.get("session", np.ones(len(stimulus), np.int64)),
         roi={region: label == region for region in recording.choose_regions(rois, known)},
         splits=_splits(values),
-        stimuli=recording.ListedStimuli(
-            np.unique(stimulus), values["captions"], partial(_read_pictures, path)
-        ),
+        stimuli=recording.ListedStimuli(np.unique(stimulus), values["captions"], read),
         volume_shape=tuple(values.get("volume_shape", np.empty(0)).tolist()) or None,
-        ncsnr=values.get("ncsnr"),
-        voxel_ijk=values.get("voxel_ijk"),
-        affine=values.get("affine"),
+        **optional,
     )
 
 
@@ -171,14 +167,13 @@ def _same_brains(files: Iterable[Path]) -> list[str]:
     """Say which files begin with the same responses, so are of one brain."""
     faults, seen = [], dict[tuple, Path]()
     for path in files:
-        try:
-            with reading.open_hdf5(path, "responses") as data:
-                start = data.astype(np.float32)[:FIRST]
-        except (InputError, ValueError, TypeError):  # a fault of that file, not of this pair
-            continue
-        other = seen.setdefault((start.shape, start.tobytes()), path)
-        if other != path:
-            faults.append(f"{path}: `responses` are those of {other}: one brain as two subjects.")
+        # Another error is a fault of that file, not of this pair.
+        errors = suppress(InputError, ValueError, TypeError)
+        with errors, reading.open_hdf5(path, "responses") as data:
+            start = data.astype(np.float32)[:FIRST]
+            other = seen.setdefault((start.shape, start.tobytes()), path)
+            if other != path:
+                faults.append(f"{path}: `responses` are those of {other}: one brain, two subjects.")
     return faults
 
 
@@ -237,11 +232,9 @@ def _read_datasets(file: h5py.File, values: Values) -> Iterator[str]:
             yield str(error)
 
 
-def _read_dataset(data: h5py.Dataset | h5py.Group, name: str) -> Any:
+def _read_dataset(data: h5py.Dataset, name: str) -> Any:
     """Read a dataset into memory; pictures stay in the file. Raise InputError if it is no such."""
     form = LAYOUT[name]
-    if isinstance(data, h5py.Group):
-        raise InputError(f"`{name}` is a group; expected {form.words}.")
     text, least = h5py.check_string_dtype(data.dtype), len(form.axes) - (name in LAST_AXIS_OPTIONAL)
     fits = data.size and least <= data.ndim <= len(form.axes)
     fits = fits and data.dtype.kind in KINDS[form.kind] and bool(text) == (form.kind == "texts")
@@ -255,8 +248,7 @@ def _read_dataset(data: h5py.Dataset | h5py.Group, name: str) -> Any:
         texts = reading.read_texts(data)
         rows = texts.reshape(len(texts), -1)
         return [tuple(filter(None, row)) for row in rows] if name == "captions" else texts
-    dtype = np.dtype(np.int64 if form.kind == "whole numbers" else np.float64)
-    dtype = np.dtype(np.float32) if name in ("responses", "ncsnr") else dtype
+    dtype = np.dtype("i8" if form.kind == "whole numbers" else "f8" if name == "affine" else "f4")
     reading.check_size(data, dtype.itemsize)
     return data.astype(dtype)[()]
 
@@ -329,11 +321,9 @@ def _splits(values: Values) -> tuple[Split, ...]:
     else:
         fold = values["fold"][shown]
         tests = {f"fold_{number}": fold == number for number in np.unique(fold)}
-    for name, test in tests.items():
-        if (~test).sum() < MIN_TRAIN:
-            n = f"{(~test).sum()} shown pictures train in split {name}"
-            raise InputError(f"{n}; expected {MIN_TRAIN} or more.")
+    n_train = min((~test).sum() for test in tests.values())
     n_test = sum(test.sum() for test in tests.values())
-    if n_test < MIN_TEST:
-        raise InputError(f"{n_test} shown pictures test; expected {MIN_TEST} or more.")
+    if n_train < MIN_TRAIN or n_test < MIN_TEST:
+        found = f"{n_train} shown pictures train in a split, {n_test} test"
+        raise InputError(f"{found}; expected {MIN_TRAIN} and {MIN_TEST} or more.")
     return tuple(Split(name, shown[~test], shown[test]) for name, test in tests.items())

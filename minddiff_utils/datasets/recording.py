@@ -55,11 +55,6 @@ class ListedStimuli:
         return [self.texts[i] for i in check_ids(ids, len(self.texts))]
 
 
-def in_memory(grey: np.ndarray, texts: Sequence[tuple[str, ...]]) -> ListedStimuli:
-    """Return stimuli of grey pictures, uint8 (n, height, width)."""
-    return ListedStimuli(np.arange(len(grey)), texts, partial(np.take, grey, axis=0))
-
-
 def wrong_shapes(
     shapes: Mapping[str, tuple[int, ...]], axes: Mapping[str, tuple[str | int, ...]]
 ) -> Iterator[tuple[str, str]]:
@@ -86,21 +81,20 @@ def wrong_shapes(
             yield name, f"`{name}` has shape {shape}; expected {expected}: {what}."
 
 
-def choose_regions(rois: str, known: Iterable[str]) -> list[str]:
+def choose_regions(rois: str, known: list[str]) -> list[str]:
     """Return the names of the regions that are meant.
 
     Parameters
     ----------
     rois : str
         "all" or "kastner2015" for all, or names with commas between.
-    known : iterable of str
+    known : list of str
 
     Raises
     ------
     InputError
         If one is not among the known.
     """
-    known = list(known)
     wanted = known if rois in EVERY else [name.strip() for name in rois.split(",")]
     unknown = [name for name in wanted if name not in known]
     if unknown:
@@ -160,7 +154,7 @@ def single_session(
     if name != "S1":
         raise InputError(f"subject={name!r} is unknown; this recording has S1 only")
     session, stimulus_id = np.ones(len(stimulus_id), np.int64), stimulus_id.astype(np.int64)
-    stimuli = in_memory(grey, texts)
+    stimuli = ListedStimuli(np.arange(len(grey)), texts, partial(np.take, grey, axis=0))
     return Subject(name, dataset, responses, stimulus_id, session, roi, tuple(splits), stimuli)
 
 
@@ -170,15 +164,12 @@ def checked(path: str | Path, subject: Subject, hint: str = "") -> Subject:
     Raises
     ------
     InputError
-        With the first fault that either finds; `hint` says what to do.
+        With the faults that either finds; `hint` says what to do.
     """
     try:
-        found, faults = noted_copies(useful_voxels(subject))
+        return noted_copies(useful_voxels(subject))
     except InputError as error:
-        faults = [str(error)]
-    if faults:
-        raise InputError(f"{path}: {faults[0]} {hint}".rstrip())
-    return found
+        raise InputError(f"{path}: {error} {hint}".rstrip()) from None
 
 
 def useful_voxels(subject: Subject) -> Subject:
@@ -244,8 +235,8 @@ def kept_regions(
     return {name: mask[keep] for name, mask in roi.items()}
 
 
-def noted_copies(subject: Subject) -> tuple[Subject, list[str]]:
-    """Read all pictures and responses once: note copies, and say what is wrong with the values.
+def noted_copies(subject: Subject) -> Subject:
+    """Read all pictures and responses once, and note which pictures are the same.
 
     Parameters
     ----------
@@ -254,11 +245,14 @@ def noted_copies(subject: Subject) -> tuple[Subject, list[str]]:
 
     Returns
     -------
-    subject : Subject
+    Subject
         With `copy_of`, the least of the ids that have the same pixels, for each stimulus.
-    faults : list of str
-        A sentence or two each: pictures of one colour, or of values 0 and 1; a test picture that
-        is a training picture by its pixels; trials of zeros, or equal to one another.
+
+    Raises
+    ------
+    InputError
+        If pictures have one colour, or values 0 and 1; a test picture is a training picture by
+        its pixels; trials are zeros, or equal to one another.
     """
     ids = subject.stimulus_ids
     highest, flat, keys = 0, list[int](), list[bytes]()
@@ -275,9 +269,10 @@ def noted_copies(subject: Subject) -> tuple[Subject, list[str]]:
         ]
     elif flat:
         faults[0] = f"one colour throughout in {listed('picture', flat)}, never written? Leave out."
+    if any(faults):
+        raise InputError(" ".join(filter(None, faults)))
     least = {key_of[one]: one for one in reversed(key_of)}
-    copies = {one: least[key] for one, key in key_of.items()}
-    return replace(subject, copy_of=copies), [fault for fault in faults if fault]
+    return replace(subject, copy_of={one: least[key] for one, key in key_of.items()})
 
 
 def _shared_pictures(splits: Iterable[Split], keys: Mapping[int, bytes]) -> str:

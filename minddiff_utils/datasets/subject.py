@@ -196,7 +196,8 @@ def prepare_fold(subject: Subject, split: Split) -> Fold:
     for session in np.unique(subject.session):
         trials = np.flatnonzero((subject.session == session) & (row >= 0))
         if trials.size:
-            z = _standardise(subject, trials, training[trials], int(session))
+            x, where = subject.responses[trials], f"{subject.name}, session {session}"
+            z = _standardise(x, training[trials], where)
             # np.add.at takes a hundred times as long.
             for place, values in zip(row[trials], z, strict=True):
                 total[place] += values
@@ -223,22 +224,16 @@ def training_moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     return mean, sd, np.isfinite(sd) & (sd > 1e-6 * np.abs(mean))
 
 
-def _standardise(
-    subject: Subject, trials: np.ndarray, training: np.ndarray, session: int
-) -> np.ndarray:
-    """Z-score the `trials` of one session with the statistics of its `training` trials."""
-    where = f"{subject.name}, session {session}"
+def _standardise(x: np.ndarray, training: np.ndarray, where: str) -> np.ndarray:
+    """Z-score trials (n_trials, n_voxels) with the statistics of those that are `training`."""
     if training.sum() < 2:
         n = int(training.sum())
         raise InputError(f"{where}: {n} training trials; it takes 2 to standardise. Leave it out.")
-    x = subject.responses[trials]
     mean, sd, changes = training_moments(x[training])
     bad = np.flatnonzero(~changes)
     if bad.size:
-        raise InputError(
-            f"{where}: {bad.size} of {sd.size} voxels are constant or not finite in the training "
-            f"trials (the first is voxel {bad[0]}). Drop them before making a Subject."
-        )
+        n = f"{bad.size} of {sd.size} voxels are constant or not finite in the training trials"
+        raise InputError(f"{where}: {n} (the first is voxel {bad[0]}). Leave them out.")
     return ((x - mean) / sd).astype(np.float32)
 
 
@@ -325,8 +320,8 @@ def estimate_ncsnr(
     n = count[repeated, None]
     within = (squares[repeated] - np.square(total[repeated]) / n) / (n - 1)
     noise = within.mean(axis=0)
-    signal = np.where(noise > 0, np.maximum(1 - noise, 0), 0)
-    return np.sqrt(signal / np.where(noise > 0, noise, 1)).astype(np.float32)
+    noise = np.where(noise > 0, noise, 1)  # a voxel that never changes has no signal
+    return np.sqrt(np.maximum(1 - noise, 0) / noise).astype(np.float32)
 
 
 def single_trial_ncsnr(subject: Subject) -> np.ndarray:

@@ -51,8 +51,8 @@ def load_nsd(
     numbers = choose_sessions(tree, sessions, protocol)
     regions = read_regions(tree, rois)
     files = {number: inspect_betas(tree.session(number), regions.shape) for number in numbers}
-    n_trials = {number: file.n_trials for number, file in files.items()}
-    stimulus_id, session, shared = read_trials(tree, n_trials)
+    lengths = {number: file.n_trials for number, file in files.items()}
+    stimulus_id, session, shared = read_trials(tree, lengths)
     responses, keep = gather_responses(files, regions.ijk, cache)
     train, test = np.unique(stimulus_id[~shared]), np.unique(stimulus_id[shared])
     return Subject(

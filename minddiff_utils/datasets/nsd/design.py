@@ -67,9 +67,8 @@ class NsdTree:
     @property
     def sessions(self) -> list[int]:
         """Numbers of the sessions whose betas are there, sorted."""
-        patterns = [f"betas_session[0-9][0-9]{suffix}" for suffix in BETA_SUFFIXES]
-        found = [path.name for pattern in patterns for path in self.betas.glob(pattern)]
-        return sorted({int(name[13:15]) for name in found})
+        names = [path.name for path in self.betas.glob("betas_session[0-9][0-9].*")]
+        return sorted({int(name[13:15]) for name in names if name[15:] in BETA_SUFFIXES})
 
     def session(self, number: int) -> Path:
         """Betas of one session, from 1: the HDF5 file, or a NIfTI file if only that is there."""
@@ -83,16 +82,12 @@ class NsdTree:
     def labels(self, atlas: str) -> Path:
         """Label table of an atlas: the subject's own, else the one of fsaverage."""
         # Both hemispheres share a table.
-        name = re.sub(r"^[lr]h\.", "", atlas)
-        folder = self.root / "nsddata/freesurfer"
+        name, folder = re.sub(r"^[lr]h\.", "", atlas), self.root / "nsddata/freesurfer"
         own = folder / self.subject / "label" / f"{name}.mgz.ctab"
-        shared = folder / "fsaverage/label" / f"{name}.mgz.ctab"
-        return own if own.exists() or not shared.exists() else shared
+        return own if own.exists() else folder / "fsaverage/label" / own.name
 
 
-def choose_sessions(
-    tree: NsdTree, sessions: Sessions = None, protocol: int | None = None
-) -> list[int]:
+def choose_sessions(tree: NsdTree, sessions: Sessions, protocol: int | None) -> list[int]:
     """Return the numbers of the sessions to read, sorted; the betas of each are there.
 
     Parameters

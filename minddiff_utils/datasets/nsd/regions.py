@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 
 from minddiff_utils.datasets.nsd.design import NsdTree
-from minddiff_utils.datasets.reading import read_volume, reading
+from minddiff_utils.datasets.reading import read_nifti, reading
 from minddiff_utils.io import InputError
 
 # The groups of the paper, made of the atlas's labels. MT and MST are TO1 and TO2 in some label
@@ -74,7 +74,7 @@ def read_regions(tree: NsdTree, rois: str) -> Regions:
         another shape or on another grid than the betas, a label is no whole number, or a region
         asked for by name has no voxel.
     """
-    ncsnr, affine = read_volume(tree.ncsnr, HINT)
+    ncsnr, affine = read_nifti(tree.ncsnr, HINT)
     masks: dict[str, np.ndarray] = {}
     for part in map(str.strip, rois.split("+")):
         atlas, regions = _parse(tree, part)
@@ -115,7 +115,7 @@ def read_labels(path: Path, shape: tuple[int, ...], grid: np.ndarray) -> np.ndar
     InputError
         If the file is missing, damaged, of another shape or grid, or holds what is no label.
     """
-    volume, affine = read_volume(path, HINT, shape)
+    volume, affine = read_nifti(path, HINT, shape)
     _check_grid(path, shape, affine, grid)
     volume = np.where(np.isnan(volume), 0, volume)
     labels = np.rint(volume)

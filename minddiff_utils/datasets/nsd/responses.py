@@ -9,7 +9,8 @@ session by session, so that memory holds one session's share and no more.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -231,9 +232,8 @@ def gather_responses(
     lengths = [file.n_trials for file in files.values()]
     size = (sum(lengths), len(ijk))
     if cache is None:
-        responses, faults = np.empty(size, np.float32), np.empty((len(files), len(ijk)), bool)
-        _fill(list(files.values()), ijk, responses, faults, scale=1)
-        keep = ~np.any(faults, axis=0)
+        responses = np.empty(size, np.float32)
+        keep = ~np.any(_fill(files, ijk, responses, scale=1), axis=0)
         return responses if keep.all() else responses[:, keep], keep
     path, key = Path(cache) / GATHERED, _key(files, ijk)
     if not _is_whole(path, key):
@@ -244,8 +244,7 @@ def gather_responses(
             responses.attrs["scale"] = scale  # divides the values to give per cent
             stored["voxel_ijk"] = np.asarray(ijk, np.int64)
             stored["session"] = np.repeat(np.array(list(files), np.int64), lengths)
-            faults = stored.create_dataset("faults", (len(files), len(ijk)), np.uint8)
-            _fill(list(files.values()), ijk, responses, faults, scale)
+            stored["faults"] = _fill(files, ijk, responses, scale).astype(np.uint8)
             stored.attrs["key"] = key
     with open_hdf5(path, "faults") as faults:
         keep = ~faults[()].any(axis=0)
@@ -253,15 +252,16 @@ def gather_responses(
 
 
 def _fill(
-    files: Sequence[BetaFile], ijk: np.ndarray, responses: Target, faults: Target, scale: int
-) -> None:
-    """Read sessions into `responses`, per cent times `scale`; note voxels that are `_faulty`."""
-    stop = 0
-    for place, file in enumerate(tqdm(files, "gathering sessions", disable=len(files) < 2)):
+    files: Mapping[int, BetaFile], ijk: np.ndarray, responses: Target, scale: int
+) -> np.ndarray:
+    """Read sessions into `responses`, per cent times `scale`; return which voxels are `_faulty`."""
+    stop, faults = 0, []
+    for file in tqdm(files.values(), "gathering sessions", disable=len(files) < 2):
         values = read_stored(file, ijk)
-        faults[place] = _faulty(file.path, values)
+        faults.append(_faulty(file.path, values))
         start, stop = stop, stop + file.n_trials
         responses[start:stop] = values if file.scale == scale else values / np.float32(file.scale)
+    return np.array(faults)
 
 
 def _key(files: Mapping[int, BetaFile], ijk: np.ndarray) -> str:
@@ -273,11 +273,9 @@ def _key(files: Mapping[int, BetaFile], ijk: np.ndarray) -> str:
 
 def _is_whole(path: Path, key: str) -> bool:
     """Whether a file is there and was gathered from the same."""
-    try:
-        with open_file(path) as stored:
-            return stored.attrs["key"] == key
-    except (InputError, KeyError):
-        return False
+    with suppress(InputError, KeyError), open_file(path) as stored:
+        return stored.attrs["key"] == key
+    return False
 
 
 def _faulty(path: Path, values: np.ndarray) -> np.ndarray:
