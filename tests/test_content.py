@@ -1,7 +1,6 @@
 """What files hold: copies, pictures and trials never written; and what HDF5 says of its files."""
 
 import errno
-from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -9,7 +8,6 @@ import pytest
 from test_own import made, write  # noqa: F401
 
 from minddiff_utils.datasets import check_own, load_subject, recording
-from minddiff_utils.datasets.nsd import NsdStimuli
 from minddiff_utils.datasets.reading import UnreadableError, open_hdf5, unreadable
 from minddiff_utils.datasets.recording import trial_fault
 from minddiff_utils.io import InputError
@@ -54,8 +52,9 @@ def test_content_that_no_shape_shows(made, changes, said):  # noqa: F811
     write(path, {**whole, **changes, "session": None})
     (fault,) = check_own(path)
     assert fault.startswith(f"{path}: ") and said in fault
-    with pytest.raises(InputError, match="`|same pixels|one colour"):
+    with pytest.raises(InputError) as error:
         load_subject("own", path, "S1")
+    assert str(error.value) == fault
 
 
 def test_copies_in_training_share_a_label_and_are_no_fault(made, monkeypatch):  # noqa: F811
@@ -68,13 +67,6 @@ def test_copies_in_training_share_a_label_and_are_no_fault(made, monkeypatch):  
     assert subject.picture_of(range(12)).tolist() == [2 if i in (5, 7) else i for i in range(12)]
 
 
-@pytest.mark.parametrize("repetitions", ["average", "keep"])
-def test_any_recording_keeps_its_repetitions(made, repetitions):  # noqa: F811
-    path, whole = made
-    subject = load_subject("own", write(path, whole), "S1", repetitions=repetitions)
-    assert subject.repetitions == repetitions
-
-
 @pytest.mark.parametrize("dtype", ["f4", "i2"])
 @pytest.mark.parametrize("n_voxels", [2, 5, 300])
 def test_trials_that_agree_by_chance_are_no_fault(dtype, n_voxels):
@@ -84,25 +76,6 @@ def test_trials_that_agree_by_chance_are_no_fault(dtype, n_voxels):
     many = rng.normal(0, 500, (200, 60)).astype(dtype)
     assert "zero in all voxels for trial 7:" in trial_fault(with_rows(many, 7, 0))
     assert "in trial 9 (the first equals trial 4)" in trial_fault(with_rows(many, 9, many[4]))
-
-
-def test_one_brain_is_not_two_subjects(made):  # noqa: F811
-    path, whole = made
-    for name in ("anna", "ben"):
-        write(path.with_name(f"{name}.h5"), whole)
-    (fault,) = check_own(path.parent)
-    assert "ben.h5: `responses` are those of" in fault and "anna.h5" in fault
-    with pytest.raises(InputError, match="one brain, two subjects"):
-        load_subject("own", path.parent, "anna")
-
-
-def test_a_black_picture_of_nsd_was_never_written(tmp_path):
-    with h5py.File(tmp_path / "p.hdf5", "w") as file:
-        file["imgBrick"] = with_rows(PICTURES, 6, 0)
-    stimuli = NsdStimuli(SimpleNamespace(pictures=tmp_path / "p.hdf5"), np.arange(12))
-    np.testing.assert_array_equal(stimuli.pictures([4, 2]), PICTURES[[4, 2]])
-    with pytest.raises(InputError, match="picture 6 has one colour"):
-        stimuli.pictures([2, 6])
 
 
 # --- files and links of HDF5 ----------------------------------------------------------------------

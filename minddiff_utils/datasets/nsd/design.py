@@ -264,7 +264,8 @@ class NsdStimuli:
         found = [self._texts.get(one, []) for one in coco]
         for stimulus, one, texts in zip(ids, coco, found, strict=True):
             if len(texts) < 5:
-                n = f"{len(texts)} captions in {self.tree.captions[0].parent}; expected 5"
+                file = self.tree.captions[0] if one else self.tree.stimulus_table
+                n = f"{len(texts)} captions by {file}; expected 5"
                 raise InputError(f"stimulus {stimulus} (COCO id {one}) has {n}. {ANNOTATIONS}")
         # A few COCO pictures have six or seven; the method averages five.
         return [tuple(texts[:5]) for texts in found]
