@@ -12,17 +12,16 @@ from minddiff_utils.datasets.nsd.responses import inspect_betas
 from minddiff_utils.datasets.reading import UnreadableError
 from minddiff_utils.io import InputError
 
-PRESENT, MISSING, DAMAGED = "present", "missing", "damaged"
-UNREADABLE = "unreadable"  # for now: in use, forbidden, out of reach; nothing to download
+# Unreadable for now: in use, forbidden, out of reach; nothing to download.
+PRESENT, MISSING, DAMAGED, UNREADABLE = "present", "missing", "damaged", "unreadable"
 # About how many bytes there are to download for a file, by its name.
 SIZES = {"nsd_stimuli.hdf5": 73_000 * 425 * 425 * 3, "betas_session*": 1_050_000_000}
 # One archive holds both.
 SIZES |= {"captions_train2017.json": CAPTIONS_ZIP_BYTES, "captions_val2017.json": 0, "*": 10_000}
 # Where files come from: a short name for the table, and what to do.
 ORIGINS = {
-    "NSD": "public bucket s3://natural-scenes-dataset, after signing the data-access agreement at "
-    "naturalscenesdataset.org: minddiff fetch nsd {path}, with --subject, --rois and --sessions as "
-    "here",
+    "NSD": "public bucket s3://natural-scenes-dataset, after signing the agreement: minddiff fetch "
+    "nsd {path}, with --subject, --rois and --sessions as here, says where",
     "COCO": "annotations_trainval2017.zip of cocodataset.org; minddiff fetch nsd gets it too",
 }
 
@@ -79,10 +78,9 @@ def check_nsd(
         files += nsd_files(path, [tree.subject], rois, count)
     listed = dict.fromkeys([*files, *trees[0].captions])
     entries = [Entry(file, PRESENT if file.is_file() else MISSING) for file in listed]
-    if any(entry.state == PRESENT for entry in entries):
-        for tree in trees:
-            betas = [file for file in files if file.parent == tree.betas and file != tree.ncsnr]
-            _read_nsd(tree, rois, betas, entries)
+    for tree in trees:
+        betas = [file for file in files if file.parent == tree.betas and file != tree.ncsnr]
+        _read_nsd(tree, rois, betas, entries)
     return entries
 
 

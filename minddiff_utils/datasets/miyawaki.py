@@ -149,9 +149,8 @@ def load_miyawaki(path: str | Path, subject: str = "S1", *, rois: str = "kastner
         If the subject or region is unknown, or the file is missing, damaged or not the expected.
     """
     choose_regions(rois, ["V1"])
-    path, size = Path(path), N_PATCHES**2
     flat, responses = read_matlab(path, ("I2", "R2"), SMALL_SOURCE).values()
-    if flat.shape != (size, flat.shape[-1]) or responses.shape[1:] != flat.shape[1:]:
+    if flat.shape != (N_PATCHES**2, flat.shape[-1]) or responses.shape[1:] != flat.shape[1:]:
         found = f"I2 has shape {flat.shape} and R2 {responses.shape}"
         raise InputError(f"{path}: {found}; expected (100, n), (n_voxels, n). {SMALL_SOURCE}")
     # In the order of appearance, which is that of the captions.

@@ -51,8 +51,8 @@ PLACES = ("voxel_ijk", "affine", "volume_shape")
 LAST_AXIS_OPTIONAL = ("pictures", "captions")
 SUFFIXES = (".h5", ".hdf5")
 HINT = "The page 'Your own data' of the book shows how to write it."
-MIN_TRAIN = 4  # pictures; a cross-validated decoder needs as many
-MIN_TEST = 2  # pictures, over all splits; a correlation needs as many
+# Pictures that a cross-validated decoder needs in each split, and a correlation in all of them.
+MIN_TRAIN, MIN_TEST = 4, 2
 FIRST = 32  # trials by which two files are told apart
 
 Values = dict[str, Any]

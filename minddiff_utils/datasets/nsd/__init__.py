@@ -51,8 +51,7 @@ def load_nsd(
     numbers = choose_sessions(tree, sessions, protocol)
     regions = read_regions(tree, rois)
     files = {number: inspect_betas(tree.session(number), regions.shape) for number in numbers}
-    lengths = {number: file.n_trials for number, file in files.items()}
-    stimulus_id, session, shared = read_trials(tree, lengths)
+    stimulus_id, session, shared = read_trials(tree, {n: f.n_trials for n, f in files.items()})
     responses, keep = gather_responses(files, regions.ijk, cache)
     train, test = np.unique(stimulus_id[~shared]), np.unique(stimulus_id[shared])
     return Subject(

@@ -107,10 +107,8 @@ def choose_sessions(tree: NsdTree, sessions: Sessions, protocol: int | None) -> 
     if not found:
         folder = tree.root / "nsddata_betas/ppdata"
         there = ", ".join(sorted(path.name for path in folder.glob("subj[0-9][0-9]"))) or "none"
-        raise InputError(
-            f"{tree.betas} has no betas_session01.hdf5, …; {folder} has {there}. Choose a subject "
-            "or a folder (that holds nsddata and nsddata_betas) with betas, or fetch them."
-        )
+        what = "choose one of them, the folder that holds nsddata and nsddata_betas, or fetch betas"
+        raise InputError(f"{tree.betas} has no sessions; {folder} has {there}: {what}.")
     if protocol is not None and (protocol not in PROTOCOLS or sessions is not None):
         given = f"protocol={protocol!r} with sessions={sessions!r}"
         raise InputError(f"{given}: give protocol 982 or 1000 without sessions, or sessions alone")

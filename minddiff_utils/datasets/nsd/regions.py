@@ -134,8 +134,7 @@ def _check_grid(path: Path, shape: tuple[int, ...], affine: np.ndarray, grid: np
     if not apart <= SHIFT:
         axes = ["".join(nib.aff2axcodes(one)) for one in (affine, grid)]
         found = f"axes {axes[0]} against {axes[1]}, up to {apart:.3g} voxels apart"
-        what = "resample it, or mend its header"
-        raise InputError(f"{path} is on another grid than ncsnr.nii.gz of betas: {found}; {what}.")
+        raise InputError(f"{path} is on another grid than ncsnr.nii.gz: {found}. Resample it.")
 
 
 def atlases_of(rois: str) -> list[str]:

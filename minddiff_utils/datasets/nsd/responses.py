@@ -251,16 +251,14 @@ def gather_responses(
     return StoredResponses(path, key, (size[0], int(keep.sum())), np.flatnonzero(keep)), keep
 
 
-def _fill(
-    files: Mapping[int, BetaFile], ijk: np.ndarray, responses: Target, scale: int
-) -> np.ndarray:
-    """Read sessions into `responses`, per cent times `scale`; return which voxels are `_faulty`."""
+def _fill(files: Mapping[int, BetaFile], ijk: np.ndarray, out: Target, scale: int) -> np.ndarray:
+    """Read sessions into `out`, per cent times `scale`; return which voxels are `_faulty`."""
     stop, faults = 0, []
     for file in tqdm(files.values(), "gathering sessions", disable=len(files) < 2):
         values = read_stored(file, ijk)
         faults.append(_faulty(file.path, values))
         start, stop = stop, stop + file.n_trials
-        responses[start:stop] = values if file.scale == scale else values / np.float32(file.scale)
+        out[start:stop] = values if file.scale == scale else values / np.float32(file.scale)
     return np.array(faults)
 
 
