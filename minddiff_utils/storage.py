@@ -88,17 +88,18 @@ def check_room(path: str | Path, n_bytes: int) -> None:
     Parameters
     ----------
     path : str or Path
-        The folder that it is in must be there.
+        The folder that it is in need not be there yet.
     n_bytes : int
     """
     path = Path(path)
-    free = shutil.disk_usage(path.parent).free
+    folder = next(one for one in path.absolute().parents if one.exists())
+    free = shutil.disk_usage(folder).free
     if free < n_bytes + SPARE:
         needed = max(0.1, (n_bytes + SPARE - free) / 1e6)
         raise InputError(
             f"{path} cannot be written: no space is left on its disk, {needed:.1f} MB more are "
-            "needed. Make room there, or choose another `run_dir`; the same command then goes on "
-            "from here."
+            "needed. Make room there, or choose another folder (`run_dir`); the same command then "
+            "goes on from here."
         )
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import scipy.io
 import typer
 
-from minddiff_utils.datasets.nsd.load import NsdTree, load_nsd
+from minddiff_utils.datasets.nsd import NsdTree, load_nsd
 from minddiff_utils.io import InputError
 
 SUBJECT = "subj01"

@@ -14,7 +14,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
-from minddiff_utils.datasets.fetch.recordings import CAPTIONS_ZIP_BYTES
+from minddiff_utils.datasets.fetch import CAPTIONS_ZIP_BYTES
 from studies.architecture import UNET, VAE
 
 # Shape (X, Y, Z) of each subject's func1pt8mm volume, and sessions.

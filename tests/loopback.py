@@ -31,14 +31,12 @@ class CuttingProxy:
         self.listener.close()
 
     def _accept(self) -> None:
-        while True:
-            try:
+        with suppress(OSError):
+            while True:
                 client, _ = self.listener.accept()
-            except OSError:
-                return
-            server = socket.create_connection(("127.0.0.1", self.target))
-            threading.Thread(target=self._up, args=(client, server), daemon=True).start()
-            threading.Thread(target=self._down, args=(client, server), daemon=True).start()
+                server = socket.create_connection(("127.0.0.1", self.target))
+                for way in (self._up, self._down):
+                    threading.Thread(target=way, args=(client, server), daemon=True).start()
 
     def _up(self, client: socket.socket, server: socket.socket) -> None:
         try:
@@ -50,7 +48,7 @@ class CuttingProxy:
 
     def _down(self, client: socket.socket, server: socket.socket) -> None:
         sent = 0
-        try:
+        with suppress(OSError):
             while data := server.recv(65536):
                 if self.cuts and sent + len(data) > self.cut_after:
                     self.cuts -= 1
@@ -59,14 +57,10 @@ class CuttingProxy:
                 client.sendall(self.mangle(data))
                 sent += len(data)
                 self.received += len(data)
-        except OSError:
-            pass
         # Both directions at once, so that the client sees the end now.
         for end in (client, server):
-            try:
+            with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
             end.close()
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from minddiff_utils.datasets.miyawaki_full import FIGURES
+from minddiff_utils.datasets.miyawaki import FIGURES
 
 __all__ = ["MASKS", "SHAPE", "pattern_of", "response_of", "write_tree"]
 

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import test_kay
 from test_nsd import CAPTIONS, DESIGN, NCSNR, PICTURES, ROI, SESSION, STIMULI, TABLE
+from test_nsd_responses import as_nifti
 
 from minddiff_utils import cli
 from minddiff_utils.datasets.check import check_nsd, is_ready, report
-from minddiff_utils.datasets.fetch.recordings import atlases_of
+from minddiff_utils.datasets.nsd.regions import atlases_of
 from minddiff_utils.io import InputError
 
 VAL = CAPTIONS.replace("train", "val")
@@ -36,12 +37,8 @@ def check(capsys, monkeypatch, *arguments):
 
 def faults(path, **more):
     """State and note of every file that is not as it should be, by name."""
-    entries = check_nsd(path, **more)
-    return {
-        entry.path.relative_to(path).as_posix(): (entry.state, entry.note)
-        for entry in entries
-        if entry.state != "present"
-    }
+    wrong = [entry for entry in check_nsd(path, **more) if entry.state != "present"]
+    return {str(one.path.relative_to(path)): (one.state, one.note) for one in wrong}
 
 
 def cut(path, share=0.6):
@@ -69,17 +66,11 @@ def test_whole_tree_is_ready(capsys, monkeypatch, three_sessions):
 def test_empty_folder(capsys, monkeypatch, tmp_path):
     code, lines = check(capsys, monkeypatch, "nsd", tmp_path)
     assert code == 1
-    table = lines[1 : lines.index("")]
-    assert [line.split()[0] for line in table] == ["missing"] * 48
-    assert {line.split()[-1] for line in table} == {
-        *FILES,
-        *(SESSION.format(n) for n in range(1, 41)),
-    }
-    assert lines[-3] == (
-        "NSD: public bucket s3://natural-scenes-dataset, after signing the data-access agreement "
-        f"at naturalscenesdataset.org: minddiff fetch nsd {tmp_path}, with --subject, --rois and "
-        "--sessions as here"
-    )
+    table = [line.split() for line in lines[1 : lines.index("")]]
+    assert [words[0] for words in table] == ["missing"] * 48
+    assert {w[-1] for w in table} == {*FILES, *(SESSION.format(n) for n in range(1, 41))}
+    assert lines[-3].startswith("NSD: public bucket s3://natural-scenes-dataset, after signing the")
+    assert f"minddiff fetch nsd {tmp_path}, with --subject, --rois and --sessions" in lines[-3]
     assert lines[-2].startswith("COCO: annotations_trainval2017.zip of cocodataset.org")
     # 40 sessions of 750 volumes, 81 x 104 x 83 voxels of 2 bytes; 73,000 pictures; captions.
     size = 40 * 750 * 81 * 104 * 83 * 2 + 73_000 * 425 * 425 * 3 + 252_907_541
@@ -108,13 +99,6 @@ def test_one_removed_one_truncated_one_of_wrong_shape(capsys, monkeypatch, tree)
     assert lines[-1].startswith("Not ready: 8 of 11 files of ") and "about 2." in lines[-1]
 
 
-def test_subjects_that_are_there_are_checked(tmp_path):
-    (tmp_path / "nsddata_betas/ppdata/subj07").mkdir(parents=True)
-    names = [str(entry.path) for entry in check_nsd(tmp_path)]
-    assert len([name for name in names if "subj07" in name]) == 42
-    assert not any("subj01" in name for name in names)
-
-
 def test_check_names_every_dataset(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["minddiff", "check", "nds", str(tmp_path)])
     with pytest.raises(SystemExit) as stop:
@@ -135,28 +119,21 @@ def test_each_missing_or_truncated_file_is_named_alone(tree, file):
         assert faults(tree) == {file: ("missing", "")}
 
 
-@pytest.mark.parametrize("file", [ROI, NCSNR])
-def test_volumes_of_different_shapes_are_named(tree, file):
-    volume = (np.arange(210, dtype=np.int16) % 25 + 1).reshape(5, 6, 7)
-    nib.save(nib.Nifti1Image(volume, nib.load(tree / file).affine), tree / file)
+@pytest.mark.parametrize("file", [ROI, NCSNR, PICTURES])
+def test_files_of_another_shape_are_named(tree, file):
+    if file == PICTURES:
+        with h5py.File(tree / PICTURES, "w") as stored:
+            stored["imgBrick"] = np.zeros((10, 8, 8, 3), np.uint8)
+    else:
+        volume = (np.arange(210, dtype=np.int16) % 25 + 1).reshape(5, 6, 7)
+        nib.save(nib.Nifti1Image(volume, nib.load(tree / file).affine), tree / file)
     found = faults(tree)
-    assert {ROI, NCSNR} & set(found) and any("(5, 6, 7)" in note for _, note in found.values())
-
-
-def test_pictures_of_wrong_shape_are_named_alone(tree):
-    with h5py.File(tree / PICTURES, "w") as file:
-        file["imgBrick"] = np.zeros((10, 8, 8, 3), np.uint8)
-    ((name, (state, note)),) = faults(tree).items()
-    assert name == PICTURES and state == "damaged"
+    assert {file, ROI} & set(found) and {state for state, _ in found.values()} == {"damaged"}
+    assert len(found) == 1 or file != PICTURES
 
 
 def test_sessions_as_nifti_count_as_there(tree):
-    path = tree / SESSION.format(2)
-    with h5py.File(path) as file:
-        betas = file["betas"][()]
-    path.unlink()
-    named = path.with_name("betas_session02.nii.gz")
-    nib.save(nib.Nifti1Image(betas.T, np.eye(4)), named)
+    as_nifti(tree / SESSION.format(2), np.array, ".nii.gz")
     assert faults(tree) == {}
 
 
@@ -175,14 +152,11 @@ def test_a_file_left_open_by_its_writer_is_not_fetched_again(tree):
     assert "about 0.00B to download" in said and "minddiff fetch" not in said
 
 
-def test_other_regions_need_other_files(three_sessions):
+def test_other_regions_subjects_and_sessions_need_other_files(three_sessions, tmp_path):
     entries = check_nsd(three_sessions, ("subj01",), rois="nsdgeneral")
     names = {entry.path.name for entry in entries}
-    assert "nsdgeneral.nii.gz" in names and "Kastner2015.nii.gz" not in names
-    assert "Kastner2015.mgz.ctab" not in names and is_ready(entries)
-
-
-def test_subjects_and_sessions_that_are_asked_for(three_sessions):
+    assert "nsdgeneral.nii.gz" in names and is_ready(entries)
+    assert not names & {"Kastner2015.nii.gz", "Kastner2015.mgz.ctab"}
     missing = faults(three_sessions, subjects=("subj01", "subj05"), sessions=2)
     # The phantom's design has one subject only.
     state, note = missing.pop(DESIGN)
@@ -191,6 +165,11 @@ def test_subjects_and_sessions_that_are_asked_for(three_sessions):
     assert not faults(three_sessions, subjects=("subj01",), sessions=2)
     with pytest.raises(InputError, match="'subj09' is unknown"):
         check_nsd(three_sessions, ("subj09",))
+    # Without a choice, subjects that are there.
+    (tmp_path / "nsddata_betas/ppdata/subj07").mkdir(parents=True)
+    names = [str(entry.path) for entry in check_nsd(tmp_path)]
+    assert sum("subj07" in name for name in names) == 42
+    assert not any("subj01" in name for name in names)
 
 
 @pytest.mark.parametrize(
@@ -218,12 +197,9 @@ def test_atlases_of_regions(rois, atlases):
 def test_other_recordings_are_read(capsys, monkeypatch, tmp_path, dataset, write, missing):
     code, (said,) = check(capsys, monkeypatch, dataset, tmp_path)
     assert code == 1 and re.search(missing, said)
+    code, (said,) = check(capsys, monkeypatch, "miyawaki", tmp_path / "V1_mean_figure.mat")
+    assert code == 1 and "V1_mean_figure.mat is missing. Take" in said
     write(tmp_path)
     assert check(capsys, monkeypatch, dataset, tmp_path)[0] == 0
     cut(next(file for file in tmp_path.rglob("*.n*") if file.stat().st_size > 1000))
     assert check(capsys, monkeypatch, dataset, tmp_path)[0] == 1
-
-
-def test_small_miyawaki_file(capsys, monkeypatch, tmp_path):
-    code, (said,) = check(capsys, monkeypatch, "miyawaki", tmp_path / "V1_mean_figure.mat")
-    assert code == 1 and "V1_mean_figure.mat is missing" in said and "KamitaniLab/VBCCA" in said

@@ -1,17 +1,15 @@
 """What files hold: copies, pictures and trials never written; and what HDF5 says of its files."""
 
 import errno
-from types import SimpleNamespace
 
 import h5py
 import numpy as np
 import pytest
 from test_own import made, write  # noqa: F401
 
-from minddiff_utils.datasets import check_own, content, load_subject, picture_groups_by_pixels
-from minddiff_utils.datasets.content import trial_fault
-from minddiff_utils.datasets.nsd.stimuli import NsdStimuli
+from minddiff_utils.datasets import check_own, load_subject, recording
 from minddiff_utils.datasets.reading import UnreadableError, open_hdf5, unreadable
+from minddiff_utils.datasets.recording import trial_fault
 from minddiff_utils.io import InputError
 
 RNG = np.random.default_rng(0)
@@ -54,8 +52,9 @@ def test_content_that_no_shape_shows(made, changes, said):  # noqa: F811
     write(path, {**whole, **changes, "session": None})
     (fault,) = check_own(path)
     assert fault.startswith(f"{path}: ") and said in fault
-    with pytest.raises(InputError, match="`|same pixels|one colour"):
+    with pytest.raises(InputError) as error:
         load_subject("own", path, "S1")
+    assert str(error.value) == fault
 
 
 def test_copies_in_training_share_a_label_and_are_no_fault(made, monkeypatch):  # noqa: F811
@@ -63,21 +62,9 @@ def test_copies_in_training_share_a_label_and_are_no_fault(made, monkeypatch):  
     copied = with_rows(whole["pictures"], [5, 7], whole["pictures"][2])
     write(path, {**whole, "pictures": copied})
     assert check_own(path) == []
-    monkeypatch.setattr(content, "BLOCK_BYTES", 500)  # two pictures at a time
+    monkeypatch.setattr(recording, "BLOCK_BYTES", 500)  # two pictures at a time
     subject = load_subject("own", path, "S1")
     assert subject.picture_of(range(12)).tolist() == [2 if i in (5, 7) else i for i in range(12)]
-    stimuli = subject.stimuli
-    ids = np.random.default_rng(0).permutation(12)
-    groups = picture_groups_by_pixels(stimuli, ids)
-    assert groups.dtype == np.int64
-    assert groups.tolist() == [2 if i in (5, 7) else i for i in ids]
-
-
-@pytest.mark.parametrize("repetitions", ["average", "keep"])
-def test_any_recording_keeps_its_repetitions(made, repetitions):  # noqa: F811
-    path, whole = made
-    subject = load_subject("own", write(path, whole), "S1", repetitions=repetitions)
-    assert subject.repetitions == repetitions
 
 
 @pytest.mark.parametrize("dtype", ["f4", "i2"])
@@ -89,25 +76,6 @@ def test_trials_that_agree_by_chance_are_no_fault(dtype, n_voxels):
     many = rng.normal(0, 500, (200, 60)).astype(dtype)
     assert "zero in all voxels for trial 7:" in trial_fault(with_rows(many, 7, 0))
     assert "in trial 9 (the first equals trial 4)" in trial_fault(with_rows(many, 9, many[4]))
-
-
-def test_one_brain_is_not_two_subjects(made):  # noqa: F811
-    path, whole = made
-    for name in ("anna", "ben"):
-        write(path.with_name(f"{name}.h5"), whole)
-    (fault,) = check_own(path.parent)
-    assert "ben.h5: `responses` are those of" in fault and "anna.h5" in fault
-    with pytest.raises(InputError, match="one brain as two subjects"):
-        load_subject("own", path.parent, "anna")
-
-
-def test_a_black_picture_of_nsd_was_never_written(tmp_path):
-    with h5py.File(tmp_path / "p.hdf5", "w") as file:
-        file["imgBrick"] = with_rows(PICTURES, 6, 0)
-    stimuli = NsdStimuli(SimpleNamespace(pictures=tmp_path / "p.hdf5"), np.arange(12))
-    np.testing.assert_array_equal(stimuli.pictures([4, 2]), PICTURES[[4, 2]])
-    with pytest.raises(InputError, match="picture 6 has one colour"):
-        stimuli.pictures([2, 6])
 
 
 # --- files and links of HDF5 ----------------------------------------------------------------------
@@ -212,9 +180,10 @@ def test_subject_as_matlab_r_and_julia_write_it(made, value):  # noqa: F811
     assert check_own(path) == [] and load_subject("own", path, "S1").name == "S1"
 
 
-def test_a_dataset_that_is_a_group_or_not_there(tmp_path):
+@pytest.mark.parametrize("name", ["betas", "other"])
+def test_a_dataset_that_is_a_group_or_not_there(tmp_path, name):
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file["betas/inner"] = 1
-    for name in ("betas", "other"):
-        with pytest.raises(InputError, match="has no dataset"), open_hdf5(tmp_path / "x.h5", name):
-            pass
+    said = pytest.raises(InputError, match="no dataset 'other'; it has betas|`betas` is a group")
+    with said, open_hdf5(tmp_path / "x.h5", name):
+        pass

@@ -4,7 +4,6 @@ import base64
 import gzip
 import hashlib
 import io
-import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -12,14 +11,8 @@ import pytest
 from loopback import serve
 from tqdm import tqdm
 
-from minddiff_utils.datasets.fetch import download as module
-from minddiff_utils.datasets.fetch.download import (
-    digest,
-    fetch_file,
-    look_up,
-    require_space,
-    show_bytes,
-)
+from minddiff_utils.datasets import fetch as module
+from minddiff_utils.datasets.fetch import digest, fetch_file, look_up, show_bytes
 from minddiff_utils.io import InputError, lock_file
 
 BODY = np.random.default_rng(0).bytes(3_000_000)
@@ -49,16 +42,11 @@ def files_in(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_whole_file(server, tmp_path, bar):
-    path = fetch_file(look(server), tmp_path / "new/file.bin", bar)
-    assert path.read_bytes() == BODY and bar.n == len(BODY)
-    assert files_in(path.parent) == ["file.bin"]
-
-
 def test_broken_connections_resume_where_they_stopped(server, tmp_path, bar):
     remote = look(server)
     server.cuts, server.cut_after = 4, 700_000
-    assert fetch_file(remote, tmp_path / "file.bin", bar).read_bytes() == BODY
+    path = fetch_file(remote, tmp_path / "new/file.bin", bar)
+    assert path.read_bytes() == BODY and files_in(path.parent) == ["file.bin"]
     assert server.asked == [f"bytes={700_000 * k}-" for k in range(5)] and bar.n == len(BODY)
 
 
@@ -68,17 +56,13 @@ def test_gives_up_keeps_what_came_and_goes_on_next_time(server, tmp_path, bar):
     server.cuts, server.cut_after = -1, 0
     with pytest.raises(InputError, match=r"6 connections .* nothing .*1.00MB are kept"):
         fetch_file(remote, path, bar)
-    assert not path.exists()
+    with pytest.raises(InputError, match="connections in a row brought nothing"):
+        fetch_file(replace(remote, size=len(BODY) + 10), tmp_path / "longer.bin", bar)
+    assert not path.exists() and not (tmp_path / "longer.bin").exists()
     server.cuts = 0
     server.asked.clear()
     assert fetch_file(remote, path, bar).read_bytes() == BODY
     assert server.asked == ["bytes=1000000-"]
-
-
-def test_a_file_shorter_than_announced_never_gets_its_name(server, tmp_path, bar):
-    with pytest.raises(InputError, match="connections in a row brought nothing"):
-        fetch_file(replace(look(server), size=len(BODY) + 10), tmp_path / "file.bin", bar)
-    assert not (tmp_path / "file.bin").exists()
 
 
 def test_a_stall_loses_nothing_that_came(tmp_path, monkeypatch, bar):
@@ -104,7 +88,7 @@ def test_gzip_is_read_to_its_end(server, tmp_path, bar):
     server.files["/file.bin"] = whole
     assert fetch_file(look(server, ""), tmp_path / "a.nii.gz", bar).read_bytes() == whole
     server.files["/file.bin"] = whole[:-8] + bytes(8)
-    with pytest.raises(InputError, match="cannot be unpacked to its end .*Nothing was kept"):
+    with pytest.raises(InputError, match="CRC check failed .*Nothing was kept"):
         fetch_file(look(server, ""), tmp_path / "b.nii.gz", bar)
     assert files_in(tmp_path) == ["a.nii.gz"]
 
@@ -164,9 +148,6 @@ def test_versions_are_not_mixed(server, tmp_path, bar):
         fetch_file(remote, path, bar)
     assert not path.exists()
     assert fetch_file(look(server, ""), path, bar).read_bytes() == new
-
-
-def test_empty_file(server, tmp_path, bar):
     server.files["/file.bin"] = b""
     assert fetch_file(look(server, ""), tmp_path / "empty", bar).read_bytes() == b""
 
@@ -184,14 +165,6 @@ def test_unknown_address(server, address, said):
         look_up(address.format(server.url))
 
 
-def test_too_little_space_is_said_before(tmp_path, monkeypatch):
-    require_space(tmp_path / "deep/folder", 1000)
-    usage = shutil.disk_usage(tmp_path)._replace(free=module.SPARE + 999)
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(InputError, match=r"deep/folder has 67.1MB free; 67.1MB are needed"):
-        require_space(tmp_path / "deep/folder", 1000)
-
-
 @pytest.mark.parametrize(("size", "part"), [(0, 4), (8, 4), (9, 4), (3 * 2**20, 2**20 + 1)])
 def test_digest_of_parts_of_any_size(tmp_path, size, part):
     content = np.random.default_rng(size).bytes(size)
@@ -200,7 +173,4 @@ def test_digest_of_parts_of_any_size(tmp_path, size, part):
     joined = hashlib.md5(b"".join(hashlib.md5(piece).digest() for piece in pieces)).hexdigest()
     assert digest(tmp_path / "x", part) == f"{joined}-{len(pieces)}"
     assert digest(tmp_path / "x") == hashlib.md5(content).hexdigest()
-
-
-def test_sizes_as_people_write_them():
     assert [show_bytes(n) for n in (0, 252_907_541, 4.2e10)] == ["0.00B", "253MB", "42.0GB"]

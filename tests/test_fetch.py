@@ -15,14 +15,13 @@ import requests
 import test_kay
 from loopback import CuttingProxy, serve
 from moto.server import ThreadedMotoServer
+from test_nsd import DESIGN, NCSNR, PICTURES, ROI, SESSION, STIMULI, TABLE
 from tqdm import tqdm
 
 from minddiff_utils import cli
-from minddiff_utils.datasets import load_subject
+from minddiff_utils.datasets import fetch, load_subject
 from minddiff_utils.datasets.check import check_nsd, is_ready
-from minddiff_utils.datasets.fetch import download as downloads
-from minddiff_utils.datasets.fetch import recordings as fetch
-from minddiff_utils.datasets.fetch.download import NotThere, digest, fetch_file, look_up
+from minddiff_utils.datasets.fetch import NotThere, digest, fetch_file, look_up
 from minddiff_utils.io import InputError
 
 BUCKET = "natural-scenes-dataset"
@@ -139,18 +138,9 @@ def test_only_what_is_needed_is_fetched_and_can_be_read(fetch_tree, three_sessio
     assert not (tmp_path / "nsd").exists()
     said = fetch_tree(tmp_path / "nsd")
     fetched = files_in(tmp_path / "nsd")
-    betas = "nsddata_betas/ppdata/subj01/func1pt8mm/betas_fithrf_GLMdenoise_RR"
-    assert fetched == {
-        "nsddata/experiments/nsd/nsd_expdesign.mat",
-        "nsddata/experiments/nsd/nsd_stim_info_merged.csv",
-        "nsddata/freesurfer/fsaverage/label/Kastner2015.mgz.ctab",
-        "nsddata/ppdata/subj01/func1pt8mm/roi/Kastner2015.nii.gz",
-        "nsddata_stimuli/stimuli/nsd/nsd_stimuli.hdf5",
-        f"{betas}/ncsnr.nii.gz",
-        f"{betas}/betas_session01.hdf5",
-        f"{betas}/betas_session02.hdf5",
-        *(f"coco/annotations/{name}" for name in CAPTIONS),
-    }
+    sessions = {SESSION.format(1), SESSION.format(2)}
+    captions = {f"coco/annotations/{name}" for name in CAPTIONS}
+    assert fetched == {DESIGN, STIMULI, TABLE, ROI, PICTURES, NCSNR, *sessions, *captions}
     for name in fetched:
         assert (tmp_path / "nsd" / name).read_bytes() == (three_sessions / name).read_bytes()
     assert "9 files" in said and "to download" in said
@@ -158,27 +148,26 @@ def test_only_what_is_needed_is_fetched_and_can_be_read(fetch_tree, three_sessio
 
     before = {name: (tmp_path / "nsd" / name).stat().st_mtime_ns for name in fetched}
     assert "0 files" in fetch_tree(tmp_path / "nsd")
-    short = "nsddata_stimuli/stimuli/nsd/nsd_stimuli.hdf5"
-    (tmp_path / "nsd" / short).write_bytes(b"cut short")
+    (tmp_path / "nsd" / PICTURES).write_bytes(b"cut short")
     assert "1 files," in fetch_tree(tmp_path / "nsd")
     after = {name: (tmp_path / "nsd" / name).stat().st_mtime_ns for name in fetched}
-    assert {name for name in before if before[name] != after[name]} == {short}
+    assert {name for name in before if before[name] != after[name]} == {PICTURES}
 
 
-def test_too_little_space_before_anything_comes(fetch_tree, tmp_path, monkeypatch):
-    usage = shutil.disk_usage(tmp_path)._replace(free=10**6)
-    monkeypatch.setattr(downloads.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(InputError, match="1.00MB free; .* are needed"):
-        fetch_tree(tmp_path / "nsd")
-    assert not (tmp_path / "nsd").exists()
-
-
-def test_file_that_the_bucket_lacks_is_named(fetch_tree, tmp_path):
+def test_what_cannot_be_fetched_is_said_before_anything_comes(fetch_tree, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="betas_session04.hdf5 cannot be fetched .404"):
-        fetch_tree(tmp_path, sessions=9)
+        fetch_tree(tmp_path / "nsd", sessions=9)
     with pytest.raises(InputError, match="'subj09' is unknown; NSD has subj01 to subj08"):
         fetch.nsd_files(tmp_path, ("subj09",))
-    assert not files_in(tmp_path)
+    usage = shutil.disk_usage(tmp_path)._replace(free=10**6)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(InputError, match="no space is left .* MB more are needed"):
+        fetch_tree(tmp_path / "nsd")
+    assert not (tmp_path / "nsd").exists()
+    counts = {"subj01": 40, "subj03": 32, "subj04": 30}
+    for subject, count in counts.items():
+        files = fetch.nsd_files(tmp_path, (subject,))
+        assert sum("betas_session" in path.name for path in files) == count
 
 
 def test_an_atlas_whose_labels_each_subject_has(fetch_tree, s3, three_sessions, tmp_path):
@@ -199,20 +188,11 @@ def test_an_atlas_whose_labels_each_subject_has(fetch_tree, s3, three_sessions, 
     assert "0 files" in fetch_tree(tmp_path, rois="other:V1v,V1d")
 
 
-@pytest.mark.parametrize(("subject", "count"), [("subj01", 40), ("subj03", 32), ("subj04", 30)])
-def test_all_sessions_of_each_subject(tmp_path, subject, count):
-    files = fetch.nsd_files(tmp_path, (subject,))
-    assert sum("betas_session" in path.name for path in files) == count
-
-
 def test_damaged_captions_are_refused(fetch_tree, web, tmp_path, monkeypatch):
-    for place in (200, None):
-        broken = bytearray(web.files["/captions.zip"])
-        if place:
-            broken[place] ^= 1
-        else:
-            broken = test_kay.make(tmp_path)[0].read_bytes()  # another archive
-        with serve({"/captions.zip": bytes(broken)}) as server:
+    broken = bytearray(web.files["/captions.zip"])
+    broken[200] ^= 1
+    for content in (bytes(broken), test_kay.make(tmp_path)[0].read_bytes()):  # or another archive
+        with serve({"/captions.zip": content}) as server:
             monkeypatch.setattr(fetch, "CAPTIONS_URL", server.url + "/captions.zip")
             with pytest.raises(InputError, match="annotations_trainval2017.zip is damaged"):
                 fetch_tree(tmp_path / "nsd")
@@ -222,26 +202,20 @@ def test_damaged_captions_are_refused(fetch_tree, web, tmp_path, monkeypatch):
 # ----------------------------------------------------------------------------------- command line
 
 
-def call(capsys, monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["minddiff", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    return stop.value.code or 0, capsys.readouterr()
-
-
-def test_nothing_happens_without_the_agreement(capsys, monkeypatch, tmp_path):
-    code, shown = call(capsys, monkeypatch, "fetch", "nsd", tmp_path / "nsd")
-    assert code == 2 and "data-access agreement" in shown.err and "--i-have-signed" in shown.err
-    assert not (tmp_path / "nsd").exists()
-
-
 def test_fetch_then_check_through_a_bad_connection(capsys, monkeypatch, tmp_path, proxy, addresses):
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["minddiff", *map(str, arguments), "--sessions", "2"])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return stop.value.code or 0, capsys.readouterr()
+
     monkeypatch.setattr(fetch, "BUCKET", f"{proxy.url}/{BUCKET}")
     proxy.cut_after, proxy.cuts = 100_000, 3
-    wanted = (tmp_path, "--sessions", 2)
-    code, shown = call(capsys, monkeypatch, "fetch", "nsd", "--i-have-signed", *wanted)
-    assert code == 0 and proxy.cuts == 0
-    code, shown = call(capsys, monkeypatch, "check", "nsd", *wanted)
+    code, shown = call("fetch", "nsd", tmp_path / "nsd")
+    assert code == 2 and "data-access agreement" in shown.err and "--i-have-signed" in shown.err
+    assert not (tmp_path / "nsd").exists()
+    assert call("fetch", "nsd", "--i-have-signed", tmp_path / "nsd")[0] == 0 and proxy.cuts == 0
+    code, shown = call("check", "nsd", tmp_path / "nsd")
     assert code == 0 and "Ready: 10 of 10 files" in shown.out
 
 
@@ -266,13 +240,9 @@ def test_kay_through_bad_connections(tmp_path, monkeypatch):
         file.write_bytes(file.read_bytes()[:5000])
         fetch.fetch_kay(tmp_path / "kay")
         assert file.read_bytes() == path.read_bytes()
-
-
-def test_kay_another_file_is_refused(tmp_path, monkeypatch):
-    with serve({"/kay": b"no npz at all"}) as server:
-        monkeypatch.setattr(fetch, "KAY_URL", server.url + "/kay")
-        with pytest.raises(InputError, match="kay_images.npz is truncated or another file"):
-            fetch.fetch_kay(tmp_path / "kay")
+        server.files["/kay"] = b"no npz at all"
+        with pytest.raises(InputError, match="kay_images.npz is .* no archive"):
+            fetch.fetch_kay(tmp_path / "other")
 
 
 def test_miyawaki_through_nilearn(tmp_path, monkeypatch):
@@ -297,11 +267,9 @@ def test_miyawaki_through_nilearn(tmp_path, monkeypatch):
         assert len(server.asked) == asked
     assert load_subject("miyawaki_full", tmp_path / "got", "S1").responses.shape[0] == 76
 
-
-def test_miyawaki_without_a_network(tmp_path, monkeypatch):
     def unreachable(*_, **__):
         raise requests.ConnectionError("no route")
 
     monkeypatch.setattr(requests.Session, "send", unreachable)
     with pytest.raises(InputError, match="nilearn could not download it .*network"):
-        fetch.fetch_miyawaki(tmp_path)
+        fetch.fetch_miyawaki(tmp_path / "none")

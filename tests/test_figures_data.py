@@ -6,8 +6,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from minddiff_utils.datasets import Split, Subject
-from minddiff_utils.datasets.miyawaki import CAPTIONS
-from minddiff_utils.datasets.published import GreyStimuli
+from minddiff_utils.datasets.miyawaki import CAPTIONS, grey_patterns
+from minddiff_utils.datasets.recording import ListedStimuli
 from minddiff_utils.figures import data as figures_data
 
 
@@ -22,6 +22,7 @@ def make_subject(places):
         "ncsnr": rng.random(n_voxels).astype(np.float32),
     }
     half = np.arange(n_voxels) < 20
+    grey = grey_patterns(rng.random((10, 10, 10)) < 0.5)
     return Subject(
         name="s",
         dataset="made",
@@ -30,7 +31,7 @@ def make_subject(places):
         session=np.repeat([1, 2], 20),
         roi={"V1": half, "V2": ~half} if places else {"V1": np.ones(n_voxels, bool)},
         splits=(Split("x", np.arange(9), np.arange(9, 10)),),
-        stimuli=GreyStimuli.of_patterns(rng.random((10, 10, 10)) < 0.5, [*CAPTIONS.values()]),
+        stimuli=ListedStimuli(np.arange(10), [*CAPTIONS.values()], grey.__getitem__),
         **(known if places else {}),
     )
 

@@ -1,19 +1,29 @@
-"""The real recording of Miyawaki et al. (2008), where the file is there."""
+"""Both readers of Miyawaki et al. (2008): the real small file, and a tree in nilearn's layout."""
 
 import os
+import shutil
 from pathlib import Path
 
+import miyawaki_tree
+import nibabel as nib
 import numpy as np
 import pytest
 import scipy.io
+from miyawaki_tree import response_of
+from nilearn.masking import apply_mask
 
 from minddiff_utils.datasets import load_subject, prepare_fold
-from minddiff_utils.datasets.miyawaki import CAPTIONS
-from minddiff_utils.datasets.patterns import pattern_picture
+from minddiff_utils.datasets.miyawaki import CAPTIONS, block_means, pattern_picture, read_labels
 from minddiff_utils.io import InputError
 from minddiff_utils.phantom import world
 
 DEFAULT = Path(__file__).parents[2] / "shared/data/miyawaki2008/V1_mean_figure.mat"
+WORDS = {word for i in range(2000) for text in world.captions(i) for word in text.split()}
+
+
+def upright(subject, trial):
+    (picture,) = subject.stimuli.pictures([subject.stimulus_id[trial]])
+    return (picture[5::6, 5::6, 0][:10, :10] == 235).astype(int)
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +40,9 @@ def test_trial_for_trial(recording):
     assert subject.responses.shape == (80, 797)
     for trial in range(80):
         np.testing.assert_allclose(subject.responses[trial], raw["R2"][:, trial], rtol=1e-6)
-        upright = raw["I2"][:, trial].reshape(10, 10).T
-        (picture,) = subject.stimuli.pictures([subject.stimulus_id[trial]])
-        np.testing.assert_array_equal(picture[5::6, 5::6, 0][:10, :10] == 235, upright == 1)
+        np.testing.assert_array_equal(
+            upright(subject, trial), raw["I2"][:, trial].reshape(10, 10).T
+        )
 
 
 def test_splits_leave_one_picture_out(recording):
@@ -52,13 +62,8 @@ def test_captions_name_the_pictures(recording):
     assert all(len(set(texts)) == 5 for texts in subject.stimuli.captions(range(10)))
 
 
-def words(texts):
-    return {word for text in texts for word in text.split()}
-
-
 def test_captions_use_the_words_of_the_world():
-    known = set().union(*(words(world.captions(i)) for i in range(2000)))
-    assert words(text for texts in CAPTIONS.values() for text in texts) <= known
+    assert {word for five in CAPTIONS.values() for text in five for word in text.split()} <= WORDS
 
 
 def test_stimuli_look_like_the_worlds_patterns():
@@ -68,24 +73,23 @@ def test_stimuli_look_like_the_worlds_patterns():
             np.testing.assert_array_equal(world.picture(i), pattern_picture(scene.pattern))
 
 
-def test_unknown_subject_and_region(recording):
-    with pytest.raises(InputError, match="S1 only"):
-        load_subject("miyawaki", recording, "S2")
+def test_unknown_subject_region_and_id(recording):
     with pytest.raises(InputError, match="'hV4' is unknown; give all or some of V1"):
         load_subject("miyawaki", recording, "S1", rois="hV4")
+    stimuli = load_subject("miyawaki", recording, "S1").stimuli
+    for ask, ids in ((stimuli.pictures, [10]), (stimuli.captions, [-1])):
+        with pytest.raises(InputError, match="0 to 9"):
+            ask(ids)
 
 
-def test_missing_file_says_where_to_get_it(tmp_path):
-    with pytest.raises(InputError, match=r"nothing.mat is missing.*KamitaniLab/VBCCA"):
-        load_subject("miyawaki", tmp_path / "nothing.mat", "S1")
-
-
-@pytest.mark.parametrize("length", [0, 100, 3000])
-def test_truncated_file(recording, tmp_path, length):
+def test_missing_or_truncated_file_is_named(recording, tmp_path):
     path = tmp_path / "short.mat"
-    path.write_bytes(recording.read_bytes()[:length])
-    with pytest.raises(InputError, match="short.mat"):
+    with pytest.raises(InputError, match=r"short.mat is missing.*KamitaniLab/VBCCA"):
         load_subject("miyawaki", path, "S1")
+    for length in (0, 100, 3000):
+        path.write_bytes(recording.read_bytes()[:length])
+        with pytest.raises(InputError, match="short.mat"):
+            load_subject("miyawaki", path, "S1")
 
 
 @pytest.mark.parametrize(
@@ -104,9 +108,156 @@ def test_another_file(tmp_path, content, message):
         load_subject("miyawaki", path, "S1")
 
 
-def test_ids_out_of_range(recording):
-    subject = load_subject("miyawaki", recording, "S1")
-    with pytest.raises(InputError, match="0 to 9"):
-        subject.stimuli.pictures([10])
-    with pytest.raises(InputError, match="0 to 9"):
-        subject.stimuli.captions([-1])
+# --- the full recording ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("miyawaki")
+    return folder, miyawaki_tree.write_tree(folder)
+
+
+@pytest.fixture
+def copy(whole, tmp_path):
+    return shutil.copytree(whole[0], tmp_path / "tree")
+
+
+def load(path, **more):
+    return load_subject("miyawaki_full", path, "S1", **more)
+
+
+def test_responses_are_the_simulated_signal_change(whole):
+    """Every block is a trial with its picture and the simulated answer, two volumes late."""
+    folder, shown = whole
+    subject = load(folder, rois="V1,V4")
+    assert len(subject.stimulus_id) == 20 * 2 + 12 * 3
+    voxel = np.ravel_multi_index(subject.voxel_ijk.T, miyawaki_tree.SHAPE)
+    for trial, pattern in enumerate(shown["random"] + shown["figure"]):
+        np.testing.assert_array_equal(upright(subject, trial), pattern)
+        expected = [response_of(pattern, v) for v in voxel]
+        found = subject.responses[trial]
+        # In so short a run the trend that is removed holds a part of the answers.
+        assert np.corrcoef(found, expected)[0, 1] > 0.9
+
+
+def test_responses_agree_with_nilearns_masking(whole):
+    """An independent few lines with nilearn, for one run."""
+    folder, _ = whole
+    top = folder / "miyawaki2008"
+    signals = apply_mask(top / "func/data_random_run03.nii.gz", top / "mask/LHV1d.nii.gz")
+    signals = signals.astype(float)
+    time = np.arange(len(signals)) - (len(signals) - 1) / 2
+    fit = np.polynomial.polynomial.polyfit(time, signals, 1)
+    signals = signals - np.outer(time, fit[1])
+    labels = np.loadtxt(top / "label/data_random_run03_label.csv", delimiter=",")[:-2, 0]
+    signals = signals[2:]
+    rest = signals[labels == -1].mean(0)
+    first = np.flatnonzero(labels != -1)[:3]
+    expected = 100 * (signals[first].mean(0) / rest - 1)
+    subject = load(folder, rois="V1")
+    left = subject.voxel_ijk[:, 0] * 20 + subject.voxel_ijk[:, 1] * 4 + subject.voxel_ijk[:, 2] < 7
+    np.testing.assert_allclose(subject.responses[4, left], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_random_patterns_train_and_figures_test(whole):
+    folder, shown = whole
+    subject = load(folder)
+    (split,) = subject.splits
+    assert (split.name, len(split.train), len(split.test)) == ("figures", 40, 11)
+    test = {picture.tobytes() for picture in subject.stimuli.pictures(split.test)}
+    assert test == {pattern_picture(pattern).tobytes() for pattern in shown["figure"]}
+    fold = prepare_fold(subject, split)
+    np.testing.assert_allclose(fold.train_x.mean(axis=0), 0, atol=1e-4)
+    assert fold.test_x.shape == (11, subject.responses.shape[1])
+
+
+def test_a_figure_among_the_random_patterns_does_not_train(copy):
+    top = copy / "miyawaki2008"
+    label, run = "label/data_{}_label.csv", "func/data_{}.nii.gz"
+    shutil.copy(top / label.format("figure_run01"), top / label.format("random_run01"))
+    image = nib.load(top / run.format("figure_run01"))
+    louder = nib.Nifti1Image(np.asarray(image.dataobj) * np.float32(1.1), image.affine)
+    nib.save(louder, top / run.format("random_run01"))
+    (split,) = load(copy).splits
+    assert not np.intersect1d(split.train, split.test).size and len(split.test) == 11
+
+
+def test_regions_join_both_hemispheres_and_the_parts(whole):
+    folder, _ = whole
+    subject = load(folder)
+    sizes = {name: int(mask.sum()) for name, mask in subject.roi.items()}
+    assert sizes == {"V1": 28, "V2": 28, "V3": 28, "V3A": 14, "V4": 14}
+    assert subject.n_dropped == 0 and subject.volume_shape == miyawaki_tree.SHAPE
+    files = (folder / "miyawaki2008/mask").glob("[LR]HV1*.nii.gz")
+    union = np.any([nib.load(path).get_fdata() > 0 for path in files], axis=0)
+    with pytest.raises(InputError, match="'V9' is unknown"):
+        load(folder, rois="V1,V9")
+    with pytest.raises(InputError, match="S1 only"):
+        load_subject("miyawaki_full", folder, "S2")
+    chosen = load(folder / "miyawaki2008", rois="V1")  # the folder itself is a path, too
+    np.testing.assert_array_equal(chosen.voxel_ijk, np.argwhere(union))
+    # A voxel without signal is left out and counted.
+    subject = load(folder, rois="mask")
+    assert list(subject.roi) == ["mask"] and subject.n_dropped == 1
+    assert np.isfinite(subject.responses).all()
+
+
+def test_captions_name_known_figures_and_count_patches(whole):
+    folder, shown = whole
+    subject = load(folder)
+    texts = subject.stimuli.captions(subject.stimulus_id)
+    assert texts[40] == CAPTIONS["small_frame"]  # figures[1] opens the first figure run
+    assert texts[41][0] == "a medium figure of patches in white in the middle on grey"
+    share = shown["random"][0].mean()
+    assert ("many" in texts[0][0]) == (share >= 0.45)
+    assert {w for five in texts for t in five for w in t.split()} <= WORDS
+    assert all(len(five) == 5 for five in texts)
+
+
+def test_block_means_shift_and_average():
+    labels = -np.ones((12, 10, 10), int)
+    labels[3:6] = 1
+    labels[6:8] = 0  # a second pattern right after the first
+    series = np.full((12, 2), 100.0)
+    series[5:8, 0] += [1, 2, 3]
+    series[8:10, 0] += 10
+    series[:, 1] = np.nan
+    patterns, responses = block_means(series, labels)
+    assert patterns.shape == (2, 10, 10) and patterns[0].all() and not patterns[1].any()
+    time = np.arange(12) - 5.5
+    flat = series[:, 0] - time * (time @ series[:, 0]) / (time @ time)
+    base = flat[[2, 3, 4, 10, 11]].mean()
+    expected = [100 * (flat[5:8].mean() / base - 1), 100 * (flat[8:10].mean() / base - 1)]
+    np.testing.assert_allclose(responses[:, 0], expected, rtol=1e-5)
+    assert np.isnan(responses[:, 1]).all()
+
+
+@pytest.mark.parametrize(
+    ("file", "keep", "message"),
+    [
+        ("func/data_random_run07.nii.gz", None, "run07.nii.gz is missing.*fetch miyawaki"),
+        ("label/data_figure_run12_label.csv", None, "figure_run12_label.csv is missing"),
+        ("mask/RHV4v.nii.gz", None, "RHV4v.nii.gz is missing"),
+        ("func/data_random_run02.nii.gz", -400, "run02.nii.gz is truncated, damaged"),
+        ("label/data_random_run01_label.csv", -1, "run01.nii.gz .* its mask, `ncsnr` or table"),
+    ],
+)
+def test_what_is_missing_or_does_not_fit_is_named(copy, file, keep, message):
+    path = copy / "miyawaki2008" / file
+    content = path.read_bytes()
+    path.unlink()
+    if keep:  # of the table, all lines but the last
+        lines = content.splitlines(keepends=True)[:-1]
+        path.write_bytes(b"".join(lines) if path.suffix == ".csv" else content[:keep])
+    with pytest.raises(InputError, match=message):
+        load(copy)
+
+
+@pytest.mark.parametrize(
+    "text", ["1,2,3", "a,b", ",".join(["2"] * 100), ",".join(["0", *["-1"] * 99])]
+)
+def test_other_tables(tmp_path, text):
+    path = tmp_path / "label.csv"
+    path.write_text(text)
+    with pytest.raises(InputError, match="label.csv"):
+        read_labels(path)

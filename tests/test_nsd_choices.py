@@ -10,7 +10,7 @@ from dummy_project import ROOT
 
 from minddiff_utils.book.plan import load_plan
 from minddiff_utils.datasets import load_subject, mean_repetitions, noise_ceiling
-from minddiff_utils.datasets.nsd.load import NsdTree
+from minddiff_utils.datasets.nsd import NsdTree
 from minddiff_utils.datasets.nsd.regions import read_regions
 from minddiff_utils.io import InputError
 from studies.betas import make_tree
@@ -29,9 +29,7 @@ def root(three_sessions, tmp_path_factory):
     for name in ("streams", "lh.streams"):
         nib.save(nib.Nifti1Image(volume, image.affine), tree.roi(name))
     table = "\n".join(f"{number} {name}" for number, name in LABELS.items())
-    path = tree.labels("streams")
-    path.parent.mkdir(parents=True)
-    path.write_text(table)
+    tree.labels("streams").write_text(table)
     return root
 
 
@@ -87,8 +85,7 @@ def test_unknown_or_empty_regions(tree, rois, message):
 
 def test_atlas_without_a_table_or_of_another_shape(root, tmp_path):
     copy = NsdTree(shutil.copytree(root, tmp_path / "tree"), "subj01")
-    shape = nib.load(copy.roi("streams")).shape[:2] + (3,)
-    nib.save(nib.Nifti1Image(np.ones(shape, np.int16), np.eye(4)), copy.roi("streams"))
+    nib.save(nib.Nifti1Image(np.ones((4, 5, 3), np.int16), np.eye(4)), copy.roi("streams"))
     with pytest.raises(InputError, match=r"streams.nii.gz has shape .* expected"):
         read_regions(copy, "V1+streams:early")
     copy.labels("streams").unlink()
@@ -177,11 +174,8 @@ def test_sessions_by_number_and_by_name(forty):
         np.testing.assert_array_equal(subject.stimulus_id, pictures[shown - 1] - 1)
     with pytest.raises(InputError, match=r"sessions=1\.5: expected how many"):
         load(forty, sessions=1.5)
-
-
-def test_choices_of_nsd_are_refused_elsewhere(tmp_path):
     with pytest.raises(InputError, match="are for NSD, not dataset='miyawaki'"):
-        load_subject("miyawaki", tmp_path, "S1", protocol=982)
+        load_subject("miyawaki", forty.root, "S1", protocol=982)
 
 
 def test_noise_ceiling_of_unequal_repetitions():

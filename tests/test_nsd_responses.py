@@ -19,8 +19,7 @@ from test_nsd_writer import BETAS
 
 from minddiff_utils import storage
 from minddiff_utils.datasets import describe_dropped, load_subject, prepare_fold
-from minddiff_utils.datasets.nsd import responses
-from minddiff_utils.datasets.nsd.load import NsdTree
+from minddiff_utils.datasets.nsd import NsdTree, responses
 from minddiff_utils.datasets.nsd.responses import (
     GATHERED,
     StoredResponses,
@@ -132,15 +131,15 @@ def test_integers_that_the_header_scales_are_per_cent(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
-@pytest.mark.parametrize("share", [0.0, 0.4, 0.95])
-def test_truncated_nifti_is_named(tmp_path, suffix, share):
+def test_truncated_nifti_is_named(tmp_path, suffix):
     path = tmp_path / f"betas_session01{suffix}"
     values = np.random.default_rng(0).normal(size=(6, 5, 4, 50)).astype(np.float32)
     nib.save(nib.Nifti1Image(values, np.eye(4)), path)
     content = path.read_bytes()
-    path.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(InputError, match=f"betas_session01{suffix} is truncated, damaged or no"):
-        read_stored(inspect_betas(path, (6, 5, 4)), np.array([[1, 2, 3]]))
+    for share in (0.0, 0.4, 0.95):
+        path.write_bytes(content[: int(share * len(content))])
+        with pytest.raises(InputError, match=f"session01{suffix} is truncated, damaged or no"):
+            read_stored(inspect_betas(path, (6, 5, 4)), np.array([[1, 2, 3]]))
 
 
 def test_files_of_another_form_are_named(tmp_path):
@@ -148,19 +147,19 @@ def test_files_of_another_form_are_named(tmp_path):
     nib.save(nib.Nifti1Image(np.zeros((6, 5, 4, 3), np.int16), np.eye(4)), path)
     with pytest.raises(InputError, match=r"int16 \(6, 5, 4, 3\); expected \(4, 5, 6\)"):
         inspect_betas(path, (4, 5, 6))
-    with h5py.File(tmp_path / "betas_session01.hdf5", "w") as file:
+    with h5py.File(path.with_suffix(".hdf5"), "w") as file:
         file["betas"] = np.zeros((3, 4, 5, 6), complex)
     with pytest.raises(InputError, match="betas are complex128 .* int16 or float"):
-        inspect_betas(tmp_path / "betas_session01.hdf5", (6, 5, 4))
+        inspect_betas(path.with_suffix(".hdf5"), (6, 5, 4))
 
 
 def test_voxels_at_fault_are_left_out(tmp_path):
     tree = NsdTree(tmp_path / "tree", "subj01")
     make_tree(tree, (6, 6, 6), 12, 40, 3)
-    x, y, z = load_subject("nsd", tree.root, "subj01", rois="nsdgeneral").voxel_ijk[:4].T
-    with h5py.File(tree.session(2)) as file:
-        betas = file["betas"][()].astype(np.float32) / 300
-    tree.session(2).unlink()
+    whole = load_subject("nsd", tree.root, "subj01", rois="nsdgeneral")
+    x, y, z = whole.voxel_ijk[:4].T
+    betas = volumes(tree.session(2)).T.astype(np.float32)
+    tree.session(2).unlink()  # it is a link to the others' file
     betas[:, z[:2], y[:2], x[:2]] = 0
     betas[:, z[2], y[2], x[2]] = np.nan
     betas[:, z[3], y[3], x[3]] = 1.5
@@ -169,9 +168,10 @@ def test_voxels_at_fault_are_left_out(tmp_path):
     for cache in (None, tmp_path / "cache"):
         subject = load_subject("nsd", tree.root, "subj01", rois="nsdgeneral", cache=cache)
         assert describe_dropped(subject) == "4 of 40 voxels left out"
-        with h5py.File(tree.session(1)) as file:
-            i, j, k = subject.voxel_ijk.T
-            expected = file["betas"][()][:, k, j, i] / 300
+        np.testing.assert_array_equal(subject.voxel_ijk, whole.voxel_ijk[4:])
+        np.testing.assert_array_equal(subject.ncsnr, whole.ncsnr[4:])
+        i, j, k = subject.voxel_ijk.T
+        expected = volumes(tree.session(1)).T[:, k, j, i]
         np.testing.assert_allclose(subject.responses[:12], expected, rtol=1e-6)
         np.testing.assert_allclose(subject.responses[12:24], betas[:, k, j, i], rtol=1e-6)
 
@@ -225,16 +225,15 @@ def test_gathered_once_and_again_when_something_changed(small, tmp_path, reads):
 
 def test_nothing_is_left_of_a_gathering_that_stopped(small, tmp_path, reads, monkeypatch):
     cache = tmp_path / "cache"
+    with monkeypatch.context() as patch:
+        patch.setattr(storage.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 0))
+        with pytest.raises(InputError, match="no space is left .* or choose another folder"):
+            load_small(small, cache)
+    assert not reads  # no room is said before reading
     monkeypatch.setattr(responses, "_faulty", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
     with pytest.raises(OSError, match="full"):
         load_small(small, cache)
     assert reads == ["betas_session01.hdf5"] and not list(cache.iterdir())
-
-
-def test_no_room_is_said_before_reading(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(storage.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 0))
-    with pytest.raises(InputError, match="no space is left .* or choose another `run_dir`"):
-        load_small(small, tmp_path / "cache")
 
 
 PEAK = """

@@ -17,7 +17,7 @@ from dummy_project import ROOT
 from test_own import write
 
 from minddiff_utils.book.plan import load_plan
-from minddiff_utils.datasets.miyawaki_full import FIGURES
+from minddiff_utils.datasets.miyawaki import FIGURES
 from minddiff_utils.evaluation.baselines import decoding_of, settings_of
 from minddiff_utils.settings import ADVANCED
 

@@ -1,5 +1,7 @@
 """Standardising, averaging and noise ceilings, against loops a reader can check by eye."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +11,6 @@ from minddiff_utils.datasets import (
     Split,
     Subject,
     estimate_ncsnr,
-    load_subject,
     noise_ceiling,
     prepare_fold,
     summarise,
@@ -74,44 +75,25 @@ def test_test_trials_enter_no_statistic():
     assert not np.allclose(before.test_x, after.test_x)
 
 
-def test_constant_voxel_is_named():
+@pytest.mark.parametrize("value", [0.1, np.nan])
+def test_voxel_that_cannot_be_standardised_is_named(value):
     subject = make_subject()
-    subject.responses[:, 3] = 0.1
+    subject.responses[:, 3] = value
     with pytest.raises(InputError, match=r"session 1: 1 of 5 voxels.*voxel 3"):
         prepare_fold(subject, subject.splits[0])
 
 
-def test_nan_voxel_is_named():
-    subject = make_subject()
-    subject.responses[0, 2] = np.nan
-    if subject.stimulus_id[0] in subject.splits[0].test:
-        subject.responses[:, 2] = np.nan
-    with pytest.raises(InputError, match="voxel 2"):
-        prepare_fold(subject, subject.splits[0])
-
-
-def test_unseen_stimulus_is_named():
-    subject = make_subject()
+def test_what_cannot_be_prepared_is_named():
+    subject = make_subject(n_sessions=1)
     with pytest.raises(InputError, match="stimulus 999"):
         prepare_fold(subject, Split("odd", np.array([3, 13]), np.array([999])))
-
-
-def test_too_few_training_trials():
-    subject = make_subject(n_sessions=1)
-    (one,) = [np.array([i]) for i in subject.stimulus_ids[:1]]
-    rest = subject.stimulus_ids[1:]
-    single = np.flatnonzero(subject.stimulus_id == one[0])[1:]
-    keep = np.setdiff1d(np.arange(len(subject.stimulus_id)), single)
-    small = Subject(
-        **{
-            **vars(subject),
-            "responses": subject.responses[keep],
-            "stimulus_id": subject.stimulus_id[keep],
-            "session": subject.session[keep],
-        }
-    )
+    ids = subject.stimulus_ids
+    twice = np.flatnonzero(subject.stimulus_id == ids[0])[1:]
+    keep = np.setdiff1d(np.arange(len(subject.stimulus_id)), twice)
+    names = ("responses", "stimulus_id", "session")
+    small = replace(subject, **{name: getattr(subject, name)[keep] for name in names})
     with pytest.raises(InputError, match="1 training trials"):
-        prepare_fold(small, Split("few", train=one, test=rest))
+        prepare_fold(small, Split("few", train=ids[:1], test=ids[1:]))
 
 
 def test_split_must_be_disjoint_and_full():
@@ -119,11 +101,6 @@ def test_split_must_be_disjoint_and_full():
         Split("x", np.array([1, 2]), np.array([2]))
     with pytest.raises(InputError, match="0 test"):
         Split("x", np.array([1, 2]), np.array([], int))
-
-
-def test_repetitions_are_counted():
-    subject = make_subject(n_repetitions=3)
-    assert subject.n_repetitions([3, 999, 13, -1]).tolist() == [3, 0, 3, 0]
 
 
 def test_noise_ceiling_of_known_ratios():
@@ -152,20 +129,13 @@ def test_ncsnr_agrees_with_a_loop():
     expected = np.sqrt(np.maximum(1 - noise, 0) / noise)
     got = estimate_ncsnr(subject.responses, subject.stimulus_id, subject.session)
     np.testing.assert_allclose(got, expected, atol=1e-4)
-
-
-def test_ncsnr_needs_repetitions():
     with pytest.raises(InputError, match="repetitions"):
         estimate_ncsnr(np.zeros((3, 2)), np.arange(3))
 
 
-def test_unknown_dataset():
-    with pytest.raises(InputError, match="'bold5000' is unknown; choose one of nsd, .*, own"):
-        load_subject("bold5000", ".", "subj01")
-
-
 def test_summary_is_written(tmp_path):
     subject = make_subject()
+    assert subject.n_repetitions([3, 999, 13, -1]).tolist() == [3, 0, 3, 0]
     text = write_summary(subject, tmp_path / "s" / "subject.json").read_text()
     assert '"n_trials": 36' in text
     assert summarise(subject)["splits"] == {"all": {"train": 8, "test": 4}}

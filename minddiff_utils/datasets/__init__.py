@@ -5,11 +5,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from minddiff_utils.datasets.content import picture_groups_by_pixels
 from minddiff_utils.datasets.kay import load_kay
-from minddiff_utils.datasets.miyawaki import load_miyawaki
-from minddiff_utils.datasets.miyawaki_full import load_miyawaki_full
-from minddiff_utils.datasets.nsd.load import load_nsd
+from minddiff_utils.datasets.miyawaki import load_miyawaki, load_miyawaki_full
+from minddiff_utils.datasets.nsd import load_nsd
 from minddiff_utils.datasets.own import check_own, load_own
 from minddiff_utils.datasets.subject import (
     Fold,
@@ -27,9 +25,14 @@ from minddiff_utils.datasets.subject import (
 from minddiff_utils.io import InputError
 from minddiff_utils.settings import recall
 
-READERS = {"miyawaki": load_miyawaki, "miyawaki_full": load_miyawaki_full}
-READERS |= {"kay": load_kay, "own": load_own}
-DATASETS = ("nsd", *READERS)
+READERS = {
+    "miyawaki": load_miyawaki,
+    "miyawaki_full": load_miyawaki_full,
+    "kay": load_kay,
+    "own": load_own,
+}
+LARGE_READERS = {"nsd": load_nsd}  # which also take sessions, protocol and cache
+DATASETS = (*LARGE_READERS, *READERS)
 
 
 def load_subject(
@@ -80,29 +83,20 @@ def load_subject(
     InputError
         If the dataset or subject is unknown, or a file is missing, damaged or of a wrong shape.
     """
-    if dataset == "nsd":
-        found = load_nsd(path, subject, rois, sessions, protocol, cache)
-        return replace(found, repetitions=repetitions)
-    if dataset not in READERS:
+    if dataset not in DATASETS:
         raise InputError(f"dataset={dataset!r} is unknown; choose one of {', '.join(DATASETS)}")
-    if (sessions, protocol) != (None, None):
+    if dataset in LARGE_READERS:
+        found = LARGE_READERS[dataset](path, subject, rois, sessions, protocol, cache)
+    elif (sessions, protocol) != (None, None):
         raise InputError(f"sessions and protocol are for NSD, not dataset={dataset!r}")
-    found = READERS[dataset](path, subject, rois=rois)
-    first = picture_groups_by_pixels(found.stimuli, found.stimulus_ids).tolist()
-    copies = dict(zip(found.stimulus_ids.tolist(), first, strict=True))
-    return replace(found, repetitions=repetitions, copy_of=copies)
+    else:
+        found = READERS[dataset](path, subject, rois=rois)
+    return replace(found, repetitions=repetitions)
 
 
 def reload_subject(folder: str | Path) -> Subject:
     """Read the subject again that chapter 01 was given, whose results are in `folder`."""
     given = recall(folder)
-    return load_subject(
-        given.dataset,
-        given.data_path,
-        given.subject,
-        rois=given.rois,
-        sessions=given.sessions,
-        protocol=given.protocol,
-        repetitions=given.repetitions,
-        cache=folder,
-    )
+    names = ("rois", "sessions", "protocol", "repetitions")
+    chosen = {name: getattr(given, name) for name in names}
+    return load_subject(given.dataset, given.data_path, given.subject, **chosen, cache=folder)

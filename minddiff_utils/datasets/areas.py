@@ -1,7 +1,7 @@
 """Early and higher visual areas: what regions are called in atlases, and which is which."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -40,8 +40,8 @@ def area_kind(name: str) -> str:
 
 def describe_areas(roi: Mapping[str, np.ndarray]) -> str:
     """Say which regions are taken for early and which for higher areas, by their names."""
-    kinds = {kind: [n for n in roi if area_kind(n) == kind] for kind in (EARLY_AREAS, HIGHER_AREAS)}
-    return "; ".join(f"{kind}: {', '.join(names) or 'none'}" for kind, names in kinds.items())
+    kinds = _by_kind(roi).items()
+    return "; ".join(f"{kind}: {', '.join(names) or 'none'}" for kind, names in kinds)
 
 
 def area_masks(roi: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -56,9 +56,11 @@ def area_masks(roi: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     dict of name to bool array, shape (n_voxels,)
         `EARLY_AREAS` and `HIGHER_AREAS`, or nothing.
     """
-    kinds: dict[str, list[np.ndarray]] = {EARLY_AREAS: [], HIGHER_AREAS: []}
-    for name, mask in roi.items():
-        kinds[area_kind(name)].append(mask)
-    if not all(kinds.values()):
-        return {}
-    return {kind: np.any(part, axis=0) for kind, part in kinds.items()}
+    kinds = _by_kind(roi)
+    both = kinds.items() if all(kinds.values()) else ()
+    return {kind: np.any([roi[name] for name in names], axis=0) for kind, names in both}
+
+
+def _by_kind(names: Iterable[str]) -> dict[str, list[str]]:
+    kinds = (EARLY_AREAS, HIGHER_AREAS)
+    return {kind: [name for name in names if area_kind(name) == kind] for kind in kinds}

@@ -5,30 +5,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from minddiff_utils.datasets.fetch.download import show_bytes
-from minddiff_utils.datasets.fetch.recordings import CAPTIONS_ZIP_BYTES, N_SESSIONS, nsd_files
-from minddiff_utils.datasets.nsd.design import NsdTree, read_design, read_trials
+from minddiff_utils.datasets.fetch import CAPTIONS_ZIP_BYTES, N_SESSIONS, nsd_files, show_bytes
+from minddiff_utils.datasets.nsd.design import NsdStimuli, NsdTree, read_design, read_trials
 from minddiff_utils.datasets.nsd.regions import read_regions
 from minddiff_utils.datasets.nsd.responses import inspect_betas
-from minddiff_utils.datasets.nsd.stimuli import NsdStimuli
-from minddiff_utils.datasets.reading import UnreadableError, read_volume
+from minddiff_utils.datasets.reading import UnreadableError
 from minddiff_utils.io import InputError
 
-PRESENT, MISSING, DAMAGED = "present", "missing", "damaged"
-UNREADABLE = "unreadable"  # for now: in use, forbidden, out of reach; nothing to download
+# Unreadable for now: in use, forbidden, out of reach; nothing to download.
+PRESENT, MISSING, DAMAGED, UNREADABLE = "present", "missing", "damaged", "unreadable"
 # About how many bytes there are to download for a file, by its name.
-SIZES = {
-    "nsd_stimuli.hdf5": 73_000 * 425 * 425 * 3,
-    "betas_session*": 1_050_000_000,
-    "captions_train2017.json": CAPTIONS_ZIP_BYTES,  # one archive holds both
-    "captions_val2017.json": 0,
-    "*": 10_000,
-}
+SIZES = {"nsd_stimuli.hdf5": 73_000 * 425 * 425 * 3, "betas_session*": 1_050_000_000}
+# One archive holds both.
+SIZES |= {"captions_train2017.json": CAPTIONS_ZIP_BYTES, "captions_val2017.json": 0, "*": 10_000}
 # Where files come from: a short name for the table, and what to do.
 ORIGINS = {
-    "NSD": "public bucket s3://natural-scenes-dataset, after signing the data-access agreement at "
-    "naturalscenesdataset.org: minddiff fetch nsd {path}, with --subject, --rois and --sessions as "
-    "here",
+    "NSD": "public bucket s3://natural-scenes-dataset, after signing the agreement: minddiff fetch "
+    "nsd {path}, with --subject, --rois and --sessions as here, says where",
     "COCO": "annotations_trainval2017.zip of cocodataset.org; minddiff fetch nsd gets it too",
 }
 
@@ -40,8 +33,6 @@ class Entry:
     Parameters
     ----------
     path : Path
-    origin : str
-        A key of `ORIGINS`.
     state : str
         "present", "missing", "damaged" or "unreadable".
     note : str
@@ -49,7 +40,6 @@ class Entry:
     """
 
     path: Path
-    origin: str
     state: str
     note: str = ""
 
@@ -86,16 +76,12 @@ def check_nsd(
         small = (path / "phantom.json").is_file()
         count = min(sessions or 99, max(tree.sessions, default=1)) if small else sessions
         files += nsd_files(path, [tree.subject], rois, count)
-    entries = _entries(dict.fromkeys(files), "NSD") + _entries(trees[0].captions, "COCO")
-    if any(entry.state == PRESENT for entry in entries):
-        for tree in trees:
-            betas = [file for file in files if file.parent == tree.betas and file != tree.ncsnr]
-            _read_nsd(tree, rois, betas, entries)
+    listed = dict.fromkeys([*files, *trees[0].captions])
+    entries = [Entry(file, PRESENT if file.is_file() else MISSING) for file in listed]
+    for tree in trees:
+        betas = [file for file in files if file.parent == tree.betas and file != tree.ncsnr]
+        _read_nsd(tree, rois, betas, entries)
     return entries
-
-
-def _entries(files: Iterable[Path], origin: str) -> list[Entry]:
-    return [Entry(path, origin, PRESENT if path.is_file() else MISSING) for path in files]
 
 
 @contextmanager
@@ -122,14 +108,13 @@ def _read_nsd(tree: NsdTree, rois: str, betas: Sequence[Path], entries: Sequence
     n_trials = {}
     with _noting(entries, tree.ncsnr):
         shape = read_regions(tree, rois).shape
-        read_volume(tree.ncsnr, shape)
         for number, path in enumerate(betas, start=1):
             with _noting(entries, path):
                 n_trials[number] = inspect_betas(path, shape).n_trials
         if n_trials:
             read_trials(tree, n_trials)
     with _noting(entries, tree.stimulus_table):
-        stimuli = NsdStimuli(tree, read_design(tree).stimulus_id)
+        stimuli = NsdStimuli(tree, read_design(tree)[0])
         with _noting(entries, tree.pictures):
             stimuli.pictures(stimuli.ids[-1:])
         stimuli.captions(stimuli.ids)
@@ -151,17 +136,18 @@ def report(entries: Sequence[Entry], path: Path) -> str:
     """
     lines, wanted, about = [f"{'state':<10}  {'size':>6}  {'from':<7}  file"], {}, 0
     for entry in entries:
+        origin = "COCO" if entry.path.suffix == ".json" else "NSD"
         if entry.state in (MISSING, DAMAGED):
-            wanted[entry.origin] = ORIGINS[entry.origin].format(path=path)
+            wanted[origin] = ORIGINS[origin].format(path=path)
             size = next(size for name, size in SIZES.items() if entry.path.match(name))
             about += size
         else:
             size = entry.path.stat().st_size
         name = entry.path.relative_to(path)
-        lines.append(f"{entry.state:<10}  {show_bytes(size):>6}  {entry.origin:<7}  {name}")
+        lines.append(f"{entry.state:<10}  {show_bytes(size):>6}  {origin:<7}  {name}")
         lines += [f"{'':<29}{entry.note}"] * bool(entry.note)
     n_present = sum(entry.state == PRESENT for entry in entries)
     total = f"{n_present} of {len(entries)} files of {path} are there"
-    total += "." if is_ready(entries) else f"; about {show_bytes(about)} to download."
-    ready = "Ready" if is_ready(entries) else "Not ready"
-    return "\n".join([*lines, "", *map(": ".join, wanted.items()), f"{ready}: {total}"])
+    left = f"Not ready: {total}; about {show_bytes(about)} to download."
+    total = f"Ready: {total}." if is_ready(entries) else left
+    return "\n".join([*lines, "", *map(": ".join, wanted.items()), total])

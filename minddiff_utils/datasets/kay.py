@@ -4,35 +4,26 @@ The file is `kay_images.npz` as hosted for teaching: responses already averaged 
 z-scored by those who made it, one row a picture.
 """
 
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
-from minddiff_utils.datasets.content import check_content
-from minddiff_utils.datasets.published import GreyStimuli, choose_regions, make_subject
-from minddiff_utils.datasets.reading import existing, unreadable
+from minddiff_utils.datasets.reading import reading
+from minddiff_utils.datasets.recording import checked, choose_regions, single_session, wrong_shapes
 from minddiff_utils.datasets.subject import Split, Subject
 from minddiff_utils.io import InputError
 
 FILE = "kay_images.npz"
 CAPTIONS_FILE = "kay_captions.json"
-# The arrays of the file, and their axes; "n" and "m" count training and test pictures.
-AXES = {
-    "stimuli": ("n", "height", "width"),
-    "stimuli_test": ("m", "height", "width"),
-    "responses": ("n", "n_voxels"),
-    "responses_test": ("m", "n_voxels"),
-    "roi": ("n_voxels",),
-    "roi_names": ("n_regions",),
-}
+# The arrays of the file, and their axes.
+AXES: dict[str, tuple[str, ...]]
+AXES = {"stimuli": ("n_train", "height", "width"), "stimuli_test": ("n_test", "height", "width")}
+AXES |= {"responses": ("n_train", "n_voxels"), "responses_test": ("n_test", "n_voxels")}
+AXES |= {"roi": ("n_voxels",), "roi_names": ("n_regions",)}
 SOURCE = "Fetch it (249 MB): minddiff fetch kay FOLDER."
 OUTSIDE = "Other"  # voxels of no region
-# What numpy and zipfile were seen to raise for a damaged file.
-DAMAGED = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
 
 
 def kay_path(path: str | Path) -> Path:
@@ -76,37 +67,24 @@ def load_kay(path: str | Path, subject: str = "S1", *, rois: str = "kastner2015"
     grey = _grey(np.concatenate([content["stimuli"], content["stimuli_test"]]))
     ids, n_train = np.arange(len(grey)), len(content["responses"])
     split = Split("photographs", train=ids[:n_train], test=ids[n_train:])
-    stimuli = GreyStimuli(grey, _texts(path.with_name(CAPTIONS_FILE), len(ids)))
-    roi = _regions(path, content, rois)
-    found, _ = make_subject(subject, "kay", responses, ids, roi, [split], stimuli)
-    return check_content(path, found, SOURCE)
+    texts, roi = _texts(path.with_name(CAPTIONS_FILE), len(ids)), _regions(path, content, rois)
+    found = single_session(subject, "kay", responses, ids, roi, [split], grey, texts)
+    return checked(path, found, SOURCE)
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
     """Return the six arrays, of shapes that fit one another."""
-    existing(path, SOURCE)
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            content = {key: file[key] for key in AXES}
-    except DAMAGED as error:
-        damage = f"is truncated or another file ({error}). {SOURCE}"
-        raise unreadable(path, error, damage) from None
-    length: dict[str, int] = {}
-    for key, values in content.items():
-        # The first array that has an axis says how long it is.
-        length = dict(zip(AXES[key], values.shape, strict=False)) | length
-        expected = tuple(length.get(axis, axis) for axis in AXES[key])
-        if values.shape != expected:
-            raise InputError(
-                f"{path}: {key} has shape {values.shape}; expected {expected}. {SOURCE}"
-            )
+    with reading(path, "archive of these arrays", SOURCE), np.load(path) as file:
+        content = {key: file[key] for key in AXES}
+    shapes = {key: values.shape for key, values in content.items()}
+    for _, fault in wrong_shapes(shapes, AXES):
+        raise InputError(f"{path}: {fault} {SOURCE}")
     return content
 
 
 def _regions(path: Path, content: Mapping[str, np.ndarray], rois: str) -> dict[str, np.ndarray]:
     """Return the mask of each region asked for, bool (n_voxels,)."""
-    numbers = content["roi"].astype(np.int64)
-    names = content["roi_names"].astype(str).tolist()
+    numbers, names = content["roi"].astype(np.int64), content["roi_names"].astype(str).tolist()
     if numbers.min() < 0 or numbers.max() >= len(names):
         held = f"{numbers.min()} to {numbers.max()}, roi_names {len(names)} names"
         raise InputError(f"{path}: roi holds {held}. {SOURCE}")
@@ -131,12 +109,10 @@ def _texts(path: Path, n: int) -> list[tuple[str, ...]]:
     """Read the captions of each picture, if there are any; all pictures must have some."""
     if not path.is_file():
         return [("",)] * n
-    form = 'expected {"0": ["a caption", …], …} with one entry a picture'
-    try:
+    form = 'Expected {"0": ["a caption", …], …} with one entry a picture'
+    with reading(path, "file of captions", f"{form}."):
         texts = TypeAdapter(dict[int, tuple[str, ...]]).validate_json(path.read_bytes())
-    except ValidationError:
-        raise InputError(f"{path} is no file of captions; {form}.") from None
     missing = [i for i in range(n) if not texts.get(i)]
     if missing:
-        raise InputError(f"{path} has no caption for picture {missing[0]}; {form} (0 to {n - 1}).")
+        raise InputError(f"{path} has no caption for picture {missing[0]}. {form} (0 to {n - 1}).")
     return [texts[i] for i in range(n)]

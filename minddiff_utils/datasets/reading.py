@@ -41,13 +41,9 @@ def unreadable(path: str | Path, error: Exception, damage: str) -> InputError:
     """
     noted = re.search(r"errno = (\d+)", str(error))  # HDF5's own errors only write it
     number = getattr(error, "errno", None) or (int(noted[1]) if noted else 0)
-    forbidden = number in (errno.EACCES, errno.EPERM)
-    locked = "unable to lock file" in str(error)
+    forbidden, locked = number in (errno.EACCES, errno.EPERM), "unable to lock" in str(error)
     if "already open for write" in str(error) or (locked and (forbidden or number == errno.EAGAIN)):
-        why = (
-            "is open for writing elsewhere: close it in the program that has it open, then try "
-            "again. If that program was stopped, `h5clear -s` on the file frees it."
-        )
+        why = "is open for writing elsewhere: close it there; if that has died, run `h5clear -s`."
     elif locked:
         why = "lies on a disk without locks: set HDF5_USE_FILE_LOCKING=FALSE, then try again."
     elif forbidden:
@@ -94,12 +90,6 @@ def reading(
         raise unreadable(path, error, damage) from error
 
 
-def existing(path: Path, hint: str) -> Path:
-    """Return `path`, or raise InputError with `hint` if no file is there."""
-    with reading(path, "file", hint):
-        return path
-
-
 @contextmanager
 def open_file(path: Path, hint: str = "") -> Iterator[h5py.File]:
     """Open an HDF5 file to read; errors as of `reading`."""
@@ -111,13 +101,10 @@ def open_file(path: Path, hint: str = "") -> Iterator[h5py.File]:
 def open_hdf5(path: Path, name: str) -> Iterator[h5py.Dataset]:
     """Open one dataset of an HDF5 file; see `open_file` and `open_dataset`."""
     with open_file(path) as file:
-        data = open_dataset(file, name)
-        if not isinstance(data, h5py.Dataset):
-            raise InputError(f"{path} has no dataset {name!r}, but a group. Write it again.")
-        yield data
+        yield open_dataset(file, name)
 
 
-def open_dataset(file: h5py.File, name: str, nested: int = NESTED) -> h5py.Dataset | h5py.Group:
+def open_dataset(file: h5py.File, name: str, nested: int = NESTED) -> h5py.Dataset:
     """Open what a file holds under a name, if all its values are there and can be unpacked.
 
     HDF5 itself reads zeros where a virtual dataset's sources are missing, and takes any file of
@@ -132,7 +119,7 @@ def open_dataset(file: h5py.File, name: str, nested: int = NESTED) -> h5py.Datas
 
     Returns
     -------
-    h5py.Dataset, or h5py.Group where there is one
+    h5py.Dataset
 
     Raises
     ------
@@ -149,8 +136,9 @@ def open_dataset(file: h5py.File, name: str, nested: int = NESTED) -> h5py.Datas
             target = f"{getattr(link, 'filename', '')} {link.path}".strip()
             why = f": `{name}` is a link to {target}, which cannot be opened ({error})"
         raise InputError(f"{file.filename}{why}. Fetch or write it again.") from error
-    if isinstance(data, h5py.Dataset):
-        _check_storage(data, f"{file.filename}: `{name}`", nested)
+    if not isinstance(data, h5py.Dataset):
+        raise InputError(f"{file.filename}: `{name}` is a group; expected a dataset.")
+    _check_storage(data, f"{file.filename}: `{name}`", nested)
     return data
 
 
@@ -161,13 +149,11 @@ def _check_storage(data: h5py.Dataset, where: str, nested: int) -> None:
     absent = [str(code) for code in filters if not h5py.h5z.filter_avail(code)]
     if absent:
         raise InputError(
-            f"{where} is compressed with HDF5's filter {', '.join(absent)}, which is not installed "
-            "here. Write it with compression='gzip', or install hdf5plugin and set "
-            "HDF5_PLUGIN_PATH to its folder."
+            f"{where} needs HDF5's filter {', '.join(absent)}, which is not installed: write it "
+            "with compression='gzip', or set HDF5_PLUGIN_PATH to hdf5plugin's folder."
         )
     if data.external:
-        other = data.external[0][0]
-        raise InputError(f"{where} takes its values from {other}, which is not HDF5: copy them.")
+        raise InputError(f"{where} lies in {data.external[0][0]}, which is not HDF5: copy it here.")
     sources = data.virtual_sources() if data.is_virtual else []
     if sources and not nested:
         raise InputError(f"{where} is put together from datasets that lead in a circle.")
@@ -192,10 +178,9 @@ def check_size(data: h5py.Dataset, item_bytes: int) -> None:
     needed = data.size * item_bytes
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > memory:
-        raise InputError(
-            f"{data.file.filename}: `{data.name.lstrip('/')}` is declared as {data.shape}, "
-            f"{needed / 1e9:,.0f} GB in memory; this machine has {memory / 1e9:,.0f} GB."
-        )
+        name, size = f"{data.file.filename}: `{data.name.lstrip('/')}`", f"{needed / 1e9:,.0f} GB"
+        there = f"{size} in memory; this machine has {memory / 1e9:,.0f} GB"
+        raise InputError(f"{name} is declared as {data.shape}, {there}.")
 
 
 def as_text(value: bytes | str) -> str:
@@ -238,20 +223,28 @@ def read_rows(
     return found[place.ravel()]
 
 
-def read_volume(path: Path, shape: tuple[int, ...] | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Read a NIfTI volume, which must have `shape` if that is given.
+def read_nifti(path: Path, hint: str, shape: tuple[int, ...] = ()) -> tuple[np.ndarray, np.ndarray]:
+    """Read a NIfTI volume, or a series of them.
+
+    Parameters
+    ----------
+    path : Path
+    hint : str
+        A sentence on where to get the file.
+    shape : tuple of int
+        What it must have; anything if empty.
 
     Returns
     -------
-    values : array of shape (X, Y, Z)
+    values : array of shape (X, Y, Z) or (X, Y, Z, n_volumes)
     affine : float array of shape (4, 4)
         From voxel indices to millimetres.
     """
-    with reading(path, "NIfTI file", "It is part of NSD's nsddata or nsddata_betas."):
+    with reading(path, "NIfTI file", hint):
         image: Any = nib.load(path)
-        if shape is not None and image.shape != shape:
-            expected = f"{shape}, as the betas' ncsnr has: fetch again what is of another space"
-            raise InputError(f"{path} has shape {image.shape}; expected {expected}")
+        if shape and image.shape != shape:
+            expected = f"{shape}, as its mask, `ncsnr` or table of volumes has"
+            raise InputError(f"{path} has shape {image.shape}; expected {expected}. {hint}")
         return np.asarray(image.dataobj), image.affine
 
 

@@ -196,7 +196,8 @@ def prepare_fold(subject: Subject, split: Split) -> Fold:
     for session in np.unique(subject.session):
         trials = np.flatnonzero((subject.session == session) & (row >= 0))
         if trials.size:
-            z = _standardise(subject, trials, training[trials], int(session))
+            x, where = subject.responses[trials], f"{subject.name}, session {session}"
+            z = _standardise(x, training[trials], where)
             # np.add.at takes a hundred times as long.
             for place, values in zip(row[trials], z, strict=True):
                 total[place] += values
@@ -204,24 +205,35 @@ def prepare_fold(subject: Subject, split: Split) -> Fold:
     return Fold(split.name, total[:n_train], train_id, total[n_train:], ids[len(split.train) :])
 
 
-def _standardise(
-    subject: Subject, trials: np.ndarray, training: np.ndarray, session: int
-) -> np.ndarray:
-    """Z-score the `trials` of one session with the statistics of its `training` trials."""
-    where = f"{subject.name}, session {session}"
+def training_moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return each voxel's mean and standard deviation, and whether it changes at all.
+
+    Parameters
+    ----------
+    x : array of shape (n_trials, n_voxels)
+        Training trials of a session.
+
+    Returns
+    -------
+    mean, sd : float64 arrays of shape (n_voxels,)
+    changes : bool array of shape (n_voxels,)
+        False where values are not finite, too.
+    """
+    mean, sd = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64)
+    # Rounding leaves a constant voxel with a tiny non-zero spread, hence the relative bound.
+    return mean, sd, np.isfinite(sd) & (sd > 1e-6 * np.abs(mean))
+
+
+def _standardise(x: np.ndarray, training: np.ndarray, where: str) -> np.ndarray:
+    """Z-score trials (n_trials, n_voxels) with the statistics of those that are `training`."""
     if training.sum() < 2:
         n = int(training.sum())
         raise InputError(f"{where}: {n} training trials; it takes 2 to standardise. Leave it out.")
-    x = subject.responses[trials]
-    mean = x[training].mean(axis=0, dtype=np.float64)
-    sd = x[training].std(axis=0, dtype=np.float64)
-    # Rounding leaves a constant voxel with a tiny non-zero spread, hence the relative bound.
-    bad = np.flatnonzero(~np.isfinite(sd) | (sd <= 1e-6 * np.abs(mean)))
+    mean, sd, changes = training_moments(x[training])
+    bad = np.flatnonzero(~changes)
     if bad.size:
-        raise InputError(
-            f"{where}: {bad.size} of {sd.size} voxels are constant or not finite in the training "
-            f"trials (the first is voxel {bad[0]}). Drop them before making a Subject."
-        )
+        n = f"{bad.size} of {sd.size} voxels are constant or not finite in the training trials"
+        raise InputError(f"{where}: {n} (the first is voxel {bad[0]}). Leave them out.")
     return ((x - mean) / sd).astype(np.float32)
 
 
@@ -308,8 +320,8 @@ def estimate_ncsnr(
     n = count[repeated, None]
     within = (squares[repeated] - np.square(total[repeated]) / n) / (n - 1)
     noise = within.mean(axis=0)
-    signal = np.where(noise > 0, np.maximum(1 - noise, 0), 0)
-    return np.sqrt(signal / np.where(noise > 0, noise, 1)).astype(np.float32)
+    noise = np.where(noise > 0, noise, 1)  # a voxel that never changes has no signal
+    return np.sqrt(np.maximum(1 - noise, 0) / noise).astype(np.float32)
 
 
 def single_trial_ncsnr(subject: Subject) -> np.ndarray:

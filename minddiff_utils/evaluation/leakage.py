@@ -20,7 +20,7 @@ from scipy import stats
 from sklearn.cluster import KMeans
 
 from minddiff_utils.datasets import Split
-from minddiff_utils.datasets.content import digests, stream_pictures
+from minddiff_utils.datasets.recording import digests, stream_pictures
 from minddiff_utils.datasets.subject import Stimuli
 from minddiff_utils.decoding.features import read_features
 from minddiff_utils.evaluation.methods import in_order

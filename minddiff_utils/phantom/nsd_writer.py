@@ -19,7 +19,7 @@ import pandas as pd
 import scipy.io
 from tqdm import tqdm
 
-from minddiff_utils.datasets.nsd.design import NsdTree
+from minddiff_utils.datasets.nsd import NsdTree
 from minddiff_utils.datasets.subject import estimate_ncsnr
 from minddiff_utils.io import InputError, atomic_path
 from minddiff_utils.phantom import world

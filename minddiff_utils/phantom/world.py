@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
-from minddiff_utils.datasets.patterns import pattern_picture
+from minddiff_utils.datasets.miyawaki import pattern_picture
 
 TRAINING_IDS = range(1_000_000, 1_048_000)  # what the phantom's models were trained on
 FIRST_WIDER_ID = 3_000_000  # from here on: patterns of more forms than those models were shown

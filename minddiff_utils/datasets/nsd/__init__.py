@@ -1,1 +1,71 @@
 """The Natural Scenes Dataset, and anything else written in its layout of folders and files."""
+
+from pathlib import Path
+
+import numpy as np
+
+from minddiff_utils.datasets.nsd.design import NsdStimuli, NsdTree, choose_sessions, read_trials
+from minddiff_utils.datasets.nsd.regions import read_regions
+from minddiff_utils.datasets.nsd.responses import gather_responses, inspect_betas
+from minddiff_utils.datasets.recording import Sessions, kept_regions
+from minddiff_utils.datasets.subject import Split, Subject
+
+
+def load_nsd(
+    path: str | Path,
+    subject: str,
+    rois: str = "kastner2015",
+    sessions: Sessions = None,
+    protocol: int | None = None,
+    cache: str | Path | None = None,
+) -> Subject:
+    """Read one subject from a tree in NSD's layout.
+
+    Parameters
+    ----------
+    path : str or Path
+        The folder with `nsddata`, `nsddata_betas` and `nsddata_stimuli`.
+    subject : str
+        "subj01" to "subj08".
+    rois : str
+        As in `minddiff_utils.datasets.nsd.regions.read_regions`.
+    sessions, protocol
+        As in `minddiff_utils.datasets.nsd.design.choose_sessions`.
+    cache : str or Path, optional
+        Folder for the file that the responses are gathered into and then read from; without it
+        they are held in memory.
+
+    Returns
+    -------
+    Subject
+        Responses in per cent signal change. One split, "shared": the pictures shown to all
+        subjects test, all the others train.
+
+    Raises
+    ------
+    InputError
+        If the subject is unknown, or a file or session is missing, damaged or of a wrong shape,
+        or a region is empty.
+    """
+    tree = NsdTree(Path(path), subject)
+    numbers = choose_sessions(tree, sessions, protocol)
+    regions = read_regions(tree, rois)
+    files = {number: inspect_betas(tree.session(number), regions.shape) for number in numbers}
+    stimulus_id, session, shared = read_trials(tree, {n: f.n_trials for n, f in files.items()})
+    responses, keep = gather_responses(files, regions.ijk, cache)
+    train, test = np.unique(stimulus_id[~shared]), np.unique(stimulus_id[shared])
+    return Subject(
+        name=subject,
+        dataset="nsd",
+        responses=responses,
+        stimulus_id=stimulus_id,
+        session=session,
+        roi=kept_regions(regions.roi, keep, f"{tree.betas}: "),
+        splits=(Split("shared", train, test),),
+        stimuli=NsdStimuli(tree, stimulus_id),
+        ncsnr=regions.ncsnr[keep],
+        voxel_ijk=regions.ijk[keep],
+        volume_shape=regions.shape,
+        affine=regions.affine,
+        n_dropped=int((~keep).sum()),
+    )

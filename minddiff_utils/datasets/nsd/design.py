@@ -1,14 +1,18 @@
-"""NSD's files and experiment: where each lies, which sessions there are, what was shown when."""
+"""NSD's files and experiment: where each lies, what was shown when, pictures and captions."""
 
+import csv
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from minddiff_utils.datasets.reading import read_matlab
-from minddiff_utils.io import InputError
+from minddiff_utils.datasets.reading import MAX_SIDE, open_hdf5, read_matlab, read_rows, reading
+from minddiff_utils.datasets.recording import Sessions, flat_pictures, parse_sessions
+from minddiff_utils.datasets.subject import check_ids
+from minddiff_utils.io import Ids, InputError
 
 SPACE = "func1pt8mm"
 BETAS = "betas_fithrf_GLMdenoise_RR"
@@ -17,7 +21,8 @@ BETA_SUFFIXES = (".hdf5", ".nii.gz", ".nii")  # the first that is there is read
 # first, all 40 are now.
 PROTOCOLS = {982: 37, 1000: 40}
 
-Sessions = int | str | Sequence[int] | None
+HINT = "It is part of NSD's nsddata/experiments/nsd."
+ANNOTATIONS = "Get annotations_trainval2017.zip from cocodataset.org and put its files there."
 
 
 class NsdTree:
@@ -62,9 +67,8 @@ class NsdTree:
     @property
     def sessions(self) -> list[int]:
         """Numbers of the sessions whose betas are there, sorted."""
-        patterns = [f"betas_session[0-9][0-9]{suffix}" for suffix in BETA_SUFFIXES]
-        found = [path.name for pattern in patterns for path in self.betas.glob(pattern)]
-        return sorted({int(name[13:15]) for name in found})
+        names = [path.name for path in self.betas.glob("betas_session[0-9][0-9].*")]
+        return sorted({int(name[13:15]) for name in names if name[15:] in BETA_SUFFIXES})
 
     def session(self, number: int) -> Path:
         """Betas of one session, from 1: the HDF5 file, or a NIfTI file if only that is there."""
@@ -78,41 +82,12 @@ class NsdTree:
     def labels(self, atlas: str) -> Path:
         """Label table of an atlas: the subject's own, else the one of fsaverage."""
         # Both hemispheres share a table.
-        name = re.sub(r"^[lr]h\.", "", atlas)
-        folder = self.root / "nsddata/freesurfer"
+        name, folder = re.sub(r"^[lr]h\.", "", atlas), self.root / "nsddata/freesurfer"
         own = folder / self.subject / "label" / f"{name}.mgz.ctab"
-        shared = folder / "fsaverage/label" / f"{name}.mgz.ctab"
-        return own if own.exists() or not shared.exists() else shared
-
-    def check(self) -> None:
-        """Raise InputError unless the folder is an NSD tree and has the subject."""
-        folder = self.root / "nsddata_betas/ppdata"
-        found = sorted(path.name for path in folder.glob("subj[0-9][0-9]"))
-        if self.subject not in found:
-            raise InputError(
-                f"{self.subject!r} is not in {folder}, which has {', '.join(found) or 'none'}: "
-                "choose one that is there, or the folder that holds nsddata and nsddata_betas"
-            )
+        return own if own.exists() else folder / "fsaverage/label" / own.name
 
 
-class Design(NamedTuple):
-    """Which picture was to be shown when, all trials of the experiment, session after session.
-
-    Parameters
-    ----------
-    stimulus_id : int64 array of shape (n_trials,)
-        From 0.
-    shared : bool array of shape (n_trials,)
-        Whether the picture is one that all subjects saw.
-    """
-
-    stimulus_id: np.ndarray
-    shared: np.ndarray
-
-
-def choose_sessions(
-    tree: NsdTree, sessions: Sessions = None, protocol: int | None = None
-) -> list[int]:
+def choose_sessions(tree: NsdTree, sessions: Sessions, protocol: int | None) -> list[int]:
     """Return the numbers of the sessions to read, sorted; the betas of each are there.
 
     Parameters
@@ -126,16 +101,19 @@ def choose_sessions(
     Raises
     ------
     InputError
-        If a session is missing, or the parameters make no sense.
+        If there is no such tree or subject, a session is missing, or the parameters make no sense.
     """
     found = tree.sessions
     if not found:
-        raise InputError(f"{tree.betas} has no betas_session01.hdf5, …: fetch the subject's betas")
+        folder = tree.root / "nsddata_betas/ppdata"
+        there = ", ".join(sorted(path.name for path in folder.glob("subj[0-9][0-9]"))) or "none"
+        what = "choose one of them, the folder that holds nsddata and nsddata_betas, or fetch betas"
+        raise InputError(f"{tree.betas} has no sessions; {folder} has {there}: {what}.")
     if protocol is not None and (protocol not in PROTOCOLS or sessions is not None):
         given = f"protocol={protocol!r} with sessions={sessions!r}"
         raise InputError(f"{given}: give protocol 982 or 1000 without sessions, or sessions alone")
     chosen = found[-1] if sessions is None else sessions
-    wanted = _parse_sessions(PROTOCOLS[protocol] if protocol else chosen)
+    wanted = parse_sessions(PROTOCOLS[protocol] if protocol else chosen)
     missing = [number for number in wanted if number not in found]
     if missing:
         there = f"{tree.subject} has sessions {', '.join(map(str, found))}"
@@ -144,25 +122,15 @@ def choose_sessions(
     return wanted
 
 
-def _parse_sessions(sessions: int | str | Sequence[int]) -> list[int]:
-    """Return the numbers that were meant, sorted, each once."""
-    text = f"1-{sessions}" if isinstance(sessions, int) else str(sessions).strip("[]()")
-    parts = [re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part) for part in text.split(",")]
-    ends = [(int(part[1]), int(part[2] or part[1])) for part in parts if part]
-    numbers = sorted({number for first, last in ends for number in range(first, last + 1)})
-    if not all(parts) or not numbers or numbers[0] < 1:
-        raise InputError(
-            f"sessions={sessions!r}: expected how many (from the first), or which, such as 1-10,12"
-        )
-    return numbers
-
-
-def read_design(tree: NsdTree) -> Design:
-    """Read which picture was to be shown in which trial.
+def read_design(tree: NsdTree) -> tuple[np.ndarray, np.ndarray]:
+    """Read which picture was to be shown when, all trials of the experiment in order.
 
     Returns
     -------
-    Design
+    stimulus_id : int64 array of shape (n_trials,)
+        From 0.
+    shared : bool array of shape (n_trials,)
+        Whether the picture is one that all subjects saw.
 
     Raises
     ------
@@ -170,17 +138,15 @@ def read_design(tree: NsdTree) -> Design:
         If the file is missing or damaged, lacks a variable, or has no such subject.
     """
     names = ("masterordering", "subjectim", "sharedix")
-    content = read_matlab(tree.design, names, "It is part of NSD's nsddata/experiments/nsd.")
+    content = read_matlab(tree.design, names, HINT)
     order, pictures = (content[name].astype(np.int64) for name in names[:2])
     row = int(tree.subject[4:]) - 1
     if row >= len(pictures) or order.min() < 1 or order.max() > pictures.shape[1]:
-        raise InputError(
-            f"{tree.design}: subjectim has shape {pictures.shape}; expected a row for "
-            f"{tree.subject}, a column for all of masterordering, {order.min()} to {order.max()}"
-        )
+        expected = f"a row for {tree.subject}, columns {order.min()} to {order.max()}"
+        raise InputError(f"{tree.design}: subjectim is {pictures.shape}; expected {expected}")
     # MATLAB counts from 1, NSD's own ids from 0. The shared pictures come first.
     order = order.ravel()
-    return Design(pictures[row, order - 1] - 1, order <= content["sharedix"].size)
+    return pictures[row, order - 1] - 1, order <= content["sharedix"].size
 
 
 def read_trials(
@@ -206,12 +172,110 @@ def read_trials(
     InputError
         If a session has another number of trials than the others or than was planned.
     """
-    design, n = read_design(tree), max(n_trials.values())
+    (stimulus_id, shared), n = read_design(tree), max(n_trials.values())
     for number, count in n_trials.items():
-        if count != n or number * n > len(design.shared):
-            raise InputError(
-                f"{tree.session(number)} has {count} trials; expected {n} in each session and "
-                f"{len(design.shared)} in all, as in {tree.design}. Fetch it again."
-            )
+        if count != n or number * n > len(shared):
+            expected = f"{n} in each session and {len(shared)} in all, as in {tree.design}"
+            raise InputError(f"{tree.session(number)} has {count} trials; expected {expected}.")
     places = np.concatenate([np.arange(n * (number - 1), n * number) for number in n_trials])
-    return design.stimulus_id[places], places // n + 1, design.shared[places]
+    return stimulus_id[places], places // n + 1, shared[places]
+
+
+def read_captions(path: Path) -> dict[int, list[str]]:
+    """Read a file of captions in COCO's form.
+
+    Parameters
+    ----------
+    path : Path
+        JSON with `annotations`, each with the whole number `image_id` and the text `caption`.
+
+    Returns
+    -------
+    dict of int to list of str
+        Captions by `image_id`, in the order of their `id`; in that of the file without one. What
+        is empty or null is no caption.
+
+    Raises
+    ------
+    InputError
+        If the file is missing or no such file, or an annotation is no caption.
+    """
+    found: dict[int, list[tuple[int, str]]] = {}
+    with reading(path, "COCO caption file", ANNOTATIONS):
+        for place, item in enumerate(json.loads(path.read_bytes())["annotations"]):
+            # Through text: 7 and "7" are numbers of a picture, 7.5 and null are not.
+            picture, order = int(str(item["image_id"])), int(str(item.get("id", place)))
+            text = (item["caption"] or "").strip()
+            found.setdefault(picture, []).extend([(order, text)] * bool(text))
+    return {picture: [text for _, text in sorted(rows)] for picture, rows in found.items()}
+
+
+class NsdStimuli:
+    """Pictures from `nsd_stimuli.hdf5` and captions from COCO's files, read when asked for.
+
+    Parameters
+    ----------
+    tree : NsdTree
+    ids : int64 array
+        NSD ids (from 0) of the stimuli that were seen.
+
+    Notes
+    -----
+    Every NSD picture is a square cut from a COCO photograph; `nsd_stim_info_merged.csv` gives the
+    photograph as `cocoId` and what was cut off as `cropBox`. COCO's captions describe the whole
+    photograph, so a caption may name something that the crop has lost.
+    """
+
+    def __init__(self, tree: NsdTree, ids: np.ndarray):
+        self.tree = tree
+        self.ids = np.unique(ids).astype(np.int64)
+
+    def pictures(self, ids: Ids) -> np.ndarray:
+        """Return uint8 (n, height, width, 3), in the order of `ids`.
+
+        Raises
+        ------
+        InputError
+            If the file is missing, damaged, or has no such picture, or one of a single colour.
+        """
+        path = self.tree.pictures
+        with open_hdf5(path, "imgBrick") as brick:
+            if brick.ndim != 4 or brick.dtype != np.uint8 or max(brick.shape[1:3]) > MAX_SIDE:
+                expected = f"uint8 (n, height, width, 3), sides to {MAX_SIDE}. Fetch it again"
+                found = f"{brick.dtype} {brick.shape}"
+                raise InputError(f"{path}: imgBrick is {found}; expected {expected}.")
+            found = read_rows(brick, check_ids(ids, len(brick)))
+        flat = np.flatnonzero(flat_pictures(found))
+        if flat.size:
+            raise InputError(f"{path}: picture {ids[flat[0]]} has one colour: fetch it again")
+        return found
+
+    def captions(self, ids: Ids) -> list[tuple[str, ...]]:
+        """Return five captions a picture, in the order of `ids`.
+
+        Raises
+        ------
+        InputError
+            If a file is missing or damaged, or a picture has no five captions.
+        """
+        coco = [self._coco_ids.get(int(one)) for one in ids]
+        found = [self._texts.get(one, []) for one in coco]
+        for stimulus, one, texts in zip(ids, coco, found, strict=True):
+            if len(texts) < 5:
+                file = self.tree.captions[0] if one else self.tree.stimulus_table
+                n = f"{len(texts)} captions by {file}; expected 5"
+                raise InputError(f"stimulus {stimulus} (COCO id {one}) has {n}. {ANNOTATIONS}")
+        # A few COCO pictures have six or seven; the method averages five.
+        return [tuple(texts[:5]) for texts in found]
+
+    @cached_property
+    def _coco_ids(self) -> dict[int, int]:
+        with reading(self.tree.stimulus_table, "table of nsdId and cocoId", HINT):
+            rows = csv.DictReader(self.tree.stimulus_table.read_text().splitlines())
+            return {int(row["nsdId"]): int(row["cocoId"]) for row in rows}
+
+    @cached_property
+    def _texts(self) -> Mapping[int | None, list[str]]:
+        wanted = {self._coco_ids.get(int(i)) for i in self.ids}
+        files = map(read_captions, self.tree.captions)
+        return {coco: texts for file in files for coco, texts in file.items() if coco in wanted}

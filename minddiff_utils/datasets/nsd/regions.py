@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 
 from minddiff_utils.datasets.nsd.design import NsdTree
-from minddiff_utils.datasets.reading import read_volume, reading
+from minddiff_utils.datasets.reading import read_nifti, reading
 from minddiff_utils.io import InputError
 
 # The groups of the paper, made of the atlas's labels. MT and MST are TO1 and TO2 in some label
@@ -20,6 +20,7 @@ KASTNER_GROUPS = {
     "IPS": ("IPS0", "IPS1", "IPS2", "IPS3", "IPS4", "IPS5"),
 }
 # fmt: on
+HINT = "It is part of NSD's nsddata or nsddata_betas."
 KASTNER = "Kastner2015"
 GENERAL = "nsdgeneral"
 ROUNDING = 1e-3  # that labels may be off whole numbers
@@ -73,22 +74,19 @@ def read_regions(tree: NsdTree, rois: str) -> Regions:
         another shape or on another grid than the betas, a label is no whole number, or a region
         asked for by name has no voxel.
     """
-    ncsnr, affine = read_volume(tree.ncsnr)
+    ncsnr, affine = read_nifti(tree.ncsnr, HINT)
     masks: dict[str, np.ndarray] = {}
     for part in map(str.strip, rois.split("+")):
         atlas, regions = _parse(tree, part)
         path = tree.roi(atlas)
-        values, its_affine = read_volume(path, ncsnr.shape)
-        _check_grid(path, ncsnr.shape, its_affine, affine)
-        volume = _whole(path, values)
+        volume = read_labels(path, ncsnr.shape, affine)
         for name, labels in regions.items():
             mask = np.isin(volume, labels)
             if mask.any():
                 masks[f"{atlas}:{name}" if name in masks else name] = mask
             elif part != atlas:  # of a whole atlas, labels that this subject lacks are left out
-                raise InputError(
-                    f"ROI {name} is empty: {path} has no label {labels}. Leave it out."
-                )
+                why = f"{path} has no label {labels}"
+                raise InputError(f"ROI {name} is empty: {why}. Leave it out.")
     if not masks:
         raise InputError(f"rois={rois!r} are empty in {tree.rois}: choose others")
     ijk = np.argwhere(np.logical_or.reduce(list(masks.values())))
@@ -97,16 +95,34 @@ def read_regions(tree: NsdTree, rois: str) -> Regions:
     return Regions(affine, ncsnr.shape, ijk, roi, ncsnr[place].astype(np.float32))
 
 
-def _whole(path: Path, volume: np.ndarray) -> np.ndarray:
-    """Return labels as integers; what is not a number belongs to no region, as label 0."""
+def read_labels(path: Path, shape: tuple[int, ...], grid: np.ndarray) -> np.ndarray:
+    """Read a volume of labels that lies on the grid of the responses.
+
+    Parameters
+    ----------
+    path : Path
+    shape : tuple of int
+    grid : array of shape (4, 4)
+        The affine of the responses.
+
+    Returns
+    -------
+    int64 array of `shape`
+        What is not a number belongs to no region, as label 0.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, damaged, of another shape or grid, or holds what is no label.
+    """
+    volume, affine = read_nifti(path, HINT, shape)
+    _check_grid(path, shape, affine, grid)
     volume = np.where(np.isnan(volume), 0, volume)
     labels = np.rint(volume)
     wrong = np.isinf(volume) | ~np.isclose(volume, labels, rtol=0, atol=ROUNDING)
     if wrong.any():
-        raise InputError(
-            f"{path}: {wrong.sum()} voxels have no whole number as label, such as "
-            f"{volume[wrong][0]:g}. Was it resampled? Then take nearest-neighbour interpolation."
-        )
+        found = f"{wrong.sum()} voxels have no whole number as label, such as {volume[wrong][0]:g}"
+        raise InputError(f"{path}: {found}. Resample it with nearest-neighbour interpolation.")
     return labels.astype(np.int64)
 
 
@@ -117,41 +133,54 @@ def _check_grid(path: Path, shape: tuple[int, ...], affine: np.ndarray, grid: np
     apart = np.linalg.norm(shift, axis=1).max() / nib.affines.voxel_sizes(grid).min()
     if not apart <= SHIFT:
         axes = ["".join(nib.aff2axcodes(one)) for one in (affine, grid)]
-        raise InputError(
-            f"{path} lies on another grid than ncsnr.nii.gz of the betas: axes {axes[0]} against "
-            f"{axes[1]}, up to {apart:.3g} voxels apart. Resample it, or mend its header."
-        )
+        found = f"axes {axes[0]} against {axes[1]}, up to {apart:.3g} voxels apart"
+        raise InputError(f"{path} is on another grid than ncsnr.nii.gz: {found}. Resample it.")
+
+
+def atlases_of(rois: str) -> list[str]:
+    """Return the atlases of the folder `roi` that hold the regions asked for, each once.
+
+    Parameters
+    ----------
+    rois : str
+        As in `read_regions`.
+    """
+    return list(dict.fromkeys(_atlas_of(part.strip()) for part in rois.split("+")))
+
+
+def _atlas_of(part: str) -> str:
+    """Return the atlas of one part of `rois`: the paper's groups are of Kastner2015."""
+    named, colon, _ = part.partition(":")
+    grouped = {name.strip() for name in named.split(",")} <= {*KASTNER_GROUPS, KASTNER.lower()}
+    return KASTNER if grouped and not colon else named
 
 
 def _parse(tree: NsdTree, part: str) -> tuple[str, dict[str, list[int]]]:
     """Return the atlas of one part of `rois`, and the integer labels of each region."""
-    if part == GENERAL:
+    atlas, (named, _, chosen) = _atlas_of(part), part.partition(":")
+    names = [name.strip() for name in (chosen or named).split(",")]
+    if atlas == GENERAL:
         return GENERAL, {GENERAL: [1]}
-    atlas, _, chosen = part.partition(":")
-    names = [name.strip() for name in (chosen or part).split(",")]
-    if part == KASTNER.lower():
-        atlas, groups = KASTNER, KASTNER_GROUPS
-    elif chosen or tree.roi(part).exists():
+    if atlas != named:
+        groups = {name: KASTNER_GROUPS[name] for name in names if name in KASTNER_GROUPS}
+        groups = groups or KASTNER_GROUPS
+    elif tree.roi(atlas).exists():
         groups = {name: (name,) for name in names if chosen}
     else:
-        atlas, groups = KASTNER, {name: KASTNER_GROUPS.get(name, ()) for name in names}
-    unknown = [name for name, parts in groups.items() if not parts]
-    if unknown or (chosen and not tree.roi(atlas).exists()):
+        unknown = named if chosen else next(name for name in names if name not in KASTNER_GROUPS)
         raise InputError(
-            f"rois: {[*unknown, atlas][0]!r} is unknown; give kastner2015, nsdgeneral or some of "
+            f"rois: {unknown!r} is unknown; give kastner2015, nsdgeneral or some of "
             f"{','.join(KASTNER_GROUPS)}, or an atlas of {tree.rois} "
             f"({', '.join(tree.atlases) or 'none'}), such as streams or streams:ventral,lateral"
         )
     path = tree.labels(atlas)
     with reading(path, "label table", "It is part of NSD's nsddata/freesurfer."):
-        import pandas as pd  # takes a second, and `minddiff check` needs it rarely
-
-        rows = pd.read_csv(path, sep=r"\s+", comment="#", header=None, usecols=[0, 1])
-        table = {name: number for number, name in rows.to_numpy().tolist() if number > 0}
+        rows = [line.split("#")[0].split() for line in path.read_text().splitlines()]
+        table = {row[1]: int(row[0]) for row in rows if row and int(row[0]) > 0}
     regions = {}
     for name, parts in groups.items():
         regions[name] = [table[label] for label in parts if label in table]
         if not regions[name]:
-            there = ", ".join(map(str, table))
+            there = ", ".join(table)
             raise InputError(f"rois: {path} has no label {' or '.join(parts)}; it has {there}")
     return atlas, regions or {label: [number] for label, number in table.items()}

@@ -9,7 +9,8 @@ session by session, so that memory holds one session's share and no more.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -18,8 +19,8 @@ import h5py
 import nibabel as nib
 import numpy as np
 
-from minddiff_utils.datasets.content import trial_fault
 from minddiff_utils.datasets.reading import open_file, open_hdf5, read_rows, reading
+from minddiff_utils.datasets.recording import partly_missing, trial_fault
 from minddiff_utils.io import Ids, InputError, atomic_path
 from minddiff_utils.storage import open_to_write, progress
 
@@ -192,10 +193,8 @@ class StoredResponses:
         near = slice(voxels.min(), voxels.max() + 1)
         with open_hdf5(self.path, "responses") as stored:
             if stored.file.attrs["key"] != self.key:
-                raise InputError(
-                    f"{self.path} was gathered anew with other parameters since this subject was "
-                    "loaded: load it again."
-                )
+                why = "was gathered anew with other parameters since this subject was loaded"
+                raise InputError(f"{self.path} {why}: load it again.")
             found = read_rows(stored, np.atleast_1d(trials), (near,))
             scale = np.float32(stored.attrs["scale"])
         found = found[:, np.atleast_1d(voxels) - near.start] / scale
@@ -232,9 +231,8 @@ def gather_responses(
     lengths = [file.n_trials for file in files.values()]
     size = (sum(lengths), len(ijk))
     if cache is None:
-        responses, faults = np.empty(size, np.float32), np.empty((len(files), len(ijk)), bool)
-        _fill(list(files.values()), ijk, responses, faults, scale=1)
-        keep = ~np.any(faults, axis=0)
+        responses = np.empty(size, np.float32)
+        keep = ~np.any(_fill(files, ijk, responses, scale=1), axis=0)
         return responses if keep.all() else responses[:, keep], keep
     path, key = Path(cache) / GATHERED, _key(files, ijk)
     if not _is_whole(path, key):
@@ -245,24 +243,22 @@ def gather_responses(
             responses.attrs["scale"] = scale  # divides the values to give per cent
             stored["voxel_ijk"] = np.asarray(ijk, np.int64)
             stored["session"] = np.repeat(np.array(list(files), np.int64), lengths)
-            faults = stored.create_dataset("faults", (len(files), len(ijk)), np.uint8)
-            _fill(list(files.values()), ijk, responses, faults, scale)
+            stored["faults"] = _fill(files, ijk, responses, scale).astype(np.uint8)
             stored.attrs["key"] = key
     with open_hdf5(path, "faults") as faults:
         keep = ~faults[()].any(axis=0)
     return StoredResponses(path, key, (size[0], int(keep.sum())), np.flatnonzero(keep)), keep
 
 
-def _fill(
-    files: Sequence[BetaFile], ijk: np.ndarray, responses: Target, faults: Target, scale: int
-) -> None:
-    """Read sessions into `responses`, per cent times `scale`; note voxels that are `_faulty`."""
-    stop = 0
-    for place, file in enumerate(progress(files, "gathering sessions")):
+def _fill(files: Mapping[int, BetaFile], ijk: np.ndarray, out: Target, scale: int) -> np.ndarray:
+    """Read sessions into `out`, per cent times `scale`; return which voxels are `_faulty`."""
+    stop, faults = 0, []
+    for file in progress(files.values(), "gathering sessions"):
         values = read_stored(file, ijk)
-        faults[place] = _faulty(file.path, values)
+        faults.append(_faulty(file.path, values))
         start, stop = stop, stop + file.n_trials
-        responses[start:stop] = values if file.scale == scale else values / np.float32(file.scale)
+        out[start:stop] = values if file.scale == scale else values / np.float32(file.scale)
+    return np.array(faults)
 
 
 def _key(files: Mapping[int, BetaFile], ijk: np.ndarray) -> str:
@@ -274,11 +270,9 @@ def _key(files: Mapping[int, BetaFile], ijk: np.ndarray) -> str:
 
 def _is_whole(path: Path, key: str) -> bool:
     """Whether a file is there and was gathered from the same."""
-    try:
-        with open_file(path) as stored:
-            return stored.attrs["key"] == key
-    except (InputError, KeyError):
-        return False
+    with suppress(InputError, KeyError), open_file(path) as stored:
+        return stored.attrs["key"] == key
+    return False
 
 
 def _faulty(path: Path, values: np.ndarray) -> np.ndarray:
@@ -290,13 +284,6 @@ def _faulty(path: Path, values: np.ndarray) -> np.ndarray:
         If a voxel is NaN or infinite in some trials only: no part of the brain does that; or
         trials are zero throughout or equal to others.
     """
-    fault, bad = trial_fault(values), ~np.isfinite(values)
-    partly = bad.any(axis=0) & ~bad.all(axis=0)
-    if partly.any():
-        first = int(np.flatnonzero(bad[:, partly].any(axis=1))[0])
-        fault = (
-            f"{partly.sum()} voxels are NaN or infinite in some trials (first in trial {first})."
-        )
-    if fault:
+    if fault := partly_missing(values) or trial_fault(values):
         raise InputError(f"{path}: {fault} Fetch it again.")
-    return bad.all(axis=0) | (values.min(axis=0) == values.max(axis=0))
+    return ~np.isfinite(values[0]) | (values.min(axis=0) == values.max(axis=0))

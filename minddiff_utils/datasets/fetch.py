@@ -1,0 +1,413 @@
+"""Gets recordings from where they are published, whole and verified, on from where it stopped.
+
+A file has its final name only when it is whole. No library does this for us: pooch and nilearn keep
+nothing of a download that stopped, and boto3 wants an account.
+"""
+
+import gzip
+import hashlib
+import re
+import sys
+import time
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import requests
+from tqdm import tqdm
+from urllib3.exceptions import HTTPError
+
+from minddiff_utils.datasets.kay import kay_path, load_kay
+from minddiff_utils.datasets.miyawaki import load_miyawaki_full
+from minddiff_utils.datasets.nsd.design import NsdTree
+from minddiff_utils.datasets.nsd.regions import GENERAL, atlases_of
+from minddiff_utils.io import InputError, atomic_path, lock_file
+from minddiff_utils.storage import check_room
+
+# NSD's bucket is public: what lies in it is also read without an account, by plain HTTPS.
+BUCKET = "https://natural-scenes-dataset.s3.us-east-2.amazonaws.com"
+AGREEMENT = "https://naturalscenesdataset.org"
+CAPTIONS_URL = "http://images.cocodataset.org/annotations/annotations_trainval2017.zip"
+CAPTIONS_MD5 = "f4bbac642086de4f52a3fdda2de5fa2c"
+CAPTIONS_ZIP_BYTES = 252_907_541
+KAY_URL = "https://osf.io/ymnjv/download"
+# Of NSD's data manual: sessions of subjects 1 to 8.
+SESSIONS = (40, 40, 32, 30, 40, 32, 40, 30)
+N_SESSIONS = {f"subj{number:02d}": count for number, count in enumerate(SESSIONS, start=1)}
+
+BLOCK = 2**20  # bytes handed over at a time
+PATIENCE = 60.0  # seconds without a byte after which a connection counts as broken
+ATTEMPTS = 6  # in a row without one new byte
+
+
+# ------------------------------------------------------------------- one file
+
+
+class NotThere(InputError):
+    """The server has no such file, or does not show it."""
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file on a web server; made by `look_up`.
+
+    Parameters
+    ----------
+    url : str
+        The address; a name and password in it are for that server alone.
+    size : int
+        Bytes.
+    version : str
+        The server's ETag or date, if it gives one: differs when the content does.
+    md5 : str
+        Known checksum as `digest` returns it, or empty.
+    part : int
+        Bytes of each part of which the checksum was made; 0 if of the whole.
+    """
+
+    url: str
+    size: int
+    version: str
+    md5: str = ""
+    part: int = 0
+
+    @property
+    def name(self) -> str:
+        """For messages: the address without what is secret."""
+        return hide_secrets(self.url)
+
+    def partial(self, path: Path) -> Path:
+        """Return what `path` is called until it is whole; another version gets another name."""
+        mark = hashlib.sha256(f"{self.version} {self.size}".encode()).hexdigest()[:8]
+        return path.with_name(f".{path.name}.{mark}.partial")
+
+    def done(self, path: Path) -> int:
+        """Return how many bytes of it have come."""
+        partial = self.partial(path)
+        return partial.stat().st_size if partial.exists() else 0
+
+
+def show_bytes(n: float) -> str:
+    """Return a size as people write it: 1.05GB (powers of 1000)."""
+    return tqdm.format_sizeof(n, "B")
+
+
+def hide_secrets(text: object) -> str:
+    """Return a text, such as an error, without the passwords and keys of the addresses in it."""
+    login = r"(://)[^\s?#'\"]*@|[^\s/?#'\"]+:(?!//)[^\s?#'\"]*@"
+    return re.sub(r"\?[^\s?'\")]*=[^\s'\")]*", "?…", re.sub(login, r"\1…@", str(text)))
+
+
+def look_up(url: str, md5: str = "", bucket: bool = False) -> RemoteFile:
+    """Ask a web server about a file.
+
+    Parameters
+    ----------
+    url : str
+    md5 : str
+        Known checksum in hexadecimal, if there is one.
+    bucket : bool
+        The file is in an S3 bucket, whose ETags are checksums.
+
+    Raises
+    ------
+    NotThere
+        If there is no such file.
+    InputError
+        If the address is none, there is no network, or no size is given.
+    """
+    try:
+        # Not HEAD, which addresses that redirect often refuse.
+        with _get(url) as answer:
+            size = int(answer.headers["Content-Length"])
+            md5, part = _bucket_digest(answer, size) if bucket else (md5, 0)
+            return RemoteFile(url, size, _version(answer), md5, part)
+    except (requests.RequestException, KeyError) as error:
+        code = getattr(getattr(error, "response", None), "status_code", None)
+        kind = NotThere if code in (403, 404) else InputError
+        what = f"{hide_secrets(url)} cannot be fetched ({hide_secrets(error)})"
+        raise kind(f"{what}. Is the address right, and is there a network?") from None
+
+
+def _get(url: str, **headers: str) -> requests.Response:
+    headers = {"User-Agent": "minddiff", "Accept-Encoding": "identity", **headers}
+    answer = requests.get(url, headers=headers, stream=True, timeout=PATIENCE)
+    answer.raise_for_status()
+    return answer
+
+
+def _version(answer: requests.Response) -> str:
+    return answer.headers.get("ETag") or answer.headers.get("Last-Modified") or ""
+
+
+def _bucket_digest(answer: requests.Response, size: int) -> tuple[str, int]:
+    """Return the checksum that S3 gives as ETag, and the size of the parts it was made of.
+
+    There is none to compare where the parts were not equally long.
+    """
+    tag = _version(answer).strip('"')
+    count = int(tag.partition("-")[2] or 0)
+    if not count:
+        return tag, 0
+    first = requests.head(answer.url, params={"partNumber": "1"}, timeout=PATIENCE)
+    part = int(first.headers["Content-Length"])
+    return (tag, part) if -(-size // part) == count else ("", 0)
+
+
+def digest(path: str | Path, part: int = 0) -> str:
+    """Return the MD5 of a file, or as S3 makes it of one that was uploaded in parts.
+
+    Parameters
+    ----------
+    path : str or Path
+    part : int
+        Bytes of each part but the last.
+
+    Returns
+    -------
+    str
+        Hexadecimal. Of parts: MD5 of their MD5s, a dash, their number.
+    """
+    with open(path, "rb") as file:
+        if not part:
+            return hashlib.file_digest(file, "md5").hexdigest()
+        digests = [hashlib.md5(piece).digest() for piece in iter(lambda: file.read(part), b"")]
+    return f"{hashlib.md5(b''.join(digests)).hexdigest()}-{len(digests)}"
+
+
+def fetch_file(remote: RemoteFile, path: Path, bar: tqdm) -> Path:
+    """Download a file, from where an earlier run stopped, and verify it.
+
+    Parameters
+    ----------
+    remote : RemoteFile
+    path : Path
+        The final name; until the file is whole it is called `remote.partial(path)`.
+    bar : tqdm
+        Is told the number of new bytes; negative where some are thrown away.
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    InputError
+        If the connection keeps breaking (what came is kept for the next run), the content does
+        not fit its checksum (nothing is kept), or a gzip file cannot be unpacked to its end.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = remote.partial(path)
+    partial.touch()
+    failures = 0
+    while (done := remote.done(path)) < remote.size:
+        reason = "the connection closed early"
+        try:
+            _append(remote, partial, bar)
+        except (requests.RequestException, HTTPError) as error:
+            reason = hide_secrets(error)
+        failures = 0 if remote.done(path) > done else failures + 1
+        if failures == ATTEMPTS:
+            nothing = f"{ATTEMPTS} connections in a row brought nothing ({reason})"
+            kept = f"{show_bytes(done)} are kept: the same command goes on from there"
+            raise InputError(f"{remote.name}: {nothing}. {kept}.")
+        if failures:
+            time.sleep(2 ** (failures - 1))
+    try:
+        _verify(remote, partial, path.suffix)
+    except (ValueError, gzip.BadGzipFile, EOFError, zlib.error) as error:
+        partial.unlink()
+        what = "Nothing was kept: run the command again. If it stays so, its source is damaged"
+        raise InputError(f"{remote.name}: {error}. {what}.") from None
+    return partial.replace(path)
+
+
+def _append(remote: RemoteFile, partial: Path, bar: tqdm) -> None:
+    """Append what the server sends of the rest, until it or the connection ends."""
+    with open(partial, "ab") as file:
+        if not lock_file(file):
+            raise InputError(f"Another process is downloading {partial}. Wait for it, or stop it.")
+        done = file.tell()
+        with _get(remote.url, Range=f"bytes={done}-") as answer:
+            if _version(answer) != remote.version:
+                raise InputError(f"{remote.name} has changed meanwhile. Run the command again.")
+            span = answer.headers.get("Content-Range", "")
+            if answer.status_code != 206:  # a server that knows no ranges sends all of it again
+                file.seek(file.truncate(0))
+                bar.update(-done)
+            elif not span.startswith(f"bytes {done}-"):
+                raise InputError(f"{remote.name}: the server sent another part than asked: {span}.")
+            # As much as has come, so that a stall loses none of it.
+            while block := answer.raw.read1(BLOCK):
+                bar.update(file.write(block[: remote.size - file.tell()]))
+
+
+def _verify(remote: RemoteFile, partial: Path, suffix: str) -> None:
+    """Compare the checksum, and read a gzip file to the one at its end."""
+    if remote.md5 and (found := digest(partial, remote.part)) != remote.md5:
+        raise ValueError(f"checksum {found}; expected {remote.md5}")
+    with gzip.open(partial) as file:
+        while suffix == ".gz" and file.read(BLOCK):
+            pass
+
+
+# ------------------------------------------------------------------- recordings
+
+
+def nsd_files(
+    root: Path, subjects: Sequence[str], rois: str = "kastner2015", sessions: int | None = None
+) -> list[Path]:
+    """Return the files of NSD's bucket that a run needs, below `root` as in the bucket.
+
+    Parameters
+    ----------
+    root : Path
+    subjects : sequence of str
+    rois : str
+    sessions : int, optional
+        The first so many; None for all that a subject has.
+
+    Raises
+    ------
+    InputError
+        If a subject is unknown.
+    """
+    files = []
+    for subject in subjects:
+        if subject not in N_SESSIONS:
+            raise InputError(f"subject={subject!r} is unknown; NSD has subj01 to subj08")
+        tree, atlases = NsdTree(root, subject), atlases_of(rois)
+        files += [tree.design, tree.stimulus_table, tree.pictures]
+        files += [tree.labels(atlas) for atlas in atlases if atlas != GENERAL]
+        files += [tree.roi(atlas) for atlas in atlases]
+        count = min(sessions or N_SESSIONS[subject], N_SESSIONS[subject])
+        files += [tree.ncsnr, *(tree.session(number) for number in range(1, count + 1))]
+    return list(dict.fromkeys(files))
+
+
+def fetch_nsd(
+    root: str | Path,
+    subjects: Sequence[str],
+    *,
+    rois: str = "kastner2015",
+    sessions: int | None = None,
+    dry_run: bool = False,
+) -> None:
+    """Download what a run on NSD needs: design, regions, betas, pictures, and COCO's captions.
+
+    The user must have signed the data-access agreement.
+
+    Parameters
+    ----------
+    root : str or Path
+        Folder of the tree.
+    subjects : sequence of str
+        "subj01" to "subj08".
+    rois : str
+        As the parameter of the notebooks: decides which atlas is needed.
+    sessions : int, optional
+        The first so many; None for all.
+    dry_run : bool
+        Only say how much there would be to
+
+    Raises
+    ------
+    InputError
+        If a file is not in the bucket, there is too little space, or a download fails.
+    """
+    root, wanted = Path(root), {}
+    for path, remote in _in_bucket(root, nsd_files(root, subjects, rois, sessions), subjects):
+        if not path.is_file() or path.stat().st_size != remote.size:
+            wanted[path] = remote
+    captions = NsdTree(root, subjects[0]).captions
+    archive = root / "coco/annotations_trainval2017.zip"
+    if not all(path.is_file() for path in captions):
+        wanted[archive] = look_up(CAPTIONS_URL, CAPTIONS_MD5)
+    _download_all(root, wanted, dry_run)
+    if archive.is_file():
+        _unpack_captions(archive, captions)
+
+
+def _in_bucket(
+    root: Path, files: Iterable[Path], subjects: Sequence[str]
+) -> Iterator[tuple[Path, RemoteFile]]:
+    """Look files up; of an atlas without labels for all, each subject's own table of them."""
+    for path in files:
+        key = path.relative_to(root).as_posix()
+        try:
+            yield path, look_up(f"{BUCKET}/{key}", bucket=True)
+        except NotThere:
+            if "fsaverage" not in key:
+                raise
+            own = [root / key.replace("fsaverage", name) for name in subjects]
+            yield from _in_bucket(root, own, subjects)
+
+
+def _download_all(folder: Path, wanted: Mapping[Path, RemoteFile], dry_run: bool = False) -> None:
+    """Download files into their places below a folder, with one bar for all."""
+    left = sum(remote.size - remote.done(path) for path, remote in wanted.items())
+    for path in list(wanted)[:1]:
+        check_room(path, left)
+    print(f"{len(wanted)} files, {show_bytes(left)} to download into {folder}.", file=sys.stderr)
+    if wanted and not dry_run:
+        with tqdm(total=left, unit="B", unit_scale=True) as bar:
+            for path, remote in wanted.items():
+                bar.set_description_str(path.name)
+                fetch_file(remote, path, bar)
+
+
+def _unpack_captions(archive: Path, targets: Sequence[Path]) -> None:
+    """Take the caption files out of the archive, then remove it."""
+    try:
+        with zipfile.ZipFile(archive) as content:
+            for target in targets:
+                with atomic_path(target) as temporary:  # reading compares the archive's checksum
+                    temporary.write_bytes(content.read(f"annotations/{target.name}"))
+    except (zipfile.BadZipFile, zlib.error, KeyError) as error:
+        what = f"{archive} is damaged, or another archive, and was removed ({error})"
+        raise InputError(f"{what}. Run the command again.") from None
+    finally:
+        archive.unlink()
+
+
+def fetch_miyawaki(folder: str | Path) -> None:
+    """Download the full recording of Miyawaki et al. (2008) with nilearn: 153 MB.
+
+    Parameters
+    ----------
+    folder : str or Path
+        nilearn makes `miyawaki2008` in it.
+
+    Raises
+    ------
+    InputError
+        If nilearn cannot download it, or what came cannot be read.
+    """
+    from nilearn.datasets import fetch_miyawaki2008
+
+    try:
+        fetch_miyawaki2008(data_dir=folder, verbose=1)
+    except (OSError, RuntimeError) as error:
+        why = hide_secrets(error)
+        raise InputError(f"nilearn could not download it ({why}). Is there a network?") from None
+    load_miyawaki_full(folder)
+
+
+def fetch_kay(folder: str | Path) -> None:
+    """Download `kay_images.npz` of Kay et al. (2008): 249 MB.
+
+    Raises
+    ------
+    InputError
+        If the download fails, or what came is another file.
+    """
+    path = kay_path(folder)
+    with suppress(InputError):
+        load_kay(path)
+        return
+    # The file's author gives no checksum; the archive holds one for each array.
+    _download_all(path.parent, {path: look_up(KAY_URL)})
+    load_kay(path)

@@ -1,1 +1,0 @@
-"""Gets recordings from where they are published."""
