@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from test_own import made, write  # noqa: F401
 
+from minddiff_utils.book.run import recording_files
 from minddiff_utils.datasets import check_own, content, load_subject, picture_groups_by_pixels
 from minddiff_utils.datasets.content import trial_fault
 from minddiff_utils.datasets.nsd.stimuli import NsdStimuli
@@ -44,6 +45,10 @@ FAULTS = {
     "a block twice": (
         {"responses": with_rows(X, slice(8, 12), X[:4])},
         "in trials 8, 9, 10 and 1 more (the first equals trial 0)",
+    ),
+    "half of it cut off": (
+        {"responses": with_rows(X, (slice(30, 48), slice(5, 10)), 0)},
+        "zero for 5 of 9 voxels together in trials 30, 31, 32 and 15 more, never written?",
     ),
 }
 
@@ -145,6 +150,8 @@ LINKS = {
     "soft circle": lambda f: f.update(pictures=h5py.SoftLink("/pictures")),
     "virtual": lambda f: virtual(f, ("gone.h5", "p")),
     "virtual, no such dataset": lambda f: virtual(f, ("beside.h5", "p")),
+    "virtual, a group": lambda f: virtual(f, ("beside.h5", "group")),
+    "virtual, shorter": lambda f: virtual(f, ("beside.h5", "short")),
     "virtual circle": lambda f: virtual(f, ("made.h5", "pictures")),
     "storage": lambda f: f.create_dataset(
         "pictures", PICTURES.shape, "u1", external=[("/etc/passwd", 0, PICTURES.size)]
@@ -153,6 +160,7 @@ LINKS = {
     "huge": lambda f: f.create_dataset("pictures", (12, 20_000, 20_000, 3), "u1", chunks=True),
 }
 SAID = {"storage": "not HDF5", "virtual storage": "not HDF5", "huge": "2048 or fewer"}
+SAID["virtual, shorter"] = "insufficient elements"
 
 
 @pytest.mark.parametrize("kind", LINKS)
@@ -160,12 +168,13 @@ def test_pictures_that_are_elsewhere_or_nowhere_are_named(made, kind):  # noqa: 
     path, whole = made
     write(path, {**whole, "pictures": None})
     with h5py.File(path.with_name("beside.h5"), "w") as file:
-        file["here"] = PICTURES
+        file["here"], file["short"] = PICTURES, PICTURES[:5]
+        file.create_group("group")
         file.create_dataset("stolen", (10,), "u1", external=[("/etc/passwd", 0, 10)])
     with h5py.File(path, "a") as file:
         LINKS[kind](file)
     (fault,) = check_own(path)
-    assert fault.startswith(f"{path}: `pictures` ") and SAID.get(kind, "") in fault
+    assert fault.startswith(str(path)) and SAID.get(kind, "`pictures` ") in fault
     assert "Delete" not in fault
 
 
@@ -176,8 +185,13 @@ def test_pictures_in_a_file_beside_are_read(made, link):  # noqa: F811
     write(path.with_name("beside.h5"), {"here": PICTURES})
     with h5py.File(path, "a") as file:
         file.update(pictures=link) if link else virtual(file, ("beside.h5", "here"))
-    assert check_own(path) == []
-    stimuli = load_subject("own", path, "S1").stimuli
+    (path.parent / "linked").mkdir()
+    linked = path.parent / "linked" / "S1.h5"
+    linked.symlink_to(path)
+    linked.with_name("._S1.h5").write_text("macOS writes these")
+    assert check_own(path) == check_own(linked.parent) == []
+    assert recording_files(path, "S1") == [path, path.with_name("beside.h5")]
+    stimuli = load_subject("own", linked.parent, "S1").stimuli
     np.testing.assert_array_equal(stimuli.pictures([3, 1]), PICTURES[[3, 1]])
 
 

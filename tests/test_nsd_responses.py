@@ -145,9 +145,11 @@ def test_truncated_nifti_is_named(tmp_path, suffix, share):
 
 def test_files_of_another_form_are_named(tmp_path):
     path = tmp_path / "betas_session01.nii"
-    nib.save(nib.Nifti1Image(np.zeros((6, 5, 4, 3), np.int16), np.eye(4)), path)
+    nib.save(nib.Nifti1Image(np.zeros((6, 5, 4, 3), np.int16), np.diag([2.0, 2, 2, 1])), path)
     with pytest.raises(InputError, match=r"int16 \(6, 5, 4, 3\); expected \(4, 5, 6\)"):
         inspect_betas(path, (4, 5, 6))
+    with pytest.raises(InputError, match="another grid .* axes RAS against LAS"):
+        inspect_betas(path, (6, 5, 4), np.diag([-2.0, 2, 2, 1]))
     with h5py.File(tmp_path / "betas_session01.hdf5", "w") as file:
         file["betas"] = np.zeros((3, 4, 5, 6), complex)
     with pytest.raises(InputError, match="betas are complex128 .* int16 or float"):

@@ -16,6 +16,7 @@ from typing import Any
 import nbformat
 
 from minddiff_utils.book.plan import Plan, Sheet, load_plan
+from minddiff_utils.datasets.reading import linked_files
 from minddiff_utils.io import NotebookError, atomic_path
 from minddiff_utils.settings import resolve
 from minddiff_utils.storage import code_digest, content_hash, file_digest
@@ -50,10 +51,10 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 def recording_files(path: Path, subject: str) -> list[Path]:
     """Return the files of a recording that belong to a subject, whatever else lies beside them."""
-    if path.is_file():
-        return [path]
-    if named := sorted(path.glob(f"{subject}.*")):
-        return named
+    found = [path] if path.is_file() else sorted(path.glob(f"{subject}.*"))
+    named = [file for file in found if file == path or file.suffix in DATA]
+    if named:
+        return named + [other for file in named for other in linked_files(file)]
     found = []
     for file in sorted(path.rglob("*")):
         parts = file.relative_to(path).parts
@@ -91,7 +92,7 @@ def _files_digest(plan: Plan, name: str, subject: str) -> str:
     files = [file for file in sorted(path.rglob("*")) if file.suffix in MODEL]
     if name == "data_path":
         files = recording_files(path, subject)
-    return json.dumps([[str(f.relative_to(path)), file_digest(f)] for f in files])
+    return json.dumps([[os.path.relpath(f, path), file_digest(f)] for f in files])
 
 
 def _left_before(folder: Path, chapter: str) -> dict[str, str]:

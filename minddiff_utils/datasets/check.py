@@ -121,11 +121,11 @@ def _read_nsd(tree: NsdTree, rois: str, betas: Sequence[Path], entries: Sequence
     """Read as the reader does, but of betas only their form; note what it refuses."""
     n_trials = {}
     with _noting(entries, tree.ncsnr):
-        shape = read_regions(tree, rois).shape
-        read_volume(tree.ncsnr, shape)
+        regions = read_regions(tree, rois)
+        read_volume(tree.ncsnr, regions.shape)
         for number, path in enumerate(betas, start=1):
             with _noting(entries, path):
-                n_trials[number] = inspect_betas(path, shape).n_trials
+                n_trials[number] = inspect_betas(path, regions.shape, regions.affine).n_trials
         if n_trials:
             read_trials(tree, n_trials)
     with _noting(entries, tree.stimulus_table):

@@ -130,8 +130,9 @@ def trial_fault(x: np.ndarray) -> str:
     Returns
     -------
     str
-        Empty if no trial is zero throughout or equal to another in all voxels. Few voxels with
-        few values, such as counts, agree by chance: trials that may are not told.
+        Empty if no trial is zero throughout or equal to another in all voxels, and no voxels are
+        zero in the very same trials. Few voxels with few values, such as counts, agree by chance:
+        trials that may are not told.
     """
     zero = np.flatnonzero(~x.any(axis=1))
     _, first, origin = np.unique(digests(x), return_index=True, return_inverse=True)
@@ -148,7 +149,26 @@ def trial_fault(x: np.ndarray) -> str:
             f"`responses` repeat, value by value, in {listed('trial', again)} (the first equals "
             f"trial {origin[again[0]]}). Give each trial its own, averaged ones one row a picture."
         )
-    return ""
+    return _zero_block(x)
+
+
+def _zero_block(x: np.ndarray) -> str:
+    """Say where some voxels are zero in the very same trials: half of a write was cut off."""
+    zero = x == 0
+    zero = zero[:, zero.any(axis=0) & ~zero.all(axis=0)]
+    keys = digests(np.packbits(zero, axis=0).T)
+    _, first, count = np.unique(keys, return_index=True, return_counts=True)
+    share = zero[:, first].mean(axis=0)
+    agree = (share**2 + (1 - share) ** 2) ** len(x)  # two voxels, in all trials, by chance
+    block = np.flatnonzero((count > 1) & (agree * math.comb(len(keys), 2) < BY_CHANCE))
+    if not block.size:
+        return ""
+    largest = block[count[block].argmax()]
+    trials = np.flatnonzero(zero[:, first[largest]])
+    return (
+        f"`responses` are zero for {count[largest]} of {x.shape[1]} voxels together in "
+        f"{listed('trial', trials)}, never written? Leave out these trials, or these voxels."
+    )
 
 
 def _chance(hits: np.ndarray) -> float:

@@ -111,9 +111,12 @@ def check_own(path: str | Path) -> list[str]:
         return [f"{path} holds no file *.h5; expected one a subject, such as {path}/S1.h5."]
     for file in files:
         values, wrong = _read(file)
-        if not wrong:
-            subject = _subject(file, values, "", "all")
-            wrong = [f"{file}: {fault}" for fault in content_faults(subject)]
+        try:
+            if not wrong:
+                subject = _subject(file, values, "", "all")
+                wrong = [f"{file}: {fault}" for fault in content_faults(subject)]
+        except InputError as error:  # pictures are read only now
+            wrong = [str(error)]
         faults += wrong
     return faults + (_same_brains(files) if len(files) > 1 else [])
 
@@ -189,7 +192,8 @@ def _subject(path: Path, values: Values, name: str, rois: str) -> Subject:
 
 def _files(folder: Path) -> dict[str, Path]:
     """The HDF5 files of a folder by name of the subject, sorted."""
-    return {p.stem: p for p in sorted(folder.iterdir()) if p.suffix in SUFFIXES and p.is_file()}
+    found = [p for p in sorted(folder.iterdir()) if p.suffix in SUFFIXES and p.is_file()]
+    return {p.stem: p for p in found if p.name[0] != "."}  # macOS writes ._S1.h5 beside S1.h5
 
 
 def _same_brains(files: Iterable[Path]) -> list[str]:

@@ -4,7 +4,7 @@ import errno
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +154,20 @@ def open_dataset(file: h5py.File, name: str, nested: int = NESTED) -> h5py.Datas
     return data
 
 
+def linked_files(path: Path) -> list[Path]:
+    """Return the files that links and virtual datasets of an HDF5 file lead to; else none."""
+    found = set()
+    with suppress(OSError), h5py.File(path, "r") as file:
+        for name in file:
+            link = file.get(name, getlink=True)
+            data = file[name] if isinstance(link, h5py.HardLink) else None
+            if isinstance(link, h5py.ExternalLink):
+                found.add(link.filename)
+            elif isinstance(data, h5py.Dataset) and data.is_virtual:
+                found |= {source.file_name for source in data.virtual_sources()}
+    return [path.parent / name for name in sorted(found) if (path.parent / name).is_file()]
+
+
 def _check_storage(data: h5py.Dataset, where: str, nested: int) -> None:
     """Refuse a dataset whose values HDF5 would take from elsewhere or cannot unpack."""
     made = data.id.get_create_plist()
@@ -173,9 +187,14 @@ def _check_storage(data: h5py.Dataset, where: str, nested: int) -> None:
         raise InputError(f"{where} is put together from datasets that lead in a circle.")
     path = Path(data.file.filename)
     for other, name in sorted({(source.file_name, source.dset_name) for source in sources}):
+        # As HDF5 looks for them: beside the file as it was named, else beside what that links to.
+        places = [
+            path if other == "." else folder.parent / other for folder in (path, path.resolve())
+        ]
         try:
-            with open_file(path if other == "." else path.parent / other) as file:
-                open_dataset(file, name, nested - 1)
+            with open_file(next(filter(Path.is_file, places), places[0])) as file:
+                if not isinstance(open_dataset(file, name, nested - 1), h5py.Dataset):
+                    raise InputError(f"{file.filename} has a group {name!r}, not a dataset.")
         except InputError as error:
             raise InputError(f"{where} is put together from others, and {error}") from error
 

@@ -52,7 +52,8 @@ def load_nsd(
     tree.check()
     regions = read_regions(tree, rois)
     numbers = choose_sessions(tree, sessions, protocol)
-    files = {number: inspect_betas(tree.session(number), regions.shape) for number in numbers}
+    grid = regions.shape, regions.affine
+    files = {number: inspect_betas(tree.session(number), *grid) for number in numbers}
     n_trials = {number: file.n_trials for number, file in files.items()}
     stimulus_id, session, shared = read_trials(tree, n_trials)
     responses, keep = gather_responses(files, regions.ijk, cache)

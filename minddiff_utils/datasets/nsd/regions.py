@@ -79,7 +79,7 @@ def read_regions(tree: NsdTree, rois: str) -> Regions:
         atlas, regions = _parse(tree, part)
         path = tree.roi(atlas)
         values, its_affine = read_volume(path, ncsnr.shape)
-        _check_grid(path, ncsnr.shape, its_affine, affine)
+        check_grid(path, ncsnr.shape, its_affine, affine)
         volume = _whole(path, values)
         for name, labels in regions.items():
             mask = np.isin(volume, labels)
@@ -110,7 +110,7 @@ def _whole(path: Path, volume: np.ndarray) -> np.ndarray:
     return labels.astype(np.int64)
 
 
-def _check_grid(path: Path, shape: tuple[int, ...], affine: np.ndarray, grid: np.ndarray) -> None:
+def check_grid(path: Path, shape: tuple[int, ...], affine: np.ndarray, grid: np.ndarray) -> None:
     """Raise InputError if a volume's header puts its voxels elsewhere than that of the betas."""
     corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(shape) - 1)
     shift = nib.affines.apply_affine(affine, corners) - nib.affines.apply_affine(grid, corners)

@@ -20,6 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from minddiff_utils.datasets.content import trial_fault
+from minddiff_utils.datasets.nsd.regions import check_grid
 from minddiff_utils.datasets.reading import open_file, open_hdf5, read_rows, reading
 from minddiff_utils.io import Ids, InputError, atomic_path
 from minddiff_utils.storage import open_to_write
@@ -49,7 +50,9 @@ class BetaFile(NamedTuple):
     scale: int
 
 
-def inspect_betas(path: str | Path, shape: tuple[int, int, int]) -> BetaFile:
+def inspect_betas(
+    path: str | Path, shape: tuple[int, int, int], affine: np.ndarray | None = None
+) -> BetaFile:
     """Look at a session's file without reading its values.
 
     Parameters
@@ -58,6 +61,9 @@ def inspect_betas(path: str | Path, shape: tuple[int, int, int]) -> BetaFile:
         `betas_sessionNN.hdf5`, `.nii.gz` or `.nii`.
     shape : tuple of three int
         Of the NIfTI volume (X, Y, Z).
+    affine : float array of shape (4, 4), optional
+        Of the regions: a NIfTI file must have the same, or an identity matrix for none, or other
+        voxels would be read.
 
     Returns
     -------
@@ -66,7 +72,7 @@ def inspect_betas(path: str | Path, shape: tuple[int, int, int]) -> BetaFile:
     Raises
     ------
     InputError
-        If the file is missing or damaged, or of another shape or type.
+        If the file is missing or damaged, or of another shape or type, or on another grid.
     """
     path, plain = Path(path), True
     if path.suffix == ".hdf5":
@@ -82,6 +88,10 @@ def inspect_betas(path: str | Path, shape: tuple[int, int, int]) -> BetaFile:
     if len(found) != 4 or found[:3] != tuple(shape) or not known:
         expected = f"{tuple(shape)}, the grid of the regions, by trials, int16 or float in per cent"
         raise InputError(f"{path}: betas are {dtype} {found}; expected {expected}. Fetch it again.")
+    # An identity matrix is what converters write who know of no grid.
+    placed = path.suffix != ".hdf5" and not np.array_equal(image.affine, np.eye(4))
+    if placed and affine is not None:
+        check_grid(path, found[:3], image.affine, affine)
     return BetaFile(path, found[3], BETA_SCALE if plain and dtype.kind == "i" else 1)
 
 
