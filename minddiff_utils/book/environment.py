@@ -4,7 +4,7 @@ import importlib.util
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 # For glibc: freed memory is kept for the next step of the same size, which spares the system's
@@ -14,11 +14,13 @@ KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "1000000000", "MALLOC_TRIM_THRESHOLD_":
 DROPPED = (
     "SNAKEMAKE_PROFILE",
     "PYTHONSTARTUP",  # IPython runs that file before every notebook
+    "PYTHONIOENCODING",
     "PYTHONOPTIMIZE",
     "PYTHONWARNINGS",
     "FORCE_COLOR",
     "JUPYTER_PATH",  # kernels of the same name, but with another Python
 )
+CACHES = ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME")
 
 
 def job_environment(scratch: Path) -> dict[str, str]:
@@ -49,11 +51,20 @@ def job_environment(scratch: Path) -> dict[str, str]:
         "PYTHONUTF8": "1",
     }
     home = Path(os.path.expanduser("~"))
-    if not os.access(home, os.W_OK | os.X_OK):
-        models = home / ".cache" / "huggingface"
-        found |= {"HF_HOME": str(models)} if models.is_dir() and "HF_HOME" not in found else {}
-        found["HOME"] = str(scratch)
+    models = Path(found.get("XDG_CACHE_HOME") or home / ".cache") / "huggingface"
+    closed = [name for name in CACHES if found.get(name) and not _writable(Path(found[name]))]
+    closed += [] if os.access(home, os.W_OK | os.X_OK) else ["HOME"]
+    found |= dict.fromkeys(closed, str(scratch))
+    if closed and models.is_dir():  # those that were downloaded can still be read
+        found.setdefault("HF_HOME", str(models))
     return found
+
+
+def _writable(folder: Path) -> bool:
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        return os.access(folder, os.W_OK | os.X_OK)
+    return False
 
 
 @contextmanager
