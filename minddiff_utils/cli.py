@@ -13,7 +13,7 @@ import typer
 import yaml
 
 from minddiff_utils.book.environment import known_environment
-from minddiff_utils.data_commands import check, fetch_app
+from minddiff_utils.data_commands import check, fetch_app, meant
 from minddiff_utils.io import BuildError, InputError, NotebookError, claim_run, lock_file
 
 # What takes long to import is imported where it is used: every command starts at once.
@@ -139,6 +139,7 @@ def phantom(
     from minddiff_utils.phantom.nsd_writer import write_tree
 
     names = tuple(name.strip() for name in subjects.split(","))
+    out = meant(out)
     write_tree(out, names, n_train, n_test, repetitions, betas=betas)
     print(out)
 
@@ -146,13 +147,12 @@ def phantom(
 def _plan(root: Path, params: str, changes: list[str] | None, data: Path | None) -> "Plan":
     """The plan of a parameter file with the changes of the command line."""
     from minddiff_utils.book.plan import load_plan
-    from minddiff_utils.settings import resolve
 
     is_path = params.endswith((".yaml", ".yml"))
     path = Path(params) if is_path else root / "notebooks" / "params" / f"{params}.yaml"
     values = dict(_change(text) for text in changes or [])
     if data is not None:
-        values["data_path"] = str(resolve(str(data), Path.cwd()))
+        values["data_path"] = str(meant(data))
         if not Path(values["data_path"]).exists():
             raise InputError(
                 f"There is no {values['data_path']}: expected the recording for `{path.stem}`."

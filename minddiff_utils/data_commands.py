@@ -33,6 +33,7 @@ def check(
     """
     from minddiff_utils.datasets import DATASETS, check_own, load_subject
 
+    path = meant(path)
     if dataset not in DATASETS:
         raise InputError(f"dataset={dataset!r} is unknown; choose one of {', '.join(DATASETS)}")
     if dataset == "nsd":
@@ -75,7 +76,7 @@ def nsd(
             f"Please sign the data-access agreement of NSD first: {AGREEMENT}. Then say that you "
             "have, with --i-have-signed. Nothing was downloaded."
         )
-    fetch_nsd(path, _names(subject), rois=rois, sessions=sessions, dry_run=dry_run)
+    fetch_nsd(meant(path), _names(subject), rois=rois, sessions=sessions, dry_run=dry_run)
 
 
 @fetch_app.command()
@@ -83,7 +84,7 @@ def miyawaki(path: Folder) -> None:
     """The full recording of Miyawaki et al. (2008): 153 MB, through nilearn."""
     from minddiff_utils.datasets.fetch.recordings import fetch_miyawaki
 
-    fetch_miyawaki(path)
+    fetch_miyawaki(meant(path))
 
 
 @fetch_app.command()
@@ -91,7 +92,14 @@ def kay(path: Folder) -> None:
     """Natural photographs in grey, Kay et al. (2008): 249 MB, nothing to sign."""
     from minddiff_utils.datasets.fetch.recordings import fetch_kay
 
-    fetch_kay(path)
+    fetch_kay(meant(path))
+
+
+def meant(path: Path) -> Path:
+    """Return a path of the command line; where no shell has seen it, `~` is still in it."""
+    from minddiff_utils.settings import resolve
+
+    return resolve(str(path), Path.cwd())
 
 
 def _names(text: str) -> list[str]:

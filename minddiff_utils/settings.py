@@ -116,7 +116,7 @@ PARAMETERS: dict[str, Any] = {
     "recompute": bool,
     "ablations": bool,
     # Measures and controls.
-    "ssim_size": Literal[0] | Annotated[Whole, Field(ge=11)],  # the window of SSIM
+    "ssim_size": Literal[0] | Annotated[Whole, Field(ge=11, le=2048)],  # from the window of SSIM
     "controls": _words(*WORDS["controls"]),
     "blur": Share,
     "n_seeds": Annotated[Count, Field(le=1000)],
@@ -132,6 +132,7 @@ PARAMETERS: dict[str, Any] = {
 }
 
 ADAPTERS = {name: TypeAdapter(kind) for name, kind in PARAMETERS.items()}
+MAPPING = TypeAdapter(dict[str, Any])
 
 # What a chapter takes in its mapping `advanced`, with the defaults. The cell of a notebook's
 # parameters declares the others.
@@ -219,7 +220,7 @@ def resolve(path: str, project: Path | None = None) -> Path:
     if found.exists():
         return found.resolve()
     expanded = os.path.expanduser(os.path.expandvars(path))
-    if left := re.search(r"^~[^/]*|\$\w+|\$\{\w+\}", expanded):
+    if left := re.search(r"^~[^/]*|\$(\w+|[{(].*)", expanded):
         raise InputError(f"{path!r} should be a path, but {left[0]} stands for nothing here.")
     return ((project or project_folder()) / expanded).resolve()
 
@@ -295,7 +296,7 @@ def start_chapter(name: str, namespace: MutableMapping[str, Any]) -> SimpleNames
     _check_given(namespace.get("In", []))
     declared = {key: namespace[key] for key in PARAMETERS if key in namespace}
     usual = ADVANCED.get(name, {})
-    advanced = namespace.get("advanced", {})
+    advanced = check_type("advanced", namespace.get("advanced", {}), MAPPING)
     if strange := advanced.keys() - usual.keys():
         raise InputError(f"advanced: {no_such(min(strange), usual)}")
     own = check(**declared, **{**usual, **advanced})

@@ -69,6 +69,12 @@ def test_recording_without_a_path_says_how_to_give_one(project, capsys, monkeypa
     assert code == 2 and "make book PARAMS=tiny TINY=path" in shown.err
 
 
+def test_a_tilde_that_no_shell_has_seen_is_the_home(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    _, shown = call(capsys, monkeypatch, "check", "own", "~/S1.h5")
+    assert f"{tmp_path / 'S1.h5'} is missing" in shown.out
+
+
 def test_a_busy_folder_is_left_alone(project, monkeypatch):
     monkeypatch.setattr(cli, "WAIT_SECONDS", 0.3)
     plan = load_plan(project / "notebooks/params/tiny.yaml", project)

@@ -50,7 +50,7 @@ REFUSED = {
     **dict.fromkeys(("seed", "iterations", "n_holdouts"), (-1, 0.5, math.nan, math.inf, [1])),
     "n_steps": (0, 1001, 2.5),
     "n_tokens": (-1, 1, 2, 15.5),
-    "ssim_size": (-1, 1, 10),
+    "ssim_size": (-1, 1, 10, 10**6),
     "strength": (0, 1.01, math.nan, True, "all"),
     "guidance_scale": (-0.1, 101, math.inf),
     "dataset": ("nds", 1, None),
@@ -113,7 +113,7 @@ def test_paths_count_from_the_project_wherever_one_stands(tmp_path, monkeypatch)
         assert str(resolve("${SCRATCH}/a")) == "/scratch/me/a"
     (tmp_path / "$odd").mkdir()
     assert resolve(str(tmp_path / "$odd")) == tmp_path / "$odd"
-    for text in ("$NOT_SET/out", "~nobody_here/out", "a/${NOT_SET}"):
+    for text in ("$NOT_SET/out", "~nobody_here/out", "a/${NOT_SET}", "${NOT:-/x}"):
         with pytest.raises(InputError, match="stands for nothing here"):
             resolve(text)
 
@@ -150,6 +150,8 @@ def test_every_notebook_checks_what_it_was_given_first(sheet, tmp_path):
         start_chapter(sheet.name, {"In": ["", cells[0], wrong, cells[1]]})
     with pytest.raises(InputError, match="advanced: There is no parameter `nothing`"):
         start_chapter(sheet.name, given(tmp_path, advanced={"nothing": 1}))
+    with pytest.raises(InputError, match="advanced='{}' should be a dictionary"):
+        start_chapter(sheet.name, given(tmp_path, advanced="{}"))
 
 
 @pytest.mark.parametrize(
@@ -182,6 +184,7 @@ CHANGES = (
     {"phantom": {"n_trian": 20}},
     {"phantom": 5},
     {"title": ["a"]},
+    {"advanced": "n_blocks: 4"},
 )
 
 
@@ -230,6 +233,11 @@ def test_yaml_means_what_most_people_expect(plan, line, meant):
     assert found == meant and type(found) is type(meant)
 
 
+def test_rare_parameters_may_stand_in_a_mapping(plan):
+    assert plan("advanced: {n_blocks: 4}").values["n_blocks"] == 4
+    assert "advanced" not in plan("advanced: {n_blocks: 4}").values
+
+
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
@@ -239,6 +247,7 @@ def test_yaml_means_what_most_people_expect(plan, line, meant):
         ("3: 4\n", "expected lines `name: value`"),
         ("alpha: .nan\n", "alpha=nan should be a finite number"),
         ("[a]: 1\n", "not valid YAML"),
+        (f"batch: {'9' * 5000}\n", "not valid YAML"),
     ],
 )
 def test_yaml_that_means_nothing_is_one_sentence(plan, lines, said):
