@@ -103,7 +103,8 @@ def claim_run(folder: str | Path) -> Path:
     if not (folder / MARK).exists():
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise InputError(
-                f"run_dir: {folder} is not empty, and no run has made it. Choose a new folder."
+                f"run_dir: {folder} is not empty, and no run has made it. Choose a new folder. If "
+                f"it is a run that was copied without its hidden files, make {MARK} in it."
             )
         folder.mkdir(parents=True, exist_ok=True)
         (folder / MARK).touch()

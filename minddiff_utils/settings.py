@@ -124,6 +124,7 @@ PARAMETERS: dict[str, Any] = {
 }
 
 ADAPTERS = {name: TypeAdapter(kind) for name, kind in PARAMETERS.items()}
+MAPPING = TypeAdapter(dict[str, Any])
 
 # What a chapter takes in its mapping `advanced`, with the defaults. The cell of a notebook's
 # parameters declares the others.
@@ -267,7 +268,7 @@ def start_chapter(name: str, namespace: MutableMapping[str, Any]) -> SimpleNames
     _check_given(namespace.get("In", []))
     declared = {key: namespace[key] for key in PARAMETERS if key in namespace}
     usual = ADVANCED.get(name, {})
-    advanced = namespace.get("advanced", {})
+    advanced = check_type("advanced", namespace.get("advanced", {}), MAPPING)
     if strange := advanced.keys() - usual.keys():
         raise InputError(f"advanced: {no_such(min(strange), usual)}")
     own = check(**declared, **{**usual, **advanced})

@@ -1,6 +1,7 @@
 """HDF5 files on a disk that may fill up, and digests that tell whether one may be kept."""
 
 import ast
+import errno
 import hashlib
 import os
 import shutil
@@ -19,6 +20,7 @@ PACKAGE = Path(__file__).parent
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 WHOLE = 64 * 2**20  # bytes of a file that are read to tell it from another
 PART = 2**18  # bytes, of each of 16 parts of a larger file
+UNREADABLE = (errno.EAGAIN, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
 SPARE = 4 * 2**20  # bytes that stay free: HDF5 does not bear a disk that is quite full
 
 
@@ -104,11 +106,22 @@ def check_room(path: str | Path, n_bytes: int) -> None:
 
 
 def rows_done(path: str | Path, record: str) -> int:
-    """Return how many rows a resumable file holds, if it was made from this; 0 if not."""
+    """Return how many rows a resumable file holds, if it was made from this; 0 if not.
+
+    Raises
+    ------
+    InputError
+        If the system does not let it be read now: it may hold hours of work.
+    """
     try:
         with h5py.File(path, "r") as file:
             return int(file.attrs.get("done", 0)) if file.attrs.get("record") == record else 0
-    except OSError:
+    except OSError as error:
+        if error.errno in UNREADABLE:
+            raise InputError(
+                f"{path} cannot be read now ({os.strerror(error.errno)}): is it open elsewhere, "
+                "or another user's? It stays as it is; the same command then goes on from it."
+            ) from None
         return 0
 
 

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import nbformat
+import papermill
 import pytest
 from bs4 import BeautifulSoup
 from dummy_project import ROOT, make_project, notebook, write_params
@@ -142,6 +143,8 @@ def test_what_lies_beside_a_recording_and_where_it_lies_changes_nothing(copy):
     os.utime(copy / "data" / "recording.csv", ns=(1, 1))
     moved = copy.rename(copy.with_name("renamed"))
     assert left(moved) == []
+    (moved / "data" / "subj01.txt").write_text("notes about this one")
+    assert left(moved) == []
     (moved / "data" / "recording.csv").write_text("4,5,6")
     assert left(moved)[0] == "subj01-01_first" and len(left(moved)) == 4
 
@@ -180,6 +183,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
     for folder in ("..", ".", "notebooks", "mine", "book"):
         answer = minddiff("book", "tiny", "--root", project, "--set", f"run_dir={folder}")
         assert answer.returncode == 2 and "is not empty, and no run has made it" in answer.stderr
+        assert "make .minddiff-run in it" in answer.stderr
     assert (tmp_path / "mine" / "thesis.doc").exists() and not (tmp_path / "html").exists()
     for name in ("book", "html", "notebooks"):
         with pytest.raises(InputError, match="should be a name of letters"):
@@ -355,6 +359,14 @@ def test_a_chapter_whose_figure_was_not_drawn_fails(tmp_path):
     nbformat.write(page, tmp_path / "running.ipynb")
     with pytest.raises(NotebookError, match="s · 05: the cell of fig-text has drawn no figure"):
         execution._need_figures("s · 05", tmp_path / "running.ipynb")
+
+
+def test_a_notebook_run_by_hand_holds_its_figures(tmp_path, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    drawing = "from minddiff_utils.figures.style import sentence\nsentence('x')"
+    nbformat.write(notebook("T", "a = 1", drawing), tmp_path / "in.ipynb")
+    done = papermill.execute_notebook(tmp_path / "in.ipynb", None, kernel_name="python3")
+    assert "image/png" in done.cells[-1].outputs[-1].data
 
 
 def test_surroundings_of_a_job(tmp_path, monkeypatch):

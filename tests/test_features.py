@@ -191,6 +191,14 @@ def test_what_is_not_in_a_file_is_named(whole, tmp_path):
         feature_spaces(tmp_path / "none.h5")
 
 
+def test_overflow_in_half_precision_is_named(tiny_models, tmp_path):
+    generator = load_generator(tiny_models, "cpu", "float16")
+    for values in generator.vae.encoder.conv_in.parameters():
+        values.mul_(1e5)
+    with pytest.raises(InputError, match="z of a picture is not finite, computed in torch.float16"):
+        write_features(tmp_path / "features.h5", make_subject(), generator)
+
+
 @pytest.mark.parametrize("n_blocks", [0, 9])
 def test_number_of_blocks_has_bounds(generator, tmp_path, n_blocks):
     with pytest.raises(InputError, match=f"n_blocks={n_blocks}.*8"):

@@ -146,6 +146,8 @@ def test_every_notebook_checks_what_it_was_given_first(sheet, tmp_path):
         start_chapter(sheet.name, {"In": ["", cells[0], wrong, cells[1]]})
     with pytest.raises(InputError, match="advanced: There is no parameter `nothing`"):
         start_chapter(sheet.name, given(tmp_path, advanced={"nothing": 1}))
+    with pytest.raises(InputError, match="advanced='{}' should be a dictionary"):
+        start_chapter(sheet.name, given(tmp_path, advanced="{}"))
 
 
 @pytest.mark.parametrize(
@@ -178,6 +180,7 @@ CHANGES = (
     {"phantom": {"n_trian": 20}},
     {"phantom": 5},
     {"title": ["a"]},
+    {"advanced": "n_blocks: 4"},
 )
 
 
@@ -224,6 +227,11 @@ def plan(tmp_path):
 def test_yaml_means_what_most_people_expect(plan, line, meant):
     found = plan(line).values[line.split(":")[0]]
     assert found == meant and type(found) is type(meant)
+
+
+def test_rare_parameters_may_stand_in_a_mapping(plan):
+    assert plan("advanced: {n_blocks: 4}").values["n_blocks"] == 4
+    assert "advanced" not in plan("advanced: {n_blocks: 4}").values
 
 
 @pytest.mark.parametrize(

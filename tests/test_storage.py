@@ -1,5 +1,6 @@
 """On a full disk, writing HDF5 fails aloud, and what a file says is done is there."""
 
+import errno
 import subprocess
 import sys
 
@@ -106,6 +107,19 @@ def test_a_file_can_be_written_and_gone_on_with(tmp_path):
         assert not list(file)
     with pytest.raises(OSError):
         open_to_write(tmp_path / "none.h5", "a")
+
+
+def test_what_cannot_be_read_now_is_not_taken_for_undone(tmp_path, monkeypatch):
+    (tmp_path / "file.h5").write_text("damaged")
+    assert storage.rows_done(tmp_path / "file.h5", "r") == 0
+    assert storage.rows_done(tmp_path / "none.h5", "r") == 0
+
+    def locked(*_):
+        raise BlockingIOError(errno.EAGAIN, "unable to lock file")
+
+    monkeypatch.setattr(storage.h5py, "File", locked)
+    with pytest.raises(InputError, match="is it open elsewhere"):
+        storage.rows_done(tmp_path / "file.h5", "r")
 
 
 def test_digest_is_that_of_the_content_and_of_nothing_else():

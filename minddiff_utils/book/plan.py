@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from yaml.reader import ReaderError
 
 from minddiff_utils.io import InputError
-from minddiff_utils.settings import ADAPTERS, ADVANCED, check_type, no_such, resolve
+from minddiff_utils.settings import ADAPTERS, ADVANCED, MAPPING, check_type, no_such, resolve
 
 # Keys of a parameter file that are for the book, and of what type each is.
 BOOK_KEYS: dict[str, Any] = {
@@ -187,7 +187,9 @@ def _checked(values: Mapping[str, Any], sheets: tuple[Sheet, ...]) -> dict[str, 
     usual = {name: value for sheet in sheets for name, value in sheet.defaults.items()}
     usual |= {name: value for known in ADVANCED.values() for name, value in known.items()}
     meant = {}
-    for name, value in values.items():
+    # A notebook takes the rarer ones in a mapping; a parameter file needs none, and may have it.
+    rare = check_type("advanced", values.get("advanced", {}), MAPPING)
+    for name, value in (rare | {k: v for k, v in values.items() if k != "advanced"}).items():
         if name not in usual and name not in BOOK_KEYS:
             raise InputError(no_such(name, usual))
         # A notebook of the user's own may have others than this book.

@@ -52,7 +52,7 @@ def recording_files(path: Path, subject: str) -> list[Path]:
     """Return the files of a recording that belong to a subject, whatever else lies beside them."""
     if path.is_file():
         return [path]
-    if named := sorted(path.glob(f"{subject}.*")):
+    if named := [file for file in sorted(path.glob(f"{subject}.*")) if file.suffix in DATA]:
         return named
     found = []
     for file in sorted(path.rglob("*")):

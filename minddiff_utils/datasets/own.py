@@ -160,7 +160,8 @@ def _files(path: Path) -> dict[str, Path]:
     """The HDF5 files of a folder by name of the subject, sorted; or the one file, by no name."""
     if not path.is_dir():
         return {"": path}
-    return {p.stem: p for p in sorted(path.iterdir()) if p.suffix in SUFFIXES and p.is_file()}
+    found = [p for p in sorted(path.glob("[!.]*")) if p.suffix in SUFFIXES]  # a Mac writes ._S1.h5
+    return {p.stem: p for p in found if p.is_file()}
 
 
 def _same_brains(files: Iterable[Path]) -> list[str]:

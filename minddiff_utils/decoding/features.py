@@ -108,7 +108,8 @@ def write_features(
     Raises
     ------
     InputError
-        If the guide has fewer than `n_blocks` blocks, or there is no room on the disk.
+        If the guide has fewer than `n_blocks` blocks, a feature is not finite (as where half
+        precision overflows), or there is no room on the disk.
     """
     ids = subject.stimulus_ids
     if not 1 <= n_blocks <= generator.guide.n_blocks:
@@ -147,6 +148,11 @@ def _compute(generator: "Generator", pictures, captions, n_blocks: int) -> dict[
         # Of the size of painted pictures: stage 2 compares the structure of those with this.
         **generator.structure(generator.prepare(pictures), range(1, n_blocks + 1)),
     }
+    if wrong := [name for name, values in found.items() if not values.isfinite().all()]:
+        raise InputError(
+            f"{wrong[0]} of a picture is not finite, computed in {generator.compute_dtype}: set "
+            "dtype to float32, or to bfloat16 on a GPU; if it is that already, restore the models."
+        )
     # Blocks are by far the largest and need no more than float16's three digits.
     return {
         name: values.float().cpu().numpy().astype("f2" if name.startswith("block") else "f4")

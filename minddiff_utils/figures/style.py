@@ -4,6 +4,8 @@ Colours are Okabe and Ito's, which colour-blind readers can tell apart. The grou
 where a page is dark: pictures and colours look the same on both.
 """
 
+import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from typing import Any
@@ -51,6 +53,16 @@ FEATURE_SPACES = {
     **{f"block_{i}": f"block {i}" for i in range(1, 13)},
     "embedding": "embedding",
 }
+
+
+def _draw_into_the_page() -> None:
+    """Let a notebook hold its figures, whatever MPLBACKEND the shell has set for other programs."""
+    shell: Any = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    if hasattr(shell, "kernel") and not os.environ.get("MPLBACKEND", "").startswith("module:"):
+        shell.enable_matplotlib("inline")
+
+
+_draw_into_the_page()
 
 
 def figure(draw: Callable[..., Figure]) -> Callable[..., Figure]:
