@@ -87,12 +87,9 @@ def test_one_removed_one_truncated_one_of_wrong_shape(capsys, monkeypatch, tree)
     code, lines = check(capsys, monkeypatch, "nsd", tree)
     assert code == 1
     wrong = [line for line in lines[1 : lines.index("")] if not line.startswith("present")]
-    named = [line.split() for line in wrong if line[0] != " "]
-    assert [(words[0], words[-1]) for words in named] == [
-        ("missing", STIMULI),
-        ("damaged", SESSION.format(2)),
-        ("damaged", SESSION.format(3)),
-    ]
+    named = [(line.split()[0], line.split()[-1]) for line in wrong if line[0] != " "]
+    damaged = [("damaged", SESSION.format(number)) for number in (2, 3)]
+    assert named == [("missing", STIMULI), *damaged]
     notes = [line.strip() for line in wrong if line[0] == " "]
     depth = nib.load(tree / ROI).shape[2]
     assert "is truncated" in notes[0] and str(depth - 1) in notes[1] and str(depth) in notes[1]

@@ -112,7 +112,7 @@ def test_passwords_and_keys_are_used_and_never_shown(server, tmp_path, bar):
     unreachable = "http://anna:s%20cret@127.0.0.1:9/?key=k3y"
     for address in (secret.replace("file", "none"), "ftp://anna:s%20cret@x:y/?key=k3y",
                     "anna:s%20cret@host?key=k3y", unreachable):  # fmt: skip
-        with pytest.raises(InputError) as caught:
+        with pytest.raises(InputError, match="fetched .* Is the address right") as caught:
             look_up(address)
         said.append(str(caught.value))
     with pytest.raises(InputError) as caught:
@@ -150,19 +150,6 @@ def test_versions_are_not_mixed(server, tmp_path, bar):
     assert fetch_file(look(server, ""), path, bar).read_bytes() == new
     server.files["/file.bin"] = b""
     assert fetch_file(look(server, ""), tmp_path / "empty", bar).read_bytes() == b""
-
-
-@pytest.mark.parametrize(
-    ("address", "said"),
-    [
-        ("{}/nothing", "404 Client Error.*Is the address right"),
-        ("http://127.0.0.1:9/file", "cannot be fetched.*is there a network"),
-        ("no address", "cannot be fetched"),
-    ],
-)
-def test_unknown_address(server, address, said):
-    with pytest.raises(InputError, match=said):
-        look_up(address.format(server.url))
 
 
 @pytest.mark.parametrize(("size", "part"), [(0, 4), (8, 4), (9, 4), (3 * 2**20, 2**20 + 1)])
