@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import typer
 
-from minddiff_utils.book.environment import KEEP_MEMORY
+from minddiff_utils.book import KEEP_MEMORY
 from minddiff_utils.decoding.decoders import Method, fit_family, make_design, save_decoder
 from minddiff_utils.io import InputError
 from studies.betas import peak_memory

@@ -113,7 +113,7 @@ def run_plan():
             for sheet in plan.sheets:
                 NotebookClient(emptying, km=kernel, startup_timeout=600).execute()
                 subject = "" if sheet.group else plan.subjects[0]
-                output = execution.execute(plan, sheet, subject, lambda line: None)
+                output = execution.execute(plan, sheet, subject)
                 executed[sheet.name] = nbformat.read(output, as_version=4)
         return executed
 

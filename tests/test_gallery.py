@@ -11,7 +11,7 @@ from bs4 import BeautifulSoup
 from dummy_project import ROOT
 from PIL import Image
 
-from minddiff_utils.book import gallery
+from minddiff_utils.book import pages as gallery
 
 IDS = [40, 7, 22, 13, 5, 61, 30, 9, 2]
 METHODS = ("mean", "stage2", "stage1")

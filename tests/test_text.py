@@ -17,7 +17,7 @@ from mdit_py_plugins.myst_role import myst_role_plugin
 from mdit_py_plugins.substitution import substitution_plugin
 from test_figures_data import make_subject
 
-from minddiff_utils.book import gallery
+from minddiff_utils.book import pages as gallery
 from minddiff_utils.evaluation.tables import as_markdown, markdown_table
 from minddiff_utils.figures import data as figures_data
 from minddiff_utils.figures import decoding, reconstruction
