@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
 
 from minddiff_utils.book import known_environment, say, span
 from minddiff_utils.io import BookError, InputError, claim_run, lock_file
@@ -77,7 +76,7 @@ def book(
 @app.command(hidden=True)
 def job(state: Path, subject: str, notebook: str, shard: int = 0) -> None:
     """Execute one notebook of the plan in a run's state, or a shard; Snakemake calls this."""
-    from minddiff_utils.book.execution import run_job
+    from minddiff_utils.book.run import run_job
 
     run_job(state, subject, notebook, shard)
 
@@ -217,10 +216,7 @@ def _change(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
         raise InputError(f"--set {text}: expected KEY=VALUE, such as seed=1.")
-    try:
-        return name, parse_yaml(value)
-    except yaml.YAMLError:
-        raise InputError(f"--set {text}: the value is not valid YAML.") from None
+    return name, parse_yaml(value, f"--set {text}")
 
 
 def _make_phantom(plan: "Plan") -> None:

@@ -1,7 +1,6 @@
 """The command line: one clear line and exit code 2 for what a user can mend."""
 
 import fcntl
-import os
 import subprocess
 import sys
 
@@ -80,10 +79,3 @@ def test_a_busy_folder_is_left_alone(project):
                 pass
     with cli._locked(plan):
         pass  # free again
-
-
-def test_command_is_there_as_a_module():
-    command = [sys.executable, "-m", "minddiff_utils.cli", "--help"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    answer = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert answer.returncode == 0 and "book" in answer.stdout

@@ -12,7 +12,7 @@ import pytest
 from dummy_project import ROOT, make_project
 
 from minddiff_utils import cli
-from minddiff_utils.book import execution, run
+from minddiff_utils.book import record, run
 from minddiff_utils.book.plan import load_plan
 from minddiff_utils.io import BookError, InputError, claim_run, lock_file
 
@@ -27,7 +27,8 @@ def test_failures_name_the_shard_and_its_progress_is_told(tmp_path, monkeypatch)
     plan = plan_of(project, shards=2)
     (claim_run(plan.run) / "subj01").mkdir()
     (plan.run / "subj01/run.json").write_text(json.dumps({"01_data": {"seed": 3}}))
-    run.write_plan(plan)
+    plan.state.mkdir()
+    run.write_plan(plan, 1)
     given = []
 
     def compute(parameters, number, count, project):
@@ -37,16 +38,16 @@ def test_failures_name_the_shard_and_its_progress_is_told(tmp_path, monkeypatch)
 
     monkeypatch.setattr("minddiff_utils.reconstruction.shards.compute_shard", compute)
     monkeypatch.chdir(plan.state)
-    execution.run_job(Path(), "subj01", run.SHARDED, 1)
+    run.run_job(Path(), "subj01", run.SHARDED, 1)
     said = (plan.state / "progress.log").read_text().splitlines()
     label = "subj01 · 04_stage2 · shard 1 of 2"
     assert said[0] == f"{label} · started" and said[-1].startswith(f"{label} · done in")
     (parameters, *rest) = given[0]
     assert rest == [1, 2, plan.root] and parameters["run_dir"] == str(plan.run)
     assert parameters["seed"] == 3 and parameters["gain"] == 0.5  # recalled, and a default
-    with pytest.raises(BookError, match="shard 2 of 2 failed: .*out of memory"):
-        execution.run_job(Path(), "subj01", run.SHARDED, 2)
-    with pytest.raises(BookError, match="shard 2 of 2 failed: .*out of memory"):
+    with pytest.raises(BookError, match="shard 2 of 2: failed: .*out of memory"):
+        run.run_job(Path(), "subj01", run.SHARDED, 2)
+    with pytest.raises(BookError, match="shard 2 of 2: failed: .*out of memory"):
         run._explain(plan)
 
 
@@ -73,22 +74,24 @@ def test_shards_change_no_input(tmp_path):
     project = make_project(tmp_path)
     one, four = (plan_of(project, shards=n) for n in (1, 4))
     for sheet in one.chapters:
-        assert run.inputs_digest(one, sheet, "subj01") == run.inputs_digest(four, sheet, "subj01")
+        assert record.inputs_digest(one, sheet, "subj01") == record.inputs_digest(
+            four, sheet, "subj01"
+        )
 
 
 def test_what_is_kept_counts_where_a_chapter_shows_it(tmp_path):
     project = make_project(tmp_path)
-    (project / run.KEPT).unlink()  # a link to the real one
-    (project / run.KEPT).mkdir()
+    (project / record.KEPT).unlink()  # a link to the real one
+    (project / record.KEPT).mkdir()
     plan = plan_of(project)
     shown, other = plan.chapters[0], plan.chapters[1]
     page = nbformat.read(shown.path, 4)
-    page.cells[-1].source += f'\nprint(open("{run.KEPT}/a.md").read())'
+    page.cells[-1].source += f'\nprint(open("{record.KEPT}/a.md").read())'
     nbformat.write(page, shown.path)
-    (project / run.KEPT / "a.md").write_text("1")
-    before = [run.inputs_digest(plan, sheet, "subj01") for sheet in (shown, other)]
-    (project / run.KEPT / "a.md").write_text("2")
-    after = [run.inputs_digest(plan, sheet, "subj01") for sheet in (shown, other)]
+    (project / record.KEPT / "a.md").write_text("1")
+    before = [record.inputs_digest(plan, sheet, "subj01") for sheet in (shown, other)]
+    (project / record.KEPT / "a.md").write_text("2")
+    after = [record.inputs_digest(plan, sheet, "subj01") for sheet in (shown, other)]
     assert before[0] != after[0] and before[1] == after[1]
 
 
@@ -99,6 +102,8 @@ def test_what_is_kept_counts_where_a_chapter_shows_it(tmp_path):
 def test_threads_share_the_cores(monkeypatch, tmp_path, wanted, cores, threads):
     monkeypatch.setenv("OMP_NUM_THREADS", wanted)
     said = dry_run(make_project(tmp_path), 4, cores)
+    run._snakemake(plan := plan_of(tmp_path), cores, tmp_path)
+    assert json.loads((plan.state / "plan.json").read_text())["cores"] == 0  # the profile says
     found = {int(n) for n in re.findall(r"threads: (\d+)", said)} or {1}
     assert found | ({1} if 1 in threads else set()) == threads
 

@@ -4,7 +4,6 @@ This module imports little, for every command begins with it: what the processes
 around them, whatever the user's shell and home hold, and how they say something.
 """
 
-import importlib.util
 import os
 import sys
 import tempfile
@@ -41,11 +40,9 @@ def job_environment(scratch: Path) -> dict[str, str]:
     defaults = {"HDF5_USE_FILE_LOCKING": "BEST_EFFORT", "TRANSFORMERS_VERBOSITY": "error"}
     found = {**KEEP_MEMORY, **defaults, **os.environ}
     found = {name: value for name, value in found.items() if name not in DROPPED}
-    matplotlib = importlib.util.find_spec("matplotlib")
-    assert matplotlib and matplotlib.origin
     found |= {
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
-        "MATPLOTLIBRC": str(Path(matplotlib.origin).parent / "mpl-data"),
+        "MATPLOTLIBRC": os.devnull,
         "IPYTHONDIR": str(scratch / "ipython"),
         "JUPYTER_RUNTIME_DIR": str(scratch / "jupyter"),
         "JUPYTER_PREFER_ENV_PATH": "1",  # this environment's Python, not a kernel in the home

@@ -62,17 +62,15 @@ def add_pieces(plan: Plan, book: Path, results: Path) -> None:
         "results": front_results(plan),
         "costs": cost_table(plan.run, plan.subjects),
     }
-    models = plan.place("models") or plan.run
-    for path in (models / "MODEL_CARD.md", plan.run / "captions.md", plan.run / "ceilings.md"):
+    card = (plan.place("models") or plan.run) / "MODEL_CARD.md"
+    for path in (card, plan.run / "captions.md", plan.run / "ceilings.md"):
         pieces[path.stem] = path.read_text(encoding="utf-8") if path.is_file() else ""
     for name, text in pieces.items():
         (folder / f"{name}.md").write_text(text.strip() + "\n", encoding="utf-8")
-    if (plan.run / "world.png").is_file():
-        shutil.copy(plan.run / "world.png", folder)
+    for path in [*plan.run.glob("world.png"), *results.glob("*.md")]:
+        shutil.copy(path, folder)
     for profile in plan.root.glob("notebooks/profiles/*/config.yaml"):
         shutil.copy(profile, folder / f"{profile.parent.name}.yaml")
-    for path in results.glob("*.md"):
-        shutil.copy(path, folder)
 
 
 def has_gallery(folder: str | Path) -> bool:
@@ -298,27 +296,25 @@ def cost_table(run: Path, subjects: Sequence[str]) -> str:
         A sentence about the machine and a table with a column a subject; "" where nothing is
         recorded. Steps below a second are left out.
     """
-    columns, machines = dict[str, dict](), dict[str, list[str]]()
-    for subject in subjects:
-        path = run / subject / "provenance.json"
-        if path.is_file():
-            record = json.loads(path.read_text(encoding="utf-8"))
-            machine = f"{record['machine']}, Python {record['python']}, torch "
-            machine += record["packages"].get("torch", "?")
-            machines.setdefault(machine, []).append(subject)
-            columns[subject] = _seconds(record, run / subject / "notebooks")
-    if not columns:
+    paths = {subject: run / subject / "provenance.json" for subject in subjects}
+    known = {who: json.loads(path.read_bytes()) for who, path in paths.items() if path.is_file()}
+    if not known:
         return ""
-    table = pd.DataFrame(columns)
+    machines = dict[str, list[str]]()
+    for who, record in known.items():
+        torch = record["packages"].get("torch", "?")
+        machine = f"{record['machine']}, Python {record['python']}, torch {torch}"
+        machines.setdefault(machine, []).append(who)
+    said = [f"{machine} ({', '.join(names)})" for machine, names in machines.items()]
+    table = pd.DataFrame({who: _seconds(known[who], run / who / "notebooks") for who in known})
     table.loc[("**all chapters**", ""), :] = table.xs("", level=1).sum()
     text = table[table.max(axis=1) >= SHORTEST].map(span, na_action="ignore").fillna("–")
     whole = text.index.get_level_values(1) == ""
     text[whole] = "**" + text[whole] + "**"
     text.index = [f"&emsp;{step}" if step else chapter for chapter, step in text.index]
-    said = [f"{machine} ({', '.join(names)})" for machine, names in machines.items()]
-    rows = text.rename_axis("chapter and step").to_markdown(
-        disable_numparse=True, colalign=("left", *["right"] * len(columns))
-    )
+    aligned = ("left", *["right"] * len(known))
+    text = text.rename_axis("chapter and step")
+    rows = text.to_markdown(disable_numparse=True, colalign=aligned)
     return f"The machine: {'; '.join(said)}.\n\n{rows}\n"
 
 

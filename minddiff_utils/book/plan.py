@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import nbformat
 import yaml
-from pydantic import AfterValidator, BeforeValidator, TypeAdapter
+from pydantic import BeforeValidator, TypeAdapter
 
 from minddiff_utils.io import InputError
 from minddiff_utils.settings import (
@@ -25,15 +25,11 @@ from minddiff_utils.settings import (
 
 def _names(subjects: Any) -> Any:
     """A list of names, from a text with commas between them as well."""
-    if not isinstance(subjects, str):
-        return subjects
-    return [name.strip() for name in subjects.split(",") if name.strip()]
-
-
-def _different(names: list[str]) -> list[str]:
-    if not names or len(set(names)) < len(names):
+    if isinstance(subjects, str):
+        subjects = [name.strip() for name in subjects.split(",") if name.strip()]
+    if isinstance(subjects, list) and len(set(map(str, subjects))) < max(1, len(subjects)):
         raise ValueError("should be a list of different names")
-    return names
+    return subjects
 
 
 SUBJECT = PARAMETERS["subject"]
@@ -42,11 +38,7 @@ BOOK_KEYS: dict[str, Any] = {
     "title": str | int | float | None,
     "about": str | None,
     "pages": list[str],
-    "subjects": Annotated[
-        list[SUBJECT],  # type: ignore[valid-type]
-        BeforeValidator(_names),
-        AfterValidator(_different),
-    ],
+    "subjects": Annotated[list[SUBJECT], BeforeValidator(_names)],  # type: ignore[valid-type]
     "phantom": dict[Literal["n_train", "n_test", "repetitions", "seed"], int] | None,
     "shards": Count,
 }
@@ -144,17 +136,14 @@ def declared_parameters(notebook: nbformat.NotebookNode, name: str = "notebook")
     cells = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
     if len(cells) != 1:
         raise InputError(f"{name}: expected one cell tagged `parameters`, found {len(cells)}.")
-    values = {}
-    for node in ast.parse(cells[0].source).body:
-        try:
-            (target,) = node.targets
-            values[target.id] = ast.literal_eval(node.value)
-        except (AttributeError, ValueError, TypeError):
-            raise InputError(
-                f"{name}: `{ast.unparse(node)}` in the cell tagged `parameters`; expected lines "
-                "such as `seed = 0`: one name, one plain value."
-            ) from None
-    return values
+    try:
+        lines = [(node.targets, node.value) for node in ast.parse(cells[0].source).body]
+        return {target.id: ast.literal_eval(value) for (target,), value in lines}
+    except (AttributeError, ValueError, TypeError):
+        raise InputError(
+            f"{name}: the cell tagged `parameters` should hold lines such as `seed = 0` alone: "
+            "one name, one plain value."
+        ) from None
 
 
 def find_sheets(notebooks: str | Path) -> tuple[Sheet, ...]:
@@ -231,11 +220,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         known = ", ".join(sorted(other.stem for other in path.parent.glob("*.yaml")))
         raise InputError(f"There is no parameter file {path}. Known: {known or 'none'}.")
-    try:
-        values = parse_yaml(path.read_bytes())
-    except yaml.YAMLError as error:
-        said = " ".join(str(error).split())
-        raise InputError(f"{path} is not valid YAML, as text in UTF-8: {said}") from None
+    values = parse_yaml(path.read_bytes(), str(path))
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise InputError(f"{path}: expected lines `name: value`.")
     return values
@@ -271,12 +256,16 @@ for _name, _pattern in {
 _Yaml12.add_constructor("tag:yaml.org,2002:int", _Yaml12.construct_whole)
 
 
-def parse_yaml(text: str | bytes) -> Any:
+def parse_yaml(text: str | bytes, origin: str) -> Any:
     """Read YAML as version 1.2 means it, without names or types of its own.
 
     Raises
     ------
-    yaml.YAMLError
-        If it is none, or a key stands twice.
+    InputError
+        If it is none, or a key stands twice; the message begins with `origin`.
     """
-    return yaml.load(text, Loader=_Yaml12)
+    try:
+        return yaml.load(text, Loader=_Yaml12)
+    except yaml.YAMLError as error:
+        said = " ".join(str(error).split())
+        raise InputError(f"{origin} is not valid YAML, as text in UTF-8: {said}") from None
