@@ -1,4 +1,4 @@
-"""The command `minddiff`: what the Makefile and Snakemake call."""
+"""The command `minddiff`: what users, the Makefile and Snakemake call."""
 
 import os
 import shlex
@@ -10,18 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
 
-from minddiff_utils.book.environment import known_environment
-from minddiff_utils.data_commands import check, fetch_app
-from minddiff_utils.io import BuildError, InputError, NotebookError, claim_run, lock_file
+from minddiff_utils.book import known_environment, say, span
+from minddiff_utils.io import BookError, InputError, claim_run, lock_file
 
 # What takes long to import is imported where it is used: every command starts at once.
 if TYPE_CHECKING:
     from minddiff_utils.book.plan import Plan
 
 ROOT = Path(__file__).resolve().parent.parent
-WAIT_SECONDS = 20.0  # for the rest of a killed run to notice and end
 
 app = typer.Typer(
     help="MindDiffuser, from brain activity to pictures, as a book.",
@@ -29,37 +26,35 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command()(check)
+fetch_app = typer.Typer(
+    help="Download a recording: only what is missing, on from where it stopped.",
+    no_args_is_help=True,
+)
 app.add_typer(fetch_app, name="fetch")
 
-ParamsArgument = Annotated[
+Params = Annotated[
     str, typer.Argument(help="A name from notebooks/params, or the path of a YAML file.")
 ]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Replace a value of the parameter file."),
-]
-DataOption = Annotated[
-    Path | None, typer.Option("--data", help="Where the recording is: replaces data_path.")
-]
-CoresOption = Annotated[
-    int, typer.Option(min=0, help="CPU cores to use; 0 for all that there are.")
-]
-ProfileOption = Annotated[
-    str,
-    typer.Option(help="Run on a cluster: a name from notebooks/profiles, or a folder of your own."),
-]
-ParentOption = Annotated[str, typer.Option(help="HOST:PID without which to stop.")]
+Folder = Annotated[Path, typer.Argument(help="Folder to download into.")]
+Rois = Annotated[str, typer.Option(help="As the parameter `rois` of the notebooks.")]
+Sessions = Annotated[int | None, typer.Option(min=1, help="Only the first so many; all without.")]
 
 
 @app.command()
 def book(
-    params: ParamsArgument,
-    cores: CoresOption = 0,
-    changes: SetOption = None,
-    data: DataOption = None,
+    params: Params,
+    cores: Annotated[int, typer.Option(min=0, help="CPU cores to use; 0: all there are.")] = 0,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Replace a value of the parameter file."),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Where the recording is: replaces data_path.")
+    ] = None,
     root: Annotated[Path, typer.Option(help="The project's folder.")] = ROOT,
-    profile: ProfileOption = "",
+    profile: Annotated[
+        str, typer.Option(help="For a cluster: a name from notebooks/profiles, or your folder.")
+    ] = "",
     snakemake: Annotated[str, typer.Option(help="More arguments for Snakemake.")] = "",
 ) -> None:
     """Run every notebook for every subject and build the HTML; do only what is left to do."""
@@ -68,60 +63,28 @@ def book(
     where = _profile(root, profile) if profile else None
     with _locked(plan) as lock:
         _make_phantom(plan)
-        from minddiff_utils.book.run import run_notebooks, write_plan
+        from minddiff_utils.book.run import run_notebooks
 
-        write_plan(plan)
-        cores = cores or os.cpu_count() or 1
-        run_notebooks(plan, cores, where, shlex.split(snakemake), lock, _say)
+        run_notebooks(plan, cores or os.cpu_count() or 1, where, shlex.split(snakemake), lock)
         from minddiff_utils.book.build import assemble, build_html
 
-        source = assemble(plan, root / "book", root / "_config.yml")
-        built = build_html(source, plan.run / "html", _say)
-    _say(f"The book is {'ready' if built else 'up to date'} ({_clock(started)}). Open it:")
+        state = "ready" if build_html(assemble(plan), plan.run / "html") else "up to date"
+    say(f"The book is {state} ({span(time.monotonic() - started)}). Open it:")
     print(plan.run / "html" / "index.html")
 
 
 @app.command(hidden=True)
-def chapter(state: Path, subject: str, notebook: str, parent: ParentOption = "") -> None:
-    """Execute one notebook of the plan in a run's state; Snakemake calls this."""
-    from minddiff_utils.book import execution
-    from minddiff_utils.book.run import read_plan
+def job(state: Path, subject: str, notebook: str, shard: int = 0) -> None:
+    """Execute one notebook of the plan in a run's state, or a shard; Snakemake calls this."""
+    from minddiff_utils.book.run import run_job
 
-    execution.watch_parent(parent)
-    plan = read_plan(state / "plan.json")
-    subject = "" if subject == "-" else subject
-    (sheet,) = (sheet for sheet in plan.sheets if sheet.name == notebook)
-    label = execution.label_of(sheet, subject)
-    with execution.noted(plan, f"{subject or 'all'}-{notebook}", label):
-        execution.execute(plan, sheet, subject, _appender(state))
-
-
-@app.command(hidden=True)
-def shard(state: Path, subject: str, number: int, parent: ParentOption = "") -> None:
-    """Compute one block of pictures of stage 2; Snakemake calls this."""
-    from minddiff_utils.book import execution
-    from minddiff_utils.book.run import read_plan
-
-    execution.watch_parent(parent)
-    plan = read_plan(state / "plan.json")
-    with execution.noted(plan, f"{subject}-shard-{number}", f"{subject} · shard {number}"):
-        execution.execute_shard(plan, subject, number, _appender(state))
-
-
-def _appender(state: Path):
-    path = (state / "progress.log").absolute()  # a notebook runs in a folder of its own
-
-    def say(line: str) -> None:
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(line + "\n")
-
-    return say
+    run_job(state, subject, notebook, shard)
 
 
 @app.command()
-def data(params: ParamsArgument, root: Path = ROOT) -> None:
+def data(params: Params, root: Path = ROOT) -> None:
     """Make the phantom that a parameter file asks for, if it is not there yet."""
-    plan = _plan(root, params, None, None)
+    plan = _plan(root, params)
     claim_run(plan.run)
     _make_phantom(plan)
 
@@ -138,12 +101,94 @@ def phantom(
     """Simulate a recording of brain activity and write it as an NSD tree."""
     from minddiff_utils.phantom.nsd_writer import write_tree
 
-    names = tuple(name.strip() for name in subjects.split(","))
-    write_tree(out, names, n_train, n_test, repetitions, betas=betas)
+    write_tree(out, tuple(_names(subjects)), n_train, n_test, repetitions, betas=betas)
     print(out)
 
 
-def _plan(root: Path, params: str, changes: list[str] | None, data: Path | None) -> "Plan":
+@app.command()
+def check(
+    dataset: Annotated[str, typer.Argument(help="nsd, miyawaki, kay or own.")],
+    path: Annotated[Path, typer.Argument(help="The recording: its folder or file.")],
+    subject: Annotated[
+        str, typer.Option(help="Whose files, with commas between; those there without it.")
+    ] = "",
+    rois: Rois = "kastner2015",
+    sessions: Sessions = None,
+) -> None:
+    """Say for every file that a run needs whether it is there, whole, and where to get it.
+
+    Exit code 0 if all is ready, 1 if not.
+    """
+    from minddiff_utils.datasets import DATASETS, check_own, load_subject
+
+    if dataset not in DATASETS:
+        raise InputError(f"dataset={dataset!r} is unknown; choose one of {', '.join(DATASETS)}")
+    if dataset == "nsd":
+        from minddiff_utils.datasets.check import check_nsd, is_ready, report
+
+        entries = check_nsd(path, _names(subject), rois, sessions)
+        print(report(entries, path))
+        raise typer.Exit(not is_ready(entries))
+    if dataset == "own":
+        faults = check_own(path)
+    else:
+        dataset += "_full" if dataset == "miyawaki" and path.suffix != ".mat" else ""
+        faults = []
+        try:
+            load_subject(dataset, path, "S1", rois=rois)
+        except InputError as error:
+            faults = [str(error)]
+    print("\n".join(faults) or f"{path}: everything is there, and fits together.")
+    raise typer.Exit(bool(faults))
+
+
+@fetch_app.command()
+def nsd(
+    path: Folder,
+    subject: Annotated[str, typer.Option(help="subj01 to subj08, with commas between.")] = "subj01",
+    sessions: Sessions = None,
+    rois: Rois = "kastner2015",
+    i_have_signed: Annotated[
+        bool, typer.Option("--i-have-signed", help="You have signed NSD's data-access agreement.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say how much there is to download.")
+    ] = False,
+) -> None:
+    """The Natural Scenes Dataset: betas, regions, design and pictures; captions from COCO."""
+    from minddiff_utils.datasets.fetch.recordings import AGREEMENT, fetch_nsd
+
+    if not i_have_signed:
+        raise InputError(
+            f"Please sign the data-access agreement of NSD first: {AGREEMENT}. Then say that you "
+            "have, with --i-have-signed. Nothing was downloaded."
+        )
+    fetch_nsd(path, _names(subject), rois=rois, sessions=sessions, dry_run=dry_run)
+
+
+@fetch_app.command()
+def miyawaki(path: Folder) -> None:
+    """The full recording of Miyawaki et al. (2008): 153 MB, through nilearn."""
+    from minddiff_utils.datasets.fetch.recordings import fetch_miyawaki
+
+    fetch_miyawaki(path)
+
+
+@fetch_app.command()
+def kay(path: Folder) -> None:
+    """Natural photographs in grey, Kay et al. (2008): 249 MB, nothing to sign."""
+    from minddiff_utils.datasets.fetch.recordings import fetch_kay
+
+    fetch_kay(path)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _plan(
+    root: Path, params: str, changes: list[str] | None = None, data: Path | None = None
+) -> "Plan":
     """The plan of a parameter file with the changes of the command line."""
     from minddiff_utils.book.plan import load_plan
     from minddiff_utils.settings import resolve
@@ -152,11 +197,10 @@ def _plan(root: Path, params: str, changes: list[str] | None, data: Path | None)
     path = Path(params) if is_path else root / "notebooks" / "params" / f"{params}.yaml"
     values = dict(_change(text) for text in changes or [])
     if data is not None:
-        values["data_path"] = str(resolve(str(data), Path.cwd()))
-        if not Path(values["data_path"]).exists():
-            raise InputError(
-                f"There is no {values['data_path']}: expected the recording for `{path.stem}`."
-            )
+        found = resolve(str(data), Path.cwd())
+        if not found.exists():
+            raise InputError(f"There is no {found}: expected the recording for `{path.stem}`.")
+        values["data_path"] = str(found)
     plan = load_plan(path, root, values)
     if not plan.values.get("data_path"):
         raise InputError(
@@ -172,24 +216,23 @@ def _change(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
         raise InputError(f"--set {text}: expected KEY=VALUE, such as seed=1.")
-    try:
-        return name, parse_yaml(value)
-    except yaml.YAMLError:
-        raise InputError(f"--set {text}: the value is not valid YAML.") from None
+    return name, parse_yaml(value, f"--set {text}")
 
 
 def _make_phantom(plan: "Plan") -> None:
     """Write the phantom's tree if the plan asks for one, and what the page about it shows."""
-    from minddiff_utils.phantom.nsd_writer import write_tree
-    from minddiff_utils.phantom.pages import write_pieces
     from minddiff_utils.settings import resolve
 
     asked = plan.values.get("phantom")
+    if asked is None and "phantom" not in plan.values["pages"]:
+        return
+    from minddiff_utils.phantom.nsd_writer import write_tree
+    from minddiff_utils.phantom.pages import write_pieces
+
     tree = resolve(plan.values["data_path"], plan.root) if asked is not None else None
     if tree:
-        write_tree(tree, subjects=tuple(plan.subjects), **asked or {})
-    if tree or "phantom" in plan.pages:
-        write_pieces(plan.run, tree, plan.subjects)
+        write_tree(tree, subjects=tuple(plan.subjects), **plan.values["phantom"])
+    write_pieces(plan.run, tree, plan.subjects)
 
 
 def _profile(root: Path, name: str) -> Path:
@@ -206,46 +249,25 @@ def _profile(root: Path, name: str) -> Path:
 
 @contextmanager
 def _locked(plan: "Plan") -> Iterator[int]:
-    """Hold a run's folder: no two processes write into it; the lock ends with its holder."""
-    state = claim_run(plan.run) / ".state"
-    state.mkdir(exist_ok=True)
-    with open(state / "lock", "a", encoding="utf-8") as file:
-        patience = time.monotonic() + WAIT_SECONDS
-        while not lock_file(file):
-            if time.monotonic() > patience:
-                raise InputError(
-                    f"Another process is at work in {plan.run}. Wait for it, or stop it."
-                )
-            time.sleep(0.2)
+    """Hold a run's folder: no two processes write into it; the lock ends with its holders."""
+    claim_run(plan.run)
+    plan.state.mkdir(exist_ok=True)
+    with open(plan.state / "lock", "a", encoding="utf-8") as file:
+        if not lock_file(file):
+            raise InputError(f"Another process is at work in {plan.run}. Wait for it, or stop it.")
         yield file.fileno()
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def _clock(started: float) -> str:
-    from minddiff_utils.book.execution import clock
-
-    return clock(time.monotonic() - started)
-
-
 def main(command: typer.Typer = app) -> None:
-    """Run a command line; what a user can mend is one line and exit code 2."""
+    """Run a command line; what a user can mend is told in a few words, with exit code 2."""
     try:
         with known_environment():
             command()
-    except InputError as error:
-        _say(f"Error: {error}")
-        sys.exit(2)
-    except NotebookError as error:
-        _say(f"\nError: {error}")
-        sys.exit(2 if error.user else 1)
-    except (BuildError, OSError) as error:
-        _say(f"\nError: {error}")
-        sys.exit(1)
+    except (InputError, BookError, OSError) as error:
+        say(f"Error: {error}")
+        sys.exit(2 if isinstance(error, InputError) else 1)
     except KeyboardInterrupt:
-        _say("Stopped. The same command goes on from here.")
+        say("Stopped. The same command goes on from here.")
         sys.exit(130)
 
 

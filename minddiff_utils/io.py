@@ -22,16 +22,8 @@ class InputError(ValueError):
     """Something that the user gave is missing or wrong; the message says what to do about it."""
 
 
-class NotebookError(RuntimeError):
-    """A notebook stopped with an error. `user` says that the cause lies in what was given."""
-
-    def __init__(self, message: str, user: bool = False) -> None:
-        super().__init__(message)
-        self.user = user
-
-
-class BuildError(RuntimeError):
-    """The HTML could not be built cleanly."""
+class BookError(RuntimeError):
+    """A notebook failed, or the HTML could not be built cleanly; the message says where."""
 
 
 @contextmanager

@@ -1,11 +1,13 @@
-"""HDF5 files on a disk that may fill up, and digests that tell whether one may be kept."""
+"""HDF5 files on a disk that may fill up, digests that tell whether one may be kept, and times."""
 
 import ast
 import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterable, Mapping
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import numpy as np
 import tqdm
 import tqdm.auto
 
-from minddiff_utils.io import InputError
+from minddiff_utils.io import InputError, atomic_path
 
 PACKAGE = Path(__file__).parent
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
@@ -247,3 +249,30 @@ def open_to_write(path: str | Path, mode: str = "w", n_bytes: int = 0) -> h5py.F
     if mode == "w":
         return h5py.File(h5py.h5f.create(name, h5py.h5f.ACC_TRUNC, fapl=access))
     return h5py.File(h5py.h5f.open(name, h5py.h5f.ACC_RDWR, fapl=access))
+
+
+@contextmanager
+def timed(path: str | Path, step: str, n_pictures: int) -> Iterator[None]:
+    """Note how long a block takes, beside its results.
+
+    Parameters
+    ----------
+    path : str or Path
+        CSV with the columns `step, n_pictures, seconds`. A step that is there already keeps the
+        longer time: done again, it finds its results and takes none.
+    step : str
+    n_pictures : int
+        That the step worked on.
+    """
+    import pandas as pd  # the command line starts without it
+
+    begun = time.perf_counter()
+    yield
+    row = {"step": step, "n_pictures": n_pictures, "seconds": time.perf_counter() - begun}
+    known = pd.read_csv(path).to_dict("records") if Path(path).exists() else []
+    for one in known:
+        if (one["step"], one["n_pictures"]) == (step, n_pictures):
+            row["seconds"] = max(row["seconds"], one["seconds"])
+    rows = [*(one for one in known if one["step"] != step), row]
+    with atomic_path(path) as temporary:
+        pd.DataFrame(rows).round(2).to_csv(temporary, index=False)

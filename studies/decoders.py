@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import typer
 
-from minddiff_utils.book.environment import KEEP_MEMORY
+from minddiff_utils.book import KEEP_MEMORY
 from minddiff_utils.decoding.decoders import Method, fit_decoders, make_design
 from minddiff_utils.io import InputError
 from studies.betas import peak_memory

@@ -76,8 +76,8 @@ def run_plan():
     from nbclient import NotebookClient
     from nbformat.v4 import new_code_cell, new_notebook
 
-    from minddiff_utils.book import execution
     from minddiff_utils.book.plan import Plan
+    from minddiff_utils.book.run import execute
     from minddiff_utils.io import claim_run
 
     kernel = AsyncKernelManager(kernel_name="python3")
@@ -97,7 +97,7 @@ def run_plan():
             for sheet in plan.sheets:
                 NotebookClient(emptying, km=kernel, startup_timeout=600).execute()
                 subject = "" if sheet.group else plan.subjects[0]
-                output = execution.execute(plan, sheet, subject, lambda line: None)
+                output = execute(plan, sheet, subject)
                 executed[sheet.name] = nbformat.read(output, as_version=4)
         return executed
 

@@ -1,7 +1,6 @@
 """The command line: one clear line and exit code 2 for what a user can mend."""
 
 import fcntl
-import os
 import subprocess
 import sys
 
@@ -52,7 +51,7 @@ def test_commands_start_at_once_and_quietly(project, words):
         (["book", "tiny", "--set", "gain"], "expected KEY=VALUE"),
         (["book", "tiny", "--set", "gain=much"], "gain='much' should be a number"),
         (["book", "tiny", "--set", "seed=[1"], "not valid YAML"),
-        (["book", "tiny", "--set", "phantom={n_trian: 3}"], "Did you mean `n_train`"),
+        (["book", "tiny", "--set", "phantom={n_trian: 3}"], "should be 'n_train'"),
     ],
 )
 def test_what_a_user_can_mend_is_one_line(project, capsys, monkeypatch, arguments, said):
@@ -69,11 +68,10 @@ def test_recording_without_a_path_says_how_to_give_one(project, capsys, monkeypa
     assert code == 2 and "make book PARAMS=tiny TINY=path" in shown.err
 
 
-def test_a_busy_folder_is_left_alone(project, monkeypatch):
-    monkeypatch.setattr(cli, "WAIT_SECONDS", 0.3)
+def test_a_busy_folder_is_left_alone(project):
     plan = load_plan(project / "notebooks/params/tiny.yaml", project)
     with cli._locked(plan):
-        with open(plan.run / ".state" / "lock") as other:
+        with open(plan.state / "lock") as other:
             with pytest.raises(BlockingIOError):
                 fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
         with pytest.raises(InputError, match="Another process is at work"):
@@ -81,10 +79,3 @@ def test_a_busy_folder_is_left_alone(project, monkeypatch):
                 pass
     with cli._locked(plan):
         pass  # free again
-
-
-def test_command_is_there_as_a_module():
-    command = [sys.executable, "-m", "minddiff_utils.cli", "--help"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    answer = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert answer.returncode == 0 and "book" in answer.stdout

@@ -11,7 +11,7 @@ from bs4 import BeautifulSoup
 from dummy_project import ROOT
 from PIL import Image
 
-from minddiff_utils.book import gallery
+from minddiff_utils.book import pages
 
 IDS = [40, 7, 22, 13, 5, 61, 30, 9, 2]
 METHODS = ("mean", "stage2", "stage1")
@@ -43,7 +43,7 @@ def run(tmp_path):
 
 
 def test_strips_hold_the_pictures_in_their_order(run, tmp_path):
-    methods = gallery.write_strips(run / "subj01/reconstructions.h5", tmp_path / "strips")
+    methods = pages.write_strips(run / "subj01/reconstructions.h5", tmp_path / "strips")
     assert methods == SHOWN
     assert len(list((tmp_path / "strips").glob("*.jpg"))) == len(IDS)
     with h5py.File(run / "subj01/reconstructions.h5") as file:
@@ -60,7 +60,7 @@ def test_large_pictures_become_small_and_smaller_if_there_are_many(tmp_path, n, 
     with h5py.File(tmp_path / "r.h5", "w") as file:
         for name in ("truth", "stage1"):
             file.create_dataset(name, (n, 150, 150, 3), np.uint8)
-    gallery.write_strips(tmp_path / "r.h5", tmp_path / "strips")
+    pages.write_strips(tmp_path / "r.h5", tmp_path / "strips")
     assert Image.open(tmp_path / "strips/0000.jpg").size == (2 * side, side)
 
 
@@ -70,7 +70,7 @@ def test_the_page_holds_the_numbers_of_the_table(run):
     table.loc[(table.stimulus_id == 22) & (table.metric == "pcc"), "value"] = np.nan
     table.to_csv(path, index=False)
     known = table.set_index(["stimulus_id", "method", "metric"])["value"]
-    page = gallery.gallery_page(gallery.read_gallery(run, "subj01", SHOWN), "subj01", BOOK)
+    page = pages.gallery_page(pages.read_gallery(run, "subj01", SHOWN), "subj01", BOOK)
     assert "NaN" not in page and "All 9 test pictures" in page
     found = json.loads(re.search(r'id="gallery-data">(.*?)</script>', page)[1])
     assert [picture["id"] for picture in found["pictures"]] == IDS
@@ -86,8 +86,8 @@ def test_the_page_holds_the_numbers_of_the_table(run):
 
 
 def front(run, shown=SHOWN):
-    found = gallery.read_gallery(run, "subj01", shown) | {"strips": "strips/"}
-    text = gallery.front_page(found, "subj01", BOOK)
+    found = pages.read_gallery(run, "subj01", shown) | {"strips": "strips/"}
+    text = pages.front_page(found, "subj01", BOOK)
     return BeautifulSoup(text, "html.parser").find_all("figure")
 
 
@@ -122,7 +122,7 @@ def test_first_page_works_without_stage_2_or_judge(run):
 def test_of_many_pictures_each_nth_is_taken():
     pictures = [{"id": 2 * row, "values": {}} for row in range(20)]
     found = {"pictures": pictures, "shown": ["stage1"], "metrics": {}, "strips": ""}
-    page = BeautifulSoup(gallery.front_page(found, "subj01", BOOK), "html.parser")
+    page = BeautifulSoup(pages.front_page(found, "subj01", BOOK), "html.parser")
     names = [tag.text for tag in page.select(".front-name")]
     assert names == [f"no. {4 * place}" for place in range(8)]
     assert "8 of 20 test pictures of subj01, one in 2, in the order" in page.figcaption.text

@@ -15,8 +15,8 @@ import huggingface_hub.constants
 import pytest
 import torch
 
-from minddiff_utils.book.execution import model_revisions
 from minddiff_utils.book.plan import Plan
+from minddiff_utils.book.record import model_revisions
 from minddiff_utils.io import InputError
 from minddiff_utils.models import stable_diffusion as generator
 from minddiff_utils.models.hub import (

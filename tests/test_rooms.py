@@ -14,14 +14,14 @@ PACKAGE = ROOT / "minddiff_utils"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 # Each room may import those before it, and those that stand beside it.
 ORDER = [
-    {"io", "storage", "settings", "timing"},
+    {"io", "storage", "settings"},
     {"datasets", "models"},
     {"decoding", "reconstruction"},
     {"evaluation"},
     {"figures"},
     {"book"},
     {"phantom"},
-    {"data_commands", "cli"},
+    {"cli"},
 ]
 
 
@@ -82,7 +82,7 @@ def test_functions_are_small():
 def test_public_functions_take_few_things_by_name():
     for path, node in functions():
         # The command line's options are parameters of functions that nobody calls.
-        if node.name.startswith("_") or path.name in ("cli.py", "data_commands.py"):
+        if node.name.startswith("_") or path.name == "cli.py":
             continue
         given = [a.arg for a in (*node.args.args, *node.args.kwonlyargs)]
         assert len([name for name in given if name not in ("self", "cls")]) <= 8, node.name

@@ -257,5 +257,5 @@ def test_encodings_and_an_empty_title(plan):
     assert (empty.title, empty.values["about"]) == ("phantom", None)
     for encoding in ("utf-8-sig", "utf-16"):
         assert plan("judge: été\n", encoding).values["judge"] == "été"
-    with pytest.raises(InputError, match="mine.yaml is not text in UTF-8"):
+    with pytest.raises(InputError, match="mine.yaml is not valid YAML, as text in UTF-8"):
         plan("judge: été\n", "latin-1")

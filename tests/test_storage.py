@@ -3,9 +3,11 @@
 import errno
 import subprocess
 import sys
+import time
 
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 from dummy_project import ROOT
 
@@ -166,3 +168,17 @@ def test_a_file_is_told_from_another_by_its_content(tmp_path, monkeypatch):
     small.write_bytes(b"a" * 500 + b"b" + b"a" * 498)
     large.write_bytes(b"a" * 3201)
     assert all(storage.file_digest(p) != d for p, d in zip((small, large), before, strict=True))
+
+
+def test_seconds_are_noted_and_a_step_done_again_keeps_the_longer(tmp_path):
+    path = tmp_path / "seconds.csv"
+    for step, n_pictures, seconds in (("slow", 8, 0.05), ("other", 2, 0), ("slow", 8, 0)):
+        with storage.timed(path, step, n_pictures):
+            time.sleep(seconds)
+    with pytest.raises(KeyError), storage.timed(path, "broken", 1):
+        raise KeyError
+    found = pd.read_csv(path).set_index("step")["seconds"]
+    assert 0.05 <= found["slow"] < 2 and found["other"] < 0.05 and len(found) == 2
+    with storage.timed(path, "slow", 4):  # of other pictures: what was is no measure any more
+        pass
+    assert pd.read_csv(path).set_index("step")["seconds"]["slow"] < 0.05

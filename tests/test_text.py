@@ -17,7 +17,7 @@ from mdit_py_plugins.myst_role import myst_role_plugin
 from mdit_py_plugins.substitution import substitution_plugin
 from test_figures_data import make_subject
 
-from minddiff_utils.book import gallery
+from minddiff_utils.book import pages
 from minddiff_utils.evaluation.tables import as_markdown, markdown_table
 from minddiff_utils.figures import data as figures_data
 from minddiff_utils.figures import decoding, reconstruction
@@ -38,7 +38,7 @@ def test_pages_and_their_data_show_a_text_as_it_is(text):
     cell = BeautifulSoup(parser.render(markdown_table(table)), "html.parser").find("td")
     assert cell.get_text() == " ".join(text.split()) and not cell.find(True)
     data = {"methods": {"m": text}, "shown": ["m"], "metrics": {}, "pictures": []}
-    page = gallery.gallery_page(data, "subj01", ROOT / "book")
+    page = pages.gallery_page(data, "subj01", ROOT / "book")
     inside = page.split("```{raw} html\n")[1].split("\n```")[0]
     scripts = BeautifulSoup(inside, "html.parser").find_all("script")
     assert len(scripts) == 2 and json.loads(scripts[0].string)["methods"]["m"] == text

@@ -6,17 +6,17 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
 import nbformat
 import yaml
 
-from minddiff_utils.book.gallery import has_gallery
-from minddiff_utils.book.pages import HEADING, add_pieces
+from minddiff_utils.book import say
+from minddiff_utils.book.pages import HEADING, add_pieces, has_gallery
 from minddiff_utils.book.plan import Plan, Sheet
-from minddiff_utils.io import BuildError, InputError, atomic_path
+from minddiff_utils.io import BookError, InputError
 from minddiff_utils.storage import file_digest
 
 # Builders whose version shapes the HTML: a new one builds the book again.
@@ -54,9 +54,8 @@ def finish_page(notebook: nbformat.NotebookNode, subject: str = "") -> nbformat.
             cell.metadata["tags"] = [*tags, "hide-input"]
             cell.metadata["mystnb"] = {"code_prompt_show": PROMPT}
         settings = cell.metadata.get("mystnb", {})
-        figure = settings.get("figure", {})
-        if figure and not settings.get("image", {}).get("alt"):
-            settings.setdefault("image", {})["alt"] = figure.get("caption", figure.get("name", ""))
+        if figure := settings.get("figure"):
+            settings.setdefault("image", {}).setdefault("alt", figure.get("caption", ""))
     if subject:
         _add_subject(notebook, subject)
     return notebook
@@ -66,7 +65,8 @@ def _add_subject(notebook: nbformat.NotebookNode, subject: str) -> None:
     """Add the subject to the title and to labels, where one is defined or cited, never in prose."""
     texts = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
     figures = [cell.metadata.get("mystnb", {}).get("figure", {}) for cell in notebook.cells]
-    labels = {figure["name"] for figure in figures if "name" in figure}
+    figures = [figure for figure in figures if "name" in figure]
+    labels = {figure["name"] for figure in figures}
     for cell in texts:
         labels.update(re.findall(rf"{DEFINES}([\w:.-]+)", cell.source, re.MULTILINE))
     place = re.compile(rf"({DEFINES}|{CITES})([\w:.-]+)(?=[`>)]|[ \t]*$)", re.MULTILINE)
@@ -75,23 +75,23 @@ def _add_subject(notebook: nbformat.NotebookNode, subject: str) -> None:
             lambda found: found[0] + (f"-{subject}" if found[2] in labels else ""), cell.source
         )
     for figure in figures:
-        if "name" in figure:
-            figure["name"] = f"{figure['name']}-{subject}"
+        figure["name"] += f"-{subject}"
     first = notebook.cells[0]
     first.source = HEADING.sub(rf"\g<0> — {subject}", first.source, count=1)
 
 
 def table_of_contents(plan: Plan) -> dict:
     """The contents of `_toc.yml`: hand-written pages, a part a subject, the comparison."""
-    parts = {"The idea": [{"file": page} for page in plan.pages if page not in GUIDES]}
+    pages = [{"file": page} for page in plan.values["pages"]]
+    parts = {"The idea": [page for page in pages if page["file"] not in GUIDES]}
     for subject in plan.subjects:
-        files = [_entry(sheet, f"{subject}/") for sheet in plan.chapters]
+        parts[f"Subject {subject}"] = [_entry(sheet, f"{subject}/") for sheet in plan.chapters]
         if has_gallery(plan.run / subject):
-            files.append({"file": f"{subject}/gallery", "title": "Gallery"})
-        parts[f"Subject {subject}"] = files
+            gallery = {"file": f"{subject}/gallery", "title": "Gallery"}
+            parts[f"Subject {subject}"].append(gallery)
     caption = "Subjects compared" if len(plan.subjects) > 1 else "In short"
     parts[caption] = [_entry(sheet) for sheet in plan.group]
-    parts["Run it on other data"] = [{"file": page} for page in plan.pages if page in GUIDES]
+    parts["Run it on other data"] = [page for page in pages if page["file"] in GUIDES]
     parts["Reference"] = [{"file": page} for page in REFERENCE]
     filled = [{"caption": name, "chapters": files} for name, files in parts.items() if files]
     return {"format": "jb-book", "root": "index", "parts": filled}
@@ -104,17 +104,14 @@ def _entry(sheet: Sheet, folder: str = "") -> dict[str, str]:
     return {"file": f"{folder}{sheet.name}", "title": title}
 
 
-def assemble(plan: Plan, pages: Path, config: Path) -> Path:
+def assemble(plan: Plan) -> Path:
     """Gather everything that Jupyter Book needs in `<run>/book`.
 
     Parameters
     ----------
     plan : Plan
-        Its notebooks must have been executed.
-    pages : Path
-        Folder of the hand-written pages.
-    config : Path
-        The `_config.yml`.
+        Its notebooks must have been executed. Hand-written pages come from the project's folder
+        `book`, settings from its `_config.yml`.
 
     Returns
     -------
@@ -126,24 +123,23 @@ def assemble(plan: Plan, pages: Path, config: Path) -> Path:
     InputError
         If a page is missing.
     """
-    book = plan.run / "book"
+    pages, book = plan.root / "book", plan.run / "book"
     shutil.rmtree(book, ignore_errors=True)
     for folder in ("static", "templates"):
         shutil.copytree(pages / folder, book / folder)
     shutil.copy(pages / "references.bib", book)
-    for name in ("index", *REFERENCE, *plan.pages):
+    for name in ("index", *REFERENCE, *plan.values["pages"]):
         if not (pages / f"{name}.md").is_file():
             raise InputError(f"{plan.name}: there is no page {pages / name}.md.")
         shutil.copy(pages / f"{name}.md", book)
     _copy_mathjax(book / "static" / "mathjax")
-    for subject in ("", *plan.subjects):
+    for subject, sheet in plan.jobs:
         (book / subject).mkdir(exist_ok=True)
-        for sheet in plan.chapters if subject else plan.group:
-            executed = plan.run / subject / "notebooks" / f"{sheet.name}.ipynb"
-            page = finish_page(nbformat.read(executed, as_version=4), subject)
-            nbformat.write(page, book / subject / executed.name)
+        executed = plan.run / subject / "notebooks" / f"{sheet.name}.ipynb"
+        page = finish_page(nbformat.read(executed, as_version=4), subject)
+        nbformat.write(page, book / subject / executed.name)
     add_pieces(plan, book, pages / "results")
-    settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+    settings = yaml.safe_load((plan.root / "_config.yml").read_text(encoding="utf-8"))
     settings["title"] = plan.title
     settings["sphinx"]["config"]["html_theme_options"]["logo"]["text"] = escape(plan.title)
     _write_yaml(book / "_config.yml", settings)
@@ -164,7 +160,7 @@ def _write_yaml(path: Path, content: Mapping) -> None:
     path.write_text(yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True), "utf-8")
 
 
-def build_html(book: Path, html: Path, say: Callable[[str], None] = print) -> bool:
+def build_html(book: Path, html: Path) -> bool:
     """Build the pages with warnings as errors; the last good HTML stays until this one is clean.
 
     Parameters
@@ -173,8 +169,6 @@ def build_html(book: Path, html: Path, say: Callable[[str], None] = print) -> bo
         What `assemble` made.
     html : Path
         Where the HTML goes.
-    say : callable
-        Takes lines about the progress.
 
     Returns
     -------
@@ -183,7 +177,7 @@ def build_html(book: Path, html: Path, say: Callable[[str], None] = print) -> bo
 
     Raises
     ------
-    BuildError
+    BookError
         With the warnings of Jupyter Book.
     """
     versions = [f"{name} {importlib.metadata.version(name)}" for name in BUILDERS]
@@ -206,16 +200,14 @@ def build_html(book: Path, html: Path, say: Callable[[str], None] = print) -> bo
 
 
 def _jupyter_book(book: Path, output: Path) -> None:
-    start = "import sys; from jupyter_book.cli.main import main; sys.exit(main())"
+    start = "from jupyter_book.cli.main import main; main()"
     command = [sys.executable, "-c", start, "build", str(book)]
     command += ["--path-output", str(output), "-W", "-n", "--keep-going", "--all"]
-    answer = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
-    said = answer.stdout + answer.stderr
     log = output.with_name("jupyter-book.log")
-    with atomic_path(log) as temporary:
-        temporary.write_text(said, encoding="utf-8")
-    if answer.returncode:
-        lines = said.splitlines()
+    with open(log, "w", encoding="utf-8") as file:
+        failed = subprocess.run(command, stdout=file, stderr=file).returncode
+    if failed:
+        lines = log.read_text(encoding="utf-8").splitlines()
         faults = [line for line in lines if re.search(r"WARNING|ERROR|Error:|Exception", line)]
         shown = "\n".join(dict.fromkeys(faults or lines[-10:]))
-        raise BuildError(f"Jupyter Book found faults:\n{shown}\nAll it said: {log}")
+        raise BookError(f"Jupyter Book found faults:\n{shown}\nAll it said: {log}")

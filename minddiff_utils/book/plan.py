@@ -1,32 +1,50 @@
 """A parameter file read and checked: which notebooks, for whom, with which parameters."""
 
 import ast
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import nbformat
 import yaml
-from pydantic import TypeAdapter
-from yaml.reader import ReaderError
+from pydantic import BeforeValidator, TypeAdapter
 
 from minddiff_utils.io import InputError
-from minddiff_utils.settings import ADAPTERS, ADVANCED, MAPPING, check_type, no_such, resolve
+from minddiff_utils.settings import (
+    ADAPTERS,
+    ADVANCED,
+    MAPPING,
+    PARAMETERS,
+    Count,
+    check_type,
+    no_such,
+    resolve,
+)
 
+
+def _names(subjects: Any) -> Any:
+    """A list of names, from a text with commas between them as well."""
+    if isinstance(subjects, str):
+        subjects = [name.strip() for name in subjects.split(",") if name.strip()]
+    if isinstance(subjects, list) and len(set(map(str, subjects))) < max(1, len(subjects)):
+        raise ValueError("should be a list of different names")
+    return subjects
+
+
+SUBJECT = PARAMETERS["subject"]
 # Keys of a parameter file that are for the book, and of what type each is.
 BOOK_KEYS: dict[str, Any] = {
     "title": str | int | float | None,
     "about": str | None,
     "pages": list[str],
-    "subjects": list[str] | str,
-    "phantom": dict[str, int] | None,
-    "shards": int,
+    "subjects": Annotated[list[SUBJECT], BeforeValidator(_names)],  # type: ignore[valid-type]
+    "phantom": dict[Literal["n_train", "n_test", "repetitions", "seed"], int] | None,
+    "shards": Count,
 }
-BOOK_ADAPTERS = {name: TypeAdapter(kind) for name, kind in BOOK_KEYS.items()}
-PHANTOM_KEYS = {"n_train", "n_test", "repetitions", "seed"}
+KNOWN = ADAPTERS | {name: TypeAdapter(kind) for name, kind in BOOK_KEYS.items()}
+USUAL = {"pages": ["method"], "subjects": ["subj01"], "shards": 1}
 
 
 @dataclass(frozen=True)
@@ -47,8 +65,8 @@ class Sheet:
 class Plan:
     """One run of the book.
 
-    `values` holds what the parameter file and the command line say; `shards` is the number of
-    parts that stage 2 of each subject is computed in, on which no result depends.
+    `values` holds what the parameter file and the command line say. Among them `shards` is the
+    number of parts that stage 2 of each subject is computed in, on which no result depends.
     """
 
     name: str
@@ -62,6 +80,11 @@ class Plan:
         return resolve(self.values["run_dir"], self.root)
 
     @property
+    def state(self) -> Path:
+        """Where the book keeps what only it needs: marks, logs, the plan."""
+        return self.run / ".state"
+
+    @property
     def title(self) -> str:
         """Of the book."""
         return str(self.values.get("title") or self.name)
@@ -69,20 +92,7 @@ class Plan:
     @property
     def subjects(self) -> list[str]:
         """Names, in the order of the file."""
-        named = self.values.get("subjects", ["subj01"])
-        if isinstance(named, list):
-            return named
-        return [name.strip() for name in named.split(",") if name.strip()]
-
-    @property
-    def pages(self) -> list[str]:
-        """The hand-written pages."""
-        return self.values.get("pages", ["method"])
-
-    @property
-    def shards(self) -> int:
-        """How many jobs share stage 2 of a subject."""
-        return self.values.get("shards", 1)
+        return self.values["subjects"]
 
     @property
     def chapters(self) -> list[Sheet]:
@@ -93,6 +103,18 @@ class Plan:
     def group(self) -> list[Sheet]:
         """The notebooks that run once, after all subjects."""
         return [sheet for sheet in self.sheets if sheet.group]
+
+    @property
+    def jobs(self) -> list[tuple[str, Sheet]]:
+        """Every notebook with its subject, those of one subject in their order; "" is for all."""
+        alone = [(subject, sheet) for subject in self.subjects for sheet in self.chapters]
+        return alone + [("", sheet) for sheet in self.group]
+
+    def place(self, name: str) -> Path | None:
+        """Return the file or folder that a parameter names; None if it names none that is there."""
+        text = self.values.get(name) or ""
+        path = resolve(text, self.root)
+        return path if text and path.exists() else None
 
     def given(self, sheet: Sheet, subject: str) -> dict[str, Any]:
         """Return what a notebook is given: what differs from its defaults, and for whom."""
@@ -115,17 +137,14 @@ def declared_parameters(notebook: nbformat.NotebookNode, name: str = "notebook")
     cells = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
     if len(cells) != 1:
         raise InputError(f"{name}: expected one cell tagged `parameters`, found {len(cells)}.")
-    values = {}
-    for node in ast.parse(cells[0].source).body:
-        try:
-            (target,) = node.targets
-            values[target.id] = ast.literal_eval(node.value)
-        except (AttributeError, ValueError, TypeError):
-            raise InputError(
-                f"{name}: `{ast.unparse(node)}` in the cell tagged `parameters`; expected lines "
-                "such as `seed = 0`: one name, one plain value."
-            ) from None
-    return values
+    try:
+        lines = [(node.targets, node.value) for node in ast.parse(cells[0].source).body]
+        return {target.id: ast.literal_eval(value) for (target,), value in lines}
+    except (AttributeError, ValueError, TypeError):
+        raise InputError(
+            f"{name}: the cell tagged `parameters` should hold lines such as `seed = 0` alone: "
+            "one name, one plain value."
+        ) from None
 
 
 def find_sheets(notebooks: str | Path) -> tuple[Sheet, ...]:
@@ -140,7 +159,7 @@ def find_sheets(notebooks: str | Path) -> tuple[Sheet, ...]:
     for path in sorted(Path(notebooks).glob("[0-9][0-9]_*.ipynb")):
         try:
             notebook = nbformat.read(path, as_version=4)
-        except (nbformat.reader.NotJSONError, json.JSONDecodeError) as error:
+        except ValueError as error:
             raise InputError(f"{path} is not a notebook: {error}") from None
         sheets.append(Sheet(path.stem, path.resolve(), declared_parameters(notebook, path.name)))
     if not sheets:
@@ -170,15 +189,15 @@ def load_plan(path: str | Path, root: Path, changes: Mapping[str, Any] | None = 
     values = {**_read_yaml(path), **(changes or {})}
     sheets = find_sheets(root / "notebooks")
     try:
-        plan = Plan(path.stem, root, _checked(values, sheets), sheets)
+        plan = Plan(path.stem, root, USUAL | _checked(values, sheets), sheets)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    if plan.values.get("dataset") == "own" and len(plan.subjects) > 1:
-        if resolve(plan.values["data_path"], root).is_file():
-            raise InputError(
-                f"{plan.values['data_path']} is one file for {len(plan.subjects)} subjects: "
-                "expected a folder with a file for each."
-            )
+    data = plan.place("data_path")
+    if values.get("dataset") == "own" and len(plan.subjects) > 1 and data and data.is_file():
+        raise InputError(
+            f"{values['data_path']} is one file for {len(plan.subjects)} subjects: expected a "
+            "folder with a file for each."
+        )
     return plan
 
 
@@ -194,19 +213,9 @@ def _checked(values: Mapping[str, Any], sheets: tuple[Sheet, ...]) -> dict[str, 
             raise InputError(no_such(name, usual))
         # A notebook of the user's own may have others than this book.
         kind = Any if usual.get(name) is None else type(usual[name])
-        adapter = BOOK_ADAPTERS.get(name) or ADAPTERS.get(name) or TypeAdapter(kind)
-        meant[name] = check_type(name, value, adapter)
+        meant[name] = check_type(name, value, KNOWN.get(name) or TypeAdapter(kind))
     if "run_dir" not in meant:
         raise InputError("`run_dir` is missing; for example runs/mine.")
-    subjects = Plan("", Path(), meant, sheets).subjects
-    if not subjects or len(set(subjects)) < len(subjects):
-        raise InputError(f"`subjects` is {subjects!r}; expected a list of different names.")
-    for subject in subjects:
-        check_type("subject", subject, ADAPTERS["subject"])
-    if meant.get("shards", 1) < 1:
-        raise InputError(f"`shards` is {meant['shards']}; expected a whole number from 1.")
-    if strange := (meant.get("phantom") or {}).keys() - PHANTOM_KEYS:
-        raise InputError(f"phantom: {no_such(min(strange), PHANTOM_KEYS)}")
     return meant
 
 
@@ -214,14 +223,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         known = ", ".join(sorted(other.stem for other in path.parent.glob("*.yaml")))
         raise InputError(f"There is no parameter file {path}. Known: {known or 'none'}.")
-    try:
-        values = parse_yaml(path.read_bytes())
-    except ReaderError as error:
-        raise InputError(
-            f"{path} is not text in UTF-8 ({error.reason}): save it as such."
-        ) from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    values = parse_yaml(path.read_bytes(), str(path))
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise InputError(f"{path}: expected lines `name: value`.")
     return values
@@ -234,42 +236,39 @@ class _Yaml12(yaml.SafeLoader):
     stand twice.
     """
 
-    # https://yaml.org/spec/1.2.2/#103-core-schema; None: whatever the text begins with.
-    yaml_implicit_resolvers: ClassVar = {
-        None: [
-            (f"tag:yaml.org,2002:{name}", re.compile(f"({pattern})$"))
-            for name, pattern in {
-                "null": "null|Null|NULL|~|",
-                "bool": "true|True|TRUE|false|False|FALSE",
-                "int": "[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+",
-                "float": r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
-                r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-            }.items()
-        ]
-    }
+    yaml_implicit_resolvers: ClassVar[dict] = {}
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for place, key in enumerate(keys):
-            if key in keys[:place]:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"`{key}` stands twice", problem_mark=node.value[place][0].start_mark
-                )
+        keys = [key.value for key, _ in node.value]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.YAMLError(f"`{twice[0]}` stands twice{node.start_mark}")
         return super().construct_mapping(node, deep)
 
     def construct_whole(self, node: yaml.ScalarNode) -> int:
-        return int(node.value, {"0o": 8, "0x": 16}.get(node.value[:2], 10))
+        return int(node.value, 16 if node.value.startswith("0x") else 10)
 
 
+# https://yaml.org/spec/1.2.2/#103-core-schema; None: whatever the text begins with.
+for _name, _pattern in {
+    "null": "null|Null|NULL|~|",
+    "bool": "true|True|TRUE|false|False|FALSE",
+    "int": "[-+]?[0-9]+|0x[0-9a-fA-F]+",
+    "float": r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf)|\.(nan|NaN)",
+}.items():
+    _Yaml12.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(f"({_pattern})$"), None)
 _Yaml12.add_constructor("tag:yaml.org,2002:int", _Yaml12.construct_whole)
 
 
-def parse_yaml(text: str | bytes) -> Any:
+def parse_yaml(text: str | bytes, origin: str) -> Any:
     """Read YAML as version 1.2 means it, without names or types of its own.
 
     Raises
     ------
-    yaml.YAMLError
-        If it is none, or a key stands twice.
+    InputError
+        If it is none, or a key stands twice; the message begins with `origin`.
     """
-    return yaml.load(text, Loader=_Yaml12)
+    try:
+        return yaml.load(text, Loader=_Yaml12)
+    except yaml.YAMLError as error:
+        said = " ".join(str(error).split())
+        raise InputError(f"{origin} is not valid YAML, as text in UTF-8: {said}") from None

@@ -1,153 +1,47 @@
-"""Run the notebooks of a plan: contents decide what is left to do, Snakemake in which order."""
+"""Run the notebooks of a plan: Snakemake decides in which order, papermill executes each.
 
+What lies in a notebook's place is whole, and a failure is told in one message.
+"""
+
+import errno
+import io
 import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import time
-from collections.abc import Callable
-from contextlib import suppress
+import traceback
+from contextlib import redirect_stderr, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 import nbformat
+import papermill
+from nbclient.exceptions import DeadKernelError
+from papermill.exceptions import PapermillExecutionError
 
+from minddiff_utils.book import say, span
 from minddiff_utils.book.plan import Plan, Sheet, load_plan
-from minddiff_utils.io import NotebookError, atomic_path
-from minddiff_utils.settings import resolve
-from minddiff_utils.storage import code_digest, content_hash, file_digest
+from minddiff_utils.book.record import is_done, model_revisions, recorded
+from minddiff_utils.io import BookError, InputError, atomic_path
+from minddiff_utils.settings import ADVANCED, recall
 
 SHARDED = "04_stage2"  # the chapter whose pictures can be shared out among jobs
-# What decides a notebook's results and figures; a change elsewhere makes no notebook run again.
-ROOMS = ("datasets", "models", "decoding", "reconstruction", "evaluation", "figures", "settings.py")
-DATA = (".h5", ".hdf5", ".mat", ".nii", ".gz", ".npz", ".csv", ".tsv", ".json")
-MODEL = (".safetensors", ".json", ".txt")
-KEPT = "book/results"  # what was computed once, in hours; some chapters show it
-PATHS = ("run_dir", "data_path", "models")  # not they but what lies there decides
 CANCEL_SECONDS = 60.0  # for Snakemake to cancel its jobs on a cluster
+QUIET_SECONDS = 5.0  # between two lines about the same cell
+STARTS = 3  # of a kernel, before it is given up
+START_SECONDS = 600  # for a kernel to answer, also on a machine that is very busy
+FULL = (errno.ENOSPC, errno.EDQUOT)  # a full disk, and a share of it that is used up
+# Runs a command, and ends it and all that it has started when the input does: when we are gone.
+GUARD = ("sh", "-c", 'exec 3<&0 </dev/null; (cat <&3; kill -KILL 0) & exec "$@" 3<&-', "sh")
 
 
-def state_folder(plan: Plan) -> Path:
-    """Where the book keeps what only it needs: marks, logs, the plan."""
-    return plan.run / ".state"
-
-
-def subject_folder(plan: Plan, subject: str) -> Path:
-    """The folder of a subject's results; "" is the folder of the run."""
-    return plan.run / subject
-
-
-def read_record(folder: Path) -> dict[str, Any]:
-    """Return `provenance.json` of a folder; what is no JSON counts as none."""
-    try:
-        return json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return {}
-
-
-def recording_files(path: Path, subject: str) -> list[Path]:
-    """Return the files of a recording that belong to a subject, whatever else lies beside them."""
-    if path.is_file():
-        return [path]
-    if named := [file for file in sorted(path.glob(f"{subject}.*")) if file.suffix in DATA]:
-        return named
-    found = []
-    for file in sorted(path.rglob("*")):
-        parts = file.relative_to(path).parts
-        others = [p for p in parts if re.fullmatch(r"subj\d\d(\..*)?", p) and p[:6] != subject]
-        if file.suffix in DATA and not others and parts[-1][0] != "." and file.is_file():
-            found.append(file)
-    return found
-
-
-def inputs_digest(plan: Plan, sheet: Sheet, subject: str) -> str:
-    """Digest all that a notebook's results follow from, by content.
-
-    Its own cells and parameters, our code, the recording and the models, what the notebooks before
-    it have left, and what is kept in the repository where its cells read that.
-    """
-    given = {k: v for k, v in plan.given(sheet, subject).items() if k not in PATHS}
-    cells = nbformat.read(sheet.path, as_version=4).cells
-    text = [given, [[cell.cell_type, cell.source, cell.metadata] for cell in cells]]
-    folders = [subject] if subject else plan.subjects
-    before = {name: _left_before(subject_folder(plan, name), sheet.name) for name in folders}
-    parts = [text, before, code_digest(*ROOMS)]
-    if subject:
-        names = ("data_path", "models", "guide", "judge")
-        parts += [_files_digest(plan, name, subject) for name in names]
-    if any(KEPT in cell.source for cell in cells):
-        parts += [file_digest(file) for file in sorted(plan.root.glob(f"{KEPT}/*"))]
-    return content_hash([(json.dumps(parts, sort_keys=True, default=str), b"")])
-
-
-def _files_digest(plan: Plan, name: str, subject: str) -> str:
-    text = str(plan.values.get(name) or "")
-    path = resolve(text, plan.root)
-    if not text or not path.exists():
-        return text  # a model of the hub
-    files = [file for file in sorted(path.rglob("*")) if file.suffix in MODEL]
-    if name == "data_path":
-        files = recording_files(path, subject)
-    return json.dumps([[str(f.relative_to(path)), file_digest(f)] for f in files])
-
-
-def _left_before(folder: Path, chapter: str) -> dict[str, str]:
-    """Digest of each file that notebooks before this one have left, as the last of them left it."""
-    known = read_record(folder).get("notebooks", {})
-    earlier = [known[name]["outputs"] for name in sorted(known) if name < chapter]
-    return {name: digest for outputs in earlier for name, digest in outputs.items()}
-
-
-def output_digest(path: Path) -> str:
-    """Digest what a notebook has left; `run.json` only has to be there.
-
-    Each chapter begins by adding to it what it was given, which `inputs_digest` knows.
-    """
-    return "" if path.name == "run.json" else file_digest(path)
-
-
-def is_done(plan: Plan, sheet: Sheet, subject: str) -> bool:
-    """Whether a notebook has run from just these inputs, and what it left is still there, whole."""
-    folder = subject_folder(plan, subject)
-    known = read_record(folder).get("notebooks", {})
-    if sheet.name not in known or known[sheet.name]["inputs"] != inputs_digest(
-        plan, sheet, subject
-    ):
-        return False
-    latest = _left_before(folder, "99")
-    return all(
-        (folder / name).is_file() and output_digest(folder / name) == latest[name]
-        for name in known[sheet.name]["outputs"]
-    )
-
-
-def write_plan(plan: Plan) -> Path:
-    """Keep what jobs need to read the same plan again."""
-    path = state_folder(plan) / "plan.json"
-    with atomic_path(path) as temporary:
-        text = json.dumps({"name": plan.name, "root": str(plan.root), "values": dict(plan.values)})
-        temporary.write_text(text, encoding="utf-8")
-    return path
-
-
-def read_plan(path: Path) -> Plan:
-    """Read what `write_plan` has kept."""
-    kept = json.loads(path.read_text(encoding="utf-8"))
-    root = Path(kept["root"])
-    return load_plan(root / "notebooks" / "params" / f"{kept['name']}.yaml", root, kept["values"])
-
-
-def run_notebooks(
-    plan: Plan,
-    cores: int,
-    profile: Path | None,
-    more: list[str],
-    lock: int,
-    say: Callable[[str], None],
-) -> None:
+def run_notebooks(plan: Plan, cores: int, profile: Path | None, more: list[str], lock: int) -> None:
     """Let Snakemake run the notebooks that are not done, and tell how far they are.
 
     Parameters
@@ -161,118 +55,297 @@ def run_notebooks(
         Further arguments for Snakemake.
     lock : int
         Descriptor of a file that stays locked as long as Snakemake lives.
-    say : callable
-        Takes lines about the progress.
 
     Raises
     ------
-    NotebookError
+    InputError, BookError
         With what the jobs that failed have said.
     """
-    state = state_folder(plan)
-    left = _mark_done(plan, state)
-    if not left:
+    if not _mark_done(plan):
         return
-    log = state / "progress.log"
+    command = _snakemake(plan, cores, profile) + more
+    log = plan.state / "progress.log"
     log.write_text("", encoding="utf-8")
-    for note in state.glob("*.failure"):
+    for note in plan.state.glob("*.failure"):
         note.unlink()
-    command = _snakemake(plan, state, cores, profile) + more
-    with open(state / "snakemake.log", "w", encoding="utf-8") as chatter:
-        process = subprocess.Popen(
-            command,
+    with open(plan.state / "snakemake.log", "w", encoding="utf-8") as chatter:
+        with subprocess.Popen(
+            command if profile else [*GUARD, *command],
+            stdin=subprocess.PIPE,
             stdout=chatter,
             stderr=chatter,
-            stdin=subprocess.DEVNULL,
             process_group=0,
             pass_fds=(lock,),
-        )
-        try:
-            _follow(log, process, left, say)
-        except BaseException:
-            _stop(process, cancel=profile is not None)
-            raise
+        ) as process:
+            try:
+                _follow(log, process)
+            except BaseException:
+                if profile:  # Snakemake has to cancel its jobs on a cluster
+                    process.send_signal(signal.SIGINT)
+                    with suppress(subprocess.TimeoutExpired):
+                        process.wait(CANCEL_SECONDS)
+                raise
     if process.returncode:
-        _explain(plan, state)
+        _explain(plan)
 
 
-def _mark_done(plan: Plan, state: Path) -> int:
-    """Keep a mark for each notebook that is done, up to the first that is not; count the others."""
-    (state / "done").mkdir(parents=True, exist_ok=True)
-    left = 0
-    for subject in [*plan.subjects, ""]:
-        done = bool(subject) or not left
-        for sheet in plan.chapters if subject else plan.group:
-            done = done and is_done(plan, sheet, subject)
-            mark = state / "done" / f"{subject or 'all'}-{sheet.name}"
-            mark.touch() if done else mark.unlink(missing_ok=True)
-            left += not done
-    return left
+def _mark_done(plan: Plan) -> int:
+    """Leave marks for Snakemake of what is done, each newer than those before; count the rest."""
+    marks = plan.state / "done"
+    shutil.rmtree(marks, ignore_errors=True)
+    marks.mkdir(parents=True)
+    done = [(subject, sheet) for subject, sheet in plan.jobs if is_done(plan, sheet, subject)]
+    for subject, sheet in done:
+        (marks / f"{subject or 'all'}-{sheet.name}").touch()
+    return len(plan.jobs) - len(done)
 
 
-def _snakemake(plan: Plan, state: Path, cores: int, profile: Path | None) -> list[str]:
-    """Return the command; the Snakefile reads its `--config`."""
-    n_jobs = [len(plan.subjects) * n for n in (1, plan.shards)]
-    wanted = os.environ.get("OMP_NUM_THREADS", "")
-    usual = [1 if profile else max(1, cores // n) for n in n_jobs]
-    threads = [int(wanted)] * 2 if wanted.isdigit() and int(wanted) else usual
-    config = {
-        "subjects": plan.subjects,
-        "chapters": [sheet.name for sheet in plan.chapters],
-        "group": [sheet.name for sheet in plan.group],
-        "sharded": SHARDED,
-        "shards": plan.shards,
-        "threads": threads,
-        "command": shlex.join([sys.executable, "-m", "minddiff_utils.cli"]),
-        "options": shlex.join(["--parent", f"{os.uname().nodename}:{os.getpid()}"]),
-    }
-    order = state / "order.json"
-    with atomic_path(order) as temporary:
-        temporary.write_text(json.dumps(config), encoding="utf-8")
+def _snakemake(plan: Plan, cores: int, profile: Path | None) -> list[str]:
+    config = write_plan(plan, 0 if profile else cores)
     command = [sys.executable, "-m", "snakemake", "--snakefile"]
-    command += [str(plan.root / "notebooks" / "Snakefile"), "--directory", str(state)]
-    command += ["--configfile", str(order), "--nolock", "--rerun-triggers", "params"]
+    command += [str(plan.root / "notebooks" / "Snakefile"), "--directory", str(plan.state)]
+    command += ["--configfile", str(config), "--nolock", "--rerun-triggers", "mtime"]
     command += ["--drop-metadata", "--keep-going"]
     return command + (["--workflow-profile", str(profile)] if profile else ["--cores", str(cores)])
 
 
-def _follow(log: Path, process: subprocess.Popen, left: int, say: Callable[[str], None]) -> None:
-    """Tell what the jobs append to `log` until the process has ended, and how much is done."""
-    done = 0
+def _follow(log: Path, process: subprocess.Popen) -> None:
+    """Tell what the jobs append to `log` until the process has ended."""
     with open(log, encoding="utf-8") as lines:
-        while True:
-            ended = process.poll() is not None
+        running = True
+        while running:
+            running = process.poll() is None
             for line in lines:
-                finished = "· done in" in line and "· shard" not in line
-                done += finished
-                say(line.rstrip("\n") + (f" ({done} of {left} notebooks)" if finished else ""))
-            if ended:
-                return
-            time.sleep(0.2)
+                say(line.rstrip("\n"))
+            time.sleep(0.2 * running)
 
 
-def _stop(process: subprocess.Popen, cancel: bool) -> None:
-    """End Snakemake and its jobs; those of a cluster it has to cancel itself."""
-    if cancel:
-        os.killpg(process.pid, signal.SIGINT)
-        with suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
-            process.wait(CANCEL_SECONDS)
-    # All of it bears being killed, and Snakemake would wait for notebooks that run here.
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+def write_plan(plan: Plan, cores: int) -> Path:
+    """Write what the Snakefile reads, and jobs to know the same plan again.
+
+    Parameters
+    ----------
+    plan : Plan
+    cores : int
+        That jobs share; 0 on a cluster, whose profile says what each takes.
+    """
+    content = {
+        "name": plan.name,
+        "root": str(plan.root),
+        "values": plan.values,
+        "chapters": [sheet.name for sheet in plan.chapters],
+        "group": [sheet.name for sheet in plan.group],
+        "sharded": SHARDED,
+        "cores": cores,
+        "command": shlex.join([sys.executable, "-m", "minddiff_utils.cli", "job", "."]),
+    }
+    path = plan.state / "plan.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
 
 
-def _explain(plan: Plan, state: Path) -> None:
+def read_plan(path: Path) -> Plan:
+    """Read what `write_plan` has kept."""
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    root = Path(kept["root"])
+    return load_plan(root / "notebooks" / "params" / f"{kept['name']}.yaml", root, kept["values"])
+
+
+def _explain(plan: Plan) -> None:
     """Raise the errors that the jobs left; without any, show what Snakemake said."""
-    failures = [json.loads(path.read_text("utf-8")) for path in sorted(state.glob("*.failure"))]
+    notes = sorted(plan.state.glob("*.failure"))
+    failures = [json.loads(note.read_text(encoding="utf-8")) for note in notes]
     if not failures:
-        said = (state / "snakemake.log").read_text(encoding="utf-8").strip().splitlines()
+        log = plan.state / "snakemake.log"
+        said = log.read_text(encoding="utf-8").strip().splitlines()
         # What became of a cluster's jobs, and where each one's own log is.
         told = [line.strip() for line in said if re.search(r"SLURM-job|sbatch|\slog: ", line)]
         shown = "\n".join(dict.fromkeys(told) or said[-15:])
-        raise NotebookError(f"Snakemake stopped:\n{shown}\nAll of it: {state}/snakemake.log")
+        raise BookError(f"Snakemake stopped:\n{shown}\nAll of it: {log}")
     kept = "The last good book stays: " if (plan.run / "html").exists() else "No book was built: "
     text = "\n\n".join(failure["message"] for failure in failures)
-    user = all(failure["user"] for failure in failures)
-    raise NotebookError(f"{text}\n\n{kept}{plan.run / 'html'}", user)
+    kind = InputError if all(failure["user"] for failure in failures) else BookError
+    raise kind(f"{text}\n\n{kept}{plan.run / 'html'}")
+
+
+class Progress(io.TextIOBase):
+    """A stream that turns the bars of `tqdm` into single lines of a log, and drops the rest.
+
+    Parameters
+    ----------
+    label : str
+        What every line begins with.
+    log : file object
+    """
+
+    def __init__(self, label: str, log: IO[str]) -> None:
+        self.label, self.log, self.spoken = label, log, time.monotonic()
+
+    def write(self, text: str) -> int:
+        """Take what is printed, as it comes."""
+        bars = re.findall(r"[^\r\n]*%\|[^\r\n]*", text)
+        if bars and time.monotonic() - self.spoken >= QUIET_SECONDS:
+            self.spoken = time.monotonic()
+            print(f"{self.label} · {bars[-1].strip()}", file=self.log)
+        return len(text)
+
+
+def run_job(state: Path, subject: str, name: str, shard: int = 0) -> None:
+    """Execute a notebook of the plan in a run's state, or compute one shard of its pictures.
+
+    Parameters
+    ----------
+    state : Path
+        What it is doing goes to `progress.log`, why it failed to a note beside it.
+    subject : str
+        Any word for a notebook about all subjects.
+    name : str
+        Of the notebook.
+    shard : int
+        Its number, from 1; 0 for the notebook itself.
+
+    Raises
+    ------
+    InputError, BookError
+        With what is wrong, and where.
+    """
+    plan = read_plan(state / "plan.json")
+    (sheet,) = (sheet for sheet in plan.sheets if sheet.name == name)
+    subject = "" if sheet.group else subject
+    note = plan.state / f"{subject or 'all'}-{name}-{shard}.failure"
+    note.unlink(missing_ok=True)
+    label, begun = f"{subject or 'all subjects'} · {name}", time.monotonic()
+    label += f" · shard {shard} of {plan.values['shards']}" if shard else ""
+    with open(plan.state / "progress.log", "a", buffering=1, encoding="utf-8") as log:
+        print(f"{label} · started", file=log)
+        try:
+            # Models in folders need no network; their libraries may ask it for news.
+            if not model_revisions(plan):
+                os.environ["HF_HUB_OFFLINE"] = "1"
+            with redirect_stderr(Progress(label, log)):
+                if shard:
+                    execute_shard(plan, sheet, subject, shard)
+                else:
+                    execute(plan, sheet, subject)
+        except (InputError, OSError, RuntimeError, PapermillExecutionError) as error:
+            told = explain(plan, sheet, subject, label, error)
+            failure = {"message": str(told), "user": isinstance(told, InputError)}
+            with atomic_path(note) as temporary:
+                temporary.write_text(json.dumps(failure), encoding="utf-8")
+            raise told from error
+        print(f"{label} · done in {span(time.monotonic() - begun)}", file=log)
+
+
+def execute(plan: Plan, sheet: Sheet, subject: str) -> Path:
+    """Execute a notebook unless it is done; it appears under its name only when it ran to the end.
+
+    Parameters
+    ----------
+    plan : Plan
+    sheet : Sheet
+    subject : str
+        "" for a notebook about all subjects.
+
+    Returns
+    -------
+    Path
+        The executed notebook.
+
+    Raises
+    ------
+    PapermillExecutionError, DeadKernelError, BookError
+        If a cell fails; the notebook up to there is kept as `NN_name.failed.ipynb`.
+    """
+    folder = plan.run / subject
+    output = folder / "notebooks" / f"{sheet.name}.ipynb"
+    if is_done(plan, sheet, subject):
+        return output
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if sheet.name == SHARDED and plan.values["shards"] > 1:
+        from minddiff_utils.reconstruction.stage2 import gather
+
+        gather(folder)
+    running = output.with_name(f".{sheet.name}.running.ipynb")
+    with recorded(plan, sheet, subject):
+        try:
+            _papermill(plan, sheet, subject, running)
+            _need_figures(running)
+        except (PapermillExecutionError, DeadKernelError, BookError):
+            os.replace(running, output.with_suffix(".failed.ipynb"))
+            raise
+        os.replace(running, output)
+    return output
+
+
+def execute_shard(plan: Plan, sheet: Sheet, subject: str, number: int) -> None:
+    """Compute the pictures of one shard of stage 2; see `stage2.compute_shard`."""
+    if is_done(plan, sheet, subject):
+        return
+    # Only now: libraries of the models ask the network for news when they are imported.
+    from minddiff_utils.reconstruction.stage2 import compute_shard
+
+    known = {**vars(recall(plan.run / subject)), **sheet.defaults, **ADVANCED[sheet.name]}
+    given = {**known, **plan.values, "run_dir": str(plan.run), "subject": subject}
+    compute_shard(given, number, plan.values["shards"], plan.root)
+
+
+def _papermill(plan: Plan, sheet: Sheet, subject: str, running: Path) -> None:
+    # papermill fills in `{name}` in a path, label a folder may be called just so.
+    paths = (str(sheet.path), str(running))
+    source, output = (path.replace("{", "{{").replace("}", "}}") for path in paths)
+    for starts_left in reversed(range(STARTS)):
+        try:
+            papermill.execute_notebook(
+                source,
+                output,
+                parameters=plan.given(sheet, subject),
+                kernel_name="python3",
+                start_timeout=START_SECONDS,
+                cwd=str(plan.root / "notebooks"),
+                progress_bar={"desc": "cells"},
+                stderr_file=sys.stderr,
+            )
+            return
+        except RuntimeError as error:
+            # Kernels that start at the same moment may choose the same port; one of them dies.
+            if not starts_left or "before replying" not in str(error):
+                raise
+
+
+def _need_figures(running: Path) -> None:
+    """Raise BookError if a cell that makes a figure of the book has drawn none."""
+    for cell in nbformat.read(running, as_version=4).cells:
+        name = cell.metadata.get("mystnb", {}).get("figure", {}).get("name")
+        drawn = [kind for out in cell.get("outputs", []) for kind in out.get("data", {})]
+        if name and not any(kind.startswith("image/") for kind in drawn):
+            raise BookError(
+                f"the cell of {name} has drawn no figure: its last line must be a figure of "
+                "matplotlib."
+            )
+
+
+def explain(plan: Plan, sheet: Sheet, subject: str, label: str, error: Exception) -> Exception:
+    """Return what to tell of an error: InputError if its cause lies in what was given."""
+    kind, said = type(error).__name__, f"failed: {type(error).__name__}: {error}"
+    failed = plan.run / subject / "notebooks" / f"{sheet.name}.failed.ipynb"
+    if isinstance(error, PapermillExecutionError):
+        above = nbformat.read(sheet.path, as_version=4).cells[: error.cell_index]
+        tags = [tag for cell in above for tag in cell.metadata.get("tags", [])]
+        # papermill has put a cell after the one of the parameters.
+        label += f": cell {error.cell_index + ('parameters' not in tags)}"
+        source = textwrap.indent("\n".join(error.source.splitlines()[:4]), "    ")
+        kind = error.ename
+        said = f"failed:\n{source}\n{kind}: {error.evalue}\nAll of it: {failed}"
+    if kind == "InputError":
+        return InputError(f"{label}: {getattr(error, 'evalue', error)}")
+    # HDF5 fails once more when it closes the file; what the system said stands above.
+    trace = "".join(traceback.format_exception(error))
+    if any(os.strerror(code) in trace for code in FULL):
+        said = f"no space is left on the disk that holds {plan.run}. Make room there, or choose "
+        said += "another `run_dir`; the same command then goes on from here."
+    elif isinstance(error, DeadKernelError):
+        said = "its Python process was ended from outside, most often because the machine ran out "
+        said += f"of memory. What it had done is in {failed}."
+    elif isinstance(error, BookError):
+        said = str(error)
+    return BookError(f"{label}: {said}")

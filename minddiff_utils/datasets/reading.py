@@ -268,9 +268,10 @@ def read_matlab(path: str | Path, names: Sequence[str], hint: str) -> dict[str, 
     InputError
         If the file is missing or damaged, or lacks a variable.
     """
-    from scipy.io import loadmat
-
     with reading(Path(path), "MATLAB file", hint):
+        Path(path).stat()  # before a library that takes long to import
+        from scipy.io import loadmat
+
         content = loadmat(path, variable_names=list(names))
     missing = [name for name in names if name not in content]
     if missing:

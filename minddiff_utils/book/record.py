@@ -1,0 +1,162 @@
+"""What a notebook came from and what it left: contents decide whether it is done."""
+
+import json
+import os
+import platform
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from minddiff_utils.book.plan import Plan, Sheet
+from minddiff_utils.io import atomic_path
+from minddiff_utils.models.hub import PAPER, clip_name, hub_name
+from minddiff_utils.storage import code_digest, content_hash, file_digest
+
+# What decides a notebook's results and figures; a change elsewhere makes no notebook run again.
+ROOMS = ("datasets", "models", "decoding", "reconstruction", "evaluation", "figures", "settings.py")
+DATA = (".h5", ".hdf5", ".mat", ".nii", ".gz", ".npz", ".csv", ".tsv", ".json")
+MODEL = (".safetensors", ".json", ".txt")
+KEPT = "book/results"  # what was computed once, in hours; some chapters show it
+PATHS = ("run_dir", "data_path", "models")  # not they but what lies there decides
+
+
+def read_record(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return what `provenance.json` of a folder says of each notebook; if damaged, of none."""
+    try:
+        return json.loads((folder / "provenance.json").read_text(encoding="utf-8"))["notebooks"]
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
+def recording_files(path: Path, subject: str) -> list[Path]:
+    """Return the files of a recording that belong to a subject, whatever else lies beside them."""
+    if path.is_file():
+        return [path]
+    another = re.compile(rf"\.|(?!{subject}\b)subj\d\d\b")  # a hidden file, or a subject's
+    files = [file for file in sorted(path.rglob("*")) if file.suffix in DATA and file.is_file()]
+    if named := [f for f in files if f.parent == path and f.name.startswith(f"{subject}.")]:
+        return named
+    return [f for f in files if not any(map(another.match, f.relative_to(path).parts))]
+
+
+def inputs_digest(plan: Plan, sheet: Sheet, subject: str) -> str:
+    """Digest all that a notebook's results follow from, by content.
+
+    Its own cells and parameters, our code, the recording and the models, what the notebooks before
+    it have left, and what is kept in the repository where its cells read that.
+    """
+    given = {k: v for k, v in plan.given(sheet, subject).items() if k not in PATHS}
+    cells = nbformat.read(sheet.path, as_version=4).cells
+    text = [given, [[cell.cell_type, cell.source, cell.metadata] for cell in cells]]
+    folders = [subject] if subject else plan.subjects
+    before = {name: _left_before(plan.run / name, sheet.name) for name in folders}
+    parts = [text, before, code_digest(*ROOMS)]
+    if subject:
+        names = ("data_path", "models", "guide", "judge")
+        parts += [_files_digest(plan, name, subject) for name in names]
+    if any(KEPT in cell.source for cell in cells):
+        parts += [file_digest(file) for file in sorted(plan.root.glob(f"{KEPT}/*"))]
+    return content_hash([(json.dumps(parts, sort_keys=True, default=str), b"")])
+
+
+def _files_digest(plan: Plan, name: str, subject: str) -> str:
+    path = plan.place(name)
+    if path is None:
+        return str(plan.values.get(name) or "")  # a model of the hub
+    files = [file for file in sorted(path.rglob("*")) if file.suffix in MODEL]
+    if name == "data_path":
+        files = recording_files(path, subject)
+    return json.dumps([[str(f.relative_to(path)), file_digest(f)] for f in files])
+
+
+def _left_before(folder: Path, chapter: str) -> dict[str, str]:
+    """Digest of each file that notebooks before this one have left, as the last of them left it."""
+    known = read_record(folder)
+    earlier = [known[name]["outputs"] for name in sorted(known) if name < chapter]
+    return {name: digest for outputs in earlier for name, digest in outputs.items()}
+
+
+def output_digest(path: Path) -> str:
+    """Digest what a notebook has left; `run.json` only has to be there.
+
+    Each chapter begins by adding to it what it was given, which `inputs_digest` knows.
+    """
+    return "" if path.name == "run.json" else file_digest(path)
+
+
+def is_done(plan: Plan, sheet: Sheet, subject: str) -> bool:
+    """Whether a notebook has run from just these inputs, and what it left is still there, whole."""
+    folder = plan.run / subject
+    known = read_record(folder).get(sheet.name)
+    if not known or known["inputs"] != inputs_digest(plan, sheet, subject):
+        return False
+    latest = _left_before(folder, "99")
+    return all(
+        (folder / name).is_file() and output_digest(folder / name) == latest[name]
+        for name in known["outputs"]
+    )
+
+
+def _files(folder: Path, subject: str) -> dict[str, tuple[int, int]]:
+    """Size and date of what lies in a subject's folder, or beside the subjects' folders."""
+    found = filter(Path.is_file, folder.rglob("*") if subject else folder.glob("*"))
+    facts = {str(path.relative_to(folder)): path.stat() for path in found}
+    ours = (".", "shards", "notebooks", "provenance.json")
+    kept = {name: stat for name, stat in facts.items() if not name.startswith(ours)}
+    return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in kept.items()}
+
+
+@contextmanager
+def recorded(plan: Plan, sheet: Sheet, subject: str) -> Iterator[None]:
+    """Add the notebook that a block executes to the `provenance.json` of its folder."""
+    folder, begun = plan.run / subject, time.monotonic()
+    inputs, before = inputs_digest(plan, sheet, subject), _files(folder, subject)
+    yield
+    known, after = read_record(folder), _files(folder, subject)
+    changed = {name for name, facts in after.items() if before.get(name) != facts}
+    kept = known.get(sheet.name, {}).get("outputs", {}).keys() & after.keys()
+    names = [*sorted(changed | kept), f"notebooks/{sheet.name}.ipynb"]
+    known[sheet.name] = {
+        "parameters": plan.given(sheet, subject),
+        "model_revisions": model_revisions(plan),
+        "inputs": inputs,
+        "outputs": {name: output_digest(folder / name) for name in names},
+        "wall_time_s": round(time.monotonic() - begun, 1),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    found = {dist.metadata["Name"]: dist.version for dist in metadata.distributions()}
+    record = {
+        "notebooks": known,
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "git_commit": _git_commit(plan.root),
+        "packages": {name: found[name] for name in sorted(found, key=str.lower) if name},
+    }
+    with atomic_path(folder / "provenance.json") as temporary:
+        temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def model_revisions(plan: Plan) -> dict[str, str]:
+    """The repositories of the Hugging Face hub that a run's models come from, if any."""
+    given = {k: str(plan.place(k) or plan.values.get(k) or "") for k in ("models", *PAPER)}
+    models = given.pop("models")
+    if not models:
+        return {}
+    clips = [clip_name(models, role, name) for role, name in given.items()]
+    return dict(filter(None, map(hub_name, [models, *clips])))
+
+
+def _git_commit(folder: Path) -> str | None:
+    """The commit that is checked out, with "+changes" if files differ from it; None without git."""
+    command = ["git", "describe", "--always", "--abbrev=40", "--dirty=+changes", "--exclude=*"]
+    with suppress(OSError):
+        answer = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        return answer.stdout.strip() or None
+    return None
