@@ -221,9 +221,8 @@ def training_folds(subject: Subject, ids: np.ndarray, n_folds: int = 5) -> np.nd
         See `assign_folds`.
     """
     trials = np.lexsort((subject.session, subject.stimulus_id))
-    first = trials[np.searchsorted(subject.stimulus_id[trials], ids)]
-    groups, session = subject.picture_of(ids), subject.session[first]
-    return assign_folds(ids, n_folds, groups=groups, session=session)
+    first = subject.session[trials[np.searchsorted(subject.stimulus_id[trials], ids)]]
+    return assign_folds(ids, n_folds, groups=subject.picture_of(ids), session=first)
 
 
 def stimulus_of_rows(split: Split, fold: Fold) -> np.ndarray:

@@ -256,8 +256,7 @@ def make_design(
 
 
 def _check_finite(name: str, values: np.ndarray) -> None:
-    n = int((~np.isfinite(values)).sum())
-    if n:
+    if n := int((~np.isfinite(values)).sum()):
         raise InputError(f"{n} of the training {name} are not finite; leave those trials out.")
 
 

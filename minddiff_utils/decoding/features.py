@@ -63,8 +63,7 @@ def read_features(path: str | Path, space: str, stimulus_ids: Ids) -> np.ndarray
 
 def read_values(path: str | Path, space: str, stimulus_ids: Ids) -> np.ndarray:
     """Read one feature space as a matrix, float32 (n, n_values); see `read_features`."""
-    values = read_features(path, space, stimulus_ids)
-    return values.reshape(len(values), -1)
+    return read_features(path, space, stimulus_ids).reshape(len(stimulus_ids), -1)
 
 
 @contextmanager
