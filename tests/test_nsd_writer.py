@@ -219,7 +219,7 @@ def test_other_settings_replace_the_tree(copy):
     write_tree(copy, ("subj01",), **TINY)
     subject = load_subject("nsd", copy, "subj01")
     assert len(subject.stimulus_id) == 120
-    with pytest.raises(InputError, match="which has subj01: choose"):
+    with pytest.raises(InputError, match="has subj01: choose"):
         load_subject("nsd", copy, "subj02")
 
 
