@@ -169,6 +169,25 @@ ADVANCED: dict[str, dict[str, Any]] = {
 PATHS = ("data_path", "run_dir", "models", "guide", "judge")
 
 
+RENAMED = {
+    "guidance": "guidance_scale",
+    "structure": "structure_target",
+    "reach": "step_size",
+    "looks": "gradient_steps",
+    "through": "gradient_through",
+    "every": "guide_every",
+    "guided": "n_guided_steps",
+    "pull": "z_evidence_weight",
+    "decay": "learning_rate_decay",
+    "early_say": "early_band_scale",
+    "n_shuffles": "n_permutations",
+    "holdouts": "n_holdouts",
+    "seeds": "n_seeds",
+    "least_reliability": "min_reliability",
+    "most_reliability": "max_reliability",
+}
+
+
 def project_folder() -> Path:
     """Return the folder of the project: what relative paths among the parameters count from.
 
@@ -236,6 +255,8 @@ def check_type(name: str, value: Any, adapter: TypeAdapter) -> Any:
 
 def no_such(name: str, known: Collection[str]) -> str:
     """Say that there is no such parameter, and which was perhaps meant."""
+    if name in RENAMED:
+        return f"The parameter `{name}` is called `{RENAMED[name]}` now."
     close = difflib.get_close_matches(name, known, n=1)
     hint = f" Did you mean `{close[0]}`?" if close else ""
     return f"There is no parameter `{name}`.{hint} Known: {', '.join(sorted(known))}."

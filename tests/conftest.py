@@ -85,6 +85,7 @@ def run_plan():
         patch.setenv("HF_HUB_OFFLINE", "1")
         # `minddiff book --cores 1` computes on one thread; another number rounds otherwise.
         patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("MINDDIFF_PROGRESS", "text")
         run_sync(kernel.start_kernel)(cwd=str(NOTEBOOKS))
     emptying = new_notebook(cells=[new_code_cell("%reset -f")])
 

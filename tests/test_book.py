@@ -313,7 +313,7 @@ def test_a_notebook_is_given_what_differs_from_its_defaults(tmp_path):
     ("changes", "said"),
     [
         ({"gian": 1.0}, "Did you mean `gain`"),
-        ({"reach": 1.0}, "There is no parameter `reach`"),
+        ({"reach": 1.0}, "`reach` is called `step_size` now"),
         ({"seed": "many"}, "should be a whole number"),
         ({"seed": True}, "should be a number"),
         ({"subjects": []}, "should be a list of different names"),

@@ -140,7 +140,7 @@ def test_chapters_invite_to_change_one_thing():
 def test_parameter_files_fit_the_notebooks(path):
     plan = load_plan(path, ROOT)
     assert plan.run == ROOT / "runs" / path.stem
-    for page in plan.pages:
+    for page in plan.values["pages"]:
         assert (ROOT / "book" / f"{page}.md").is_file()
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -49,6 +50,28 @@ def test_failures_name_the_shard_and_its_progress_is_told(tmp_path, monkeypatch)
         run.run_job(Path(), "subj01", run.SHARDED, 2)
     with pytest.raises(BookError, match="shard 2 of 2: failed: .*out of memory"):
         run._explain(plan)
+
+
+def test_what_shards_have_computed_is_the_notebooks_own(tmp_path, monkeypatch):
+    project = make_project(tmp_path)
+    source = (project / "notebooks/02_second.ipynb").rename(
+        project / f"notebooks/{run.SHARDED}.ipynb"
+    )
+    plan = plan_of(project, shards=2)
+    claim_run(plan.run)
+
+    def gather(folder):
+        (folder / "trace.h5").touch()
+
+    monkeypatch.setattr("minddiff_utils.reconstruction.shards.gather", gather)
+    monkeypatch.setattr(run, "_papermill", lambda *given: shutil.copy(source, given[-1]))
+    monkeypatch.setattr(run, "_need_figures", lambda running: None)
+    run.execute(plan, plan.chapters[1], "subj01")
+    outputs = record.read_record(plan.run / "subj01")[run.SHARDED]["outputs"]
+    assert outputs.keys() == {"trace.h5", f"notebooks/{run.SHARDED}.ipynb"}
+    assert run.is_done(plan, plan.chapters[1], "subj01")
+    (plan.run / "subj01/trace.h5").write_text("damaged")
+    assert not run.is_done(plan, plan.chapters[1], "subj01")
 
 
 def dry_run(project, count, cores=1, profile=None):

@@ -55,7 +55,8 @@ def finish_page(notebook: nbformat.NotebookNode, subject: str = "") -> nbformat.
             cell.metadata["mystnb"] = {"code_prompt_show": PROMPT}
         settings = cell.metadata.get("mystnb", {})
         if figure := settings.get("figure"):
-            settings.setdefault("image", {}).setdefault("alt", figure.get("caption", ""))
+            caption = figure.get("caption", figure.get("name", ""))
+            settings.setdefault("image", {}).setdefault("alt", caption)
     if subject:
         _add_subject(notebook, subject)
     return notebook

@@ -31,7 +31,7 @@ def read_record(folder: Path) -> dict[str, dict[str, Any]]:
     """Return what `provenance.json` of a folder says of each notebook; if damaged, of none."""
     try:
         return json.loads((folder / "provenance.json").read_text(encoding="utf-8"))["notebooks"]
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, KeyError):
         return {}
 
 

@@ -105,7 +105,7 @@ def _snakemake(plan: Plan, cores: int, profile: Path | None) -> list[str]:
     command = [sys.executable, "-m", "snakemake", "--snakefile"]
     command += [str(plan.root / "notebooks" / "Snakefile"), "--directory", str(plan.state)]
     command += ["--configfile", str(config), "--nolock", "--rerun-triggers", "mtime"]
-    command += ["--drop-metadata", "--keep-going"]
+    command += ["--drop-metadata", "--rerun-incomplete", "--keep-going"]
     return command + (["--workflow-profile", str(profile)] if profile else ["--cores", str(cores)])
 
 
@@ -261,12 +261,12 @@ def execute(plan: Plan, sheet: Sheet, subject: str) -> Path:
     if is_done(plan, sheet, subject):
         return output
     output.parent.mkdir(parents=True, exist_ok=True)
-    if sheet.name == SHARDED and plan.values["shards"] > 1:
-        from minddiff_utils.reconstruction.stage2 import gather
-
-        gather(folder)
     running = output.with_name(f".{sheet.name}.running.ipynb")
     with recorded(plan, sheet, subject):
+        if sheet.name == SHARDED and plan.values["shards"] > 1:
+            from minddiff_utils.reconstruction.stage2 import gather
+
+            gather(folder)
         try:
             _papermill(plan, sheet, subject, running)
             _need_figures(running)
@@ -290,7 +290,7 @@ def execute_shard(plan: Plan, sheet: Sheet, subject: str, number: int) -> None:
 
 
 def _papermill(plan: Plan, sheet: Sheet, subject: str, running: Path) -> None:
-    # papermill fills in `{name}` in a path, label a folder may be called just so.
+    # papermill fills in `{name}` in a path, where a folder may be called just so.
     paths = (str(sheet.path), str(running))
     source, output = (path.replace("{", "{{").replace("}", "}}") for path in paths)
     for starts_left in reversed(range(STARTS)):
