@@ -445,12 +445,15 @@ def test_labels_carry_the_subject_and_prose_does_not():
 
 def test_page_has_title_folded_parameters_and_alternative_text():
     page = notebook("Title", "a = 1", "1")
-    page.cells[2].metadata["mystnb"] = {"figure": {"name": "fig-a", "caption": "What is seen."}}
+    page.cells[2].metadata["mystnb"] = {"figure": {"name": "fig-a"}}
+    page.cells.append(new_markdown_cell("What is seen.", metadata={"tags": ["caption"]}))
     page = build.finish_page(page, "subj07")
+    assert page.cells[2].metadata["mystnb"]["figure"]["caption"] == "What is seen."
     assert "# Title — subj07\n" in page.cells[0].source
     assert page.cells[1].metadata["tags"] == ["parameters", "remove-cell"]
     assert page.cells[2].metadata["mystnb"]["image"]["alt"] == "What is seen."
     assert page.cells[2].metadata["mystnb"]["figure"]["name"] == "fig-a-subj07"
+    assert len(page.cells) == 3
 
 
 def test_contents_have_a_part_a_subject_and_guides_stand_after_the_chapters(tmp_path):

@@ -102,13 +102,16 @@ def test_parameters_have_comments(sheet):
 
 
 def test_figures_have_captions_names_and_alternative_texts():
+    """A caption stands below its figure, where JupyterLab shows it too."""
     names = []
     for sheet in SHEETS:
-        for cell in nbformat.read(sheet.path, as_version=4).cells:
+        cells = nbformat.read(sheet.path, as_version=4).cells
+        for cell, below in zip(cells, cells[1:], strict=False):
             settings = cell.metadata.get("mystnb", {})
+            assert ("figure" in settings) == ("caption" in below.metadata.get("tags", []))
             if "figure" in settings:
                 names.append(settings["figure"]["name"])
-                assert len(settings["figure"]["caption"]) > 20, names[-1]
+                assert len(below.source) > 20, names[-1]
                 assert len(settings["image"]["alt"]) > 20, names[-1]
     assert len(set(names)) == len(names)
 

@@ -49,7 +49,8 @@ def test_run_all_from_the_first_chapter_to_the_last(project, environment, monkey
         red = [out["text"] for out in outputs if out.get("name") == "stderr"]
         assert not red, f"{sheet.name} shows a red block: {red}"
         for out in outputs:  # a result is shown as people read it, not as Python writes it
-            text = out.get("data", {"text/plain": ""}).get("text/plain", "")
+            data = out.get("data", {})
+            text = "" if "text/html" in data else data.get("text/plain", "")
             assert not text.startswith(("{", "Settings(", "Method(", "namespace(")), text
     made = project / "runs/mine"
     assert (made / "subj01/results.md").is_file() and (made / "overview.png").is_file()

@@ -35,9 +35,10 @@ CITES = r"\}`(?:[^`<]*<)?|\]\(#?"
 def finish_page(notebook: nbformat.NotebookNode, subject: str = "") -> nbformat.NotebookNode:
     """Make an executed notebook a page of the book.
 
-    The parameters of this run are folded away, figures have alternative text, labels carry the
-    subject's name (two subjects share each notebook, and a label may occur only once in a book),
-    and so does the title.
+    The parameters of this run are folded away, what stands in a cell with the tag "caption" becomes
+    the caption of the figure above it, figures have alternative text, labels carry the subject's
+    name (two subjects share each notebook, and a label may occur only once in a book), and so does
+    the title.
 
     Parameters
     ----------
@@ -46,6 +47,11 @@ def finish_page(notebook: nbformat.NotebookNode, subject: str = "") -> nbformat.
     subject : str
         "" for a page about all subjects, whose labels and title stay as they are.
     """
+    for cell, below in zip(notebook.cells, notebook.cells[1:], strict=False):
+        if "caption" in below.metadata.get("tags", []):
+            cell.metadata["mystnb"]["figure"]["caption"] = below.source
+    kept = [cell for cell in notebook.cells if "caption" not in cell.metadata.get("tags", [])]
+    notebook.cells = kept
     for cell in notebook.cells:
         tags = cell.metadata.get("tags", [])
         if "parameters" in tags:
