@@ -156,7 +156,7 @@ def nsd(
     ] = False,
 ) -> None:
     """The Natural Scenes Dataset: betas, regions, design and pictures; captions from COCO."""
-    from minddiff_utils.datasets.fetch.recordings import AGREEMENT, fetch_nsd
+    from minddiff_utils.datasets.fetch import AGREEMENT, fetch_nsd
 
     if not i_have_signed:
         raise InputError(
@@ -169,7 +169,7 @@ def nsd(
 @fetch_app.command()
 def miyawaki(path: Folder) -> None:
     """The full recording of Miyawaki et al. (2008): 153 MB, through nilearn."""
-    from minddiff_utils.datasets.fetch.recordings import fetch_miyawaki
+    from minddiff_utils.datasets.fetch import fetch_miyawaki
 
     fetch_miyawaki(path)
 
@@ -177,7 +177,7 @@ def miyawaki(path: Folder) -> None:
 @fetch_app.command()
 def kay(path: Folder) -> None:
     """Natural photographs in grey, Kay et al. (2008): 249 MB, nothing to sign."""
-    from minddiff_utils.datasets.fetch.recordings import fetch_kay
+    from minddiff_utils.datasets.fetch import fetch_kay
 
     fetch_kay(path)
 

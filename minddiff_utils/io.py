@@ -1,21 +1,33 @@
-"""Files that are either whole or absent, and errors that say what to do."""
+"""Files that are whole or absent, HDF5 that goes on after a stop, digests; errors that help."""
 
+import ast
 import errno
 import fcntl
+import hashlib
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, TypeAlias
+from typing import IO, TypeAlias
 
-if TYPE_CHECKING:  # the command line starts without it
-    import numpy as np
+import h5py
+import numpy as np
+import tqdm
+import tqdm.auto
 
-Ids: TypeAlias = "Sequence[int] | np.ndarray"  # numbers of stimuli, trials or voxels
+Ids: TypeAlias = Sequence[int] | np.ndarray  # numbers of stimuli, trials or voxels
 MARK = ".minddiff-run"  # in a folder that runs write into
 # What a disk answers that has no locks, as some network disks.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+PACKAGE = Path(__file__).parent
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+WHOLE = 64 * 2**20  # bytes of a file that are read to tell it from another
+PART = 2**18  # bytes, of each of 16 parts of a larger file
+UNREADABLE = (errno.EAGAIN, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
+SPARE = 4 * 2**20  # bytes that stay free: HDF5 does not bear a disk that is quite full
 
 
 class InputError(ValueError):
@@ -118,3 +130,228 @@ def require(path: str | Path, notebook: str) -> Path:
             "`run_dir` and `subject`."
         )
     return path
+
+
+def content_hash(arrays: Iterable[tuple[str, np.ndarray | bytes]]) -> str:
+    """Return a digest of arrays: their names, types, shapes and every byte, all in order.
+
+    About a second a gigabyte.
+
+    Parameters
+    ----------
+    arrays : iterable of (str, array)
+        Pass `sorted(mapping.items())` where the order of the names does not count.
+
+    Returns
+    -------
+    str
+        32 hexadecimal digits (BLAKE2b).
+    """
+    total = hashlib.blake2b(digest_size=16)
+    for name, values in arrays:
+        values = np.asarray(values, order="C")
+        total.update(repr((name, values.dtype.str, values.shape)).encode())
+        total.update(values.reshape(-1).view(np.uint8).data)
+    return total.hexdigest()
+
+
+def file_digest(path: str | Path) -> str:
+    """Return a digest of a file's content; of one above 64 MiB, of 16 parts and its size."""
+    size = Path(path).stat().st_size
+    total = hashlib.blake2b(str(size).encode(), digest_size=16)
+    whole = size <= WHOLE
+    with open(path, "rb") as file:
+        for start in [0] if whole else range(0, size, size // 16):
+            file.seek(start)
+            total.update(file.read(WHOLE if whole else PART))
+    return total.hexdigest()
+
+
+def code_digest(*parts: str) -> str:
+    """Return a digest of what our Python files do: comments, docstrings and layout do not count.
+
+    Parameters
+    ----------
+    *parts : str
+        Modules and subpackages, such as "decoding" or "settings.py".
+    """
+    total = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        found = PACKAGE / part
+        for path in sorted(found.rglob("*.py")) if found.is_dir() else [found]:
+            total.update(str(path.relative_to(PACKAGE)).encode() + _without_words(path))
+    return total.hexdigest()
+
+
+@cache
+def _without_words(path: Path) -> bytes:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
+            del node.body[0]
+    return ast.dump(tree).encode()
+
+
+def check_room(path: str | Path, n_bytes: int) -> None:
+    """Raise InputError unless `n_bytes` more fit on the disk of `path`, a file, and some to spare.
+
+    Parameters
+    ----------
+    path : str or Path
+        The folder that it is in need not be there yet.
+    n_bytes : int
+    """
+    path = Path(path)
+    folder = next(one for one in path.absolute().parents if one.exists())
+    free = shutil.disk_usage(folder).free
+    if free < n_bytes + SPARE:
+        needed = max(0.1, (n_bytes + SPARE - free) / 1e6)
+        raise InputError(
+            f"{path} cannot be written: no space is left on its disk, {needed:.1f} MB more are "
+            "needed. Make room there, or choose another folder (`run_dir`); the same command then "
+            "goes on from here."
+        )
+
+
+def rows_done(path: str | Path, record: str) -> int:
+    """Return how many rows a resumable file holds, if it was made from this; 0 if not.
+
+    Raises
+    ------
+    InputError
+        If the system does not let it be read now: it may hold hours of work.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            return int(file.attrs.get("done", 0)) if file.attrs.get("record") == record else 0
+    except OSError as error:
+        if error.errno in UNREADABLE:
+            raise InputError(
+                f"{path} cannot be read now ({os.strerror(error.errno)}): is it open elsewhere, "
+                "or another user's? It stays as it is; the same command then goes on from it."
+            ) from None
+        return 0
+
+
+def row_dataset(file: h5py.File, name: str, shape: tuple[int, ...], dtype) -> h5py.Dataset:
+    """Return a dataset, made if it is not there, whose rows each carry a checksum.
+
+    A bit that flips on the disk is an error then, and not another number.
+    """
+    checked = {"chunks": (1, *shape[1:]), "fletcher32": True} if shape and all(shape) else {}
+    return file.require_dataset(name, shape, dtype, **checked)
+
+
+def progress(items: Collection, label: str, done: int = 0) -> tqdm.std.tqdm:
+    """Show how far a loop is: by a widget in JupyterLab, by a line of text elsewhere.
+
+    Parameters
+    ----------
+    items : collection
+        What is left to do.
+    label : str
+    done : int
+        How many have been done before.
+    """
+    # The book reads the line, to say how far its jobs are.
+    text = os.environ.get("MINDDIFF_PROGRESS") == "text"
+    bar = tqdm.std.tqdm if text else tqdm.auto.tqdm
+    return bar(items, label, initial=done, total=done + len(items))
+
+
+def write_rows(
+    path: str | Path,
+    ids: np.ndarray,
+    record: str,
+    compute: Callable[[slice], Mapping[str, np.ndarray]],
+    batch: int,
+    label: str,
+    first: Mapping[str, int] | None = None,
+) -> Path:
+    """Write arrays that have a row a stimulus, a batch at a time; go on where a run stopped.
+
+    Parameters
+    ----------
+    path : str or Path
+        HDF5 file. Until it is whole it is called `<path>.partial`; one that is whole and has this
+        `record` is left as it is.
+    ids : int array, shape (n,)
+        Stimuli; the dataset `stimulus_id`.
+    record : str
+        What the arrays follow from; an attribute.
+    compute : callable
+        Returns the arrays of some rows by name.
+    batch : int
+        Rows at a time.
+    label : str
+        Name of the progress bar.
+    first : mapping of name to int, optional
+        Arrays of which only the first so many rows are kept.
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    InputError
+        If there is no room on the disk.
+    """
+    path, n = Path(path), len(ids)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    if rows_done(path, record) == n:
+        return path
+    done = rows_done(partial, record)
+    with open_to_write(partial, "a" if done else "w") as file:
+        starts = range(done, n, batch)
+        for start in progress(starts, label, done // batch):
+            rows = slice(start, min(start + batch, n))
+            values = compute(rows)
+            check_room(partial, sum(part.nbytes for part in values.values()))
+            file.attrs["record"] = record
+            file.require_dataset("stimulus_id", ids.shape, ids.dtype)[:] = ids
+            for name, part in values.items():
+                kept = min((first or {}).get(name, n), n)
+                stored = row_dataset(file, name, (kept, *part.shape[1:]), part.dtype)
+                stored[rows] = part[: max(0, kept - start)]
+            file.attrs["done"] = rows.stop
+            file.flush()
+    partial.replace(path)
+    return path
+
+
+def open_to_write(path: str | Path, mode: str = "w", n_bytes: int = 0) -> h5py.File:
+    """Open an HDF5 file so that whatever cannot be written raises at once.
+
+    HDF5 holds small pieces back until their dataset is closed, and h5py cannot raise what goes
+    wrong then: on a full disk zeros would be left in their place. So nothing is held back here.
+
+    Parameters
+    ----------
+    path : str or Path
+    mode : {"w", "a"}
+        A new file, or one that is there.
+    n_bytes : int
+        Room to check for; see `check_room`.
+
+    Returns
+    -------
+    h5py.File
+
+    Raises
+    ------
+    InputError
+        If there is no room.
+    OSError
+        If the file cannot be opened.
+    """
+    check_room(path, n_bytes)
+    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
+    access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
+    access.set_sieve_buf_size(0)
+    access.set_cache(0, 521, 0, 0.75)  # bytes of chunks that are held back: none
+    name = str(path).encode()
+    if mode == "w":
+        return h5py.File(h5py.h5f.create(name, h5py.h5f.ACC_TRUNC, fapl=access))
+    return h5py.File(h5py.h5f.open(name, h5py.h5f.ACC_RDWR, fapl=access))

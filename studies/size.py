@@ -25,7 +25,7 @@ BUDGETS = {
     "minddiff_utils": 7800,
     "studies": 1700,
 }
-BESIDE = {"cli": "book", "storage": "io"}
+BESIDE = {"cli": "book"}
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 

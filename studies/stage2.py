@@ -14,7 +14,7 @@ import torch
 import typer
 
 from minddiff_utils.decoding.decode import read_decoded
-from minddiff_utils.evaluation.pictures import stored_pictures
+from minddiff_utils.evaluation.baselines import stored_pictures
 from minddiff_utils.io import atomic_path, require
 from minddiff_utils.models.clip import to_pictures
 from minddiff_utils.models.stable_diffusion import Generator, load_generator, noise_like

@@ -7,8 +7,8 @@ import h5py
 import numpy as np
 import pandas as pd
 
+from minddiff_utils.evaluation.baselines import decoded_statistics
 from minddiff_utils.evaluation.metrics import METRICS
-from minddiff_utils.evaluation.pictures import decoded_statistics
 from minddiff_utils.evaluation.statistics import paired_difference
 from minddiff_utils.evaluation.tables import interval_text, markdown_table
 from minddiff_utils.io import atomic_path

@@ -19,7 +19,7 @@ from bs4 import BeautifulSoup
 from dummy_project import ROOT, make_project, notebook, write_params
 from nbformat.v4 import new_markdown_cell, new_notebook, new_output
 
-from minddiff_utils import storage
+from minddiff_utils import io as storage
 from minddiff_utils.book import build, job_environment, known_environment, run
 from minddiff_utils.book.plan import declared_parameters, load_plan
 from minddiff_utils.io import BookError, InputError, claim_run, lock_file
@@ -191,7 +191,7 @@ def test_code_counts_but_comments_do_not(tmp_path, monkeypatch):
     for name, text in {"a/b.py": '"""A."""\nx = 1', "c.py": "y = 1"}.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    monkeypatch.setattr("minddiff_utils.storage.PACKAGE", tmp_path)
+    monkeypatch.setattr("minddiff_utils.io.PACKAGE", tmp_path)
 
     def digest():
         storage.code_digest.__globals__["_without_words"].cache_clear()

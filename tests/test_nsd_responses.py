@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from test_nsd_writer import BETAS
 
-from minddiff_utils import storage
+from minddiff_utils import io as storage
 from minddiff_utils.datasets import describe_dropped, load_subject, prepare_fold
 from minddiff_utils.datasets.nsd import NsdTree, responses
 from minddiff_utils.datasets.nsd.responses import (

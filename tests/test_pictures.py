@@ -14,8 +14,7 @@ from test_reconstruction import decoded
 
 from minddiff_utils.book.pages import front_results
 from minddiff_utils.evaluation.baselines import Bench, make_control
-from minddiff_utils.evaluation.pictures import failed_pictures, failure_note
-from minddiff_utils.evaluation.tables import write_results
+from minddiff_utils.evaluation.tables import failed_pictures, failure_note, write_results
 from minddiff_utils.models.stable_diffusion import load_generator
 from minddiff_utils.reconstruction.results import read_pictures
 from minddiff_utils.reconstruction.stage2 import reconstruct

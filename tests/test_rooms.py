@@ -14,7 +14,7 @@ PACKAGE = ROOT / "minddiff_utils"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 # Each room may import those before it, and those that stand beside it.
 ORDER = [
-    {"io", "storage", "settings"},
+    {"io", "settings"},
     {"datasets", "models"},
     {"decoding", "reconstruction"},
     {"evaluation"},

@@ -3,17 +3,14 @@
 import errno
 import subprocess
 import sys
-import time
 
 import h5py
 import numpy as np
-import pandas as pd
 import pytest
 from dummy_project import ROOT
 
-from minddiff_utils import storage
-from minddiff_utils.io import InputError
-from minddiff_utils.storage import check_room, content_hash, open_to_write
+from minddiff_utils import io as storage
+from minddiff_utils.io import InputError, check_room, content_hash, open_to_write
 
 
 @pytest.fixture
@@ -39,7 +36,7 @@ def disk(tmp_path):
 WRITE = """
 import os, sys
 import numpy as np
-from minddiff_utils import storage
+from minddiff_utils import io as storage
 storage.SPARE = -(2**40)
 source, path = sys.argv[1:]
 with np.load(source) as arrays:
@@ -168,17 +165,3 @@ def test_a_file_is_told_from_another_by_its_content(tmp_path, monkeypatch):
     small.write_bytes(b"a" * 500 + b"b" + b"a" * 498)
     large.write_bytes(b"a" * 3201)
     assert all(storage.file_digest(p) != d for p, d in zip((small, large), before, strict=True))
-
-
-def test_seconds_are_noted_and_a_step_done_again_keeps_the_longer(tmp_path):
-    path = tmp_path / "seconds.csv"
-    for step, n_pictures, seconds in (("slow", 8, 0.05), ("other", 2, 0), ("slow", 8, 0)):
-        with storage.timed(path, step, n_pictures):
-            time.sleep(seconds)
-    with pytest.raises(KeyError), storage.timed(path, "broken", 1):
-        raise KeyError
-    found = pd.read_csv(path).set_index("step")["seconds"]
-    assert 0.05 <= found["slow"] < 2 and found["other"] < 0.05 and len(found) == 2
-    with storage.timed(path, "slow", 4):  # of other pictures: what was is no measure any more
-        pass
-    assert pd.read_csv(path).set_index("step")["seconds"]["slow"] < 0.05

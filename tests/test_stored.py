@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from dummy_project import ROOT
 
-from minddiff_utils.evaluation.pictures import add_stored, stored_pictures
+from minddiff_utils.evaluation.baselines import add_stored, stored_pictures
 from studies import compare, stored
 from studies.published import CHANGES
 

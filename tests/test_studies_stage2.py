@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from test_reconstruction import decoded
 
+from minddiff_utils.evaluation.baselines import stored_pictures
 from minddiff_utils.evaluation.metrics import pcc
-from minddiff_utils.evaluation.pictures import stored_pictures
 from minddiff_utils.io import InputError
 from minddiff_utils.models.stable_diffusion import load_generator
 from minddiff_utils.reconstruction.inputs import pictures_of

@@ -16,8 +16,7 @@ import yaml
 from minddiff_utils.book import say
 from minddiff_utils.book.pages import HEADING, add_pieces, has_gallery
 from minddiff_utils.book.plan import Plan, Sheet
-from minddiff_utils.io import BookError, InputError
-from minddiff_utils.storage import file_digest
+from minddiff_utils.io import BookError, InputError, file_digest
 
 # Builders whose version shapes the HTML: a new one builds the book again.
 BUILDERS = ("jupyter-book", "sphinx", "myst-nb", "sphinx-book-theme")

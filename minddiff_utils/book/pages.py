@@ -22,11 +22,11 @@ from minddiff_utils.book import span
 from minddiff_utils.book.plan import Plan
 from minddiff_utils.evaluation.methods import FULL, METHODS, full_method, in_order
 from minddiff_utils.evaluation.metrics import METRICS, main_metrics, read_metrics
-from minddiff_utils.evaluation.pictures import failure_note
 from minddiff_utils.evaluation.tables import (
     FRONT,
     STAGE_2_PAIRS,
     difference_table,
+    failure_note,
     front_table,
     markdown_table,
 )

@@ -15,9 +15,8 @@ from typing import Any
 import nbformat
 
 from minddiff_utils.book.plan import Plan, Sheet
-from minddiff_utils.io import atomic_path
+from minddiff_utils.io import atomic_path, code_digest, content_hash, file_digest
 from minddiff_utils.models.hub import PAPER, clip_name, hub_name
-from minddiff_utils.storage import code_digest, content_hash, file_digest
 
 # What decides a notebook's results and figures; a change elsewhere makes no notebook run again.
 ROOMS = ("datasets", "models", "decoding", "reconstruction", "evaluation", "figures", "settings.py")

@@ -24,8 +24,7 @@ from minddiff_utils.datasets.kay import kay_path, load_kay
 from minddiff_utils.datasets.miyawaki import load_miyawaki_full
 from minddiff_utils.datasets.nsd.design import NsdTree
 from minddiff_utils.datasets.nsd.regions import GENERAL, atlases_of
-from minddiff_utils.io import InputError, atomic_path, lock_file
-from minddiff_utils.storage import check_room
+from minddiff_utils.io import InputError, atomic_path, check_room, lock_file
 
 # NSD's bucket is public: what lies in it is also read without an account, by plain HTTPS.
 BUCKET = "https://natural-scenes-dataset.s3.us-east-2.amazonaws.com"

@@ -15,8 +15,7 @@ from minddiff_utils.decoding.components import evidence
 from minddiff_utils.decoding.decoders import Decoder, Design, Method, fit_decoders, make_design
 from minddiff_utils.decoding.features import feature_spaces, open_hdf5, read_features, read_values
 from minddiff_utils.decoding.ridge import assign_folds, column_moments, constant_columns
-from minddiff_utils.io import atomic_path
-from minddiff_utils.storage import open_to_write, progress, row_dataset
+from minddiff_utils.io import atomic_path, open_to_write, progress, row_dataset
 
 # Voxels at a time when their reliability is estimated, which bounds the memory.
 VOXELS = 1024

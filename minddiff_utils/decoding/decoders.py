@@ -16,9 +16,8 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from minddiff_utils.decoding import ridge
 from minddiff_utils.decoding.components import PrincipalComponents
 from minddiff_utils.decoding.voxel_selected_ridge import VoxelSelectedRidge
-from minddiff_utils.io import InputError, atomic_path
+from minddiff_utils.io import InputError, atomic_path, check_room
 from minddiff_utils.settings import Chosen, check
-from minddiff_utils.storage import check_room
 
 # What a picture means; early areas may have less weight in it.
 SEMANTIC = ("c", "embedding")

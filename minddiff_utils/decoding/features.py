@@ -12,8 +12,7 @@ import torch
 
 from minddiff_utils.datasets import Subject
 from minddiff_utils.datasets.reading import unreadable
-from minddiff_utils.io import Ids, InputError
-from minddiff_utils.storage import code_digest, content_hash, write_rows
+from minddiff_utils.io import Ids, InputError, code_digest, content_hash, write_rows
 
 if TYPE_CHECKING:
     from minddiff_utils.models.stable_diffusion import Generator

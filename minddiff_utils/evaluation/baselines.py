@@ -30,6 +30,7 @@ from minddiff_utils.reconstruction.results import check_inputs, read_pictures
 from minddiff_utils.reconstruction.stage2 import reconstruct
 from minddiff_utils.settings import Settings
 
+SAME = 1e-3  # of the spread of statistics: what rounding leaves
 BLOCK = 256  # pictures read at a time: those of a big recording do not fit into memory
 GUIDED, OF = 7, 37  # NeuralDiffuser: steps that are guided, the first ones, and steps in all
 
@@ -454,3 +455,67 @@ FUNCTIONS: dict[str, Callable[[Bench], np.ndarray]] = {
     "mean_features": from_mean_features,
     "prior": prior,
 }
+
+
+# --- pictures that were made once, in hours ---------------------------------------------------
+
+
+def stored_pictures(
+    path: str | Path, decoded: Mapping[str, np.ndarray]
+) -> tuple[np.ndarray | None, str]:
+    """Return what `studies.stored.store_pictures` kept, if it follows from these decoded features.
+
+    Parameters
+    ----------
+    path : str or Path
+    decoded : mapping of str to array, shape (n, …)
+        Of this run. Rounding of another processor is no difference.
+
+    Returns
+    -------
+    pictures : uint8 array, shape (n, n_seeds, h, w, 3), or None
+        From draws of the noise with the seeds 0, 1 …
+    note : str
+        How they were made, or why there are none.
+    """
+    if not Path(path).is_file():
+        return None, "No pictures of Algorithm 1 are stored for this recording."
+    with h5py.File(path, "r") as file:
+        ids = set(file["stimulus_id"][:].tolist())
+        if ids < set(np.asarray(decoded["stimulus_id"]).tolist()):
+            n = f"{len(ids)} of {len(decoded['stimulus_id'])}"
+            return None, f"Of the pictures of Algorithm 1, {n} are stored yet: too few for a row."
+        statistics, ours = file["statistics"][:], decoded_statistics(decoded)
+        same = np.array_equal(file["stimulus_id"][:], decoded["stimulus_id"])
+        same &= statistics.shape == ours.shape  # as many blocks
+        if not same or not np.allclose(statistics, ours, rtol=0, atol=SAME * statistics.std()):
+            return None, "The stored pictures of Algorithm 1 follow from other decoded features."
+        return file["pictures"][:], f"Stored, not made here: {file.attrs['about']}"
+
+
+def add_stored(
+    draws: Mapping[int, dict[str, np.ndarray]], path: str | Path, decoded: Mapping[str, np.ndarray]
+) -> None:
+    """Add what is stored of Algorithm 1 to the draws of the noise that a run has made.
+
+    Parameters
+    ----------
+    draws : dict of seed to dict of method to uint8 array, shape (n, h, w, 3)
+        Extended in place, unless the run has made Algorithm 1's pictures itself.
+    path, decoded
+        As for `stored_pictures`.
+    """
+    stored, _ = stored_pictures(path, decoded)
+    for seed, drawn in draws.items():
+        if stored is not None and seed < stored.shape[1]:
+            drawn.setdefault("algorithm_1", stored[:, seed])
+
+
+def decoded_statistics(decoded: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Mean and standard deviation of each picture's decoded values; float32 (n, n_names, 2)."""
+    names = sorted(name for name in decoded if name in ("z", "c") or name.startswith("block_"))
+    found = []
+    for name in names:
+        values = decoded[name].reshape(len(decoded[name]), -1).astype(np.float64)
+        found.append(np.stack([np.nanmean(values, 1), np.nanstd(values, 1)], axis=1))
+    return np.stack(found, axis=1).astype(np.float32)

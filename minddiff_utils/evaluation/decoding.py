@@ -26,7 +26,7 @@ from minddiff_utils.decoding.decode import (
 from minddiff_utils.decoding.decoders import Design, Method
 from minddiff_utils.decoding.features import feature_spaces, read_values
 from minddiff_utils.evaluation.statistics import resampled_correlation, shuffled_rows
-from minddiff_utils.storage import progress
+from minddiff_utils.io import progress
 
 # Every second penalty: mean accuracies need no finer choice.
 COARSE = ridge.PENALTIES[::2]

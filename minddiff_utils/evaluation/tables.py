@@ -3,17 +3,26 @@
 Everything starts from the tidy table of `metrics.evaluate`, one row a picture, method and metric.
 """
 
+import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from minddiff_utils.evaluation.methods import BLIND, FULL, METHODS, ROWS, full_method, in_order
+from minddiff_utils.evaluation.methods import (
+    BLIND,
+    FULL,
+    METHODS,
+    ROWS,
+    SOLVERS,
+    full_method,
+    in_order,
+)
 from minddiff_utils.evaluation.metrics import METRICS, main_metrics
-from minddiff_utils.evaluation.pictures import failure_note
 from minddiff_utils.evaluation.statistics import bootstrap_interval, finite, holm, paired_difference
 from minddiff_utils.io import atomic_path
 
@@ -34,6 +43,7 @@ FRONT = {name: METHODS[name] for name in ("no_z", "no_c", "stage1", "algorithm_1
 FRONT["stage2"] = f"**{FRONT['stage2']}**"
 FRONT |= {"ceiling": "true features (ceiling)", "retrieval": METHODS["retrieval"]}
 FRONT[FLOOR] = "best blind control (floor)"
+LISTED = 10  # ids of one method that a note lists
 NBSP = "\u00a0"  # a narrow table breaks a line before an interval, not inside it
 
 
@@ -535,3 +545,67 @@ def markdown_table(table: pd.DataFrame) -> str:
     lines = [list(cells.columns), ["---"] * len(cells.columns), *cells.astype(str).to_numpy()]
     text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     return f"{text}\n\n{table.attrs.get('note', '')}\n"
+
+
+# --- pictures that failed -------------------------------------------------------------------
+
+
+def failed_pictures(folder: str | Path, methods: Iterable[str] = METHODS) -> dict[str, list[int]]:
+    """Find the pictures that failed, as `Stage2` defines it.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Of a subject.
+    methods : iterable of str
+        Only of these; else of all that have a row in the tables.
+
+    Returns
+    -------
+    dict of method to list of stimulus ids
+        An entry for every run that is there, mostly an empty list.
+    """
+    found = {}
+    for method in methods:
+        name = ROWS[method].file if method in ROWS else ""
+        path = Path(folder) / (name or f"controls/{method}.h5")
+        if path.is_file():
+            with h5py.File(path, "r") as file:
+                solver = json.loads(file.attrs["record"])["solver"]
+                if SOLVERS.get(method, solver) == solver:
+                    found[method] = file["stimulus_id"][:][file["failed"][:]].tolist()
+    return found
+
+
+def failure_note(
+    folders: Mapping[str, str | Path], methods: Iterable[str] = METHODS, quiet: bool = False
+) -> str:
+    """Say how many pictures of each method failed, and which.
+
+    Parameters
+    ----------
+    folders : mapping of subject to the subject's folder
+    methods : iterable of str
+        As for `failed_pictures`.
+    quiet : bool
+        Say nothing where no picture failed.
+
+    Returns
+    -------
+    str
+        A sentence of markdown; "" where none of the runs is there.
+    """
+    found = {subject: failed_pictures(folder, methods) for subject, folder in folders.items()}
+    parts = []
+    for subject, failed in found.items():
+        for method, ids in failed.items():
+            if ids:
+                listed = ", ".join(map(str, ids[:LISTED])) + ", …" * (len(ids) > LISTED)
+                parts.append(f"{subject}, {METHODS.get(method, method)}: {len(ids)} ({listed})")
+    if parts:
+        return (
+            "\n**Failed pictures** (values that are no numbers, or a loss that doubled; the "
+            "iterate of least loss stands for them, grey where there is none): "
+            f"{'; '.join(parts)}.\n"
+        )
+    return "" if quiet or not any(found.values()) else "\nFailed pictures: none.\n"

@@ -22,11 +22,10 @@ from torch.utils.checkpoint import checkpoint
 from transformers import CLIPModel
 from transformers.utils import logging as transformers_logging
 
-from minddiff_utils.io import Ids, InputError
+from minddiff_utils.io import Ids, InputError, content_hash
 from minddiff_utils.models import hub
 from minddiff_utils.models.clip import Clip, to_pictures, to_rgb
 from minddiff_utils.settings import recall
-from minddiff_utils.storage import content_hash
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 SAVINGS = ("attention", "tiling", "checkpointing")

@@ -21,11 +21,10 @@ from tqdm import tqdm
 
 from minddiff_utils.datasets.nsd import NsdTree
 from minddiff_utils.datasets.subject import estimate_ncsnr
-from minddiff_utils.io import InputError, atomic_path
+from minddiff_utils.io import InputError, atomic_path, open_to_write
 from minddiff_utils.phantom import world
 from minddiff_utils.phantom.anatomy import KASTNER_LABELS, SHAPE, affine
 from minddiff_utils.phantom.brain import Brain
-from minddiff_utils.storage import open_to_write
 
 VERSION = 2  # one more whenever a tree's content changes: trees of other versions are made anew
 SUBJECTS = tuple(f"subj{number:02d}" for number in range(1, 9))

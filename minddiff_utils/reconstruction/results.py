@@ -11,12 +11,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minddiff_utils.io import Ids, InputError, atomic_path
+from minddiff_utils.io import (
+    Ids,
+    InputError,
+    atomic_path,
+    code_digest,
+    content_hash,
+    open_to_write,
+    write_rows,
+)
 from minddiff_utils.models.clip import to_pictures
 from minddiff_utils.models.stable_diffusion import Generator
 from minddiff_utils.reconstruction.losses import Arrays
 from minddiff_utils.settings import Settings
-from minddiff_utils.storage import code_digest, content_hash, open_to_write, write_rows
 
 # A picture whose loss ends this many times as high as it began has diverged.
 DIVERGED = 2.0
@@ -101,7 +108,7 @@ def write_batches(
     Parameters
     ----------
     path : str or Path
-        HDF5 file; see `storage.write_rows`.
+        HDF5 file; see `io.write_rows`.
     ids : int array, shape (n,)
         Stimuli.
     record : str

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from minddiff_utils.decoding.decode import read_decoded
-from minddiff_utils.io import InputError, atomic_path, require
+from minddiff_utils.io import InputError, atomic_path, open_to_write, require, row_dataset
 from minddiff_utils.models.stable_diffusion import Generator, load_generator
 from minddiff_utils.reconstruction import results
 from minddiff_utils.reconstruction.algorithm1 import algorithm_1
@@ -26,7 +26,6 @@ from minddiff_utils.reconstruction.guided_sampling import guided_pass
 from minddiff_utils.reconstruction.inputs import Inputs, ablate, pictures_of, stage_inputs
 from minddiff_utils.reconstruction.losses import Arrays, structure_losses
 from minddiff_utils.settings import Settings
-from minddiff_utils.storage import open_to_write, row_dataset
 
 
 def stage2(generator: Generator, inputs: Inputs, settings: Settings) -> results.Reconstruction:

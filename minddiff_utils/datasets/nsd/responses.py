@@ -21,8 +21,7 @@ import numpy as np
 
 from minddiff_utils.datasets.reading import open_file, open_hdf5, read_rows, reading
 from minddiff_utils.datasets.recording import partly_missing, trial_fault
-from minddiff_utils.io import Ids, InputError, atomic_path
-from minddiff_utils.storage import open_to_write, progress
+from minddiff_utils.io import Ids, InputError, atomic_path, open_to_write, progress
 
 BETA_SCALE = 300
 BLOCK_BYTES = 32 * 2**20  # how much of a session is held at once
