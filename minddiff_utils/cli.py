@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -190,12 +190,17 @@ def _plan(
     root: Path, params: str, changes: list[str] | None = None, data: Path | None = None
 ) -> "Plan":
     """The plan of a parameter file with the changes of the command line."""
-    from minddiff_utils.book.plan import load_plan
+    from minddiff_utils.book.plan import load_plan, parse_yaml
     from minddiff_utils.settings import resolve
 
     is_path = params.endswith((".yaml", ".yml"))
     path = Path(params) if is_path else root / "notebooks" / "params" / f"{params}.yaml"
-    values = dict(_change(text) for text in changes or [])
+    values = {}
+    for text in changes or []:
+        name, _, value = text.partition("=")
+        if not value or not name.isidentifier():
+            raise InputError(f"--set {text}: expected KEY=VALUE, such as seed=1.")
+        values[name] = parse_yaml(value, f"--set {text}")
     if data is not None:
         found = resolve(str(data), Path.cwd())
         if not found.exists():
@@ -208,15 +213,6 @@ def _plan(
             f"or minddiff book {path.stem} --data path."
         )
     return plan
-
-
-def _change(text: str) -> tuple[str, Any]:
-    from minddiff_utils.book.plan import parse_yaml
-
-    name, equals, value = text.partition("=")
-    if not equals or not name.isidentifier():
-        raise InputError(f"--set {text}: expected KEY=VALUE, such as seed=1.")
-    return name, parse_yaml(value, f"--set {text}")
 
 
 def _make_phantom(plan: "Plan") -> None:

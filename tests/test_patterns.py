@@ -59,11 +59,6 @@ def test_patterns_lie_in_the_region_that_knows(world, decoded):  # noqa: F811
     assert (table * [0.5, 0.5]).sum() == pytest.approx(1, abs=1e-4)
 
 
-def test_constant_share_counts_values_and_power():
-    y = np.stack([np.full(50, 3.0), np.tile([-1.0, 1.0], 25)], axis=1)
-    assert patterns.constant_share(y) == (0.5, pytest.approx(0.9))
-
-
 @pytest.mark.parametrize("noise", [0.5, 20.0])
 def test_reliability_is_above_accuracy_and_falls_with_noise(world, tmp_path, noise):  # noqa: F811
     features, ids, _ = world

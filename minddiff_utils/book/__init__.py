@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from unittest.mock import patch
 
@@ -74,8 +75,5 @@ def say(line: str) -> None:
 
 
 def span(seconds: float) -> str:
-    """Seconds as people say them: 3 s, 2 min 05 s, 1 h 02 min."""
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60:02} min"
-    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+    """Seconds as hours, minutes and seconds: 0:02:05."""
+    return str(timedelta(seconds=round(seconds)))

@@ -14,7 +14,7 @@ from minddiff_utils.datasets.areas import EARLY_AREAS, area_masks
 from minddiff_utils.decoding.components import evidence
 from minddiff_utils.decoding.decoders import Decoder, Design, Method, fit_decoders, make_design
 from minddiff_utils.decoding.features import feature_spaces, open_hdf5, read_features, read_values
-from minddiff_utils.decoding.ridge import assign_folds, column_moments, constant_columns
+from minddiff_utils.decoding.ridge import assign_folds, column_moments
 from minddiff_utils.io import atomic_path, open_to_write, progress, row_dataset
 
 # Voxels at a time when their reliability is estimated, which bounds the memory.
@@ -368,23 +368,6 @@ def density_by_region(subject: Subject, shares: dict[str, np.ndarray]) -> pd.Dat
         if mask.any()
     ]
     return pd.DataFrame(rows)
-
-
-def constant_share(y: np.ndarray) -> tuple[float, float]:
-    """Tell how much of some features is the same for every picture.
-
-    Parameters
-    ----------
-    y : float array, shape (n_stimuli, …)
-
-    Returns
-    -------
-    of_values, of_power : float
-        Share of the values that never vary, and their share of the sum of squares.
-    """
-    mean, variance = column_moments(y.reshape(len(y), -1))
-    constant, power = constant_columns(mean, variance), variance + np.square(mean)
-    return float(constant.mean()), float(power[constant].sum() / power.sum())
 
 
 def decoder_reliability(subject: Subject, decoders: str | Path, space: str) -> np.ndarray:

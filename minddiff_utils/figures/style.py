@@ -55,14 +55,10 @@ FEATURE_SPACES = {
 }
 
 
-def _draw_into_the_page() -> None:
-    """Let a notebook hold its figures, whatever MPLBACKEND the shell has set for other programs."""
-    shell: Any = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    if hasattr(shell, "kernel") and not os.environ.get("MPLBACKEND", "").startswith("module:"):
-        shell.enable_matplotlib("inline")
-
-
-_draw_into_the_page()
+# A notebook holds its figures, whatever MPLBACKEND the shell has set for other programs.
+SHELL: Any = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+if hasattr(SHELL, "kernel") and not os.environ.get("MPLBACKEND", "").startswith("module:"):
+    SHELL.enable_matplotlib("inline")
 
 
 def figure(draw: Callable[..., Figure]) -> Callable[..., Figure]:
