@@ -28,12 +28,9 @@ from studies.stored import DEFAULTS, compare_table
 
 STAGES = tuple(signature(Settings).parameters)
 DECODING = tuple(signature(Method).parameters)
-FEWER = ",".join(f"n_voxels_{name}=125" for name in ("z", "c", "structure"))
 CHANGES = (
     "early_band_scale=1",
     "target_components=0",
-    "decoder=voxel_selected",
-    f"decoder=voxel_selected,{FEWER}",
     "rescale_z=none",
     "rescale_power=1",
     "rescale_z=target",
@@ -51,7 +48,7 @@ def main(
     change: Annotated[list[str] | None, typer.Option(help="name=value,…; repeat.")] = None,
     subject: Annotated[str, typer.Option(help="Whose brain.")] = "subj01",
     data: Annotated[Path, typer.Option(help="A recording in NSD's layout.")] = TREE,
-    pictures: Annotated[int, typer.Option(min=2, help="Held-out training pictures.")] = 96,
+    pictures: Annotated[int, typer.Option(min=2, help="Held-out training pictures.")] = 48,
     batch: Annotated[int, typer.Option(min=1)] = 8,
     models: Annotated[str, typer.Option(help="Folder or name.")] = str(MODELS),
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
