@@ -136,7 +136,7 @@ def compare_table(folder: str | Path) -> str:
 def _gain(row: pd.Series, absolute: bool) -> str:
     if absolute:
         return f"{row.value:.3f}".replace("0.", ".")
-    if row.low == row.high == 0:
+    if max(abs(row.low), abs(row.high)) < 5e-4:
         return "·"
     star = r"\*" if row.low > 0 or row.high < 0 else ""
     return f"{row.gain:+.3f}".replace("0.", ".").replace("-", "−") + star
