@@ -36,19 +36,12 @@ print(texts)"""
 
 def notebook(title: str, parameters: str, *sources: str) -> nbformat.NotebookNode:
     """A notebook with a title, a parameters cell and code cells."""
-    cells = [
-        new_markdown_cell(
-            f"({title.lower()}-start)=\n# {title}\n\nSee {{numref}}`fig-{title.lower()}`."
-        )
-    ]
-    cells.append(new_code_cell(parameters, metadata={"tags": ["parameters"]}))
-    cells += [new_code_cell(source) for source in sources]
-    return new_notebook(
-        cells=cells,
-        metadata={
-            "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}
-        },
-    )
+    name = title.lower()
+    first = new_markdown_cell(f"({name}-start)=\n# {title}\n\nSee {{numref}}`fig-{name}`.")
+    second = new_code_cell(parameters, metadata={"tags": ["parameters"]})
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    cells = [first, second, *map(new_code_cell, sources)]
+    return new_notebook(cells=cells, metadata={"kernelspec": kernel})
 
 
 def make_project(folder: Path) -> Path:
@@ -92,11 +85,6 @@ def make_project(folder: Path) -> Path:
 
 def write_params(folder: Path, **changes: object) -> None:
     """Write `tiny.yaml`, two subjects, with changed or further keys."""
-    values = {
-        "title": "Tiny",
-        "subjects": ["subj01", "subj02"],
-        "data_path": "data",
-        "run_dir": "runs/tiny",
-        **changes,
-    }
+    values = {"title": "Tiny", "subjects": ["subj01", "subj02"], "data_path": "data"}
+    values |= {"run_dir": "runs/tiny", **changes}
     (folder / "notebooks" / "params" / "tiny.yaml").write_text(yaml.safe_dump(values))

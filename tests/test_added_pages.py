@@ -9,8 +9,6 @@ from nbformat import write
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from minddiff_utils.book import pages
-from minddiff_utils.phantom import world
-from minddiff_utils.phantom.pages import caption_list
 
 
 def executed(*cells):
@@ -55,13 +53,3 @@ def test_costs_are_those_of_the_records(tmp_path, machines):
         ["**all chapters**", "**1:01:04**", "**10:10:44**"],
     ]
     assert pages.cost_table(tmp_path, ["nobody"]) == ""
-
-
-def test_captions_of_the_page_are_the_worlds_without_space_before_a_comma():
-    assert any(" ," in caption for i in range(9) for caption in world.captions(i))
-    for i in range(9):
-        shown = [line.removeprefix("- ") for line in caption_list(i).splitlines()]
-        assert [text.replace(" ", "") for text in shown] == [
-            caption.replace(" ", "") for caption in world.captions(i)
-        ]
-        assert not [text for text in shown if " ," in text or " :" in text]

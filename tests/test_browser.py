@@ -26,15 +26,8 @@ from dummy_project import ROOT
 pytestmark = pytest.mark.browser
 
 AXE = ROOT / "tests/axe/node_modules/axe-core/axe.min.js"
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+ARGUMENTS += [f"--disable-{part}" for part in ("background-networking", "component-update", "sync")]
 DESK, PHONE = (1400, 900), (360, 740)  # CSS pixels
 GIVEN = os.environ.get("BOOKS", "").split(os.pathsep)
 BOOKS = [Path(b).resolve() for b in GIVEN if b] or sorted((ROOT / "runs").glob("*/html"))

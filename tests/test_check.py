@@ -96,14 +96,6 @@ def test_one_removed_one_truncated_one_of_wrong_shape(capsys, monkeypatch, tree)
     assert lines[-1].startswith("Not ready: 8 of 11 files of ") and "about 2." in lines[-1]
 
 
-def test_check_names_every_dataset(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(sys, "argv", ["minddiff", "check", "nds", str(tmp_path)])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    known = "choose one of nsd, miyawaki, miyawaki_full, kay, own"
-    assert stop.value.code == 2 and known in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("file", [*FILES, SESSION.format(1)])
 def test_each_missing_or_truncated_file_is_named_alone(tree, file):
     cut(tree / file, 0.7)

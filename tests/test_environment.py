@@ -72,12 +72,6 @@ def test_conda_installs_the_lock():
     assert {re.split("[=<>]", entry)[0] for entry in rest} == {"python", "pip", "make", "git"}
 
 
-def test_citation_and_licence():
-    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-    assert citation["license"] == "MIT" and citation["cff-version"] == "1.2.0"
-    assert (ROOT / "LICENSE").read_text().startswith("MIT License")
-
-
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_makefile_hands_data_only_to_the_book_that_reads_them():
     def shown(*arguments):

@@ -1,20 +1,17 @@
-"""Fetching recordings: NSD from a real S3 server on loopback, the others from a web server."""
+"""Fetching recordings: NSD and the others, from a web server on loopback."""
 
-import hashlib
 import io
 import shutil
 import sys
 import tarfile
 import zipfile
 
-import boto3
 import miyawaki_tree
 import numpy as np
 import pytest
 import requests
 import test_kay
-from loopback import CuttingProxy, serve
-from moto.server import ThreadedMotoServer
+from loopback import serve
 from test_nsd import DESIGN, NCSNR, PICTURES, ROI, SESSION, STIMULI, TABLE
 from tqdm import tqdm
 
@@ -24,58 +21,20 @@ from minddiff_utils.datasets.check import check_nsd, is_ready
 from minddiff_utils.datasets.fetch import digest, fetch_file, look_up
 from minddiff_utils.io import InputError
 
-BUCKET = "natural-scenes-dataset"
-KEY = "nsddata/some.bin"
-BODY = np.random.default_rng(0).bytes(2_500_000)
-PARTS = np.random.default_rng(1).bytes(5 * 2**20 + 1_000_000)  # S3 takes no smaller first part
 CAPTIONS = ("captions_train2017.json", "captions_val2017.json")
 
 
 @pytest.fixture(scope="module")
-def s3(three_sessions):
-    """A server with NSD's bucket, filled with a phantom's tree; yields its port and a client."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ACCESS_KEY_ID", "only-for-filling-the-bucket")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "only-for-filling-the-bucket")
-        server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-        server.start()
-        port = server.get_host_and_port()[1]
-        client = boto3.client("s3", "us-east-1", endpoint_url=f"http://127.0.0.1:{port}")
-        client.create_bucket(Bucket=BUCKET, ACL="public-read")
-        for path in three_sessions.rglob("*"):
-            name = path.relative_to(three_sessions).as_posix()
-            if path.is_file() and name.startswith("nsddata"):
-                client.upload_file(str(path), BUCKET, name)
-        client.put_object(Bucket=BUCKET, Key=KEY, Body=BODY)
-        upload = client.create_multipart_upload(Bucket=BUCKET, Key="parts.bin")["UploadId"]
-        given = {"Bucket": BUCKET, "Key": "parts.bin", "UploadId": upload}
-        pieces = (PARTS[: 5 * 2**20], PARTS[5 * 2**20 :])
-        tags = [
-            {"PartNumber": n, "ETag": client.upload_part(PartNumber=n, Body=piece, **given)["ETag"]}
-            for n, piece in enumerate(pieces, start=1)
-        ]
-        client.complete_multipart_upload(MultipartUpload={"Parts": tags}, **given)
-        yield port, client
-    server.stop()
-
-
-@pytest.fixture
-def proxy(s3, monkeypatch):
-    monkeypatch.setattr("time.sleep", lambda _: None)
-    between = CuttingProxy(s3[0])
-    yield between
-    between.close()
-
-
-@pytest.fixture(scope="module")
 def web(three_sessions):
-    """A web server with the archive of captions."""
+    """A server with NSD's bucket, filled with a phantom's tree, and the archive of captions."""
+    paths = [path for path in three_sessions.rglob("nsddata*/**/*") if path.is_file()]
+    files = {f"/{path.relative_to(three_sessions)}": path.read_bytes() for path in paths}
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in CAPTIONS:
             archive.write(three_sessions / "coco/annotations" / name, f"annotations/{name}")
         archive.writestr("annotations/instances_val2017.json", "{}" * 1000)
-    with serve({"/captions.zip": packed.getvalue()}) as server:
+    with serve({**files, "/captions.zip": packed.getvalue()}) as server:
         yield server
 
 
@@ -86,32 +45,29 @@ def files_in(folder):
 # -------------------------------------------------------------------------------- files of a bucket
 
 
-@pytest.mark.parametrize(("key", "body"), [(KEY, BODY), ("parts.bin", PARTS)])
-def test_files_of_a_bucket_come_whole_and_verified(proxy, tmp_path, key, body):
-    remote = look_up(f"{proxy.url}/{BUCKET}/{key}", bucket=True)
-    halves = [hashlib.md5(p).digest() for p in (body[: 5 * 2**20], body[5 * 2**20 :])]
-    in_parts = hashlib.md5(b"".join(halves)).hexdigest() + "-2"
-    assert remote.md5 == (hashlib.md5(body).hexdigest() if key == KEY else in_parts)
-    proxy.cut_after, proxy.cuts, proxy.received = 600_000, 3, 0
+def test_a_file_that_was_uploaded_in_parts_is_verified(web, tmp_path):
+    """As S3 does it: its ETag is made of the parts, whose size it tells who asks for the first."""
+    body, part = np.random.default_rng(0).bytes(250_000), 100_000
+    (tmp_path / "whole").write_bytes(body)
+    web.files |= {"/parts.bin": body, "/parts.bin?partNumber=1": body[:part]}
+    web.headers["/parts.bin"] = {"ETag": f'"{digest(tmp_path / "whole", part)}"'}
+    remote = look_up(f"{web.url}/parts.bin", bucket=True)
+    assert remote.part == part and remote.md5.endswith("-3")
     with tqdm(file=io.StringIO()) as bar:
-        path = fetch_file(remote, tmp_path / "a.bin", bar)
-        assert path.read_bytes() == body and proxy.cuts == 0 and bar.n == len(body)
-        # What had come before each cut was not asked for again.
-        assert proxy.received < 1.2 * len(body) and files_in(tmp_path) == {"a.bin"}
-        assert digest(path, remote.part) == remote.md5
-        proxy.mangle = lambda data: data[:-1] + bytes([data[-1] ^ 1]) if len(data) > 5000 else data
+        assert fetch_file(remote, tmp_path / "a.bin", bar).read_bytes() == body
+        web.files["/parts.bin"] = body[::-1]
         with pytest.raises(InputError, match="checksum .*; expected .*Nothing was kept"):
             fetch_file(remote, tmp_path / "b.bin", bar)
-    assert files_in(tmp_path) == {"a.bin"}
+    assert files_in(tmp_path) == {"whole", "a.bin"}
 
 
 # ------------------------------------------------------------------------------------- all of NSD
 
 
 @pytest.fixture
-def addresses(s3, web, monkeypatch):
+def addresses(web, monkeypatch):
     """Fetch from here."""
-    monkeypatch.setattr(fetch, "BUCKET", f"http://127.0.0.1:{s3[0]}/{BUCKET}")
+    monkeypatch.setattr(fetch, "BUCKET", web.url)
     monkeypatch.setattr(fetch, "CAPTIONS_URL", web.url + "/captions.zip")
     monkeypatch.setattr(fetch, "CAPTIONS_MD5", "")
 
@@ -164,16 +120,15 @@ def test_what_cannot_be_fetched_is_said_before_anything_comes(fetch_tree, tmp_pa
         assert sum("betas_session" in path.name for path in files) == count
 
 
-def test_an_atlas_whose_labels_each_subject_has(fetch_tree, s3, three_sessions, tmp_path):
+def test_an_atlas_whose_labels_each_subject_has(fetch_tree, web, three_sessions, tmp_path):
     """NSD keeps some tables of labels with the subjects, not with fsaverage."""
     roi = "nsddata/ppdata/subj01/func1pt8mm/roi/{}.nii.gz"
     table = "nsddata/freesurfer/subj01/label/other.mgz.ctab"
-    upload = s3[1].upload_file
-    upload(str(three_sessions / roi.format("Kastner2015")), BUCKET, roi.format("other"))
+    web.files["/" + roi.format("other")] = web.files["/" + roi.format("Kastner2015")]
     with pytest.raises(InputError, match="subj01/label/other.mgz.ctab cannot be fetched .404"):
         fetch_tree(tmp_path, rois="other:V1v")
     labels = three_sessions / "nsddata/freesurfer/fsaverage/label/Kastner2015.mgz.ctab"
-    upload(str(labels), BUCKET, table)
+    web.files["/" + table] = labels.read_bytes()
     fetch_tree(tmp_path, rois="other:V1v,V1d")
     assert (tmp_path / table).is_file() and not (tmp_path / "nsddata/freesurfer/fsaverage").exists()
     assert list(load_subject("nsd", tmp_path, "subj01", rois="other:V1v,V1d").roi) == ["V1v", "V1d"]
@@ -196,19 +151,20 @@ def test_damaged_captions_are_refused(fetch_tree, web, tmp_path, monkeypatch):
 # ----------------------------------------------------------------------------------- command line
 
 
-def test_fetch_then_check_through_a_bad_connection(capsys, monkeypatch, tmp_path, proxy, addresses):
+def test_fetch_then_check_through_a_bad_connection(capsys, monkeypatch, tmp_path, web, addresses):
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["minddiff", *map(str, arguments), "--sessions", "2"])
         with pytest.raises(SystemExit) as stop:
             cli.main()
         return stop.value.code or 0, capsys.readouterr()
 
-    monkeypatch.setattr(fetch, "BUCKET", f"{proxy.url}/{BUCKET}")
-    proxy.cut_after, proxy.cuts = 100_000, 3
+    monkeypatch.setattr(web, "cut_after", 300_000)
+    monkeypatch.setattr(web, "cuts", -1)
     code, shown = call("fetch", "nsd", tmp_path / "nsd")
     assert code == 2 and "data-access agreement" in shown.err and "--i-have-signed" in shown.err
     assert not (tmp_path / "nsd").exists()
-    assert call("fetch", "nsd", "--i-have-signed", tmp_path / "nsd")[0] == 0 and proxy.cuts == 0
+    assert call("fetch", "nsd", "--i-have-signed", tmp_path / "nsd")[0] == 0
+    assert "bytes=300000-" in web.asked
     code, shown = call("check", "nsd", tmp_path / "nsd")
     assert code == 0 and "Ready: 10 of 10 files" in shown.out
 

@@ -57,15 +57,3 @@ def test_nearest_region_hides_the_ones_behind():
     for (x, y, z), first in zip(subject.voxel_ijk, subject.roi["V1"], strict=True):
         if z == subject.voxel_ijk[(subject.voxel_ijk[:, :2] == (x, y)).all(axis=1), 2].max():
             assert image[y, x] == (0 if first else 1)
-
-
-def test_counts():
-    table = figures_data.counts_table(make_subject(False))["count"]
-    assert table["repetitions of a picture"] == "4"
-    assert table["train pictures in a split"] == "9"
-    assert table["trials"] == 40
-
-
-def test_examples_are_spread():
-    assert figures_data.example_ids(make_subject(False), 3).tolist() == [0, 4, 9]
-    assert figures_data.example_ids(make_subject(False), 99).tolist() == list(range(10))

@@ -61,13 +61,6 @@ def test_component_reliability_counts_what_is_used_and_averages_far_ranks():
     assert len(second.get_ydata()) < 25
 
 
-def test_decoded_latents(rng):
-    true = rng.normal(size=(2, 4, 16, 16))
-    fig = figures.decoded_latents(true, true / 2, ["first", "second"])
-    assert y_labels(fig) == ["first", "second"] and len(x_labels(fig)) == 8
-    assert fig.axes[1].get_xlabel() == "latent value (SD)"
-
-
 def test_shrinkage_is_the_ratio_of_the_spreads(rng):
     true = np.column_stack([rng.normal(size=(50, 3)), np.ones(50)])  # the last never varies
     decoded = 0.5 * true + 0.1 * rng.normal(size=true.shape)

@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from minddiff_utils.evaluation.leakage import Overlap
 from minddiff_utils.evaluation.tables import differences, summary
 from minddiff_utils.figures import evaluation as figures
 from minddiff_utils.figures import style
@@ -107,15 +106,6 @@ def test_floor_to_ceiling_without_its_ends_says_no_share():
         figures.floor_to_ceiling(frame().drop(columns="value"))
 
 
-def test_permutation_null_states_p():
-    null = np.random.default_rng(0).normal(size=999)
-    fig = figures.permutation_null(null, 9.0, "mean cosine")
-    assert fig.axes[0].get_title(loc="left") == "p\xa0=\xa00.001"
-    assert fig.axes[0].get_xlabel() == "mean cosine"
-    fig = figures.permutation_null(null, np.sort(null)[499], "mean cosine")
-    assert fig.axes[0].get_title(loc="left") == "p\xa0=\xa00.501"
-
-
 def test_corners_are_the_pictures_that_stand_there():
     x = np.array([0, 0.1, 1, 0.9, 0, 0.1, 1, 0.9, 0.5])
     y = np.array([1, 0.9, 1, 0.9, 0, 0.1, 0, 0.1, 0.5])
@@ -138,17 +128,3 @@ def test_failures_ring_and_name_the_corner_pictures(n, side):
     corners = [axes for axes in fig.axes if axes.images]
     shown = [label.get_text() for axes in corners for label in axes.get_xticklabels()]
     assert len(set(shown)) == len(named) and all(text.split(": ")[1] in labels for text in shown)
-
-
-def test_overlap_figure_shows_the_methods_there_are():
-    rng = np.random.default_rng(0)
-    distance = rng.random(12)
-    found = Overlap(np.arange(12), distance, np.zeros(12, int), rng.random(30))
-    values = frame(methods=("retrieval", "stage2"), metrics=["clip_judge"])
-    fig = figures.overlap_figure(found, values)
-    assert [text.get_text() for text in fig.legends[0].get_texts()] == [
-        "training pictures", "test pictures",
-        "both stages, this book's solver", "nearest training picture",
-    ]  # fmt: skip
-    fig = figures.overlap_figure(found, values[values["method"] == "stage2"])
-    assert len(fig.legends[0].get_texts()) == 3

@@ -55,15 +55,6 @@ def test_strips_hold_the_pictures_in_their_order(run, tmp_path):
                 np.testing.assert_allclose(middle, file[name][row, 0, 0], atol=4)
 
 
-@pytest.mark.parametrize(("n", "side"), [(3, 128), (201, 80)])
-def test_large_pictures_become_small_and_smaller_if_there_are_many(tmp_path, n, side):
-    with h5py.File(tmp_path / "r.h5", "w") as file:
-        for name in ("truth", "stage1"):
-            file.create_dataset(name, (n, 150, 150, 3), np.uint8)
-    pages.write_strips(tmp_path / "r.h5", tmp_path / "strips")
-    assert Image.open(tmp_path / "strips/0000.jpg").size == (2 * side, side)
-
-
 def test_the_page_holds_the_numbers_of_the_table(run):
     path = run / "subj01/metrics.csv"
     table = pd.read_csv(path)

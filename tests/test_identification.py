@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
-from test_metrics import embed, pictures
 
 from minddiff_utils.evaluation import identification
 from minddiff_utils.io import InputError
@@ -68,18 +67,6 @@ def test_identification_of_many_pictures_does_not_overflow():
     broken = predicted.copy()
     broken[3] = np.nan
     assert np.flatnonzero(np.isnan(identification.identification_accuracy(broken, true))) == [3]
-
-
-def test_identification_table_states_chance():
-    truth = pictures(10)
-    table = identification.identification_table(
-        {"stage2": embed(truth), "mean": np.ones_like(embed(truth))}, embed(truth), [2, 10, 50]
-    )
-    assert list(table.columns) == [
-        "2-way (chance 0.500)", "10-way (chance 0.100)", "2AFC of bdpy (chance 0.500)", "n",
-    ]  # fmt: skip
-    assert table.loc["both stages, this book's solver"].iloc[1] == "1.000 [.692,\u00a01.000]"
-    assert table.loc["mean picture"].iloc[0].startswith(".500 [.")
 
 
 def test_pairwise_identification_is_bdpys():

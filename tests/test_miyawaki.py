@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import scipy.io
 from miyawaki_tree import response_of
-from nilearn.masking import apply_mask
 
 from minddiff_utils.datasets import load_subject, prepare_fold
 from minddiff_utils.datasets.miyawaki import CAPTIONS, block_means, pattern_picture, read_labels
@@ -135,25 +134,6 @@ def test_responses_are_the_simulated_signal_change(whole):
         found = subject.responses[trial]
         # In so short a run the trend that is removed holds a part of the answers.
         assert np.corrcoef(found, expected)[0, 1] > 0.9
-
-
-def test_responses_agree_with_nilearns_masking(whole):
-    """An independent few lines with nilearn, for one run."""
-    folder, _ = whole
-    top = folder / "miyawaki2008"
-    signals = apply_mask(top / "func/data_random_run03.nii.gz", top / "mask/LHV1d.nii.gz")
-    signals = signals.astype(float)
-    time = np.arange(len(signals)) - (len(signals) - 1) / 2
-    fit = np.polynomial.polynomial.polyfit(time, signals, 1)
-    signals = signals - np.outer(time, fit[1])
-    labels = np.loadtxt(top / "label/data_random_run03_label.csv", delimiter=",")[:-2, 0]
-    signals = signals[2:]
-    rest = signals[labels == -1].mean(0)
-    first = np.flatnonzero(labels != -1)[:3]
-    expected = 100 * (signals[first].mean(0) / rest - 1)
-    subject = load(folder, rois="V1")
-    left = subject.voxel_ijk[:, 0] * 20 + subject.voxel_ijk[:, 1] * 4 + subject.voxel_ijk[:, 2] < 7
-    np.testing.assert_allclose(subject.responses[4, left], expected, rtol=1e-3, atol=1e-3)
 
 
 def test_random_patterns_train_and_figures_test(whole):

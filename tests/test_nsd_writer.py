@@ -78,24 +78,19 @@ def test_another_content_needs_another_version(tree):
 def test_reader_agrees_trial_for_trial_and_voxel_for_voxel(tree, name):
     subject = load_subject("nsd", tree, name)
     design = scipy.io.loadmat(tree / "nsddata/experiments/nsd/nsd_expdesign.mat")
-    files = sorted((tree / BETAS.format(name)).glob("betas_session*.hdf5"))
-    trial = 0
-    for number, path in enumerate(files, start=1):
+    place = design["masterordering"][0]  # integers, and so indices
+    pictures = design["subjectim"][int(name[4:]) - 1][place - 1] - 1
+    np.testing.assert_array_equal(subject.stimulus_id, pictures)
+    shared = place <= design["sharedix"].size
+    np.testing.assert_array_equal(np.isin(pictures, subject.splits[0].test), shared)
+    betas, sessions = [], []
+    for number, path in enumerate(sorted((tree / BETAS.format(name)).glob("*.hdf5")), start=1):
         with h5py.File(path) as file:
-            betas = file["betas"][()]
-        assert betas.dtype == np.int16
-        volume = betas.transpose(3, 2, 1, 0)
-        for k in range(len(betas)):
-            ours = subject.responses[trial]
-            theirs = volume[..., k][tuple(subject.voxel_ijk.T)] / 300
-            np.testing.assert_allclose(ours, theirs, rtol=1e-6)
-            place = design["masterordering"][0, trial]  # an integer, and so an index
-            picture = design["subjectim"][int(name[4:]) - 1, place - 1] - 1
-            assert subject.stimulus_id[trial] == picture
-            assert (picture in subject.splits[0].test) == (place <= design["sharedix"].size)
-            assert subject.session[trial] == number
-            trial += 1
-    assert trial == len(subject.stimulus_id) == 3 * 200
+            assert file["betas"].dtype == np.int16
+            betas.append(file["betas"][()].transpose(0, 3, 2, 1)[:, *subject.voxel_ijk.T])
+            sessions += [number] * len(betas[-1])
+    np.testing.assert_allclose(subject.responses, np.concatenate(betas) / 300, rtol=1e-6)
+    assert subject.session.tolist() == sessions and len(sessions) == 3 * 200
 
 
 def test_regions_agree_with_atlas_and_table(tree):

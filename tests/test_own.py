@@ -206,10 +206,7 @@ X = np.random.default_rng(0).normal(size=(48, 10))
 HOLE = np.where(np.arange(480).reshape(48, 10) == 123, np.nan, X)
 FLAT = np.where(np.arange(10) < 4, 1.0, X)
 FAULTS = [
-    (
-        {"responses": X.T},
-        "`responses` (10, 48) lies on its side: 48 trials, 10 voxels. Write respo",
-    ),
+    ({"responses": X.T}, "`responses` (10, 48) lies on its side: 48 trials, 10 voxels"),
     ({"responses": X[0]}, r"`responses` is float64 (10,); expected numbers (n_trials, n_voxels)"),
     ({"responses": HOLE}, "NaN or infinite in some trials for 1 of 10 voxels, first in trial 12"),
     ({"responses": FLAT}, "every voxel of region V1 is NaN or constant"),
@@ -219,7 +216,6 @@ FAULTS = [
     ({"stimulus_id": SHOWN / 2}, "`stimulus_id` is float64 (48,); expected whole numbers"),
     ({"stimulus_id": SHOWN % 8}, "8 shown pictures train in a split, 0 test; expected 4 and 2"),
     ({"stimulus_id": np.maximum(SHOWN, 6)}, "2 shown pictures train in a split, 4 test"),
-    ({"stimulus_id": np.minimum(SHOWN, 8)}, "8 shown pictures train in a split, 1 test"),
     ({"pictures": PICTURES / 255}, "Values from 0 to 1 become it with np.uint8"),
     ({"pictures": np.moveaxis(PICTURES, -1, 1)}, "write np.moveaxis(pictures, 1, -1)"),
     ({"pictures": PICTURES[:, :6]}, "Crop, pad or resize them to one square size, 2048 or fewer"),
@@ -233,14 +229,12 @@ FAULTS = [
     ({"fold": np.arange(12)}, "the file has both of `split` and `fold`; expected `split`, texts"),
     ({"split": None}, "the file has neither of `split` and `fold`"),
     ({"split": None, "fold": [1] * 12}, "0 shown pictures train in a split, 12 test"),
-    ({"split": None, "fold": np.arange(12) % 12 // 10}, "2 shown pictures train in a split"),
     ({"roi": ["V1"] * 9}, "`roi` has shape (9,); expected (10,): n_voxels"),
     ({"roi": np.arange(10)}, "`roi` is int64 (10,); expected texts (n_voxels,)"),
     ({"roi": [""] * 10}, "`roi` names []; expected some"),
     ({"roi": ["V1,V2"] * 10}, "`roi` names ['V1,V2']; expected some, without a comma"),
     ({"session": 1 + SHOWN // 8}, "session 2 has 0 trials with a training picture"),
     ({"ncsnr": np.full(10, -1.0)}, "`ncsnr` of voxels 0, 1, 2 and 6 more is not finite or below"),
-    ({"ncsnr": np.full(10, np.nan)}, "`ncsnr` of voxels 0, 1, 2 and 6 more is not finite"),
     ({"affine": None}, "`affine` missing. Give all of voxel_ijk, affine, volume_shape"),
     ({"affine": np.zeros((4, 4))}, "`affine` cannot be inverted"),
     ({"affine": np.eye(3)}, "`affine` has shape (3, 3); expected (4, 4)"),

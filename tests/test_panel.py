@@ -84,17 +84,6 @@ def test_panel_takes_each_measure_from_its_network(tiny_models):
     assert other["Alex(2)"].mean() < 60 and other["Eff"].mean() > 0.5
 
 
-def test_published_rows_stand_beside_ours():
-    rows = {"full": {"PixCorr": np.array([0.1, 0.3]), "Alex(2)": np.array([80.0, 90.0])}}
-    table = panel.panel_table(rows)
-    assert len(table) == len(panel.PUBLISHED) + 1
-    assert table.loc["MindEye2 2024"].tolist() == [
-        ".322", ".431", "96.1", "98.6", "95.4", "93.0", ".619", ".344",
-    ]  # fmt: skip
-    assert table.loc["full"].tolist() == [".200", "–", "85.0", "–", "–", "–", "–", "–"]
-    assert list(table.columns)[-2:] == ["Eff ↓", "SwAV ↓"]
-
-
 def test_only_the_full_panel_needs_torchvision(monkeypatch, tiny_models):
     assert panel.load_networks("none") == {} == panel.load_networks("published")
     clip = load_clip(tiny_models / "clip_judge", "cpu", "float32")

@@ -63,7 +63,7 @@ def test_what_shards_have_computed_is_the_notebooks_own(tmp_path, monkeypatch):
     def gather(folder):
         (folder / "trace.h5").touch()
 
-    monkeypatch.setattr("minddiff_utils.reconstruction.shards.gather", gather)
+    monkeypatch.setattr("minddiff_utils.reconstruction.stage2.gather", gather)
     monkeypatch.setattr(run, "_papermill", lambda *given: shutil.copy(source, given[-1]))
     monkeypatch.setattr(run, "_need_figures", lambda running: None)
     run.execute(plan, plan.chapters[1], "subj01")

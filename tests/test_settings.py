@@ -150,19 +150,11 @@ def test_every_notebook_checks_what_it_was_given_first(sheet, tmp_path):
         start_chapter(sheet.name, given(tmp_path, advanced="{}"))
 
 
-@pytest.mark.parametrize(
-    ("name", "changes", "said"),
-    [
-        ("01_data", {"subjct": "subj02"}, "no parameter `subjct`. Did you mean `subject`"),
-        ("06_subjects", {"n_shown": "abc"}, "n_shown='abc' should be a whole number"),
-    ],
-)
-def test_papermill_stops_there(name, changes, said, tmp_path):
+def test_papermill_stops_there(tmp_path):
     how = {"kernel_name": "python3", "cwd": NOTEBOOKS, "progress_bar": False}
-    with pytest.raises(PapermillExecutionError) as error:
-        output = tmp_path / "out.ipynb"
-        papermill.execute_notebook(NOTEBOOKS / f"{name}.ipynb", output, changes, **how)
-    assert error.value.ename == "InputError" and said in error.value.evalue
+    with pytest.raises(PapermillExecutionError, match="no parameter `subjct`. Did you mean"):
+        source, changes = NOTEBOOKS / "01_data.ipynb", {"subjct": "subj02"}
+        papermill.execute_notebook(source, tmp_path / "out.ipynb", changes, **how)
 
 
 # --- parameter files ------------------------------------------------------------------------------
@@ -188,11 +180,6 @@ CHANGES = (
 def test_a_run_is_refused_before_it_begins(changes):
     with pytest.raises(InputError, match=next(iter(changes))):
         load_plan(NOTEBOOKS / "params" / "phantom.yaml", NOTEBOOKS.parent, changes)
-
-
-def test_nothing_is_for_parameters_that_may_be_left_open():
-    path = NOTEBOOKS / "params" / "phantom.yaml"
-    assert load_plan(path, NOTEBOOKS.parent, {"sessions": None}).values["sessions"] is None
 
 
 @pytest.fixture

@@ -51,14 +51,8 @@ def parameters(tiny_models, inputs, tmp_path):
             for key, values in arrays.items():
                 file[key] = values
     (sheet,) = [s for s in find_sheets(ROOT / "notebooks") if s.name == SHARDED]
-    quick = {
-        "n_steps": 2,
-        "z_evidence_weight": 0.0,
-        "gradient_steps": 1,
-        "batch": 2,
-        "structure_target": "values",
-        "device": "cpu",
-    }
+    quick = {"n_steps": 2, "z_evidence_weight": 0.0, "gradient_steps": 1, "batch": 2}
+    quick |= {"structure_target": "values", "device": "cpu"}
     place = {"run_dir": "run", "subject": "s", "models": str(tiny_models)}
     memory = {"dtype": "float32", "guide": "", "save_memory": "", "n_tokens": 0, "strength": 0.56}
     memory |= {"guidance_scale": 3.0, "seed": 0}

@@ -63,7 +63,6 @@ def test_book_through_slurm_is_that_of_one_machine(local):
     """Stage 2 in four shards, one of them cancelled on its way: the numbers are the same."""
     folder = local.parent / "slurm"
     with slurm_node.one_node(local.parent / "node") as known:
-        begun = time.monotonic()
         command = book(folder, "--profile", "slurm", "--snakemake", NODE, shards=SHARDS)
         process = subprocess.Popen(command, env=environment(known))
         try:
@@ -72,7 +71,6 @@ def test_book_through_slurm_is_that_of_one_machine(local):
             assert process.wait() == 0
         finally:
             process.kill()
-        print(f"the book through Slurm: {time.monotonic() - begun:.0f} s")
         jobs = slurm_node.queue(known)
     state, what = jobs[cancelled].split(" ", 1)
     assert state == "CANCELLED"

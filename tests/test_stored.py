@@ -85,11 +85,3 @@ def test_other_draws_of_stored_pictures_join_those_of_the_run(tmp_path):
     assert draws[2]["algorithm_1"] is own and not draws[3]  # its own, and none is stored
     add_stored(draws, tmp_path / "a.h5", {"stimulus_id": np.arange(2), "z": 2 * np.eye(2)})
     assert not draws[3]
-
-
-def test_table_of_solvers(tmp_path):
-    table = pd.DataFrame({"guided": [40.0, 1.0], "algorithm_1": [20_000.0, 500.0]})
-    table.index = ["equivalents", "processor_seconds"]
-    table.T.rename_axis("solver").to_csv(tmp_path / "solvers.csv")
-    text = stored.solver_table(tmp_path)
-    assert "| passes of the UNet | 20,000 | 40 | 1 / 500 |" in text

@@ -6,7 +6,6 @@ from oracles import img2img
 from typer.testing import CliRunner
 
 from minddiff_utils.models.stable_diffusion import noise_like
-from minddiff_utils.settings import Settings
 from studies import architecture, cost
 from studies.__main__ import app
 
@@ -66,20 +65,3 @@ def test_estimate_adds_up_the_parts():
     # Both halves there, and then there and back.
     assert table.seconds["algorithm_1"] == 300 * (35 * (1 + 2 * (10 - 4)) + 4)
     assert list(table.passes) == [14 * (2 * 3 + 2), 84_000]
-
-
-def test_a_batch_that_is_too_large_for_the_gpu_leaves_the_others(monkeypatch):
-    solver, sizes = cost.stage2, []
-
-    def limited(generator, inputs, settings):
-        sizes.append(len(inputs.z))
-        if len(inputs.z) > 2:
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
-        return solver(generator, inputs, settings)
-
-    monkeypatch.setattr(cost, "stage2", limited)
-    quick = Settings(1, 1.0, structure_target="values", z_evidence_weight=0.0, gradient_steps=2)
-    table = cost.run_stages(architecture.build_generator(small=True), quick, [1, 2, 4])
-    assert sizes == [1, 2, 4]
-    assert (table.passes[:2] == 2 * 3 + 2).all()
-    assert (table["stage 2: s"][:2] > 0).all() and table.loc[4].isna().all()

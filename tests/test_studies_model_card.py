@@ -1,6 +1,5 @@
 """The held-out bars and the model card, on models with random weights."""
 
-import csv
 import json
 import shutil
 
@@ -14,30 +13,17 @@ from minddiff_utils.settings import Settings
 from studies import model_card
 from studies.model_card import evaluate, write_model_card
 
-KEYS = [
-    "psnr",
-    "psnr_pooled",
-    "retrieval_guide",
-    "retrieval_judge",
-    "caption_to_picture",
-    "img2img_ssim",
-    "img2img_judge",
-]
-
-
-QUICK = Settings(n_steps=2)
-
 
 @pytest.fixture(scope="module")
 def results(tiny_models):
-    return evaluate(tiny_models, "cpu", 4, QUICK)
+    return evaluate(tiny_models, "cpu", 4, Settings(n_steps=2))
 
 
 def test_every_bar_of_random_models_is_known_and_finite(results):
-    assert list(results) == KEYS
+    keys = ["psnr", "psnr_pooled", "retrieval_guide", "retrieval_judge", "caption_to_picture"]
+    assert list(results) == [*keys, "img2img_ssim", "img2img_judge"]
     assert all(np.isfinite(bar.value) for bar in results.values())
     assert results["psnr"].verdict == "below" and results["psnr"].value < 20
-    assert [bar.least for bar in results.values()] == [30, 30, 0.7, 0.7, 0.6, 0.8, 0.85]
 
 
 def test_sentences_are_embedded_as_transformers_does(tiny_models):
@@ -58,39 +44,19 @@ def test_equal_sentences_are_one():
     assert model_card._retrieved(pictures, texts, ["a", "b", "c", "c"]) == 1.0
 
 
-# ---------------------------------------------------------------------------------------- the card
-
-
-@pytest.fixture
-def weights(tiny_models, tmp_path):
-    """A folder of models as training leaves it, with its records."""
-    folder = shutil.copytree(tiny_models, tmp_path / "weights")
+def test_card_says_what_is_and_what_is_not_met_and_how_it_was_trained(
+    tiny_models, tmp_path, results
+):
+    weights = shutil.copytree(tiny_models, tmp_path / "weights")
     known = {"pictures": 48000, "batch": 16, "learning_rate": 1.5e-3, "seed": 0, "device": "abacus"}
     settings = {"autoencoder": {**known, "steps": 12345, "minutes": 67.8}}
-    (folder / "training.json").write_text(json.dumps(settings))
-    with (folder / "curves.csv").open("w", newline="") as file:
-        rows = [("autoencoder", 50 * k, k, 1 / k) for k in range(1, 101)]
-        csv.writer(file).writerows([("stage", "step", "minutes", "loss"), *rows])
-    return folder
-
-
-def test_card_says_what_is_and_what_is_not_met(weights, results):
+    (weights / "training.json").write_text(json.dumps(settings))
+    (weights / "curves.csv").write_text("stage,step,minutes,loss\nautoencoder,50,1,0.5\n")
     card = write_model_card(weights, results).read_text(encoding="utf-8")
     for bar in results.values():
         assert f"| {bar.name} |" in card
     n_below = sum(bar.verdict == "below" for bar in results.values())
+    assert "| Autoencoder | 48,000" in card and "| UNet and text encoder | not noted" in card
     assert n_below and f"Aims not met: {n_below}" in card and "$" not in card
     met = {key: bar._replace(value=99.0) for key, bar in results.items()}
     assert "All aims are met." in write_model_card(weights, met).read_text(encoding="utf-8")
-
-
-def test_card_gives_sizes_and_training(weights, results):
-    card = write_model_card(weights, results).read_text(encoding="utf-8")
-    judge = CLIPModel.from_pretrained(weights / "clip_judge")
-    n = sum(p.numel() for p in judge.parameters())
-    assert f"{n:,}" in card and "patches 6 px, 5 blocks of 144" in card
-    (row,) = (line for line in card.splitlines() if line.startswith("| Autoencoder | 48,000"))
-    cells = [cell.strip() for cell in row.strip("|").split("|")]
-    assert cells[2:8] == ["16", "0.0015", "12,345", "67.8", "0", "abacus"]
-    assert cells[8] == "1 → 0.1 → 0.02 → 0.01"
-    assert "| UNet and text encoder | not noted" in card

@@ -1,5 +1,6 @@
-"""Training in seconds: every stage, going on after a stop, and the folders it leaves."""
+"""Training in seconds: going on after a stop, whose pictures, and the folders it leaves."""
 
+import functools
 import shutil
 
 import numpy as np
@@ -10,7 +11,6 @@ from safetensors import safe_open
 from transformers import CLIPModel
 from typer.testing import CliRunner
 
-from minddiff_utils.models.stable_diffusion import load_clip, load_generator
 from minddiff_utils.phantom import world
 from studies import training
 from studies.__main__ import app
@@ -42,27 +42,6 @@ def trained(tmp_path_factory, small_batches):
     return work, out
 
 
-def progress_of(path):
-    return training.read_checkpoint(path)["progress"]
-
-
-def ema_of(path):
-    return training.read_checkpoint(path)["ema"]
-
-
-# ------------------------------------------------------------------------------------ all stages
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_every_stage_trains_within_its_time(trained, stage):
-    progress = progress_of(trained[0] / f"{stage}.pt")
-    assert progress["step"] >= 1
-    assert SECONDS <= progress["seconds"]
-    assert progress["settings"]["batch"] == 8
-    assert progress["settings"]["pictures"] == N_PICTURES
-    assert "CPU" in progress["settings"]["device"]
-
-
 def test_exported_folders_load_with_diffusers_and_transformers(trained):
     out = trained[1]
     pipeline = StableDiffusionPipeline.from_pretrained(out / "stable_diffusion")
@@ -72,13 +51,11 @@ def test_exported_folders_load_with_diffusers_and_transformers(trained):
         model = CLIPModel.from_pretrained(out / name)
         assert model.dtype == torch.float32
         assert all(torch.isfinite(p).all() for p in model.parameters())
-    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-    assert size < 25e6
 
 
 def test_export_keeps_the_running_mean_in_half_precision(trained):
     work, out = trained
-    kept = ema_of(work / "clip_guide.pt")
+    kept = training.read_checkpoint(work / "clip_guide.pt")["ema"]
     with safe_open(out / "clip_guide/model.safetensors", "pt") as file:
         for name in file.keys():
             tensor = file.get_tensor(name)
@@ -87,36 +64,21 @@ def test_export_keeps_the_running_mean_in_half_precision(trained):
                 torch.testing.assert_close(tensor, kept[name].half())
 
 
-def test_latents_have_unit_variance(trained):
-    generator = load_generator(trained[1], "cpu")
-    first = training.FIRST_TRAINING_ID
-    pictures = np.stack([world.picture(i) for i in range(first, first + 64)])
-    assert 0.85 < generator.encode_pictures(pictures).std() < 1.15
-
-
-def test_notebooks_and_training_preprocess_alike(trained):
-    """What the judge was trained on is what it is asked about."""
-    rgb = training.to_rgb(np.stack([world.picture(1)]), "cpu")
-    for name in ("clip_guide", "clip_judge"):
-        clip = load_clip(trained[1] / name, "cpu")
-        theirs = training.clip_normalise(rgb, clip.edge)
-        torch.testing.assert_close(clip.preprocess(rgb), theirs, atol=1e-5, rtol=1e-5)
-
-
 # ---------------------------------------------------------------------------------- going on again
 
 
 def test_a_second_call_goes_on_and_a_third_does_nothing(trained, tmp_path, small_batches):
     work = shutil.copytree(trained[0], tmp_path / "work")
-    path, before = work / "clip_judge.pt", progress_of(work / "clip_judge.pt")
+    read = functools.partial(training.read_checkpoint, work / "clip_judge.pt")
+    before = read()["progress"]
     minutes = (before["seconds"] + 0.6) / 60
     train_stage("clip_judge", work, minutes, N_PICTURES, "cpu")
-    after, kept = progress_of(path), ema_of(path)
-    assert after["step"] > before["step"] and after["seconds"] >= 60 * minutes
+    kept = read()
+    assert kept["progress"]["step"] > before["step"]
+    assert kept["progress"]["seconds"] >= 60 * minutes
     train_stage("clip_judge", work, minutes, N_PICTURES, "cpu")
-    assert progress_of(path)["step"] == after["step"]
-    for name, value in ema_of(path).items():
-        torch.testing.assert_close(value, kept[name], rtol=0, atol=0)
+    assert read()["progress"]["step"] == kept["progress"]["step"]
+    torch.testing.assert_close(read()["ema"], kept["ema"], rtol=0, atol=0)
 
 
 def steps(model, optimiser, ema, n, seed):
@@ -158,15 +120,6 @@ def test_a_checkpoint_restores_weights_moments_and_mean_exactly(tmp_path):
         assert torch.equal(its_ema[name], ema[name]), name
 
 
-def test_lines_logged_twice_count_once(tmp_path):
-    log = tmp_path / "log.csv"
-    for step in (50, 100, 150, 100, 150, 200):
-        training._log(log, {"step": step, "seconds": 60 * step}, 1 / step)
-    found = training.read_log(log)
-    assert found.step.tolist() == [50, 100, 150, 200] and found.minutes[0] == 50
-    assert len(training.read_log(tmp_path / "none.csv")) == 0
-
-
 # ------------------------------------------------------------------------------------ the pieces
 
 
@@ -197,55 +150,3 @@ def test_pictures_and_captions_of_a_batch_belong_together(trained):
             seen["pixels"][place : place + 1], training.clip_normalise(rgb, 64)
         )
         assert (data.tokens[row] == seen["tokens"][place]).all(1).any()
-
-
-def test_conditions_are_five_averaged_one_or_none():
-    text = training.untrained("text_encoder").eval()
-    captions = [c for i in range(10) for c in world.captions(i)]
-    tokens = training.tokenize(captions).reshape(10, 5, -1)
-    empty = training.tokenize([""])
-    with torch.no_grad():
-        found = training.conditions(text, tokens, empty)
-        every = text(input_ids=tokens.flatten(0, 1)).last_hidden_state.unflatten(0, (10, 5))
-        nothing = text(input_ids=empty).last_hidden_state
-    assert found.shape == (10, 32, 128)
-    n_all, n_none = round(10 * training.ALL_CAPTIONS), round(10 * training.NO_CAPTION)
-    assert n_all and n_none
-    averages = every[:n_all].mean(1)
-    torch.testing.assert_close(found[:n_all], averages, rtol=1e-3, atol=1e-4)
-    for row in range(n_all, 10 - n_none):
-        distance = (found[row] - every[row]).flatten(1).norm(dim=1)
-        assert distance.min() < 1e-3 < distance.median()
-    nothing = nothing.expand(n_none, -1, -1)
-    torch.testing.assert_close(found[10 - n_none :], nothing, rtol=1e-3, atol=1e-4)
-
-
-def test_the_loss_of_a_perfect_velocity_is_zero():
-    levels = training.load_scheduler().alphas_cumprod
-    latents = torch.randn(6, 4, 16, 16)
-
-    class Knows(torch.nn.Module):
-        """Knows the clean latents, hence noise and velocity."""
-
-        text = None
-
-        def unet(self, noised, step, condition):
-            signal = levels[step].view(-1, 1, 1, 1)
-            noise = (noised - signal.sqrt() * latents) / (1 - signal).sqrt()
-            velocity = signal.sqrt() * noise - (1 - signal).sqrt() * latents
-            return type("Output", (), {"sample": velocity})
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "conditions", lambda *given: None)
-        loss = training.unet_loss(Knows(), (latents, None, None), levels)
-    assert loss < 1e-6
-
-
-@pytest.mark.slow
-def test_the_autoencoder_learns(tmp_path, small_batches):
-    train_stage("autoencoder", tmp_path, 0.5, N_PICTURES, "cpu")
-    model = training.trained_autoencoder(tmp_path)
-    rgb = training.to_rgb(np.stack([world.picture(900_000 + i) for i in range(16)]), "cpu")
-    with torch.no_grad():
-        error = (model(rgb).sample - rgb).square().mean()
-    assert error < 0.5 * rgb.var()

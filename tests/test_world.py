@@ -11,12 +11,8 @@ from studies.training import load_tokenizer
 # A change here means other pictures, and models that were trained on pictures that are no more.
 SHA256 = {
     0: "d75f62849e53fa37afa0cef62d6895bff5244a4526acff01f45f58af7a4afdb8",
-    1: "f616fa040c5bff6460de85fb7ca9f90cf9e40139eac0ff1141123da1c8377b6b",
-    2: "76c2e8a4a6be9a8fdf9bb2f943916bc63dc85c4519da956db0f34676774e30c5",
-    4: "2d58798368d53e429f05f5bdfe5da6e5754ee6cb9b5f1384ad56e517bcef7dc8",
     5: "b39f46a807cf732e575a8a150068a445e7bcdce49f5d4968d27a1d2355a80148",
     7: "1e6fac11e869a3423226ffe7b914a2979483f1cc2dadcf6b7ecce3a7840a3ae2",
-    9: "93ded23a225dec5b3ceb83b8bef1466ef2d70865c1e26098ad90b01c571d06ba",
     900_000: "7718deed0ed665cfffb866f519bbedf0002478bf4299df5cea2b9efa05e0f23f",
     1_000_000: "2ddc0316c24f64470c9640a2854160dcde713a0a0fd0e6f09a4c2f53f2e00b3c",
 }
