@@ -30,6 +30,7 @@ from minddiff_utils.settings import recall
 ROOT = Path(__file__).resolve().parent.parent
 SHEETS = find_sheets(NOTEBOOKS)
 CHAPTERS = [sheet for sheet in SHEETS if not sheet.group]
+PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
 PARAMS = sorted((NOTEBOOKS / "params").glob("*.yaml"))
 QUICK = {"n_steps": 3, "batch": 2, "n_seeds": 2}
 SUBJECT = "subj01"
@@ -43,20 +44,14 @@ def by_name(sheets):
 
 
 def test_the_chain_is_complete():
-    names = [sheet.name for sheet in SHEETS]
-    assert names == [
-        "01_data",
-        "02_decoding",
-        "03_stage1",
-        "04_stage2",
-        "05_metrics",
-        "06_subjects",
-    ]
+    names = "01_data 02_decoding 03_stage1 04_stage2 05_metrics 06_subjects"
+    assert [sheet.name for sheet in SHEETS] == names.split()
 
 
-@pytest.mark.parametrize("sheet", **by_name(SHEETS))
-def test_notebook_is_clean(sheet):
-    notebook = nbformat.read(sheet.path, as_version=4)
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_notebook_is_clean(path):
+    """The Colab notebook, too, which stands outside the order."""
+    notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
     assert notebook.metadata.kernelspec.name == "python3"
@@ -67,20 +62,20 @@ def test_notebook_is_clean(sheet):
             assert not cell.outputs and cell.execution_count is None
 
 
-@pytest.mark.parametrize("sheet", **by_name(SHEETS))
-def test_cells_are_short_and_define_nothing(sheet):
-    notebook = nbformat.read(sheet.path, as_version=4)
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_cells_are_short_and_define_nothing(path):
+    notebook = nbformat.read(path, as_version=4)
     for number, cell in enumerate(notebook.cells, start=1):
         tags = cell.metadata.get("tags", [])
         if cell.cell_type != "code" or "parameters" in tags:
             continue
-        assert len(cell.source.splitlines()) <= 12, f"{sheet.name}, cell {number}"
+        assert len(cell.source.splitlines()) <= 12, f"cell {number}"
         kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
         found = [node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, kinds)]
-        assert not found, f"{sheet.name}, cell {number} defines {found[0].name}"
+        assert not found, f"cell {number} defines {found[0].name}"
 
 
-@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_what_notebooks_import_is_there(path):
     """Also of the Colab notebook, which runs as a whole only among the slow tests."""
     for cell in nbformat.read(path, as_version=4).cells:
@@ -127,13 +122,7 @@ TRY = re.compile(r"^(\w+) = (.+?)  # try (.+?), or (.+)$", flags=re.MULTILINE)
 
 
 def test_chapters_invite_to_change_one_thing():
-    assert {sheet.name for sheet in INVITING} >= {
-        "01_data",
-        "02_decoding",
-        "03_stage1",
-        "04_stage2",
-        "05_metrics",
-    }
+    assert INVITING == CHAPTERS[:5]
     for sheet in INVITING:
         (cell,) = invitation(sheet)
         assert len(TRY.findall(cell.source)) == 1, sheet.name
@@ -171,15 +160,8 @@ def run(sheet, run_dir, given, **changes):
     plan = load_plan(NOTEBOOKS / "params" / "phantom.yaml", ROOT, values)
     parameters = plan.given(sheet, plan.subjects[0])
     output = Path(run_dir).with_name(f"{sheet.name}.ipynb")
-    papermill.execute_notebook(
-        sheet.path,
-        output,
-        parameters=parameters,
-        kernel_name="python3",
-        cwd=NOTEBOOKS,
-        progress_bar=False,
-        start_timeout=600,
-    )
+    how = {"kernel_name": "python3", "cwd": NOTEBOOKS, "start_timeout": 600}
+    papermill.execute_notebook(sheet.path, output, parameters, progress_bar=False, **how)
     return nbformat.read(output, as_version=4)
 
 
@@ -317,10 +299,8 @@ def test_stage_2_takes_what_shards_computed(chain, given, tmp_path, monkeypatch)
         path.unlink()
     parameters = vars(recall(folder)) | {"run_dir": str(run_dir)}
     for number in (1, 2):
-        command = (
-            "import json, sys; from minddiff_utils.reconstruction.stage2 import compute_shard\n"
-        )
-        command += "compute_shard(json.loads(sys.argv[1]), int(sys.argv[2]), 2)"
+        command = "import json, sys; from minddiff_utils.reconstruction import stage2\n"
+        command += "stage2.compute_shard(json.loads(sys.argv[1]), int(sys.argv[2]), 2)"
         arguments = [sys.executable, "-c", command, json.dumps(parameters), str(number)]
         subprocess.run(arguments, check=True, cwd=ROOT)
     gathered = stage2.gather(folder)
