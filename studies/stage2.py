@@ -112,7 +112,9 @@ def main(
     settings = solver_settings(iterations)["algorithm_1"]
     path = out / f"algorithm_1_{run.name}.h5"
     how = f"--seeds {seeds} --iterations {iterations}"
-    about = f"`python -m studies stage2 --run {run} {how}`, on {generator.device}"
+    cuda = generator.device.type == "cuda"
+    where = torch.cuda.get_device_name() if cuda else "a processor"
+    about = f"`python -m studies stage2 --run {run} {how}`, on {where}"
     made = read_stored(path, decoded, how)
     left = [row for row in range(len(decoded["stimulus_id"])) if row not in made]
     for start in range(0, len(left), batch):

@@ -8,7 +8,6 @@ import typer
 from dummy_project import ROOT
 
 from minddiff_utils import cli
-from minddiff_utils.book.plan import load_plan
 from minddiff_utils.datasets.areas import is_early
 from minddiff_utils.models import hub as checkpoints
 
@@ -53,7 +52,7 @@ def test_changes_of_the_pages_are_parameters_that_go_together(page):
     texts = re.findall(r'SET="([^"]*)"', PAGES[page])
     assert texts
     for text in texts:
-        plan = load_plan(params, ROOT, dict(map(cli._change, text.split())))
+        plan = cli._plan(ROOT, str(params), text.split(), ROOT)
         given = plan.values
         if page != "run_nsd.md":
             continue

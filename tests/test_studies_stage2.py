@@ -107,7 +107,7 @@ def test_a_stop_leaves_a_file_of_what_is_done(generator, tiny_models, tmp_path, 
     assert asked == [[0, 1], [2], [2]]
     pictures, note = stored_pictures(out / "algorithm_1_subj01.h5", arrays)
     np.testing.assert_allclose(pictures, draw(generator, arrays, PAPER, 2), atol=1)
-    assert "--seeds 2 --iterations 300`, on cpu" in note
+    assert "--seeds 2 --iterations 300`, on a processor" in note
     stage2.main(**given, timed=1)
     assert "passes of the UNet" in (out / "solvers.md").read_text("utf-8")
     (run / "decoded.h5").unlink()
