@@ -197,8 +197,8 @@ def _plan(
     path = Path(params) if is_path else root / "notebooks" / "params" / f"{params}.yaml"
     values = {}
     for text in changes or []:
-        name, _, value = text.partition("=")
-        if not value or not name.isidentifier():
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
             raise InputError(f"--set {text}: expected KEY=VALUE, such as seed=1.")
         values[name] = parse_yaml(value, f"--set {text}")
     if data is not None:

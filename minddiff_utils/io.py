@@ -5,6 +5,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -26,7 +27,6 @@ PACKAGE = Path(__file__).parent
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 WHOLE = 64 * 2**20  # bytes of a file that are read to tell it from another
 PART = 2**18  # bytes, of each of 16 parts of a larger file
-UNREADABLE = (errno.EAGAIN, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
 SPARE = 4 * 2**20  # bytes that stay free: HDF5 does not bear a disk that is quite full
 
 
@@ -34,8 +34,45 @@ class InputError(ValueError):
     """Something that the user gave is missing or wrong; the message says what to do about it."""
 
 
+class UnreadableError(InputError):
+    """The system does not let a file be read now; its content may be whole."""
+
+
 class BookError(RuntimeError):
     """A notebook failed, or the HTML could not be built cleanly; the message says where."""
+
+
+def unreadable(path: str | Path, error: Exception, damage: str) -> InputError:
+    """Make the error to raise for a file that cannot be read.
+
+    Parameters
+    ----------
+    path : Path
+    error : Exception
+        What was raised while reading.
+    damage : str
+        What to say after the path where it is the content that is wrong.
+
+    Returns
+    -------
+    InputError
+        An `UnreadableError` where the file is in use, locked, forbidden or out of reach.
+    """
+    noted = re.search(r"errno = (\d+)", str(error))  # HDF5's own errors only write it
+    number = getattr(error, "errno", None) or (int(noted[1]) if noted else 0)
+    forbidden, locked = number in (errno.EACCES, errno.EPERM), "unable to lock" in str(error)
+    if "already open for write" in str(error) or (locked and (forbidden or number == errno.EAGAIN)):
+        why = "is open for writing elsewhere: close it there; if that has died, run `h5clear -s`."
+    elif locked:
+        why = "lies on a disk without locks: set HDF5_USE_FILE_LOCKING=FALSE, then try again."
+    elif forbidden:
+        why = f"may not be read by you ({os.strerror(number)}): ask its owner for the right."
+    # Seeking in a file that was cut short is an invalid argument.
+    elif number in (0, errno.EINVAL, errno.ENOENT, errno.EISDIR):
+        return InputError(f"{path} {damage}")
+    else:
+        why = f"cannot be reached ({os.strerror(number)}): is its disk or network folder mounted?"
+    return UnreadableError(f"{path} {why}")
 
 
 @contextmanager
@@ -225,11 +262,8 @@ def rows_done(path: str | Path, record: str) -> int:
         with h5py.File(path, "r") as file:
             return int(file.attrs.get("done", 0)) if file.attrs.get("record") == record else 0
     except OSError as error:
-        if error.errno in UNREADABLE:
-            raise InputError(
-                f"{path} cannot be read now ({os.strerror(error.errno)}): is it open elsewhere, "
-                "or another user's? It stays as it is; the same command then goes on from it."
-            ) from None
+        if isinstance(problem := unreadable(path, error, ""), UnreadableError):
+            raise problem from None
         return 0
 
 

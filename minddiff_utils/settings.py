@@ -170,16 +170,23 @@ PATHS = ("data_path", "run_dir", "models", "guide", "judge")
 
 
 # Old names of parameters and their new ones.
-RENAMED = dict(
-    re.findall(
-        r"(\w+) > (\w+)",
-        """guidance > guidance_scale, structure > structure_target, reach > step_size,
-        looks > gradient_steps, through > gradient_through, every > guide_every,
-        guided > n_guided_steps, pull > z_evidence_weight, decay > learning_rate_decay,
-        early_say > early_band_scale, n_shuffles > n_permutations, holdouts > n_holdouts,
-        seeds > n_seeds, least_reliability > min_reliability, most_reliability > max_reliability""",
-    )
-)
+RENAMED = {
+    "guidance": "guidance_scale",
+    "structure": "structure_target",
+    "reach": "step_size",
+    "looks": "gradient_steps",
+    "through": "gradient_through",
+    "every": "guide_every",
+    "guided": "n_guided_steps",
+    "pull": "z_evidence_weight",
+    "decay": "learning_rate_decay",
+    "early_say": "early_band_scale",
+    "n_shuffles": "n_permutations",
+    "holdouts": "n_holdouts",
+    "seeds": "n_seeds",
+    "least_reliability": "min_reliability",
+    "most_reliability": "max_reliability",
+}
 
 
 def project_folder() -> Path:

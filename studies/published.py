@@ -41,7 +41,7 @@ CHANGES: dict[str, tuple[dict, str]] = {
 def main(
     subject: Annotated[str, typer.Option(help="Whose brain.")] = "subj01",
     data: Annotated[Path, typer.Option(help="A recording in NSD's layout.")] = TREE,
-    pictures: Annotated[int, typer.Option(min=2, help="Held-out training pictures.")] = 16,
+    pictures: Annotated[int, typer.Option(min=2, help="Held-out training pictures.")] = 32,
     iterations: Annotated[int, typer.Option(min=1)] = 300,
     models: Annotated[str, typer.Option(help="Folder or name.")] = str(MODELS),
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
@@ -50,7 +50,7 @@ def main(
 ) -> None:
     """Change one setting of Algorithm 1 at a time, on held-out training pictures of a subject.
 
-    Each change takes its time (300 iterations, 16 pictures: a quarter of an hour on a processor);
+    Each change takes its time (300 iterations, 32 pictures: half an hour on a processor);
     those that `published_<subject>.csv` holds are not run again.
     """
     folder = work / subject

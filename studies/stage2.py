@@ -15,7 +15,7 @@ import typer
 
 from minddiff_utils.decoding.decode import read_decoded
 from minddiff_utils.evaluation.baselines import stored_pictures
-from minddiff_utils.io import atomic_path, require
+from minddiff_utils.io import InputError, atomic_path, require
 from minddiff_utils.models.clip import to_pictures
 from minddiff_utils.models.stable_diffusion import Generator, load_generator, noise_like
 from minddiff_utils.reconstruction.inputs import pictures_of, stage_inputs
@@ -112,8 +112,7 @@ def main(
     settings = solver_settings(iterations)["algorithm_1"]
     path = out / f"algorithm_1_{run.name}.h5"
     how = f"--seeds {seeds} --iterations {iterations}"
-    cuda = generator.device.type == "cuda"
-    where = torch.cuda.get_device_name() if cuda else "a processor"
+    where = torch.cuda.get_device_name() if generator.device.type == "cuda" else "a processor"
     about = f"`python -m studies stage2 --run {run} {how}`, on {where}"
     made = read_stored(path, decoded, how)
     left = [row for row in range(len(decoded["stimulus_id"])) if row not in made]
@@ -136,6 +135,11 @@ def draw(
     -------
     uint8 array, shape (n, seeds, h, w, 3)
         A picture and a draw do not depend on the others beyond rounding.
+
+    Raises
+    ------
+    InputError
+        If one failed (`Reconstruction.failed`): what is kept enters tables without a word.
     """
     ids = decoded["stimulus_id"]
     n = len(ids)
@@ -143,6 +147,8 @@ def draw(
     inputs = stage_inputs(generator, repeated, slice(None), settings)
     noise = [noise_like(inputs.z[:n], seed, ids) for seed in range(seeds)]
     result = stage2(generator, inputs._replace(noise=torch.cat(noise)), settings)
+    if result.failed.any():
+        raise InputError(f"Some of the pictures {ids.tolist()} failed: none of them is kept.")
     pictures = to_pictures(result.pictures)
     return pictures.reshape(seeds, n, *pictures.shape[1:]).swapaxes(0, 1)
 

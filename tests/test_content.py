@@ -8,9 +8,9 @@ import pytest
 from test_own import made, write  # noqa: F401
 
 from minddiff_utils.datasets import check_own, load_subject, recording
-from minddiff_utils.datasets.reading import UnreadableError, open_hdf5, unreadable
+from minddiff_utils.datasets.reading import open_hdf5
 from minddiff_utils.datasets.recording import trial_fault
-from minddiff_utils.io import InputError
+from minddiff_utils.io import InputError, UnreadableError, unreadable
 
 RNG = np.random.default_rng(0)
 PICTURES = RNG.integers(0, 256, (12, 8, 8, 3), np.uint8)

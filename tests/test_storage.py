@@ -117,7 +117,7 @@ def test_what_cannot_be_read_now_is_not_taken_for_undone(tmp_path, monkeypatch):
         raise BlockingIOError(errno.EAGAIN, "unable to lock file")
 
     monkeypatch.setattr(storage.h5py, "File", locked)
-    with pytest.raises(InputError, match="is it open elsewhere"):
+    with pytest.raises(InputError, match="is open for writing elsewhere"):
         storage.rows_done(tmp_path / "file.h5", "r")
 
 

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from unittest.mock import patch
 
 # For glibc: freed memory is kept for the next step of the same size, which spares the system's
 # clearing of it, some 5 % of stage 2's time.
@@ -64,9 +63,18 @@ def job_environment(scratch: Path) -> dict[str, str]:
 @contextmanager
 def known_environment() -> Iterator[None]:
     """Give this process and those that it starts the variables of `job_environment` for a while."""
+    before = dict(os.environ)
     with tempfile.TemporaryDirectory(prefix="minddiff-", ignore_cleanup_errors=True) as scratch:
-        with patch.dict(os.environ, job_environment(Path(scratch)), clear=True):
+        _replace(job_environment(Path(scratch)))
+        try:
             yield
+        finally:
+            _replace(before)
+
+
+def _replace(variables: dict[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(variables)
 
 
 def say(line: str) -> None:

@@ -9,8 +9,7 @@ from minddiff_utils.datasets.fetch import CAPTIONS_ZIP_BYTES, N_SESSIONS, nsd_fi
 from minddiff_utils.datasets.nsd.design import NsdStimuli, NsdTree, read_design, read_trials
 from minddiff_utils.datasets.nsd.regions import read_regions
 from minddiff_utils.datasets.nsd.responses import inspect_betas
-from minddiff_utils.datasets.reading import UnreadableError
-from minddiff_utils.io import InputError
+from minddiff_utils.io import InputError, UnreadableError
 
 # Unreadable for now: in use, forbidden, out of reach; nothing to download.
 PRESENT, MISSING, DAMAGED, UNREADABLE = "present", "missing", "damaged", "unreadable"

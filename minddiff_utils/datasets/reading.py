@@ -1,8 +1,6 @@
 """Opening files of a recording, with one clear error for whatever is wrong with them."""
 
-import errno
 import os
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,48 +10,11 @@ import h5py
 import nibabel as nib
 import numpy as np
 
-from minddiff_utils.io import InputError
+from minddiff_utils.io import InputError, unreadable
 
 MAX_SIDE = 2048  # pixels; models paint 512, and a larger picture is a mistake or a trap
 TEXT_BYTES = 100  # about what Python takes to hold a short text
 NESTED = 4  # virtual datasets that lead to one another
-
-
-class UnreadableError(InputError):
-    """The system does not let a file be read now; its content may be whole."""
-
-
-def unreadable(path: str | Path, error: Exception, damage: str) -> InputError:
-    """Make the error to raise for a file that cannot be read.
-
-    Parameters
-    ----------
-    path : Path
-    error : Exception
-        What was raised while reading.
-    damage : str
-        What to say after the path where it is the content that is wrong.
-
-    Returns
-    -------
-    InputError
-        An `UnreadableError` where the file is in use, locked, forbidden or out of reach.
-    """
-    noted = re.search(r"errno = (\d+)", str(error))  # HDF5's own errors only write it
-    number = getattr(error, "errno", None) or (int(noted[1]) if noted else 0)
-    forbidden, locked = number in (errno.EACCES, errno.EPERM), "unable to lock" in str(error)
-    if "already open for write" in str(error) or (locked and (forbidden or number == errno.EAGAIN)):
-        why = "is open for writing elsewhere: close it there; if that has died, run `h5clear -s`."
-    elif locked:
-        why = "lies on a disk without locks: set HDF5_USE_FILE_LOCKING=FALSE, then try again."
-    elif forbidden:
-        why = f"may not be read by you ({os.strerror(number)}): ask its owner for the right."
-    # Seeking in a file that was cut short is an invalid argument.
-    elif number in (0, errno.EINVAL, errno.ENOENT, errno.EISDIR):
-        return InputError(f"{path} {damage}")
-    else:
-        why = f"cannot be reached ({os.strerror(number)}): is its disk or network folder mounted?"
-    return UnreadableError(f"{path} {why}")
 
 
 @contextmanager

@@ -11,8 +11,7 @@ import numpy as np
 import torch
 
 from minddiff_utils.datasets import Subject
-from minddiff_utils.datasets.reading import unreadable
-from minddiff_utils.io import Ids, InputError, code_digest, content_hash, write_rows
+from minddiff_utils.io import Ids, InputError, code_digest, content_hash, unreadable, write_rows
 
 if TYPE_CHECKING:
     from minddiff_utils.models.stable_diffusion import Generator

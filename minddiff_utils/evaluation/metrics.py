@@ -17,9 +17,8 @@ from skimage.color import rgb2gray
 from skimage.metrics import structural_similarity
 from skimage.transform import resize
 
-from minddiff_utils.datasets.reading import unreadable
 from minddiff_utils.evaluation.methods import METHODS, in_order
-from minddiff_utils.io import InputError, require
+from minddiff_utils.io import InputError, require, unreadable
 
 # --- one number a picture ------------------------------------------------------------------
 
