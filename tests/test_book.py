@@ -19,7 +19,7 @@ from bs4 import BeautifulSoup
 from dummy_project import ROOT, make_project, notebook, write_params
 from nbformat.v4 import new_markdown_cell, new_notebook, new_output
 
-from minddiff_utils import io as storage
+from minddiff_utils import io
 from minddiff_utils.book import build, job_environment, known_environment, run
 from minddiff_utils.book.plan import declared_parameters, load_plan
 from minddiff_utils.io import BookError, InputError, claim_run, lock_file
@@ -194,8 +194,8 @@ def test_code_counts_but_comments_do_not(tmp_path, monkeypatch):
     monkeypatch.setattr("minddiff_utils.io.PACKAGE", tmp_path)
 
     def digest():
-        storage.code_digest.__globals__["_without_words"].cache_clear()
-        return storage.code_digest("a", "c.py")
+        io.code_digest.__globals__["_without_words"].cache_clear()
+        return io.code_digest("a", "c.py")
 
     before = digest()
     (tmp_path / "a/b.py").write_text('"""Other words."""\n# more\nx = 1\n')

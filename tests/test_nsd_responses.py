@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from test_nsd_writer import BETAS
 
-from minddiff_utils import io as storage
+from minddiff_utils import io
 from minddiff_utils.datasets import describe_dropped, load_subject, prepare_fold
 from minddiff_utils.datasets.nsd import NsdTree, responses
 from minddiff_utils.datasets.nsd.responses import (
@@ -226,7 +226,7 @@ def test_gathered_once_and_again_when_something_changed(small, tmp_path, reads):
 def test_nothing_is_left_of_a_gathering_that_stopped(small, tmp_path, reads, monkeypatch):
     cache = tmp_path / "cache"
     with monkeypatch.context() as patch:
-        patch.setattr(storage.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 0))
+        patch.setattr(io.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 0))
         with pytest.raises(InputError, match="no space is left .* or choose another folder"):
             load_small(small, cache)
     assert not reads  # no room is said before reading

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from minddiff_utils.evaluation import methods as known
+from minddiff_utils.evaluation import methods as method_rows
 from minddiff_utils.evaluation.methods import BLIND, FULL, METHODS, ROWS, full_method, in_order
 from minddiff_utils.evaluation.metrics import METRICS, main_metrics
 from minddiff_utils.evaluation.statistics import bootstrap_interval, finite, holm, paired_difference
@@ -565,7 +565,7 @@ def failed_pictures(folder: str | Path, methods: Iterable[str] = METHODS) -> dic
         if path.is_file():
             with h5py.File(path, "r") as file:
                 solver = json.loads(file.attrs["record"])["solver"]
-                if known.SOLVERS.get(method, solver) == solver:
+                if method_rows.SOLVERS.get(method, solver) == solver:
                     found[method] = file["stimulus_id"][:][file["failed"][:]].tolist()
     return found
 

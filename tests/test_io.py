@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from dummy_project import ROOT
 
-from minddiff_utils import io as storage
+from minddiff_utils import io
 from minddiff_utils.io import InputError, check_room, content_hash, open_to_write
 
 
@@ -36,13 +36,13 @@ def disk(tmp_path):
 WRITE = """
 import os, sys
 import numpy as np
-from minddiff_utils import io as storage
-storage.SPARE = -(2**40)
+from minddiff_utils import io
+io.SPARE = -(2**40)
 source, path = sys.argv[1:]
 with np.load(source) as arrays:
     arrays = dict(arrays)
 try:
-    with storage.open_to_write(path) as file:
+    with io.open_to_write(path) as file:
         for name, values in arrays.items():
             chunks = (1, *values.shape[1:]) if name == "packed" else None
             how = {"chunks": chunks, "compression": "gzip" if chunks else None}
@@ -87,7 +87,7 @@ def test_nothing_is_lost_in_silence(disk, size, tmp_path_factory):
 def test_no_room_is_said_before_anything_is_written(tmp_path, monkeypatch):
     path = tmp_path / "file.h5"
     check_room(path, 0)
-    for n_bytes in (2**60, storage.shutil.disk_usage(tmp_path).free):
+    for n_bytes in (2**60, io.shutil.disk_usage(tmp_path).free):
         with pytest.raises(InputError, match=r"file.h5 cannot be written: no space.*Make room"):
             open_to_write(path, "w", n_bytes)
     assert not path.exists()
@@ -110,15 +110,15 @@ def test_a_file_can_be_written_and_gone_on_with(tmp_path):
 
 def test_what_cannot_be_read_now_is_not_taken_for_undone(tmp_path, monkeypatch):
     (tmp_path / "file.h5").write_text("damaged")
-    assert storage.rows_done(tmp_path / "file.h5", "r") == 0
-    assert storage.rows_done(tmp_path / "none.h5", "r") == 0
+    assert io.rows_done(tmp_path / "file.h5", "r") == 0
+    assert io.rows_done(tmp_path / "none.h5", "r") == 0
 
     def locked(*_):
         raise BlockingIOError(errno.EAGAIN, "unable to lock file")
 
-    monkeypatch.setattr(storage.h5py, "File", locked)
+    monkeypatch.setattr(io.h5py, "File", locked)
     with pytest.raises(InputError, match="is open for writing elsewhere"):
-        storage.rows_done(tmp_path / "file.h5", "r")
+        io.rows_done(tmp_path / "file.h5", "r")
 
 
 def test_digest_is_that_of_the_content_and_of_nothing_else():
@@ -142,8 +142,8 @@ def test_digest_is_that_of_the_content_and_of_nothing_else():
 def test_a_bit_that_flips_is_an_error_and_no_other_number(tmp_path):
     path, values = tmp_path / "a.h5", np.arange(12, dtype=np.float32).reshape(3, 4) + 0.5
     with open_to_write(path) as file:
-        storage.row_dataset(file, "a", values.shape, values.dtype)[...] = values
-        assert storage.row_dataset(file, "none", (3, 0), values.dtype).shape == (3, 0)
+        io.row_dataset(file, "a", values.shape, values.dtype)[...] = values
+        assert io.row_dataset(file, "none", (3, 0), values.dtype).shape == (3, 0)
     content = bytearray(path.read_bytes())
     content[content.index(values[1].tobytes()) + 5] ^= 1
     path.write_bytes(content)
@@ -159,9 +159,9 @@ def test_a_file_is_told_from_another_by_its_content(tmp_path, monkeypatch):
     small, large = tmp_path / "small", tmp_path / "large"
     small.write_bytes(b"a" * 999)
     large.write_bytes(b"a" * 3200)
-    before = [storage.file_digest(path) for path in (small, large)]
+    before = [io.file_digest(path) for path in (small, large)]
     small.touch()
-    assert storage.file_digest(small) == before[0]
+    assert io.file_digest(small) == before[0]
     small.write_bytes(b"a" * 500 + b"b" + b"a" * 498)
     large.write_bytes(b"a" * 3201)
-    assert all(storage.file_digest(p) != d for p, d in zip((small, large), before, strict=True))
+    assert all(io.file_digest(p) != d for p, d in zip((small, large), before, strict=True))
