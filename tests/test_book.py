@@ -19,10 +19,9 @@ from bs4 import BeautifulSoup
 from dummy_project import ROOT, make_project, notebook, write_params
 from nbformat.v4 import new_markdown_cell, new_notebook, new_output
 
-from minddiff_utils import io
 from minddiff_utils.book import build, job_environment, known_environment, run
 from minddiff_utils.book.plan import declared_parameters, load_plan
-from minddiff_utils.io import BookError, InputError, claim_run, lock_file
+from minddiff_utils.io import BookError, InputError, claim_run, code_digest, lock_file
 
 # What a user's shell may hold: none of it may show in a book.
 SURROUNDINGS = {"MPLBACKEND": "Agg", "SNAKEMAKE_PROFILE": "/nowhere", "HOME": "/proc/nohome"}
@@ -194,8 +193,8 @@ def test_code_counts_but_comments_do_not(tmp_path, monkeypatch):
     monkeypatch.setattr("minddiff_utils.io.PACKAGE", tmp_path)
 
     def digest():
-        io.code_digest.__globals__["_without_words"].cache_clear()
-        return io.code_digest("a", "c.py")
+        code_digest.__globals__["_without_words"].cache_clear()
+        return code_digest("a", "c.py")
 
     before = digest()
     (tmp_path / "a/b.py").write_text('"""Other words."""\n# more\nx = 1\n')

@@ -154,8 +154,8 @@ def test_a_bit_that_flips_is_an_error_and_no_other_number(tmp_path):
 
 
 def test_a_file_is_told_from_another_by_its_content(tmp_path, monkeypatch):
-    monkeypatch.setattr(storage, "WHOLE", 1000)
-    monkeypatch.setattr(storage, "PART", 10)
+    monkeypatch.setattr(io, "WHOLE", 1000)
+    monkeypatch.setattr(io, "PART", 10)
     small, large = tmp_path / "small", tmp_path / "large"
     small.write_bytes(b"a" * 999)
     large.write_bytes(b"a" * 3200)
