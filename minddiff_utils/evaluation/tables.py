@@ -544,7 +544,7 @@ def markdown_table(table: pd.DataFrame) -> str:
 
 
 def failed_pictures(folder: str | Path, methods: Iterable[str] = METHODS) -> dict[str, list[int]]:
-    """Find the pictures that failed, as `Stage2` defines it.
+    """Find the pictures that failed, as `Reconstruction` defines it.
 
     Parameters
     ----------
