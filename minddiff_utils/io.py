@@ -169,6 +169,22 @@ def require(path: str | Path, notebook: str) -> Path:
     return path
 
 
+def method_file(folder: str | Path, method: str, seed: int | None = None) -> Path:
+    """Return where a subject's folder keeps the pictures of a method.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Of the subject.
+    method : str
+        "truth" for the pictures that were seen.
+    seed : int, optional
+        Of another draw of the noise than the run's own.
+    """
+    draw = "" if seed is None else f"_seed_{seed}"
+    return Path(folder) / "reconstructions" / f"{method}{draw}.h5"
+
+
 def content_hash(arrays: Iterable[tuple[str, np.ndarray | bytes]]) -> str:
     """Return a digest of arrays: their names, types, shapes and every byte, all in order.
 

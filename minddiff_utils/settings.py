@@ -17,9 +17,10 @@ from minddiff_utils.io import InputError, atomic_path, claim_run
 
 # Texts of words with commas between; none of them is needed.
 WORDS = {
-    "controls": "ceiling mean_features prior retrieval blur takagi neuraldiffuser".split(),
+    "controls": "ceiling mean mean_features prior retrieval blur takagi neuraldiffuser".split(),
     "save_memory": "attention tiling checkpointing".split(),
 }
+FULL_METHODS = {"guided": "stage2", "algorithm_1": "algorithm_1"}  # what a solver's pictures are
 
 
 def _no_bool(value: Any) -> Any:
@@ -119,7 +120,6 @@ PARAMETERS: dict[str, Any] = {
     "kinds": str,
     "sizes": str,
     "scenes": str,
-    "n_gallery": Count,
     "n_shown": Count,
 }
 
@@ -157,9 +157,10 @@ ADVANCED: dict[str, dict[str, Any]] = {
     },
     "05_metrics": {
         "judge": "",  # CLIP that stage 2 never saw: folder or name; "" takes that of the models
-        "blur": 0.06,  # standard deviation of the control "blur", a share of the picture's width
         "n_way": 10,  # candidates in a harder identification test (count)
-        "n_gallery": 128,  # most pictures in the gallery (count)
+    },
+    "06_controls": {
+        "blur": 0.06,  # standard deviation of the control "blur", a share of the picture's width
         # Words of captions that name things, their size and the scene; "": clusters of captions.
         "kinds": "sun,tree,house,fish,boat,star,flower,bird,car,cat",
         "sizes": "small=small/little/tiny,medium=medium/middling,large=large/big/huge",

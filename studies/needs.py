@@ -51,8 +51,7 @@ FEATURES = {
 }
 COMPONENTS = 128  # of `z` and each block, that stage 2 compares
 TARGETS = 512  # components of a feature space, that its decoder decodes
-METHODS = 9  # pictures in `reconstructions.h5`: seen, both stages, ablations, four controls
-RUNS = 4  # of stage 2: the result, without z, without c, control
+METHODS = 9  # files of pictures: seen, both stages, ablations, four controls
 # The projections of `z` and all blocks, which stage 2 holds in float32.
 PROJECTION_BYTES = 4 * (FEATURES["blocks"][0] + FEATURES["z"][0]) * COMPONENTS
 
@@ -99,7 +98,7 @@ def result_bytes() -> dict[str, int]:
     Returns
     -------
     dict of str to int
-        Pictures are counted as they are in memory; `reconstructions.h5` compresses them.
+        Pictures are counted as they are in memory.
     """
     values = sum(number for number, _ in FEATURES.values())
     spaces = len(FEATURES) + 5  # the six blocks of CLIP are six files of decoders
@@ -110,8 +109,7 @@ def result_bytes() -> dict[str, int]:
         "decoders": 4 * TARGETS * (spaces * VOXELS + values),
         "decoded.h5, decoded_shuffled.h5": 2
         * (4 * TESTED * (values + 7 * COMPONENTS) + PROJECTION_BYTES),
-        "stage1.h5, trace*.h5": (1 + RUNS) * pictures,
-        "reconstructions.h5": METHODS * pictures,
+        "reconstructions": METHODS * pictures,
     }
 
 

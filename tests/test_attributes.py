@@ -39,7 +39,7 @@ def test_a_trait_needs_half_of_the_captions_and_whole_words():
 def test_traits_of_the_phantom_are_what_it_drew():
     """The captions tell kind, size, scene and number of things as the world knows them."""
     ids = range(150)
-    given = [ADVANCED["05_metrics"][name] for name in ("kinds", "sizes", "scenes")]
+    given = [ADVANCED["06_controls"][name] for name in ("kinds", "sizes", "scenes")]
     table = leakage.attribute_table([world.captions(i) for i in ids], *given)
     for i in ids:
         scene, row = world.scene(i), table.iloc[i]

@@ -1,5 +1,6 @@
 """Baselines: what they may look at, and nothing else; other methods as changes of this one."""
 
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -12,9 +13,9 @@ from minddiff_utils.decoding.decode import decode_splits, decode_subject, read_d
 from minddiff_utils.decoding.decoders import Method
 from minddiff_utils.evaluation import baselines
 from minddiff_utils.evaluation.methods import CONTROLS
-from minddiff_utils.io import InputError
+from minddiff_utils.io import InputError, method_file
 from minddiff_utils.models.stable_diffusion import load_generator
-from minddiff_utils.reconstruction.results import read_pictures
+from minddiff_utils.reconstruction.results import read_pictures, write_pictures
 from minddiff_utils.reconstruction.stage2 import reconstruct
 from minddiff_utils.settings import Settings
 
@@ -147,13 +148,73 @@ def test_settings_are_read_back_and_the_prior_knows_nothing(tiny_models, tmp_pat
     ]
     np.testing.assert_array_equal(*prior)
     assert not np.array_equal(prior[0], read_pictures(path))
-    # Other draws: other noise for the same features.
-    bench = make_bench(tmp_path, decoded, (), generator, settings)
-    again = baselines.draw_again(bench, 3)
-    assert {seed: list(made) for seed, made in again.items()} == {
-        seed: ["stage1", "algorithm_1"] for seed in (1, 2)
+
+
+@pytest.fixture
+def stages(tiny_models, tmp_path):
+    """A subject's folder after chapter 04, and a function that runs either stage into it."""
+    generator = load_generator(tiny_models, "cpu", "float32")
+    z = np.random.default_rng(0).normal(size=(2, 4, 16, 16)).astype(np.float32)
+    c = generator.empty_condition().numpy().repeat(2, axis=0)
+    decoded = {"stimulus_id": np.array([5, 9]), "z": z, "c": c, "block_1": np.ones((2, 65, 128))}
+    with h5py.File(tmp_path / "decoded.h5", "w") as file:
+        for name, values in decoded.items():
+            file[name] = values
+    known = {"solver": "algorithm_1", "ablations": False, "n_seeds": 2}
+    (tmp_path / "run.json").write_text(json.dumps({"04_stage2": known}))
+    write_pictures(method_file(tmp_path, "truth"), [5, 9], np.zeros((2, 64, 64, 3), np.uint8))
+
+    def paint(method, seed=4, draw=None, iterations=0, **changes):
+        settings = Settings(
+            3, solver="algorithm_1", iterations=iterations, structure_target="values"
+        )
+        settings = replace(settings, **changes)
+        reconstruct(generator, decoded, settings, method_file(tmp_path, method, draw), seed=seed)
+
+    for method in ("stage1", "algorithm_1", "shuffled"):
+        paint(method)
+    return tmp_path, paint, decoded
+
+
+def test_what_an_earlier_run_left_does_not_count_and_what_does_not_fit_is_named(stages):
+    folder, paint, _ = stages
+    write_pictures(method_file(folder, "no_z"), [5, 9], np.zeros((2, 64, 64, 3), np.uint8))
+    paint("stage2", strength=0.9)
+    assert baselines.methods_of_stages(folder) == ["stage1", "algorithm_1"]
+    paint("algorithm_1", strength=0.9)
+    with pytest.raises(InputError, match=r"strength=0.56, stage 2 with 0.9. Run 04_stage2 again"):
+        baselines.methods_of_stages(folder)
+    method_file(folder, "algorithm_1").unlink()
+    with pytest.raises(InputError, match=r"algorithm_1.h5 is missing. Notebook 04_stage2"):
+        baselines.methods_of_stages(folder)
+
+
+def test_every_draw_is_read_and_stored_pictures_join_them(stages):
+    folder, paint, decoded = stages
+    for method in ("stage1", "algorithm_1"):
+        paint(method, seed=5, draw=5)
+    draws = baselines.read_draws(folder, baselines.methods_of_stages(folder))
+    assert {seed: list(made) for seed, made in draws.items()} == {
+        seed: ["stage1", "algorithm_1"] for seed in (4, 5)
     }
-    assert not np.array_equal(again[1]["stage1"], again[2]["stage1"])
+    assert not np.array_equal(draws[4]["stage1"], draws[5]["stage1"])
+    # The same pictures as stored ones of the published solver, beside the guided pass.
+    known = {"solver": "guided", "ablations": False, "n_seeds": 3}
+    (folder / "run.json").write_text(json.dumps({"04_stage2": known}))
+    for draw in (None, 5, 6):
+        paint("stage1", seed=draw or 4, draw=draw)
+        paint("stage2", seed=draw or 4, draw=draw)
+    method_file(folder, "algorithm_1", 5).unlink()
+    stored = np.random.default_rng(0).integers(0, 256, (2, 6, 64, 64, 3), np.uint8)
+    baselines.add_stored(folder, stored, decoded, range(4, 7))
+    methods = baselines.methods_of_stages(folder)
+    assert methods == ["stage1", "algorithm_1", "stage2"]
+    draws = baselines.read_draws(folder, methods)
+    np.testing.assert_array_equal(draws[4]["algorithm_1"], stored[:, 0])
+    np.testing.assert_array_equal(draws[5]["algorithm_1"], stored[:, 5])
+    assert list(draws[6]) == ["stage1", "stage2"]  # no such draw is stored
+    baselines.add_stored(folder, stored, decoded | {"z": decoded["z"] + 1}, [4])
+    assert "algorithm_1" not in baselines.methods_of_stages(folder)
 
 
 # --- other methods ---

@@ -3,7 +3,6 @@
 import json
 import re
 
-import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,6 +11,8 @@ from dummy_project import ROOT
 from PIL import Image
 
 from minddiff_utils.book import pages
+from minddiff_utils.io import method_file
+from minddiff_utils.reconstruction.results import read_pictures, write_pictures
 
 IDS = [40, 7, 22, 13, 5, 61, 30, 9, 2]
 METHODS = ("mean", "stage2", "stage1")
@@ -25,12 +26,10 @@ def run(tmp_path):
     folder = tmp_path / "subj01"
     folder.mkdir()
     rng = np.random.default_rng(0)
-    with h5py.File(folder / "reconstructions.h5", "w") as file:
-        file["stimulus_id"] = IDS
-        for name in ("truth", *METHODS):
-            colours = rng.integers(0, 256, (len(IDS), 1, 1, 3))
-            file[name] = np.broadcast_to(colours, (len(IDS), 16, 16, 3)).astype(np.uint8)
-        file["other"] = np.zeros((3, 2))  # not a method
+    for name in ("truth", *METHODS, "takagi"):  # the last one is of an earlier run: no numbers
+        colours = rng.integers(0, 256, (len(IDS), 1, 1, 3))
+        pictures = np.broadcast_to(colours, (len(IDS), 16, 16, 3)).astype(np.uint8)
+        write_pictures(method_file(folder, name), IDS, pictures)
     rows = [
         ("subj01", method, number, metric, rng.uniform())
         for method in (*METHODS, "prior")  # numbers without pictures
@@ -43,16 +42,15 @@ def run(tmp_path):
 
 
 def test_strips_hold_the_pictures_in_their_order(run, tmp_path):
-    methods = pages.write_strips(run / "subj01/reconstructions.h5", tmp_path / "strips")
-    assert methods == SHOWN
+    pages.write_strips(run / "subj01", SHOWN, tmp_path / "strips")
     assert len(list((tmp_path / "strips").glob("*.jpg"))) == len(IDS)
-    with h5py.File(run / "subj01/reconstructions.h5") as file:
-        for row in range(len(IDS)):
-            strip = np.asarray(Image.open(tmp_path / "strips" / f"{row:04d}.jpg"))
-            assert strip.shape == (16, 16 * 4, 3)
-            for part, name in enumerate(("truth", *methods)):
-                middle = strip[4:12, part * 16 + 4 : part * 16 + 12].mean(axis=(0, 1))
-                np.testing.assert_allclose(middle, file[name][row, 0, 0], atol=4)
+    wanted = [read_pictures(method_file(run / "subj01", name)) for name in ("truth", *SHOWN)]
+    for row in range(len(IDS)):
+        strip = np.asarray(Image.open(tmp_path / "strips" / f"{row:04d}.jpg"))
+        assert strip.shape == (16, 16 * 4, 3)
+        for part, pictures in enumerate(wanted):
+            middle = strip[4:12, part * 16 + 4 : part * 16 + 12].mean(axis=(0, 1))
+            np.testing.assert_allclose(middle, pictures[row, 0, 0], atol=4)
 
 
 def test_the_page_holds_the_numbers_of_the_table(run):

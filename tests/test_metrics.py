@@ -1,6 +1,5 @@
 """Metrics against scikit-image, scipy, closed forms and naive loops."""
 
-import h5py
 import numpy as np
 import pytest
 from scipy.stats import pearsonr
@@ -9,7 +8,8 @@ from skimage.transform import resize
 
 from minddiff_utils.evaluation import metrics
 from minddiff_utils.evaluation.identification import similarity_matrix
-from minddiff_utils.io import InputError
+from minddiff_utils.io import InputError, method_file
+from minddiff_utils.reconstruction.results import write_pictures
 
 
 def pictures(n=4, side=24, seed=0):
@@ -130,34 +130,30 @@ def test_evaluate_is_tidy_and_right():
     assert frame.query("method == 'mine'")["value"].to_numpy() == pytest.approx(1)
 
 
-def write_reconstructions(path, **datasets):
-    with h5py.File(path, "w") as file:
-        for name, values in datasets.items():
-            file[name] = values
-        file.create_group("settings")
-
-
-def test_read_reconstructions_takes_every_method(tmp_path):
-    truth, path = pictures(3), tmp_path / "reconstructions.h5"
-    write_reconstructions(
-        path, truth=truth, stimulus_id=[5, 6, 7], flag=[0, 0, 1], stage2=truth, mine=truth,
-        no_z=pictures(3, seed=1),
-    )  # fmt: skip
-    seen, found, stimulus_id = metrics.read_reconstructions(path)
+def test_the_reconstructions_that_are_asked_for_are_read(tmp_path):
+    truth = pictures(3)
+    for name in ("truth", "stage2", "mine", "no_z", "takagi"):
+        write_pictures(method_file(tmp_path, name), [5, 6, 7], truth if name == "truth" else ~truth)
+    write_pictures(method_file(tmp_path, "stage2", 4), [5, 6, 7], truth // 2)
+    seen, found, stimulus_id = metrics.read_reconstructions(tmp_path, ["mine", "stage2", "no_z"])
     assert list(found) == ["no_z", "stage2", "mine"]
     assert stimulus_id.tolist() == [5, 6, 7]
     np.testing.assert_array_equal(seen, truth)
+    again = metrics.read_reconstructions(tmp_path, ["stage2"], seed=4)[1]
+    np.testing.assert_array_equal(again["stage2"], truth // 2)
 
 
-def test_a_missing_or_damaged_file_is_named(tmp_path):
-    path = tmp_path / "reconstructions.h5"
-    with pytest.raises(InputError, match="04_stage2"):
-        metrics.read_reconstructions(path)
-    write_reconstructions(path, truth=pictures(3), stimulus_id=[5, 6, 7], stage1=pictures(3))
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match="cannot be read"):
-        metrics.read_reconstructions(path)
+def test_a_missing_or_damaged_file_and_other_stimuli_are_named(tmp_path):
+    with pytest.raises(InputError, match=r"truth.h5 is missing.*03_stage1"):
+        metrics.read_reconstructions(tmp_path, ["stage2"])
+    for name, first in (("truth", 5), ("stage2", 4)):
+        write_pictures(method_file(tmp_path, name), first + np.arange(3), pictures(3))
+    with pytest.raises(InputError, match=r"stage2.h5 holds other stimuli.*04_stage2"):
+        metrics.read_reconstructions(tmp_path, ["stage2"])
+    path = method_file(tmp_path, "stage2")
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(InputError, match=r"stage2.h5 cannot be read.*04_stage2"):
+        metrics.read_reconstructions(tmp_path, ["stage2"])
 
 
 def test_read_metrics_joins_subjects(tmp_path):
@@ -169,6 +165,8 @@ def test_read_metrics_joins_subjects(tmp_path):
     both = metrics.read_metrics(tmp_path, ["subj02", "subj01"])
     assert both["subject"].unique().tolist() == ["subj02", "subj01"]
     assert len(both) == 5 * 7 * 18
+    frame[:7].assign(method="ceiling").to_csv(tmp_path / "subj02/controls.csv", index=False)
+    assert len(metrics.read_metrics(tmp_path, ["subj02", "subj01"])) == 5 * 7 * 18 + 7
     with pytest.raises(InputError, match="subj03.*05_metrics"):
         metrics.read_metrics(tmp_path, ["subj03"])
     with pytest.raises(InputError, match="at least one"):

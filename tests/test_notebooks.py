@@ -23,7 +23,8 @@ from papermill.exceptions import PapermillExecutionError
 from minddiff_utils.book.plan import find_sheets, load_plan
 from minddiff_utils.book.run import SHARDED
 from minddiff_utils.evaluation.methods import CONTROLS
-from minddiff_utils.io import claim_run
+from minddiff_utils.evaluation.metrics import read_metrics
+from minddiff_utils.io import claim_run, method_file
 from minddiff_utils.reconstruction import stage2
 from minddiff_utils.settings import recall
 
@@ -44,7 +45,7 @@ def by_name(sheets):
 
 
 def test_the_chain_is_complete():
-    names = "01_data 02_decoding 03_stage1 04_stage2 05_metrics 06_subjects"
+    names = "01_data 02_decoding 03_stage1 04_stage2 05_metrics 06_controls 07_subjects"
     assert [sheet.name for sheet in SHEETS] == names.split()
 
 
@@ -122,7 +123,7 @@ TRY = re.compile(r"^(\w+) = (.+?)  # try (.+?), or (.+)$", flags=re.MULTILINE)
 
 
 def test_chapters_invite_to_change_one_thing():
-    assert INVITING == CHAPTERS[:5]
+    assert [sheet.name[:2] for sheet in INVITING] == ["01", "02", "03", "04", "06"]
     for sheet in INVITING:
         (cell,) = invitation(sheet)
         assert len(TRY.findall(cell.source)) == 1, sheet.name
@@ -183,23 +184,43 @@ def test_notebook_runs_and_shows_something(chain, sheet):
     assert "vnd.jupyter.widget" not in text and "Traceback" not in text
 
 
+def content(path):
+    with h5py.File(path) as file:
+        return {name: file[name][:] for name in file}
+
+
+def same_pictures(one, two):
+    """Assert that two subjects' folders hold the same reconstructions."""
+    names = [path.name for path in sorted(one.glob("reconstructions/*.h5"))]
+    assert names == [path.name for path in sorted(two.glob("reconstructions/*.h5"))]
+    for name in names:
+        a, b = (content(folder / "reconstructions" / name)["pictures"] for folder in (one, two))
+        np.testing.assert_array_equal(a, b, err_msg=name)
+
+
 def test_chain_leaves_its_files(chain):
     folder = chain[0] / SUBJECT
     with h5py.File(folder / "features.h5") as features:
         assert {"z", "c", "stimulus_id"} <= set(features)
         assert len(features["z"]) == len(features["stimulus_id"])
     assert list((folder / "decoders").rglob("*.safetensors"))
-    with h5py.File(folder / "reconstructions.h5") as pictures:
-        shape = pictures["truth"].shape
-        assert shape[0] == SMALL_TREE["n_test"] and shape[3] == 3
-        painted = {"stage1", "stage2", "no_z", "no_c", "shuffled", "mean"}
-        assert set(pictures) == painted | set(CONTROLS) | {"truth", "stimulus_id"}
-        for name in painted | set(CONTROLS):
-            assert pictures[name].shape == shape and pictures[name].dtype == np.uint8
-    metrics = pd.read_csv(folder / "metrics.csv")
-    assert list(metrics) == ["subject", "method", "stimulus_id", "metric", "value"]
-    assert {"clip_judge", "clip_guide", "ssim", "pcc"} <= set(metrics.metric)
-    assert metrics.value.notna().all()
+    stages = {"stage1", "stage2", "no_z", "no_c"}
+    shown = {"truth", "shuffled", *stages, *CONTROLS}
+    draws = {f"{name}_seed_1" for name in ("stage1", "stage2")}
+    found = {path.stem: content(path) for path in folder.glob("reconstructions/*.h5")}
+    assert found.keys() >= shown | draws
+    shape = found["truth"]["pictures"].shape
+    assert shape[0] == SMALL_TREE["n_test"] and shape[3] == 3
+    for arrays in found.values():
+        np.testing.assert_array_equal(arrays["stimulus_id"], found["truth"]["stimulus_id"])
+    for name in shown | draws:
+        pictures = found[name]["pictures"]
+        assert pictures.shape == shape and pictures.dtype == np.uint8, name
+    for file, methods in (("metrics.csv", stages), ("controls.csv", {"shuffled", *CONTROLS})):
+        metrics = pd.read_csv(folder / file)
+        assert list(metrics) == ["subject", "method", "stimulus_id", "metric", "value"]
+        assert {"clip_judge", "clip_guide", "ssim", "pcc"} <= set(metrics.metric)
+        assert set(metrics.method) == methods and metrics.value.notna().all()
     assert (chain[0] / "overview.png").is_file()
 
 
@@ -209,13 +230,13 @@ def test_the_table_of_the_book_is_the_file(chain):
     text = (folder / "results.md").read_text(encoding="utf-8")
     shown = [
         output["data"]["text/markdown"]
-        for cell in executed["06_subjects"].cells
+        for cell in executed["07_subjects"].cells
         for output in cell.get("outputs", [])
         if "text/markdown" in output.get("data", {})
     ]
     assert text in shown
     table = pd.read_csv(folder / "results.csv")
-    values = pd.read_csv(folder / SUBJECT / "metrics.csv")
+    values = read_metrics(folder, [SUBJECT])
     assert set(table["method"]) == set(values["method"]) >= set(CONTROLS)
     means = values.groupby(["method", "metric"])["value"].mean()
     for row in table.itertuples():
@@ -237,7 +258,7 @@ def test_killed_book_goes_on_to_the_same_numbers_and_then_has_nothing_to_do(chai
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen(book(tmp_path, given), env=environment, **quiet)
-    half = tmp_path / SUBJECT / "trace.h5.partial"
+    half = tmp_path / SUBJECT / "reconstructions" / "stage2.h5.partial"
     while not (half.exists() and half.stat().st_size > 20_000):  # the first batch is there
         assert process.poll() is None, "the book ended before it could be killed"
         time.sleep(0.02)
@@ -251,11 +272,9 @@ def test_killed_book_goes_on_to_the_same_numbers_and_then_has_nothing_to_do(chai
     assert answer.returncode == 0, answer.stderr
     assert first.stat().st_mtime_ns == stamp and "02_decoding" not in answer.stderr
     one, two = chain[0] / SUBJECT, tmp_path / SUBJECT
-    with h5py.File(one / "reconstructions.h5") as a, h5py.File(two / "reconstructions.h5") as b:
-        assert set(a) == set(b)
-        for name in a:
-            np.testing.assert_array_equal(a[name][:], b[name][:], err_msg=name)
-    assert (one / "metrics.csv").read_text() == (two / "metrics.csv").read_text()
+    same_pictures(one, two)
+    for name in ("metrics.csv", "controls.csv"):
+        assert (one / name).read_text() == (two / name).read_text()
 
     begun = time.monotonic()
     answer = subprocess.run(book(tmp_path, given), **told)
@@ -295,8 +314,9 @@ def test_stage_2_takes_what_shards_computed(chain, given, tmp_path, monkeypatch)
     (sheet,) = [sheet for sheet in CHAPTERS if sheet.name == SHARDED]
     run_dir = claim_run(tmp_path / "run")
     folder = shutil.copytree(chain[0] / SUBJECT, run_dir / SUBJECT)
-    for path in folder.glob("trace*.h5"):
-        path.unlink()
+    painted = ("stage2", "stage2_seed_1", "no_z", "no_c", "shuffled")
+    for name in painted:
+        method_file(folder, name).unlink()
     parameters = vars(recall(folder)) | {"run_dir": str(run_dir)}
     for number in (1, 2):
         command = "import json, sys; from minddiff_utils.reconstruction import stage2\n"
@@ -304,16 +324,11 @@ def test_stage_2_takes_what_shards_computed(chain, given, tmp_path, monkeypatch)
         arguments = [sys.executable, "-c", command, json.dumps(parameters), str(number)]
         subprocess.run(arguments, check=True, cwd=ROOT)
     gathered = stage2.gather(folder)
-    assert {path.name for path in gathered} == {path.name for path in folder.glob("trace*.h5")}
+    assert {path.stem for path in gathered} == set(painted)
     stamps = [path.stat().st_mtime_ns for path in gathered]
     run(sheet, run_dir, given)
     assert [path.stat().st_mtime_ns for path in gathered] == stamps
-    with (
-        h5py.File(chain[0] / SUBJECT / "reconstructions.h5") as a,
-        h5py.File(folder / "reconstructions.h5") as b,
-    ):
-        for name in ("stage2", "no_z", "no_c", "shuffled"):
-            np.testing.assert_array_equal(a[name][:], b[name][:], err_msg=name)
+    same_pictures(chain[0] / SUBJECT, folder)
 
 
 @pytest.mark.parametrize("sheet", **by_name(CHAPTERS[2:]))

@@ -1,6 +1,5 @@
 """Pictures that failed are counted where they arise and below every table that they enter."""
 
-import json
 import re
 from types import SimpleNamespace
 
@@ -14,50 +13,43 @@ from test_reconstruction import decoded
 
 from minddiff_utils.book.pages import front_results
 from minddiff_utils.evaluation.baselines import Bench, make_control
+from minddiff_utils.evaluation.methods import METHODS
 from minddiff_utils.evaluation.tables import failed_pictures, failure_note, write_results
+from minddiff_utils.io import method_file
 from minddiff_utils.models.stable_diffusion import load_generator
-from minddiff_utils.reconstruction.results import read_pictures
+from minddiff_utils.reconstruction.results import read_pictures, write_pictures
 from minddiff_utils.reconstruction.stage2 import reconstruct
 from minddiff_utils.settings import Settings
 
-CONTROLS = ("takagi", "neuraldiffuser", "ceiling", "mean_features", "prior")
-RUNS = {
-    "stage1": "stage1.h5",
-    "stage2": "trace.h5",
-    "no_z": "trace_no_z.h5",
-    "no_c": "trace_no_c.h5",
-    "shuffled": "trace_shuffled.h5",
-    **{name: f"controls/{name}.h5" for name in CONTROLS},
-}
 
-
-def write(path, failed, solver="guided"):
+def write(folder, method, failed):
+    path = method_file(folder, method)
     path.parent.mkdir(parents=True, exist_ok=True)
     with h5py.File(path, "w") as file:
         file["stimulus_id"], file["failed"] = np.arange(10, 10 + len(failed)), failed
-        file.attrs["record"] = json.dumps({"solver": solver})
 
 
 def test_every_methods_flags_are_its_own(tmp_path):
-    for number, name in enumerate([*RUNS.values(), "controls/seed_1.h5"]):
-        write(tmp_path / name, np.arange(11) == number)
-    assert failed_pictures(tmp_path) == {name: [10 + k] for k, name in enumerate(RUNS)}
-    assert failed_pictures(tmp_path, ["seed_1", "blur"]) == {"seed_1": [20]}
-    write(tmp_path / "trace.h5", [True], "algorithm_1")
-    assert failed_pictures(tmp_path, ["stage2", "algorithm_1"]) == {"algorithm_1": [10]}
+    names = [*METHODS, "stage1_seed_1"]
+    for number, name in enumerate(names):
+        write(tmp_path, name, np.arange(len(names)) == number)
+    assert failed_pictures(tmp_path, names) == {name: [10 + k] for k, name in enumerate(names)}
+    write_pictures(method_file(tmp_path, "blur"), [1], np.zeros((1, 4, 4, 3), np.uint8))
+    assert failed_pictures(tmp_path, ["stage1", "blur"]).keys() == {"stage1"}  # nothing was painted
 
 
 def test_failed_pictures_are_counted_and_listed(tmp_path):
-    assert failure_note({"a": tmp_path}) == ""
-    write(tmp_path / "trace.h5", [False])
-    assert failure_note({"a": tmp_path}) == "\nFailed pictures: none.\n"
-    assert failure_note({"a": tmp_path}, quiet=True) == ""
-    write(tmp_path / "trace.h5", [False, True, True])
-    write(tmp_path / "controls" / "ceiling.h5", [True] * 12)
-    for note in (failure_note({"a": tmp_path}), failure_note({"a": tmp_path}, quiet=True)):
+    folders, methods = {"a": tmp_path}, ["stage2", "ceiling"]
+    assert failure_note(folders, methods) == ""
+    write(tmp_path, "stage2", [False])
+    assert failure_note(folders, methods) == "\nFailed pictures: none.\n"
+    assert failure_note(folders, methods, quiet=True) == ""
+    write(tmp_path, "stage2", [False, True, True])
+    write(tmp_path, "ceiling", [True] * 12)
+    for note in (failure_note(folders, methods), failure_note(folders, methods, quiet=True)):
         assert "a, both stages, this book's solver: 2 (11, 12); a, true features: 12 (10," in note
         assert note.endswith(" 19, …).\n")
-    assert failure_note({"a": tmp_path}, ["stage1"]) == ""
+    assert failure_note(folders, ["stage1"]) == ""
 
 
 def test_overflow_in_half_precision_is_said(tiny_models, tmp_path):
@@ -67,7 +59,7 @@ def test_overflow_in_half_precision_is_said(tiny_models, tmp_path):
         values.mul_(1e5)
     given = decoded(generator)
     first = Settings(3, 0.7, 2.0, solver="algorithm_1", iterations=0, structure_target="values")
-    path = reconstruct(generator, given, first, tmp_path / "stage1.h5")
+    path = reconstruct(generator, given, first, method_file(tmp_path, "stage1"))
     person = SimpleNamespace(splits=())
     bench = Bench(person, generator, given, tmp_path, tmp_path, first, first, batch=2)
     grey = [
@@ -75,7 +67,7 @@ def test_overflow_in_half_precision_is_said(tiny_models, tmp_path):
         for pictures in (read_pictures(path), make_control("prior", bench))
     ]
     assert np.sum(grey, axis=1).tolist() == [3, 3]
-    note = failure_note({"S": tmp_path}, quiet=True)
+    note = failure_note({"S": tmp_path}, ["stage1", "prior"], quiet=True)
     for name in ("no stage 2", "no brain at all"):
         assert f"S, {name}: 3 (0, 1, 2)" in note
 
@@ -91,9 +83,9 @@ def test_the_tables_file_and_the_first_page_name_them(tmp_path):
         for metric in ("clip_judge", "pcc")
     ]
     values = pd.DataFrame(rows, columns=["subject", "method", "stimulus_id", "metric", "value"])
-    write(tmp_path / "a" / "trace.h5", [False] * 4)
-    write(tmp_path / "b" / "stage1.h5", [False, False, True, False])
-    write(tmp_path / "b" / "trace_no_z.h5", [True] * 4)  # has no row
+    write(tmp_path / "a", "stage2", [False] * 4)
+    write(tmp_path / "b", "stage1", [False, False, True, False])
+    write(tmp_path / "b", "no_z", [True] * 4)  # has no row
     text = write_results(tmp_path, values).read_text("utf-8")
     n_tables = len(re.findall(r"^\| ---", text, flags=re.MULTILINE))
     assert n_tables > 1 and text.count(": b, no stage 2: 1 (12).\n") == n_tables
@@ -105,11 +97,11 @@ def test_the_tables_file_and_the_first_page_name_them(tmp_path):
     assert text.count("Failed pictures: none.\n") == 1
 
 
-@pytest.mark.parametrize("chapter", ["05_metrics", "06_subjects", "colab"])
+@pytest.mark.parametrize("chapter", ["05_metrics", "06_controls", "07_subjects", "colab"])
 def test_no_table_of_a_notebook_is_without_the_note(chapter):
     cells = nbformat.read(ROOT / "notebooks" / f"{chapter}.ipynb", as_version=4).cells
-    tables = [c.source for c in cells if c.cell_type == "code" and "markdown_table(" in c.source]
+    lines = [line for c in cells if c.cell_type == "code" for line in c.source.splitlines()]
+    tables = [line for line in lines if "markdown_table(" in line]
     assert tables
-    for source in tables:
-        last = source.splitlines()[-1]
-        assert re.search(r" \+ (below|failed|failure_note\(.*\))\)$", last), source
+    for line in tables:
+        assert re.search(r" \+ (below|failed|failure_note\(.*\))\)?$", line), line

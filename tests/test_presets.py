@@ -8,7 +8,6 @@ from pathlib import Path
 import h5py
 import miyawaki_tree
 import numpy as np
-import pandas as pd
 import pytest
 import scipy.io
 import test_kay
@@ -19,10 +18,12 @@ from test_own import write
 from minddiff_utils.book.plan import load_plan
 from minddiff_utils.datasets.miyawaki import FIGURES
 from minddiff_utils.evaluation.baselines import decoding_of, settings_of
-from minddiff_utils.settings import ADVANCED
+from minddiff_utils.evaluation.metrics import read_metrics
+from minddiff_utils.io import method_file
+from minddiff_utils.settings import ADVANCED, FULL_METHODS
 
 # Sizes alone. No decoder, solver or other choice of a file is changed, but where its comment says.
-SMALL = {"n_steps": 2, "n_seeds": 1, "n_permutations": 2, "n_gallery": 8, "n_extra": 20}
+SMALL = {"n_steps": 2, "n_seeds": 1, "n_permutations": 2, "n_extra": 20}
 # The phantom's models in the place of Stable Diffusion and its judge, which have to be downloaded.
 MODELS = {"models": str(ROOT / "minddiff_utils" / "phantom" / "weights")}
 # The small tree has one subject, and fewer sessions than either protocol takes.
@@ -92,17 +93,13 @@ def test_every_chapter_runs_with_the_parameter_file(name, request, run_plan, tmp
     (subject,) = plan.subjects
     chosen = {name: value for sheet in plan.sheets for name, value in sheet.defaults.items()}
     chosen |= {k: v for known in ADVANCED.values() for k, v in known.items()} | plan.values
-    with h5py.File(plan.run / subject / "trace.h5") as file:
+    full = method_file(plan.run / subject, FULL_METHODS[chosen["solver"]])
+    with h5py.File(full) as file:
         assert np.isfinite(file["losses"]).all() and not file["failed"][:].any()
     method = decoding_of(plan.run / subject / "decoded.h5")
     # The device that it was fitted on is resolved, "auto" no longer.
-    used = {
-        **method.get_params(),
-        "device": chosen["device"],
-        **vars(settings_of(plan.run / subject / "trace.h5")[0]),
-    }
+    used = {**method.get_params(), "device": chosen["device"], **vars(settings_of(full)[0])}
     assert used.items() >= {key: chosen[key] for key in used.keys() & chosen}.items()
-    table = pd.read_csv(plan.run / subject / "results.csv")
-    full = {"guided": "stage2", "algorithm_1": "algorithm_1"}[chosen["solver"]]
-    assert {"stage1", full, *filter(None, chosen["controls"].split(","))} <= {*table["method"]}
-    assert np.isfinite(table["mean"]).all()
+    table = read_metrics(plan.run, [subject])
+    assert {"stage1", full.stem, *filter(None, chosen["controls"].split(","))} <= {*table.method}
+    assert np.isfinite(table["value"]).all()

@@ -12,12 +12,7 @@ from minddiff_utils.models.stable_diffusion import load_generator, noise_like, t
 from minddiff_utils.reconstruction import stage2 as module
 from minddiff_utils.reconstruction.inputs import Inputs, ablate, stage_inputs
 from minddiff_utils.reconstruction.losses import Evidence, evidence_loss, structure_loss
-from minddiff_utils.reconstruction.results import (
-    add_reconstructions,
-    check_inputs,
-    read_pictures,
-    read_trace,
-)
+from minddiff_utils.reconstruction.results import check_inputs, read_pictures, read_trace
 from minddiff_utils.reconstruction.stage1 import reconstruct_stage1, stage1
 from minddiff_utils.reconstruction.stage2 import reconstruct, stage2
 from minddiff_utils.settings import Settings
@@ -403,24 +398,3 @@ def test_without_c_the_caption_is_empty(generator):
     empty = generator.encode_captions([("",)])[0]
     for row in stage_inputs(generator, changed, slice(N), QUICK).c:
         torch.testing.assert_close(row, empty, rtol=0, atol=0)
-
-
-def test_methods_are_added_and_replaced_and_others_kept(tmp_path):
-    path, ids = tmp_path / "deep" / "reconstructions.h5", [3, 9]
-    pictures = {
-        name: np.full((2, 4, 4, 3), k, np.uint8) for k, name in enumerate(("truth", "a", "b"))
-    }
-    add_reconstructions(path, ids, {"truth": pictures["truth"], "a": pictures["a"]})
-    add_reconstructions(path, ids, {"a": pictures["b"], "b": pictures["b"]})
-    with h5py.File(path) as file:
-        assert set(file) == {"stimulus_id", "truth", "a", "b"}
-        np.testing.assert_array_equal(file["stimulus_id"], ids)
-        np.testing.assert_array_equal(file["truth"], pictures["truth"])
-        np.testing.assert_array_equal(file["a"], pictures["b"])
-    before = path.read_bytes()
-    with pytest.raises(InputError, match="holds other stimuli"):
-        add_reconstructions(path, [3, 8], {"c": pictures["b"]})
-    assert path.read_bytes() == before
-    add_reconstructions(path, [3, 8], {"truth": pictures["truth"]}, fresh=True)
-    with h5py.File(path) as file:
-        assert set(file) == {"stimulus_id", "truth"}

@@ -61,16 +61,16 @@ def test_what_shards_have_computed_is_the_notebooks_own(tmp_path, monkeypatch):
     claim_run(plan.run)
 
     def gather(folder):
-        (folder / "trace.h5").touch()
+        (folder / "stage2.h5").touch()
 
     monkeypatch.setattr("minddiff_utils.reconstruction.stage2.gather", gather)
     monkeypatch.setattr(run, "_papermill", lambda *given: shutil.copy(source, given[-1]))
     monkeypatch.setattr(run, "_need_figures", lambda running: None)
     run.execute(plan, plan.chapters[1], "subj01")
     outputs = record.read_record(plan.run / "subj01")[run.SHARDED]["outputs"]
-    assert outputs.keys() == {"trace.h5", f"notebooks/{run.SHARDED}.ipynb"}
+    assert outputs.keys() == {"stage2.h5", f"notebooks/{run.SHARDED}.ipynb"}
     assert run.is_done(plan, plan.chapters[1], "subj01")
-    (plan.run / "subj01/trace.h5").write_text("damaged")
+    (plan.run / "subj01/stage2.h5").write_text("damaged")
     assert not run.is_done(plan, plan.chapters[1], "subj01")
 
 

@@ -9,7 +9,7 @@ from test_reconstruction import decoded as decoded_arrays
 
 from minddiff_utils.book.plan import find_sheets
 from minddiff_utils.book.run import SHARDED
-from minddiff_utils.io import InputError
+from minddiff_utils.io import InputError, method_file
 from minddiff_utils.models.stable_diffusion import load_generator
 from minddiff_utils.reconstruction import stage2 as shards
 from minddiff_utils.reconstruction.inputs import ablate
@@ -17,7 +17,7 @@ from minddiff_utils.reconstruction.stage2 import reconstruct
 from minddiff_utils.settings import ADVANCED, Settings
 
 N = 7  # four batches
-NAMES = ("trace", "trace_no_z", "trace_no_c", "trace_shuffled")
+NAMES = ("stage2", "stage2_seed_1", "no_z", "no_c", "shuffled")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -55,7 +55,7 @@ def parameters(tiny_models, inputs, tmp_path):
     quick |= {"structure_target": "values", "device": "cpu"}
     place = {"run_dir": "run", "subject": "s", "models": str(tiny_models)}
     memory = {"dtype": "float32", "guide": "", "save_memory": "", "n_tokens": 0, "strength": 0.56}
-    memory |= {"guidance_scale": 3.0, "seed": 0}
+    memory |= {"guidance_scale": 3.0, "seed": 0, "n_seeds": 2}
     return {**memory, **sheet.defaults, **ADVANCED[SHARDED], **quick, **place}
 
 
@@ -88,16 +88,18 @@ def test_shards_leave_what_one_process_leaves(parameters, inputs, generator, tmp
     names = Settings.__dataclass_fields__.keys() & parameters.keys()
     settings = Settings(**{name: parameters[name] for name in names})
     cases = {
-        "trace": (inputs[0], settings),
-        "trace_no_z": ablate(generator, inputs[0], settings, "z"),
+        "stage2": (inputs[0], settings, 0),
+        "stage2_seed_1": (inputs[0], settings, 1),
+        "no_z": (*ablate(generator, inputs[0], settings, "z"), 0),
     }
-    for name, (given, chosen) in cases.items():
-        whole = reconstruct(generator, given, chosen, tmp_path / f"{name}.h5", batch=2)
-        same(tmp_path / f"run/s/{name}.h5", whole)
+    for name, (given, chosen, seed) in cases.items():
+        path = tmp_path / f"{name}.h5"
+        reconstruct(generator, given, chosen, path, batch=2, seed=seed)
+        same(method_file(tmp_path / "run/s", name), path)
 
 
 def test_a_stopped_shard_goes_on_and_a_whole_one_is_left(parameters, tmp_path, monkeypatch):
-    parameters = {**parameters, "ablations": False}
+    parameters = {**parameters, "ablations": False, "n_seeds": 1}
     calls = []
     original = shards.stage2
 
@@ -110,7 +112,7 @@ def test_a_stopped_shard_goes_on_and_a_whole_one_is_left(parameters, tmp_path, m
     monkeypatch.setattr(shards, "stage2", stopping)
     with pytest.raises(KeyboardInterrupt):
         shards.compute_shard(parameters, 1, 2, tmp_path)
-    kept = tmp_path / "run/s/shards/trace-1-of-2.h5.partial"
+    kept = tmp_path / "run/s/shards/stage2-1-of-2.h5.partial"
     assert content(kept)[1]["done"] == 2
     shards.compute_shard(parameters, 1, 2, tmp_path)
     assert len(calls) == 2 + 1 + 2  # the second batch again, and the two of the control
@@ -119,12 +121,12 @@ def test_a_stopped_shard_goes_on_and_a_whole_one_is_left(parameters, tmp_path, m
 
 
 def test_only_shards_that_fit_are_gathered(parameters, tmp_path):
-    parameters = {**parameters, "ablations": False, "batch": 4}
+    parameters = {**parameters, "ablations": False, "n_seeds": 1, "batch": 4}
     folder = tmp_path / "run" / "s"
     shards.compute_shard(parameters, 1, 2, tmp_path)
     assert shards.gather(folder) == []
     shards.compute_shard({**parameters, "seed": 5}, 2, 2, tmp_path)
-    assert shards.gather(folder) == [] and not (folder / "trace.h5").exists()
+    assert shards.gather(folder) == [] and not method_file(folder, "stage2").exists()
     shards.compute_shard(parameters, 2, 2, tmp_path)
     assert len(shards.gather(folder)) == 2
 

@@ -12,6 +12,8 @@ import pytest
 import slurm_node
 from dummy_project import ROOT
 
+from minddiff_utils.io import method_file
+
 pytestmark = [
     pytest.mark.slurm,
     pytest.mark.skipif(bool(slurm_node.missing()), reason=slurm_node.missing() or "none"),
@@ -80,12 +82,12 @@ def test_book_through_slurm_is_that_of_one_machine(local):
     assert not (folder / "subj01" / "shards").exists()
 
     one, four = local / "subj01", folder / "subj01"
-    for name in ("reconstructions.h5", "trace.h5", "trace_shuffled.h5"):
-        with h5py.File(one / name) as a, h5py.File(four / name) as b:
+    for name in ("stage2", "stage2_seed_1", "no_z", "shuffled"):
+        with h5py.File(method_file(one, name)) as a, h5py.File(method_file(four, name)) as b:
             assert set(a) == set(b) and dict(a.attrs) == dict(b.attrs), name
             for key in a:
                 np.testing.assert_array_equal(a[key][:], b[key][:], err_msg=f"{name}: {key}")
     assert (one / "metrics.csv").read_bytes() == (four / "metrics.csv").read_bytes()
     assert (folder / "html" / "index.html").is_file()
     record = json.loads((four / "provenance.json").read_text())
-    assert set(record["notebooks"]) >= {"01_data", "04_stage2", "05_metrics"}
+    assert set(record["notebooks"]) >= {"01_data", "04_stage2", "06_controls"}

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from dummy_project import ROOT
 
-from minddiff_utils.evaluation.baselines import add_stored, stored_pictures
+from minddiff_utils.evaluation.baselines import stored_pictures
 from studies import compare, stored
 from studies.published import CHANGES
 
@@ -72,16 +72,3 @@ def test_stored_pictures_are_shown_for_the_same_decoded_features_alone(tmp_path)
     for change in changes:
         assert stored_pictures(tmp_path / "a.h5", decoded | change)[0] is None
     assert stored_pictures(tmp_path / "b.h5", decoded)[0] is None
-
-
-def test_other_draws_of_stored_pictures_join_those_of_the_run(tmp_path):
-    decoded = {"stimulus_id": np.arange(2), "z": np.eye(2)}
-    pictures = np.random.default_rng(0).integers(0, 256, (2, 3, 8, 8, 3), np.uint8)
-    stored.store_pictures(tmp_path / "a.h5", decoded, pictures, "by hand")
-    own = np.zeros((2, 8, 8, 3), np.uint8)
-    draws = {1: {}, 2: {"algorithm_1": own}, 3: {}}
-    add_stored(draws, tmp_path / "a.h5", decoded)
-    np.testing.assert_array_equal(draws[1]["algorithm_1"], pictures[:, 1])
-    assert draws[2]["algorithm_1"] is own and not draws[3]  # its own, and none is stored
-    add_stored(draws, tmp_path / "a.h5", {"stimulus_id": np.arange(2), "z": 2 * np.eye(2)})
-    assert not draws[3]

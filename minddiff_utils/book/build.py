@@ -50,7 +50,7 @@ def finish_page(notebook: nbformat.NotebookNode, subject: str = "") -> nbformat.
         if "caption" in below.metadata.get("tags", []):
             cell.metadata["mystnb"]["figure"]["caption"] = below.source
     kept = [cell for cell in notebook.cells if "caption" not in cell.metadata.get("tags", [])]
-    notebook.cells = kept
+    notebook.cells = _without_empty(kept)
     for cell in notebook.cells:
         tags = cell.metadata.get("tags", [])
         if "parameters" in tags:
@@ -65,6 +65,19 @@ def finish_page(notebook: nbformat.NotebookNode, subject: str = "") -> nbformat.
     if subject:
         _add_subject(notebook, subject)
     return notebook
+
+
+def _without_empty(cells: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """Drop code with the tag "optional" that has said nothing, and the text above it so tagged."""
+    kept: list[nbformat.NotebookNode] = []
+    said = ""
+    for cell in reversed(cells):
+        if cell.cell_type == "code":
+            shown = [output.get("data", {}) for output in cell.get("outputs", [])]
+            said = "".join(data.get("text/markdown", "") for data in shown).strip()
+        if said or "optional" not in cell.metadata.get("tags", []):
+            kept.insert(0, cell)
+    return kept
 
 
 def _add_subject(notebook: nbformat.NotebookNode, subject: str) -> None:

@@ -1,13 +1,15 @@
 """Pieces of pages that are made from a run's files: galleries, the first page, costs.
 
 The pictures of one stimulus stand side by side in one small JPEG, a *strip*: the picture that was
-seen, then one a method. Pages show a part of it for each. The numbers are those of `metrics.csv`.
+seen, then one a method. Pages show a part of it for each. The numbers are those of `metrics.csv`
+and `controls.csv`.
 """
 
 import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from minddiff_utils.evaluation.tables import (
     front_table,
     markdown_table,
 )
+from minddiff_utils.io import method_file
 
 # What people read where the book's tables say "no stage 2" and "both stages, this book's solver".
 LABELS = METHODS | {"stage1": "stage 1", "stage2": "stage 2", "algorithm_1": "Algorithm 1"}
@@ -75,7 +78,7 @@ def add_pieces(plan: Plan, book: Path, results: Path) -> None:
 
 def has_gallery(folder: str | Path) -> bool:
     """Whether a subject's folder holds the files that a gallery is made from."""
-    return all((Path(folder) / name).is_file() for name in ("reconstructions.h5", "metrics.csv"))
+    return method_file(folder, "truth").is_file() and (Path(folder) / "metrics.csv").is_file()
 
 
 def add_gallery(run: Path, subject: str, book: Path) -> str:
@@ -94,42 +97,39 @@ def add_gallery(run: Path, subject: str, book: Path) -> str:
     str
         From `front_page`: pictures of this subject for the first page.
     """
-    place = f"gallery/{subject}"
-    shown = write_strips(run / subject / "reconstructions.h5", book / "static" / place)
+    place, values = f"gallery/{subject}", read_metrics(run, [subject])
+    methods = in_order(values["method"], ORDER)
+    shown = [name for name in methods if method_file(run / subject, name).is_file()]
+    write_strips(run / subject, shown, book / "static" / place)
     gallery = {**read_gallery(run, subject, shown), "strips": f"../_static/{place}/"}
     page = gallery_page(gallery, subject, book)
     (book / subject / "gallery.md").write_text(page, encoding="utf-8")
     return front_page({**gallery, "strips": f"_static/{place}/"}, subject, book)
 
 
-def write_strips(reconstructions: Path, folder: Path) -> list[str]:
-    """Write one strip a test picture, `0000.jpg` and so on, in the order of the file.
+def write_strips(run: Path, methods: Sequence[str], folder: Path) -> None:
+    """Write one strip a test picture, `0000.jpg` and so on, in the order of the files.
 
     Parameters
     ----------
-    reconstructions : Path
-        `reconstructions.h5` of a subject. Each dataset of the shape of `truth` is a method.
+    run : Path
+        Folder of the subject.
+    methods : sequence of str
+        Whose pictures follow the one that was seen.
     folder : Path
         Where the strips go.
-
-    Returns
-    -------
-    list of str
-        The methods, in the order in which their pictures follow the one that was seen.
     """
     folder.mkdir(parents=True)
-    with h5py.File(reconstructions) as file:
-        shape = file["truth"].shape
-        found = [name for name in file if name != "truth" and file[name].shape == shape]
-        methods = in_order(found, ORDER)
-        side = SIDE if shape[0] <= MANY else SMALL_SIDE
-        for row in range(shape[0]):
-            pictures = [Image.fromarray(file[name][row]) for name in ("truth", *methods)]
+    with ExitStack() as stack:
+        paths = [method_file(run, name) for name in ("truth", *methods)]
+        rows = [stack.enter_context(h5py.File(path))["pictures"] for path in paths]
+        side = SIDE if len(rows[0]) <= MANY else SMALL_SIDE
+        for number in range(len(rows[0])):
+            pictures = [Image.fromarray(pictures[number]) for pictures in rows]
             for picture in pictures:
                 picture.thumbnail((side, side), Image.Resampling.LANCZOS)
             strip = Image.fromarray(np.concatenate([np.asarray(one) for one in pictures], axis=1))
-            strip.save(folder / f"{row:04d}.jpg", quality=92, subsampling=0)
-    return methods
+            strip.save(folder / f"{number:04d}.jpg", quality=92, subsampling=0)
 
 
 def read_gallery(run: Path, subject: str, shown: Sequence[str]) -> dict[str, Any]:
@@ -141,18 +141,18 @@ def read_gallery(run: Path, subject: str, shown: Sequence[str]) -> dict[str, Any
         Folder of the run.
     subject : str
     shown : sequence of str
-        The methods of the strips, from `write_strips`.
+        The methods of the strips.
 
     Returns
     -------
     dict
         `methods` and `metrics`, name -> label; `shown`; `pictures`, a list of `id` and `values`:
         for each method a list of numbers, four digits each, in the order of `metrics` (None where
-        there is none). Pictures are in the order of `reconstructions.h5`. It can be written as
+        there is none). Pictures are in the order of their files. It can be written as
         JSON.
     """
     frame = read_metrics(run, [subject])
-    with h5py.File(run / subject / "reconstructions.h5") as file:
+    with h5py.File(method_file(run / subject, "truth")) as file:
         ids = file["stimulus_id"][:].tolist()
     methods = [*shown, *in_order(set(frame["method"]) - set(shown), METHODS)]
     metrics = in_order(frame["metric"], METRICS)

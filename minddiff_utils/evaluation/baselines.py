@@ -21,14 +21,14 @@ from minddiff_utils.datasets.areas import is_early
 from minddiff_utils.decoding.decode import decode_splits, read_decoded
 from minddiff_utils.decoding.decoders import Method
 from minddiff_utils.decoding.features import read_features
-from minddiff_utils.evaluation.methods import CONTROLS
-from minddiff_utils.evaluation.metrics import unit_rows
-from minddiff_utils.io import InputError, require
+from minddiff_utils.evaluation.methods import CONTROLS, METHODS, full_method, in_order
+from minddiff_utils.evaluation.metrics import read_reconstructions, unit_rows
+from minddiff_utils.io import InputError, content_hash, method_file, require
 from minddiff_utils.models.stable_diffusion import Generator
 from minddiff_utils.reconstruction.inputs import ablate
-from minddiff_utils.reconstruction.results import check_inputs, read_pictures
+from minddiff_utils.reconstruction.results import check_inputs, read_pictures, write_pictures
 from minddiff_utils.reconstruction.stage2 import reconstruct
-from minddiff_utils.settings import Settings
+from minddiff_utils.settings import FULL_METHODS, Settings, recall
 
 SAME = 1e-3  # of the spread of statistics: what rounding leaves
 BLOCK = 256  # pictures read at a time: those of a big recording do not fit into memory
@@ -56,11 +56,11 @@ class Bench:
     blur: float = 0.06
 
     def run(self, decoded: dict[str, np.ndarray], settings: Settings, name: str) -> np.ndarray:
-        """Take features through the stages; uint8 (n, H, W, 3), kept in `folder`/controls.
+        """Take features through the stages; uint8 (n, H, W, 3), kept as those of method `name`.
 
         Settings without iterations, as those of `first`, are stage 1 alone.
         """
-        path = self.folder / "controls" / f"{name}.h5"
+        path = method_file(self.folder, name)
         given = self.generator, decoded, settings, path
         reconstruct(*given, seed=self.seed, batch=self.batch, n_kept=0, label=name)
         return read_pictures(path)
@@ -78,7 +78,7 @@ def open_bench(person: Subject, generator: Generator, folder: str | Path, batch:
     person : Subject
     generator : Generator
     folder : str or Path
-        Of the subject: `decoded.h5`, `features.h5`, `stage1.h5` and `trace.h5`.
+        Of the subject.
     batch : int
         Pictures at a time in stage 2.
 
@@ -89,33 +89,86 @@ def open_bench(person: Subject, generator: Generator, folder: str | Path, batch:
     Raises
     ------
     InputError
-        If one of the files is missing, or was made from other decoded features; the message says
-        which chapter writes it.
+        If a file is missing; and as `methods_of_stages` does.
     """
     folder = Path(folder)
     features = require(folder / "features.h5", "02_decoding")
-    decoded = read_decoded(require(folder / "decoded.h5", "02_decoding"))
-    first, _ = settings_of(require(folder / "stage1.h5", "03_stage1"))
-    full, seed = settings_of(require(folder / "trace.h5", "04_stage2"))
-    for name, chapter in (("stage1.h5", "03_stage1"), ("trace.h5", "04_stage2")):
-        check_inputs(folder / name, decoded, chapter)
-    for name in ("n_steps", "strength", "guidance_scale"):
-        if getattr(first, name) != getattr(full, name):
-            raise InputError(
-                f"{folder}: stage 1 was made with {name}={getattr(first, name)}, stage 2 with "
-                f"{getattr(full, name)}. Run 04_stage2 again."
-            )
+    methods = methods_of_stages(folder)
+    decoded = read_decoded(folder / "decoded.h5")
+    first, _ = settings_of(method_file(folder, "stage1"))
+    full, seed = settings_of(method_file(folder, str(full_method(methods))))
     return Bench(person, generator, decoded, features, folder, first, full, seed, batch)
+
+
+def methods_of_stages(folder: str | Path) -> list[str]:
+    """Return the methods whose pictures chapters 03 and 04 have left of a subject.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Of the subject. Which methods they were is said by the parameters that `run.json` remembers,
+        so what an earlier run has left beside them does not count.
+
+    Raises
+    ------
+    InputError
+        If a file is missing, or was made from other decoded features or with other parameters of
+        stage 1; the message says which chapter to run again.
+    """
+    decoded = read_decoded(require(Path(folder) / "decoded.h5", "02_decoding"))
+    first = require(method_file(folder, "stage1"), "03_stage1")
+    require(method_file(folder, "shuffled"), "04_stage2")
+    given = recall(folder)
+    full = FULL_METHODS[given.solver]
+    for method, chapter in (("stage1", "03_stage1"), (full, "04_stage2")):
+        check_inputs(require(method_file(folder, method), chapter), decoded, chapter)
+    one, other = settings_of(first)[0], settings_of(method_file(folder, full))[0]
+    for name in ("n_steps", "strength", "guidance_scale"):
+        if getattr(one, name) != getattr(other, name):
+            raise InputError(
+                f"{folder}: stage 1 was made with {name}={getattr(one, name)}, stage 2 with "
+                f"{getattr(other, name)}. Run 04_stage2 again."
+            )
+    names = {"stage1", full} | ({"no_z", "no_c"} if given.ablations else set())
+    stored = method_file(folder, "algorithm_1")
+    if stored.exists() and _record(stored).inputs == _record(first).inputs:
+        names.add("algorithm_1")
+    return in_order(names, METHODS)
+
+
+def read_draws(folder: str | Path, methods: Sequence[str]) -> dict[int, dict[str, np.ndarray]]:
+    """Read the reconstructions of every draw of the noise.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Of the subject.
+    methods : sequence of str
+        From `methods_of_stages`.
+
+    Returns
+    -------
+    dict of seed to dict of method to uint8 array, shape (n, h, w, 3)
+        First the run's own draw, of all methods; then the others, of stage 1 and both stages.
+    """
+    first = settings_of(method_file(folder, "stage1"))[1]
+    draws = {first: read_reconstructions(folder, methods)[1]}
+    full = full_method(methods)
+    for seed in range(first + 1, first + recall(folder).n_seeds):
+        stored = method_file(folder, "algorithm_1", seed).is_file()
+        names = [n for n in methods if n in ("stage1", full) or (n == "algorithm_1" and stored)]
+        draws[seed] = read_reconstructions(folder, names, seed)[1]
+    return draws
 
 
 def settings_of(path: str | Path) -> tuple[Settings, int]:
     """Return the settings and the seed that `reconstruct` wrote a file with."""
-    record = _record(path, "record")
+    record = _record(path)
     return Settings.of(record), record.seed
 
 
 def make_control(name: str, bench: Bench, blur: float = 0.06) -> np.ndarray:
-    """Make the pictures of one baseline.
+    """Make the pictures of one baseline, and keep them beside those of the other methods.
 
     Parameters
     ----------
@@ -137,32 +190,10 @@ def make_control(name: str, bench: Bench, blur: float = 0.06) -> np.ndarray:
     """
     if name not in FUNCTIONS:
         raise InputError(f"There is no control {name!r}; expected any of {', '.join(CONTROLS)}.")
-    return FUNCTIONS[name](replace(bench, blur=blur))
-
-
-def draw_again(bench: Bench, seeds: int) -> dict[int, dict[str, np.ndarray]]:
-    """Paint stage 1 and both stages from other draws of the noise.
-
-    Parameters
-    ----------
-    bench : Bench
-    seeds : int
-        Draws in all; the first, `bench.seed`, is there already.
-
-    Returns
-    -------
-    dict of seed to dict of method to uint8 array, shape (n, H, W, 3)
-    """
-    full = "stage2" if bench.full.solver == "guided" else "algorithm_1"
-    runs = {"stage1": bench.first, full: bench.full}
-    draws = {}
-    for seed in range(bench.seed + 1, bench.seed + seeds):
-        other = replace(bench, seed=seed)
-        draws[seed] = {
-            name: other.run(bench.decoded, settings, f"{name}_seed_{seed}")
-            for name, settings in runs.items()
-        }
-    return draws
+    pictures = FUNCTIONS[name](replace(bench, blur=blur))
+    if name in UNPAINTED:
+        write_pictures(method_file(bench.folder, name), bench.decoded["stimulus_id"], pictures)
+    return pictures
 
 
 # --- the same two stages from other inputs -------------------------------------------------
@@ -278,6 +309,11 @@ def mean_pictures(subject: Subject) -> np.ndarray:
     return np.concatenate(rows)
 
 
+def mean_picture(bench: Bench) -> np.ndarray:
+    """The mean of the training pictures."""
+    return bench.generator.resize(mean_pictures(bench.person))
+
+
 def retrieval(bench: Bench) -> np.ndarray:
     """The training picture whose features fit the decoded ones best."""
     return bench.seen(nearest_training(bench))
@@ -378,7 +414,7 @@ def decoding_of(decoded_path: str | Path) -> Method:
     return Method.of(_record(decoded_path, "settings"))
 
 
-def _record(path: str | Path, attribute: str) -> SimpleNamespace:
+def _record(path: str | Path, attribute: str = "record") -> SimpleNamespace:
     with h5py.File(path, "r") as file:
         return SimpleNamespace(**json.loads(file.attrs[attribute]))
 
@@ -452,9 +488,11 @@ FUNCTIONS: dict[str, Callable[[Bench], np.ndarray]] = {
     "ceiling": ceiling,
     "blur": blurred_truth,
     "retrieval": retrieval,
+    "mean": mean_picture,
     "mean_features": from_mean_features,
     "prior": prior,
 }
+UNPAINTED = ("blur", "retrieval", "mean")  # which go through no stage
 
 
 # --- pictures that were made once, in hours ---------------------------------------------------
@@ -494,21 +532,30 @@ def stored_pictures(
 
 
 def add_stored(
-    draws: Mapping[int, dict[str, np.ndarray]], path: str | Path, decoded: Mapping[str, np.ndarray]
+    folder: str | Path,
+    pictures: np.ndarray,
+    decoded: Mapping[str, np.ndarray],
+    seeds: Sequence[int],
 ) -> None:
-    """Add what is stored of Algorithm 1 to the draws of the noise that a run has made.
+    """Put stored pictures of Algorithm 1 beside those that a subject's chapters make.
 
     Parameters
     ----------
-    draws : dict of seed to dict of method to uint8 array, shape (n, h, w, 3)
-        Extended in place, unless the run has made Algorithm 1's pictures itself.
-    path, decoded
-        As for `stored_pictures`.
+    folder : str or Path
+        Of the subject.
+    pictures : uint8 array, shape (n, n_seeds, h, w, 3)
+        From `stored_pictures`.
+    decoded : mapping of str to array
+        What they follow from.
+    seeds : sequence of int
+        Draws of the noise of this run. The first is given the first of the stored ones, another
+        that of the same seed if there is one.
     """
-    stored, _ = stored_pictures(path, decoded)
-    for seed, drawn in draws.items():
-        if stored is not None and seed < stored.shape[1]:
-            drawn.setdefault("algorithm_1", stored[:, seed])
+    record = json.dumps({"solver": "algorithm_1", "inputs": content_hash(sorted(decoded.items()))})
+    draws = {None: 0} | {seed: seed for seed in seeds[1:] if seed < pictures.shape[1]}
+    for seed, number in draws.items():
+        path = method_file(folder, "algorithm_1", seed)
+        write_pictures(path, decoded["stimulus_id"], pictures[:, number], record)
 
 
 def decoded_statistics(decoded: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -12,47 +12,44 @@ class Row(NamedTuple):
     """What one row of the tables is.
 
     `label`: its name in tables. `sees`: what it may look at, "brain" (the responses to the test
-    pictures), "truth" (the test pictures themselves) or "nothing" of either. `chapter`: who makes
-    it. `file`: of its pictures in the subject's folder, `controls/<name>.h5` if not given.
-    `short`: its name where two methods are compared.
+    pictures), "truth" (the test pictures themselves) or "nothing" of either. `notebook`: which
+    makes it. `short`: its name where two methods are compared.
     """
 
     label: str
     sees: str
-    chapter: int
-    file: str = ""
+    notebook: str
     short: str = ""
 
 
 # In the order of the tables: the paper's rows, what others do with the same parts, then baselines
 # from the best that can be had to none of the brain.
 ROWS = {
-    "no_z": Row("no z", "brain", 4, "trace_no_z.h5"),
-    "no_c": Row("no c", "brain", 4, "trace_no_c.h5"),
-    "stage1": Row("no stage 2", "brain", 3, "stage1.h5", "stage 1"),
+    "no_z": Row("no z", "brain", "04_stage2"),
+    "no_c": Row("no c", "brain", "04_stage2"),
+    "stage1": Row("no stage 2", "brain", "03_stage1", "stage 1"),
     "algorithm_1": Row(
-        "both stages, Algorithm 1 as published", "brain", 4, "trace.h5", "Algorithm 1"
+        "both stages, Algorithm 1 as published", "brain", "04_stage2", "Algorithm 1"
     ),
-    "stage2": Row("both stages, this book's solver", "brain", 4, "trace.h5", "both stages"),
-    "takagi": Row("Takagi & Nishimoto's way", "brain", 5),
-    "neuraldiffuser": Row("NeuralDiffuser's schedule", "brain", 5),
-    "ceiling": Row("true features", "truth", 5, short="ceiling"),
-    "blur": Row("blurred truth", "truth", 5),
-    "retrieval": Row("nearest training picture", "brain", 5),
-    "mean": Row("mean picture", "nothing", 3),
-    "mean_features": Row("mean features", "nothing", 5),
-    "shuffled": Row("shuffled responses", "nothing", 4, "trace_shuffled.h5"),
-    "prior": Row("no brain at all", "nothing", 5),
+    "stage2": Row("both stages, this book's solver", "brain", "04_stage2", "both stages"),
+    "takagi": Row("Takagi & Nishimoto's way", "brain", "06_controls"),
+    "neuraldiffuser": Row("NeuralDiffuser's schedule", "brain", "06_controls"),
+    "ceiling": Row("true features", "truth", "06_controls", "ceiling"),
+    "blur": Row("blurred truth", "truth", "06_controls"),
+    "retrieval": Row("nearest training picture", "brain", "06_controls"),
+    "mean": Row("mean picture", "nothing", "06_controls"),
+    "mean_features": Row("mean features", "nothing", "06_controls"),
+    "shuffled": Row("shuffled responses", "nothing", "04_stage2"),
+    "prior": Row("no brain at all", "nothing", "06_controls"),
 }
 METHODS = {name: row.label for name, row in ROWS.items()}
-# What the parameter `controls` of chapter 05 may name.
-CONTROLS = tuple(name for name, row in ROWS.items() if row.chapter == 5)
+# What the parameter `controls` of chapter 06 may name.
+CONTROLS = tuple(name for name, row in ROWS.items() if row.notebook == "06_controls")
 # Baselines that know nothing of what was seen: they never look at the test responses, or their
 # decoders were fitted to the wrong pictures. The best of them is the floor.
 BLIND = tuple(name for name, row in ROWS.items() if row.sees == "nothing")
 # Both stages, whichever solver ran: where a run has several, the first stands for the method.
 FULL = ("stage2", "algorithm_1")
-SOLVERS = {"stage2": "guided", "algorithm_1": "algorithm_1"}  # whose file `trace.h5` is
 
 
 def full_method(names: Iterable[str]) -> str | None:

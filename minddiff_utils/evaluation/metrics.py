@@ -5,7 +5,7 @@ differences and permutation tests all work on the same tidy table
 (`subject, method, stimulus_id, metric, value`).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -17,8 +17,8 @@ from skimage.color import rgb2gray
 from skimage.metrics import structural_similarity
 from skimage.transform import resize
 
-from minddiff_utils.evaluation.methods import METHODS, in_order
-from minddiff_utils.io import InputError, require, unreadable
+from minddiff_utils.evaluation.methods import METHODS, ROWS, in_order
+from minddiff_utils.io import InputError, method_file, require, unreadable
 
 # --- one number a picture ------------------------------------------------------------------
 
@@ -237,13 +237,18 @@ def main_metrics(frame: pd.DataFrame) -> pd.DataFrame:
 # --- files ---------------------------------------------------------------------------------
 
 
-def read_reconstructions(path: str | Path) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
-    """Read the pictures that were seen and every method's reconstructions of them.
+def read_reconstructions(
+    folder: str | Path, methods: Iterable[str], seed: int | None = None
+) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
+    """Read the pictures that were seen and the reconstructions of them by some methods.
 
     Parameters
     ----------
-    path : str or Path
-        `reconstructions.h5` of a subject. Each dataset of the shape of `truth` is a method.
+    folder : str or Path
+        Of a subject.
+    methods : iterable of str
+    seed : int, optional
+        Of another draw of the noise than the run's own.
 
     Returns
     -------
@@ -255,23 +260,33 @@ def read_reconstructions(path: str | Path) -> tuple[np.ndarray, dict[str, np.nda
     Raises
     ------
     InputError
-        If the file is missing or damaged.
+        If a file is missing or damaged, or holds other stimuli.
     """
-    path = require(path, "04_stage2")
-    try:
-        with h5py.File(path, "r") as file:
-            truth, stimulus_id = file["truth"][:], file["stimulus_id"][:].astype(np.int64)
-            shapes = {name: getattr(file[name], "shape", None) for name in file}
-            found = [n for n in file if n != "truth" and shapes[n] == truth.shape]
-            reconstructions = {name: file[name][:] for name in in_order(found, METHODS)}
-    except (OSError, KeyError) as error:
-        damage = f"cannot be read ({error}). Delete it and run 03_stage1 and 04_stage2 again."
-        raise unreadable(path, error, damage) from None
+    truth, stimulus_id = _read_pictures(folder, "truth", "03_stage1")
+    reconstructions = {}
+    for name in in_order(methods, METHODS):
+        notebook = ROWS[name].notebook if name in ROWS else "06_controls"
+        reconstructions[name], ids = _read_pictures(folder, name, notebook, seed)
+        if not np.array_equal(ids, stimulus_id):
+            path = method_file(folder, name, seed)
+            raise InputError(f"{path} holds other stimuli than truth.h5. Run {notebook} again.")
     return truth, reconstructions, stimulus_id
 
 
+def _read_pictures(
+    folder: str | Path, method: str, notebook: str, seed: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    path = require(method_file(folder, method, seed), notebook)
+    try:
+        with h5py.File(path, "r") as file:
+            return file["pictures"][:], file["stimulus_id"][:].astype(np.int64)
+    except (OSError, KeyError) as error:
+        damage = f"cannot be read ({error}). Delete it and run {notebook} again."
+        raise unreadable(path, error, damage) from None
+
+
 def read_metrics(run_dir: str | Path, subjects: Sequence[str]) -> pd.DataFrame:
-    """Read `metrics.csv` of several subjects of a run into one tidy table.
+    """Read `metrics.csv`, and `controls.csv` where it is there, of several subjects of a run.
 
     Parameters
     ----------
@@ -294,5 +309,6 @@ def read_metrics(run_dir: str | Path, subjects: Sequence[str]) -> pd.DataFrame:
     parts = []
     for subject in subjects:
         path = require(Path(run_dir) / subject / "metrics.csv", f"05_metrics (subject {subject})")
-        parts.append(pd.read_csv(path).assign(subject=subject))
+        files = filter(Path.is_file, (path, path.with_name("controls.csv")))
+        parts += [pd.read_csv(file).assign(subject=subject) for file in files]
     return pd.concat(parts, ignore_index=True)

@@ -3,7 +3,6 @@
 Everything starts from the tidy table of `metrics.evaluate`, one row a picture, method and metric.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,11 +12,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from minddiff_utils.evaluation import methods as method_rows
 from minddiff_utils.evaluation.methods import BLIND, FULL, METHODS, ROWS, full_method, in_order
 from minddiff_utils.evaluation.metrics import METRICS, main_metrics
 from minddiff_utils.evaluation.statistics import bootstrap_interval, finite, holm, paired_difference
-from minddiff_utils.io import atomic_path
+from minddiff_utils.io import atomic_path, method_file
 
 FLOOR = "floor"  # the best baseline of `methods.BLIND`, whichever it is for a subject and metric
 # (method, baseline): what stage 2 adds, by either solver, and what each decoded input contributes.
@@ -543,7 +541,7 @@ def markdown_table(table: pd.DataFrame) -> str:
 # --- pictures that failed -------------------------------------------------------------------
 
 
-def failed_pictures(folder: str | Path, methods: Iterable[str] = METHODS) -> dict[str, list[int]]:
+def failed_pictures(folder: str | Path, methods: Iterable[str]) -> dict[str, list[int]]:
     """Find the pictures that failed, as `Reconstruction` defines it.
 
     Parameters
@@ -551,27 +549,23 @@ def failed_pictures(folder: str | Path, methods: Iterable[str] = METHODS) -> dic
     folder : str or Path
         Of a subject.
     methods : iterable of str
-        Only of these; else of all that have a row in the tables.
 
     Returns
     -------
     dict of method to list of stimulus ids
-        An entry for every run that is there, mostly an empty list.
+        An entry for each that was painted and is there, mostly an empty list.
     """
     found = {}
     for method in methods:
-        name = ROWS[method].file if method in ROWS else ""
-        path = Path(folder) / (name or f"controls/{method}.h5")
-        if path.is_file():
+        if (path := method_file(folder, method)).is_file():
             with h5py.File(path, "r") as file:
-                solver = json.loads(file.attrs["record"])["solver"]
-                if method_rows.SOLVERS.get(method, solver) == solver:
+                if "failed" in file:
                     found[method] = file["stimulus_id"][:][file["failed"][:]].tolist()
     return found
 
 
 def failure_note(
-    folders: Mapping[str, str | Path], methods: Iterable[str] = METHODS, quiet: bool = False
+    folders: Mapping[str, str | Path], methods: Iterable[str], quiet: bool = False
 ) -> str:
     """Say how many pictures of each method failed, and which.
 

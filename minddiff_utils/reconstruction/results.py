@@ -165,18 +165,19 @@ def read_trace(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return file["losses"][:], file["iterates"][:], file["pictures"][:]
 
 
-def add_reconstructions(
-    path: str | Path, stimulus_id: Ids, pictures: Arrays, fresh: bool = False
+def write_pictures(
+    path: str | Path, stimulus_id: Ids, pictures: np.ndarray, record: str = ""
 ) -> Path:
-    """Add methods to `reconstructions.h5`, keeping those of other names that are there.
+    """Write pictures that no stage has painted here.
 
     Parameters
     ----------
     path : str or Path
+        HDF5 file, replaced once the new one is whole; see `io.method_file`.
     stimulus_id : sequence of n int
-    pictures : mapping of method to uint8 array, shape (n, h, w, 3)
-    fresh : bool
-        Begin a new file; what an earlier run left there goes.
+    pictures : uint8 array, shape (n, h, w, 3)
+    record : str
+        What they follow from, if anything; an attribute.
 
     Returns
     -------
@@ -185,17 +186,10 @@ def add_reconstructions(
     Raises
     ------
     InputError
-        If the file holds other stimuli, or there is no room on the disk.
+        If there is no room on the disk.
     """
-    path, content = Path(path), {"stimulus_id": np.asarray(stimulus_id, np.int64)}
-    if path.exists() and not fresh:
-        with h5py.File(path, "r") as file:
-            content = {name: file[name][:] for name in file}
-        if not np.array_equal(content["stimulus_id"], stimulus_id):
-            raise InputError(f"{path} holds other stimuli; delete it and run 03_stage1 again.")
-    content.update(pictures)
-    n_bytes = sum(values.nbytes for values in content.values())
-    with atomic_path(path) as temporary, open_to_write(temporary, "w", n_bytes) as file:
-        for name, values in content.items():
-            file.create_dataset(name, data=values, compression="gzip", fletcher32=True)
-    return path
+    with atomic_path(path) as temporary, open_to_write(temporary, "w", pictures.nbytes) as file:
+        file["stimulus_id"] = np.asarray(stimulus_id, np.int64)
+        file.create_dataset("pictures", data=pictures, compression="gzip", fletcher32=True)
+        file.attrs["record"] = record
+    return Path(path)

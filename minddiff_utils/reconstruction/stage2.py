@@ -18,14 +18,21 @@ import numpy as np
 import torch
 
 from minddiff_utils.decoding.decode import read_decoded
-from minddiff_utils.io import InputError, atomic_path, open_to_write, require, row_dataset
+from minddiff_utils.io import (
+    InputError,
+    atomic_path,
+    method_file,
+    open_to_write,
+    require,
+    row_dataset,
+)
 from minddiff_utils.models.stable_diffusion import Generator, load_generator
 from minddiff_utils.reconstruction import results
 from minddiff_utils.reconstruction.algorithm1 import algorithm_1
 from minddiff_utils.reconstruction.guided_sampling import guided_pass
 from minddiff_utils.reconstruction.inputs import Inputs, ablate, pictures_of, stage_inputs
 from minddiff_utils.reconstruction.losses import Arrays, structure_losses
-from minddiff_utils.settings import Settings
+from minddiff_utils.settings import FULL_METHODS, Settings
 
 
 def stage2(generator: Generator, inputs: Inputs, settings: Settings) -> results.Reconstruction:
@@ -177,17 +184,19 @@ def compute_shard(
         names = ("models", "device", "dtype", "n_tokens", "guide", "save_memory")
         generator = load_generator(*(parameters[name] for name in names))
     settings = Settings.of(SimpleNamespace(**parameters))
-    runs = {"trace": (decoded, settings), "trace_shuffled": (control, settings)}
-    if parameters["ablations"]:
-        parts = {f"trace_no_{part}": part for part in "zc"}
-        runs |= {name: ablate(generator, decoded, settings, part) for name, part in parts.items()}
+    full = FULL_METHODS[settings.solver]
+    runs = {full: (decoded, settings, seed), "shuffled": (control, settings, seed)}
+    for other in range(seed + 1, seed + parameters["n_seeds"]):
+        runs[f"{full}_seed_{other}"] = (decoded, settings, other)
+    for part in "zc" if parameters["ablations"] else "":
+        runs[f"no_{part}"] = (*ablate(generator, decoded, settings, part), seed)
     block = np.array_split(starts, count)[number - 1]
     rows = slice(block[0], block[-1] + batch)
     files = []
-    for name, (given, chosen) in runs.items():
+    for name, (given, chosen, noise) in runs.items():
         part, path = pictures_of(given, rows), out / "shards" / f"{name}-{number}-of-{count}.h5"
-        compute = partial(stage2_rows, generator, part, chosen, seed)
-        record, ids = results.describe(generator, given, chosen, seed), part["stimulus_id"]
+        compute = partial(stage2_rows, generator, part, chosen, noise)
+        record, ids = results.describe(generator, given, chosen, noise), part["stimulus_id"]
         n_kept, label = max(0, results.KEPT - rows.start), name.replace("_", " ")
         files.append(results.write_batches(path, ids, record, compute, batch, n_kept, label))
     return files
@@ -212,7 +221,7 @@ def gather(folder: str | Path) -> list[Path]:
         name, _, _, count = first.stem.split("-")
         parts = [first.with_name(f"{name}-{k + 1}-of-{count}.h5") for k in range(int(count))]
         if all(part.exists() for part in parts):
-            written += _join(parts, Path(folder) / f"{name}.h5")
+            written += _join(parts, method_file(folder, name))
     return written
 
 
