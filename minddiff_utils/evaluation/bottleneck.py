@@ -1,7 +1,9 @@
 """How many dimensions of the responses, and how many sessions, do the pictures rest on?
 
-Where a few components of the responses give what all of them give, the rest of a picture comes
-from the generator (BrainBits: Mayo et al., NeurIPS 2024, arXiv 2411.02783).
+Where a few dimensions of the responses give what all of them give, the rest of a picture comes
+from the generator (BrainBits: Mayo et al., NeurIPS 2024, arXiv 2411.02783). BrainBits learns the
+dimensions together with the decoder; here they are principal components of the responses, which
+know no pictures, so that as few learned ones might do better.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,11 +12,10 @@ from dataclasses import replace
 import numpy as np
 
 from minddiff_utils.datasets import Split, Subject, prepare_fold
-from minddiff_utils.decoding import decode
+from minddiff_utils.decoding import decode, ridge
 from minddiff_utils.decoding.components import PrincipalComponents
 from minddiff_utils.decoding.decoders import Design, Method, fit_decoders, make_design
 from minddiff_utils.decoding.features import read_features
-from minddiff_utils.decoding.ridge import ReliabilityScaler
 from minddiff_utils.evaluation.baselines import Bench, decoding_of
 from minddiff_utils.reconstruction.inputs import pictures_of
 
@@ -65,7 +66,7 @@ def decode_components(bench: Bench, counts: Sequence[int] = COMPONENTS) -> dict[
         fold, early = prepare_fold(person, split), decode.early_voxels(person)
         folds = decode.training_folds(person, split.train, method.n_folds)
         stimulus = decode.stimulus_of_rows(split, fold)
-        scaler = ReliabilityScaler(decode.voxel_weights(person, split)).fit(fold.train_x)
+        scaler = ridge.ReliabilityScaler(decode.voxel_weights(person, split)).fit(fold.train_x)
         train, test = scaler.transform(fold.train_x), scaler.transform(fold.test_x)
         basis = PrincipalComponents(max(counts)).fit(train).components_.T
         targets, known = _targets(bench, split), Components()
@@ -171,9 +172,9 @@ def decode_sessions(bench: Bench, counts: Sequence[int]) -> dict[int, Features]:
     """Decode the test pictures by decoders of the first sessions' training trials.
 
     Repetitions, reliability of voxels, folds and penalties are those of these trials alone. Test
-    trials are the same for all, standardised session by session as in the run: with mean and
-    deviation of the training responses of their own session, as the field's row of one hour of
-    data has it (MindEye2).
+    trials are the same for all, standardised as in the run by mean and deviation of the training
+    responses of their own session, be it a later one. MindEye2, the field's row of one hour of
+    data, standardises before it leaves sessions out, too (arXiv 2403.11207, appendix A.2).
 
     Parameters
     ----------
@@ -232,9 +233,8 @@ def paint_each(
 
 
 def _method(bench: Bench) -> Method:
-    """The run's own; components of `z` by themselves are of no use here."""
     method = decoding_of(bench.folder / "decoded.h5")
-    return method.set_params(device=str(bench.generator.device), n_components=0)
+    return method.set_params(device=str(bench.generator.device))
 
 
 def _targets(bench: Bench, split: Split) -> Features:
