@@ -1,9 +1,10 @@
 """The effective dimension: on spectra that are known."""
 
+import h5py
 import numpy as np
 import pytest
 
-from minddiff_utils.evaluation.dimension import effective_dimension
+from minddiff_utils.evaluation.dimension import dimension_table, effective_dimension
 from minddiff_utils.io import InputError
 
 
@@ -42,3 +43,15 @@ def test_what_has_no_spectrum_is_an_error():
         effective_dimension(np.ones((1, 3)))
     with pytest.raises(InputError, match="1 values"):
         effective_dimension(np.array([[1.0], [np.nan]]))
+
+
+def test_decoded_features_are_compared_with_the_same_true_ones(tmp_path):
+    true = spread([1, 1, 1, 1], 40).astype("f4")
+    with h5py.File(tmp_path / "features.h5", "w") as file:
+        file["stimulus_id"], file["z"], file["block_1"] = np.arange(40), true, true[:, None]
+    decoded = {"stimulus_id": np.arange(40), "z": true * 3, "block_1": true[:, None].copy()}
+    decoded["block_1"][:, 0, 1:] = np.nan  # not decoded
+    decoded["z"] = decoded["z"] @ np.outer([1, 2, 0, 1], [1, 1, 2, 0])  # on a line
+    table = dimension_table(decoded, tmp_path / "features.h5")
+    assert table.loc["z"].tolist() == ["4", "1.0", "4.0", "1.0", "4.0"]
+    assert table.loc["block 1"].tolist() == ["1", "1.0", "1.0", "1.0", "1.0"]

@@ -106,6 +106,28 @@ def test_floor_to_ceiling_without_its_ends_says_no_share():
         figures.floor_to_ceiling(frame().drop(columns="value"))
 
 
+def test_score_curves_draw_means_intervals_floor_and_ceiling():
+    run = frame(methods=("mean", "prior", "ceiling", "stage1"), metrics=["pcc", "ssim"])
+    sizes = {"mean": 1, "prior": 10, "stage1": 500, "ceiling": 0}
+    curve = run.assign(method=run["method"].map(sizes)).query("stimulus_id % 2 == 0 and method > 0")
+    fig = figures.score_curves(curve, run, "components (count)")
+    same = run[run["stimulus_id"] % 2 == 0].groupby(["metric", "method"])["value"].mean()
+    table = summary(curve).set_index(["metric", "method"])
+    for metric, axes in zip(["ssim", "pcc"], fig.axes, strict=True):
+        expected = table.loc[metric]
+        drawn_means = axes.lines[0].get_xydata()
+        np.testing.assert_allclose(drawn_means, expected.reset_index()[["method", "mean"]])
+        bars = np.array([ends[:, 1] for ends in axes.collections[0].get_segments()])
+        np.testing.assert_allclose(bars, expected[["low", "high"]])
+        levels = [line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == "--"]
+        np.testing.assert_allclose(levels, same[metric][["prior", "ceiling"]])
+        assert axes.get_xscale() == "log"
+        assert [t.get_text() for t in axes.get_xticklabels()] == ["1", "10", "all\n500"]
+    assert [len(legend.get_texts()) for legend in fig.legends] == [2]
+    alone = figures.score_curves(curve, run[run["method"] == "stage1"], "components (count)")
+    assert alone.legends == [] or not alone.legends[0].get_texts()
+
+
 def test_corners_are_the_pictures_that_stand_there():
     x = np.array([0, 0.1, 1, 0.9, 0, 0.1, 1, 0.9, 0.5])
     y = np.array([1, 0.9, 1, 0.9, 0, 0.1, 0, 0.1, 0.5])

@@ -198,11 +198,16 @@ def training_design(
     x = fold.train_x
     if shuffle_seed is not None:
         x = x[shuffled_places(len(x), shuffle_seed)]
-    early = area_masks(subject.roi).get(EARLY_AREAS)
-    early = None if early is None or len(np.unique(early[voxels])) < 2 else early[voxels]
+    early = early_voxels(subject, voxels)
     folds = training_folds(subject, split.train, method.n_folds)
     weights = voxel_weights(subject, split)[voxels]
     return make_design(x[:, voxels], folds, weights, stimulus_of_rows(split, fold), early, method)
+
+
+def early_voxels(subject: Subject, voxels: np.ndarray | slice = slice(None)) -> np.ndarray | None:
+    """Return which voxels belong to early visual areas, bool (n,); None unless some but not all."""
+    early = area_masks(subject.roi).get(EARLY_AREAS)
+    return None if early is None or len(np.unique(early[voxels])) < 2 else early[voxels]
 
 
 def training_folds(subject: Subject, ids: np.ndarray, n_folds: int = 5) -> np.ndarray:

@@ -275,7 +275,11 @@ class _Fit(NamedTuple):
 
 
 def fit_decoders(
-    design: Design, y: np.ndarray, space: str, method: Method
+    design: Design,
+    y: np.ndarray,
+    space: str,
+    method: Method,
+    components: PrincipalComponents | None = None,
 ) -> tuple[Decoder | None, Decoder | None, PrincipalComponents | None]:
     """Fit the decoder of a feature space, and of `z` and blocks that of the first components.
 
@@ -286,6 +290,8 @@ def fit_decoders(
     space : str
         "z", "c", "block_1" …, "embedding".
     method : Method
+    components : PrincipalComponents, optional
+        Of `y`, where an earlier fit of the same method has found them already.
 
     Returns
     -------
@@ -308,9 +314,9 @@ def fit_decoders(
     keep = method.keep_structure if block else 1.0
     by_components = method.decoder == "ridge" and method.target_components > 0
     wanted = max(n, method.target_components if by_components else 0)
-    components = decoder = of_components = None
+    decoder = of_components = None
     if wanted:
-        components = PrincipalComponents(wanted).fit(y)
+        components = components or PrincipalComponents(wanted).fit(y)
         scores = components.transform(y)
         parts = _fit(design, scores, space, method)
     if n:

@@ -1,9 +1,13 @@
 """How many dimensions do features fill? Reconstructions that fill few come from few templates."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
+from minddiff_utils.decoding.features import feature_spaces, read_values
 from minddiff_utils.io import InputError
 
 ROUNDING = 1e-12  # variance below this share of the mean square is rounding: all rows are equal
@@ -57,3 +61,32 @@ def effective_dimension(features: np.ndarray) -> EffectiveDimension:
     p = spectrum / spectrum.sum()
     p = p[p > 0]
     return EffectiveDimension(float(1 / (p**2).sum()), float(np.exp(-(p * np.log(p)).sum())))
+
+
+def dimension_table(decoded: Mapping[str, np.ndarray], features_path: str | Path) -> pd.DataFrame:
+    """Compare the effective dimension of decoded features with that of the true ones.
+
+    Parameters
+    ----------
+    decoded : mapping of str to array, shape (n_test, …)
+        What `read_decoded` returns. Of a block the values that were decoded count, and the same
+        ones of the true features.
+    features_path : str or Path
+        From `write_features`.
+
+    Returns
+    -------
+    DataFrame of str
+        A row a feature space: how many values, and both dimensions of `effective_dimension`,
+        decoded and true, over the test pictures.
+    """
+    rows = {}
+    for space in feature_spaces(features_path):
+        found = decoded[space].reshape(len(decoded[space]), -1)
+        kept = np.isfinite(found).all(axis=0)
+        true = read_values(features_path, space, decoded["stimulus_id"])
+        pairs = zip(*(effective_dimension(part[:, kept]) for part in (found, true)), strict=True)
+        numbers = [f"{value:.1f}" for pair in pairs for value in pair]
+        rows[space.replace("_", " ")] = [f"{kept.sum():,}", *numbers]
+    heads = ["values", "PR, decoded", "PR, true", "entropy, decoded", "entropy, true"]
+    return pd.DataFrame(rows, heads).T.rename_axis("feature space")

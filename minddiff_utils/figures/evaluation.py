@@ -167,6 +167,51 @@ def _mark_way(axes: Axes, place: int, wide: pd.DataFrame) -> None:
 
 
 @style.figure
+def score_curves(curve: pd.DataFrame, reference: pd.DataFrame, label: str) -> Figure:
+    """Draw every metric against how much of the recording was used, from little to all.
+
+    Parameters
+    ----------
+    curve : DataFrame
+        Tidy: `method, stimulus_id, metric, value`; the method is a number, the highest all.
+    reference : DataFrame
+        The same of the methods of a run; of the curve's pictures, floor and ceiling are drawn.
+    label : str
+        What is counted, written below the axes.
+
+    Returns
+    -------
+    Figure
+        A panel a metric: mean over pictures with its 95 % bootstrap interval, on a logarithmic
+        axis; floor and ceiling as lines where they are known.
+    """
+    for frame in (curve, reference):
+        style.need_columns(frame, VALUES[1:], "score_curves")
+    sizes = sorted(curve["method"].unique())
+    frame = curve.assign(metric=style.in_words(curve["metric"], METRICS))
+    grid = sns.relplot(
+        frame.sort_values("method", kind="stable"), x="method", y="value", kind="line", sort=False,
+        col="metric", col_wrap=2, errorbar=bootstrap_interval, err_style="bars", marker="o",
+        color=style.BLUE, err_kws={"linewidth": 2}, facet_kws={"sharey": False, "sharex": False},
+    )  # fmt: skip
+    same = reference[reference["stimulus_id"].isin(curve["stimulus_id"])]
+    for metric, rows in same.groupby("metric"):
+        means = with_floor(rows.pivot(index="stimulus_id", columns="method", values="value")).mean()
+        axes = grid.axes_dict.get(METRICS.get(metric, metric))
+        for name in [name for name in (FLOOR, "ceiling") if name in means and axes]:
+            colour, _, text = STEPS[name]
+            axes.axhline(means[name], color=colour, linestyle="--", label=text)
+    fig = style.fit(grid, 2.3 * -(-len(grid.axes) // 2), label)
+    fig.set_figwidth(5)  # narrow: on a phone, letters stay large enough
+    for axes in grid.axes:
+        axes.set_xscale("log")
+        axes.set_xticks(sizes, [*(f"{size:,}" for size in sizes[:-1]), f"all\n{sizes[-1]:,}"])
+        axes.set_xticks([], minor=True)
+    style.legend_above(2, *grid.axes)
+    return fig
+
+
+@style.figure
 def permutation_null(null: np.ndarray, observed: float, label: str) -> Figure:
     """Draw how a statistic is distributed when pictures are permuted, and the observed value.
 
