@@ -219,7 +219,7 @@ def paint_each(
     rows : slice
         Of the test pictures, in the order of `bench.decoded`.
     name : str
-        Of the files, `<name>_<number>` in `bench.folder`/controls.
+        Of the files, `<name>_<number>`.
 
     Returns
     -------
