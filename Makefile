@@ -49,7 +49,7 @@ size: $(READY)
 	@$(BIN)/python -m studies size
 
 lab: $(READY)
-	@$(BIN)/minddiff data phantom
+	@$(BIN)/minddiff phantom
 	@cd notebooks && $(abspath $(BIN))/python -m jupyter lab
 
 clean:

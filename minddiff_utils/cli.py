@@ -1,7 +1,6 @@
 """The command `minddiff`: what users, the Makefile and Snakemake call."""
 
 import os
-import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -11,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from minddiff_utils.book import known_environment, say, span
-from minddiff_utils.io import BookError, InputError, claim_run, lock_file
+from minddiff_utils.book import BookError, comma_separated, known_environment, say, span
+from minddiff_utils.io import InputError, claim_run, lock_file
 
 # What takes long to import is imported where it is used: every command starts at once.
 if TYPE_CHECKING:
@@ -36,6 +35,10 @@ Params = Annotated[
     str, typer.Argument(help="A name from notebooks/params, or the path of a YAML file.")
 ]
 Folder = Annotated[Path, typer.Argument(help="Folder to download into.")]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Replace a value of the parameter file."),
+]
 Rois = Annotated[str, typer.Option(help="As the parameter `rois` of the notebooks.")]
 Sessions = Annotated[int | None, typer.Option(min=1, help="Only the first so many; all without.")]
 
@@ -44,28 +47,26 @@ Sessions = Annotated[int | None, typer.Option(min=1, help="Only the first so man
 def book(
     params: Params,
     cores: Annotated[int, typer.Option(min=0, help="CPU cores to use; 0: all there are.")] = 0,
-    changes: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Replace a value of the parameter file."),
-    ] = None,
+    changes: Changes = None,
     data: Annotated[
         Path | None, typer.Option(help="Where the recording is: replaces data_path.")
     ] = None,
     root: Annotated[Path, typer.Option(help="The project's folder.")] = ROOT,
     profile: Annotated[
-        str, typer.Option(help="For a cluster: a name from notebooks/profiles, or your folder.")
+        str, typer.Option(help="For a cluster: a name from notebooks/profiles, or a full path.")
     ] = "",
-    snakemake: Annotated[str, typer.Option(help="More arguments for Snakemake.")] = "",
 ) -> None:
     """Run every notebook for every subject and build the HTML; do only what is left to do."""
     started = time.monotonic()
     plan = _plan(root, params, changes, data)
-    where = _profile(root, profile) if profile else None
+    where = root / "notebooks" / "profiles" / profile if profile else None
+    if where and not (where / "config.yaml").is_file():
+        raise InputError(f"--profile {profile}: there is no {where / 'config.yaml'}.")
     with _locked(plan) as lock:
         _make_phantom(plan)
         from minddiff_utils.book.run import run_notebooks
 
-        run_notebooks(plan, cores or os.cpu_count() or 1, where, shlex.split(snakemake), lock)
+        run_notebooks(plan, cores or os.cpu_count() or 1, where, lock)
         from minddiff_utils.book.build import assemble, build_html
 
         state = "ready" if build_html(assemble(plan), plan.run / "html") else "up to date"
@@ -82,27 +83,11 @@ def job(state: Path, subject: str, notebook: str, shard: int = 0) -> None:
 
 
 @app.command()
-def data(params: Params, root: Path = ROOT) -> None:
-    """Make the phantom that a parameter file asks for, if it is not there yet."""
-    plan = _plan(root, params)
+def phantom(params: Params = "phantom", changes: Changes = None, root: Path = ROOT) -> None:
+    """Simulate a recording of brain activity as an NSD tree, if it is not there yet."""
+    plan = _plan(root, params, changes)
     claim_run(plan.run)
     _make_phantom(plan)
-
-
-@app.command()
-def phantom(
-    out: Annotated[Path, typer.Argument(help="Folder for the NSD tree.")],
-    subjects: Annotated[str, typer.Option(help="Names, with commas between.")] = "subj01,subj02",
-    n_train: Annotated[int, typer.Option(min=1, help="Training pictures a subject.")] = 1200,
-    n_test: Annotated[int, typer.Option(min=1, help="Test pictures, shared by all.")] = 64,
-    repetitions: Annotated[int, typer.Option(min=1, help="Trials a picture, at most.")] = 3,
-    betas: Annotated[str, typer.Option(help="Format of the betas: hdf5 or nii.gz.")] = "hdf5",
-) -> None:
-    """Simulate a recording of brain activity and write it as an NSD tree."""
-    from minddiff_utils.phantom.nsd_writer import write_tree
-
-    write_tree(out, tuple(_names(subjects)), n_train, n_test, repetitions, betas=betas)
-    print(out)
 
 
 @app.command()
@@ -119,27 +104,11 @@ def check(
 
     Exit code 0 if all is ready, 1 if not.
     """
-    from minddiff_utils.datasets import DATASETS, check_own, load_subject
+    from minddiff_utils.datasets.check import check_recording
 
-    if dataset not in DATASETS:
-        raise InputError(f"dataset={dataset!r} is unknown; choose one of {', '.join(DATASETS)}")
-    if dataset == "nsd":
-        from minddiff_utils.datasets.check import check_nsd, is_ready, report
-
-        entries = check_nsd(path, _names(subject), rois, sessions)
-        print(report(entries, path))
-        raise typer.Exit(not is_ready(entries))
-    if dataset == "own":
-        faults = check_own(path)
-    else:
-        dataset += "_full" if dataset == "miyawaki" and path.suffix != ".mat" else ""
-        faults = []
-        try:
-            load_subject(dataset, path, "S1", rois=rois)
-        except InputError as error:
-            faults = [str(error)]
-    print("\n".join(faults) or f"{path}: everything is there, and fits together.")
-    raise typer.Exit(bool(faults))
+    said, ready = check_recording(dataset, path, comma_separated(subject), rois, sessions)
+    print(said)
+    raise typer.Exit(not ready)
 
 
 @fetch_app.command()
@@ -156,14 +125,10 @@ def nsd(
     ] = False,
 ) -> None:
     """The Natural Scenes Dataset: betas, regions, design and pictures; captions from COCO."""
-    from minddiff_utils.datasets.fetch import AGREEMENT, fetch_nsd
+    from minddiff_utils.datasets.fetch import fetch_nsd
 
-    if not i_have_signed:
-        raise InputError(
-            f"Please sign the data-access agreement of NSD first: {AGREEMENT}. Then say that you "
-            "have, with --i-have-signed. Nothing was downloaded."
-        )
-    fetch_nsd(path, _names(subject), rois=rois, sessions=sessions, dry_run=dry_run)
+    subjects = comma_separated(subject)
+    fetch_nsd(path, subjects, rois, sessions, signed=i_have_signed, dry_run=dry_run)
 
 
 @fetch_app.command()
@@ -182,10 +147,6 @@ def kay(path: Folder) -> None:
     fetch_kay(path)
 
 
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
 def _plan(
     root: Path, params: str, changes: list[str] | None = None, data: Path | None = None
 ) -> "Plan":
@@ -202,15 +163,13 @@ def _plan(
             raise InputError(f"--set {text}: expected KEY=VALUE, such as seed=1.")
         values[name] = parse_yaml(value, f"--set {text}")
     if data is not None:
-        found = resolve(str(data), Path.cwd())
-        if not found.exists():
-            raise InputError(f"There is no {found}: expected the recording for `{path.stem}`.")
-        values["data_path"] = str(found)
+        values["data_path"] = str(resolve(str(data), Path.cwd()))
     plan = load_plan(path, root, values)
-    if not plan.values.get("data_path"):
+    if plan.values.get("phantom") is None and not plan.place("data_path"):
         raise InputError(
-            f"Say where the recording is: make book PARAMS={path.stem} {path.stem.upper()}=path, "
-            f"or minddiff book {path.stem} --data path."
+            f"There is no recording at {plan.values.get('data_path', '')!r}. Say where it is: make "
+            f"book PARAMS={path.stem} {path.stem.upper()}=path, or minddiff book {path.stem} "
+            "--data path."
         )
     return plan
 
@@ -229,18 +188,6 @@ def _make_phantom(plan: "Plan") -> None:
     if tree:
         write_tree(tree, subjects=tuple(plan.subjects), **plan.values["phantom"])
     write_pieces(plan.run, tree, plan.subjects)
-
-
-def _profile(root: Path, name: str) -> Path:
-    """The folder of a Snakemake profile."""
-    known = root / "notebooks" / "profiles"
-    for folder in (known / name, Path(name)):
-        if (folder / "config.yaml").is_file():
-            return folder.resolve()
-    names = ", ".join(sorted(path.parent.name for path in known.glob("*/config.yaml"))) or "none"
-    raise InputError(
-        f"--profile {name}: expected a folder with a config.yaml, or one of {known}: {names}."
-    )
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import hashlib
 import os
 import re
 import shutil
-import tempfile
+import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -16,17 +16,11 @@ from typing import IO, TypeAlias
 
 import h5py
 import numpy as np
-import tqdm
-import tqdm.auto
+from tqdm import auto, std
 
 Ids: TypeAlias = Sequence[int] | np.ndarray  # numbers of stimuli, trials or voxels
 MARK = ".minddiff-run"  # in a folder that runs write into
-# What a disk answers that has no locks, as some network disks.
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 PACKAGE = Path(__file__).parent
-DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-WHOLE = 64 * 2**20  # bytes of a file that are read to tell it from another
-PART = 2**18  # bytes, of each of 16 parts of a larger file
 SPARE = 4 * 2**20  # bytes that stay free: HDF5 does not bear a disk that is quite full
 
 
@@ -36,10 +30,6 @@ class InputError(ValueError):
 
 class UnreadableError(InputError):
     """The system does not let a file be read now; its content may be whole."""
-
-
-class BookError(RuntimeError):
-    """A notebook failed, or the HTML could not be built cleanly; the message says where."""
 
 
 def unreadable(path: str | Path, error: Exception, damage: str) -> InputError:
@@ -92,29 +82,20 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(
-        dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix or ".tmp"
-    )
-    os.close(handle)
+    temporary = path.with_name(f".{path.stem}-{uuid.uuid4().hex}{path.suffix or '.tmp'}")
     try:
-        yield Path(name)
-        # Temporary files are private; a result is as readable as any other file of the user.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)
-        os.replace(name, path)
+        yield temporary
+        temporary.replace(path)
     finally:
-        Path(name).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
-def lock_file(file: IO, wait: bool = False) -> bool:
+def lock_file(file: IO) -> bool:
     """Lock an open file until it is closed or its process has ended.
 
     Parameters
     ----------
     file : file object
-    wait : bool
-        Wait while another process holds it.
 
     Returns
     -------
@@ -123,12 +104,9 @@ def lock_file(file: IO, wait: bool = False) -> bool:
         against a second process than no run.
     """
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        return False
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise
+        return not isinstance(error, BlockingIOError)
     return True
 
 
@@ -208,18 +186,7 @@ def content_hash(arrays: Iterable[tuple[str, np.ndarray | bytes]]) -> str:
     return total.hexdigest()
 
 
-def file_digest(path: str | Path) -> str:
-    """Return a digest of a file's content; of one above 64 MiB, of 16 parts and its size."""
-    size = Path(path).stat().st_size
-    total = hashlib.blake2b(str(size).encode(), digest_size=16)
-    whole = size <= WHOLE
-    with open(path, "rb") as file:
-        for start in [0] if whole else range(0, size, size // 16):
-            file.seek(start)
-            total.update(file.read(WHOLE if whole else PART))
-    return total.hexdigest()
-
-
+@cache
 def code_digest(*parts: str) -> str:
     """Return a digest of what our Python files do: comments, docstrings and layout do not count.
 
@@ -230,19 +197,13 @@ def code_digest(*parts: str) -> str:
     """
     total = hashlib.blake2b(digest_size=16)
     for part in parts:
-        found = PACKAGE / part
-        for path in sorted(found.rglob("*.py")) if found.is_dir() else [found]:
-            total.update(str(path.relative_to(PACKAGE)).encode() + _without_words(path))
+        for path in sorted((PACKAGE / part).rglob("*.py")) or [PACKAGE / part]:
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            for node in ast.walk(tree):
+                if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+                    node.value.value = None  # a docstring
+            total.update(f"{path.relative_to(PACKAGE)} {ast.dump(tree)}".encode())
     return total.hexdigest()
-
-
-@cache
-def _without_words(path: Path) -> bytes:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
-            del node.body[0]
-    return ast.dump(tree).encode()
 
 
 def check_room(path: str | Path, n_bytes: int) -> None:
@@ -256,13 +217,12 @@ def check_room(path: str | Path, n_bytes: int) -> None:
     """
     path = Path(path)
     folder = next(one for one in path.absolute().parents if one.exists())
-    free = shutil.disk_usage(folder).free
-    if free < n_bytes + SPARE:
-        needed = max(0.1, (n_bytes + SPARE - free) / 1e6)
+    lacking = n_bytes + SPARE - shutil.disk_usage(folder).free
+    if lacking > 0:
         raise InputError(
-            f"{path} cannot be written: no space is left on its disk, {needed:.1f} MB more are "
-            "needed. Make room there, or choose another folder (`run_dir`); the same command then "
-            "goes on from here."
+            f"{path} cannot be written: no space is left on its disk, {lacking / 1e6:,.2f} MB more "
+            "are needed. Make room there, or choose another folder (`run_dir`); the same command "
+            "then goes on from here."
         )
 
 
@@ -292,7 +252,7 @@ def row_dataset(file: h5py.File, name: str, shape: tuple[int, ...], dtype) -> h5
     return file.require_dataset(name, shape, dtype, **checked)
 
 
-def progress(items: Collection, label: str, done: int = 0) -> tqdm.std.tqdm:
+def progress(items: Collection, label: str, done: int = 0) -> std.tqdm:
     """Show how far a loop is: by a widget in JupyterLab, by a line of text elsewhere.
 
     Parameters
@@ -304,8 +264,7 @@ def progress(items: Collection, label: str, done: int = 0) -> tqdm.std.tqdm:
         How many have been done before.
     """
     # The book reads the line, to say how far its jobs are.
-    text = os.environ.get("MINDDIFF_PROGRESS") == "text"
-    bar = tqdm.std.tqdm if text else tqdm.auto.tqdm
+    bar = std.tqdm if os.environ.get("MINDDIFF_PROGRESS") == "text" else auto.tqdm
     return bar(items, label, initial=done, total=done + len(items))
 
 
@@ -353,7 +312,7 @@ def write_rows(
     if rows_done(path, record) == n:
         return path
     done = rows_done(partial, record)
-    with open_to_write(partial, "a" if done else "w") as file:
+    with open_to_write(partial, "r+" if done else "w") as file:
         starts = range(done, n, batch)
         for start in progress(starts, label, done // batch):
             rows = slice(start, min(start + batch, n))
@@ -380,7 +339,7 @@ def open_to_write(path: str | Path, mode: str = "w", n_bytes: int = 0) -> h5py.F
     Parameters
     ----------
     path : str or Path
-    mode : {"w", "a"}
+    mode : {"w", "r+"}
         A new file, or one that is there.
     n_bytes : int
         Room to check for; see `check_room`.
@@ -397,11 +356,8 @@ def open_to_write(path: str | Path, mode: str = "w", n_bytes: int = 0) -> h5py.F
         If the file cannot be opened.
     """
     check_room(path, n_bytes)
-    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
-    access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
-    access.set_sieve_buf_size(0)
-    access.set_cache(0, 521, 0, 0.75)  # bytes of chunks that are held back: none
-    name = str(path).encode()
-    if mode == "w":
-        return h5py.File(h5py.h5f.create(name, h5py.h5f.ACC_TRUNC, fapl=access))
-    return h5py.File(h5py.h5f.open(name, h5py.h5f.ACC_RDWR, fapl=access))
+    # No bytes of chunks are held back, and by the driver none of other datasets.
+    return h5py.File(path, mode, driver="unbuffered", rdcc_nbytes=0)
+
+
+h5py.register_driver("unbuffered", lambda access: access.set_sieve_buf_size(0))

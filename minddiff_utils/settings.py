@@ -1,6 +1,5 @@
 """All that can be set: types, ranges, each chapter's parameters, and what a run remembers."""
 
-import ast
 import difflib
 import json
 import os
@@ -13,13 +12,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
 
-from minddiff_utils.io import InputError, atomic_path, claim_run
+from minddiff_utils.io import InputError, atomic_path, claim_run, require
 
-# Texts of words with commas between; none of them is needed.
-WORDS = {
-    "controls": "ceiling mean mean_features prior retrieval blur takagi neuraldiffuser".split(),
-    "save_memory": "attention tiling checkpointing".split(),
-}
+CONTROLS = "ceiling mean mean_features prior retrieval blur takagi neuraldiffuser"
 FULL_METHODS = {"guided": "stage2", "algorithm_1": "algorithm_1"}  # what a solver's pictures are
 
 
@@ -37,6 +32,8 @@ def _folder_name(subject: str) -> str:
 
 
 def _words(*known: str) -> Any:
+    """The type of a text of some of these words with commas between, or of none."""
+
     def check_words(text: str) -> str:
         if not {word.strip() for word in text.split(",")} <= {"", *known}:
             raise ValueError(f"should be any of {', '.join(known)}, with commas between")
@@ -68,7 +65,7 @@ PARAMETERS: dict[str, Any] = {
     "judge": str,
     "device": str,
     "dtype": Literal["auto", "float64", "float32", "bfloat16", "float16"],
-    "save_memory": _words(*WORDS["save_memory"]),
+    "save_memory": _words("attention", "tiling", "checkpointing"),
     "n_tokens": Literal[0] | Annotated[Whole, Field(ge=3)],  # the first and the last hold no word
     "batch": Count,
     "seed": Annotated[CountOr0, Field(le=2**32 - 1)],
@@ -110,7 +107,7 @@ PARAMETERS: dict[str, Any] = {
     "ablations": bool,
     # Measures and controls.
     "ssim_size": Literal[0] | Annotated[Whole, Field(ge=11)],  # the window of SSIM
-    "controls": _words(*WORDS["controls"]),
+    "controls": _words(*CONTROLS.split()),
     "blur": Share,
     "n_seeds": Annotated[Count, Field(le=1000)],
     "panel": Literal["none", "published", "full"],
@@ -122,10 +119,10 @@ PARAMETERS: dict[str, Any] = {
     "scenes": str,
     "n_curve": Count,
     "n_shown": Count,
+    "advanced": dict[str, Any],  # by name, those of `ADVANCED`
 }
 
 ADAPTERS = {name: TypeAdapter(kind) for name, kind in PARAMETERS.items()}
-MAPPING = TypeAdapter(dict[str, Any])
 
 # What a chapter takes in its mapping `advanced`, with the defaults. The cell of a notebook's
 # parameters declares the others.
@@ -170,7 +167,7 @@ ADVANCED: dict[str, dict[str, Any]] = {
     },
 }
 PATHS = ("data_path", "run_dir", "models", "guide", "judge")
-
+ASSIGNED = re.compile(r"^(\w+) *=", re.MULTILINE)  # the names that a cell gives values to
 
 # Old names of parameters and their new ones.
 RENAMED = {
@@ -211,11 +208,8 @@ def resolve(path: str, project: Path | None = None) -> Path:
     Raises
     ------
     InputError
-        If one of them stands for nothing here, and no file has such a name.
+        If one of them stands for nothing here.
     """
-    found = (project or project_folder()) / path
-    if found.exists():
-        return found.resolve()
     expanded = os.path.expanduser(os.path.expandvars(path))
     if left := re.search(r"^~[^/]*|\$\w+|\$\{\w+\}", expanded):
         raise InputError(f"{path!r} should be a path, but {left[0]} stands for nothing here.")
@@ -250,11 +244,9 @@ def check_type(name: str, value: Any, adapter: TypeAdapter) -> Any:
     try:
         return adapter.validate_python(value)
     except ValidationError as error:
-        texts = [
-            re.sub("^(Input|Value error,) should be ", "", one["msg"]) for one in error.errors()
-        ]
-        wanted = " or ".join(texts).replace("valid integer", "whole number")
-        raise InputError(f"{name}={value!r} should be {wanted.replace('valid ', '')}.") from None
+        wanted = " or ".join(one["msg"].split(" should be ")[-1] for one in error.errors())
+        wanted = wanted.replace("valid integer", "whole number").replace("valid ", "")
+        raise InputError(f"{name}={value!r} should be {wanted}.") from None
 
 
 def no_such(name: str, known: Collection[str]) -> str:
@@ -291,12 +283,12 @@ def start_chapter(name: str, namespace: MutableMapping[str, Any]) -> SimpleNames
         `run_dir` is no folder of a run; or if the chapter before has not run.
     """
     _check_given(namespace.get("In", []))
-    declared = {key: namespace[key] for key in PARAMETERS if key in namespace}
-    usual = ADVANCED.get(name, {})
-    advanced = check_type("advanced", namespace.get("advanced", {}), MAPPING)
+    own = check(**{key: namespace[key] for key in PARAMETERS if key in namespace})
+    usual, advanced = ADVANCED.get(name, {}), own.pop("advanced", {})
     if strange := advanced.keys() - usual.keys():
         raise InputError(f"advanced: {no_such(min(strange), usual)}")
-    own = check(**declared, **{**usual, **advanced})
+    declared = list(own)
+    own |= check(**{**usual, **advanced})
     folder = claim_run(resolve(own["run_dir"])) / own.get("subject", "")
     values = own
     if "subject" in own:
@@ -325,27 +317,21 @@ def _resolved(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**values, **found}
 
 
-def _read_run(folder: Path) -> dict[str, dict[str, Any]]:
-    path = folder / "run.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
 def _remembered(folder: Path, before: str = "99") -> dict[str, Any]:
-    chapters = {key: given for key, given in _read_run(folder).items() if key < before}
-    if not chapters and not before.startswith("01"):
-        raise InputError(
-            f"{folder / 'run.json'} is missing. Notebook 01_data writes it: run that one first, "
-            "with the same `run_dir` and `subject`."
-        )
-    return {name: value for key in sorted(chapters) for name, value in chapters[key].items()}
+    """What the chapters before one were given, by name."""
+    if before.startswith("01"):
+        return {}
+    chapters = json.loads(require(folder / "run.json", "01_data").read_text(encoding="utf-8"))
+    earlier = [chapters[key] for key in sorted(chapters) if key < before]
+    return {name: value for given in earlier for name, value in given.items()}
 
 
 def _remember(folder: Path, chapter: str, values: Mapping[str, Any]) -> None:
-    kept = _read_run(folder)
-    if kept.get(chapter) != values:
-        with atomic_path(folder / "run.json") as temporary:
-            text = json.dumps(kept | {chapter: values}, indent=1, sort_keys=True)
-            temporary.write_text(text + "\n", encoding="utf-8")
+    path = folder / "run.json"
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    with atomic_path(path) as temporary:
+        text = json.dumps(kept | {chapter: values}, indent=1, sort_keys=True)
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def _check_given(cells: list[str]) -> None:
@@ -353,16 +339,9 @@ def _check_given(cells: list[str]) -> None:
     # papermill puts what it was given into a cell of its own, after that of the parameters.
     for declared, given in zip(cells, cells[1:], strict=False):
         if given.startswith("# Parameters\n"):
-            known = _assigned(declared)
-            for name in _assigned(given):
-                if name not in known:
-                    raise InputError(no_such(name, known))
-
-
-def _assigned(source: str) -> list[str]:
-    """Return the names that a cell gives values to."""
-    names = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)]
-    return [name.id for name in names if isinstance(name.ctx, ast.Store)]
+            known = ASSIGNED.findall(declared)
+            if strange := [name for name in ASSIGNED.findall(given) if name not in known]:
+                raise InputError(no_such(strange[0], known))
 
 
 class Chosen:

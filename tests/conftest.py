@@ -1,5 +1,6 @@
 """What several test files share."""
 
+import os
 from functools import cache, partial
 from pathlib import Path
 
@@ -7,6 +8,15 @@ import pytest
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 SMALL_TREE = {"n_train": 60, "n_test": 4, "repetitions": 2}
+
+
+@pytest.fixture(autouse=True)
+def environment():
+    """Commands that a test calls in this process set variables; the next test has none of them."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="session")

@@ -37,7 +37,7 @@ print(texts)"""
 def notebook(title: str, parameters: str, *sources: str) -> nbformat.NotebookNode:
     """A notebook with a title, a parameters cell and code cells."""
     name = title.lower()
-    first = new_markdown_cell(f"({name}-start)=\n# {title}\n\nSee {{numref}}`fig-{name}`.")
+    first = new_markdown_cell(f"# {title}\n\nSee {{numref}}`fig-{name}`.")
     second = new_code_cell(parameters, metadata={"tags": ["parameters"]})
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     cells = [first, second, *map(new_code_cell, sources)]

@@ -77,7 +77,7 @@ def fetch_tree(addresses, capsys):
     """A function that fetches two sessions, or what it is told, and returns what was said."""
 
     def call(folder, **more):
-        fetch.fetch_nsd(folder, ("subj01",), **{"sessions": 2, **more})
+        fetch.fetch_nsd(folder, ("subj01",), signed=True, **{"sessions": 2, **more})
         return capsys.readouterr().err
 
     return call

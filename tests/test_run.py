@@ -1,35 +1,38 @@
 """How the book's jobs are shared out: shards, threads, profiles, interrupts."""
 
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import nbformat
 import pytest
-from dummy_project import ROOT, make_project
+from dummy_project import make_project
 
-from minddiff_utils import cli
-from minddiff_utils.book import record, run
+from minddiff_utils.book import BookError, record, run
 from minddiff_utils.book.plan import load_plan
-from minddiff_utils.io import BookError, InputError, claim_run, lock_file
+from minddiff_utils.io import claim_run, lock_file
 
 
 def plan_of(project, **changes):
     return load_plan(project / "notebooks/params/tiny.yaml", project, changes)
 
 
-def test_failures_name_the_shard_and_its_progress_is_told(tmp_path, monkeypatch):
+def test_failures_name_the_shard_and_its_progress_is_told(tmp_path, monkeypatch, capsys):
     project = make_project(tmp_path)
     (project / "notebooks/02_second.ipynb").rename(project / f"notebooks/{run.SHARDED}.ipynb")
     plan = plan_of(project, shards=2)
+    (project / "notebooks/params/tiny.yaml").unlink()  # a parameter file may lie anywhere
     (claim_run(plan.run) / "subj01").mkdir()
     (plan.run / "subj01/run.json").write_text(json.dumps({"01_data": {"seed": 3}}))
     plan.state.mkdir()
-    run.write_plan(plan, 1)
+    run._snakemake(plan, 1, None)
     given = []
 
     def compute(parameters, number, count, project):
@@ -40,7 +43,7 @@ def test_failures_name_the_shard_and_its_progress_is_told(tmp_path, monkeypatch)
     monkeypatch.setattr("minddiff_utils.reconstruction.stage2.compute_shard", compute)
     monkeypatch.chdir(plan.state)
     run.run_job(Path(), "subj01", run.SHARDED, 1)
-    said = (plan.state / "progress.log").read_text().splitlines()
+    said = capsys.readouterr().out.splitlines()
     label = "subj01 · 04_stage2 · shard 1 of 2"
     assert said[0] == f"{label} · started" and said[-1].startswith(f"{label} · done in")
     (parameters, *rest) = given[0]
@@ -65,7 +68,6 @@ def test_what_shards_have_computed_is_the_notebooks_own(tmp_path, monkeypatch):
 
     monkeypatch.setattr("minddiff_utils.reconstruction.stage2.gather", gather)
     monkeypatch.setattr(run, "_papermill", lambda *given: shutil.copy(source, given[-1]))
-    monkeypatch.setattr(run, "_need_figures", lambda running: None)
     run.execute(plan, plan.chapters[1], "subj01")
     outputs = record.read_record(plan.run / "subj01")[run.SHARDED]["outputs"]
     assert outputs.keys() == {"stage2.h5", f"notebooks/{run.SHARDED}.ipynb"}
@@ -131,14 +133,6 @@ def test_threads_share_the_cores(monkeypatch, tmp_path, wanted, cores, threads):
     assert found | ({1} if 1 in threads else set()) == threads
 
 
-def test_profiles_are_found_by_name_or_folder(tmp_path):
-    assert cli._profile(ROOT, "slurm") == ROOT / "notebooks/profiles/slurm"
-    (tmp_path / "config.yaml").write_text("jobs: 1\n")
-    assert cli._profile(ROOT, str(tmp_path)) == tmp_path
-    with pytest.raises(InputError, match="--profile nowhere: .*: slurm"):
-        cli._profile(ROOT, "nowhere")
-
-
 @pytest.mark.parametrize("cluster", [True, False])
 def test_interrupted_on_a_cluster_snakemake_cancels_its_jobs(tmp_path, monkeypatch, cluster):
     """It gets the chance to; on one machine all of it is killed at once."""
@@ -151,17 +145,19 @@ def test_interrupted_on_a_cluster_snakemake_cancels_its_jobs(tmp_path, monkeypat
         f"except KeyboardInterrupt:\n    pathlib.Path({str(mark)!r}).touch()"
     )
 
-    def interrupt(log, process):
+    def interrupt():
         while not begun.exists():
             time.sleep(0.05)
-        raise KeyboardInterrupt
+        os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(run, "_follow", interrupt)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     monkeypatch.setattr(run, "_snakemake", lambda *_: [sys.executable, "-c", source])
+    threading.Thread(target=interrupt).start()
     plan, end = plan_of(make_project(tmp_path)), time.monotonic() + 10
     claim_run(plan.run)
     with open(tmp_path / "lock", "w") as lock, pytest.raises(KeyboardInterrupt):
-        run.run_notebooks(plan, 1, tmp_path if cluster else None, [], lock.fileno())
+        run.run_notebooks(plan, 1, tmp_path if cluster else None, lock.fileno())
+    signal.signal(signal.SIGINT, before)
     with open(tmp_path / "lock") as lock:
         while not lock_file(lock):  # until the last of them is gone
             assert time.monotonic() < end

@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 import pytest
 import slurm_node
+import yaml
 from dummy_project import ROOT
 
 from minddiff_utils.io import method_file
@@ -21,12 +22,15 @@ pytestmark = [
 SHARDS = 4
 # The quick look at the phantom, with two batches a shard.
 CHANGES = {"batch": 1, "n_gallery": 8}
-# The repository's profile but for what a small node does not have.
-NODE = (
-    "--set-resources chapter:gpu=0 shard:gpu=0 --set-threads chapter=1 shard=1 "
-    "--default-resources mem_mb=1500 runtime=60 --latency-wait 10 "
-    "--slurm-status-command squeue --slurm-init-seconds-before-status-checks 5"
-)
+# What a small node does not have, or does sooner, than the repository's profile says.
+NODE = {
+    "set-resources": {"chapter": {"gpu": 0}, "shard": {"gpu": 0}},
+    "set-threads": {"chapter": 1, "shard": 1},
+    "default-resources": {"mem_mb": 1500, "runtime": 60},
+    "latency-wait": 10,
+    "slurm-status-command": "squeue",
+    "slurm-init-seconds-before-status-checks": 5,
+}
 
 
 def book(folder, *more, **changes):
@@ -65,7 +69,11 @@ def test_book_through_slurm_is_that_of_one_machine(local):
     """Stage 2 in four shards, one of them cancelled on its way: the numbers are the same."""
     folder = local.parent / "slurm"
     with slurm_node.one_node(local.parent / "node") as known:
-        command = book(folder, "--profile", "slurm", "--snakemake", NODE, shards=SHARDS)
+        profile = local.parent / "profile"
+        profile.mkdir()
+        known_profile = yaml.safe_load((ROOT / "notebooks/profiles/slurm/config.yaml").read_text())
+        (profile / "config.yaml").write_text(yaml.safe_dump(known_profile | NODE))
+        command = book(folder, "--profile", profile, shards=SHARDS)
         process = subprocess.Popen(command, env=environment(known))
         try:
             cancelled = wait_for_running_shard(process, known, folder)

@@ -15,71 +15,55 @@ from pathlib import Path
 # For glibc: freed memory is kept for the next step of the same size, which spares the system's
 # clearing of it, some 5 % of stage 2's time.
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "1000000000", "MALLOC_TRIM_THRESHOLD_": "4000000000"}
-# What other tools may have set for themselves, and would change results or pages here.
-DROPPED = (
-    "SNAKEMAKE_PROFILE",
-    "PYTHONIOENCODING",
-    "PYTHONSTARTUP",  # IPython runs that file before every notebook
-    "PYTHONOPTIMIZE",
-    "PYTHONWARNINGS",
-    "FORCE_COLOR",
-    "JUPYTER_PATH",  # kernels of the same name, but with another Python
-)
+# What a job is given unless the user's shell says otherwise.
+USUAL = {"HDF5_USE_FILE_LOCKING": "BEST_EFFORT", "TRANSFORMERS_VERBOSITY": "error", **KEEP_MEMORY}
+# And whatever it says: figures go into the notebook with matplotlib's own defaults.
+FIXED = {
+    "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+    "MATPLOTLIBRC": os.devnull,
+    "JUPYTER_PREFER_ENV_PATH": "1",  # this environment's Python, not a kernel in the home
+    "NO_COLOR": "1",
+    "MINDDIFF_PROGRESS": "text",
+    "TQDM_MININTERVAL": "5",  # seconds between two lines about the same loop
+    "PYTHONHASHSEED": "0",
+    "PYTHONUTF8": "1",
+}
+# Other profiles, kernels of the same name, and a file that IPython runs before every notebook.
+DROPPED = ("SNAKEMAKE_PROFILE", "JUPYTER_PATH", "PYTHONSTARTUP")
 
 
-def job_environment(scratch: Path) -> dict[str, str]:
-    """The environment variables of a job's process: the user's, but for what must be known.
-
-    Figures go into the notebook with matplotlib's own defaults, no start-up file of IPython runs,
-    and what libraries write for themselves goes into `scratch` where the home cannot be written.
-
-    Parameters
-    ----------
-    scratch : Path
-        A folder that can be written.
-    """
-    defaults = {"HDF5_USE_FILE_LOCKING": "BEST_EFFORT", "TRANSFORMERS_VERBOSITY": "error"}
-    found = {**KEEP_MEMORY, **defaults, **os.environ}
-    found = {name: value for name, value in found.items() if name not in DROPPED}
-    found |= {
-        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
-        "MATPLOTLIBRC": os.devnull,
-        "IPYTHONDIR": str(scratch / "ipython"),
-        "JUPYTER_RUNTIME_DIR": str(scratch / "jupyter"),
-        "JUPYTER_PREFER_ENV_PATH": "1",  # this environment's Python, not a kernel in the home
-        "NO_COLOR": "1",
-        "MINDDIFF_PROGRESS": "text",
-        "PYTHONHASHSEED": "0",
-        "PYTHONUTF8": "1",
-    }
-    home = Path(os.path.expanduser("~"))
-    if not os.access(home, os.W_OK | os.X_OK):
-        if (models := home / ".cache" / "huggingface").is_dir():
-            found.setdefault("HF_HOME", str(models))
-        found["HOME"] = str(scratch)
-    return found
+class BookError(RuntimeError):
+    """A notebook failed, or the HTML could not be built cleanly; the message says where."""
 
 
 @contextmanager
 def known_environment() -> Iterator[None]:
-    """Give this process and those that it starts the variables of `job_environment` for a while."""
-    before = dict(os.environ)
+    """Set the environment variables of this process, and of those that it starts.
+
+    What libraries write for themselves goes into a temporary folder where the home cannot be
+    written. No start-up file of IPython runs.
+    """
+    home = Path(os.path.expanduser("~"))
     with tempfile.TemporaryDirectory(prefix="minddiff-", ignore_cleanup_errors=True) as scratch:
-        _replace(job_environment(Path(scratch)))
-        try:
-            yield
-        finally:
-            _replace(before)
-
-
-def _replace(variables: dict[str, str]) -> None:
-    os.environ.clear()
-    os.environ.update(variables)
+        os.environ.update({**USUAL, **os.environ, **FIXED})
+        os.environ.update(IPYTHONDIR=f"{scratch}/ipython", JUPYTER_RUNTIME_DIR=f"{scratch}/jupyter")
+        for name in DROPPED:
+            os.environ.pop(name, None)
+        if not os.access(home, os.W_OK | os.X_OK):
+            if (models := home / ".cache" / "huggingface").is_dir():
+                os.environ.setdefault("HF_HOME", str(models))
+            os.environ["HOME"] = scratch
+        yield
 
 
 def say(line: str) -> None:
     """Tell the user something; what a command answers alone goes to the standard output."""
     print(line, file=sys.stderr, flush=True)
+
+
+def comma_separated(text: str) -> list[str]:
+    """The names in a text with commas between them."""
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def span(seconds: float) -> str:

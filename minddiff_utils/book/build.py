@@ -6,45 +6,38 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
 import nbformat
 import yaml
 
-from minddiff_utils.book import say
+from minddiff_utils.book import BookError, say
 from minddiff_utils.book.pages import HEADING, add_pieces, has_gallery
 from minddiff_utils.book.plan import Plan, Sheet
-from minddiff_utils.io import BookError, InputError, file_digest
+from minddiff_utils.book.record import file_digest
 
-# Builders whose version shapes the HTML: a new one builds the book again.
-BUILDERS = ("jupyter-book", "sphinx", "myst-nb", "sphinx-book-theme")
 # Pages that tell how to run the book on other data; they stand after the chapters.
 GUIDES = ("run_nsd", "run_cluster", "own_data", "data_layouts")
 # Pages of every book; they stand last.
 REFERENCE = ("cost", "glossary", "references")
 PROMPT = "Parameters of this run that differ from the defaults"  # on the button that unfolds them
-# What stands before a label that markdown defines: (name)=, :label: name, :name: name, $$ (name)
-DEFINES = r"^(?:\((?=[\w:.-]+\)=)|:(?:label|name):[ \t]*|\$\$[ \t]*\()"
-# And before one that it cites: {numref}`name`, {ref}`text <name>`, [text](#name)
-CITES = r"\}`(?:[^`<]*<)?|\]\(#?"
 
 
 def finish_page(notebook: nbformat.NotebookNode, subject: str = "") -> nbformat.NotebookNode:
     """Make an executed notebook a page of the book.
 
     The parameters of this run are folded away, what stands in a cell with the tag "caption" becomes
-    the caption of the figure above it, figures have alternative text, labels carry the subject's
-    name (two subjects share each notebook, and a label may occur only once in a book), and so does
-    the title.
+    the caption of the figure above it, figures have alternative text, their names carry the
+    subject's (two subjects share each notebook, and a name may occur only once in a book), and so
+    does the title.
 
     Parameters
     ----------
     notebook : NotebookNode
         As executed; it is changed in place and returned.
     subject : str
-        "" for a page about all subjects, whose labels and title stay as they are.
+        "" for a page about all subjects, whose names and title stay as they are.
     """
     for cell, below in zip(notebook.cells, notebook.cells[1:], strict=False):
         if "caption" in below.metadata.get("tags", []):
@@ -81,20 +74,13 @@ def _without_empty(cells: list[nbformat.NotebookNode]) -> list[nbformat.Notebook
 
 
 def _add_subject(notebook: nbformat.NotebookNode, subject: str) -> None:
-    """Add the subject to the title and to labels, where one is defined or cited, never in prose."""
-    texts = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
-    figures = [cell.metadata.get("mystnb", {}).get("figure", {}) for cell in notebook.cells]
-    figures = [figure for figure in figures if "name" in figure]
-    labels = {figure["name"] for figure in figures}
-    for cell in texts:
-        labels.update(re.findall(rf"{DEFINES}([\w:.-]+)", cell.source, re.MULTILINE))
-    place = re.compile(rf"({DEFINES}|{CITES})([\w:.-]+)(?=[`>)]|[ \t]*$)", re.MULTILINE)
-    for cell in texts:
-        cell.source = place.sub(
-            lambda found: found[0] + (f"-{subject}" if found[2] in labels else ""), cell.source
-        )
-    for figure in figures:
-        figure["name"] += f"-{subject}"
+    """Add the subject to the title, and to the names of figures, where they are cited as well."""
+    for cell in notebook.cells:
+        figure = cell.metadata.get("mystnb", {}).get("figure", {})
+        if name := figure.get("name"):
+            figure["name"] = f"{name}-{subject}"
+            for other in notebook.cells:
+                other.source = other.source.replace(f"`{name}`", f"`{name}-{subject}`")
     first = notebook.cells[0]
     first.source = HEADING.sub(rf"\g<0> — {subject}", first.source, count=1)
 
@@ -106,8 +92,7 @@ def table_of_contents(plan: Plan) -> dict:
     for subject in plan.subjects:
         parts[f"Subject {subject}"] = [_entry(sheet, f"{subject}/") for sheet in plan.chapters]
         if has_gallery(plan.run / subject):
-            gallery = {"file": f"{subject}/gallery", "title": "Gallery"}
-            parts[f"Subject {subject}"].append(gallery)
+            parts[f"Subject {subject}"].append({"file": f"{subject}/gallery", "title": "Gallery"})
     caption = "Subjects compared" if len(plan.subjects) > 1 else "In short"
     parts[caption] = [_entry(sheet) for sheet in plan.group]
     parts["Run it on other data"] = [page for page in pages if page["file"] in GUIDES]
@@ -136,21 +121,10 @@ def assemble(plan: Plan) -> Path:
     -------
     Path
         The folder, built anew.
-
-    Raises
-    ------
-    InputError
-        If a page is missing.
     """
     pages, book = plan.root / "book", plan.run / "book"
     shutil.rmtree(book, ignore_errors=True)
-    for folder in ("static", "templates"):
-        shutil.copytree(pages / folder, book / folder)
-    shutil.copy(pages / "references.bib", book)
-    for name in ("index", *REFERENCE, *plan.values["pages"]):
-        if not (pages / f"{name}.md").is_file():
-            raise InputError(f"{plan.name}: there is no page {pages / name}.md.")
-        shutil.copy(pages / f"{name}.md", book)
+    shutil.copytree(pages, book, ignore=shutil.ignore_patterns("results"))
     _copy_mathjax(book / "static" / "mathjax")
     for subject, sheet in plan.jobs:
         (book / subject).mkdir(exist_ok=True)
@@ -159,10 +133,10 @@ def assemble(plan: Plan) -> Path:
         nbformat.write(page, book / subject / executed.name)
     add_pieces(plan, book, pages / "results")
     settings = yaml.safe_load((plan.root / "_config.yml").read_text(encoding="utf-8"))
-    settings["title"] = plan.title
-    settings["sphinx"]["config"]["html_theme_options"]["logo"]["text"] = escape(plan.title)
-    _write_yaml(book / "_config.yml", settings)
-    _write_yaml(book / "_toc.yml", table_of_contents(plan))
+    settings["title"] = title = str(plan.values.get("title") or plan.name)
+    settings["sphinx"]["config"]["html_theme_options"]["logo"]["text"] = escape(title)
+    for name, content in {"config": settings, "toc": table_of_contents(plan)}.items():
+        (book / f"_{name}.yml").write_text(yaml.safe_dump(content), encoding="utf-8")
     return book
 
 
@@ -173,10 +147,6 @@ def _copy_mathjax(folder: Path) -> None:
     fonts = "output/chtml/fonts/woff-v2"
     shutil.copytree(source / fonts, folder / fonts)
     shutil.copy(source / "tex-chtml-full.js", folder)
-
-
-def _write_yaml(path: Path, content: Mapping) -> None:
-    path.write_text(yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True), "utf-8")
 
 
 def build_html(book: Path, html: Path) -> bool:
@@ -199,10 +169,8 @@ def build_html(book: Path, html: Path) -> bool:
     BookError
         With the warnings of Jupyter Book.
     """
-    versions = [f"{name} {importlib.metadata.version(name)}" for name in BUILDERS]
     files = [path for path in sorted(book.rglob("*")) if path.is_file()]
-    digests = [f"{path.relative_to(book)} {file_digest(path)}" for path in files]
-    source = "\n".join([*versions, *digests])
+    source = "\n".join(f"{path.relative_to(book)} {file_digest(path)}" for path in files)
     stamp, new = html / ".built-from", html.with_name(".html-new")
     built = stamp.is_file() and (html / "index.html").is_file()
     if built and stamp.read_text(encoding="utf-8") == source:
@@ -210,10 +178,9 @@ def build_html(book: Path, html: Path) -> bool:
     say("Building the pages.")
     shutil.rmtree(new, ignore_errors=True)
     _jupyter_book(book, new)
-    stamp.unlink(missing_ok=True)  # if this is stopped half-way, the next one builds again
+    (new / "_build" / "html" / stamp.name).write_text(source, encoding="utf-8")
     shutil.rmtree(html, ignore_errors=True)
     os.replace(new / "_build" / "html", html)
-    stamp.write_text(source, encoding="utf-8")
     shutil.rmtree(new, ignore_errors=True)
     return True
 
@@ -222,11 +189,9 @@ def _jupyter_book(book: Path, output: Path) -> None:
     start = "from jupyter_book.cli.main import main; main()"
     command = [sys.executable, "-c", start, "build", str(book)]
     command += ["--path-output", str(output), "-W", "-n", "--keep-going", "--all"]
-    log = output.with_name("jupyter-book.log")
-    with open(log, "w", encoding="utf-8") as file:
-        failed = subprocess.run(command, stdout=file, stderr=file).returncode
-    if failed:
-        lines = log.read_text(encoding="utf-8").splitlines()
+    answer = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if answer.returncode:
+        lines = answer.stdout.splitlines()
         faults = [line for line in lines if re.search(r"WARNING|ERROR|Error:|Exception", line)]
         shown = "\n".join(dict.fromkeys(faults or lines[-10:]))
-        raise BookError(f"Jupyter Book found faults:\n{shown}\nAll it said: {log}")
+        raise BookError(f"Jupyter Book found faults:\n{shown}")

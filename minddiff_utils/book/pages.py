@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import nbformat
 import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, Template
@@ -40,7 +39,6 @@ ORDER = dict.fromkeys(("stage1", *FULL, *METHODS))
 JUDGE = "clip_judge"
 SIDE, MANY, SMALL_SIDE = 128, 200, 80  # px a picture at most; smaller if there are many
 N_FRONT = 8
-SHORTEST = 1.0  # seconds of a step that the table of costs shows
 HEADING = re.compile(r"^#{1,6} +(.+?)[ \t]*$", re.MULTILINE)
 
 
@@ -258,72 +256,30 @@ def front_results(plan: Plan) -> str:
     return text
 
 
-def step_times(notebook: nbformat.NotebookNode) -> dict[str, float]:
-    """Seconds that the cells below each heading of an executed notebook took.
-
-    Parameters
-    ----------
-    notebook : NotebookNode
-        As papermill executed it, which notes how long each cell took.
-
-    Returns
-    -------
-    dict
-        Heading -> seconds, in the order of the notebook; headings of one name are added up.
-    """
-    heading, seconds = "before the first heading", dict[str, float]()
-    for cell in notebook.cells:
-        if cell.cell_type == "markdown":
-            heading = (HEADING.findall(cell.source) or [heading])[-1]
-        else:
-            took = cell.metadata.get("papermill", {}).get("duration") or 0.0
-            seconds[heading] = seconds.get(heading, 0.0) + took
-    return seconds
-
-
 def cost_table(run: Path, subjects: Sequence[str]) -> str:
-    """What each chapter and each of its steps took, as markdown.
+    """What each chapter took, and on which machine, as markdown.
 
     Parameters
     ----------
     run : Path
-        Folder of the run, with `provenance.json` and executed notebooks in the subjects' folders.
+        Folder of the run, with `provenance.json` in the subjects' folders.
     subjects : sequence of str
 
     Returns
     -------
     str
-        A sentence about the machine and a table with a column a subject; "" where nothing is
-        recorded. Steps below a second are left out.
+        A table with a column a subject; "" where nothing is recorded.
     """
-    paths = {subject: run / subject / "provenance.json" for subject in subjects}
-    known = {who: json.loads(path.read_bytes()) for who, path in paths.items() if path.is_file()}
-    if not known:
-        return ""
-    machines = dict[str, list[str]]()
-    for who, record in known.items():
-        torch = record["packages"].get("torch", "?")
-        machine = f"{record['machine']}, Python {record['python']}, torch {torch}"
-        machines.setdefault(machine, []).append(who)
-    said = [f"{machine} ({', '.join(names)})" for machine, names in machines.items()]
-    table = pd.DataFrame({who: _seconds(known[who], run / who / "notebooks") for who in known})
-    table.loc[("**all chapters**", ""), :] = table.xs("", level=1).sum()
-    text = table[table.max(axis=1) >= SHORTEST].map(span, na_action="ignore").fillna("–")
-    whole = text.index.get_level_values(1) == ""
-    text[whole] = "**" + text[whole] + "**"
-    text.index = [f"&emsp;{step}" if step else chapter for chapter, step in text.index]
-    aligned = ("left", *["right"] * len(known))
-    text = text.rename_axis("chapter and step")
-    rows = text.to_markdown(disable_numparse=True, colalign=aligned)
-    return f"The machine: {'; '.join(said)}.\n\n{rows}\n"
-
-
-def _seconds(record: dict, notebooks: Path) -> dict[tuple[str, str], float]:
-    """Seconds of each chapter of a subject, named ("**`chapter`**", ""), and of its steps."""
-    seconds = {}
-    for name, facts in sorted(record["notebooks"].items()):
-        chapter = f"**`{name}`**"
-        seconds[chapter, ""] = facts["wall_time_s"]
-        steps = step_times(nbformat.read(notebooks / f"{name}.ipynb", as_version=4))
-        seconds |= {(chapter, step.replace("|", "/")): took for step, took in steps.items()}
-    return seconds
+    columns = {}
+    for subject in subjects:
+        path = run / subject / "provenance.json"
+        if path.is_file():
+            record = json.loads(path.read_bytes())
+            took = {name: facts["wall_time_s"] for name, facts in record["notebooks"].items()}
+            columns[subject] = {
+                "machine": record["machine"],
+                **{f"`{name}`": span(took[name]) for name in sorted(took)},
+                "**all chapters**": f"**{span(sum(took.values()))}**",
+            }
+    table = pd.DataFrame(columns).fillna("–").rename_axis("chapter")
+    return f"{table.to_markdown(disable_numparse=True)}\n" if columns else ""

@@ -9,25 +9,17 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import nbformat
 import yaml
-from pydantic import BeforeValidator, TypeAdapter
+from pydantic import BeforeValidator, PositiveInt, TypeAdapter
 
+from minddiff_utils.book import comma_separated
 from minddiff_utils.io import InputError
-from minddiff_utils.settings import (
-    ADAPTERS,
-    ADVANCED,
-    MAPPING,
-    PARAMETERS,
-    Count,
-    check_type,
-    no_such,
-    resolve,
-)
+from minddiff_utils.settings import ADAPTERS, ADVANCED, PARAMETERS, check_type, no_such, resolve
 
 
 def _names(subjects: Any) -> Any:
     """A list of names, from a text with commas between them as well."""
     if isinstance(subjects, str):
-        subjects = [name.strip() for name in subjects.split(",") if name.strip()]
+        subjects = comma_separated(subjects)
     if isinstance(subjects, list) and len(set(map(str, subjects))) < max(1, len(subjects)):
         raise ValueError("should be a list of different names")
     return subjects
@@ -41,7 +33,7 @@ BOOK_KEYS: dict[str, Any] = {
     "pages": list[str],
     "subjects": Annotated[list[SUBJECT], BeforeValidator(_names)],  # type: ignore[valid-type]
     "phantom": dict[Literal["n_train", "n_test", "repetitions", "seed"], int] | None,
-    "shards": Count,
+    "shards": PositiveInt,
 }
 KNOWN = ADAPTERS | {name: TypeAdapter(kind) for name, kind in BOOK_KEYS.items()}
 USUAL = {"pages": ["method"], "subjects": ["subj01"], "shards": 1}
@@ -83,11 +75,6 @@ class Plan:
     def state(self) -> Path:
         """Where the book keeps what only it needs: marks, logs, the plan."""
         return self.run / ".state"
-
-    @property
-    def title(self) -> str:
-        """Of the book."""
-        return str(self.values.get("title") or self.name)
 
     @property
     def subjects(self) -> list[str]:
@@ -135,15 +122,14 @@ def declared_parameters(notebook: nbformat.NotebookNode, name: str = "notebook")
         If there is not exactly one such cell, or it holds anything else than `name = value`.
     """
     cells = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
-    if len(cells) != 1:
-        raise InputError(f"{name}: expected one cell tagged `parameters`, found {len(cells)}.")
     try:
-        lines = [(node.targets, node.value) for node in ast.parse(cells[0].source).body]
+        (cell,) = cells
+        lines = [(node.targets, node.value) for node in ast.parse(cell.source).body]
         return {target.id: ast.literal_eval(value) for (target,), value in lines}
-    except (AttributeError, ValueError, TypeError):
+    except (AttributeError, ValueError, TypeError, SyntaxError):
         raise InputError(
-            f"{name}: the cell tagged `parameters` should hold lines such as `seed = 0` alone: "
-            "one name, one plain value."
+            f"{name}: expected one cell tagged `parameters`, found {len(cells)}, of lines such as "
+            "`seed = 0` alone: one name, one plain value."
         ) from None
 
 
@@ -153,7 +139,7 @@ def find_sheets(notebooks: str | Path) -> tuple[Sheet, ...]:
     Raises
     ------
     InputError
-        If there are none, or one cannot be read.
+        If one cannot be read.
     """
     sheets = []
     for path in sorted(Path(notebooks).glob("[0-9][0-9]_*.ipynb")):
@@ -162,8 +148,6 @@ def find_sheets(notebooks: str | Path) -> tuple[Sheet, ...]:
         except ValueError as error:
             raise InputError(f"{path} is not a notebook: {error}") from None
         sheets.append(Sheet(path.stem, path.resolve(), declared_parameters(notebook, path.name)))
-    if not sheets:
-        raise InputError(f"{notebooks} holds no notebooks named NN_name.ipynb.")
     return tuple(sheets)
 
 
@@ -188,10 +172,7 @@ def load_plan(path: str | Path, root: Path, changes: Mapping[str, Any] | None = 
     path, root = Path(path), Path(root).resolve()
     values = {**_read_yaml(path), **(changes or {})}
     sheets = find_sheets(root / "notebooks")
-    try:
-        plan = Plan(path.stem, root, USUAL | _checked(values, sheets), sheets)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+    plan = Plan(path.stem, root, USUAL | _checked(values, sheets), sheets)
     data = plan.place("data_path")
     if values.get("dataset") == "own" and len(plan.subjects) > 1 and data and data.is_file():
         raise InputError(
@@ -207,7 +188,7 @@ def _checked(values: Mapping[str, Any], sheets: tuple[Sheet, ...]) -> dict[str, 
     usual |= {name: value for known in ADVANCED.values() for name, value in known.items()}
     meant = {}
     # A notebook takes the rarer ones in a mapping; a parameter file needs none, and may have it.
-    rare = check_type("advanced", values.get("advanced", {}), MAPPING)
+    rare = check_type("advanced", values.get("advanced", {}), ADAPTERS["advanced"])
     for name, value in (rare | {k: v for k, v in values.items() if k != "advanced"}).items():
         if name not in usual and name not in BOOK_KEYS:
             raise InputError(no_such(name, usual))
@@ -230,7 +211,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 class _Yaml12(yaml.SafeLoader):
-    """YAML by the core schema of version 1.2.
+    """YAML by the core schema of version 1.2, without hexadecimal numbers.
 
     What most people expect: 1e-3 is a number, 010 is ten, 1:10 and a date are texts. No key may
     stand twice.
@@ -244,19 +225,16 @@ class _Yaml12(yaml.SafeLoader):
             raise yaml.YAMLError(f"`{twice[0]}` stands twice{node.start_mark}")
         return super().construct_mapping(node, deep)
 
-    def construct_whole(self, node: yaml.ScalarNode) -> int:
-        return int(node.value, 16 if node.value.startswith("0x") else 10)
-
 
 # https://yaml.org/spec/1.2.2/#103-core-schema; None: whatever the text begins with.
 for _name, _pattern in {
     "null": "null|Null|NULL|~|",
     "bool": "true|True|TRUE|false|False|FALSE",
-    "int": "[-+]?[0-9]+|0x[0-9a-fA-F]+",
+    "int": "[-+]?[0-9]+",
     "float": r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf)|\.(nan|NaN)",
 }.items():
     _Yaml12.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(f"({_pattern})$"), None)
-_Yaml12.add_constructor("tag:yaml.org,2002:int", _Yaml12.construct_whole)
+_Yaml12.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
 
 
 def parse_yaml(text: str | bytes, origin: str) -> Any:

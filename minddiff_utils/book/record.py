@@ -1,9 +1,9 @@
 """What a notebook came from and what it left: contents decide whether it is done."""
 
+import hashlib
 import json
 import os
 import platform
-import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -15,15 +15,29 @@ from typing import Any
 import nbformat
 
 from minddiff_utils.book.plan import Plan, Sheet
-from minddiff_utils.io import atomic_path, code_digest, content_hash, file_digest
-from minddiff_utils.models.hub import PAPER, clip_name, hub_name
+from minddiff_utils.datasets.recording import recording_files
+from minddiff_utils.io import atomic_path, code_digest, content_hash
+from minddiff_utils.models.hub import revisions
 
 # What decides a notebook's results and figures; a change elsewhere makes no notebook run again.
 ROOMS = ("datasets", "models", "decoding", "reconstruction", "evaluation", "figures", "settings.py")
-DATA = (".h5", ".hdf5", ".mat", ".nii", ".gz", ".npz", ".csv", ".tsv", ".json")
+WHOLE = 64 * 2**20  # bytes of a file that are read to tell it from another
+PART = 2**18  # bytes, of each of 16 parts of a larger file
 MODEL = (".safetensors", ".json", ".txt")
 KEPT = "book/results"  # what was computed once, in hours; some chapters show it
 PATHS = ("run_dir", "data_path", "models")  # not they but what lies there decides
+
+
+def file_digest(path: str | Path) -> str:
+    """Return a digest of a file's content; of one above 64 MiB, of 16 parts and its size."""
+    size = Path(path).stat().st_size
+    total = hashlib.blake2b(str(size).encode(), digest_size=16)
+    whole = size <= WHOLE
+    with open(path, "rb") as file:
+        for start in [0] if whole else range(0, size, size // 16):
+            file.seek(start)
+            total.update(file.read(WHOLE if whole else PART))
+    return total.hexdigest()
 
 
 def read_record(folder: Path) -> dict[str, dict[str, Any]]:
@@ -32,17 +46,6 @@ def read_record(folder: Path) -> dict[str, dict[str, Any]]:
         return json.loads((folder / "provenance.json").read_text(encoding="utf-8"))["notebooks"]
     except (FileNotFoundError, ValueError, KeyError):
         return {}
-
-
-def recording_files(path: Path, subject: str) -> list[Path]:
-    """Return the files of a recording that belong to a subject, whatever else lies beside them."""
-    if path.is_file():
-        return [path]
-    another = re.compile(rf"\.|(?!{subject}\b)subj\d\d\b")  # a hidden file, or a subject's
-    files = [file for file in sorted(path.rglob("*")) if file.suffix in DATA and file.is_file()]
-    if named := [f for f in files if f.parent == path and f.name.startswith(f"{subject}.")]:
-        return named
-    return [f for f in files if not any(map(another.match, f.relative_to(path).parts))]
 
 
 def inputs_digest(plan: Plan, sheet: Sheet, subject: str) -> str:
@@ -108,8 +111,8 @@ def _files(folder: Path, subject: str) -> dict[str, tuple[int, int]]:
     found = filter(Path.is_file, folder.rglob("*") if subject else folder.glob("*"))
     facts = {str(path.relative_to(folder)): path.stat() for path in found}
     ours = (".", "shards", "notebooks", "provenance.json")
-    kept = {name: stat for name, stat in facts.items() if not name.startswith(ours)}
-    return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in kept.items()}
+    names = [name for name in facts if not name.startswith(ours)]
+    return {name: (facts[name].st_size, facts[name].st_mtime_ns) for name in names}
 
 
 @contextmanager
@@ -144,12 +147,9 @@ def recorded(plan: Plan, sheet: Sheet, subject: str) -> Iterator[None]:
 
 def model_revisions(plan: Plan) -> dict[str, str]:
     """The repositories of the Hugging Face hub that a run's models come from, if any."""
-    given = {k: str(plan.place(k) or plan.values.get(k) or "") for k in ("models", *PAPER)}
-    models = given.pop("models")
-    if not models:
-        return {}
-    clips = [clip_name(models, role, name) for role, name in given.items()]
-    return dict(filter(None, map(hub_name, [models, *clips])))
+    names = ("models", "guide", "judge")
+    models, *clips = [str(plan.place(name) or plan.values.get(name) or "") for name in names]
+    return revisions(models, *clips) if models else {}
 
 
 def _git_commit(folder: Path) -> str | None:

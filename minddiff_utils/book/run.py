@@ -8,7 +8,6 @@ import io
 import json
 import os
 import re
-import shlex
 import shutil
 import signal
 import subprocess
@@ -16,32 +15,26 @@ import sys
 import textwrap
 import time
 import traceback
-from contextlib import redirect_stderr, suppress
+from contextlib import redirect_stderr
 from pathlib import Path
-from typing import IO
 
-import nbformat
 import papermill
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from minddiff_utils.book import say, span
-from minddiff_utils.book.plan import Plan, Sheet, load_plan
+from minddiff_utils.book import BookError, span
+from minddiff_utils.book.plan import Plan, Sheet, find_sheets
 from minddiff_utils.book.record import is_done, model_revisions, recorded
-from minddiff_utils.io import BookError, InputError, atomic_path
+from minddiff_utils.io import InputError
 from minddiff_utils.settings import ADVANCED, recall
 
 SHARDED = "04_stage2"  # the chapter whose pictures can be shared out among jobs
-CANCEL_SECONDS = 60.0  # for Snakemake to cancel its jobs on a cluster
-QUIET_SECONDS = 5.0  # between two lines about the same cell
-STARTS = 3  # of a kernel, before it is given up
-START_SECONDS = 600  # for a kernel to answer, also on a machine that is very busy
 FULL = (errno.ENOSPC, errno.EDQUOT)  # a full disk, and a share of it that is used up
 # Runs a command, and ends it and all that it has started when the input does: when we are gone.
 GUARD = ("sh", "-c", 'exec 3<&0 </dev/null; (cat <&3; kill -KILL 0) & exec "$@" 3<&-', "sh")
 
 
-def run_notebooks(plan: Plan, cores: int, profile: Path | None, more: list[str], lock: int) -> None:
+def run_notebooks(plan: Plan, cores: int, profile: Path | None, lock: int) -> None:
     """Let Snakemake run the notebooks that are not done, and tell how far they are.
 
     Parameters
@@ -51,8 +44,6 @@ def run_notebooks(plan: Plan, cores: int, profile: Path | None, more: list[str],
         That all jobs share.
     profile : Path or None
         Folder of a Snakemake profile, for a cluster.
-    more : list of str
-        Further arguments for Snakemake.
     lock : int
         Descriptor of a file that stays locked as long as Snakemake lives.
 
@@ -63,28 +54,27 @@ def run_notebooks(plan: Plan, cores: int, profile: Path | None, more: list[str],
     """
     if not _mark_done(plan):
         return
-    command = _snakemake(plan, cores, profile) + more
-    log = plan.state / "progress.log"
-    log.write_text("", encoding="utf-8")
+    command = _snakemake(plan, cores, profile)
     for note in plan.state.glob("*.failure"):
         note.unlink()
-    with open(plan.state / "snakemake.log", "w", encoding="utf-8") as chatter:
-        with subprocess.Popen(
+    with (
+        open(plan.state / "snakemake.log", "w", encoding="utf-8") as log,
+        subprocess.Popen(
             command if profile else [*GUARD, *command],
             stdin=subprocess.PIPE,
-            stdout=chatter,
-            stderr=chatter,
+            stdout=sys.stderr,  # what jobs tell
+            stderr=None if profile else log,
             process_group=0,
             pass_fds=(lock,),
-        ) as process:
-            try:
-                _follow(log, process)
-            except BaseException:
-                if profile:  # Snakemake has to cancel its jobs on a cluster
-                    process.send_signal(signal.SIGINT)
-                    with suppress(subprocess.TimeoutExpired):
-                        process.wait(CANCEL_SECONDS)
-                raise
+        ) as process,
+    ):
+        try:
+            process.wait()
+        except BaseException:
+            if profile:  # Snakemake has to cancel its jobs on a cluster
+                process.send_signal(signal.SIGINT)
+                process.wait()
+            raise
     if process.returncode:
         _explain(plan)
 
@@ -101,34 +91,8 @@ def _mark_done(plan: Plan) -> int:
 
 
 def _snakemake(plan: Plan, cores: int, profile: Path | None) -> list[str]:
-    config = write_plan(plan, 0 if profile else cores)
-    command = [sys.executable, "-m", "snakemake", "--snakefile"]
-    command += [str(plan.root / "notebooks" / "Snakefile"), "--directory", str(plan.state)]
-    command += ["--configfile", str(config), "--nolock", "--rerun-triggers", "mtime"]
-    command += ["--drop-metadata", "--rerun-incomplete", "--keep-going"]
-    return command + (["--workflow-profile", str(profile)] if profile else ["--cores", str(cores)])
-
-
-def _follow(log: Path, process: subprocess.Popen) -> None:
-    """Tell what the jobs append to `log` until the process has ended."""
-    with open(log, encoding="utf-8") as lines:
-        running = True
-        while running:
-            running = process.poll() is None
-            for line in lines:
-                say(line.rstrip("\n"))
-            time.sleep(0.2 * running)
-
-
-def write_plan(plan: Plan, cores: int) -> Path:
-    """Write what the Snakefile reads, and jobs to know the same plan again.
-
-    Parameters
-    ----------
-    plan : Plan
-    cores : int
-        That jobs share; 0 on a cluster, whose profile says what each takes.
-    """
+    """The command, whose configuration is also where jobs read the plan again."""
+    config = plan.state / "plan.json"
     content = {
         "name": plan.name,
         "root": str(plan.root),
@@ -136,32 +100,24 @@ def write_plan(plan: Plan, cores: int) -> Path:
         "chapters": [sheet.name for sheet in plan.chapters],
         "group": [sheet.name for sheet in plan.group],
         "sharded": SHARDED,
-        "cores": cores,
-        "command": shlex.join([sys.executable, "-m", "minddiff_utils.cli", "job", "."]),
+        "cores": 0 if profile else cores,  # a profile says what each job takes
     }
-    path = plan.state / "plan.json"
-    path.write_text(json.dumps(content), encoding="utf-8")
-    return path
-
-
-def read_plan(path: Path) -> Plan:
-    """Read what `write_plan` has kept."""
-    kept = json.loads(path.read_text(encoding="utf-8"))
-    root = Path(kept["root"])
-    return load_plan(root / "notebooks" / "params" / f"{kept['name']}.yaml", root, kept["values"])
+    config.write_text(json.dumps(content), encoding="utf-8")
+    command = [sys.executable, "-m", "snakemake", "--snakefile"]
+    command += [str(plan.root / "notebooks" / "Snakefile"), "--directory", str(plan.state)]
+    command += ["--configfile", str(config), "--nolock", "--rerun-triggers", "mtime"]
+    command += ["--drop-metadata", "--rerun-incomplete", "--keep-going"]
+    return command + (["--workflow-profile", str(profile)] if profile else ["--cores", str(cores)])
 
 
 def _explain(plan: Plan) -> None:
-    """Raise the errors that the jobs left; without any, show what Snakemake said."""
+    """Raise the errors that the jobs left; without any, show what Snakemake said at last."""
     notes = sorted(plan.state.glob("*.failure"))
     failures = [json.loads(note.read_text(encoding="utf-8")) for note in notes]
     if not failures:
         log = plan.state / "snakemake.log"
-        said = log.read_text(encoding="utf-8").strip().splitlines()
-        # What became of a cluster's jobs, and where each one's own log is.
-        told = [line.strip() for line in said if re.search(r"SLURM-job|sbatch|\slog: ", line)]
-        shown = "\n".join(dict.fromkeys(told) or said[-15:])
-        raise BookError(f"Snakemake stopped:\n{shown}\nAll of it: {log}")
+        said = "\n".join(log.read_text(encoding="utf-8").splitlines()[-15:])
+        raise BookError(f"Snakemake stopped. What it said is above, or here:\n{said}\nin {log}")
     kept = "The last good book stays: " if (plan.run / "html").exists() else "No book was built: "
     text = "\n\n".join(failure["message"] for failure in failures)
     kind = InputError if all(failure["user"] for failure in failures) else BookError
@@ -169,24 +125,21 @@ def _explain(plan: Plan) -> None:
 
 
 class Progress(io.TextIOBase):
-    """A stream that turns the bars of `tqdm` into single lines of a log, and drops the rest.
+    """A stream that prints the bars of `tqdm` as single lines, and drops the rest.
 
     Parameters
     ----------
     label : str
         What every line begins with.
-    log : file object
     """
 
-    def __init__(self, label: str, log: IO[str]) -> None:
-        self.label, self.log, self.spoken = label, log, time.monotonic()
+    def __init__(self, label: str) -> None:
+        self.label = label
 
     def write(self, text: str) -> int:
-        """Take what is printed, as it comes."""
-        bars = re.findall(r"[^\r\n]*%\|[^\r\n]*", text)
-        if bars and time.monotonic() - self.spoken >= QUIET_SECONDS:
-            self.spoken = time.monotonic()
-            print(f"{self.label} · {bars[-1].strip()}", file=self.log)
+        """Take what is printed, as it comes; of a bar neither its begin nor its end is told."""
+        for bar in re.findall(r"[^\r\n]* [1-9]\d?%\|[^\r\n]*", text):
+            print(f"{self.label} · {bar.strip()}", flush=True)
         return len(text)
 
 
@@ -196,7 +149,7 @@ def run_job(state: Path, subject: str, name: str, shard: int = 0) -> None:
     Parameters
     ----------
     state : Path
-        What it is doing goes to `progress.log`, why it failed to a note beside it.
+        Why it failed goes to a note there; what it is doing is printed.
     subject : str
         Any word for a notebook about all subjects.
     name : str
@@ -209,31 +162,31 @@ def run_job(state: Path, subject: str, name: str, shard: int = 0) -> None:
     InputError, BookError
         With what is wrong, and where.
     """
-    plan = read_plan(state / "plan.json")
+    kept = json.loads((state / "plan.json").read_text(encoding="utf-8"))
+    root = Path(kept["root"])
+    plan = Plan(kept["name"], root, kept["values"], find_sheets(root / "notebooks"))
     (sheet,) = (sheet for sheet in plan.sheets if sheet.name == name)
     subject = "" if sheet.group else subject
     note = plan.state / f"{subject or 'all'}-{name}-{shard}.failure"
     note.unlink(missing_ok=True)
     label, begun = f"{subject or 'all subjects'} · {name}", time.monotonic()
     label += f" · shard {shard} of {plan.values['shards']}" if shard else ""
-    with open(plan.state / "progress.log", "a", buffering=1, encoding="utf-8") as log:
-        print(f"{label} · started", file=log)
-        try:
-            # Models in folders need no network; their libraries may ask it for news.
-            if not model_revisions(plan):
-                os.environ["HF_HUB_OFFLINE"] = "1"
-            with redirect_stderr(Progress(label, log)):
-                if shard:
-                    execute_shard(plan, sheet, subject, shard)
-                else:
-                    execute(plan, sheet, subject)
-        except (InputError, OSError, RuntimeError, PapermillExecutionError) as error:
-            told = explain(plan, sheet, subject, label, error)
-            failure = {"message": str(told), "user": isinstance(told, InputError)}
-            with atomic_path(note) as temporary:
-                temporary.write_text(json.dumps(failure), encoding="utf-8")
-            raise told from error
-        print(f"{label} · done in {span(time.monotonic() - begun)}", file=log)
+    print(f"{label} · started", flush=True)
+    try:
+        # Models in folders need no network; their libraries may ask it for news.
+        if not model_revisions(plan):
+            os.environ["HF_HUB_OFFLINE"] = "1"
+        with redirect_stderr(Progress(label)):
+            if shard:
+                execute_shard(plan, sheet, subject, shard)
+            else:
+                execute(plan, sheet, subject)
+    except (InputError, OSError, RuntimeError, PapermillExecutionError) as error:
+        told = explain(plan, sheet, subject, label, error)
+        failure = {"message": str(told), "user": isinstance(told, InputError)}
+        note.write_text(json.dumps(failure), encoding="utf-8")
+        raise told from error
+    print(f"{label} · done in {span(time.monotonic() - begun)}", flush=True)
 
 
 def execute(plan: Plan, sheet: Sheet, subject: str) -> Path:
@@ -253,7 +206,7 @@ def execute(plan: Plan, sheet: Sheet, subject: str) -> Path:
 
     Raises
     ------
-    PapermillExecutionError, DeadKernelError, BookError
+    PapermillExecutionError, DeadKernelError
         If a cell fails; the notebook up to there is kept as `NN_name.failed.ipynb`.
     """
     folder = plan.run / subject
@@ -269,8 +222,7 @@ def execute(plan: Plan, sheet: Sheet, subject: str) -> Path:
             gather(folder)
         try:
             _papermill(plan, sheet, subject, running)
-            _need_figures(running)
-        except (PapermillExecutionError, DeadKernelError, BookError):
+        except (PapermillExecutionError, DeadKernelError):
             os.replace(running, output.with_suffix(".failed.ipynb"))
             raise
         os.replace(running, output)
@@ -293,35 +245,16 @@ def _papermill(plan: Plan, sheet: Sheet, subject: str, running: Path) -> None:
     # papermill fills in `{name}` in a path, where a folder may be called just so.
     paths = (str(sheet.path), str(running))
     source, output = (path.replace("{", "{{").replace("}", "}}") for path in paths)
-    for starts_left in reversed(range(STARTS)):
-        try:
-            papermill.execute_notebook(
-                source,
-                output,
-                parameters=plan.given(sheet, subject),
-                kernel_name="python3",
-                start_timeout=START_SECONDS,
-                cwd=str(plan.root / "notebooks"),
-                progress_bar={"desc": "cells"},
-                stderr_file=sys.stderr,
-            )
-            return
-        except RuntimeError as error:
-            # Kernels that start at the same moment may choose the same port; one of them dies.
-            if not starts_left or "before replying" not in str(error):
-                raise
-
-
-def _need_figures(running: Path) -> None:
-    """Raise BookError if a cell that makes a figure of the book has drawn none."""
-    for cell in nbformat.read(running, as_version=4).cells:
-        name = cell.metadata.get("mystnb", {}).get("figure", {}).get("name")
-        drawn = [kind for out in cell.get("outputs", []) for kind in out.get("data", {})]
-        if name and not any(kind.startswith("image/") for kind in drawn):
-            raise BookError(
-                f"the cell of {name} has drawn no figure: its last line must be a figure of "
-                "matplotlib."
-            )
+    papermill.execute_notebook(
+        source,
+        output,
+        parameters=plan.given(sheet, subject),
+        kernel_name="python3",
+        start_timeout=600,  # seconds, for a machine that is very busy
+        cwd=str(plan.root / "notebooks"),
+        progress_bar={"desc": "cells"},
+        stderr_file=sys.stderr,
+    )
 
 
 def explain(plan: Plan, sheet: Sheet, subject: str, label: str, error: Exception) -> Exception:
@@ -329,10 +262,8 @@ def explain(plan: Plan, sheet: Sheet, subject: str, label: str, error: Exception
     kind, said = type(error).__name__, f"failed: {type(error).__name__}: {error}"
     failed = plan.run / subject / "notebooks" / f"{sheet.name}.failed.ipynb"
     if isinstance(error, PapermillExecutionError):
-        above = nbformat.read(sheet.path, as_version=4).cells[: error.cell_index]
-        tags = [tag for cell in above for tag in cell.metadata.get("tags", [])]
-        # papermill has put a cell after the one of the parameters.
-        label += f": cell {error.cell_index + ('parameters' not in tags)}"
+        # Counted from 1, without the cell that papermill has put after that of the parameters.
+        label += f": cell {error.cell_index}"
         source = textwrap.indent("\n".join(error.source.splitlines()[:4]), "    ")
         kind = error.ename
         said = f"failed:\n{source}\n{kind}: {error.evalue}\nAll of it: {failed}"
@@ -346,6 +277,4 @@ def explain(plan: Plan, sheet: Sheet, subject: str, label: str, error: Exception
     elif isinstance(error, DeadKernelError):
         said = "its Python process was ended from outside, most often because the machine ran out "
         said += f"of memory. What it had done is in {failed}."
-    elif isinstance(error, BookError):
-        said = str(error)
     return BookError(f"{label}: {said}")

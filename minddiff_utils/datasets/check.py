@@ -1,10 +1,11 @@
-"""What `minddiff check nsd` prints: each file of the tree, what is wrong, where to get it."""
+"""What `minddiff check` prints: each file of a recording, what is wrong, where to get it."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from minddiff_utils.datasets import DATASETS, check_own, load_subject
 from minddiff_utils.datasets.fetch import CAPTIONS_ZIP_BYTES, N_SESSIONS, nsd_files, show_bytes
 from minddiff_utils.datasets.nsd.design import NsdStimuli, NsdTree, read_design, read_trials
 from minddiff_utils.datasets.nsd.regions import read_regions
@@ -41,6 +42,48 @@ class Entry:
     path: Path
     state: str
     note: str = ""
+
+
+def check_recording(
+    dataset: str, path: Path, subjects: Sequence[str], rois: str, sessions: int | None
+) -> tuple[str, bool]:
+    """Say of every file that a run on a recording needs whether it is there and whole.
+
+    Parameters
+    ----------
+    dataset : str
+        "nsd", "miyawaki", "kay" or "own".
+    path, subjects, rois, sessions
+        As of `check_nsd`; the last three are for NSD.
+
+    Returns
+    -------
+    said : str
+        One line a file, or a fault.
+    ready : bool
+        Whether all is there and fits together.
+
+    Raises
+    ------
+    InputError
+        If the dataset is unknown.
+    """
+    if dataset not in DATASETS:
+        raise InputError(f"dataset={dataset!r} is unknown; choose one of {', '.join(DATASETS)}")
+    if dataset == "nsd":
+        entries = check_nsd(path, subjects, rois, sessions)
+        return report(entries, path), is_ready(entries)
+    faults = []
+    if dataset == "own":
+        faults = check_own(path)
+    else:
+        dataset += "_full" if dataset == "miyawaki" and path.suffix != ".mat" else ""
+        try:
+            load_subject(dataset, path, "S1", rois=rois)
+        except InputError as error:
+            faults = [str(error)]
+    said = "\n".join(faults) or f"{path}: everything is there, and fits together."
+    return said, not faults
 
 
 def check_nsd(

@@ -290,14 +290,13 @@ def nsd_files(
 def fetch_nsd(
     root: str | Path,
     subjects: Sequence[str],
-    *,
     rois: str = "kastner2015",
     sessions: int | None = None,
+    *,
+    signed: bool,
     dry_run: bool = False,
 ) -> None:
     """Download what a run on NSD needs: design, regions, betas, pictures, and COCO's captions.
-
-    The user must have signed the data-access agreement.
 
     Parameters
     ----------
@@ -309,14 +308,22 @@ def fetch_nsd(
         As the parameter of the notebooks: decides which atlas is needed.
     sessions : int, optional
         The first so many; None for all.
+    signed : bool
+        Whether the user has signed the data-access agreement.
     dry_run : bool
-        Only say how much there would be to
+        Only say how much there would be to download.
 
     Raises
     ------
     InputError
-        If a file is not in the bucket, there is too little space, or a download fails.
+        If the agreement is not signed, a file is not in the bucket, there is too little space, or
+        a download fails.
     """
+    if not signed:
+        raise InputError(
+            f"Please sign the data-access agreement of NSD first: {AGREEMENT}. Then say that you "
+            "have, with --i-have-signed. Nothing was downloaded."
+        )
     root, wanted = Path(root), {}
     for path, remote in _in_bucket(root, nsd_files(root, subjects, rois, sessions), subjects):
         if not path.is_file() or path.stat().st_size != remote.size:

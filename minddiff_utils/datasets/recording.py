@@ -16,6 +16,8 @@ from minddiff_utils.io import Ids, InputError
 
 Sessions = int | str | Sequence[int] | None
 EVERY = ("all", "kastner2015")  # the latter is the notebooks' default
+# Files that may hold a recording's data.
+DATA = (".h5", ".hdf5", ".mat", ".nii", ".gz", ".npz", ".csv", ".tsv", ".json")
 BLOCK_BYTES = 32 * 2**20  # of pictures in memory at once
 SAMPLE = 200  # trials from which it is judged how often equal values come by chance
 BY_CHANCE = 0.01  # equal trials that are expected; above it, they say nothing
@@ -79,6 +81,17 @@ def wrong_shapes(
         if shape != expected:
             what = " × ".join(map(str, axes[name]))
             yield name, f"`{name}` has shape {shape}; expected {expected}: {what}."
+
+
+def recording_files(path: Path, subject: str) -> list[Path]:
+    """Return the files of a recording that belong to a subject, whatever else lies beside them."""
+    if path.is_file():
+        return [path]
+    another = re.compile(rf"\.|(?!{subject}\b)subj\d\d\b")  # a hidden file, or a subject's
+    files = [file for file in sorted(path.rglob("*")) if file.suffix in DATA and file.is_file()]
+    if named := [f for f in files if f.parent == path and f.name.startswith(f"{subject}.")]:
+        return named
+    return [f for f in files if not any(map(another.match, f.relative_to(path).parts))]
 
 
 def choose_regions(rois: str, known: list[str]) -> list[str]:

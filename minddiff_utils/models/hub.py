@@ -104,6 +104,15 @@ def clip_name(models: str | Path, role: str, name: str = "") -> str:
     return name or (PAPER[role] if alone else str(Path(models) / f"clip_{role}"))
 
 
+def revisions(models: str, guide: str = "", judge: str = "") -> dict[str, str]:
+    """Return the repositories of the hub that models come from with their revisions, if any.
+
+    Parameters are those of the notebooks; see `clip_name`.
+    """
+    clips = [clip_name(models, "guide", guide), clip_name(models, "judge", judge)]
+    return dict(filter(None, map(hub_name, [models, *clips])))
+
+
 def find_model(name: str | Path, files: Sequence[str], needed: Sequence[str]) -> Path:
     """Return the folder of a model, downloading it from the hub once if it is named that way.
 
