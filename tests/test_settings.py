@@ -241,7 +241,7 @@ def test_yaml_that_means_nothing_is_one_sentence(plan, lines, said):
 def test_encodings_and_an_empty_title(plan):
     path = NOTEBOOKS / "params" / "phantom.yaml"
     empty = load_plan(path, NOTEBOOKS.parent, {"title": None, "about": None})
-    assert (empty.title, empty.values["about"]) == ("phantom", None)
+    assert (empty.values["title"], empty.values["about"]) == (None, None)
     for encoding in ("utf-8-sig", "utf-16"):
         assert plan("judge: été\n", encoding).values["judge"] == "été"
     with pytest.raises(InputError, match="mine.yaml is not valid YAML, as text in UTF-8"):
