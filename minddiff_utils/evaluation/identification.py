@@ -6,12 +6,14 @@ from math import comb
 import numpy as np
 import pandas as pd
 
+from minddiff_utils.evaluation.methods import METHODS
 from minddiff_utils.evaluation.metrics import check_rows, unit_rows
 from minddiff_utils.evaluation.statistics import hit_interval
 from minddiff_utils.evaluation.tables import summary_table
 from minddiff_utils.io import InputError
 
 TOP = (1, 5, 10)  # zero-shot identification: among the first so many
+SAME = 1e-6  # cosines closer than this are a tie: equal pictures in batches of two sizes round so
 
 
 def similarity_matrix(predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
@@ -125,6 +127,67 @@ def zero_shot_accuracy(
     ties = np.maximum((similarity == own).sum(axis=1) - 1, 0)[:, None]  # NaN equals not itself
     found = np.clip((np.asarray(ks) - more) / (ties + 1), 0, 1)
     return np.where(np.isfinite(own), found, np.nan)
+
+
+def retrieval_accuracy(
+    predicted: np.ndarray, true: np.ndarray, n_way: int = 300, n_draws: int = 30, seed: int = 0
+) -> np.ndarray:
+    """Share of pictures that are retrieved first among `n_way`, as MindEye reports it.
+
+    `n_way` pictures are drawn at random, without repetition, `n_draws` times. Forward: of each
+    reconstruction, is its own picture the nearest of those drawn? Backward: of each picture, is its
+    own reconstruction? By cosine; a tie is no hit. Scotti et al. 2023 do this with embeddings that
+    are predicted from the responses; here it is the embedding of the reconstruction.
+
+    Parameters
+    ----------
+    predicted, true : float (n, d)
+        Embeddings of the reconstructions and of the pictures seen, in the same order.
+    n_way : int
+        At most n; chance is `1 / n_way`.
+    n_draws : int
+    seed : int
+
+    Returns
+    -------
+    float64 (n_draws, 2)
+        Forward and backward, from 0 to 1.
+    """
+    similarity = similarity_matrix(predicted, true)
+    rng, found = np.random.default_rng(seed), []
+    for _ in range(n_draws):
+        rows = rng.choice(len(similarity), min(n_way, len(similarity)), replace=False)
+        part = similarity[np.ix_(rows, rows)]
+        own = np.diag(part).copy()
+        np.fill_diagonal(part, -np.inf)
+        found.append([np.mean(own > part.max(axis=axis) + SAME) for axis in (1, 0)])
+    return np.array(found)
+
+
+def retrieval_table(
+    embedded: Mapping[str, np.ndarray], true: np.ndarray, n_way: int = 300, seed: int = 0
+) -> pd.DataFrame:
+    """Retrieval of every method, forward and backward, in per cent; see `retrieval_accuracy`.
+
+    Returns
+    -------
+    DataFrame of str
+        Mean over the draws, and the standard deviation of one draw.
+    """
+    n_way, rows = min(n_way, len(true)), {}
+    for method, predicted in embedded.items():
+        drawn = 100 * retrieval_accuracy(predicted, true, n_way, seed=seed)
+        pairs = zip(drawn.mean(axis=0), drawn.std(axis=0), strict=True)
+        rows[METHODS.get(method, method)] = [f"{mean:.1f} ± {spread:.1f}" for mean, spread in pairs]
+    columns = [f"{way}, {n_way}-way" for way in ("forward", "backward")]
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("method")
+    table.attrs["note"] = (
+        f"Per cent of pictures found first, chance {100 / n_way:.1f}: mean of 30 draws of {n_way} "
+        "of them, ± standard deviation of a draw. Forward: the picture from its reconstruction; "
+        "backward: the reconstruction from its picture. Papers that retrieve from an embedding "
+        "predicted from the brain report another thing by this name."
+    )
+    return table
 
 
 def identification_table(
