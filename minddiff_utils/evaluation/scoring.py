@@ -43,17 +43,12 @@ NEAREST = "{}: nearest training picture"
 # Control -> what is said of a method that is above it, and of one that is not shown to be.
 SAID = {
     WRONG: (
-        "scores more with its own rows than with wrong ones, so it tells which picture was seen,",
-        "is not shown to tell which picture was seen",
-    ),
-    BLURRED: (
-        "is above the truth, blurred until it is as smooth,",
-        "is not above the truth, blurred until it is as smooth: it need not show any detail to "
-        "score so",
+        "its own rows score above wrong ones, so it tells which picture was seen",
+        "its own rows are not shown to score above wrong ones",
     ),
     NEAREST: (
-        "is above the training pictures nearest to it, so more than looked up",
-        "is not above the training pictures nearest to it: looking those up does as well",
+        "above the training pictures nearest to it, so more than looking them up",
+        "not above the training pictures nearest to it: looking them up does as well",
     ),
 }
 
@@ -210,7 +205,7 @@ class Control(NamedTuple):
     """Pictures in the place of a method's, for the same rows.
 
     `method` is its name in tables, `pictures` what it shows, `embedded` their embeddings if they
-    are known already, `about` a sentence on how it was made.
+    are known already, `about` what there is to tell of how it was made.
     """
 
     method: str
@@ -236,8 +231,7 @@ def wrong_rows(name: str, made: Pictures, embedded: Mapping[str, np.ndarray], se
     Control
     """
     order = shuffled_rows(len(made), np.random.default_rng(seed))
-    there, about = some_rows(embedded, order), "its own pictures in another order"
-    return Control(WRONG.format(name), made.take(order), there, about)
+    return Control(WRONG.format(name), made.take(order), some_rows(embedded, order), "")
 
 
 def as_blurred(name: str, truth: Pictures, made: Pictures) -> Control | None:
@@ -278,7 +272,7 @@ def nearest_training(
     """
     metric = next(iter(embedded))
     rows = (unit_rows(embedded[metric]) @ unit_rows(known[metric]).T).argmax(axis=1)
-    about = f"{len(np.unique(rows))} different ones of {len(training)} for {len(rows)} pictures"
+    about = f"{len(np.unique(rows))} of {len(training)} stand for {len(rows)} reconstructions"
     return Control(NEAREST.format(name), training.take(rows), some_rows(known, rows), about)
 
 
@@ -427,9 +421,9 @@ def flat_note(names: Sequence[str], seen: Look, looks: Mapping[str, Look]) -> st
 # --- what follows ------------------------------------------------------------------------------
 
 
-def all_pairs(methods: Sequence[str], controls: Sequence[str]) -> list[tuple[str, str]]:
-    """Pairs to compare: every two methods, and each method with its own controls."""
-    own = [(a, c) for a in methods for c in controls if c.startswith(f"{a}: ")]
+def all_pairs(methods: Sequence[str]) -> list[tuple[str, str]]:
+    """Pairs to compare: every two methods, and each method with its controls of `SAID`."""
+    own = [(method, kind.format(method)) for method in methods for kind in SAID]
     return [*combinations(methods, 2), *own]
 
 
@@ -444,20 +438,16 @@ def conclusions(found: pd.DataFrame) -> list[str]:
     Returns
     -------
     list of str
-        A sentence for each method and control.
+        A sentence of Markdown for each method and control.
     """
     sentences = []
     for (method, control), rows in found.groupby(["method", "baseline"], sort=False):
-        kind = next((k for k in SAID if control == k.format(method)), None)
-        if kind is not None:
-            above = (rows["p_holm"] < 0.05) & (rows["mean"] > 0)
-            labels = rows["metric"].map(METRICS)
-            parts = [
-                f"{text} by {', '.join(labels[which])}"
-                for text, which in zip(SAID[kind], (above, ~above), strict=True)
-                if which.any()
-            ]
-            sentences.append(f"**{method}** {'; it '.join(parts)}.")
+        above = (rows["p_holm"] < 0.05) & (rows["mean"] > 0)
+        texts = next((said for kind, said in SAID.items() if control == kind.format(method)), ())
+        for text, which in zip(texts, (above, ~above), strict=False):
+            labels = rows.loc[which, "metric"].map(METRICS)
+            if len(labels):
+                sentences.append(f"**{method}**, by {', '.join(labels)}: {text}.")
     return sentences
 
 

@@ -354,5 +354,6 @@ def dimensions(embedded: Mapping[str, np.ndarray]) -> Figure:
         tidy, x="components", y="share of the variance", hue="name", palette=colours, style="name"
     )
     axes.set(xscale="log", xlabel="principal components")
+    axes.xaxis.set_major_formatter("{x:g}")
     style.legend_above(3, axes)
     return fig
