@@ -6,7 +6,6 @@ from math import comb
 import numpy as np
 import pandas as pd
 
-from minddiff_utils.evaluation.methods import METHODS
 from minddiff_utils.evaluation.metrics import check_rows, unit_rows
 from minddiff_utils.evaluation.statistics import hit_interval
 from minddiff_utils.evaluation.tables import summary_table
@@ -162,32 +161,6 @@ def retrieval_accuracy(
         np.fill_diagonal(part, -np.inf)
         found.append([np.mean(own > part.max(axis=axis) + SAME) for axis in (1, 0)])
     return np.array(found)
-
-
-def retrieval_table(
-    embedded: Mapping[str, np.ndarray], true: np.ndarray, n_way: int = 300, seed: int = 0
-) -> pd.DataFrame:
-    """Retrieval of every method, forward and backward, in per cent; see `retrieval_accuracy`.
-
-    Returns
-    -------
-    DataFrame of str
-        Mean over the draws, and the standard deviation of one draw.
-    """
-    n_way, rows = min(n_way, len(true)), {}
-    for method, predicted in embedded.items():
-        drawn = 100 * retrieval_accuracy(predicted, true, n_way, seed=seed)
-        pairs = zip(drawn.mean(axis=0), drawn.std(axis=0), strict=True)
-        rows[METHODS.get(method, method)] = [f"{mean:.1f} ± {spread:.1f}" for mean, spread in pairs]
-    columns = [f"{way}, {n_way}-way" for way in ("forward", "backward")]
-    table = pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("method")
-    table.attrs["note"] = (
-        f"Per cent of pictures found first, chance {100 / n_way:.1f}: mean of 30 draws of {n_way} "
-        "of them, ± standard deviation of a draw. Forward: the picture from its reconstruction; "
-        "backward: the reconstruction from its picture. Papers that retrieve from an embedding "
-        "predicted from the brain report another thing by this name."
-    )
-    return table
 
 
 def identification_table(

@@ -80,10 +80,6 @@ class Pictures:
         names = tuple(self.names[row] for row in rows)
         return replace(self, names=names, read=lambda place: self.read(int(rows[place])))
 
-    def changed(self, change: Callable[[np.ndarray], np.ndarray]) -> "Pictures":
-        """Return them with a function of uint8 (1, h, w, 3) applied to each as it is read."""
-        return replace(self, read=lambda place: change(self[place][None])[0])
-
     def fitted(self, size: tuple[int, ...]) -> "Pictures":
         """Return them in another size."""
         note = "resized from {} × {} to {} × {} pixels (bicubic)".format(*self.size, *size)

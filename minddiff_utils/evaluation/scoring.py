@@ -7,10 +7,8 @@ holds embeddings, thumbnails and a few pictures, whatever their number and size.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from importlib.metadata import version
+from dataclasses import replace
 from itertools import combinations
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -20,18 +18,13 @@ from scipy.optimize import brentq, linear_sum_assignment
 from skimage.color import rgb2gray
 
 from minddiff_utils.evaluation.baselines import blurred
-from minddiff_utils.evaluation.dimension import effective_dimension
-from minddiff_utils.evaluation.identification import (
-    identification_accuracy,
-    retrieval_accuracy,
-    similarity_matrix,
-)
+from minddiff_utils.evaluation.identification import identification_accuracy, similarity_matrix
 from minddiff_utils.evaluation.leakage import MOST, Overlap
 from minddiff_utils.evaluation.metrics import MEASURES, METRICS, cosine, unit_rows
 from minddiff_utils.evaluation.pictures import Pictures, resized
 from minddiff_utils.evaluation.statistics import paired_difference, shuffled_rows
-from minddiff_utils.evaluation.tables import LISTED, summary
-from minddiff_utils.io import atomic_path, progress
+from minddiff_utils.evaluation.tables import LISTED
+from minddiff_utils.io import progress
 
 BATCH = 32  # pictures in memory at a time
 THUMBNAIL = 72  # pixels a side, of the gallery
@@ -214,68 +207,6 @@ class Control(NamedTuple):
     about: str
 
 
-def wrong_rows(name: str, made: Pictures, embedded: Mapping[str, np.ndarray], seed: int) -> Control:
-    """Deal a method's pictures to the wrong rows: what it scores for its style alone.
-
-    Parameters
-    ----------
-    name : str
-        Of the method.
-    made : Pictures
-    embedded : dict of float (n, d)
-    seed : int
-        Of the order, in which no picture keeps its place.
-
-    Returns
-    -------
-    Control
-    """
-    order = shuffled_rows(len(made), np.random.default_rng(seed))
-    return Control(WRONG.format(name), made.take(order), some_rows(embedded, order), "")
-
-
-def as_blurred(name: str, truth: Pictures, made: Pictures) -> Control | None:
-    """Blur the truth until it is as sharp as a method's pictures; None where these are sharper."""
-    seen, painted = power_spectrum(truth), power_spectrum(made)
-    blur = matched_blur(seen, painted)
-    if not blur:
-        return None
-    about = f"a Gaussian of {100 * blur:.2g} % of the width brings the truth from "
-    about += f"{sharpness(seen):.3g} to {sharpness(painted):.3g} cycles a width"
-    return Control(BLURRED.format(name), truth.changed(partial(blurred, share=blur)), None, about)
-
-
-def nearest_training(
-    name: str,
-    embedded: Mapping[str, np.ndarray],
-    training: Pictures,
-    known: Mapping[str, np.ndarray],
-) -> Control:
-    """Take the training picture nearest to each reconstruction, by the first metric's embedding.
-
-    The reconstruction chooses; the truth is not looked at.
-
-    Parameters
-    ----------
-    name : str
-        Of the method.
-    embedded : dict of float (n, d)
-        Of its pictures.
-    training : Pictures
-        In the size of the truth.
-    known : dict of float (m, d)
-        Of the training pictures.
-
-    Returns
-    -------
-    Control
-    """
-    metric = next(iter(embedded))
-    rows = (unit_rows(embedded[metric]) @ unit_rows(known[metric]).T).argmax(axis=1)
-    about = f"{len(np.unique(rows))} of {len(training)} stand for {len(rows)} reconstructions"
-    return Control(NEAREST.format(name), training.take(rows), some_rows(known, rows), about)
-
-
 def make_controls(
     name: str,
     truth: Pictures,
@@ -285,14 +216,46 @@ def make_controls(
     known: Mapping[str, np.ndarray] | None = None,
     seed: int = 0,
 ) -> list[Control]:
-    """Make the controls of one method: wrong rows, blur, and nearest training pictures if given.
+    """Make the controls of one method.
 
-    Parameters as of `wrong_rows`, `as_blurred` and `nearest_training`.
+    Its own pictures in wrong rows, none of which keeps its place; the truth blurred until it is as
+    smooth, unless the method is as sharp as the truth; and, where training pictures are given, the
+    one nearest to each reconstruction, which chooses it: the truth is not looked at.
+
+    Parameters
+    ----------
+    name : str
+        Of the method.
+    truth, made : Pictures
+        Row by row.
+    embedded : dict of float (n, d)
+        Of `made`. The nearest is by the first metric.
+    training : Pictures, optional
+        In the size of the truth.
+    known : dict of float (m, d), optional
+        Their embeddings.
+    seed : int
+        Of the order.
+
+    Returns
+    -------
+    list of Control
     """
-    found = [wrong_rows(name, made, embedded, seed), as_blurred(name, truth, made)]
+    order = shuffled_rows(len(made), np.random.default_rng(seed))
+    found = [Control(WRONG.format(name), made.take(order), some_rows(embedded, order), "")]
+    powers = power_spectrum(truth), power_spectrum(made)
+    if blur := matched_blur(*powers):
+        soft = replace(truth, read=lambda row: blurred(truth[[row]], blur)[0])
+        before, after = map(sharpness, powers)
+        about = f"{100 * blur:.2g} % of the width, from {before:.3g} to {after:.3g} cycles a width"
+        found.append(Control(BLURRED.format(name), soft, None, about))
     if training is not None and known is not None:
-        found.append(nearest_training(name, embedded, training, known))
-    return [control for control in found if control]
+        metric = next(iter(embedded))
+        rows = (unit_rows(embedded[metric]) @ unit_rows(known[metric]).T).argmax(axis=1)
+        about = f"{len(np.unique(rows))} of {len(training)} stand for {len(rows)} reconstructions"
+        nearest = training.take(rows), some_rows(known, rows)
+        found.append(Control(NEAREST.format(name), *nearest, about))
+    return found
 
 
 def training_overlap(
@@ -384,29 +347,6 @@ def order_note(tests: Mapping[str, OrderTest]) -> str:
     )
 
 
-def dimension_table(embedded: Mapping[str, np.ndarray]) -> pd.DataFrame:
-    """Effective dimension of each method's embeddings, beside that of the truth.
-
-    Parameters
-    ----------
-    embedded : dict of float (n, d)
-        "truth" first, then the methods.
-
-    Returns
-    -------
-    DataFrame of float
-        `participation ratio`, `share of the truth's`, `entropy`, a row each.
-    """
-    found = {name: effective_dimension(rows) for name, rows in embedded.items()}
-    truth = next(iter(found.values())).participation_ratio
-    rows = {
-        name: (d.participation_ratio, d.participation_ratio / truth, d.entropy)
-        for name, d in found.items()
-    }
-    columns = ["participation ratio", "share of the truth's", "entropy"]
-    return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("method")
-
-
 def flat_note(names: Sequence[str], seen: Look, looks: Mapping[str, Look]) -> str:
     """Name the pictures of one colour, whose correlation is not a number; "" if there are none."""
     texts = []
@@ -449,70 +389,3 @@ def conclusions(found: pd.DataFrame) -> list[str]:
             if len(labels):
                 sentences.append(f"**{method}**, by {', '.join(labels)}: {text}.")
     return sentences
-
-
-def more_values(seen: Look, looks: Mapping[str, Look], seed: int = 0) -> pd.DataFrame:
-    """What is not one number a picture, for `results.csv`, as tidy as `scores`.
-
-    Returns
-    -------
-    DataFrame
-        `method, stimulus_id, metric, value`: two-way identification a picture, retrieval a draw,
-        and the effective dimension.
-    """
-    metric, rows = next(iter(seen.embedded)), []
-    for method, one in {"truth": seen, **looks}.items():
-        pair = one.embedded[metric], seen.embedded[metric]
-        drawn = retrieval_accuracy(*pair, seed=seed)
-        found: dict[str, Sequence[float] | np.ndarray] = {
-            "identification_2way": identification_accuracy(*pair),
-            "retrieval_forward": drawn[:, 0],
-            "retrieval_backward": drawn[:, 1],
-            "participation_ratio": [effective_dimension(pair[0]).participation_ratio],
-        }
-        rows += [(method, k, name, v) for name, part in found.items() for k, v in enumerate(part)]
-    return pd.DataFrame(rows, columns=["method", "stimulus_id", "metric", "value"])
-
-
-def reading_table(read: Mapping[str, Pictures]) -> pd.DataFrame:
-    """Say how many pictures each source has, of what size, and what is done to them."""
-    rows = {
-        name: (len(one), f"{one.size[0]} × {one.size[1]}", "; ".join(one.notes) or "as they are")
-        for name, one in read.items()
-    }
-    columns = ["n", "pixels", "what is done to them"]
-    return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("pictures")
-
-
-def citation(seen: Pictures, judge: str, protocol: int | None, size: int | None, seed: int) -> str:
-    """Write the sentence that must stand beside the numbers to compare them."""
-    which = f"the {protocol} pictures of NSD's protocol" if protocol else f"{len(seen)} pictures"
-    side = f"{size} × {size}" if size else f"{seen.size[0]} × {seen.size[1]}"
-    tool = f"`minddiff evaluate` {version('minddiffuser-book')}"
-    return (
-        f"Scored on {which} with {tool}: CLIP cosine by `{judge}`, SSIM and PCC at {side} pixels, "
-        f"95 % BCa intervals over pictures, seed {seed}."
-    )
-
-
-def write_scores(
-    folder: Path, values: pd.DataFrame, more: pd.DataFrame, texts: Sequence[str], seed: int = 0
-) -> None:
-    """Write `values.csv`, a row a picture; `results.csv`, means with intervals; `results.md`.
-
-    Parameters
-    ----------
-    folder : Path
-    values, more : DataFrame
-        From `scores` and `more_values`.
-    texts : sequence of str
-        Markdown.
-    seed : int
-        Of the bootstrap.
-    """
-    means = pd.concat([summary(values, seed), summary(more, seed)])
-    for name, table in {"values.csv": values, "results.csv": means}.items():
-        with atomic_path(folder / name) as temporary:
-            table.to_csv(temporary, index=False)
-    with atomic_path(folder / "results.md") as temporary:
-        temporary.write_text("\n".join(texts), encoding="utf-8")
