@@ -328,9 +328,9 @@ def _fitted(truth: Pictures, made: Pictures, how: str) -> Pictures:
 
 
 def _number(name: str, place: int) -> int | str:
-    """The first or last whole number in a name; the name where there is none."""
+    """A whole number in a name, by its place; the name where there is none."""
     found = re.findall(r"\d+", name)
-    return int(found[place]) if found else name
+    return int(found[place]) if place < len(found) and found else name
 
 
-KEYS = (str, partial(_number, place=-1), partial(_number, place=0))  # what names may share
+KEYS = (str, *(partial(_number, place=place) for place in (-1, 0, 1, 2)))  # what names may share

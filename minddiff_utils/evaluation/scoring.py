@@ -352,9 +352,10 @@ def flat_note(names: Sequence[str], seen: Look, looks: Mapping[str, Look]) -> st
     texts = []
     for label, one in {"truth": seen, **looks}.items():
         if one.flat.any():
-            said = ", ".join(np.array(names)[one.flat][:LISTED]) + ", …" * (one.flat.sum() > LISTED)
+            which = [name for name, flat in zip(names, one.flat, strict=True) if flat]
+            said = ", ".join(which[:LISTED]) + ", …" * (len(which) > LISTED)
             how = "left out of every method's PCC" if one is seen else "counted as 0 in its PCC"
-            texts.append(f"{label}: {one.flat.sum()} ({said}), {how}")
+            texts.append(f"{label}: {len(which)} ({said}), {how}")
     return f"Pictures of one colour (PCC is NaN): {'; '.join(texts)}." if texts else ""
 
 
