@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,8 +16,9 @@ from markdown_it import MarkdownIt
 from papermill.exceptions import PapermillExecutionError
 from PIL import Image
 
-from minddiff_utils.book.pages import gallery_data, template
+from minddiff_utils.book.pages import _template
 from minddiff_utils.book.run import START_SECONDS
+from minddiff_utils.evaluation.metrics import METRICS, in_order
 from minddiff_utils.io import BookError, InputError, atomic_path, claim_run
 
 
@@ -76,7 +78,7 @@ def write_page(notebook: nbformat.NotebookNode, book: Path, out: Path) -> Path:
                 parts.append({"html": markdown.render(data["text/markdown"])})
             elif "image/png" in data:
                 parts.append({"png": data["image/png"], "alt": alt, "caption": caption})
-    return _write(book, out / "index.html", "evaluate.html", parts=parts)
+    return _write(book, out / "index.html", parts=parts)
 
 
 def write_gallery(
@@ -98,19 +100,27 @@ def write_gallery(
         "seen" first, then each method.
     """
     _, *shown = stacks
-    gallery = gallery_data(values, names, shown)
-    for row, item in enumerate(gallery["pictures"]):
+    metrics = in_order(values["metric"], METRICS)
+    wide = values.pivot(index="stimulus_id", columns=["method", "metric"], values="value")
+    table = json.loads(wide.round(4).loc[list(names)].to_json(orient="values"))
+    places = {pair: column for column, pair in enumerate(wide.columns)}
+    pictures = []
+    for row, name in enumerate(names):
         strip = Image.fromarray(np.concatenate([part[row] for part in stacks.values()], axis=1))
         strip.save(buffer := io.BytesIO(), "JPEG", quality=85)
-        item["strip"] = f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-    return _write(book, path, "evaluate.html", gallery=gallery)
+        data = f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+        scored = {one: [table[row][places[one, m]] for m in metrics] for one in shown}
+        pictures.append({"id": name, "strip": data, "values": scored})
+    labels = {"methods": {one: one for one in shown}, "metrics": {m: METRICS[m] for m in metrics}}
+    gallery = {**labels, "shown": shown, "pictures": pictures}
+    return _write(book, path, gallery=gallery)
 
 
-def _write(book: Path, path: Path, name: str, **content: Any) -> Path:
+def _write(book: Path, path: Path, **content: Any) -> Path:
     static = {
         part: (book / "static" / part).read_text("utf-8") for part in ("book.css", "gallery.js")
     }
-    text = template(book, name).render(static=static, **content)
+    text = _template(book, "evaluate.html").render(static=static, **content)
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path

@@ -151,13 +151,9 @@ def read_gallery(run: Path, subject: str, shown: Sequence[str]) -> dict[str, Any
         there is none). Pictures are in the order of `reconstructions.h5`. It can be written as
         JSON.
     """
+    frame = read_metrics(run, [subject])
     with h5py.File(run / subject / "reconstructions.h5") as file:
         ids = file["stimulus_id"][:].tolist()
-    return gallery_data(read_metrics(run, [subject]), ids, shown)
-
-
-def gallery_data(frame: pd.DataFrame, ids: Sequence, shown: Sequence[str]) -> dict[str, Any]:
-    """What a gallery shows, from a tidy table of metrics; see `read_gallery`."""
     methods = [*shown, *in_order(set(frame["method"]) - set(shown), METHODS)]
     metrics = in_order(frame["metric"], METRICS)
     wide = frame.pivot(index="stimulus_id", columns=["method", "metric"], values="value")
@@ -177,7 +173,7 @@ def gallery_data(frame: pd.DataFrame, ids: Sequence, shown: Sequence[str]) -> di
     }
 
 
-def template(book: Path, name: str) -> Template:
+def _template(book: Path, name: str) -> Template:
     """A template of the book; its `tojson` escapes what could end an element of HTML."""
     templates = Environment(loader=FileSystemLoader(book / "templates"), autoescape=True)
     # Keys stay in their order: that of the tables.
@@ -197,7 +193,7 @@ def gallery_page(gallery: Mapping[str, Any], subject: str, book: Path) -> str:
     book : Path
         Folder that holds `templates`.
     """
-    return template(book, "gallery.md").render(gallery=gallery, subject=subject)
+    return _template(book, "gallery.md").render(gallery=gallery, subject=subject)
 
 
 def front_page(gallery: Mapping[str, Any], subject: str, book: Path) -> str:
@@ -218,7 +214,7 @@ def front_page(gallery: Mapping[str, Any], subject: str, book: Path) -> str:
     chosen = [(row, f"no. {pictures[row]['id']}") for row in by_id[::step][:N_FRONT]]
     full = full_method(shown) or "stage1"
     stages = [name for name in ("stage1", "algorithm_1", "stage2") if name in shown]
-    return template(book, "front.md").render(
+    return _template(book, "front.md").render(
         gallery=gallery,
         subject=subject,
         step=step,

@@ -333,4 +333,5 @@ def _number(name: str, place: int) -> int | str:
     return int(found[place]) if place < len(found) and found else name
 
 
-KEYS = (str, *(partial(_number, place=place) for place in (-1, 0, 1, 2)))  # what names may share
+# What names may share: all of them, or one of their numbers.
+KEYS: list[Callable[[str], int | str]] = [str, *(partial(_number, place=k) for k in (-1, 0, 1, 2))]
