@@ -1,6 +1,7 @@
 """`minddiff evaluate`: known truths, oracles, the order test, and the commands of its page."""
 
 import re
+import resource
 import shlex
 
 import h5py
@@ -12,10 +13,13 @@ import typer
 from dummy_project import ROOT
 from PIL import Image
 from scipy.ndimage import gaussian_filter
+from scipy.stats import pearsonr
+from skimage.color import rgb2gray
+from skimage.metrics import structural_similarity
 from typer.testing import CliRunner
 
 from minddiff_utils.cli import app
-from minddiff_utils.evaluation import scoring
+from minddiff_utils.evaluation import metrics, scoring
 from minddiff_utils.evaluation.baselines import blurred
 from minddiff_utils.evaluation.dimension import effective_dimension
 from minddiff_utils.evaluation.identification import (
@@ -119,6 +123,23 @@ def test_a_picture_of_one_colour_is_named_and_crashes_nothing(opened):
 
 
 # --- oracles --------------------------------------------------------------------------------------
+
+
+def test_scores_of_files_are_those_of_chapter_05_and_of_other_libraries(opened, tmp_path):
+    for number, picture in enumerate(PAINTED):
+        Image.fromarray(picture).save(tmp_path / f"{number}.png")
+    truth, made = opened(TRUTH), open_pictures(str(tmp_path))
+    seen, one = (scoring.look(pictures, EMBED).embedded for pictures in (truth, made))
+    found = scoring.scores(truth, made, seen, one).set_index(["metric", "stimulus_id"])["value"]
+    book = metrics.evaluate(TRUTH, {"m": PAINTED}, np.arange(N), EMBED)
+    for metric in ("clip_judge", "ssim", "pcc"):
+        np.testing.assert_array_equal(found[metric], book[book["metric"] == metric]["value"])
+    pairs = [pearsonr(a.ravel(), b.ravel())[0] for a, b in zip(TRUTH, PAINTED, strict=True)]
+    np.testing.assert_allclose(found["pcc"], pairs)
+    how = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    grey = rgb2gray(TRUTH[4]), rgb2gray(PAINTED[4])
+    expected = structural_similarity(*grey, data_range=1.0, **how)
+    assert found["ssim"].iloc[4] == pytest.approx(expected)
 
 
 def test_retrieval_is_that_of_a_loop_and_its_mean_the_exact_expectation():
@@ -276,3 +297,36 @@ def test_what_the_notebook_refuses_is_told_in_one_sentence(files, monkeypatch, t
 def test_the_page_names_every_option():
     options = typer.main.get_command(app).commands["evaluate"].params
     assert {o.opts[0] for o in options if o.opts[0] not in TEXT} <= {"more", "--root"}
+
+
+@pytest.mark.slow
+def test_a_thousand_pictures_of_three_methods_fit_into_time_and_memory(tmp_path, monkeypatch):
+    """Of 64 to 512 pixels: two processors for four minutes, 3 GiB, and a gallery of 20 MB."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    sides, stacks = {"truth": 425, "large": 512, "middle": 256, "small": 64}, {}
+    for name, side in sides.items():
+        (tmp_path / name).mkdir()
+        stacks[name] = np.empty((1000 if side < 425 else 0, side, side, 3), np.uint8)
+    for number in range(1000):
+        patches = rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)
+        for name, side in sides.items():
+            patches[rng.integers(12)] = rng.integers(256)
+            picture = Image.fromarray(patches).resize((side, side), Image.Resampling.BICUBIC)
+            if len(stacks[name]):
+                stacks[name][number] = np.asarray(picture)
+            else:
+                picture.save(tmp_path / name / f"{number}.{'png' if side == 425 else 'jpg'}")
+    np.save("small.npy", stacks["small"])
+    torch.save(torch.tensor(stacks["middle"].transpose(0, 3, 1, 2) / np.float32(255)), "middle.pt")
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    judge = ROOT / "minddiff_utils" / "phantom" / "weights" / "clip_judge"
+    words = "evaluate --truth truth --reconstructions large=large middle=middle.pt small=small.npy"
+    minddiff([*words.split(), "--judge", str(judge), "--out", "out"])
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime
+    size = (tmp_path / "out" / "gallery.html").stat().st_size
+    print(
+        f"{seconds:.0f} processor s, {used.ru_maxrss / 2**20:.2f} GiB, gallery {size / 1e6:.1f} MB"
+    )
+    assert seconds < 480 and used.ru_maxrss < 3 * 2**20 and size < 20e6

@@ -20,7 +20,7 @@ from skimage.color import rgb2gray
 from minddiff_utils.evaluation.baselines import blurred
 from minddiff_utils.evaluation.identification import identification_accuracy, similarity_matrix
 from minddiff_utils.evaluation.leakage import MOST, Overlap
-from minddiff_utils.evaluation.metrics import MEASURES, METRICS, cosine, unit_rows
+from minddiff_utils.evaluation.metrics import METRICS, cosine, pcc, ssim, unit_rows
 from minddiff_utils.evaluation.pictures import Pictures, resized
 from minddiff_utils.evaluation.statistics import paired_difference, shuffled_rows
 from minddiff_utils.evaluation.tables import LISTED
@@ -29,7 +29,6 @@ from minddiff_utils.io import progress
 BATCH = 32  # pictures in memory at a time
 THUMBNAIL = 72  # pixels a side, of the gallery
 COARSE = 8  # patches a side, of which the order test compares the colours
-PIXELS = ("ssim", "pcc")
 SURE = 0.01  # p of the order test below which another order is believed
 BLURRED, WRONG = "{}: truth, as blurred", "{}: wrong rows"
 NEAREST = "{}: nearest training picture"
@@ -112,13 +111,13 @@ def scores(
     def pixels(start: int) -> list[np.ndarray]:
         rows = slice(start, start + BATCH)
         pair = truth[rows], made[rows]
-        return [MEASURES[name].function(*pair, size) for name in PIXELS]  # type: ignore[misc]
+        return [ssim(*pair, size), pcc(*pair)]
 
     with ThreadPoolExecutor(2) as pool:  # decoding and filters let other threads run
         parts = list(pool.map(pixels, range(0, len(truth), BATCH)))
     values = {name: cosine(seen[name], embedded[name]) for name in seen}
     columns = (np.concatenate(column) for column in zip(*parts, strict=True))
-    values |= dict(zip(PIXELS, columns, strict=True))
+    values |= dict(zip(("ssim", "pcc"), columns, strict=True))
     wide = pd.DataFrame({"stimulus_id": truth.names, **values})
     return wide.melt("stimulus_id", var_name="metric")
 
