@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from markdown_it import MarkdownIt
 from papermill.exceptions import PapermillExecutionError
 from PIL import Image
 
+from minddiff_utils.book import KEEP_MEMORY
 from minddiff_utils.book.pages import _template
 from minddiff_utils.book.run import START_SECONDS
 from minddiff_utils.evaluation.metrics import METRICS, in_order
@@ -45,6 +47,8 @@ def judge_pictures(root: Path, out: Path, given: Mapping[str, Any]) -> Path:
         With what the notebook has said.
     """
     source = root / "notebooks" / "evaluate.ipynb"
+    for name in KEEP_MEMORY:  # pictures of many sizes would leave gaps in what is kept
+        os.environ.pop(name, None)
     try:
         with atomic_path(claim_run(out) / source.name) as running:
             papermill.execute_notebook(
