@@ -49,7 +49,7 @@ size: $(READY)
 	@$(BIN)/python -m studies size
 
 lab: $(READY)
-	@$(BIN)/minddiff phantom
+	@$(BIN)/minddiff data
 	@cd notebooks && $(abspath $(BIN))/python -m jupyter lab
 
 clean:

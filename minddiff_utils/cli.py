@@ -1,12 +1,13 @@
 """The command `minddiff`: what users, the Makefile and Snakemake call."""
 
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -83,11 +84,79 @@ def job(state: Path, subject: str, notebook: str, shard: int = 0) -> None:
 
 
 @app.command()
-def phantom(params: Params = "phantom", changes: Changes = None, root: Path = ROOT) -> None:
-    """Simulate a recording of brain activity as an NSD tree, if it is not there yet."""
+def data(params: Params = "phantom", changes: Changes = None, root: Path = ROOT) -> None:
+    """Make the phantom that a parameter file asks for, if it is not there yet."""
     plan = _plan(root, params, changes)
     claim_run(plan.run)
     _make_phantom(plan)
+
+
+@app.command()
+def phantom(
+    out: Annotated[Path, typer.Argument(help="Folder for the NSD tree.")],
+    subjects: Annotated[str, typer.Option(help="Names, with commas between.")] = "subj01,subj02",
+    n_train: Annotated[int, typer.Option(min=1, help="Training pictures a subject.")] = 1200,
+    n_test: Annotated[int, typer.Option(min=1, help="Test pictures, shared by all.")] = 64,
+    repetitions: Annotated[int, typer.Option(min=1, help="Trials a picture, at most.")] = 3,
+    betas: Annotated[str, typer.Option(help="Format of the betas: hdf5 or nii.gz.")] = "hdf5",
+) -> None:
+    """Simulate a recording of brain activity and write it as an NSD tree."""
+    from minddiff_utils.phantom.nsd_writer import write_tree
+
+    write_tree(out, tuple(comma_separated(subjects)), n_train, n_test, repetitions, betas=betas)
+    print(out)
+
+
+@app.command()
+def evaluate(
+    truth: Annotated[str, typer.Option(help="The pictures that were seen.")],
+    reconstructions: Annotated[
+        list[str],
+        typer.Option(metavar="NAME=PATH", help="A method's pictures; several may follow."),
+    ],
+    more: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME=PATH]...", help="Further methods.")
+    ] = None,
+    training: Annotated[str, typer.Option(help="The pictures that were trained on.")] = "",
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("evaluation"),
+    protocol: Annotated[
+        int | None, typer.Option(help="The truth is NSD's: 982 (37 sessions) or 1000 (40).")
+    ] = None,
+    subject: Annotated[str, typer.Option(help="Whose pictures, of an NSD tree.")] = "subj01",
+    judge: Annotated[
+        str, typer.Option(help="CLIP that scores: folder or name; ViT-L/14 of OpenAI without.")
+    ] = "",
+    guide: Annotated[str, typer.Option(help="CLIP that was fitted to, a column of its own.")] = "",
+    models: Annotated[str, typer.Option(help="Folder with clip_judge and clip_guide.")] = "",
+    panel: Annotated[
+        str, typer.Option(help="The field's eight numbers: none, published or full.")
+    ] = "published",
+    seed: Annotated[int, typer.Option(help="Of intervals, tests and draws.")] = 0,
+    root: Annotated[Path, typer.Option(help="The project's folder.")] = ROOT,
+) -> None:
+    """Score any method's reconstructions, beside controls: a page, tables and a gallery."""
+    from minddiff_utils.book.evaluate import judge_pictures
+    from minddiff_utils.settings import resolve
+
+    def place(path: str) -> str:
+        return str(resolve(path, Path.cwd())) if path else ""
+
+    methods = {}
+    for text in [*reconstructions, *(more or [])]:
+        name, _, path = text.partition("=")
+        if not path or not re.fullmatch(r"[\w .+&()-]+", name):
+            raise InputError(f"{text}: expected NAME=PATH, such as mine=reconstructions/.")
+        methods[name] = place(path)
+    given: dict[str, Any] = {
+        "truth": place(truth),
+        "reconstructions": methods,
+        "training": place(training),
+    }
+    given |= {"protocol": protocol, "subject": subject, "panel": panel, "seed": seed}
+    for role, name in {"judge": judge, "guide": guide}.items():
+        name = name or (f"{models}/clip_{role}" if models else "")
+        given[role] = place(name) if Path(place(name)).exists() else name
+    print(judge_pictures(root, out.resolve(), given))
 
 
 @app.command()

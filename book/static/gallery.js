@@ -80,7 +80,7 @@
   }
 
   function card(item, row) {
-    const strip = data.strips + String(row).padStart(4, "0") + ".jpg";
+    const strip = item.strip || data.strips + String(row).padStart(4, "0") + ".jpg";
     const pictures = element("div", { class: "gallery-pictures" });
     ["seen", ...data.shown].forEach((method, part) => {
       const label = part ? data.methods[method] : "seen";

@@ -18,7 +18,7 @@ from minddiff_utils.book.plan import Plan, Sheet
 from minddiff_utils.book.record import file_digest
 
 # Pages that tell how to run the book on other data; they stand after the chapters.
-GUIDES = ("run_nsd", "run_cluster", "own_data", "data_layouts")
+GUIDES = ("run_nsd", "run_cluster", "own_data", "data_layouts", "evaluate")
 # Pages of every book; they stand last.
 REFERENCE = ("cost", "glossary", "references")
 PROMPT = "Parameters of this run that differ from the defaults"  # on the button that unfolds them

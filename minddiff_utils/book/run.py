@@ -15,8 +15,10 @@ import sys
 import textwrap
 import time
 import traceback
+from collections.abc import Mapping
 from contextlib import redirect_stderr
 from pathlib import Path
+from typing import Any
 
 import papermill
 from nbclient.exceptions import DeadKernelError
@@ -221,7 +223,7 @@ def execute(plan: Plan, sheet: Sheet, subject: str) -> Path:
 
             gather(folder)
         try:
-            _papermill(plan, sheet, subject, running)
+            run_notebook(sheet.path, running, plan.given(sheet, subject))
         except (PapermillExecutionError, DeadKernelError):
             os.replace(running, output.with_suffix(".failed.ipynb"))
             raise
@@ -241,17 +243,22 @@ def execute_shard(plan: Plan, sheet: Sheet, subject: str, number: int) -> None:
     compute_shard(given, number, plan.values["shards"], plan.root)
 
 
-def _papermill(plan: Plan, sheet: Sheet, subject: str, running: Path) -> None:
+def run_notebook(source: Path, output: Path, parameters: Mapping[str, Any]) -> None:
+    """Execute a notebook with parameters, in the folder that it lies in.
+
+    Raises
+    ------
+    PapermillExecutionError, DeadKernelError
+        If a cell fails; the notebook up to there is in `output`.
+    """
     # papermill fills in `{name}` in a path, where a folder may be called just so.
-    paths = (str(sheet.path), str(running))
-    source, output = (path.replace("{", "{{").replace("}", "}}") for path in paths)
+    paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (source, output)]
     papermill.execute_notebook(
-        source,
-        output,
-        parameters=plan.given(sheet, subject),
+        *paths,
+        parameters=dict(parameters),
         kernel_name="python3",
         start_timeout=600,  # seconds, for a machine that is very busy
-        cwd=str(plan.root / "notebooks"),
+        cwd=str(source.parent),
         progress_bar={"desc": "cells"},
         stderr_file=sys.stderr,
     )

@@ -12,6 +12,7 @@ from minddiff_utils.evaluation.tables import summary_table
 from minddiff_utils.io import InputError
 
 TOP = (1, 5, 10)  # zero-shot identification: among the first so many
+SAME = 1e-6  # cosines closer than this are a tie: equal pictures in batches of two sizes round so
 
 
 def similarity_matrix(predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
@@ -125,6 +126,41 @@ def zero_shot_accuracy(
     ties = np.maximum((similarity == own).sum(axis=1) - 1, 0)[:, None]  # NaN equals not itself
     found = np.clip((np.asarray(ks) - more) / (ties + 1), 0, 1)
     return np.where(np.isfinite(own), found, np.nan)
+
+
+def retrieval_accuracy(
+    predicted: np.ndarray, true: np.ndarray, n_way: int = 300, n_draws: int = 30, seed: int = 0
+) -> np.ndarray:
+    """Share of pictures that are retrieved first among `n_way`, as MindEye reports it.
+
+    `n_way` pictures are drawn at random, without repetition, `n_draws` times. Forward: of each
+    reconstruction, is its own picture the nearest of those drawn? Backward: of each picture, is its
+    own reconstruction? By cosine; a tie is no hit. Scotti et al. 2023 do this with embeddings that
+    are predicted from the responses; here it is the embedding of the reconstruction.
+
+    Parameters
+    ----------
+    predicted, true : float (n, d)
+        Embeddings of the reconstructions and of the pictures seen, in the same order.
+    n_way : int
+        At most n; chance is `1 / n_way`.
+    n_draws : int
+    seed : int
+
+    Returns
+    -------
+    float64 (n_draws, 2)
+        Forward and backward, from 0 to 1.
+    """
+    similarity = similarity_matrix(predicted, true)
+    rng, found = np.random.default_rng(seed), []
+    for _ in range(n_draws):
+        rows = rng.choice(len(similarity), min(n_way, len(similarity)), replace=False)
+        part = similarity[np.ix_(rows, rows)]
+        own = np.diag(part).copy()
+        np.fill_diagonal(part, -np.inf)
+        found.append([np.mean(own > part.max(axis=axis) + SAME) for axis in (1, 0)])
+    return np.array(found)
 
 
 def identification_table(

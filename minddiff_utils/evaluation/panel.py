@@ -9,6 +9,7 @@ smoothing, which was torchvision's default for tensors then. The networks need t
 extra `panel`.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
@@ -56,15 +57,22 @@ NETWORKS = {
 }
 NetworkFunction = Callable[[torch.Tensor], torch.Tensor]
 COLUMNS = ("PixCorr", "SSIM", *NETWORKS)
-# Means over the subjects 1, 2, 5 and 7 of NSD, as MindEye2 (Scotti et al. 2024, arXiv 2403.11207)
-# and Brain-IT (2026) print them; "rerun": by the authors of MindEye2, not by its own.
+NAN = float("nan")
+# Means over the subjects 1, 2, 5 and 7 of NSD, as printed; "rerun": by MindEye2's authors, not by
+# its own. One hour: trained on one session of a subject, the others on all.
 PUBLISHED = {
     "Takagi & Nishimoto 2023, rerun": (0.246, 0.410, 78.9, 85.6, 83.8, 82.1, 0.811, 0.504),
     "Brain-Diffuser 2023, rerun": (0.273, 0.365, 94.4, 96.6, 91.3, 90.9, 0.728, 0.421),
     "MindEye1, rerun": (0.319, 0.360, 92.8, 96.9, 94.6, 93.3, 0.648, 0.377),
     "MindEye2 2024": (0.322, 0.431, 96.1, 98.6, 95.4, 93.0, 0.619, 0.344),
+    "MindTuner 2025": (0.322, 0.421, 95.8, 98.8, 95.6, 93.8, 0.612, 0.340),
     "Brain-IT 2026": (0.386, 0.486, 98.4, 99.5, 97.3, 96.4, 0.564, 0.320),
+    "MindEye2, one hour": (0.195, 0.419, NAN, NAN, NAN, NAN, NAN, NAN),
+    "Brain-IT, one hour": (0.331, 0.473, NAN, NAN, NAN, NAN, NAN, NAN),
 }
+# Where they are printed, by the first word of the name; the others are in MindEye2's table.
+SOURCES = {"MindTuner": "arXiv 2404.12630", "Brain-IT": "arXiv 2510.25976"}
+MINDEYE2 = "arXiv 2403.11207"
 
 
 def load_networks(
@@ -253,29 +261,37 @@ def panel(
     return found
 
 
-def panel_table(rows: Mapping[str, Mapping[str, np.ndarray]]) -> pd.DataFrame:
+def panel_table(
+    rows: Mapping[str, Mapping[str, np.ndarray]], published: bool = True
+) -> pd.DataFrame:
     """Write the panel for people, the published rows above our own.
 
     Parameters
     ----------
     rows : mapping of method to what `panel` returns
+    published : bool
+        False leaves the published rows out: they mean something beside pictures of NSD alone.
 
     Returns
     -------
     DataFrame of str
     """
-    lines = {name: list(map(_number, COLUMNS, values)) for name, values in PUBLISHED.items()}
-    for method, values in rows.items():
-        mean = [np.mean(values[name]) if name in values else np.nan for name in COLUMNS]
-        lines[method] = list(map(_number, COLUMNS, mean))
+    lines = {}
+    for name, values in PUBLISHED.items() if published else ():
+        source = SOURCES.get(re.split("[ ,]", name)[0], MINDEYE2)
+        lines[name] = [*map(_number, COLUMNS, values), source]
+    for method, found in rows.items():
+        mean = [np.mean(found[name]) if name in found else np.nan for name in COLUMNS]
+        lines[method] = [*map(_number, COLUMNS, mean), "this run"]
     heads = [f"{name} ↓" if name in ("Eff", "SwAV") else name for name in COLUMNS]
-    table = pd.DataFrame.from_dict(lines, orient="index", columns=heads).rename_axis("method")
+    table = pd.DataFrame.from_dict(lines, orient="index", columns=[*heads, "source"])
     table.attrs["note"] = (
         "Published rows are means over the subjects 1, 2, 5 and 7, from 982 or 1,000 pictures; "
         "ours are of this subject. Higher is better, but for ↓. Two-way identification in "
-        "per cent, chance 50. A dash: not computed (`panel = 'full'` needs torchvision)."
+        "per cent, chance 50. A dash: not reported, or not computed (`panel = 'full'` needs "
+        "torchvision)."
     )
-    return table
+    return table.rename_axis("method")
 
 
 def _number(column: str, value: float) -> str:

@@ -1,6 +1,6 @@
 """Figures of what the numbers mean: metrics, differences, floor to ceiling, failures, overlap."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -9,6 +9,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from minddiff_utils.evaluation.dimension import effective_dimension
 from minddiff_utils.evaluation.leakage import Overlap
 from minddiff_utils.evaluation.methods import full_method
 from minddiff_utils.evaluation.metrics import METHODS, METRICS
@@ -322,7 +323,7 @@ def failures(
 
 
 @style.figure
-def overlap_figure(found: Overlap, values: pd.DataFrame) -> Figure:
+def overlap_figure(found: Overlap, values: pd.DataFrame, shown: Sequence[str] = ()) -> Figure:
     """Draw how far test pictures are from training pictures, and whether the metric depends on it.
 
     Parameters
@@ -331,6 +332,8 @@ def overlap_figure(found: Overlap, values: pd.DataFrame) -> Figure:
     values : DataFrame
         `method, stimulus_id, value` of CLIP's cosine by the judge; the full method and the nearest
         training picture are shown.
+    shown : sequence of str
+        Other methods to show instead.
 
     Returns
     -------
@@ -347,11 +350,11 @@ def overlap_figure(found: Overlap, values: pd.DataFrame) -> Figure:
     )  # fmt: skip
     near = pd.DataFrame({"stimulus_id": found.stimulus_id, "distance": found.distance})
     near["fifth"] = pd.qcut(near["distance"].rank(method="first"), 5, labels=False)
-    shown = [full_method(values["method"]) or "stage1", "retrieval"]
+    shown = shown or [full_method(values["method"]) or "stage1", "retrieval"]
     frame = values[values["method"].isin(shown)].merge(near, on="stimulus_id")
     frame["method"] = style.in_words(frame["method"], METHODS)
     n = frame["method"].nunique()
-    colours, markers = [style.BLUE, style.ORANGE][:n], ["o", "D"][:n]
+    colours, markers = list(style.PALETTE[:n]), ["o", "D", *"s^vP*Xdp<>h"][:n]
     means = frame.groupby(["method", "fifth"], observed=True)[["distance", "value"]].mean()
     sns.scatterplot(
         frame, x="distance", y="value", hue="method", palette=colours, style="method",
@@ -365,4 +368,37 @@ def overlap_figure(found: Overlap, values: pd.DataFrame) -> Figure:
     left.set_ylabel("share of pictures")
     style.legend_above(2, left, right)
     right.set(xlabel=left.get_xlabel(), ylabel="CLIP cosine (judge)")
+    return fig
+
+
+@style.figure
+def dimensions(embedded: Mapping[str, np.ndarray]) -> Figure:
+    """Draw how many dimensions the embeddings of each method fill.
+
+    Parameters
+    ----------
+    embedded : dict of float (n, d)
+        "truth" first, then the methods, of the same stimuli.
+
+    Returns
+    -------
+    Figure
+        Share of the variance in the first so many principal components; the legend gives the
+        effective dimension (participation ratio).
+    """
+    lines = {}
+    for name, rows in embedded.items():
+        spectrum = np.linalg.svd(rows - rows.mean(axis=0), compute_uv=False) ** 2
+        label = f"{name}: {effective_dimension(rows).participation_ratio:.1f}"
+        lines[label] = np.cumsum(spectrum) / max(spectrum.sum(), 1e-12)
+    tidy = pd.DataFrame(lines).assign(components=lambda frame: frame.index + 1)
+    tidy = tidy.melt("components", var_name="name", value_name="share of the variance")
+    fig, axes = style.canvas(3.4)
+    colours = ["#111111", *style.PALETTE][: len(lines)]
+    sns.lineplot(
+        tidy, x="components", y="share of the variance", hue="name", palette=colours, style="name"
+    )
+    axes.set(xscale="log", xlabel="principal components")
+    axes.xaxis.set_major_formatter("{x:g}")
+    style.legend_above(3, axes)
     return fig
