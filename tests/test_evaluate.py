@@ -4,7 +4,6 @@ import re
 import resource
 import shlex
 
-import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -30,7 +29,8 @@ from minddiff_utils.evaluation.identification import (
 from minddiff_utils.evaluation.panel import PUBLISHED, panel_table
 from minddiff_utils.evaluation.pictures import open_pictures
 from minddiff_utils.evaluation.tables import differences, summary_table
-from minddiff_utils.io import InputError
+from minddiff_utils.io import InputError, method_file
+from minddiff_utils.reconstruction.results import write_pictures
 
 N = 40
 
@@ -237,8 +237,8 @@ def files(tmp_path_factory, tree, tiny_models):
         for number, picture in enumerate(stack):
             suffix = "jpg" if name == "mine" else "png"
             Image.fromarray(picture).save(folder / name / f"{name}_{number:02d}.{suffix}")
-    with h5py.File(folder / "reconstructions.h5", "w") as file:
-        file["truth"], file["stage2"] = stacks["seen"], stacks["seen"]
+    for name in ("truth", "stage2"):
+        write_pictures(method_file(folder, name), range(16), stacks["seen"])
     torch.save(torch.tensor(stacks["mine"].transpose(0, 3, 1, 2) / 255), folder / "all_recons.pt")
     np.save(folder / "theirs.npy", stacks["mine"])
     (folder / "models").symlink_to(tiny_models)
