@@ -21,7 +21,7 @@ pytestmark = [
 ]
 SHARDS = 4
 # The quick look at the phantom, with two batches a shard.
-CHANGES = {"batch": 1, "n_gallery": 8}
+CHANGES = {"batch": 1, "n_curve": 2}
 # What a small node does not have, or does sooner, than the repository's profile says.
 NODE = {
     "set-resources": {"chapter": {"gpu": 0}, "shard": {"gpu": 0}},
