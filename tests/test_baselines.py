@@ -30,8 +30,6 @@ def make_bench(folder, decoded, splits=(), generator=None, settings=None, person
 
 def test_every_control_has_its_function():
     assert tuple(baselines.FUNCTIONS) == CONTROLS
-    with pytest.raises(InputError, match="sealing.*ceiling"):
-        baselines.make_control("sealing", None)
 
 
 class Drawn:
@@ -48,7 +46,9 @@ def test_mean_pictures_of_each_split_whatever_the_block(monkeypatch, block):
         Split("a", np.arange(20), np.arange(20, 23)),
         Split("b", np.arange(5), np.arange(9, 10)),
     ]
-    found = baselines.mean_pictures(SimpleNamespace(stimuli=Drawn(), splits=splits))
+    person = SimpleNamespace(stimuli=Drawn(), splits=splits)
+    generator = SimpleNamespace(resize=lambda pictures: pictures)
+    found = baselines.mean_pictures(SimpleNamespace(person=person, generator=generator))
     wanted = [np.rint(Drawn().pictures(split.train).mean(axis=0)) for split in splits]
     assert found.dtype == np.uint8
     np.testing.assert_array_equal(found, np.stack([wanted[0]] * 3 + [wanted[1]]))

@@ -268,7 +268,7 @@ def test_commands_of_the_page_do_what_it_says(line, files, monkeypatch, capfd):
     methods = [name for name in values["method"].unique() if ":" not in name]
     assert methods == re.findall(r" (\w+)=", line)
     assert ("nearest training picture" in page.split("<table>")[2]) == ("--training" in line)
-    assert ("CLIP (guide)" in page) == ("--guide" in line or "--models" in line)
+    assert ("CLIP (guide)" in page) == ("--guide" in line)
     assert ("in another order " in capfd.readouterr().err) == ("WARNING: " in page)
 
 

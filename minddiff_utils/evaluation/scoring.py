@@ -19,7 +19,6 @@ from skimage.color import rgb2gray
 
 from minddiff_utils.evaluation.baselines import blurred
 from minddiff_utils.evaluation.identification import identification_accuracy, similarity_matrix
-from minddiff_utils.evaluation.leakage import MOST, Overlap
 from minddiff_utils.evaluation.metrics import METRICS, cosine, pcc, ssim, unit_rows
 from minddiff_utils.evaluation.pictures import Pictures, resized
 from minddiff_utils.evaluation.statistics import paired_difference, shuffled_rows
@@ -116,8 +115,7 @@ def scores(
     with ThreadPoolExecutor(2) as pool:  # decoding and filters let other threads run
         parts = list(pool.map(pixels, range(0, len(truth), BATCH)))
     values = {name: cosine(seen[name], embedded[name]) for name in seen}
-    columns = (np.concatenate(column) for column in zip(*parts, strict=True))
-    values |= dict(zip(("ssim", "pcc"), columns, strict=True))
+    values["ssim"], values["pcc"] = np.concatenate(parts, axis=1)
     wide = pd.DataFrame({"stimulus_id": truth.names, **values})
     return wide.melt("stimulus_id", var_name="metric")
 
@@ -257,28 +255,6 @@ def make_controls(
     return found
 
 
-def training_overlap(
-    seen: np.ndarray, known: np.ndarray, names: Sequence[str], seed: int = 0
-) -> Overlap:
-    """Distance of each picture that was seen to the nearest training picture; see `overlap`.
-
-    Parameters
-    ----------
-    seen, known : float (n, d), (m, d)
-        Embeddings of the truth and of the training pictures.
-    names : sequence of n str
-    seed : int
-        Of the choice of training pictures that are compared among themselves.
-    """
-    similarity = unit_rows(seen) @ unit_rows(known).T
-    rng = np.random.default_rng(seed)
-    some = unit_rows(known[rng.permutation(len(known))[:MOST]])
-    among = some @ some.T
-    np.fill_diagonal(among, -np.inf)
-    nearest = similarity.argmax(axis=1)
-    return Overlap(np.array(names), 1 - similarity.max(axis=1), nearest, 1 - among.max(axis=1))
-
-
 # --- is the order right, are the pictures different? ------------------------------------------
 
 
@@ -319,9 +295,8 @@ def order_test(seen: Look, made: Look, seed: int = 0) -> OrderTest:
     best = linear_sum_assignment(similarity_matrix(predicted, true), maximize=True)[1]
     moved = best != np.arange(len(best))
     colours, shown = _coarse(made.thumbnails[moved]), _coarse(seen.thumbnails)
-    gain = paired_difference(
-        cosine(colours, shown[best[moved]]), cosine(colours, shown[moved]), seed=seed
-    )
+    agree, agreed = (cosine(colours, shown[rows]) for rows in (best[moved], moved))
+    gain = paired_difference(agree, agreed, seed=seed)
     accuracy = [identification_accuracy(predicted, true[order]).mean() for order in (..., best)]
     p = gain["p"] if moved.any() and gain["mean"] > 0 else 1.0
     return OrderTest(float(accuracy[0]), float(accuracy[1]), int(moved.sum()), p)
