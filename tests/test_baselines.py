@@ -12,12 +12,11 @@ from minddiff_utils.datasets import Split, Subject
 from minddiff_utils.decoding.decode import decode_splits, decode_subject, read_decoded
 from minddiff_utils.decoding.decoders import Method
 from minddiff_utils.evaluation import baselines
-from minddiff_utils.evaluation.methods import CONTROLS
 from minddiff_utils.io import InputError, method_file
 from minddiff_utils.models.stable_diffusion import load_generator
 from minddiff_utils.reconstruction.results import read_pictures, write_pictures
 from minddiff_utils.reconstruction.stage2 import reconstruct
-from minddiff_utils.settings import Settings
+from minddiff_utils.settings import CONTROLS, Settings
 
 
 def make_bench(folder, decoded, splits=(), generator=None, settings=None, person=None):
@@ -29,7 +28,7 @@ def make_bench(folder, decoded, splits=(), generator=None, settings=None, person
 
 
 def test_every_control_has_its_function():
-    assert tuple(baselines.FUNCTIONS) == CONTROLS
+    assert tuple(baselines.FUNCTIONS) == tuple(CONTROLS.split())
 
 
 class Drawn:

@@ -178,7 +178,7 @@ def make_control(name: str, bench: Bench, blur: float = 0.06) -> np.ndarray:
     Parameters
     ----------
     name : str
-        One of `methods.CONTROLS`.
+        One of `settings.CONTROLS`.
     bench : Bench
     blur : float
         Width of the Gaussian of the baseline "blur", as a share of the picture's width.

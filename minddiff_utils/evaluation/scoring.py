@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import combinations
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -25,6 +25,7 @@ from minddiff_utils.evaluation.statistics import paired_difference, shuffled_row
 from minddiff_utils.evaluation.tables import LISTED
 from minddiff_utils.io import progress
 
+Embedded: TypeAlias = dict[str, np.ndarray]  # metric -> embeddings float (n, d)
 BATCH = 32  # pictures in memory at a time
 THUMBNAIL = 72  # pixels a side, of the gallery
 COARSE = 8  # patches a side, of which the order test compares the colours
@@ -51,7 +52,7 @@ class Look(NamedTuple):
     bool (n,), whether a picture is of one colour.
     """
 
-    embedded: dict[str, np.ndarray]
+    embedded: Embedded
     thumbnails: np.ndarray
     flat: np.ndarray
 
@@ -84,11 +85,7 @@ def look(pictures: Pictures, embed: Mapping[str, Callable], label: str = "") -> 
 
 
 def scores(
-    truth: Pictures,
-    made: Pictures,
-    seen: Mapping[str, np.ndarray],
-    embedded: Mapping[str, np.ndarray],
-    size: int | None = None,
+    truth: Pictures, made: Pictures, seen: Embedded, embedded: Embedded, size: int | None = None
 ) -> pd.DataFrame:
     """Score each picture as chapter 05 does: cosine of embeddings, SSIM and PCC.
 
@@ -181,14 +178,9 @@ def matched_blur(truth: np.ndarray, made: np.ndarray) -> float:
     return brentq(lambda blur: sharpness(truth, blur) - max(wanted, least), 0.0, 1.0, xtol=1e-5)
 
 
-def some_rows(embedded: Mapping[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
+def some_rows(embedded: Embedded, rows: np.ndarray) -> Embedded:
     """Return these rows of each metric's embeddings."""
     return {metric: values[rows] for metric, values in embedded.items()}
-
-
-def control_rows(n: int, n_control: int) -> np.ndarray:
-    """Choose the rows that controls are scored on, evenly spaced; int64 (m,)."""
-    return np.unique(np.linspace(0, n - 1, min(n, n_control)).round().astype(np.int64))
 
 
 class Control(NamedTuple):
@@ -200,7 +192,7 @@ class Control(NamedTuple):
 
     method: str
     pictures: Pictures
-    embedded: dict[str, np.ndarray] | None
+    embedded: Embedded | None
     about: str
 
 
@@ -208,9 +200,9 @@ def make_controls(
     name: str,
     truth: Pictures,
     made: Pictures,
-    embedded: Mapping[str, np.ndarray],
+    embedded: Embedded,
     training: Pictures | None = None,
-    known: Mapping[str, np.ndarray] | None = None,
+    known: Embedded | None = None,
     seed: int = 0,
 ) -> list[Control]:
     """Make the controls of one method.
@@ -250,8 +242,8 @@ def make_controls(
         metric = next(iter(embedded))
         rows = (unit_rows(embedded[metric]) @ unit_rows(known[metric]).T).argmax(axis=1)
         about = f"{len(np.unique(rows))} of {len(training)} stand for {len(rows)} reconstructions"
-        nearest = training.take(rows), some_rows(known, rows)
-        found.append(Control(NEAREST.format(name), *nearest, about))
+        nearest = Control(NEAREST.format(name), training.take(rows), some_rows(known, rows), about)
+        found.append(nearest)
     return found
 
 

@@ -103,10 +103,10 @@ def differences(
 
 def present_pairs(pairs: Sequence[tuple[str, str]], wide: pd.DataFrame) -> list[tuple[str, str]]:
     """Pairs of methods that are there; the solver that ran stands for this book's."""
-    if "stage2" not in wide:
-        instead = {"stage2": full_method(wide) or "stage2"}
-        pairs = [(instead.get(one, one), instead.get(other, other)) for one, other in pairs]
-    pairs = dict.fromkeys(pairs)
+    instead = {"stage2": full_method(wide) or "stage2"}
+    pairs = dict.fromkeys(
+        (instead.get(one, one), instead.get(other, other)) for one, other in pairs
+    )
     return [pair for pair in pairs if pair[0] != pair[1] and set(pair) <= set(wide)]
 
 
