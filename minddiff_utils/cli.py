@@ -127,7 +127,6 @@ def evaluate(
         str, typer.Option(help="CLIP that scores: folder or name; ViT-L/14 of OpenAI without.")
     ] = "",
     guide: Annotated[str, typer.Option(help="CLIP that was fitted to, a column of its own.")] = "",
-    models: Annotated[str, typer.Option(help="Folder with clip_judge and clip_guide.")] = "",
     panel: Annotated[
         str, typer.Option(help="The field's eight numbers: none, published or full.")
     ] = "published",
@@ -147,15 +146,10 @@ def evaluate(
         if not path or not re.fullmatch(r"[\w .+&()-]+", name):
             raise InputError(f"{text}: expected NAME=PATH, such as mine=reconstructions/.")
         methods[name] = place(path)
-    given: dict[str, Any] = {
-        "truth": place(truth),
-        "reconstructions": methods,
-        "training": place(training),
-    }
-    given |= {"protocol": protocol, "subject": subject, "panel": panel, "seed": seed}
-    for role, name in {"judge": judge, "guide": guide}.items():
-        name = name or (f"{models}/clip_{role}" if models else "")
-        given[role] = place(name) if Path(place(name)).exists() else name
+    given: dict[str, Any] = {"reconstructions": methods, "protocol": protocol, "subject": subject}
+    given |= {"truth": place(truth), "training": place(training), "panel": panel, "seed": seed}
+    for role, clip in {"judge": judge, "guide": guide}.items():
+        given[role] = place(clip) if Path(place(clip)).exists() else clip
     print(judge_pictures(root, out.resolve(), given))
 
 

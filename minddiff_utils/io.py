@@ -7,7 +7,6 @@ import hashlib
 import os
 import re
 import shutil
-import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -82,7 +81,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}-{uuid.uuid4().hex}{path.suffix or '.tmp'}")
+    temporary = path.with_name(f".{path.stem}-{os.urandom(16).hex()}{path.suffix or '.tmp'}")
     try:
         yield temporary
         temporary.replace(path)
@@ -215,8 +214,7 @@ def check_room(path: str | Path, n_bytes: int) -> None:
         The folder that it is in need not be there yet.
     n_bytes : int
     """
-    path = Path(path)
-    folder = next(one for one in path.absolute().parents if one.exists())
+    folder = next(one for one in Path(path).absolute().parents if one.exists())
     lacking = n_bytes + SPARE - shutil.disk_usage(folder).free
     if lacking > 0:
         raise InputError(

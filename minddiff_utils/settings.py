@@ -196,10 +196,8 @@ def project_folder() -> Path:
     that the package was installed from, else the working directory.
     """
     here = Path.cwd()
-    for folder in (here, *here.parents, Path(__file__).resolve().parents[1]):
-        if (folder / "notebooks" / "Snakefile").is_file():
-            return folder
-    return here
+    folders = (here, *here.parents, Path(__file__).resolve().parents[1])
+    return next((one for one in folders if (one / "notebooks" / "Snakefile").is_file()), here)
 
 
 def resolve(path: str, project: Path | None = None) -> Path:

@@ -18,11 +18,11 @@ BUDGETS = {
     "models": 380,
     "decoding": 750,
     "reconstruction": 500,
-    "evaluation": 1400,
+    "evaluation": 1900,
     "figures": 800,
     "phantom": 950,
     "book": 900,
-    "minddiff_utils": 7800,
+    "minddiff_utils": 8300,
     "studies": 1700,
 }
 BESIDE = {"cli": "book"}

@@ -228,7 +228,7 @@ SLOW = [pytest.param(line, marks=pytest.mark.slow) for line in FOUND[1:]]
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory, tree, tiny_models):
+def files(tmp_path_factory, tree):
     """A folder that holds what the commands of the page name."""
     folder = tmp_path_factory.mktemp("user")
     stacks = {"seen": scenes(16, 64), "mine": PAINTED[:16], "trained": scenes(16, 32, seed=4)}
@@ -241,7 +241,7 @@ def files(tmp_path_factory, tree, tiny_models):
         write_pictures(method_file(folder, name), range(16), stacks["seen"])
     torch.save(torch.tensor(stacks["mine"].transpose(0, 3, 1, 2) / 255), folder / "all_recons.pt")
     np.save(folder / "theirs.npy", stacks["mine"])
-    (folder / "models").symlink_to(tiny_models)
+    (folder / "models").symlink_to(ROOT / "minddiff_utils" / "phantom" / "weights")
     (folder / "nsd").symlink_to(tree)
     return folder
 
@@ -268,7 +268,7 @@ def test_commands_of_the_page_do_what_it_says(line, files, monkeypatch, capfd):
     methods = [name for name in values["method"].unique() if ":" not in name]
     assert methods == re.findall(r" (\w+)=", line)
     assert ("nearest training picture" in page.split("<table>")[2]) == ("--training" in line)
-    assert ("CLIP (guide)" in page) == ("--guide" in line or "--models" in line)
+    assert ("CLIP (guide)" in page) == ("--guide" in line)
     assert ("in another order " in capfd.readouterr().err) == ("WARNING: " in page)
 
 

@@ -18,7 +18,7 @@ def pictures(rng, *shape, side=16):
 
 
 @pytest.mark.parametrize(
-    ("n", "columns", "bands"), [(8, None, 1), (10, 10, 1), (20, 8, 3), (1, 5, 1)]
+    ("n", "columns", "bands"), [(8, 8, 1), (10, 10, 1), (20, 8, 3), (1, 5, 1)]
 )
 def test_picture_grid(rng, n, columns, bands):
     rows = {name: pictures(rng, n) for name in ("seen", "stage 1", "stage 2")}

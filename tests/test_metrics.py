@@ -152,7 +152,7 @@ def test_a_missing_or_damaged_file_and_other_stimuli_are_named(tmp_path):
         metrics.read_reconstructions(tmp_path, ["stage2"])
     path = method_file(tmp_path, "stage2")
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(InputError, match=r"stage2.h5 cannot be read.*04_stage2"):
+    with pytest.raises(InputError, match=r"stage2.h5 is truncated.*04_stage2"):
         metrics.read_reconstructions(tmp_path, ["stage2"])
 
 

@@ -22,11 +22,10 @@ from papermill.exceptions import PapermillExecutionError
 
 from minddiff_utils.book.plan import find_sheets, load_plan
 from minddiff_utils.book.run import SHARDED
-from minddiff_utils.evaluation.methods import CONTROLS
 from minddiff_utils.evaluation.metrics import read_metrics
 from minddiff_utils.io import claim_run, method_file
 from minddiff_utils.reconstruction import stage2
-from minddiff_utils.settings import recall
+from minddiff_utils.settings import CONTROLS, recall
 
 ROOT = Path(__file__).resolve().parent.parent
 SHEETS = find_sheets(NOTEBOOKS)
@@ -205,7 +204,7 @@ def test_chain_leaves_its_files(chain):
         assert len(features["z"]) == len(features["stimulus_id"])
     assert list((folder / "decoders").rglob("*.safetensors"))
     stages = {"stage1", "stage2", "no_z", "no_c"}
-    shown = {"truth", "shuffled", *stages, *CONTROLS}
+    shown = {"truth", "shuffled", *stages, *CONTROLS.split()}
     draws = {f"{name}_seed_1" for name in ("stage1", "stage2")}
     found = {path.stem: content(path) for path in folder.glob("reconstructions/*.h5")}
     assert found.keys() >= shown | draws
@@ -216,7 +215,10 @@ def test_chain_leaves_its_files(chain):
     for name in shown | draws:
         pictures = found[name]["pictures"]
         assert pictures.shape == shape and pictures.dtype == np.uint8, name
-    for file, methods in (("metrics.csv", stages), ("controls.csv", {"shuffled", *CONTROLS})):
+    for file, methods in (
+        ("metrics.csv", stages),
+        ("controls.csv", {"shuffled", *CONTROLS.split()}),
+    ):
         metrics = pd.read_csv(folder / file)
         assert list(metrics) == ["subject", "method", "stimulus_id", "metric", "value"]
         assert {"clip_judge", "clip_guide", "ssim", "pcc"} <= set(metrics.metric)
@@ -237,7 +239,7 @@ def test_the_table_of_the_book_is_the_file(chain):
     assert text in shown
     table = pd.read_csv(folder / "results.csv")
     values = read_metrics(folder, [SUBJECT])
-    assert set(table["method"]) == set(values["method"]) >= set(CONTROLS)
+    assert set(table["method"]) == set(values["method"]) >= set(CONTROLS.split())
     means = values.groupby(["method", "metric"])["value"].mean()
     for row in table.itertuples():
         assert row.mean == pytest.approx(means[row.method, row.metric])

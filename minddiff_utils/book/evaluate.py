@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,9 +15,9 @@ from papermill.exceptions import PapermillExecutionError
 from PIL import Image
 
 from minddiff_utils.book import KEEP_MEMORY, BookError
-from minddiff_utils.book.pages import _template
+from minddiff_utils.book.build import finish_page
+from minddiff_utils.book.pages import gallery_of, load_template
 from minddiff_utils.book.run import run_notebook
-from minddiff_utils.evaluation.metrics import METRICS, in_order
 from minddiff_utils.io import InputError, atomic_path, claim_run
 
 
@@ -59,17 +58,15 @@ def judge_pictures(root: Path, out: Path, given: Mapping[str, Any]) -> Path:
 def write_page(notebook: nbformat.NotebookNode, book: Path, out: Path) -> Path:
     """Write an executed notebook as one HTML file: prose, tables and figures, without code."""
     markdown, parts = MarkdownIt("commonmark", {"html": False}).enable("table"), []
-    for cell, below in zip(notebook.cells, [*notebook.cells[1:], None], strict=True):
-        captioned = below is not None and "caption" in below.metadata.get("tags", [])
-        caption = markdown.render(below.source) if captioned else ""
-        if cell.cell_type == "markdown" and "caption" not in cell.metadata.get("tags", []):
+    for cell in finish_page(notebook).cells:
+        if cell.cell_type == "markdown":
             parts.append({"html": markdown.render(cell.source)})
-        for output in cell.get("outputs", []):
-            data = output.get("data", {})
-            alt = cell.metadata.get("mystnb", {}).get("image", {}).get("alt", "")
+        for data in (output.get("data", {}) for output in cell.get("outputs", [])):
             if "text/markdown" in data:
                 parts.append({"html": markdown.render(data["text/markdown"])})
             elif "image/png" in data:
+                caption = markdown.render(cell.metadata["mystnb"]["figure"]["caption"])
+                alt = cell.metadata["mystnb"]["image"]["alt"]
                 parts.append({"png": data["image/png"], "alt": alt, "caption": caption})
     return _write(book, out / "index.html", parts=parts)
 
@@ -92,28 +89,17 @@ def write_gallery(
     stacks : dict of uint8 (n, h, w, 3)
         "seen" first, then each method.
     """
-    _, *shown = stacks
-    metrics = in_order(values["metric"], METRICS)
-    wide = values.pivot(index="stimulus_id", columns=["method", "metric"], values="value")
-    table = json.loads(wide.round(4).loc[list(names)].to_json(orient="values"))
-    places = {pair: column for column, pair in enumerate(wide.columns)}
-    pictures = []
-    for row, name in enumerate(names):
+    gallery = gallery_of(values, names, [name for name in stacks if name != "seen"])
+    for row, picture in enumerate(gallery["pictures"]):
         strip = Image.fromarray(np.concatenate([part[row] for part in stacks.values()], axis=1))
         strip.save(buffer := io.BytesIO(), "JPEG", quality=85)
-        data = f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-        scored = {one: [table[row][places[one, m]] for m in metrics] for one in shown}
-        pictures.append({"id": name, "strip": data, "values": scored})
-    labels = {"methods": {one: one for one in shown}, "metrics": {m: METRICS[m] for m in metrics}}
-    gallery = {**labels, "shown": shown, "pictures": pictures}
+        data = base64.b64encode(buffer.getvalue()).decode()
+        picture["strip"] = f"data:image/jpeg;base64,{data}"
     return _write(book, path, gallery=gallery)
 
 
 def _write(book: Path, path: Path, **content: Any) -> Path:
-    static = {
-        part: (book / "static" / part).read_text("utf-8") for part in ("book.css", "gallery.js")
-    }
-    text = _template(book, "evaluate.html").render(static=static, **content)
+    text = load_template(book, "evaluate.html").render(**content)
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path

@@ -149,9 +149,15 @@ def read_gallery(run: Path, subject: str, shown: Sequence[str]) -> dict[str, Any
         there is none). Pictures are in the order of their files. It can be written as
         JSON.
     """
-    frame = read_metrics(run, [subject])
     with h5py.File(method_file(run / subject, "truth")) as file:
         ids = file["stimulus_id"][:].tolist()
+    return gallery_of(read_metrics(run, [subject]), ids, shown)
+
+
+def gallery_of(
+    frame: pd.DataFrame, ids: Sequence[int | str], shown: Sequence[str]
+) -> dict[str, Any]:
+    """What `read_gallery` returns, of values `method, stimulus_id, metric, value`."""
     methods = [*shown, *in_order(set(frame["method"]) - set(shown), METHODS)]
     metrics = in_order(frame["metric"], METRICS)
     wide = frame.pivot(index="stimulus_id", columns=["method", "metric"], values="value")
@@ -171,9 +177,10 @@ def read_gallery(run: Path, subject: str, shown: Sequence[str]) -> dict[str, Any
     }
 
 
-def _template(book: Path, name: str) -> Template:
-    """A template of the book; its `tojson` escapes what could end an element of HTML."""
-    templates = Environment(loader=FileSystemLoader(book / "templates"), autoescape=True)
+def load_template(book: Path, name: str) -> Template:
+    """A template of the book, which may include files of `static`; `tojson` is safe in HTML."""
+    folders = [book / "templates", book / "static"]
+    templates = Environment(loader=FileSystemLoader(folders), autoescape=True)
     # Keys stay in their order: that of the tables.
     templates.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     return templates.get_template(name)
@@ -191,7 +198,7 @@ def gallery_page(gallery: Mapping[str, Any], subject: str, book: Path) -> str:
     book : Path
         Folder that holds `templates`.
     """
-    return _template(book, "gallery.md").render(gallery=gallery, subject=subject)
+    return load_template(book, "gallery.md").render(gallery=gallery, subject=subject)
 
 
 def front_page(gallery: Mapping[str, Any], subject: str, book: Path) -> str:
@@ -212,7 +219,7 @@ def front_page(gallery: Mapping[str, Any], subject: str, book: Path) -> str:
     chosen = [(row, f"no. {pictures[row]['id']}") for row in by_id[::step][:N_FRONT]]
     full = full_method(shown) or "stage1"
     stages = [name for name in ("stage1", "algorithm_1", "stage2") if name in shown]
-    return _template(book, "front.md").render(
+    return load_template(book, "front.md").render(
         gallery=gallery,
         subject=subject,
         step=step,

@@ -21,7 +21,7 @@ from minddiff_utils.datasets.areas import is_early
 from minddiff_utils.decoding.decode import decode_splits, read_decoded
 from minddiff_utils.decoding.decoders import Method
 from minddiff_utils.decoding.features import read_features
-from minddiff_utils.evaluation.methods import CONTROLS, METHODS, full_method, in_order
+from minddiff_utils.evaluation.methods import METHODS, full_method, in_order
 from minddiff_utils.evaluation.metrics import read_reconstructions, unit_rows
 from minddiff_utils.io import InputError, content_hash, method_file, require
 from minddiff_utils.models.stable_diffusion import Generator
@@ -64,6 +64,11 @@ class Bench:
         given = self.generator, decoded, settings, path
         reconstruct(*given, seed=self.seed, batch=self.batch, n_kept=0, label=name)
         return read_pictures(path)
+
+    def decoding(self) -> Method:
+        """How the run decoded, on the generator's device."""
+        method = decoding_of(self.folder / "decoded.h5")
+        return method.set_params(device=str(self.generator.device))
 
     def seen(self, stimulus_id: np.ndarray) -> np.ndarray:
         """Pictures of the recording, of the size of painted ones."""
@@ -173,7 +178,7 @@ def make_control(name: str, bench: Bench, blur: float = 0.06) -> np.ndarray:
     Parameters
     ----------
     name : str
-        One of `methods.CONTROLS`.
+        One of `settings.CONTROLS`.
     bench : Bench
     blur : float
         Width of the Gaussian of the baseline "blur", as a share of the picture's width.
@@ -183,13 +188,7 @@ def make_control(name: str, bench: Bench, blur: float = 0.06) -> np.ndarray:
     uint8 array, shape (n, H, W, 3)
         In the order of `bench.decoded["stimulus_id"]`.
 
-    Raises
-    ------
-    InputError
-        If there is no such baseline.
     """
-    if name not in FUNCTIONS:
-        raise InputError(f"There is no control {name!r}; expected any of {', '.join(CONTROLS)}.")
     pictures = FUNCTIONS[name](replace(bench, blur=blur))
     if name in UNPAINTED:
         write_pictures(method_file(bench.folder, name), bench.decoded["stimulus_id"], pictures)
@@ -286,32 +285,19 @@ def _mean(path: str | Path, name: str, ids: np.ndarray) -> np.ndarray:
 # --- nothing painted -----------------------------------------------------------------------
 
 
-def mean_pictures(subject: Subject) -> np.ndarray:
+def mean_pictures(bench: Bench) -> np.ndarray:
     """Return, for every test picture of every split, the mean of that split's training pictures.
 
     It is blurred, and blur does well on SSIM and PCC, so it shows what those metrics reward.
-
-    Parameters
-    ----------
-    subject : Subject
-
-    Returns
-    -------
-    uint8 array, shape (n_test, height, width, 3)
-        In the order of the splits and their test stimuli, as decoded features are.
+    In the order of the splits and their test stimuli, as decoded features are.
     """
-    rows = []
-    for split in subject.splits:
+    rows, stimuli = [], bench.person.stimuli
+    for split in bench.person.splits:
         blocks = np.array_split(split.train, -(-len(split.train) // BLOCK))
-        total = sum(subject.stimuli.pictures(ids).sum(axis=0, dtype=np.int64) for ids in blocks)
+        total = sum(stimuli.pictures(ids).sum(axis=0, dtype=np.int64) for ids in blocks)
         mean = np.rint(total / len(split.train)).astype(np.uint8)
         rows.append(np.repeat(mean[None], len(split.test), axis=0))
-    return np.concatenate(rows)
-
-
-def mean_picture(bench: Bench) -> np.ndarray:
-    """The mean of the training pictures."""
-    return bench.generator.resize(mean_pictures(bench.person))
+    return bench.generator.resize(np.concatenate(rows))
 
 
 def retrieval(bench: Bench) -> np.ndarray:
@@ -400,8 +386,7 @@ def decode_again(
     dict
         What `read_decoded` returns of these splits.
     """
-    method = decoding_of(bench.folder / "decoded.h5")
-    method.set_params(device=str(bench.generator.device))
+    method = bench.decoding()
     if n_folds:
         method.set_params(n_folds=n_folds)
     if bench.full.structure_target != "values":
@@ -488,7 +473,7 @@ FUNCTIONS: dict[str, Callable[[Bench], np.ndarray]] = {
     "ceiling": ceiling,
     "blur": blurred_truth,
     "retrieval": retrieval,
-    "mean": mean_picture,
+    "mean": mean_pictures,
     "mean_features": from_mean_features,
     "prior": prior,
 }
@@ -519,10 +504,6 @@ def stored_pictures(
     if not Path(path).is_file():
         return None, "No pictures of Algorithm 1 are stored for this recording."
     with h5py.File(path, "r") as file:
-        ids = set(file["stimulus_id"][:].tolist())
-        if ids < set(np.asarray(decoded["stimulus_id"]).tolist()):
-            n = f"{len(ids)} of {len(decoded['stimulus_id'])}"
-            return None, f"Of the pictures of Algorithm 1, {n} are stored yet: too few for a row."
         statistics, ours = file["statistics"][:], decoded_statistics(decoded)
         same = np.array_equal(file["stimulus_id"][:], decoded["stimulus_id"])
         same &= statistics.shape == ours.shape  # as many blocks

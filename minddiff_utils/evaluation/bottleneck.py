@@ -16,7 +16,7 @@ from minddiff_utils.decoding import decode, ridge
 from minddiff_utils.decoding.components import PrincipalComponents
 from minddiff_utils.decoding.decoders import Design, Method, fit_decoders, make_design
 from minddiff_utils.decoding.features import read_features
-from minddiff_utils.evaluation.baselines import Bench, decoding_of
+from minddiff_utils.evaluation.baselines import Bench
 from minddiff_utils.reconstruction.inputs import pictures_of
 
 SPACES = ("z", "c")  # what stage 1 is painted from
@@ -44,22 +44,22 @@ def decode_components(bench: Bench, counts: Sequence[int] = COMPONENTS) -> dict[
     of the projection as it does among voxels.
 
     Parameters
-        ----------
-        bench : Bench
-        counts : sequence of int
-            Numbers of components k; those above `all_components` are left out.
+    ----------
+    bench : Bench
+    counts : sequence of int
+        Numbers of components k; those above `all_components` are left out.
 
-        Returns
-        -------
-        dict of int to dict
-            For each k `z` and `c` of the test pictures, float32 (n_test, …).
+    Returns
+    -------
+    dict of int to dict
+        For each k `z` and `c` of the test pictures, float32 (n_test, …).
 
-        Raises
-        ------
-        InputError
-            If responses or features cannot be decoded.
+    Raises
+    ------
+    InputError
+        If responses or features cannot be decoded.
     """
-    person, method = bench.person, _method(bench)
+    person, method = bench.person, bench.decoding()
     counts = [k for k in counts if k <= all_components(person)]
     parts: dict[int, list[Features]] = {k: [] for k in counts}
     for split in person.splits:
@@ -192,7 +192,7 @@ def decode_sessions(bench: Bench, counts: Sequence[int]) -> dict[int, Features]:
     InputError
         If responses or features cannot be decoded.
     """
-    method = _method(bench)
+    method = bench.decoding()
     parts: dict[int, list[Features]] = {n: [] for n in counts}
     for split in bench.person.splits:
         test_x = prepare_fold(bench.person, split).test_x
@@ -232,11 +232,6 @@ def paint_each(
     return pictures
 
 
-def _method(bench: Bench) -> Method:
-    method = decoding_of(bench.folder / "decoded.h5")
-    return method.set_params(device=str(bench.generator.device))
-
-
 def _targets(bench: Bench, split: Split) -> Features:
     return {space: read_features(bench.features, space, split.train) for space in SPACES}
 
@@ -248,8 +243,7 @@ def _decode(
     found = {}
     for space, y in targets.items():
         flat = y.reshape(len(y), -1)
-        fitted = fit_decoders(design, flat, space, method, known.get(space))
-        decoder, _, known[space] = fitted
+        decoder, _, known[space] = fit_decoders(design, flat, space, method, known.get(space))
         assert decoder is not None  # as that of a block may be
         found[space] = decoder.predict(test_x).reshape(-1, *y.shape[1:])
     return found

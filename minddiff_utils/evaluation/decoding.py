@@ -299,10 +299,8 @@ def chance_accuracies(
     rows = []
     for name, parts in found.items():
         for number, decoded in enumerate(np.concatenate(parts, axis=1)):
-            r = correlations(np.concatenate(true[name]), decoded)
-            rows.append(
-                {"feature_space": name, "permutation": number, "correlation": np.nanmean(r)}
-            )
+            r = np.nanmean(correlations(np.concatenate(true[name]), decoded))
+            rows.append({"feature_space": name, "permutation": number, "correlation": r})
     return pd.DataFrame(rows)
 
 

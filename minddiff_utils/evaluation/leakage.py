@@ -10,6 +10,7 @@ pictures were left out at random.
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -163,16 +164,13 @@ def traits_table(traits: pd.DataFrame) -> pd.DataFrame:
         table = pd.DataFrame(index=pd.Index([], name="trait"))
         table.attrs["note"] = "Too few pictures show any of `kinds`, `sizes` or `scenes`."
         return table
-    numbers = traits.assign(text="")
-    for row in traits.itertuples():
-        star = " *" if row.p_holm < 0.05 else ""
-        text = interval_text(row.difference, row.low, row.high, "+") + star
-        numbers.loc[row.Index, ["trait", "text"]] = (
-            as_markdown(f"{row.category}: {row.trait}"),
-            text,
-        )
+    names = [as_markdown(f"{row.category}: {row.trait}") for row in traits.itertuples()]
+    texts = [
+        interval_text(row.difference, row.low, row.high, "+") + " *" * (row.p_holm < 0.05)
+        for row in traits.itertuples()
+    ]
     return wide_table(
-        numbers,
+        traits.assign(trait=names, text=texts),
         ["trait"],
         "Mean over the pictures that show it minus the mean over all others, with its 95\u00a0% "
         "bootstrap interval; a star: p < 0.05 in a permutation test, corrected by Holm for all "
@@ -222,18 +220,43 @@ def count_copies(stimuli: Stimuli, splits: Sequence[Split]) -> pd.DataFrame:
 class Overlap(NamedTuple):
     """Distances to the nearest training picture, 1 - cosine of two embeddings.
 
-    `stimulus_id` int64 (n_test,), `distance` float64 (n_test,), `nearest_id` int64 (n_test,) and,
-    for comparison, `among_training` float64 (n,): the same for training pictures, each to the
-    nearest other one.
+    `stimulus_id` (n_test,), `distance` float64 (n_test,) and, for comparison, `among_training`
+    float64 (n,): the same for training pictures, each to the nearest other one.
     """
 
     stimulus_id: np.ndarray
     distance: np.ndarray
-    nearest_id: np.ndarray
     among_training: np.ndarray
 
 
-def overlap(splits: Sequence[Split], features_path: str | Path, seed: int = 0) -> Overlap:
+def overlap(test: np.ndarray, train: np.ndarray, stimulus_id: Ids, seed: int = 0) -> Overlap:
+    """Compare test pictures with training pictures.
+
+    Parameters
+    ----------
+    test, train : float (n_test, d), (n_train, d)
+        Their embeddings.
+    stimulus_id : sequence of n_test
+        Number or name of each test picture.
+    seed : int
+        Of the choice among many training pictures, of which at most 1,000 are compared among
+        themselves.
+
+    Returns
+    -------
+    Overlap
+    """
+    test, train = unit_rows(test), unit_rows(train)
+    some = train
+    if len(train) > MOST:
+        some = train[np.random.default_rng(seed).choice(len(train), MOST, replace=False)]
+    among = some @ some.T
+    np.fill_diagonal(among, -np.inf)
+    distance = 1 - (test @ train.T).max(axis=1)
+    return Overlap(np.asarray(stimulus_id), distance, 1 - among.max(axis=1))
+
+
+def split_overlap(splits: Sequence[Split], features_path: str | Path, seed: int = 0) -> Overlap:
     """Compare the test pictures of every split with its training pictures.
 
     Parameters
@@ -242,31 +265,17 @@ def overlap(splits: Sequence[Split], features_path: str | Path, seed: int = 0) -
     features_path : str or Path
         From `write_features`; "embedding" is that of the guide.
     seed : int
-        Of the choice among many training pictures, of which at most 1,000 of the first split are
-        compared among themselves.
+        As for `overlap`.
 
     Returns
     -------
     Overlap
-        Test pictures in the order of the splits.
+        Test pictures in the order of the splits; training pictures of the first.
     """
-
-    def embedding(ids: np.ndarray) -> np.ndarray:
-        return unit_rows(read_features(features_path, "embedding", ids))
-
-    found = []
-    for split in splits:
-        similarity = embedding(split.test) @ embedding(split.train).T
-        nearest = split.train[similarity.argmax(axis=1)]
-        found.append((split.test, 1 - similarity.max(axis=1), nearest))
-    ids = splits[0].train
-    if len(ids) > MOST:
-        ids = np.random.default_rng(seed).choice(ids, MOST, replace=False)
-    rows = embedding(ids)
-    similarity = rows @ rows.T
-    np.fill_diagonal(similarity, -np.inf)
-    test, distance, nearest = (np.concatenate(part) for part in zip(*found, strict=True))
-    return Overlap(test, distance, nearest, 1 - similarity.max(axis=1))
+    read = partial(read_features, features_path, "embedding")
+    found = [overlap(read(s.test), read(s.train), s.test, seed) for s in splits]
+    test, distance, _ = (np.concatenate(part) for part in zip(*found, strict=True))
+    return Overlap(test, distance, found[0].among_training)
 
 
 def overlap_trend(values: pd.DataFrame, found: Overlap, seed: int = 0) -> pd.DataFrame:

@@ -43,8 +43,6 @@ ROWS = {
     "prior": Row("no brain at all", "nothing", "06_controls"),
 }
 METHODS = {name: row.label for name, row in ROWS.items()}
-# What the parameter `controls` of chapter 06 may name.
-CONTROLS = tuple(name for name, row in ROWS.items() if row.notebook == "06_controls")
 # Baselines that know nothing of what was seen: they never look at the test responses, or their
 # decoders were fitted to the wrong pictures. The best of them is the floor.
 BLIND = tuple(name for name, row in ROWS.items() if row.sees == "nothing")

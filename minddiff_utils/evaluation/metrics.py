@@ -10,15 +10,15 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import h5py
 import numpy as np
 import pandas as pd
 from skimage.color import rgb2gray
 from skimage.metrics import structural_similarity
 from skimage.transform import resize
 
+from minddiff_utils.datasets.reading import open_dataset, open_file
 from minddiff_utils.evaluation.methods import METHODS, ROWS, in_order
-from minddiff_utils.io import InputError, method_file, require, unreadable
+from minddiff_utils.io import InputError, method_file, require
 
 # --- one number a picture ------------------------------------------------------------------
 
@@ -277,12 +277,8 @@ def _read_pictures(
     folder: str | Path, method: str, notebook: str, seed: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     path = require(method_file(folder, method, seed), notebook)
-    try:
-        with h5py.File(path, "r") as file:
-            return file["pictures"][:], file["stimulus_id"][:].astype(np.int64)
-    except (OSError, KeyError) as error:
-        damage = f"cannot be read ({error}). Delete it and run {notebook} again."
-        raise unreadable(path, error, damage) from None
+    with open_file(path, f"Delete it and run {notebook} again.") as file:
+        return open_dataset(file, "pictures")[:], file["stimulus_id"][:].astype(np.int64)
 
 
 def read_metrics(run_dir: str | Path, subjects: Sequence[str]) -> pd.DataFrame:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import combinations
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -19,13 +19,13 @@ from skimage.color import rgb2gray
 
 from minddiff_utils.evaluation.baselines import blurred
 from minddiff_utils.evaluation.identification import identification_accuracy, similarity_matrix
-from minddiff_utils.evaluation.leakage import MOST, Overlap
 from minddiff_utils.evaluation.metrics import METRICS, cosine, pcc, ssim, unit_rows
 from minddiff_utils.evaluation.pictures import Pictures, resized
 from minddiff_utils.evaluation.statistics import paired_difference, shuffled_rows
 from minddiff_utils.evaluation.tables import LISTED
 from minddiff_utils.io import progress
 
+Embedded: TypeAlias = dict[str, np.ndarray]  # metric -> embeddings float (n, d)
 BATCH = 32  # pictures in memory at a time
 THUMBNAIL = 72  # pixels a side, of the gallery
 COARSE = 8  # patches a side, of which the order test compares the colours
@@ -52,7 +52,7 @@ class Look(NamedTuple):
     bool (n,), whether a picture is of one colour.
     """
 
-    embedded: dict[str, np.ndarray]
+    embedded: Embedded
     thumbnails: np.ndarray
     flat: np.ndarray
 
@@ -85,11 +85,7 @@ def look(pictures: Pictures, embed: Mapping[str, Callable], label: str = "") -> 
 
 
 def scores(
-    truth: Pictures,
-    made: Pictures,
-    seen: Mapping[str, np.ndarray],
-    embedded: Mapping[str, np.ndarray],
-    size: int | None = None,
+    truth: Pictures, made: Pictures, seen: Embedded, embedded: Embedded, size: int | None = None
 ) -> pd.DataFrame:
     """Score each picture as chapter 05 does: cosine of embeddings, SSIM and PCC.
 
@@ -116,8 +112,7 @@ def scores(
     with ThreadPoolExecutor(2) as pool:  # decoding and filters let other threads run
         parts = list(pool.map(pixels, range(0, len(truth), BATCH)))
     values = {name: cosine(seen[name], embedded[name]) for name in seen}
-    columns = (np.concatenate(column) for column in zip(*parts, strict=True))
-    values |= dict(zip(("ssim", "pcc"), columns, strict=True))
+    values["ssim"], values["pcc"] = np.concatenate(parts, axis=1)
     wide = pd.DataFrame({"stimulus_id": truth.names, **values})
     return wide.melt("stimulus_id", var_name="metric")
 
@@ -183,14 +178,9 @@ def matched_blur(truth: np.ndarray, made: np.ndarray) -> float:
     return brentq(lambda blur: sharpness(truth, blur) - max(wanted, least), 0.0, 1.0, xtol=1e-5)
 
 
-def some_rows(embedded: Mapping[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
+def some_rows(embedded: Embedded, rows: np.ndarray) -> Embedded:
     """Return these rows of each metric's embeddings."""
     return {metric: values[rows] for metric, values in embedded.items()}
-
-
-def control_rows(n: int, n_control: int) -> np.ndarray:
-    """Choose the rows that controls are scored on, evenly spaced; int64 (m,)."""
-    return np.unique(np.linspace(0, n - 1, min(n, n_control)).round().astype(np.int64))
 
 
 class Control(NamedTuple):
@@ -202,7 +192,7 @@ class Control(NamedTuple):
 
     method: str
     pictures: Pictures
-    embedded: dict[str, np.ndarray] | None
+    embedded: Embedded | None
     about: str
 
 
@@ -210,9 +200,9 @@ def make_controls(
     name: str,
     truth: Pictures,
     made: Pictures,
-    embedded: Mapping[str, np.ndarray],
+    embedded: Embedded,
     training: Pictures | None = None,
-    known: Mapping[str, np.ndarray] | None = None,
+    known: Embedded | None = None,
     seed: int = 0,
 ) -> list[Control]:
     """Make the controls of one method.
@@ -252,31 +242,9 @@ def make_controls(
         metric = next(iter(embedded))
         rows = (unit_rows(embedded[metric]) @ unit_rows(known[metric]).T).argmax(axis=1)
         about = f"{len(np.unique(rows))} of {len(training)} stand for {len(rows)} reconstructions"
-        nearest = training.take(rows), some_rows(known, rows)
-        found.append(Control(NEAREST.format(name), *nearest, about))
+        nearest = Control(NEAREST.format(name), training.take(rows), some_rows(known, rows), about)
+        found.append(nearest)
     return found
-
-
-def training_overlap(
-    seen: np.ndarray, known: np.ndarray, names: Sequence[str], seed: int = 0
-) -> Overlap:
-    """Distance of each picture that was seen to the nearest training picture; see `overlap`.
-
-    Parameters
-    ----------
-    seen, known : float (n, d), (m, d)
-        Embeddings of the truth and of the training pictures.
-    names : sequence of n str
-    seed : int
-        Of the choice of training pictures that are compared among themselves.
-    """
-    similarity = unit_rows(seen) @ unit_rows(known).T
-    rng = np.random.default_rng(seed)
-    some = unit_rows(known[rng.permutation(len(known))[:MOST]])
-    among = some @ some.T
-    np.fill_diagonal(among, -np.inf)
-    nearest = similarity.argmax(axis=1)
-    return Overlap(np.array(names), 1 - similarity.max(axis=1), nearest, 1 - among.max(axis=1))
 
 
 # --- is the order right, are the pictures different? ------------------------------------------
@@ -319,9 +287,8 @@ def order_test(seen: Look, made: Look, seed: int = 0) -> OrderTest:
     best = linear_sum_assignment(similarity_matrix(predicted, true), maximize=True)[1]
     moved = best != np.arange(len(best))
     colours, shown = _coarse(made.thumbnails[moved]), _coarse(seen.thumbnails)
-    gain = paired_difference(
-        cosine(colours, shown[best[moved]]), cosine(colours, shown[moved]), seed=seed
-    )
+    agree, agreed = (cosine(colours, shown[rows]) for rows in (best[moved], moved))
+    gain = paired_difference(agree, agreed, seed=seed)
     accuracy = [identification_accuracy(predicted, true[order]).mean() for order in (..., best)]
     p = gain["p"] if moved.any() and gain["mean"] > 0 else 1.0
     return OrderTest(float(accuracy[0]), float(accuracy[1]), int(moved.sum()), p)

@@ -90,8 +90,8 @@ def differences(
         one test alone, and corrected by Holm for all tests of the same subject.
     """
     rows = []
-    for names, wide in _by_metric(frame):
-        for method, baseline in _present(pairs, wide):
+    for names, wide in by_metric(frame):
+        for method, baseline in present_pairs(pairs, wide):
             found = paired_difference(wide[method], wide[baseline], seed=seed)
             rows.append(names | {"method": method, "baseline": baseline} | found)
     several = _keys(frame)[:-2]
@@ -101,12 +101,12 @@ def differences(
     return found.assign(p_holm=groups["p"].transform(holm))
 
 
-def _present(pairs: Sequence[tuple[str, str]], wide: pd.DataFrame) -> list[tuple[str, str]]:
+def present_pairs(pairs: Sequence[tuple[str, str]], wide: pd.DataFrame) -> list[tuple[str, str]]:
     """Pairs of methods that are there; the solver that ran stands for this book's."""
-    if "stage2" not in wide:
-        instead = {"stage2": full_method(wide) or "stage2"}
-        pairs = [(instead.get(one, one), instead.get(other, other)) for one, other in pairs]
-    pairs = dict.fromkeys(pairs)
+    instead = {"stage2": full_method(wide) or "stage2"}
+    pairs = dict.fromkeys(
+        (instead.get(one, one), instead.get(other, other)) for one, other in pairs
+    )
     return [pair for pair in pairs if pair[0] != pair[1] and set(pair) <= set(wide)]
 
 
@@ -155,7 +155,7 @@ def shares(frame: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
         interval NaN where it is not clearly so. Empty without floor and ceiling.
     """
     rows = []
-    for names, wide in _by_metric(frame):
+    for names, wide in by_metric(frame):
         if not {FLOOR, "ceiling"} <= set(wide):
             continue
         for method in in_order([name for name in wide if name != FLOOR], METHODS):
@@ -310,7 +310,7 @@ def share_table(frame: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     numbers = shares(frame, seed)
     numbers = numbers[~numbers["method"].isin([*BLIND, "ceiling"])].copy()
     numbers["text"] = [_percent_text(row) for row in numbers.itertuples()]
-    floors = [names | {"method": wide.attrs.get("floor")} for names, wide in _by_metric(frame)]
+    floors = [names | {"method": wide.attrs.get("floor")} for names, wide in by_metric(frame)]
     return wide_table(
         numbers,
         _keys(frame)[:-1],
@@ -463,7 +463,7 @@ def groups_in_order(frame: pd.DataFrame, keys: list[str]) -> list[tuple[tuple, p
     return groups
 
 
-def _by_metric(frame: pd.DataFrame) -> Iterator[tuple[dict[str, str], pd.DataFrame]]:
+def by_metric(frame: pd.DataFrame) -> Iterator[tuple[dict[str, str], pd.DataFrame]]:
     """Each (subject and) metric: its names, and a table of pictures by methods with the floor."""
     keys = [key for key in _keys(frame) if key != "method"]
     for names, group in groups_in_order(frame, keys):

@@ -9,12 +9,12 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from minddiff_utils.evaluation import tables
 from minddiff_utils.evaluation.dimension import effective_dimension
 from minddiff_utils.evaluation.leakage import Overlap
 from minddiff_utils.evaluation.methods import full_method
 from minddiff_utils.evaluation.metrics import METHODS, METRICS
-from minddiff_utils.evaluation.statistics import bootstrap_interval
-from minddiff_utils.evaluation.tables import FLOOR, PAIRS, p_text, pair_name, with_floor
+from minddiff_utils.evaluation.statistics import PermutationTest, bootstrap_interval
 from minddiff_utils.figures import style
 from minddiff_utils.figures.reconstruction import mosaic, show_mosaic
 from minddiff_utils.io import InputError
@@ -23,7 +23,7 @@ VALUES = ["subject", "method", "stimulus_id", "metric", "value"]
 SUBJECT_MARKERS = "osD^vP*X"
 # Method -> colour, marker and label, from the floor to the ceiling.
 STEPS = {
-    FLOOR: (style.GREY, "v", "best blind control (floor)"),
+    tables.FLOOR: (style.GREY, "v", "best blind control (floor)"),
     "retrieval": (style.ORANGE, "D", "nearest training picture"),
     "stage1": (style.SKY, "s", "stage 1"),
     "algorithm_1": (style.RED, "o", "Algorithm 1"),
@@ -75,10 +75,8 @@ def paired_differences(frame: pd.DataFrame) -> Figure:
     style.need_columns(frame, VALUES, "paired_differences")
     index = ["subject", "metric", "stimulus_id"]
     wide = frame.pivot(index=index, columns="method", values="value")
-    # The solver that ran stands for both stages where this book's did not.
-    full = full_method(wide) or "stage2"
-    pairs = [tuple(full if name == "stage2" else name for name in pair) for pair in PAIRS]
-    gain = {pair_name(a, b): wide[a] - wide[b] for a, b in pairs if a != b and {a, b} <= set(wide)}
+    pairs = tables.present_pairs(tables.PAIRS, wide)
+    gain = {tables.pair_name(one, other): wide[one] - wide[other] for one, other in pairs}
     if not gain:
         methods = ", ".join(wide)
         raise InputError(f"None of the pairs is in {methods}. Run notebook 04_stage2 first.")
@@ -128,13 +126,12 @@ def floor_to_ceiling(frame: pd.DataFrame) -> Figure:
         the way from floor to ceiling that both stages have come.
     """
     style.need_columns(frame, VALUES, "floor_to_ceiling")
-    frame = frame.assign(metric=style.in_words(frame["metric"], METRICS))
-    frame = frame.sort_values("metric", kind="stable")
     several = frame["subject"].nunique() > 1
     lines = {}
-    for (metric, subject), rows in frame.groupby(["metric", "subject"], sort=False, observed=True):
-        wide = with_floor(rows.pivot(index="stimulus_id", columns="method", values="value"))
-        lines[f"{metric}, {subject}" if several else metric] = wide
+    for (metric, subject), rows in tables.groups_in_order(frame, ["metric", "subject"]):
+        label = METRICS.get(metric, metric) + (f", {subject}" if several else "")
+        wide = rows.pivot(index="stimulus_id", columns="method", values="value")
+        lines[label] = tables.with_floor(wide)
     tidy = pd.concat({name: wide.melt() for name, wide in lines.items()}, names=["line", None])
     tidy = tidy.reset_index("line")
     steps = {name: step for name, step in STEPS.items() if name in set(tidy["method"])}
@@ -159,7 +156,7 @@ def floor_to_ceiling(frame: pd.DataFrame) -> Figure:
 def _mark_way(axes: Axes, place: int, wide: pd.DataFrame) -> None:
     """Shade the way from floor to ceiling, and write the share of it at the right."""
     text = "–"
-    ends = [FLOOR, full_method(wide), "ceiling"]
+    ends = [tables.FLOOR, full_method(wide), "ceiling"]
     if set(ends) <= set(wide):
         floor, reached, ceiling = wide[ends].dropna().mean()
         axes.barh(place, ceiling - floor, 0.55, left=floor, color="#e8e8e8", zorder=0.5)
@@ -196,10 +193,10 @@ def score_curves(curve: pd.DataFrame, reference: pd.DataFrame, label: str) -> Fi
         color=style.BLUE, err_kws={"linewidth": 2}, facet_kws={"sharey": False, "sharex": False},
     )  # fmt: skip
     same = reference[reference["stimulus_id"].isin(curve["stimulus_id"])]
-    for metric, rows in same.groupby("metric"):
-        means = with_floor(rows.pivot(index="stimulus_id", columns="method", values="value")).mean()
-        axes = grid.axes_dict.get(METRICS.get(metric, metric))
-        for name in [name for name in (FLOOR, "ceiling") if name in means and axes]:
+    for names, wide in tables.by_metric(same):
+        means = wide.mean()
+        axes = grid.axes_dict.get(METRICS.get(names["metric"], names["metric"]))
+        for name in [name for name in (tables.FLOOR, "ceiling") if name in means and axes]:
             colour, _, text = STEPS[name]
             axes.axhline(means[name], color=colour, linestyle="--", label=text)
     fig = style.fit(grid, 2.3 * -(-len(grid.axes) // 2), label)
@@ -213,14 +210,12 @@ def score_curves(curve: pd.DataFrame, reference: pd.DataFrame, label: str) -> Fi
 
 
 @style.figure
-def permutation_null(null: np.ndarray, observed: float, label: str) -> Figure:
+def permutation_null(test: PermutationTest, label: str) -> Figure:
     """Draw how a statistic is distributed when pictures are permuted, and the observed value.
 
     Parameters
     ----------
-    null : float (n_permutations,)
-        `controls.permutation_test(…).null`.
-    observed : float
+    test : PermutationTest
     label : str
         What the statistic is, written below the axis.
 
@@ -230,11 +225,10 @@ def permutation_null(null: np.ndarray, observed: float, label: str) -> Figure:
         The title gives the one-sided p-value.
     """
     fig, axes = style.canvas(2.8)
-    name = f"{len(null):,} permutations"
-    sns.histplot(x=null, bins=40, color=style.GREY, alpha=0.6, linewidth=0, label=name)
-    axes.axvline(observed, color=style.RED, linewidth=2.2, label="matched pictures")
-    p = (1 + np.sum(np.asarray(null) >= observed)) / (1 + len(null))
-    axes.set_title(p_text(p), loc="left")
+    name = f"{len(test.null):,} permutations"
+    sns.histplot(x=test.null, bins=40, color=style.GREY, alpha=0.6, linewidth=0, label=name)
+    axes.axvline(test.observed, color=style.RED, linewidth=2.2, label="matched pictures")
+    axes.set_title(tables.p_text(test.p), loc="left")
     axes.set(xlabel=label, ylabel="permutations")
     axes.legend(loc="lower right", bbox_to_anchor=(1, 0.97), ncols=2)
     return fig

@@ -20,9 +20,7 @@ from minddiff_utils.io import InputError
 
 @style.figure
 def picture_grid(
-    rows: Mapping[str, np.ndarray],
-    columns: int | None = None,
-    captions: Sequence[str] | None = None,
+    rows: Mapping[str, np.ndarray], columns: int = 8, captions: Sequence[str] | None = None
 ) -> Figure:
     """Draw pictures under each other, a method a row: what was seen above what was reconstructed.
 
@@ -30,8 +28,8 @@ def picture_grid(
     ----------
     rows : dict of uint8 (n, h, w, 3)
         Label at the left -> its pictures, in the same order in every row.
-    columns : int, optional
-        Pictures side by side; more go into further bands below. At most 8 if not given.
+    columns : int
+        Pictures side by side, at most; more go into further bands below.
     captions : sequence of n str, optional
         A few letters above each picture, for example its stimulus id.
 
@@ -45,8 +43,7 @@ def picture_grid(
             f"Every row of the grid needs the same pictures (n, h, w, 3); got {sorted(shapes)}."
         )
     stack = np.stack(list(rows.values()))
-    starts = range(0, stack.shape[1], columns or 8)
-    parts = [slice(start, start + (columns or 8)) for start in starts]
+    parts = [slice(start, start + columns) for start in range(0, stack.shape[1], columns)]
     names = [list(captions[part]) if captions is not None else [] for part in parts]
     return picture_bands([stack[:, part] for part in parts], list(rows), names)
 
@@ -244,9 +241,8 @@ def iterate_rows(
             axes.imshow(picture)
             axes.set_axis_off()
         curve = cells[-1]
-        curve.plot(
-            losses[row], "o-" if losses.shape[1] < 20 else "-", color=style.BLUE, markersize=3
-        )
+        line = "o-" if losses.shape[1] < 20 else "-"
+        curve.plot(losses[row], line, color=style.BLUE, markersize=3)
         curve.tick_params(labelsize=7, labelbottom=row == len(pictures) - 1)
         curve.xaxis.get_major_locator().set_params(integer=True)
         curve.yaxis.set_ticks_position("right")

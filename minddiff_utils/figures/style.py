@@ -47,12 +47,8 @@ STYLE: dict[Any, Any] = {
     # Captions and names of regions are text: a `$` in them is a `$`.
     "text.parse_math": False,
 }
-FEATURE_SPACES = {
-    "z": "z",
-    "c": "c",
-    **{f"block_{i}": f"block {i}" for i in range(1, 13)},
-    "embedding": "embedding",
-}
+SPACES = ("z", "c", *(f"block_{number}" for number in range(1, 13)), "embedding")
+FEATURE_SPACES = {name: name.replace("_", " ") for name in SPACES}
 
 
 # A notebook holds its figures, whatever MPLBACKEND the shell has set for other programs.
