@@ -167,7 +167,6 @@ ADVANCED: dict[str, dict[str, Any]] = {
     },
 }
 PATHS = ("data_path", "run_dir", "models", "guide", "judge")
-ASSIGNED = re.compile(r"^(\w+) *=", re.MULTILINE)  # the names that a cell gives values to
 
 # Old names of parameters and their new ones.
 RENAMED = {
@@ -337,8 +336,8 @@ def _check_given(cells: list[str]) -> None:
     # papermill puts what it was given into a cell of its own, after that of the parameters.
     for declared, given in zip(cells, cells[1:], strict=False):
         if given.startswith("# Parameters\n"):
-            known = ASSIGNED.findall(declared)
-            if strange := [name for name in ASSIGNED.findall(given) if name not in known]:
+            known, names = (re.findall(r"(?m)^(\w+) *=", cell) for cell in (declared, given))
+            if strange := [name for name in names if name not in known]:
                 raise InputError(no_such(strange[0], known))
 
 

@@ -17,9 +17,7 @@ def pictures(rng, *shape, side=16):
     return rng.integers(0, 256, (*shape, side, side, 3), dtype=np.uint8)
 
 
-@pytest.mark.parametrize(
-    ("n", "columns", "bands"), [(8, 8, 1), (10, 10, 1), (20, 8, 3), (1, 5, 1)]
-)
+@pytest.mark.parametrize(("n", "columns", "bands"), [(8, 8, 1), (10, 10, 1), (20, 8, 3), (1, 5, 1)])
 def test_picture_grid(rng, n, columns, bands):
     rows = {name: pictures(rng, n) for name in ("seen", "stage 1", "stage 2")}
     fig = figures.picture_grid(rows, columns, [f"#{i}" for i in range(n)])

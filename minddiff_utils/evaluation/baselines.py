@@ -158,10 +158,9 @@ def read_draws(folder: str | Path, methods: Sequence[str]) -> dict[int, dict[str
     """
     first = settings_of(method_file(folder, "stage1"))[1]
     draws = {first: read_reconstructions(folder, methods)[1]}
-    full = full_method(methods)
+    always = ("stage1", full_method(methods))
     for seed in range(first + 1, first + recall(folder).n_seeds):
-        stored = method_file(folder, "algorithm_1", seed).is_file()
-        names = [n for n in methods if n in ("stage1", full) or (n == "algorithm_1" and stored)]
+        names = [n for n in methods if n in always or method_file(folder, n, seed).is_file()]
         draws[seed] = read_reconstructions(folder, names, seed)[1]
     return draws
 
@@ -542,8 +541,6 @@ def add_stored(
 def decoded_statistics(decoded: Mapping[str, np.ndarray]) -> np.ndarray:
     """Mean and standard deviation of each picture's decoded values; float32 (n, n_names, 2)."""
     names = sorted(name for name in decoded if name in ("z", "c") or name.startswith("block_"))
-    found = []
-    for name in names:
-        values = decoded[name].reshape(len(decoded[name]), -1).astype(np.float64)
-        found.append(np.stack([np.nanmean(values, 1), np.nanstd(values, 1)], axis=1))
-    return np.stack(found, axis=1).astype(np.float32)
+    flat = [decoded[name].reshape(len(decoded[name]), -1).astype(np.float64) for name in names]
+    found = [[np.nanmean(values, 1), np.nanstd(values, 1)] for values in flat]
+    return np.transpose(found, (2, 0, 1)).astype(np.float32)

@@ -221,9 +221,8 @@ def evaluate(
     parts = []
     for method, pictures in reconstructions.items():
         values = {name: cosine(seen[name], function(pictures)) for name, function in embed.items()}
-        for name, metric in MEASURES.items():
-            if metric.function:
-                values[name] = metric.function(truth, pictures, size)
+        known = {name: metric.function for name, metric in MEASURES.items() if metric.function}
+        values |= {name: function(truth, pictures, size) for name, function in known.items()}
         wide = pd.DataFrame({"method": method, "stimulus_id": stimulus_id, **values})
         parts.append(wide.melt(["method", "stimulus_id"], var_name="metric"))
     return pd.concat(parts, ignore_index=True)
