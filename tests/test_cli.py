@@ -27,7 +27,7 @@ def call(capsys, monkeypatch, *arguments):
 
 @pytest.mark.parametrize(
     "words",
-    ["--help", "check own nothing.h5", "check nsd .", "fetch nsd --help", "phantom tiny --root {}"],
+    ["--help", "check own nothing.h5", "check nsd .", "fetch nsd --help", "data tiny --root {}"],
 )
 def test_commands_start_at_once_and_quietly(project, words):
     """Large libraries take seconds and memory, which would count as a bench's own."""
@@ -38,7 +38,7 @@ def test_commands_start_at_once_and_quietly(project, words):
     command = [sys.executable, "-c", program, *words.format(project).split()]
     answer = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     large = {"torch", "sklearn", "himalaya", "nilearn", "matplotlib", "transformers", "diffusers"}
-    large |= set() if words.startswith("phantom") else {"pandas", "scipy.io", "nbformat"}
+    large |= set() if words.startswith("data") else {"pandas", "scipy.io", "nbformat"}
     assert not large & set(answer.stdout.split())
     assert "torch" not in answer.stderr and answer.stderr.count("\n") <= 1
 

@@ -328,9 +328,9 @@ def _fitted(truth: Pictures, made: Pictures, how: str) -> Pictures:
 
 
 def _number(name: str, place: int) -> int | str:
-    """A whole number in a name, by its place; the name where there is none."""
+    """A whole number in a name, by its place or the last one; the name where there is none."""
     found = re.findall(r"\d+", name)
-    return int(found[place]) if place < len(found) and found else name
+    return int(found[min(place, len(found) - 1)]) if found else name
 
 
 # What names may share: all of them, or one of their numbers.
