@@ -93,7 +93,7 @@ def test_page_describes_every_dataset_and_no_other():
 
 @pytest.mark.slow
 def test_make_book_from_the_pages_own_example(written, tmp_path):
-    changes = ["n_steps=5", "iterations=2", "n_curve=4", f"run_dir={tmp_path / 'run'}"]
+    changes = ["n_steps=5", "iterations=2", "n_curve=0", f"run_dir={tmp_path / 'run'}"]
     sets = [word for change in changes for word in ("--set", change)]
     answer = minddiff("book", "own", "--data", written, *sets)
     assert answer.returncode == 0, answer.stderr

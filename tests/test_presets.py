@@ -23,7 +23,7 @@ from minddiff_utils.io import method_file
 from minddiff_utils.settings import ADVANCED, FULL_METHODS
 
 # Sizes alone. No decoder, solver or other choice of a file is changed, but where its comment says.
-SMALL = {"n_steps": 2, "n_seeds": 1, "n_permutations": 2, "n_extra": 20, "n_curve": 2}
+SMALL = {"n_steps": 2, "n_seeds": 1, "n_permutations": 2, "n_extra": 20, "n_curve": 0}
 # The phantom's models in the place of Stable Diffusion and its judge, which have to be downloaded.
 MODELS = {"models": str(ROOT / "minddiff_utils" / "phantom" / "weights")}
 # The small tree has one subject, and fewer sessions than either protocol takes.

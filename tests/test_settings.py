@@ -161,7 +161,7 @@ def test_papermill_stops_there(tmp_path):
 # --- parameter files ------------------------------------------------------------------------------
 
 CHANGES = (
-    {"n_curve": 0},
+    {"n_curve": -1},
     {"batch": 0},
     {"batch": None},
     {"seed": -1},
