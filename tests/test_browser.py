@@ -23,6 +23,8 @@ import pytest
 from bs4 import BeautifulSoup
 from dummy_project import ROOT
 
+from minddiff_utils.evaluation.metrics import read_metrics
+
 pytestmark = pytest.mark.browser
 
 AXE = ROOT / "tests/axe/node_modules/axe-core/axe.min.js"
@@ -206,9 +208,10 @@ def test_page_passes_axe(visit, theme, asked):
 @pytest.fixture(scope="module", params=GALLERIES, ids=name)
 def gallery(request, context):
     visit = Visit(context, request.param.as_uri())
-    visit.values = pd.read_csv(
-        request.param.parents[2] / request.param.parent.name / "metrics.csv"
-    ).pivot_table(index="stimulus_id", columns=["method", "metric"], values="value")
+    values = read_metrics(request.param.parents[2], [request.param.parent.name])
+    visit.values = values.pivot_table(
+        index="stimulus_id", columns=["method", "metric"], values="value"
+    )
     yield visit
     visit.page.close()
 
