@@ -18,6 +18,8 @@ import numpy as np
 from tqdm import auto, std
 
 Ids: TypeAlias = Sequence[int] | np.ndarray  # numbers of stimuli, trials or voxels
+# What a disk answers that has no locks, as some network disks.
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 MARK = ".minddiff-run"  # in a folder that runs write into
 PACKAGE = Path(__file__).parent
 SPARE = 4 * 2**20  # bytes that stay free: HDF5 does not bear a disk that is quite full
@@ -104,8 +106,11 @@ def lock_file(file: IO) -> bool:
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
     except OSError as error:
-        return not isinstance(error, BlockingIOError)
+        if error.errno not in NO_LOCKS:
+            raise
     return True
 
 

@@ -205,8 +205,11 @@ def resolve(path: str, project: Path | None = None) -> Path:
     Raises
     ------
     InputError
-        If one of them stands for nothing here.
+        If one of them stands for nothing here, and no file has such a name.
     """
+    found = (project or project_folder()) / path
+    if found.exists():
+        return found.resolve()
     expanded = os.path.expanduser(os.path.expandvars(path))
     if left := re.search(r"^~[^/]*|\$\w+|\$\{\w+\}", expanded):
         raise InputError(f"{path!r} should be a path, but {left[0]} stands for nothing here.")

@@ -1,5 +1,6 @@
 """The book's machinery on a small project: order, changes, failures, kills, pages."""
 
+import contextlib
 import errno
 import json
 import os
@@ -15,11 +16,11 @@ import papermill
 import pytest
 from bs4 import BeautifulSoup
 from dummy_project import ROOT, make_project, notebook, write_params
-from nbformat.v4 import new_markdown_cell, new_notebook
+from nbformat.v4 import new_markdown_cell, new_notebook, new_output
 
-from minddiff_utils.book import build, known_environment, record, run
+from minddiff_utils.book import BookError, build, known_environment, record, run
 from minddiff_utils.book.plan import declared_parameters, load_plan
-from minddiff_utils.io import InputError, code_digest, lock_file
+from minddiff_utils.io import InputError, claim_run, code_digest, lock_file
 
 # What a user's shell may hold: none of it may show in a book.
 SURROUNDINGS = {"MPLBACKEND": "Agg", "SNAKEMAKE_PROFILE": "/nowhere", "HOME": "/proc/nohome"}
@@ -425,3 +426,32 @@ def test_contents_have_a_part_a_subject_and_guides_stand_after_the_chapters(tmp_
     assert parts["Subject subj01"][1] == {"file": "subj01/02_second", "title": "Second"}
     assert parts["The idea"] == [{"file": "method"}]
     assert parts["Run it on other data"] == [{"file": "own_data"}, {"file": "data_layouts"}]
+
+
+def test_a_chapter_whose_figure_was_not_drawn_fails(tmp_path):
+    page = notebook("T", "a = 1", "figure", "figure")
+    for cell, kind in zip(page.cells[2:], ("image/png", "text/plain"), strict=True):
+        cell.metadata["mystnb"] = {"figure": {"name": f"fig-{kind[:4]}"}}
+        cell.outputs = [new_output("display_data", {kind: "x"})]
+    nbformat.write(page, tmp_path / "running.ipynb")
+    with pytest.raises(BookError, match="the cell of fig-text has drawn no figure"):
+        run._need_figures(tmp_path / "running.ipynb")
+
+
+@pytest.mark.parametrize(("n_failures", "works"), [(2, True), (3, False)])
+def test_a_kernel_that_does_not_start_is_started_again(tmp_path, monkeypatch, n_failures, works):
+    """As where two of them chose the same port."""
+    left = [RuntimeError("Kernel died before replying to kernel_info")] * n_failures
+
+    def execute(source, output, **given):
+        if left:
+            raise left.pop()
+        Path(output).write_bytes(Path(source).read_bytes())
+
+    monkeypatch.setattr(run.papermill, "execute_notebook", execute)
+    plan = plan_of(make_project(tmp_path))
+    claim_run(plan.run)
+    expected = contextlib.nullcontext() if works else pytest.raises(RuntimeError, match="replying")
+    with expected:
+        run.run_notebook(plan.sheets[0].path, tmp_path / "out.ipynb", {})
+    assert (tmp_path / "out.ipynb").exists() == works

@@ -16,7 +16,10 @@ from minddiff_utils.book import BookError, say
 from minddiff_utils.book.pages import HEADING, add_pieces, has_gallery
 from minddiff_utils.book.plan import Plan, Sheet
 from minddiff_utils.book.record import file_digest
+from minddiff_utils.io import InputError
 
+# Builders whose version shapes the HTML: a new one builds the book again.
+BUILDERS = ("jupyter-book", "sphinx", "myst-nb", "sphinx-book-theme")
 # Pages that tell how to run the book on other data; they stand after the chapters.
 GUIDES = ("run_nsd", "run_cluster", "own_data", "data_layouts", "evaluate")
 # Pages of every book; they stand last.
@@ -121,9 +124,17 @@ def assemble(plan: Plan) -> Path:
     -------
     Path
         The folder, built anew.
+
+    Raises
+    ------
+    InputError
+        If a page is missing.
     """
     pages, book = plan.root / "book", plan.run / "book"
     shutil.rmtree(book, ignore_errors=True)
+    for name in ("index", *REFERENCE, *plan.values["pages"]):
+        if not (pages / f"{name}.md").is_file():
+            raise InputError(f"{plan.name}: there is no page {pages / name}.md.")
     shutil.copytree(pages, book, ignore=shutil.ignore_patterns("results"))
     _copy_mathjax(book / "static" / "mathjax")
     for subject, sheet in plan.jobs:
@@ -170,7 +181,9 @@ def build_html(book: Path, html: Path) -> bool:
         With the warnings of Jupyter Book.
     """
     files = [path for path in sorted(book.rglob("*")) if path.is_file()]
-    source = "\n".join(f"{path.relative_to(book)} {file_digest(path)}" for path in files)
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in BUILDERS]
+    digests = [f"{path.relative_to(book)} {file_digest(path)}" for path in files]
+    source = "\n".join([*versions, *digests])
     stamp, new = html / ".built-from", html.with_name(".html-new")
     built = stamp.is_file() and (html / "index.html").is_file()
     if built and stamp.read_text(encoding="utf-8") == source:

@@ -139,7 +139,7 @@ def find_sheets(notebooks: str | Path) -> tuple[Sheet, ...]:
     Raises
     ------
     InputError
-        If one cannot be read.
+        If there are none, or one cannot be read.
     """
     sheets = []
     for path in sorted(Path(notebooks).glob("[0-9][0-9]_*.ipynb")):
@@ -148,6 +148,8 @@ def find_sheets(notebooks: str | Path) -> tuple[Sheet, ...]:
         except ValueError as error:
             raise InputError(f"{path} is not a notebook: {error}") from None
         sheets.append(Sheet(path.stem, path.resolve(), declared_parameters(notebook, path.name)))
+    if not sheets:
+        raise InputError(f"{notebooks} holds no notebooks named NN_name.ipynb.")
     return tuple(sheets)
 
 
@@ -172,7 +174,10 @@ def load_plan(path: str | Path, root: Path, changes: Mapping[str, Any] | None = 
     path, root = Path(path), Path(root).resolve()
     values = {**_read_yaml(path), **(changes or {})}
     sheets = find_sheets(root / "notebooks")
-    plan = Plan(path.stem, root, USUAL | _checked(values, sheets), sheets)
+    try:
+        plan = Plan(path.stem, root, USUAL | _checked(values, sheets), sheets)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     data = plan.place("data_path")
     if values.get("dataset") == "own" and len(plan.subjects) > 1 and data and data.is_file():
         raise InputError(

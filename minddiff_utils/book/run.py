@@ -16,10 +16,11 @@ import textwrap
 import time
 import traceback
 from collections.abc import Mapping
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, suppress
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import papermill
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
@@ -27,10 +28,12 @@ from papermill.exceptions import PapermillExecutionError
 from minddiff_utils.book import BookError, span
 from minddiff_utils.book.plan import Plan, Sheet, find_sheets
 from minddiff_utils.book.record import is_done, model_revisions, recorded
-from minddiff_utils.io import InputError
+from minddiff_utils.io import InputError, atomic_path
 from minddiff_utils.settings import ADVANCED, recall
 
 SHARDED = "04_stage2"  # the chapter whose pictures can be shared out among jobs
+CANCEL_SECONDS = 60.0  # for Snakemake to cancel its jobs on a cluster
+STARTS = 3  # of a kernel, before it is given up
 FULL = (errno.ENOSPC, errno.EDQUOT)  # a full disk, and a share of it that is used up
 # Runs a command, and ends it and all that it has started when the input does: when we are gone.
 GUARD = ("sh", "-c", 'exec 3<&0 </dev/null; (cat <&3; kill -KILL 0) & exec "$@" 3<&-', "sh")
@@ -75,7 +78,8 @@ def run_notebooks(plan: Plan, cores: int, profile: Path | None, lock: int) -> No
         except BaseException:
             if profile:  # Snakemake has to cancel its jobs on a cluster
                 process.send_signal(signal.SIGINT)
-                process.wait()
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(CANCEL_SECONDS)
             raise
     if process.returncode:
         _explain(plan)
@@ -186,7 +190,8 @@ def run_job(state: Path, subject: str, name: str, shard: int = 0) -> None:
     except (InputError, OSError, RuntimeError, PapermillExecutionError) as error:
         told = explain(plan, sheet, subject, label, error)
         failure = {"message": str(told), "user": isinstance(told, InputError)}
-        note.write_text(json.dumps(failure), encoding="utf-8")
+        with atomic_path(note) as temporary:
+            temporary.write_text(json.dumps(failure), encoding="utf-8")
         raise told from error
     print(f"{label} · done in {span(time.monotonic() - begun)}", flush=True)
 
@@ -208,7 +213,7 @@ def execute(plan: Plan, sheet: Sheet, subject: str) -> Path:
 
     Raises
     ------
-    PapermillExecutionError, DeadKernelError
+    PapermillExecutionError, DeadKernelError, BookError
         If a cell fails; the notebook up to there is kept as `NN_name.failed.ipynb`.
     """
     folder = plan.run / subject
@@ -224,7 +229,8 @@ def execute(plan: Plan, sheet: Sheet, subject: str) -> Path:
             gather(folder)
         try:
             run_notebook(sheet.path, running, plan.given(sheet, subject))
-        except (PapermillExecutionError, DeadKernelError):
+            _need_figures(running)
+        except (PapermillExecutionError, DeadKernelError, BookError):
             os.replace(running, output.with_suffix(".failed.ipynb"))
             raise
         os.replace(running, output)
@@ -253,15 +259,34 @@ def run_notebook(source: Path, output: Path, parameters: Mapping[str, Any]) -> N
     """
     # papermill fills in `{name}` in a path, where a folder may be called just so.
     paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (source, output)]
-    papermill.execute_notebook(
-        *paths,
-        parameters=dict(parameters),
-        kernel_name="python3",
-        start_timeout=600,  # seconds, for a machine that is very busy
-        cwd=str(source.parent),
-        progress_bar={"desc": "cells"},
-        stderr_file=sys.stderr,
-    )
+    for starts_left in reversed(range(STARTS)):
+        try:
+            papermill.execute_notebook(
+                *paths,
+                parameters=dict(parameters),
+                kernel_name="python3",
+                start_timeout=600,  # seconds, for a machine that is very busy
+                cwd=str(source.parent),
+                progress_bar={"desc": "cells"},
+                stderr_file=sys.stderr,
+            )
+            return
+        except RuntimeError as error:
+            # Kernels that start at the same moment may choose the same port; one of them dies.
+            if not starts_left or "before replying" not in str(error):
+                raise
+
+
+def _need_figures(running: Path) -> None:
+    """Raise BookError if a cell that makes a figure of the book has drawn none."""
+    for cell in nbformat.read(running, as_version=4).cells:
+        name = cell.metadata.get("mystnb", {}).get("figure", {}).get("name")
+        drawn = [kind for out in cell.get("outputs", []) for kind in out.get("data", {})]
+        if name and not any(kind.startswith("image/") for kind in drawn):
+            raise BookError(
+                f"the cell of {name} has drawn no figure: its last line must be a figure of "
+                "matplotlib."
+            )
 
 
 def explain(plan: Plan, sheet: Sheet, subject: str, label: str, error: Exception) -> Exception:
@@ -284,4 +309,6 @@ def explain(plan: Plan, sheet: Sheet, subject: str, label: str, error: Exception
     elif isinstance(error, DeadKernelError):
         said = "its Python process was ended from outside, most often because the machine ran out "
         said += f"of memory. What it had done is in {failed}."
+    elif isinstance(error, BookError):
+        said = str(error)
     return BookError(f"{label}: {said}")
