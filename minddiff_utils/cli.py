@@ -244,8 +244,7 @@ def _make_phantom(plan: "Plan") -> None:
     asked = plan.values.get("phantom")
     if asked is None and "phantom" not in plan.values["pages"]:
         return
-    from minddiff_utils.phantom.nsd_writer import write_tree
-    from minddiff_utils.phantom.pages import write_pieces
+    from minddiff_utils.phantom.nsd_writer import write_pieces, write_tree
 
     tree = resolve(plan.values["data_path"], plan.root) if asked is not None else None
     if tree:

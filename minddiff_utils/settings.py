@@ -1,4 +1,4 @@
-"""All that can be set: types, ranges, each chapter's parameters, and what a run remembers."""
+"""All that can be asked for: methods, parameters and their ranges; and what a run remembers."""
 
 import difflib
 import json
@@ -8,13 +8,48 @@ from collections.abc import Collection, Mapping, MutableMapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
 
 from minddiff_utils.io import InputError, atomic_path, claim_run, require
 
-CONTROLS = "ceiling mean mean_features prior retrieval blur takagi neuraldiffuser"
+
+class Row(NamedTuple):
+    """What one row of the tables is.
+
+    `label`: its name in tables. `sees`: what it may look at, "brain" (the responses to the test
+    pictures), "truth" (the test pictures themselves) or "nothing" of either. `notebook`: which
+    makes it. `short`: its name where two methods are compared.
+    """
+
+    label: str
+    sees: str
+    notebook: str
+    short: str = ""
+
+
+# Every method and baseline, in the order of the tables: the paper's rows, what others do with the
+# same parts, then baselines from the best that can be had to none of the brain.
+ROWS = {
+    "no_z": Row("no z", "brain", "04_stage2"),
+    "no_c": Row("no c", "brain", "04_stage2"),
+    "stage1": Row("no stage 2", "brain", "03_stage1", "stage 1"),
+    "algorithm_1": Row(
+        "both stages, Algorithm 1 as published", "brain", "04_stage2", "Algorithm 1"
+    ),
+    "stage2": Row("both stages, this book's solver", "brain", "04_stage2", "both stages"),
+    "takagi": Row("Takagi & Nishimoto's way", "brain", "06_controls"),
+    "neuraldiffuser": Row("NeuralDiffuser's schedule", "brain", "06_controls"),
+    "ceiling": Row("true features", "truth", "06_controls", "ceiling"),
+    "blur": Row("blurred truth", "truth", "06_controls"),
+    "retrieval": Row("nearest training picture", "brain", "06_controls"),
+    "mean": Row("mean picture", "nothing", "06_controls"),
+    "mean_features": Row("mean features", "nothing", "06_controls"),
+    "shuffled": Row("shuffled responses", "nothing", "04_stage2"),
+    "prior": Row("no brain at all", "nothing", "06_controls"),
+}
+CONTROLS = [name for name, row in ROWS.items() if row.notebook == "06_controls"]
 FULL_METHODS = {"guided": "stage2", "algorithm_1": "algorithm_1"}  # what a solver's pictures are
 
 
@@ -107,7 +142,7 @@ PARAMETERS: dict[str, Any] = {
     "ablations": bool,
     # Measures and controls.
     "ssim_size": Literal[0] | Annotated[Whole, Field(ge=11)],  # the window of SSIM
-    "controls": _words(*CONTROLS.split()),
+    "controls": _words(*CONTROLS),
     "blur": Share,
     "n_seeds": Annotated[Count, Field(le=1000)],
     "panel": Literal["none", "published", "full"],

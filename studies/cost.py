@@ -17,8 +17,8 @@ from minddiff_utils.models.stable_diffusion import (
     resolve_device,
     resolve_dtype,
 )
+from minddiff_utils.reconstruction import Inputs
 from minddiff_utils.reconstruction.guided_sampling import follow
-from minddiff_utils.reconstruction.inputs import Inputs
 from minddiff_utils.reconstruction.losses import structure_losses
 from minddiff_utils.reconstruction.stage1 import stage1
 from minddiff_utils.reconstruction.stage2 import stage2

@@ -18,7 +18,7 @@ from minddiff_utils.evaluation.baselines import stored_pictures
 from minddiff_utils.io import InputError, atomic_path, require
 from minddiff_utils.models.clip import to_pictures
 from minddiff_utils.models.stable_diffusion import Generator, load_generator, noise_like
-from minddiff_utils.reconstruction.inputs import pictures_of, stage_inputs
+from minddiff_utils.reconstruction import pictures_of, stage_inputs
 from minddiff_utils.reconstruction.stage2 import stage2
 from minddiff_utils.settings import Settings
 from studies.betas import peak_memory

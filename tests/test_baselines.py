@@ -28,7 +28,7 @@ def make_bench(folder, decoded, splits=(), generator=None, settings=None, person
 
 
 def test_every_control_has_its_function():
-    assert set(baselines.FUNCTIONS) == set(CONTROLS.split())
+    assert set(baselines.FUNCTIONS) == set(CONTROLS)
 
 
 class Drawn:

@@ -12,7 +12,7 @@ from minddiff_utils.decoding import decode
 from minddiff_utils.decoding.decoders import Method, fit_decoders, make_design
 from minddiff_utils.decoding.features import read_values
 from minddiff_utils.decoding.ridge import ReliabilityScaler
-from minddiff_utils.evaluation import bottleneck
+from minddiff_utils.evaluation import dimension
 from minddiff_utils.evaluation.baselines import Bench
 from minddiff_utils.settings import Settings
 
@@ -74,9 +74,9 @@ def test_all_components_give_what_the_run_has_decoded(bench, tmp_path, repetitio
     person = replace(bench.person, repetitions=repetitions)
     method = Method(target_components=9, n_folds=3, early_band_scale=band)
     bench = with_run(person, tmp_path, method)
-    n = bottleneck.all_components(person)
+    n = dimension.all_components(person)
     assert n == N_VOXELS
-    found = bottleneck.decode_components(bench, (n, n + 1))
+    found = dimension.decode_components(bench, (n, n + 1))
     assert list(found) == [n]
     assert_same(found[n], bench.decoded)
 
@@ -96,7 +96,7 @@ def test_few_components_are_the_run_on_projected_voxels(bench, k):
     folds = decode.training_folds(person, split.train, 3)
     early, rows = person.roi["V1"], decode.stimulus_of_rows(split, fold)
     design = make_design(train, folds, weights, rows, early, method)
-    found = bottleneck.decode_components(bench, (k,))[k]
+    found = dimension.decode_components(bench, (k,))[k]
     for name in SHAPES:
         y = read_values(bench.features, name, split.train)
         wanted = fit_decoders(design, y, name, method)[0].predict(test)
@@ -105,7 +105,7 @@ def test_few_components_are_the_run_on_projected_voxels(bench, k):
 
 
 def test_a_signal_of_three_dimensions_needs_three(bench):
-    found = bottleneck.decode_components(bench, (1, 3, N_VOXELS))
+    found = dimension.decode_components(bench, (1, 3, N_VOXELS))
     scores = {k: accuracy(bench, each) for k, each in found.items()}
     assert scores[N_VOXELS] > 0.8
     assert scores[3] == pytest.approx(scores[N_VOXELS], abs=0.03)
@@ -117,7 +117,7 @@ def test_test_responses_have_no_part_in_the_components(bench):
     changed = np.isin(person.stimulus_id, np.arange(5))
     other = np.where(changed[:, None], 30 * person.responses[::-1], person.responses)
     before, after = (
-        bottleneck.decode_components(replace(bench, person=each), (2,))[2]["z"]
+        dimension.decode_components(replace(bench, person=each), (2,))[2]["z"]
         for each in (person, replace(person, responses=other))
     )
     np.testing.assert_array_equal(before[5:], after[5:])
@@ -126,7 +126,7 @@ def test_test_responses_have_no_part_in_the_components(bench):
 
 def test_the_papers_decoder_sees_the_components_too(bench, tmp_path):
     method = Method(decoder="voxel_selected", n_voxels_z=5, n_voxels_c=5, n_folds=3)
-    found = bottleneck.decode_components(with_run(bench.person, tmp_path, method), (1, 3))
+    found = dimension.decode_components(with_run(bench.person, tmp_path, method), (1, 3))
     first = found[1]["z"][: N_TEST // 2].reshape(N_TEST // 2, -1)  # of one split
     assert np.linalg.matrix_rank(first - first[0], tol=1e-3) == 1
     assert accuracy(bench, found[3]) > accuracy(bench, found[1]) + 0.2
@@ -136,7 +136,7 @@ def test_the_papers_decoder_sees_the_components_too(bench, tmp_path):
 
 
 def test_all_sessions_give_what_the_run_has_decoded(bench):
-    found = bottleneck.decode_sessions(bench, (1, 6))
+    found = dimension.decode_sessions(bench, (1, 6))
     assert_same(found[6], bench.decoded, 1e-6)
     assert accuracy(bench, found[1]) < accuracy(bench, found[6])
 
@@ -150,7 +150,7 @@ def test_no_session_sees_a_later_one(bench):
         trials = np.flatnonzero(train & (person.session == session))
         place[trials] = rng.permutation(trials)
     other = replace(bench, person=replace(person, responses=person.responses[place]))
-    before, after = (bottleneck.decode_sessions(each, (1, 3, 4)) for each in (bench, other))
+    before, after = (dimension.decode_sessions(each, (1, 3, 4)) for each in (bench, other))
     for n in (1, 3):
         assert_same(before[n], after[n], 1e-6)
     assert not np.allclose(before[4]["z"], after[4]["z"], atol=1e-3)
@@ -158,12 +158,12 @@ def test_no_session_sees_a_later_one(bench):
 
 def test_sessions_are_whole_and_none_is_too_small(bench):
     person, split = bench.person, bench.person.splits[0]
-    assert bottleneck.session_counts(person) == [1, 2, 3]
-    assert bottleneck.session_counts(person, (0.01, 0.9, 1)) == [1]
-    assert bottleneck.session_counts(replace(person, session=np.ones(2 * N, int))) == []
+    assert dimension.session_counts(person) == [1, 2, 3]
+    assert dimension.session_counts(person, (0.01, 0.9, 1)) == [1]
+    assert dimension.session_counts(replace(person, session=np.ones(2 * N, int))) == []
     small = replace(person, session=np.arange(2 * N) // 10 + 1)
-    assert bottleneck.session_counts(small) == [5, 9]  # the first two are of 10 and 20 trials
-    _, part = bottleneck.first_sessions(person, split, 2)
+    assert dimension.session_counts(small) == [5, 9]  # the first two are of 10 and 20 trials
+    _, part = dimension.first_sessions(person, split, 2)
     seen = np.intersect1d(person.stimulus_id[person.session <= 2], split.train)
     np.testing.assert_array_equal(part.train, seen)
     np.testing.assert_array_equal(part.test, split.test)
@@ -174,8 +174,8 @@ def test_sessions_are_whole_and_none_is_too_small(bench):
 
 def test_each_is_painted_by_the_settings_of_stage_1(bench, monkeypatch):
     monkeypatch.setattr(Bench, "run", lambda self, *given: given)
-    found = bottleneck.decode_components(bench, (1, 2))
-    painted = bottleneck.paint_each(bench, found, slice(None, None, 2), "components")
+    found = dimension.decode_components(bench, (1, 2))
+    painted = dimension.paint_each(bench, found, slice(None, None, 2), "components")
     for k, (given, settings, name) in painted.items():
         np.testing.assert_array_equal(given["z"], found[k]["z"][::2])
         np.testing.assert_array_equal(given["stimulus_id"], np.arange(0, N_TEST, 2))

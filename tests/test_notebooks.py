@@ -204,7 +204,7 @@ def test_chain_leaves_its_files(chain):
         assert len(features["z"]) == len(features["stimulus_id"])
     assert list((folder / "decoders").rglob("*.safetensors"))
     stages = {"stage1", "stage2", "no_z", "no_c"}
-    shown = {"truth", "shuffled", *stages, *CONTROLS.split()}
+    shown = {"truth", "shuffled", *stages, *CONTROLS}
     draws = {f"{name}_seed_1" for name in ("stage1", "stage2")}
     found = {path.stem: content(path) for path in folder.glob("reconstructions/*.h5")}
     assert found.keys() >= shown | draws
@@ -214,10 +214,7 @@ def test_chain_leaves_its_files(chain):
         np.testing.assert_array_equal(found[name]["stimulus_id"], found["truth"]["stimulus_id"])
         pictures = found[name]["pictures"]
         assert pictures.shape == shape and pictures.dtype == np.uint8, name
-    for file, methods in (
-        ("metrics.csv", stages),
-        ("controls.csv", {"shuffled", *CONTROLS.split()}),
-    ):
+    for file, methods in (("metrics.csv", stages), ("controls.csv", {"shuffled", *CONTROLS})):
         metrics = pd.read_csv(folder / file)
         assert list(metrics) == ["subject", "method", "stimulus_id", "metric", "value"]
         assert {"clip_judge", "clip_guide", "ssim", "pcc"} <= set(metrics.metric)
@@ -238,7 +235,7 @@ def test_the_table_of_the_book_is_the_file(chain):
     assert text in shown
     table = pd.read_csv(folder / "results.csv")
     values = read_metrics(folder, [SUBJECT])
-    assert set(table["method"]) == set(values["method"]) >= set(CONTROLS.split())
+    assert set(table["method"]) == set(values["method"]) >= set(CONTROLS)
     means = values.groupby(["method", "metric"])["value"].mean()
     for row in table.itertuples():
         assert row.mean == pytest.approx(means[row.method, row.metric])

@@ -8,7 +8,7 @@ import typer
 from dummy_project import ROOT
 
 from minddiff_utils import cli
-from minddiff_utils.datasets.areas import is_early
+from minddiff_utils.datasets.subject import is_early
 from minddiff_utils.models import hub as checkpoints
 
 PAGES = {page.name: page.read_text("utf-8") for page in sorted((ROOT / "book").glob("*.md"))}

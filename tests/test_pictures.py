@@ -12,8 +12,8 @@ from dummy_project import ROOT
 from test_reconstruction import decoded
 
 from minddiff_utils.book.pages import front_results
+from minddiff_utils.evaluation import METHODS
 from minddiff_utils.evaluation.baselines import Bench, make_control
-from minddiff_utils.evaluation.methods import METHODS
 from minddiff_utils.evaluation.tables import failed_pictures, failure_note, write_results
 from minddiff_utils.io import method_file
 from minddiff_utils.models.stable_diffusion import load_generator

@@ -9,8 +9,8 @@ import torch
 
 from minddiff_utils.io import InputError
 from minddiff_utils.models.stable_diffusion import load_generator, noise_like, to_pictures
+from minddiff_utils.reconstruction import Inputs, ablate, stage_inputs
 from minddiff_utils.reconstruction import stage2 as module
-from minddiff_utils.reconstruction.inputs import Inputs, ablate, stage_inputs
 from minddiff_utils.reconstruction.losses import Evidence, evidence_loss, structure_loss
 from minddiff_utils.reconstruction.results import check_inputs, read_pictures, read_trace
 from minddiff_utils.reconstruction.stage1 import reconstruct_stage1, stage1

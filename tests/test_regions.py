@@ -7,7 +7,7 @@ import pytest
 from test_decoding import recording, world  # noqa: F401
 
 from minddiff_utils.datasets import Split, prepare_fold
-from minddiff_utils.datasets.areas import EARLY_AREAS, HIGHER_AREAS, describe_areas, is_early
+from minddiff_utils.datasets.subject import EARLY_AREAS, HIGHER_AREAS, describe_areas, is_early
 from minddiff_utils.decoding.decode import correlations, training_folds, voxel_weights
 from minddiff_utils.decoding.features import read_values
 from minddiff_utils.decoding.ridge import CrossValidatedRidge

@@ -84,7 +84,7 @@ def test_choices_are_those_of_the_functions_that_take_them():
 
     assert chosen("dataset") == datasets.DATASETS
     assert {*chosen("dtype")} == {"auto", *generator.DTYPES}
-    for name, words in (("controls", CONTROLS.split()), ("save_memory", generator.SAVINGS)):
+    for name, words in (("controls", CONTROLS), ("save_memory", generator.SAVINGS)):
         with pytest.raises(InputError) as error:
             check(**{name: "nothing"})
         known = re.search("any of (.*), with commas", str(error.value))[1]

@@ -11,8 +11,8 @@ from minddiff_utils.book.plan import find_sheets
 from minddiff_utils.book.run import SHARDED
 from minddiff_utils.io import InputError, method_file
 from minddiff_utils.models.stable_diffusion import load_generator
+from minddiff_utils.reconstruction import ablate
 from minddiff_utils.reconstruction import stage2 as shards
-from minddiff_utils.reconstruction.inputs import ablate
 from minddiff_utils.reconstruction.stage2 import reconstruct
 from minddiff_utils.settings import ADVANCED, Settings
 

@@ -11,7 +11,7 @@ from minddiff_utils.evaluation.baselines import stored_pictures
 from minddiff_utils.evaluation.metrics import pcc
 from minddiff_utils.io import InputError
 from minddiff_utils.models.stable_diffusion import load_generator
-from minddiff_utils.reconstruction.inputs import pictures_of
+from minddiff_utils.reconstruction import pictures_of
 from minddiff_utils.reconstruction.results import read_pictures, read_trace
 from minddiff_utils.reconstruction.stage2 import reconstruct
 from minddiff_utils.settings import Settings

@@ -21,16 +21,8 @@ from PIL import Image
 
 from minddiff_utils.book import span
 from minddiff_utils.book.plan import Plan
-from minddiff_utils.evaluation.methods import FULL, METHODS, full_method, in_order
+from minddiff_utils.evaluation import FULL, METHODS, full_method, in_order, tables
 from minddiff_utils.evaluation.metrics import METRICS, main_metrics, read_metrics
-from minddiff_utils.evaluation.tables import (
-    FRONT,
-    STAGE_2_PAIRS,
-    difference_table,
-    failure_note,
-    front_table,
-    markdown_table,
-)
 from minddiff_utils.io import method_file
 
 # What people read where the book's tables say "no stage 2" and "both stages, this book's solver".
@@ -252,11 +244,13 @@ def front_results(plan: Plan) -> str:
     path = plan.run / "results.csv"
     if not path.is_file():
         return ""
-    text = f"## What came out\n\n{markdown_table(front_table(pd.read_csv(path)))}"
-    text += failure_note({who: plan.run / who for who in plan.subjects}, FRONT, quiet=True)
+    text = f"## What came out\n\n{tables.markdown_table(tables.front_table(pd.read_csv(path)))}"
+    text += tables.failure_note(
+        {who: plan.run / who for who in plan.subjects}, tables.FRONT, quiet=True
+    )
     values = main_metrics(read_metrics(plan.run, plan.subjects))
-    added = difference_table(values, STAGE_2_PAIRS)
-    text += f"\n{markdown_table(added)}" if len(added) else ""
+    added = tables.difference_table(values, tables.STAGE_2_PAIRS)
+    text += f"\n{tables.markdown_table(added)}" if len(added) else ""
     if plan.group:
         more = f"[]({plan.group[0].name}.ipynb)"
         text += f"\nEvery method and control, with intervals and paired tests: {more}.\n"

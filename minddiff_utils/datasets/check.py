@@ -82,8 +82,7 @@ def check_recording(
             load_subject(dataset, path, "S1", rois=rois)
         except InputError as error:
             faults = [str(error)]
-    said = "\n".join(faults) or f"{path}: everything is there, and fits together."
-    return said, not faults
+    return "\n".join(faults) or f"{path}: everything is there, and fits together.", not faults
 
 
 def check_nsd(

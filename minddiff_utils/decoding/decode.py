@@ -10,7 +10,7 @@ import pandas as pd
 from himalaya.scoring import correlation_score
 
 from minddiff_utils.datasets import Fold, Split, Subject, estimate_ncsnr, prepare_fold
-from minddiff_utils.datasets.areas import EARLY_AREAS, area_masks
+from minddiff_utils.datasets.subject import EARLY_AREAS, area_masks
 from minddiff_utils.decoding.components import evidence
 from minddiff_utils.decoding.decoders import Decoder, Design, Method, fit_decoders, make_design
 from minddiff_utils.decoding.features import feature_spaces, open_hdf5, read_features, read_values

@@ -17,15 +17,15 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from minddiff_utils.datasets import Split, Subject
-from minddiff_utils.datasets.areas import is_early
+from minddiff_utils.datasets.subject import is_early
 from minddiff_utils.decoding.decode import decode_splits, read_decoded
 from minddiff_utils.decoding.decoders import Method
 from minddiff_utils.decoding.features import read_features
-from minddiff_utils.evaluation.methods import METHODS, full_method, in_order
+from minddiff_utils.evaluation import METHODS, full_method, in_order
 from minddiff_utils.evaluation.metrics import read_reconstructions, unit_rows
 from minddiff_utils.io import InputError, content_hash, method_file, require
 from minddiff_utils.models.stable_diffusion import Generator
-from minddiff_utils.reconstruction.inputs import ablate
+from minddiff_utils.reconstruction import ablate
 from minddiff_utils.reconstruction.results import check_inputs, read_pictures, write_pictures
 from minddiff_utils.reconstruction.stage2 import reconstruct
 from minddiff_utils.settings import FULL_METHODS, Settings, recall

@@ -13,7 +13,7 @@ import pandas as pd
 from scipy import stats
 
 from minddiff_utils.datasets import Split, Subject, prepare_fold
-from minddiff_utils.datasets.areas import EARLY_AREAS, HIGHER_AREAS, area_kind, area_masks
+from minddiff_utils.datasets.subject import EARLY_AREAS, HIGHER_AREAS, area_kind, area_masks
 from minddiff_utils.decoding import ridge
 from minddiff_utils.decoding.components import PrincipalComponents
 from minddiff_utils.decoding.decode import (

@@ -24,7 +24,7 @@ from minddiff_utils.datasets import Split
 from minddiff_utils.datasets.recording import digests, stream_pictures
 from minddiff_utils.datasets.subject import Stimuli
 from minddiff_utils.decoding.features import read_features
-from minddiff_utils.evaluation.methods import in_order
+from minddiff_utils.evaluation import in_order
 from minddiff_utils.evaluation.metrics import METRICS, unit_rows
 from minddiff_utils.evaluation.statistics import group_difference, holm, paired_difference
 from minddiff_utils.evaluation.tables import as_markdown, groups_in_order, interval_text, wide_table

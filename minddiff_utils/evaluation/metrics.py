@@ -17,7 +17,7 @@ from skimage.metrics import structural_similarity
 from skimage.transform import resize
 
 from minddiff_utils.datasets.reading import open_dataset, open_file
-from minddiff_utils.evaluation.methods import METHODS, ROWS, in_order
+from minddiff_utils.evaluation import METHODS, ROWS, in_order
 from minddiff_utils.io import InputError, method_file, require
 
 # --- one number a picture ------------------------------------------------------------------

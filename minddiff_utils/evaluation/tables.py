@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from minddiff_utils.evaluation.methods import BLIND, FULL, METHODS, ROWS, full_method, in_order
+from minddiff_utils.evaluation import BLIND, FULL, METHODS, ROWS, full_method, in_order
 from minddiff_utils.evaluation.metrics import METRICS, main_metrics
 from minddiff_utils.evaluation.statistics import bootstrap_interval, finite, holm, paired_difference
 from minddiff_utils.io import atomic_path, method_file

@@ -9,10 +9,9 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from minddiff_utils.evaluation import tables
+from minddiff_utils.evaluation import full_method, tables
 from minddiff_utils.evaluation.dimension import effective_dimension
 from minddiff_utils.evaluation.leakage import Overlap
-from minddiff_utils.evaluation.methods import full_method
 from minddiff_utils.evaluation.metrics import METHODS, METRICS
 from minddiff_utils.evaluation.statistics import PermutationTest, bootstrap_interval
 from minddiff_utils.figures import style

@@ -3,7 +3,7 @@
 import torch
 
 from minddiff_utils.models.stable_diffusion import Generator
-from minddiff_utils.reconstruction.inputs import Inputs
+from minddiff_utils.reconstruction import Inputs
 from minddiff_utils.reconstruction.losses import structure_losses
 from minddiff_utils.reconstruction.results import Reconstruction, choose_iterates
 from minddiff_utils.reconstruction.stage1 import generate

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from minddiff_utils.models.stable_diffusion import Generator
-from minddiff_utils.reconstruction.inputs import Inputs
+from minddiff_utils.reconstruction import Inputs
 from minddiff_utils.reconstruction.losses import Evidence, Loss, structure_losses
 from minddiff_utils.settings import Settings
 

@@ -11,15 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minddiff_utils.io import (
-    Ids,
-    InputError,
-    atomic_path,
-    code_digest,
-    content_hash,
-    open_to_write,
-    write_rows,
-)
+from minddiff_utils import io
 from minddiff_utils.models.clip import to_pictures
 from minddiff_utils.models.stable_diffusion import Generator
 from minddiff_utils.reconstruction.losses import Arrays
@@ -80,9 +72,9 @@ def describe(
     generator: Generator, decoded: Arrays, settings: Settings, seed: int = 0, n_kept: int = KEPT
 ) -> str:
     """Return what a result follows from, inputs by their content; its file carries it."""
-    inputs = content_hash(sorted(decoded.items()))
+    inputs = io.content_hash(sorted(decoded.items()))
     about = {"seed": seed, "kept": n_kept, "inputs": inputs, "models": generator.fingerprint}
-    about["code"] = code_digest("models", "reconstruction")
+    about["code"] = io.code_digest("models", "reconstruction")
     return json.dumps({**asdict(settings), **about})
 
 
@@ -90,8 +82,8 @@ def check_inputs(path: str | Path, decoded: Arrays, notebook: str) -> None:
     """Raise InputError unless a notebook wrote `path` from these decoded features."""
     with h5py.File(path, "r") as file:
         record = json.loads(file.attrs["record"])
-    if record["inputs"] != content_hash(sorted(decoded.items())):
-        raise InputError(f"{path} was made from other decoded features. Run {notebook} again.")
+    if record["inputs"] != io.content_hash(sorted(decoded.items())):
+        raise io.InputError(f"{path} was made from other decoded features. Run {notebook} again.")
 
 
 def write_batches(
@@ -143,7 +135,7 @@ def write_batches(
             "failed": result.failed.cpu().numpy(),
         }
 
-    return write_rows(path, ids, record, arrays, batch, label, {"iterates": n_kept})
+    return io.write_rows(path, ids, record, arrays, batch, label, {"iterates": n_kept})
 
 
 def read_pictures(path: str | Path) -> np.ndarray:
@@ -166,7 +158,7 @@ def read_trace(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def write_pictures(
-    path: str | Path, stimulus_id: Ids, pictures: np.ndarray, record: str = ""
+    path: str | Path, stimulus_id: io.Ids, pictures: np.ndarray, record: str = ""
 ) -> Path:
     """Write pictures that no stage has painted here.
 
@@ -188,7 +180,10 @@ def write_pictures(
     InputError
         If there is no room on the disk.
     """
-    with atomic_path(path) as temporary, open_to_write(temporary, "w", pictures.nbytes) as file:
+    with (
+        io.atomic_path(path) as temporary,
+        io.open_to_write(temporary, "w", pictures.nbytes) as file,
+    ):
         file["stimulus_id"] = np.asarray(stimulus_id, np.int64)
         file.create_dataset("pictures", data=pictures, compression="gzip", fletcher32=True)
         file.attrs["record"] = record

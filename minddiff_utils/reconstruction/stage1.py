@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from minddiff_utils.models.stable_diffusion import Generator
-from minddiff_utils.reconstruction import results
-from minddiff_utils.reconstruction.inputs import stage_inputs
+from minddiff_utils.reconstruction import results, stage_inputs
 from minddiff_utils.reconstruction.losses import Arrays, structure_losses
 from minddiff_utils.settings import Settings
 

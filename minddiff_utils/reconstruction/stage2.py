@@ -17,20 +17,12 @@ import h5py
 import numpy as np
 import torch
 
+from minddiff_utils import io
 from minddiff_utils.decoding.decode import read_decoded
-from minddiff_utils.io import (
-    InputError,
-    atomic_path,
-    method_file,
-    open_to_write,
-    require,
-    row_dataset,
-)
 from minddiff_utils.models.stable_diffusion import Generator, load_generator
-from minddiff_utils.reconstruction import results
+from minddiff_utils.reconstruction import Inputs, ablate, pictures_of, results, stage_inputs
 from minddiff_utils.reconstruction.algorithm1 import algorithm_1
 from minddiff_utils.reconstruction.guided_sampling import guided_pass
-from minddiff_utils.reconstruction.inputs import Inputs, ablate, pictures_of, stage_inputs
 from minddiff_utils.reconstruction.losses import Arrays, structure_losses
 from minddiff_utils.settings import FULL_METHODS, Settings
 
@@ -171,12 +163,12 @@ def compute_shard(
         If there is no such shard, or an earlier chapter has not run.
     """
     if not 1 <= number <= count:
-        raise InputError(f"shard {number} of {count}: expected a number from 1 to {count}.")
+        raise io.InputError(f"shard {number} of {count}: expected a number from 1 to {count}.")
     batch, seed = parameters["batch"], parameters["seed"]
     with chdir(folder):
         out = Path(parameters["run_dir"]).resolve() / parameters["subject"]
-        decoded = read_decoded(require(out / "decoded.h5", "02_decoding"))
-        control = read_decoded(require(out / "decoded_shuffled.h5", "02_decoding"))
+        decoded = read_decoded(io.require(out / "decoded.h5", "02_decoding"))
+        control = read_decoded(io.require(out / "decoded_shuffled.h5", "02_decoding"))
         starts = np.arange(0, len(decoded["stimulus_id"]), batch)
         count = min(count, len(starts))
         if number > count:
@@ -221,7 +213,7 @@ def gather(folder: str | Path) -> list[Path]:
         name, _, _, count = first.stem.split("-")
         parts = [first.with_name(f"{name}-{k + 1}-of-{count}.h5") for k in range(int(count))]
         if all(part.exists() for part in parts):
-            written += _join(parts, method_file(folder, name))
+            written += _join(parts, io.method_file(folder, name))
     return written
 
 
@@ -233,11 +225,11 @@ def _join(parts: list[Path], path: Path) -> list[Path]:
         if len(records) > 1:
             return []
         n_bytes = sum(part.stat().st_size for part in parts)
-        temporary = stack.enter_context(atomic_path(path))
-        file = stack.enter_context(open_to_write(temporary, "w", n_bytes))
+        temporary = stack.enter_context(io.atomic_path(path))
+        file = stack.enter_context(io.open_to_write(temporary, "w", n_bytes))
         for name, first in pieces[0].items():
             ends = np.cumsum([0] + [len(piece[name]) for piece in pieces])
-            joined = row_dataset(file, name, (int(ends[-1]), *first.shape[1:]), first.dtype)
+            joined = io.row_dataset(file, name, (int(ends[-1]), *first.shape[1:]), first.dtype)
             for piece, start, stop in zip(pieces, ends, ends[1:], strict=False):
                 joined[start:stop] = piece[name][:]
         file.attrs["record"], file.attrs["done"] = records.pop(), len(file["stimulus_id"])
