@@ -92,6 +92,7 @@ PARAMETERS: dict[str, Any] = {
     "rois": str,
     "sessions": Count | list[Count] | str | None,
     "protocol": Literal[982, 1000] | None,
+    "split": str,
     "repetitions": Literal["average", "keep"],
     "run_dir": str,
     # Models, and how they compute.

@@ -31,7 +31,7 @@ READERS = {
     "kay": load_kay,
     "own": load_own,
 }
-LARGE_READERS = {"nsd": load_nsd}  # which also take sessions, protocol and cache
+LARGE_READERS = {"nsd": load_nsd}  # which also take sessions, protocol, split and cache
 DATASETS = (*LARGE_READERS, *READERS)
 
 
@@ -43,7 +43,7 @@ def load_subject(
     rois: str = "kastner2015",
     sessions: int | str | Sequence[int] | None = None,
     protocol: int | None = None,
-    repetitions: str = "average",
+    split: str = "",
     cache: str | Path | None = None,
 ) -> Subject:
     """Read one subject of a recording.
@@ -68,8 +68,9 @@ def load_subject(
         Of NSD the first so many sessions, exactly these (from 1; also "1-10,12"), or all.
     protocol : {982, 1000, None}
         NSD's test pictures: 982 takes the first 37 sessions, 1000 the first 40.
-    repetitions : {"average", "keep"}
-        Whether training pictures give the decoders their mean response or every trial.
+    split : str
+        Which pictures test, by the recording's own names with commas between: first the split of
+        the book, then further test sets. "" for the first that the recording has.
     cache : str or Path, optional
         Folder for the file into which the responses of a big recording are gathered, and from
         which they are then read; the folder of the subject's results, for example.
@@ -86,17 +87,16 @@ def load_subject(
     if dataset not in DATASETS:
         raise InputError(f"dataset={dataset!r} is unknown; choose one of {', '.join(DATASETS)}")
     if dataset in LARGE_READERS:
-        found = LARGE_READERS[dataset](path, subject, rois, sessions, protocol, cache)
-    elif (sessions, protocol) != (None, None):
-        raise InputError(f"sessions and protocol are for NSD, not dataset={dataset!r}")
-    else:
-        found = READERS[dataset](path, subject, rois=rois)
-    return replace(found, repetitions=repetitions)
+        return LARGE_READERS[dataset](path, subject, rois, sessions, protocol, split, cache)
+    if (sessions, protocol, split) != (None, None, ""):
+        large = ", ".join(LARGE_READERS)
+        raise InputError(f"sessions, protocol and split are for {large}, not dataset={dataset!r}")
+    return READERS[dataset](path, subject, rois=rois)
 
 
 def reload_subject(folder: str | Path) -> Subject:
     """Read the subject again that chapter 01 was given, whose results are in `folder`."""
     given = recall(folder)
-    names = ("rois", "sessions", "protocol", "repetitions")
-    chosen = {name: getattr(given, name) for name in names}
-    return load_subject(given.dataset, given.data_path, given.subject, **chosen, cache=folder)
+    chosen = {name: getattr(given, name) for name in ("rois", "sessions", "protocol", "split")}
+    found = load_subject(given.dataset, given.data_path, given.subject, **chosen, cache=folder)
+    return replace(found, repetitions=given.repetitions)

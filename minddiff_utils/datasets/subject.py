@@ -97,6 +97,11 @@ class Subject:
     copy_of : dict of int to int
         For each stimulus, the least id of those with the same picture, pixel for pixel; where
         there is none, the picture has no copy.
+    test_sets : tuple of Split
+        Further tests of how far decoding generalises, each with the training stimuli of its
+        decoders. A stimulus may be in several; a session may hold nothing else.
+    kind_of : dict of int to str
+        What the recording calls the kind of a stimulus, if anything.
     """
 
     name: str
@@ -114,6 +119,8 @@ class Subject:
     n_dropped: int = 0
     repetitions: str = "average"
     copy_of: Mapping[int, int] = field(default_factory=dict)
+    test_sets: tuple[Split, ...] = ()
+    kind_of: Mapping[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.repetitions not in ("average", "keep"):
@@ -125,9 +132,19 @@ class Subject:
             raise ValueError(f"each ROI must be a bool array of {n_voxels} voxels")
 
     @property
+    def sessions(self) -> np.ndarray:
+        """Numbers of the sessions that show stimuli of `splits`, sorted; int64 (n_sessions,)."""
+        ids = [part for split in self.splits for part in (split.train, split.test)]
+        return np.unique(self.session[np.isin(self.stimulus_id, np.concatenate(ids))])
+
+    @property
     def stimulus_ids(self) -> np.ndarray:
-        """Ids of all stimuli that were seen, sorted, each once; int64 (n_stimuli,)."""
-        return np.unique(self.stimulus_id)
+        """Ids of all stimuli but those that further sets alone test, sorted; int64 (n_stimuli,)."""
+        used = [split.train for split in self.test_sets]
+        used += [part for split in self.splits for part in (split.train, split.test)]
+        tested = [split.test for split in self.test_sets] or [np.empty(0, np.int64)]
+        alone = np.setdiff1d(np.concatenate(tested), np.concatenate(used))
+        return np.setdiff1d(self.stimulus_id, alone)
 
     def picture_of(self, ids: Ids) -> np.ndarray:
         """Return one id for all copies of a picture; int64, in the order of `ids`."""
@@ -158,7 +175,8 @@ def prepare_fold(subject: Subject, split: Split) -> Fold:
     """Standardise the responses with training statistics, then average the repetitions.
 
     Each voxel is z-scored in each session with mean and standard deviation of that session's
-    *training* trials; test trials never enter a statistic. One session is in memory at a time.
+    *training* trials; test trials never enter a statistic, but in a session that holds nothing
+    but one of the subject's further test sets. One session is in memory at a time.
 
     Parameters
     ----------
@@ -194,11 +212,13 @@ def prepare_fold(subject: Subject, split: Split) -> Fold:
         row[trials] = np.arange(len(trials))
         n_train, train_id = len(trials), subject.stimulus_id[trials]
     total = np.zeros((n_train + len(split.test), subject.responses.shape[1]), np.float32)
+    usual = subject.sessions
     for session in np.unique(subject.session):
         trials = np.flatnonzero((subject.session == session) & (row >= 0))
         if trials.size:
             x, where = subject.responses[trials], f"{subject.name}, session {session}"
-            z = _standardise(x, training[trials], where)
+            known = training[trials] if session in usual else np.ones(len(x), bool)
+            z = _standardise(x, known, where)
             # np.add.at takes a hundred times as long.
             for place, values in zip(row[trials], z, strict=True):
                 total[place] += values

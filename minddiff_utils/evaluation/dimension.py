@@ -221,7 +221,7 @@ def session_counts(person: Subject, shares: Sequence[float] = SHARES) -> list[in
         Fewer than all, ascending, each with 20 training pictures or more in every split. None for
         a recording of one session, which does not tell in which order its trials were recorded.
     """
-    n = len(np.unique(person.session))
+    n = len(person.sessions)
     found = []
     for count in sorted({1, *(int(np.ceil(share * n)) for share in shares)} - {n}):
         parts = [first_sessions(person, split, count)[1] for split in person.splits]
@@ -247,7 +247,7 @@ def first_sessions(person: Subject, split: Split, n: int) -> tuple[Subject, Spli
     split : Split
         With the training pictures that are left.
     """
-    last = np.unique(person.session)[n - 1]
+    last = person.sessions[n - 1]
     later = (person.session > last) & ~np.isin(person.stimulus_id, split.test)
     ids, session = np.where(later, -1, person.stimulus_id), np.minimum(person.session, last)
     left = split.train[np.isin(split.train, ids)]

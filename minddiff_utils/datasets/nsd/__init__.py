@@ -9,6 +9,7 @@ from minddiff_utils.datasets.nsd.regions import read_regions
 from minddiff_utils.datasets.nsd.responses import gather_responses, inspect_betas
 from minddiff_utils.datasets.recording import Sessions, kept_regions
 from minddiff_utils.datasets.subject import Split, Subject
+from minddiff_utils.io import InputError
 
 
 def load_nsd(
@@ -17,6 +18,7 @@ def load_nsd(
     rois: str = "kastner2015",
     sessions: Sessions = None,
     protocol: int | None = None,
+    split: str = "",
     cache: str | Path | None = None,
 ) -> Subject:
     """Read one subject from a tree in NSD's layout.
@@ -31,6 +33,8 @@ def load_nsd(
         As in `minddiff_utils.datasets.nsd.regions.read_regions`.
     sessions, protocol
         As in `minddiff_utils.datasets.nsd.design.choose_sessions`.
+    split : str
+        "shared".
     cache : str or Path, optional
         Folder for the file that the responses are gathered into and then read from; without it
         they are held in memory.
@@ -47,6 +51,8 @@ def load_nsd(
         If the subject is unknown, or a file or session is missing, damaged or of a wrong shape,
         or a region is empty.
     """
+    if split not in ("", "shared"):
+        raise InputError(f"split={split!r} is unknown; NSD has shared")
     tree = NsdTree(Path(path), subject)
     numbers = choose_sessions(tree, sessions, protocol)
     regions = read_regions(tree, rois)
