@@ -154,6 +154,7 @@ PARAMETERS: dict[str, Any] = {
     "sizes": str,
     "scenes": str,
     "n_curve": CountOr0,
+    "n_generalise": CountOr0,
     "n_shown": Count,
     "advanced": dict[str, Any],  # by name, those of `ADVANCED`
 }
@@ -196,6 +197,7 @@ ADVANCED: dict[str, dict[str, Any]] = {
     "06_controls": {
         "blur": 0.06,  # standard deviation of the control "blur", a share of the picture's width
         "n_curve": 32,  # pictures painted for each point of the two curves (count); 0: no curves
+        "n_generalise": 32,  # pictures painted of each further test set (count, at most)
         # Words of captions that name things, their size and the scene; "": clusters of captions.
         "kinds": "sun,tree,house,fish,boat,star,flower,bird,car,cat",
         "sizes": "small=small/little/tiny,medium=medium/middling,large=large/big/huge",

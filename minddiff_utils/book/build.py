@@ -70,8 +70,8 @@ def _without_empty(cells: list[nbformat.NotebookNode]) -> list[nbformat.Notebook
     for cell in reversed(cells):
         if cell.cell_type == "code":
             shown = [output.get("data", {}) for output in cell.get("outputs", [])]
-            said = "".join(data.get("text/markdown", "") for data in shown).strip()
-        if said or "optional" not in cell.metadata.get("tags", []):
+            said = "".join(data.get("text/markdown", data.get("image/png", "")) for data in shown)
+        if said.strip() or "optional" not in cell.metadata.get("tags", []):
             kept.insert(0, cell)
     return kept
 

@@ -278,9 +278,11 @@ def run_notebook(source: Path, output: Path, parameters: Mapping[str, Any]) -> N
 
 
 def _need_figures(running: Path) -> None:
-    """Raise BookError if a cell that makes a figure of the book has drawn none."""
+    """Raise BookError if a cell that makes a figure of the book has drawn none, if it must."""
     for cell in nbformat.read(running, as_version=4).cells:
         name = cell.metadata.get("mystnb", {}).get("figure", {}).get("name")
+        if "optional" in cell.metadata.get("tags", []):
+            continue
         drawn = [kind for out in cell.get("outputs", []) for kind in out.get("data", {})]
         if name and not any(kind.startswith("image/") for kind in drawn):
             raise BookError(

@@ -1,7 +1,7 @@
 """Decode a whole recording, every feature space of every split; and ask what decoders rest on."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from himalaya.scoring import correlation_score
 
 from minddiff_utils.datasets import Fold, Split, Subject, estimate_ncsnr, prepare_fold
 from minddiff_utils.datasets.subject import EARLY_AREAS, area_masks
-from minddiff_utils.decoding.components import evidence
+from minddiff_utils.decoding.components import PrincipalComponents, evidence
 from minddiff_utils.decoding.decoders import Decoder, Design, Method, fit_decoders, make_design
 from minddiff_utils.decoding.features import feature_spaces, open_hdf5, read_features, read_values
 from minddiff_utils.decoding.ridge import assign_folds, column_moments
@@ -63,6 +63,8 @@ def decode_subject(
     """Fit decoders on the training stimuli of every split; decode its test stimuli.
 
     One feature space is in memory at a time; what depends on the responses alone is computed once.
+    Further test sets with the training stimuli of the split, the only one of such a recording, are
+    decoded by the same decoders, each into its `test_set_file`.
 
     Parameters
     ----------
@@ -92,14 +94,37 @@ def decode_subject(
     InputError
         If responses or features cannot be decoded, or there is no room on the disk.
     """
-    method = method or Method()
-    decoded = decode_splits(subject, features_path, subject.splits, method, shuffle_seed, decoders)
+    method, path = method or Method(), Path(decoded_path)
+    given, settings = (method, shuffle_seed, decoders), {**asdict(method), "shuffle": shuffle_seed}
+    further = [] if shuffle_seed is not None else same_training(subject)
+    if further:
+        splits = [subject.splits[0], *further]
+        decoded, *others = decode_tests(subject, features_path, splits, *given)
+        for test_set, values in zip(further, others, strict=True):
+            _write_decoded(test_set_file(path.parent, test_set.name), values, settings)
+    else:
+        decoded = decode_splits(subject, features_path, subject.splits, *given)
+    return _write_decoded(path, decoded, settings)
+
+
+def same_training(subject: Subject) -> list[Split]:
+    """Return the further test sets that the decoders of the first split serve."""
+    trained = np.sort(subject.splits[0].train)
+    return [s for s in subject.test_sets if np.array_equal(np.sort(s.train), trained)]
+
+
+def test_set_file(folder: str | Path, name: str) -> Path:
+    """Return where a subject's folder keeps what was decoded of a further test set."""
+    return Path(folder) / "test_sets" / f"{name}.h5"
+
+
+def _write_decoded(path: Path, decoded: Mapping[str, np.ndarray], settings: dict) -> Path:
     n_bytes = sum(values.nbytes for values in decoded.values())
-    with atomic_path(decoded_path) as temporary, open_to_write(temporary, "w", n_bytes) as file:
-        file.attrs["settings"] = json.dumps({**asdict(method), "shuffle": shuffle_seed})
+    with atomic_path(path) as temporary, open_to_write(temporary, "w", n_bytes) as file:
+        file.attrs["settings"] = json.dumps(settings)
         for name, values in decoded.items():
             row_dataset(file, name, values.shape, values.dtype)[...] = values
-    return Path(decoded_path)
+    return path
 
 
 def decode_splits(
@@ -138,35 +163,92 @@ def decode_splits(
     InputError
         If responses or features cannot be decoded.
     """
-    names = names or feature_spaces(features_path)
     rows: dict[str, list[np.ndarray]] = {}
     for number, split in enumerate(splits):
-        fold = prepare_fold(subject, split)
-        design = training_design(subject, split, fold, method, shuffle_seed, voxels)
-        test_x = fold.test_x[:, voxels]
-        found = {"stimulus_id": fold.test_id, "split": np.full(len(test_x), number, np.int64)}
-        for name in progress(names, f"decoders of {split.name}"):
-            y = read_features(features_path, name, split.train)
-            shape, y = y.shape[1:], y.reshape(len(y), -1)
-            decoder, of_components, components = fit_decoders(design, y, name, method)
-            found[name] = np.zeros((len(test_x), 0), np.float32)
-            if decoder is not None:
-                found[name] = decoder.predict(test_x).reshape(-1, *shape)
-                if decoders is not None:
-                    path = Path(decoders) / split.name / f"{name}.safetensors"
-                    decoder.save(path, {**asdict(method), "feature_space": name})
-            if of_components is not None and components is not None:
-                block, r2 = name.removeprefix("block_"), of_components.r2
-                believed = method.min_reliability, method.max_reliability
-                scores = of_components.predict(test_x)
-                projection, value = evidence(components, scores, r2, *believed)
-                found[f"evidence_{block}"] = value
-                found[f"projection_{block}"] = projection[None]
-                found[f"reliability_{block}"] = r2[None]
-                found[f"variance_{block}"] = components.explained_variance_[None, : len(r2)]
+        given = method, shuffle_seed, decoders, names, voxels
+        (found,) = decode_tests(subject, features_path, [split], *given)
+        found["split"] = found["split"] + number
         for name, part in found.items():
             rows.setdefault(name, []).append(part)
     return {name: _joined(name, parts) for name, parts in rows.items()}
+
+
+def decode_tests(
+    subject: Subject,
+    features_path: str | Path,
+    splits: Sequence[Split],
+    method: Method,
+    shuffle_seed: int | None = None,
+    decoders: str | Path | None = None,
+    names: Sequence[str] = (),
+    voxels: np.ndarray | slice = slice(None),
+) -> list[dict[str, np.ndarray]]:
+    """Decode the test stimuli of splits with one training set, to which decoders are fitted once.
+
+    Parameters
+    ----------
+    subject, features_path, method, shuffle_seed, names, voxels
+        As for `decode_splits`.
+    splits : sequence of Split
+        The same training stimuli in each.
+    decoders : str or Path, optional
+        Folder to save the decoders in, under the name of the first split.
+
+    Returns
+    -------
+    list of dict
+        For each split what `read_decoded` returns of it alone.
+
+    Raises
+    ------
+    InputError
+        If responses or features cannot be decoded.
+    """
+    first, ids = splits[0], np.concatenate([split.test for split in splits])
+    every = replace(first, test=np.array(list(dict.fromkeys(ids.tolist())), np.int64))
+    fold = prepare_fold(subject, every)
+    design = training_design(subject, every, fold, method, shuffle_seed, voxels)
+    order = np.argsort(fold.test_id)
+    tests = [order[np.searchsorted(fold.test_id[order], split.test)] for split in splits]
+    tests_x = [fold.test_x[rows][:, voxels] for rows in tests]
+    found = [
+        {"stimulus_id": fold.test_id[rows], "split": np.zeros(len(rows), np.int64)}
+        for rows in tests
+    ]
+    for name in progress(names or feature_spaces(features_path), f"decoders of {first.name}"):
+        y = read_features(features_path, name, first.train)
+        shape, y = y.shape[1:], y.reshape(len(y), -1)
+        fits = fit_decoders(design, y, name, method)
+        if fits[0] is not None and decoders is not None:
+            path = Path(decoders) / first.name / f"{name}.safetensors"
+            fits[0].save(path, {**asdict(method), "feature_space": name})
+        for part, test_x in zip(found, tests_x, strict=True):
+            part |= _decode(fits, name, shape, method, test_x)
+    return found
+
+
+def _decode(
+    fits: tuple[Decoder | None, Decoder | None, PrincipalComponents | None],
+    name: str,
+    shape: tuple[int, ...],
+    method: Method,
+    test_x: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """Decode a feature space with what `fit_decoders` returned; of components their evidence."""
+    decoder, of_components, components = fits
+    found = {name: np.zeros((len(test_x), 0), np.float32)}
+    if decoder is not None:
+        found[name] = decoder.predict(test_x).reshape(-1, *shape)
+    if of_components is not None and components is not None:
+        block, r2 = name.removeprefix("block_"), of_components.r2
+        believed = method.min_reliability, method.max_reliability
+        scores = of_components.predict(test_x)
+        projection, value = evidence(components, scores, r2, *believed)
+        found[f"evidence_{block}"] = value
+        found[f"projection_{block}"] = projection[None]
+        found[f"reliability_{block}"] = r2[None]
+        found[f"variance_{block}"] = components.explained_variance_[None, : len(r2)]
+    return found
 
 
 def training_design(

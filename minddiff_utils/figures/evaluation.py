@@ -1,6 +1,7 @@
 """Figures of what the numbers mean: metrics, differences, floor to ceiling, failures, overlap."""
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,13 +11,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from minddiff_utils.evaluation import full_method, tables
-from minddiff_utils.evaluation.dimension import effective_dimension
-from minddiff_utils.evaluation.leakage import Overlap
 from minddiff_utils.evaluation.metrics import METHODS, METRICS
-from minddiff_utils.evaluation.statistics import PermutationTest, bootstrap_interval
+from minddiff_utils.evaluation.statistics import (
+    PermutationTest,
+    bootstrap_interval,
+    effective_dimension,
+)
 from minddiff_utils.figures import style
 from minddiff_utils.figures.reconstruction import mosaic, show_mosaic
 from minddiff_utils.io import InputError
+
+if TYPE_CHECKING:
+    from minddiff_utils.evaluation.leakage import Overlap
 
 VALUES = ["subject", "method", "stimulus_id", "metric", "value"]
 SUBJECT_MARKERS = "osD^vP*X"
@@ -209,6 +215,33 @@ def score_curves(curve: pd.DataFrame, reference: pd.DataFrame, label: str) -> Fi
 
 
 @style.figure
+def generalisation(frame: pd.DataFrame) -> Figure:
+    """Draw the scores of several test sets, with the right and with wrong pictures.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        `test_set, stimulus_id, scored_with, metric, value`, from `generalisation.score_sets`.
+
+    Returns
+    -------
+    Figure
+        A panel a metric: mean with its 95 % bootstrap interval, test sets from left to right.
+    """
+    style.need_columns(frame, ["test_set", "scored_with", "metric", "value"], "generalisation")
+    frame = frame.assign(metric=style.in_words(frame["metric"], METRICS))
+    grid = sns.catplot(
+        frame, kind="point", x="test_set", y="value", hue="scored_with", col="metric", col_wrap=2,
+        sharey=False, errorbar=bootstrap_interval, dodge=0.2, linestyle="none", markersize=5,
+        markers=["o", "v"], palette=[style.BLUE, style.GREY], err_kws={"linewidth": 2},
+    )  # fmt: skip
+    for axes in grid.axes.flat:
+        axes.tick_params(axis="x", rotation=20)
+    height = 2.7 * -(-len(grid.axes) // 2) + 0.5
+    return style.fit(grid, height, "", n_columns=2)
+
+
+@style.figure
 def permutation_null(test: PermutationTest, label: str) -> Figure:
     """Draw how a statistic is distributed when pictures are permuted, and the observed value.
 
@@ -316,7 +349,7 @@ def failures(
 
 
 @style.figure
-def overlap_figure(found: Overlap, values: pd.DataFrame, shown: Sequence[str] = ()) -> Figure:
+def overlap_figure(found: "Overlap", values: pd.DataFrame, shown: Sequence[str] = ()) -> Figure:
     """Draw how far test pictures are from training pictures, and whether the metric depends on it.
 
     Parameters

@@ -6,7 +6,6 @@ no brain.
 
 import json
 from collections.abc import Sequence
-from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -16,59 +15,23 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-from transformers import CLIPModel
-from transformers.utils import logging as transformers_logging
 
 from minddiff_utils.io import Ids, InputError, content_hash
 from minddiff_utils.models import hub
-from minddiff_utils.models.clip import Clip, to_pictures, to_rgb
+from minddiff_utils.models.clip import (
+    Clip,
+    load_clip,
+    loading,
+    resolve_device,
+    resolve_dtype,
+    to_pictures,
+    to_rgb,
+)
 from minddiff_utils.settings import recall
 
-DTYPES = ("float64", "float32", "bfloat16", "float16")
 SAVINGS = ("attention", "tiling", "checkpointing")
-
-
-def resolve_device(device: str) -> torch.device:
-    """Turn "auto" into the accelerator, CUDA or Apple's MPS, or else the CPU; check other names.
-
-    Raises
-    ------
-    InputError
-        If torch does not know the device, or the machine lacks it.
-    """
-    if device == "auto":
-        device = str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
-    try:
-        return torch.zeros(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f'device={device!r}: {reason}. Use "auto" or "cpu".') from None
-
-
-def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """Turn "auto" into bfloat16 on a CUDA device that has it, into float32 elsewhere.
-
-    Parameters
-    ----------
-    dtype : str or torch.dtype
-        "auto", "float32", "bfloat16", "float16" or "float64".
-    device : torch.device
-
-    Raises
-    ------
-    InputError
-        If the name is another.
-    """
-    if dtype == "auto":
-        half = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        return torch.bfloat16 if half else torch.float32
-    name = str(dtype).removeprefix("torch.")
-    if name not in DTYPES:
-        raise InputError(f"dtype={dtype!r}: expected auto or one of {', '.join(DTYPES)}.")
-    return getattr(torch, name)
 
 
 def noise_like(z: Tensor, seed: int, stimulus_ids: Ids) -> Tensor:
@@ -411,46 +374,6 @@ def _settings(config) -> dict:
     return {name: values[name] for name in known}
 
 
-@contextmanager
-def _loading(folder: Path):
-    """Tell damaged files in one message, without bars: they would stand where the work's belong."""
-    transformers_logging.disable_progress_bar()
-    diffusers_logging.disable_progress_bar()
-    # It warns at length that the phantom has no safety checker.
-    diffusers_logging.set_verbosity_error()
-    try:
-        yield
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise InputError(
-            f"{folder} cannot be loaded: {str(error).splitlines()[0]} Restore the folder."
-        ) from None
-
-
-def load_clip(name: str | Path, device: str = "auto", dtype: str | torch.dtype = "auto") -> Clip:
-    """Load a CLIP in the format of transformers, from a folder or by its name on the hub.
-
-    Parameters
-    ----------
-    name : str or Path
-        A folder, or a repository of the Hugging Face hub such as "openai/clip-vit-base-patch32",
-        with "@revision" after it if another one than the pinned is wanted.
-    device, dtype
-        As for `load_generator`.
-
-    Raises
-    ------
-    InputError
-        If a part is missing and cannot be downloaded; the message says how to get it.
-    """
-    place = resolve_device(device)
-    dtype = resolve_dtype(dtype, place)
-    folder = hub.find_model(name, hub.CLIP_FILES, hub.CLIP_PARTS)
-    with _loading(folder):
-        model: Any = CLIPModel.from_pretrained(folder, use_safetensors=True, dtype=dtype)
-        settings = json.loads((folder / "preprocessor_config.json").read_text())
-    return Clip(model.to(place), settings)
-
-
 def load_generator(
     models: str | Path,
     device: str = "auto",
@@ -493,7 +416,10 @@ def load_generator(
     place = resolve_device(device)
     dtype = resolve_dtype(dtype, place)
     folder = hub.find_model(hub.diffusion_name(models), hub.DIFFUSION_FILES, hub.PARTS)
-    with _loading(folder):
+    diffusers_logging.disable_progress_bar()
+    # It warns at length that the phantom has no safety checker.
+    diffusers_logging.set_verbosity_error()
+    with loading(folder):
         pipeline = StableDiffusionPipeline.from_pretrained(
             folder, use_safetensors=True, dtype=dtype, safety_checker=None, feature_extractor=None
         )

@@ -100,7 +100,7 @@ def stage_inputs(
     return Inputs(z, c, target, noise_like(z, seed, decoded["stimulus_id"][rows]), z_evidence)
 
 
-def pictures_of(decoded: Arrays, rows: slice) -> dict[str, np.ndarray]:
+def pictures_of(decoded: Arrays, rows: slice | np.ndarray) -> dict[str, np.ndarray]:
     """Return what was decoded for some of the pictures, and what belongs to their splits."""
     return {k: v if k.startswith(OF_SPLITS) else v[rows] for k, v in decoded.items()}
 

@@ -1,0 +1,206 @@
+"""Does decoding generalise? The same subject on further test sets, near to training or far."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+import pandas as pd
+
+from minddiff_utils.datasets import Split, Subject
+from minddiff_utils.decoding.decode import decode_tests, read_decoded, same_training, test_set_file
+from minddiff_utils.evaluation import in_order
+from minddiff_utils.evaluation.baselines import Bench
+from minddiff_utils.evaluation.metrics import METRICS, evaluate, main_metrics
+from minddiff_utils.evaluation.statistics import bootstrap_interval, finite, group_difference
+from minddiff_utils.evaluation.tables import as_markdown, interval_text, p_text, wide_table
+from minddiff_utils.io import require
+from minddiff_utils.reconstruction import pictures_of
+
+OWN, WRONG = "the picture that was seen", "another picture of the set"
+Embed = Mapping[str, Callable[[np.ndarray], np.ndarray]]
+
+
+def set_name(split: str) -> str:
+    """Return what the parts of a test set share: "random" for `random_0` to `random_4`."""
+    return re.sub(r"_\d+$", "", split)
+
+
+def describe_sets(person: Subject) -> pd.DataFrame:
+    """List the test sets of a recording that has further ones: parts, test and training pictures.
+
+    Returns
+    -------
+    DataFrame of str
+        A row a set, the book's own first; none without further sets.
+    """
+    rows: dict[str, list[Split]] = {}
+    for split in [*person.splits, *person.test_sets] if person.test_sets else ():
+        rows.setdefault(set_name(split.name), []).append(split)
+    table = {
+        as_markdown(name): {
+            "parts": str(len(parts)),
+            "test pictures": f"{sum(len(part.test) for part in parts):,}",
+            "training pictures": f"{np.mean([len(part.train) for part in parts]):,.0f}",
+        }
+        for name, parts in rows.items()
+    }
+    return pd.DataFrame(table).T.rename_axis("test set")
+
+
+def decode_sets(bench: Bench, n: int) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    """Decode further test sets with the settings of the run, some pictures of each.
+
+    Sets with the training stimuli of the book's split were decoded in chapter 02. Others need
+    decoders of their own, which those with a training set in common share.
+
+    Parameters
+    ----------
+    bench : Bench
+    n : int
+        Pictures of each set, at even distances; all if it has fewer.
+
+    Yields
+    ------
+    name : str
+    decoded : dict
+        As `read_decoded` returns it.
+    """
+    known = same_training(bench.person)
+    groups: dict[bytes, list[Split]] = {}
+    for split in bench.person.test_sets:
+        groups.setdefault(np.sort(split.train).tobytes(), []).append(split)
+    for splits in groups.values():
+        if splits[0] in known:
+            paths = (test_set_file(bench.folder, split.name) for split in splits)
+            found = [read_decoded(require(path, "02_decoding")) for path in paths]
+        else:
+            method = bench.decoding()
+            if bench.full.structure_target != "values":
+                method.set_params(keep_structure=0)  # the values of the blocks are not needed
+            found = decode_tests(bench.person, bench.features, splits, method)
+        for split, decoded in zip(splits, found, strict=True):
+            yield split.name, pictures_of(decoded, spread(len(split.test), n))
+
+
+def spread(n: int, most: int) -> np.ndarray:
+    """Return `most` of `n` places at even distances, or all; int64."""
+    return np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(np.int64))
+
+
+def score_sets(
+    bench: Bench, embed: Embed, size: int | None, own: np.ndarray, n: int
+) -> pd.DataFrame:
+    """Paint every test set by the full method and score it, with right and with wrong pictures.
+
+    Pictures of one set may be more alike, or more blurred, than those of another, and score higher
+    whatever is decoded. So each reconstruction is also scored with the next picture of its set.
+
+    Parameters
+    ----------
+    bench : Bench
+    embed, size
+        As for `evaluate`.
+    own : uint8 array, shape (n_test, H, W, 3)
+        What the full method painted of the book's own test pictures.
+    n : int
+        Pictures of each further set, as for `decode_sets`; 0 for nothing at all.
+
+    Returns
+    -------
+    DataFrame
+        Empty without further sets. `test_set, stimulus_id, scored_with, metric, value, kind`; `kind` is "" where the recording
+        names none.
+    """
+    if not n or not bench.person.test_sets:
+        return pd.DataFrame(columns=["test_set", "scored_with", "metric", "value", "kind"])
+    painted = {bench.person.splits[0].name: (bench.decoded["stimulus_id"], own)}
+    for name, decoded in decode_sets(bench, n):
+        pictures = bench.run(decoded, bench.full, f"test_set_{name}")
+        painted[name] = decoded["stimulus_id"], pictures
+    parts = []
+    for name, (ids, pictures) in painted.items():
+        seen = bench.seen(ids)
+        for scored_with, truth in {OWN: seen, WRONG: np.roll(seen, 1, axis=0)}.items():
+            part = evaluate(truth, {set_name(name): pictures}, ids, embed, size)
+            parts.append(main_metrics(part).assign(scored_with=scored_with))
+    frame = pd.concat(parts).rename(columns={"method": "test_set"})
+    # Parts of a set may share pictures; each counts once.
+    keys = ["test_set", "stimulus_id", "scored_with", "metric"]
+    frame = frame.groupby(keys, sort=False, as_index=False)["value"].mean()
+    return frame.assign(kind=frame["stimulus_id"].map(bench.person.kind_of).fillna(""))
+
+
+def generalisation_table(frame: pd.DataFrame, by: str = "test_set", seed: int = 0) -> pd.DataFrame:
+    """Write the scores of each test set, and what they exceed those of wrong pictures by.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        From `score_sets`.
+    by : str
+        "test_set", or "kind" for the kinds of pictures that the recording names.
+    seed : int
+        Of the bootstrap.
+
+    Returns
+    -------
+    DataFrame of str
+        A row a set or kind, none without a name.
+    """
+    rows = []
+    for (metric, name), part in _gains(frame[frame[by] != ""], by):
+        own, gain = finite(part[OWN]), finite(part[OWN] - part[WRONG])
+        text = interval_text(own.mean(), *bootstrap_interval(own, seed=seed))
+        text += "; " + interval_text(gain.mean(), *bootstrap_interval(gain, seed=seed), "+")
+        rows.append({by: as_markdown(name), "metric": metric, "n": len(own), "text": text})
+    if not rows:
+        return pd.DataFrame()
+    table = pd.DataFrame(rows)
+    order = in_order(table["metric"], METRICS)
+    table = table.sort_values("metric", key=lambda m: m.map(order.index), kind="stable")
+    return wide_table(
+        table.rename(columns={by: by.replace("_", " ")}),
+        [by.replace("_", " ")],
+        "Mean of the full method with its 95\u00a0% bootstrap interval; then how far it lies above "
+        "the score of the same reconstructions with another picture of the set. Where that "
+        "interval holds zero, nothing of the single picture is shown to be decoded. n is the number "
+        "of pictures.",
+    )
+
+
+def _gains(frame: pd.DataFrame, by: str) -> Iterator[tuple[tuple[str, str], pd.DataFrame]]:
+    """Each metric and set (or kind), and its pictures' scores with the right and a wrong picture."""
+    for names, part in frame.groupby(["metric", by], sort=False):
+        yield names, part.pivot(index="stimulus_id", columns="scored_with", values="value")
+
+
+def fall_text(frame: pd.DataFrame, seed: int = 0) -> str:
+    """Say by how much less is decoded of the further sets than of the book's own.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        From `score_sets`.
+    seed : int
+
+    Returns
+    -------
+    str
+        A sentence of markdown a metric; "" without further sets. What is compared is the distance
+        to the score with wrong pictures.
+    """
+    gains: dict[str, dict[str, np.ndarray]] = {}
+    for (metric, name), part in _gains(frame, "test_set"):
+        gains.setdefault(METRICS[metric], {})[as_markdown(name)] = finite(part[OWN] - part[WRONG])
+    lines = []
+    for metric, sets in gains.items():
+        (first, own), *others = sets.items()
+        parts = []
+        for name, gain in others:
+            found = group_difference(gain, own, seed)
+            change = interval_text(found["difference"], found["low"], found["high"], "+")
+            said = "less than" if found["high"] < 0 else "not shown to differ from"
+            said = "more than" if found["low"] > 0 else said
+            parts.append(f"{name} {said} {first} ({change}, {p_text(found['p'])})")
+        lines.append(f"**{metric}**, above wrong pictures: {'; '.join(parts)}.")
+    return "\n\n".join(lines)
