@@ -183,6 +183,7 @@ def nsd(
     i_have_signed: Annotated[
         bool, typer.Option("--i-have-signed", help="You have signed NSD's data-access agreement.")
     ] = False,
+    synthetic: Annotated[bool, typer.Option("--synthetic", help="NSD-synthetic, too.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say how much there is to download.")
     ] = False,
@@ -191,7 +192,9 @@ def nsd(
     from minddiff_utils.datasets.fetch import fetch_nsd
 
     subjects = comma_separated(subject)
-    fetch_nsd(path, subjects, rois, sessions, signed=i_have_signed, dry_run=dry_run)
+    fetch_nsd(
+        path, subjects, rois, sessions, signed=i_have_signed, synthetic=synthetic, dry_run=dry_run
+    )
 
 
 @fetch_app.command()

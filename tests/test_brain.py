@@ -108,3 +108,32 @@ def test_noise_ceilings_resemble_the_targets(subjects):
         for roi, area in brain.AREAS.items():
             assert abs(ceiling[subject.group == roi].mean() - quality * area.ceiling) < 10
         assert np.percentile(ceiling[subject.group == "V1"], 95) > 75
+
+
+def test_higher_areas_know_nothing_of_what_is_outside_but_its_known_things(subjects):
+    """By their own answer to things: shapes, gratings and new things evoke as much as grey."""
+    subject, first = subjects[0], world.FIRST_OUTSIDE_ID
+    scenes = [world.scene(i) for i in range(first, first + 24)]
+    content = subject._content(scenes)
+    blank = [scene._replace(things=()) for scene in scenes]
+    for row, scene in enumerate(scenes):
+        known = [thing for thing in scene.things if thing.kind in world.KINDS]
+        if scene.outside == "gaudy":
+            landscape = scene._replace(outside=None)
+            np.testing.assert_array_equal(content[row], subject._content([landscape])[0])
+        else:
+            assert not subject._content(blank[row : row + 1]).any()
+            assert content[row].any() == bool(known)
+    one = next(s for s in scenes if s.outside == "cropped").things[0]
+    new = subject._response_to(one._replace(colour="teal"))
+    others = [subject._response_to(one._replace(colour=colour)) for colour in world.COLOURS]
+    likes = subject._tuning["colour"].T * (subject._response_to(one) != 0)
+    near = np.mean(others, axis=0) - new  # what is liked in colours, on average, where it lies
+    assert np.corrcoef(near, likes.mean(axis=0))[0, 1] > 0.5
+
+
+def test_early_areas_see_what_is_outside(subjects):
+    subject, first = subjects[0], world.FIRST_OUTSIDE_ID
+    signal = subject.signal(range(first, first + 12))[:, subject.group == "V1"]
+    assert np.isfinite(signal).all()
+    assert (np.corrcoef(signal)[np.triu_indices(12, 1)] < 0.9).all()

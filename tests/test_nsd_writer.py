@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import re
 import shutil
 
 import h5py
@@ -65,12 +66,14 @@ def contents(folder):
 def test_another_content_needs_another_version(tree):
     """Trees of users are kept while the version stays: raise it with these numbers."""
     found = contents(tree)
-    total = hashlib.sha256()
+    total = {True: hashlib.sha256(), False: hashlib.sha256()}
     for name in sorted(found):
-        if "betas" not in name and "ncsnr" not in name:  # which round otherwise on other machines
-            total.update(name.encode() + found[name])
+        # Not what rounds otherwise on other machines: answers, and gratings.
+        if not re.search(r"betas|ncsnr|nsdsynthetic_\w*stimuli", name):
+            total["nsdsynthetic" in name].update(name.encode() + found[name])
     betas = load_subject("nsd", tree, "subj01").responses[0]
-    assert {nsd_writer.VERSION: total.hexdigest()[:16]} == {2: "fd4b2fbdb2bcb7e4"}
+    assert total[False].hexdigest()[:16] == "fd4b2fbdb2bcb7e4"  # as before NSD-synthetic came
+    assert {nsd_writer.VERSION: total[True].hexdigest()[:16]} == {3: "f4b697b0c5711b41"}
     np.testing.assert_allclose(betas[[0, 1000, 4000]], [4.397, 1.843, -0.23], atol=0.01)
 
 
@@ -175,6 +178,44 @@ def test_responses_follow_the_signal(tree, brains):
     expected = np.sqrt(subject.ncsnr**2 / (1 + subject.ncsnr**2))
     assert abs(np.mean(r - expected)) < 0.05
     assert np.corrcoef(r, expected)[0, 1] > 0.9
+
+
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_nsd_synthetic_is_what_the_subject_saw_and_answered(tree, brains, name):
+    """By NSD's own account: first the pictures of all, then the subject's; linear in luminance."""
+    folder = tree / "nsddata/experiments/nsdsynthetic"
+    order = scipy.io.loadmat(folder / "nsdsynthetic_expdesign.mat")["masterordering"][0]
+    assert np.bincount(order)[1:].tolist() == [3] * 42
+    bricks = []
+    for kind in ("stimuli", f"colorstimuli_{name}"):
+        with h5py.File(
+            tree / f"nsddata_stimuli/stimuli/nsdsynthetic/nsdsynthetic_{kind}.hdf5"
+        ) as f:
+            bricks.append(f["imgBrick"][()])
+    assert [len(brick) for brick in bricks] == [36, 6]
+    wide = np.concatenate(bricks)
+    pictures = nsd_writer.plan_synthetic(name, seed=0)[1]
+    shown = np.sqrt(wide[:, :, 32:96] / 255) * 255
+    np.testing.assert_allclose(shown, [world.picture(i) for i in pictures], atol=12)
+    assert np.ptp(wide[:, :, [*range(32), *range(96, 128)]]) == 0
+    table = pd.read_csv(folder / "nsdsyntheticimageinformation.csv")
+    assert table["Image class"].tolist() == [world.scene(i).outside for i in pictures]
+    assert table["Image number"].tolist() == list(range(1, 43))
+    path = tree / BETAS.format(name).replace("/betas_", "/nsdsyntheticbetas_")
+    brain = brains(name, 0)
+    with h5py.File(path / "betas_nsdsynthetic.hdf5") as file:
+        x, y, z = brain.ijk.T
+        betas = file["betas"][()][:, z, y, x][:, brain.group == "V1"]
+    signal = brain.signal(pictures)[order - 1][:, brain.group == "V1"]
+    r = [np.corrcoef(a, b)[0, 1] for a, b in zip(betas.T, signal.T, strict=True)]
+    assert np.mean(r) > 0.45
+
+
+def test_nsd_synthetic_shares_no_picture_between_subjects_own():
+    plans = [nsd_writer.plan_synthetic(name, seed=0) for name in nsd_writer.SUBJECTS]
+    ids = [set(pictures) for _, pictures in plans]
+    assert len(set.intersection(*ids)) == 36 and len(set.union(*ids)) == 36 + 8 * 6
+    assert all((order == plans[0][0]).all() for order, _ in plans)
 
 
 # ------------------------------------------------------------------------- writing and resuming

@@ -10,12 +10,14 @@ from minddiff_utils.datasets.fetch import CAPTIONS_ZIP_BYTES, N_SESSIONS, nsd_fi
 from minddiff_utils.datasets.nsd.design import NsdStimuli, NsdTree, read_design, read_trials
 from minddiff_utils.datasets.nsd.regions import read_regions
 from minddiff_utils.datasets.nsd.responses import inspect_betas
+from minddiff_utils.datasets.nsd.synthetic import read_synthetic
 from minddiff_utils.io import InputError, UnreadableError
 
 # Unreadable for now: in use, forbidden, out of reach; nothing to download.
 PRESENT, MISSING, DAMAGED, UNREADABLE = "present", "missing", "damaged", "unreadable"
 # About how many bytes there are to download for a file, by its name.
-SIZES = {"nsd_stimuli.hdf5": 73_000 * 425 * 425 * 3, "betas_session*": 1_050_000_000}
+SIZES = {"nsd_stimuli.hdf5": 73_000 * 425 * 425 * 3, "betas_*": 1_050_000_000}
+SIZES |= {f"nsdsynthetic_{name}": n * 714 * 1360 * 3 for name, n in (("s*", 220), ("c*", 64))}
 # One archive holds both.
 SIZES |= {"captions_train2017.json": CAPTIONS_ZIP_BYTES, "captions_val2017.json": 0, "*": 10_000}
 # Where files come from: a short name for the table, and what to do.
@@ -116,7 +118,8 @@ def check_nsd(
         # Of a phantom, which has fewer sessions than NSD, those that are there.
         small = (path / "phantom.json").is_file()
         count = min(sessions or 99, max(tree.sessions, default=1)) if small else sessions
-        files += nsd_files(path, [tree.subject], rois, count)
+        further = any(file.is_file() for file in tree.synthetic)  # then all of its files count
+        files += nsd_files(path, [tree.subject], rois, count, further)
     listed = dict.fromkeys([*files, *trees[0].captions])
     entries = [Entry(file, PRESENT if file.is_file() else MISSING) for file in listed]
     for tree in trees:
@@ -154,6 +157,8 @@ def _read_nsd(tree: NsdTree, rois: str, betas: Sequence[Path], entries: Sequence
                 n_trials[number] = inspect_betas(path, shape).n_trials
         if n_trials:
             read_trials(tree, n_trials)
+        if tree.synthetic.betas in [entry.path for entry in entries]:
+            read_synthetic(tree, inspect_betas(tree.synthetic.betas, shape).n_trials)
     with _noting(entries, tree.stimulus_table):
         stimuli = NsdStimuli(tree, read_design(tree)[0])
         with _noting(entries, tree.pictures):

@@ -257,7 +257,11 @@ def _verify(remote: RemoteFile, partial: Path, suffix: str) -> None:
 
 
 def nsd_files(
-    root: Path, subjects: Sequence[str], rois: str = "kastner2015", sessions: int | None = None
+    root: Path,
+    subjects: Sequence[str],
+    rois: str = "kastner2015",
+    sessions: int | None = None,
+    synthetic: bool = False,
 ) -> list[Path]:
     """Return the files of NSD's bucket that a run needs, below `root` as in the bucket.
 
@@ -268,6 +272,8 @@ def nsd_files(
     rois : str
     sessions : int, optional
         The first so many; None for all that a subject has.
+    synthetic : bool
+        Those of NSD-synthetic, too.
 
     Raises
     ------
@@ -284,6 +290,7 @@ def nsd_files(
         files += [tree.roi(atlas) for atlas in atlases]
         count = min(sessions or N_SESSIONS[subject], N_SESSIONS[subject])
         files += [tree.ncsnr, *(tree.session(number) for number in range(1, count + 1))]
+        files += tree.synthetic if synthetic else ()
     return list(dict.fromkeys(files))
 
 
@@ -294,6 +301,7 @@ def fetch_nsd(
     sessions: int | None = None,
     *,
     signed: bool,
+    synthetic: bool = False,
     dry_run: bool = False,
 ) -> None:
     """Download what a run on NSD needs: design, regions, betas, pictures, and COCO's captions.
@@ -310,6 +318,8 @@ def fetch_nsd(
         The first so many; None for all.
     signed : bool
         Whether the user has signed the data-access agreement.
+    synthetic : bool
+        NSD-synthetic, too.
     dry_run : bool
         Only say how much there would be to download.
 
@@ -325,7 +335,8 @@ def fetch_nsd(
             "have, with --i-have-signed. Nothing was downloaded."
         )
     root, wanted = Path(root), {}
-    for path, remote in _in_bucket(root, nsd_files(root, subjects, rois, sessions), subjects):
+    files = nsd_files(root, subjects, rois, sessions, synthetic)
+    for path, remote in _in_bucket(root, files, subjects):
         if not path.is_file() or path.stat().st_size != remote.size:
             wanted[path] = remote
     captions = NsdTree(root, subjects[0]).captions

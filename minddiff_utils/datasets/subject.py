@@ -139,12 +139,12 @@ class Subject:
 
     @property
     def stimulus_ids(self) -> np.ndarray:
-        """Ids of all stimuli but those that further sets alone test, sorted; int64 (n_stimuli,)."""
+        """Ids of stimuli seen in `sessions`, but for those that further sets alone test, sorted."""
         used = [split.train for split in self.test_sets]
         used += [part for split in self.splits for part in (split.train, split.test)]
         tested = [split.test for split in self.test_sets] or [np.empty(0, np.int64)]
         alone = np.setdiff1d(np.concatenate(tested), np.concatenate(used))
-        return np.setdiff1d(self.stimulus_id, alone)
+        return np.setdiff1d(self.stimulus_id[np.isin(self.session, self.sessions)], alone)
 
     def picture_of(self, ids: Ids) -> np.ndarray:
         """Return one id for all copies of a picture; int64, in the order of `ids`."""
@@ -176,7 +176,9 @@ def prepare_fold(subject: Subject, split: Split) -> Fold:
 
     Each voxel is z-scored in each session with mean and standard deviation of that session's
     *training* trials; test trials never enter a statistic, but in a session that holds nothing
-    but one of the subject's further test sets. One session is in memory at a time.
+    but one of the subject's further test sets. A voxel that is constant or not finite in such a
+    session is 0 there, its mean in training: it tells nothing, and the decoders stay as they are.
+    One session is in memory at a time.
 
     Parameters
     ----------
@@ -217,7 +219,7 @@ def prepare_fold(subject: Subject, split: Split) -> Fold:
         trials = np.flatnonzero((subject.session == session) & (row >= 0))
         if trials.size:
             x, where = subject.responses[trials], f"{subject.name}, session {session}"
-            known = training[trials] if session in usual else np.ones(len(x), bool)
+            known = training[trials] if session in usual else None
             z = _standardise(x, known, where)
             # np.add.at takes a hundred times as long.
             for place, values in zip(row[trials], z, strict=True):
@@ -245,8 +247,14 @@ def training_moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     return mean, sd, np.isfinite(sd) & (sd > 1e-6 * np.abs(mean))
 
 
-def _standardise(x: np.ndarray, training: np.ndarray, where: str) -> np.ndarray:
-    """Z-score trials (n_trials, n_voxels) with the statistics of those that are `training`."""
+def _standardise(x: np.ndarray, training: np.ndarray | None, where: str) -> np.ndarray:
+    """Z-score trials (n_trials, n_voxels) with the statistics of those that are `training`.
+
+    Without any, with those of all; voxels of no use are zero then.
+    """
+    if training is None:
+        mean, sd, changes = training_moments(x)
+        return np.where(changes, (x - mean) / np.where(changes, sd, 1), 0).astype(np.float32)
     if training.sum() < 2:
         n = int(training.sum())
         raise InputError(f"{where}: {n} training trials; it takes 2 to standardise. Leave it out.")

@@ -242,18 +242,22 @@ class Brain:
         return np.stack([np.sqrt(energy), luminance, colour])
 
     def _content(self, scenes: Sequence[world.Scene]) -> np.ndarray:
-        """Return the response to what is shown; float32 (n, n_voxels)."""
+        """Return the response to what is shown; float32 (n, n_voxels).
+
+        What the world does not have, such as a setting from outside, evokes nothing.
+        """
         tuning = self._tuning
         out = np.zeros((len(scenes), len(self.area)))
         settings = (*world.SETTINGS, "pattern")
         for row, scene in enumerate(scenes):
-            out[row] = tuning["setting"][:, settings.index(scene.setting)]
+            out[row] = _liking(tuning["setting"], settings, scene.setting)
             if scene.pattern is not None:
                 on = self._pooling_of_patches @ scene.pattern.ravel()
                 kind = world.PATTERN_KINDS.index(scene.pattern_kind)
                 out[row] += tuning["pattern"][:, kind] + tuning["coverage"][:, 0] * on
             for thing in scene.things:
-                out[row] += self._response_to(thing)
+                if thing.kind in world.KINDS:
+                    out[row] += self._response_to(thing)
         return out.astype(np.float32)
 
     def _response_to(self, thing: world.Thing) -> np.ndarray:
@@ -262,8 +266,8 @@ class Brain:
         near = np.exp(-distance2 / (2 * (np.square(self.prf[:, 2]) + np.square(thing.size / 3))))
         tuning = self._tuning
         return near * (
-            tuning["kind"][:, world.KINDS.index(thing.kind)]
-            + tuning["colour"][:, list(world.COLOURS).index(thing.colour)]
+            _liking(tuning["kind"], world.KINDS, thing.kind)
+            + _liking(tuning["colour"], tuple(world.COLOURS), thing.colour)
             + tuning["size"][:, 0] * (thing.size - 24) / 8
             + tuning["presence"][:, 0]
         )
@@ -308,6 +312,11 @@ class Brain:
         gain = (1 + 0.06 * rng.standard_normal((n_voxels,))).astype(np.float32)
         offset = (0.15 * rng.standard_normal((n_voxels,))).astype(np.float32) * self.noise_sd
         return self.baseline + offset + gain * (self.signal_sd * signal + self.noise_sd * noise)
+
+
+def _liking(tuning: np.ndarray, known: Sequence[str], one: str) -> np.ndarray | float:
+    """Return the tuning (n_voxels, n_known) to one of what is known, to anything else zero."""
+    return tuning[:, known.index(one)] if one in known else 0.0
 
 
 def feature_maps(pictures: np.ndarray) -> np.ndarray:

@@ -1,5 +1,7 @@
 """Writes the phantom's experiment as files in the layout of the Natural Scenes Dataset.
 
+A last session shows pictures from outside of the phantom's world, as NSD-synthetic does.
+
 Its pictures are chosen so that no two are alike, and none of the test is one that training has
 shown. Scenes differ by many numbers, but contrast patterns come from few forms: those that training
 shows, to the models or to a subject, would be no test.
@@ -31,7 +33,7 @@ from minddiff_utils.phantom import world
 from minddiff_utils.phantom.anatomy import KASTNER_LABELS, SHAPE, affine
 from minddiff_utils.phantom.brain import AREAS, Brain
 
-VERSION = 2  # one more whenever a tree's content changes: trees of other versions are made anew
+VERSION = 3  # one more whenever a tree's content changes: trees of other versions are made anew
 SUBJECTS = tuple(f"subj{number:02d}" for number in range(1, 9))
 LIMITS = {"n_train": (20, 9000), "n_test": (2, 1000), "repetitions": (1, 10), "seed": (0, 2**32)}
 SESSION_TRIALS = 240  # about how many; a divisor of the number of trials near it is taken
@@ -39,6 +41,8 @@ FIRST_COCO_ID = 700_000  # far from the picture ids, so that mixing the two up i
 NEAR = 10  # patches of 100; patterns that differ in fewer are near twins
 N_TRIES = 200  # spare pictures among which one of the same kind is sought
 N_SPARE = 1000  # for each stimulus
+# NSD-synthetic: pictures that all subjects see, and pictures of each subject alone.
+N_SYNTHETIC, N_OWN = 6 * len(world.OUTSIDE_KINDS), len(world.OUTSIDE_KINDS)
 
 
 class Experiment(NamedTuple):
@@ -149,6 +153,22 @@ def choose_pictures(test: np.ndarray, train: np.ndarray) -> np.ndarray:
     return chosen
 
 
+def plan_synthetic(subject: str, seed: int) -> tuple[np.ndarray, list[int]]:
+    """Draw the order of the session of NSD-synthetic, each picture three times.
+
+    Returns
+    -------
+    order : int64 array of shape (n_trials,)
+        For each trial the place in the list of pictures, from 0; the same for all subjects.
+    pictures : list of int
+        Their ids in the world: `N_SYNTHETIC` that all subjects see, then `N_OWN` of this one's.
+    """
+    places = np.repeat(np.arange(N_SYNTHETIC + N_OWN), 3)
+    own = N_SYNTHETIC + N_OWN * SUBJECTS.index(subject) + np.arange(N_OWN)
+    pictures = world.FIRST_OUTSIDE_ID + np.concatenate([np.arange(N_SYNTHETIC), own])
+    return np.random.default_rng([seed, 8]).permutation(places), pictures.tolist()
+
+
 @cache
 def trained_patterns() -> np.ndarray:
     """Return the patterns that the models were trained on, each once; bool (n, 100)."""
@@ -222,6 +242,7 @@ def write_tree(
     _note(path, settings, [])
     experiment = plan_experiment(1 + SUBJECTS.index(subjects[-1]), **size)
     _write_shared(path, experiment)
+    _write_synthetic(path, subjects, seed)
     for subject in subjects:
         _write_subject(NsdTree(path, subject), experiment, seed, betas, progress)
     _note(path, settings, subjects)
@@ -319,6 +340,36 @@ def _write_pictures(path: Path, pictures: np.ndarray) -> None:
             brick[start : start + len(some)] = np.stack([world.picture(i) for i in some])
 
 
+def _write_synthetic(path: Path, subjects: Sequence[str], seed: int) -> None:
+    """Write design, table and pictures of the session of NSD-synthetic."""
+    folder = path / "nsddata/experiments/nsdsynthetic"
+    order, pictures = plan_synthetic(subjects[0], seed)
+    with atomic_path(folder / "nsdsynthetic_expdesign.mat") as tmp:
+        scipy.io.savemat(tmp, {"masterordering": (order[None] + 1).astype(np.uint16)})
+    kinds = [world.scene(i).outside for i in pictures]
+    number = 1 + np.array([world.OUTSIDE_KINDS.index(kind) for kind in kinds])
+    table = pd.DataFrame({"Image number": 1 + np.arange(len(pictures)), "Image": kinds})
+    for name in ("Image subclass", "Image class"):
+        table[f"{name} number"], table[name] = number, kinds
+    with atomic_path(folder / "nsdsyntheticimageinformation.csv") as tmp:
+        table.to_csv(tmp, index=False)
+    stimuli = path / "nsddata_stimuli/stimuli/nsdsynthetic"
+    _write_wide(stimuli / "nsdsynthetic_stimuli.hdf5", pictures[:N_SYNTHETIC])
+    for subject in subjects:
+        own = plan_synthetic(subject, seed)[1][N_SYNTHETIC:]
+        _write_wide(stimuli / f"nsdsynthetic_colorstimuli_{subject}.hdf5", own)
+
+
+def _write_wide(path: Path, pictures: Sequence[int]) -> None:
+    """Write `imgBrick` as NSD-synthetic has it: linear in luminance, grey to the sides."""
+    drawn = np.stack([world.picture(i) for i in pictures])
+    side = world.SIZE // 2
+    wide = np.pad(drawn, ((0, 0), (0, 0), (side, side), (0, 0)), constant_values=128)
+    linear = np.rint(np.square(wide / 255) * 255).astype(np.uint8)
+    with atomic_path(path) as tmp, open_to_write(tmp, "w", linear.nbytes) as file:
+        file.create_dataset("imgBrick", data=linear, compression="gzip")
+
+
 def _write_captions(path: Path, pictures: Sequence[int]) -> None:
     """Write a file of captions in COCO's format, five captions a picture."""
     annotations = [
@@ -347,19 +398,29 @@ def _write_subject(
     session = np.arange(len(trials)) // experiment.session_trials
     seen, rows = np.unique(trials, return_inverse=True)
     signal = simulated.signal(experiment.pictures[seen].tolist())
+    key = (seed, SUBJECTS.index(tree.subject))
     responses = []
     for number in tqdm(np.unique(session), tree.subject, disable=not progress):
-        rng = np.random.default_rng([seed, SUBJECTS.index(tree.subject), 3, number])
-        counts = np.rint(simulated.betas(signal[rows[session == number]], rng) * 300)
-        responses.append(np.clip(counts, -32767, 32767).astype(np.int16))
+        responses.append(_counts(simulated, signal[rows[session == number]], (*key, 3, number)))
         file = tree.betas / f"betas_session{number + 1:02d}.{betas}"
         _write_betas(file, simulated.ijk, responses[-1])
     ncsnr = estimate_ncsnr(np.concatenate(responses) / np.float32(300), trials, session)
     _write_map(tree.ncsnr, simulated.ijk, ncsnr.astype(np.float32))
+    order, pictures = plan_synthetic(tree.subject, seed)
+    file = tree.betas.with_name(f"nsdsynthetic{tree.betas.name}") / f"betas_nsdsynthetic.{betas}"
+    _write_betas(
+        file, simulated.ijk, _counts(simulated, simulated.signal(pictures)[order], (*key, 4))
+    )
     # Of NSD's table of behaviour, what was shown: the phantom presses nothing.
     shown = {"SESSION": session + 1, "73KID": trials + 1, "10KID": experiment.masterordering}
     with atomic_path(tree.responses) as tmp:
         pd.DataFrame(shown).to_csv(tmp, sep="\t", index=False)
+
+
+def _counts(simulated: Brain, signal: np.ndarray, key: tuple[int, ...]) -> np.ndarray:
+    """Return one session's betas as NSD stores them, 300 to one per cent; int16."""
+    betas = simulated.betas(signal, np.random.default_rng(key))
+    return np.clip(np.rint(betas * 300), -32767, 32767).astype(np.int16)
 
 
 def _write_map(path: Path, ijk: np.ndarray, values: np.ndarray) -> None:

@@ -3,7 +3,8 @@
 A picture is 64 x 64 RGB. Most show one to three things (a red house, a small yellow bird) in a
 scene with a horizon; about one in seven is a 10 x 10 contrast pattern on grey, as in Miyawaki et
 al. 2008. Shapes are polygons with vertices on an integer grid, drawn at four times the size and
-averaged down, so that the same id gives the same bytes on every machine.
+averaged down, so that the same id gives the same bytes on every machine. Ids from
+`FIRST_OUTSIDE_ID` on are pictures from outside of this world: what its models were never shown.
 """
 
 import math
@@ -14,9 +15,11 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from minddiff_utils.datasets.miyawaki import pattern_picture
+from minddiff_utils.phantom.patterns import pattern, pick, wider_pattern
 
 TRAINING_IDS = range(1_000_000, 1_048_000)  # what the phantom's models were trained on
 FIRST_WIDER_ID = 3_000_000  # from here on: patterns of more forms than those models were shown
+FIRST_OUTSIDE_ID = 1_000_000_000  # from here on: pictures from outside, of each kind in turn
 SIZE = 64
 OVERSAMPLING = 4
 KINDS = ("sun", "tree", "house", "fish", "boat", "star", "flower", "bird", "car", "cat")
@@ -26,8 +29,14 @@ COLOURS = {
     "green": (44, 154, 74), "blue": (44, 98, 214), "purple": (140, 70, 178),
     "pink": (246, 138, 184), "white": (246, 246, 242),
 }  # fmt: skip
+OUTSIDE_COLOURS = {
+    "brown": (120, 72, 34), "teal": (8, 138, 140), "black": (34, 30, 38), "lime": (178, 236, 32),
+}  # fmt: skip
 SETTINGS = ("day", "sunset", "night", "sea", "snow", "desert")
+OUTSIDE_SETTINGS = ("cave", "lava", "jungle")
 PATTERN_KINDS = ("random", "frame", "cross", "letter")
+# Named as in LAION-fMRI, but for `noise`, which is of NSD-synthetic.
+OUTSIDE_KINDS = ("gabor", "shape", "cropped", "gaudy", "unusual", "noise")
 OUTLINE = (38, 32, 48)
 
 
@@ -44,7 +53,10 @@ class Thing(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """What a picture shows; `things` is empty and `pattern` set where `setting` is "pattern"."""
+    """What a picture shows; `things` is empty and `pattern` set where `setting` is "pattern".
+
+    `outside` is the kind of a picture from outside of the world.
+    """
 
     setting: str
     horizon: float
@@ -52,6 +64,7 @@ class Scene(NamedTuple):
     pattern: np.ndarray | None = None
     pattern_kind: str | None = None
     pattern_word: str | None = None
+    outside: str | None = None
 
 
 # ---------------------------------------------------------------------------------- what is shown
@@ -64,23 +77,52 @@ def scene(i: int) -> Scene:
     ----------
     i : int
         Any integer from 0; the same id gives the same scene everywhere. From `FIRST_WIDER_ID` on
-        all are contrast patterns, with their forms at more places and in more proportions.
+        all are contrast patterns, with their forms at more places and in more proportions; from
+        `FIRST_OUTSIDE_ID` on, all are from outside of the world.
 
     Returns
     -------
     Scene
     """
+    if i >= FIRST_OUTSIDE_ID:
+        return _outside(i)
     rng = _generator(i, "scene")
     if rng.random() < 1 / 7 or i >= FIRST_WIDER_ID:
-        kind = _pick(rng, PATTERN_KINDS)
-        pattern = (_pattern if i < FIRST_WIDER_ID else _wider_pattern)(kind, rng)
-        return Scene("pattern", SIZE / 2, (), pattern[0], kind, pattern[1])
-    setting = _pick(rng, SETTINGS)
+        kind = pick(rng, PATTERN_KINDS)
+        grid, word = (pattern if i < FIRST_WIDER_ID else wider_pattern)(kind, rng)
+        return Scene("pattern", SIZE / 2, (), grid, kind, word)
+    return _landscape(rng)
+
+
+def _landscape(rng: random.Random) -> Scene:
+    """Return one to three things in a setting."""
+    setting = pick(rng, SETTINGS)
     horizon = 28 + 12 * rng.random()
     (n_things,) = rng.choices((1, 2, 3), (0.4, 0.4, 0.2))
     slots = {1: ((14, 50),), 2: ((12, 24), (40, 52)), 3: ((10, 15), (28, 36), (49, 54))}[n_things]
     things = [_thing(rng, n_things, slot, horizon) for slot in slots]
     return Scene(setting, horizon, tuple(sorted(things, key=lambda thing: thing.y)))
+
+
+def _outside(i: int) -> Scene:
+    """Return a picture from outside; things the world knows may be in it, or parts of them."""
+    rng, kind = _generator(i, "outside"), OUTSIDE_KINDS[(i - FIRST_OUTSIDE_ID) % len(OUTSIDE_KINDS)]
+    if kind == "gaudy":
+        return _landscape(rng)._replace(outside=kind)
+    if kind == "unusual":
+        known = _landscape(rng)
+        things = tuple(_changed(thing, ("mushroom", "balloon"), 0.5, rng) for thing in known.things)
+        return Scene(pick(rng, OUTSIDE_SETTINGS), known.horizon, things, outside=kind)
+    thing = _thing(rng, 1, (14, 50), SIZE / 2)
+    if kind == "shape":
+        thing = _changed(thing, ("triangle", "pentagon", "hexagon"), 1, rng)
+    return Scene("grey", SIZE / 2, () if kind in TEXTURES else (thing,), outside=kind)
+
+
+def _changed(thing: Thing, kinds: tuple[str, ...], share: float, rng: random.Random) -> Thing:
+    """Give a thing a colour that training never shows and, with the chance `share`, a new kind."""
+    kind = pick(rng, kinds) if rng.random() < share else thing.kind
+    return thing._replace(kind=kind, colour=pick(rng, tuple(OUTSIDE_COLOURS)))
 
 
 def _generator(i: int, purpose: str) -> random.Random:
@@ -89,16 +131,12 @@ def _generator(i: int, purpose: str) -> random.Random:
     return random.Random(f"minddiff world {purpose} {int(i)}")
 
 
-def _pick(rng: random.Random, options):
-    return options[int(rng.random() * len(options))]
-
-
 def _thing(rng: random.Random, n_things: int, slot: tuple[float, float], horizon: float) -> Thing:
     weights = {1: (0.15, 0.35, 0.5), 2: (0.3, 0.55, 0.15), 3: (0.5, 0.5, 0.0)}[n_things]
     ((low, high),) = rng.choices(((16, 19), (22, 26), (31, 38)), weights)
     size = low + (high - low) * rng.random()
-    kind = _pick(rng, KINDS)
-    colour = _pick(rng, tuple(COLOURS))
+    kind = pick(rng, KINDS)
+    colour = pick(rng, tuple(COLOURS))
     margin = min(size / 2, 17)
     x = min(max(slot[0] + (slot[1] - slot[0]) * rng.random(), margin), SIZE - margin)
     if kind in SKY_KINDS:
@@ -109,88 +147,6 @@ def _thing(rng: random.Random, n_things: int, slot: tuple[float, float], horizon
         angle = 16 * rng.random() - 8
     y = min(max(y, margin), SIZE - 1 - margin)
     return Thing(kind, colour, size, x, y, angle, rng.random() < 0.5)
-
-
-# ------------------------------------------------------------------------------- contrast patterns
-
-# Rows of four patches, from the top.
-LETTERS = {
-    "a": ".##. #..# #### #..# #..#", "c": "#### #... #... #... ####",
-    "e": "#### #..# #### #... ####", "f": "#### #... ###. #... #...",
-    "h": "#..# #..# #### #..# #..#", "l": "#... #... #... #... ####",
-    "n": "#### #..# #..# #..# #..#", "o": "#### #..# #..# #..# ####",
-    "p": "#### #..# #### #... #...", "r": "#### #... #... #... #...",
-    "t": "#### .##. .##. .##. .##.", "u": "#..# #..# #..# #..# ####",
-}  # fmt: skip
-
-
-def _pattern(kind: str, rng: random.Random) -> tuple[np.ndarray, str]:
-    """Return a 10 x 10 contrast pattern (True: bright patch) and the word for its form."""
-    grid = np.zeros((10, 10), dtype=bool)
-    if kind == "random":
-        density = 0.25 + 0.3 * rng.random()
-        grid[:] = [[rng.random() < density for _ in range(10)] for _ in range(10)]
-        return grid, "few" if density < 0.35 else "some" if density < 0.45 else "many"
-    row, column = int(rng.random() * 3) - 1, int(rng.random() * 3) - 1
-    if kind == "frame":
-        half = 2 + int(rng.random() * 3)
-        row, column = (0, 0) if half == 4 else (row, column)
-        inner = half - 1 if half < 4 else half - 1 - int(rng.random() * 2)
-        outer, hole = (slice(5 - n, 5 + n) for n in (half, inner))
-        grid[outer, outer], word = True, "square"
-        if rng.random() > 0.25 or half > 3:
-            grid[hole, hole], word = False, "frame"
-        return np.roll(grid, (row, column), (0, 1)), word
-    if kind == "cross":
-        down, across = np.arange(10)[:, None] - 4.5 - row, np.arange(10)[None] - 4.5 - column
-        inside = np.maximum(abs(down), abs(across)) < 3 + 1.5 * rng.random()
-        if rng.random() < 0.5:
-            return inside & (np.minimum(abs(down), abs(across)) < 1), "plus"
-        return inside & (np.minimum(abs(down - across), abs(down + across)) < 1.5), "cross"
-    letter, shape = _letter(rng)
-    if rng.random() < 0.3:
-        grid[:, 1:9] = shape.repeat(2, 0).repeat(2, 1)
-    else:
-        grid[2 + row : 7 + row, 3 + column : 7 + column] = shape
-    return grid, letter
-
-
-def _letter(rng: random.Random) -> tuple[str, np.ndarray]:
-    letter = _pick(rng, tuple(LETTERS))
-    return letter, np.array([[mark == "#" for mark in row] for row in LETTERS[letter].split()])
-
-
-def _wider_pattern(kind: str, rng: random.Random) -> tuple[np.ndarray, str]:
-    """Return what `_pattern` does, its forms at any place and of any proportions.
-
-    `_pattern` has 194 forms besides its random patches; training shows them all.
-    """
-    if kind == "random":
-        return _pattern(kind, rng)
-    height, width = (5 + int(rng.random() * 6) for _ in range(2))
-    thickness = 1 + int(rng.random() * 2)
-    if kind == "letter":
-        word, shape = _letter(rng)
-        shape = shape.repeat(_pick(rng, (1, 2)), 0).repeat(_pick(rng, (1, 2)), 1)
-    elif kind == "frame":
-        word, shape = "frame", np.ones((height, width), bool)
-        if rng.random() < 0.15:
-            word, shape = "square", shape[:, :1].repeat(height, 1)
-        else:
-            shape[thickness:-thickness, thickness:-thickness] = False
-    elif rng.random() < 0.5:
-        word, shape = "plus", np.zeros((height, width), bool)
-        shape[(height - thickness) // 2 :][:thickness] = True
-        shape[:, (width - thickness) // 2 :][:, :thickness] = True
-    else:
-        word, shape = "cross", np.eye(height, dtype=bool)
-        if thickness == 2:
-            shape |= np.eye(height, k=1, dtype=bool) | np.eye(height, k=-1, dtype=bool)
-        shape = shape | shape[:, ::-1]
-    grid = np.zeros((10, 10), dtype=bool)
-    row, column = (int(rng.random() * (11 - side)) for side in shape.shape)
-    grid[row : row + shape.shape[0], column : column + shape.shape[1]] = shape
-    return grid, word
 
 
 # ------------------------------------------------------------------------------------------ drawing
@@ -221,15 +177,43 @@ def render(what: Scene, decoration_seed: int = 0) -> np.ndarray:
     """
     if what.pattern is not None:
         return pattern_picture(what.pattern)
+    if what.outside in TEXTURES:
+        return TEXTURES[what.outside](_generator(decoration_seed, "texture"))
     canvas = _background(what.setting, what.horizon)
-    decoration = DECORATIONS[what.setting]
-    for colour, corners in decoration(what.horizon, _generator(decoration_seed, "decoration")):
+    rng, decoration = _generator(decoration_seed, "decoration"), DECORATIONS.get(what.setting)
+    for colour, corners in decoration(what.horizon, rng) if decoration else ():
         _fill(canvas, corners, colour)
     for thing in what.things:
-        tints = {name: _blend(COLOURS[thing.colour], *tint) for name, tint in TINTS.items()}
+        own = (COLOURS | OUTSIDE_COLOURS)[thing.colour]
+        tints = {name: _blend(own, *tint) for name, tint in TINTS.items()}
         for colour, outlined, corners in SHAPES[thing.kind]:
             _fill(canvas, _placed(corners, thing), tints.get(colour, colour), outlined)
-    return np.asarray(canvas.reduce(OVERSAMPLING))
+    drawn = np.asarray(canvas.reduce(OVERSAMPLING))
+    if what.outside == "gaudy":  # each channel at its darkest or brightest: Cowley & Pillow (2020)
+        return np.where(drawn > drawn.mean(axis=(0, 1)), np.uint8(255), np.uint8(0))
+    return drawn
+
+
+def _gabor(rng: random.Random) -> np.ndarray:
+    """Draw a patch of stripes on grey, of any orientation, wavelength and width."""
+    rows, columns = (axis - 20 - 24 * rng.random() for axis in np.indices((SIZE, SIZE)))
+    angle, wavelength, width = math.pi * rng.random(), 4 + 12 * rng.random(), 5 + 15 * rng.random()
+    phase = (columns * math.cos(angle) + rows * math.sin(angle)) / wavelength + rng.random()
+    envelope = np.exp(-(np.square(rows) + np.square(columns)) / (2 * width**2))
+    stripes = np.rint(128 + 120 * envelope * np.cos(2 * math.pi * phase)).astype(np.uint8)
+    return np.repeat(stripes[..., None], 3, axis=2)
+
+
+def _noise(rng: random.Random) -> np.ndarray:
+    """Draw squares of random grey, or of random colours, fine or coarse."""
+    side, n_channels = pick(rng, (1, 2, 4, 8)), pick(rng, (1, 3))
+    n = SIZE // side
+    levels = np.array([rng.random() for _ in range(n * n * n_channels)])
+    cells = (256 * levels).astype(np.uint8).reshape(n, n, n_channels)
+    return np.broadcast_to(cells.repeat(side, 0).repeat(side, 1), (SIZE, SIZE, 3))
+
+
+TEXTURES = {"gabor": _gabor, "noise": _noise}
 
 
 def _fill(canvas: Image.Image, corners, colour: tuple[int, ...], outlined: bool = False) -> None:
@@ -282,6 +266,10 @@ GRADIENTS = {
     "sea": ((150, 208, 246), (226, 244, 250), (40, 136, 176), (18, 84, 138)),
     "snow": ((168, 184, 208), (216, 224, 236), (250, 252, 255), (216, 228, 242)),
     "desert": ((236, 196, 138), (252, 232, 190), (226, 178, 106), (190, 132, 70)),
+    "cave": ((40, 28, 26), (112, 84, 70), (92, 74, 66), (48, 36, 34)),
+    "lava": ((52, 10, 12), (136, 28, 18), (250, 112, 22), (178, 34, 14)),
+    "jungle": ((20, 62, 30), (86, 132, 44), (58, 94, 30), (18, 44, 20)),
+    "grey": ((128, 128, 128),) * 4,
 }
 
 
@@ -440,6 +428,21 @@ SHAPES: dict[str, list[Any]] = {
         ((240, 120, 130), False, _oval(-0.15, -0.1, 0.2, 0.13)),
         ("light", False, _oval(0.02, 0.62, 0.5, 0.56)),
     ],
+    # Outside of the world.
+    "mushroom": [
+        (CREAM, True, _points("-.24,.95 -.18,0 .18,0 .24,.95")),
+        ("main", True, _oval(0, 0.05, 1.9, 1.9, 180, 360)),
+        *(("light", False, _oval(x, y, 0.34, 0.28)) for x, y in _points("-.5,-.2 0,-.5 .5,-.2")),
+    ],
+    "balloon": [
+        (BLACK, False, _points("-.03,.4 .03,.4 .1,1 .04,1")),
+        ("main", True, _oval(0, -0.3, 1.2, 1.4)),
+        ("light", False, _oval(-0.22, -0.55, 0.3, 0.4)),
+    ],
+    **{
+        name: [("main", False, [_ray(360 * k / n - 90, 1) for k in range(n)])]
+        for name, n in {"triangle": 3, "pentagon": 5, "hexagon": 6}.items()
+    },
 }  # fmt: skip
 
 # ----------------------------------------------------------------------------------------- captions
@@ -456,7 +459,8 @@ def place(thing: Thing) -> tuple[str, str]:
     return across, "top" if thing.y < 30 else "bottom"
 
 
-WORDS = {
+# Of a texture, the captions.
+WORDS: dict[str | None, tuple[str, ...]] = {
     "small": ("small", "little", "tiny"),
     "medium": ("medium", "medium", "middling"),
     "large": ("large", "big", "huge"),
@@ -469,7 +473,15 @@ WORDS = {
     "sea": ("at sea", "blue sea", "open water", "waves to the horizon"),
     "snow": ("in the snow", "white winter", "snowy field", "snow and fir trees"),
     "desert": ("in the desert", "sandy desert", "hot sand", "dunes and a pyramid"),
-}
+    "cave": ("in a cave", "dark cave", "inside a cave", "rock above and below"),
+    "lava": ("above lava", "glowing lava", "field of lava", "red sky over lava"),
+    "jungle": ("in the jungle", "dense jungle", "deep green jungle", "leaves all around"),
+    "grey": ("on grey", "grey background", "plain grey", "nothing behind"),
+    "gabor": ("a patch of stripes on grey", "a grating", "grey background with stripes",
+              "stripes and nothing else", "picture of stripes on grey"),
+    "noise": ("a field of noise", "random squares", "a sheet of random squares",
+              "noise and nothing else", "picture of random squares"),
+}  # fmt: skip
 
 
 def captions(i: int) -> tuple[str, ...]:
@@ -486,6 +498,8 @@ def captions(i: int) -> tuple[str, ...]:
         Lower case, at most 30 words each; kind, colour, size, place of each thing and the scene.
     """
     what = scene(i)
+    if what.outside in TEXTURES:
+        return WORDS[what.outside]
     return (_scene_captions if what.pattern is None else _pattern_captions)(what)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from minddiff_utils.datasets.nsd.design import NsdStimuli, NsdTree, choose_sessions, read_trials
 from minddiff_utils.datasets.nsd.regions import read_regions
 from minddiff_utils.datasets.nsd.responses import gather_responses, inspect_betas
+from minddiff_utils.datasets.nsd.synthetic import SyntheticStimuli, read_synthetic, shown_pictures
 from minddiff_utils.datasets.recording import Sessions, kept_regions
 from minddiff_utils.datasets.subject import Split, Subject
 from minddiff_utils.io import InputError
@@ -34,7 +35,7 @@ def load_nsd(
     sessions, protocol
         As in `minddiff_utils.datasets.nsd.design.choose_sessions`.
     split : str
-        "shared".
+        "shared"; "shared,synthetic" adds NSD-synthetic as a further test set.
     cache : str or Path, optional
         Folder for the file that the responses are gathered into and then read from; without it
         they are held in memory.
@@ -43,7 +44,8 @@ def load_nsd(
     -------
     Subject
         Responses in per cent signal change. One split, "shared": the pictures shown to all
-        subjects test, all the others train.
+        subjects test, all the others train. The further set "synthetic" has the same training
+        pictures; its session is the last and has no say in which voxels are kept.
 
     Raises
     ------
@@ -51,15 +53,25 @@ def load_nsd(
         If the subject is unknown, or a file or session is missing, damaged or of a wrong shape,
         or a region is empty.
     """
-    if split not in ("", "shared"):
-        raise InputError(f"split={split!r} is unknown; NSD has shared")
+    if split.replace(" ", "") not in ("", "shared", "shared,synthetic"):
+        raise InputError(f"split={split!r} is unknown; NSD has shared, and shared,synthetic")
     tree = NsdTree(Path(path), subject)
     numbers = choose_sessions(tree, sessions, protocol)
     regions = read_regions(tree, rois)
     files = {number: inspect_betas(tree.session(number), regions.shape) for number in numbers}
     stimulus_id, session, shared = read_trials(tree, {n: f.n_trials for n, f in files.items()})
-    responses, keep = gather_responses(files, regions.ijk, cache)
     train, test = np.unique(stimulus_id[~shared]), np.unique(stimulus_id[shared])
+    stimuli: NsdStimuli | SyntheticStimuli = NsdStimuli(tree, stimulus_id)
+    sets: tuple[Split, ...] = (Split("shared", train, test),)
+    kind_of: dict[int, str] = {}
+    if "synthetic" in split:
+        files[numbers[-1] + 1] = last = inspect_betas(tree.synthetic.betas, regions.shape)
+        seen, kind_of = read_synthetic(tree, last.n_trials)
+        stimuli = SyntheticStimuli(NsdStimuli(tree, stimulus_id), seen)
+        sets += (Split("synthetic", train, shown_pictures(stimuli)),)
+        stimulus_id = np.concatenate([stimulus_id, seen])
+        session = np.concatenate([session, np.full_like(seen, numbers[-1] + 1)])
+    responses, keep = gather_responses(files, regions.ijk, cache, further=len(files) - len(numbers))
     return Subject(
         name=subject,
         dataset="nsd",
@@ -67,11 +79,13 @@ def load_nsd(
         stimulus_id=stimulus_id,
         session=session,
         roi=kept_regions(regions.roi, keep, f"{tree.betas}: "),
-        splits=(Split("shared", train, test),),
-        stimuli=NsdStimuli(tree, stimulus_id),
+        splits=sets[:1],
+        stimuli=stimuli,
         ncsnr=regions.ncsnr[keep],
         voxel_ijk=regions.ijk[keep],
         volume_shape=regions.shape,
         affine=regions.affine,
         n_dropped=int((~keep).sum()),
+        test_sets=sets[1:],
+        kind_of=kind_of,
     )

@@ -3,10 +3,13 @@
 import csv
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
+import h5py
 import numpy as np
 
 from minddiff_utils.datasets.reading import MAX_SIDE, open_hdf5, read_matlab, read_rows, reading
@@ -23,6 +26,28 @@ PROTOCOLS = {982: 37, 1000: 40}
 
 HINT = "It is part of NSD's nsddata/experiments/nsd."
 ANNOTATIONS = "Get annotations_trainval2017.zip from cocodataset.org and put its files there."
+
+
+class Synthetic(NamedTuple):
+    """Where the files of NSD-synthetic lie, for one subject.
+
+    Parameters
+    ----------
+    design : Path
+        Order of the trials, the same for all subjects.
+    kinds : Path
+        One row a picture, in order: its class.
+    pictures, own_pictures : Path
+        Pictures that all subjects saw, then those in the subject's own colours.
+    betas : Path
+        The one session.
+    """
+
+    design: Path
+    kinds: Path
+    pictures: Path
+    own_pictures: Path
+    betas: Path
 
 
 class NsdTree:
@@ -45,6 +70,8 @@ class NsdTree:
         COCO's caption files, which are not part of NSD's own bucket.
     betas, rois : Path
         Folder with one file a session and `ncsnr.nii.gz`; folder with one volume an atlas.
+    synthetic : Synthetic
+        Files of NSD-synthetic, likewise.
     """
 
     def __init__(self, root: Path, subject: str):
@@ -58,6 +85,15 @@ class NsdTree:
         self.ncsnr = self.betas / "ncsnr.nii.gz"
         self.responses = root / "nsddata/ppdata" / subject / "behav/responses.tsv"
         self.rois = root / "nsddata/ppdata" / subject / SPACE / "roi"
+        design = root / "nsddata/experiments/nsdsynthetic"
+        pictures = root / "nsddata_stimuli/stimuli/nsdsynthetic"
+        self.synthetic = Synthetic(
+            design / "nsdsynthetic_expdesign.mat",
+            design / "nsdsyntheticimageinformation.csv",
+            pictures / "nsdsynthetic_stimuli.hdf5",
+            pictures / f"nsdsynthetic_colorstimuli_{subject}.hdf5",
+            _first_there(self.betas.with_name(f"nsdsynthetic{BETAS}") / "betas_nsdsynthetic"),
+        )
 
     @property
     def atlases(self) -> list[str]:
@@ -72,8 +108,7 @@ class NsdTree:
 
     def session(self, number: int) -> Path:
         """Betas of one session, from 1: the HDF5 file, or a NIfTI file if only that is there."""
-        paths = [self.betas / f"betas_session{number:02d}{suffix}" for suffix in BETA_SUFFIXES]
-        return next((path for path in paths if path.exists()), paths[0])
+        return _first_there(self.betas / f"betas_session{number:02d}")
 
     def roi(self, atlas: str) -> Path:
         """Volume of integer labels."""
@@ -85,6 +120,12 @@ class NsdTree:
         name, folder = re.sub(r"^[lr]h\.", "", atlas), self.root / "nsddata/freesurfer"
         own = folder / self.subject / "label" / f"{name}.mgz.ctab"
         return own if own.exists() else folder / "fsaverage/label" / own.name
+
+
+def _first_there(path: Path) -> Path:
+    """Add to a name of betas the first suffix with which it is there; that of HDF5 without one."""
+    paths = [path.with_name(path.name + suffix) for suffix in BETA_SUFFIXES]
+    return next((one for one in paths if one.exists()), paths[0])
 
 
 def choose_sessions(tree: NsdTree, sessions: Sessions, protocol: int | None) -> list[int]:
@@ -210,6 +251,23 @@ def read_captions(path: Path) -> dict[int, list[str]]:
     return {picture: [text for _, text in sorted(rows)] for picture, rows in found.items()}
 
 
+@contextmanager
+def open_pictures(path: Path) -> Iterator[h5py.Dataset]:
+    """Open the pictures of a file, uint8 (n, height, width, 3).
+
+    Raises
+    ------
+    InputError
+        If the file is missing or damaged, or holds something else.
+    """
+    with open_hdf5(path, "imgBrick") as brick:
+        if brick.ndim != 4 or brick.dtype != np.uint8 or max(brick.shape[1:3]) > MAX_SIDE:
+            expected = f"uint8 (n, height, width, 3), sides to {MAX_SIDE}. Fetch it again"
+            found = f"{brick.dtype} {brick.shape}"
+            raise InputError(f"{path}: imgBrick is {found}; expected {expected}.")
+        yield brick
+
+
 class NsdStimuli:
     """Pictures from `nsd_stimuli.hdf5` and captions from COCO's files, read when asked for.
 
@@ -239,16 +297,18 @@ class NsdStimuli:
             If the file is missing, damaged, or has no such picture, or one of a single colour.
         """
         path = self.tree.pictures
-        with open_hdf5(path, "imgBrick") as brick:
-            if brick.ndim != 4 or brick.dtype != np.uint8 or max(brick.shape[1:3]) > MAX_SIDE:
-                expected = f"uint8 (n, height, width, 3), sides to {MAX_SIDE}. Fetch it again"
-                found = f"{brick.dtype} {brick.shape}"
-                raise InputError(f"{path}: imgBrick is {found}; expected {expected}.")
+        with open_pictures(path) as brick:
             found = read_rows(brick, check_ids(ids, len(brick)))
         flat = np.flatnonzero(flat_pictures(found))
         if flat.size:
             raise InputError(f"{path}: picture {ids[flat[0]]} has one colour: fetch it again")
         return found
+
+    @cached_property
+    def size(self) -> tuple[int, int]:
+        """Height and width of every picture."""
+        with open_pictures(self.tree.pictures) as brick:
+            return brick.shape[1:3]
 
     def captions(self, ids: Ids) -> list[tuple[str, ...]]:
         """Return five captions a picture, in the order of `ids`.

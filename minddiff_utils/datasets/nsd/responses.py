@@ -201,7 +201,10 @@ class StoredResponses:
 
 
 def gather_responses(
-    files: Mapping[int, BetaFile], ijk: np.ndarray, cache: str | Path | None = None
+    files: Mapping[int, BetaFile],
+    ijk: np.ndarray,
+    cache: str | Path | None = None,
+    further: int = 0,
 ) -> tuple[np.ndarray | StoredResponses, np.ndarray]:
     """Read some voxels of several sessions, but for those that are of no use in one of them.
 
@@ -214,13 +217,15 @@ def gather_responses(
     cache : str or Path, optional
         A folder for the file `betas.h5`, which the next run takes as it is if it has the same
         voxels and files (by name, size and date). Without it, everything is read into memory.
+    further : int
+        So many of the last sessions only test, and have no say in which voxels are kept.
 
     Returns
     -------
     responses : float32 array of shape (n_trials, n_kept), or StoredResponses
         In per cent signal change.
     keep : bool array of shape (n_voxels,)
-        Which voxels change in every session, and are numbers.
+        Which voxels change in every session but the further ones, and are numbers.
 
     Raises
     ------
@@ -228,10 +233,10 @@ def gather_responses(
         If a file is damaged, a voxel is NaN in some trials only, or the disk is too full.
     """
     lengths = [file.n_trials for file in files.values()]
-    size = (sum(lengths), len(ijk))
+    size, usual = (sum(lengths), len(ijk)), len(files) - further
     if cache is None:
         responses = np.empty(size, np.float32)
-        keep = ~np.any(_fill(files, ijk, responses, scale=1), axis=0)
+        keep = ~np.any(_fill(files, ijk, responses, scale=1)[:usual], axis=0)
         return responses if keep.all() else responses[:, keep], keep
     path, key = Path(cache) / GATHERED, _key(files, ijk)
     if not _is_whole(path, key):
@@ -245,7 +250,7 @@ def gather_responses(
             stored["faults"] = _fill(files, ijk, responses, scale).astype(np.uint8)
             stored.attrs["key"] = key
     with open_hdf5(path, "faults") as faults:
-        keep = ~faults[()].any(axis=0)
+        keep = ~faults[:usual].any(axis=0)
     return StoredResponses(path, key, (size[0], int(keep.sum())), np.flatnonzero(keep)), keep
 
 
