@@ -108,8 +108,8 @@ def score_sets(
     Returns
     -------
     DataFrame
-        Empty without further sets. `test_set, stimulus_id, scored_with, metric, value, kind`; `kind` is "" where the recording
-        names none.
+        `test_set, stimulus_id, scored_with, metric, value, kind`; empty without further sets.
+        `kind` is "" where the recording names none.
     """
     if not n or not bench.person.test_sets:
         return pd.DataFrame(columns=["test_set", "scored_with", "metric", "value", "kind"])
@@ -163,13 +163,13 @@ def generalisation_table(frame: pd.DataFrame, by: str = "test_set", seed: int = 
         [by.replace("_", " ")],
         "Mean of the full method with its 95\u00a0% bootstrap interval; then how far it lies above "
         "the score of the same reconstructions with another picture of the set. Where that "
-        "interval holds zero, nothing of the single picture is shown to be decoded. n is the number "
-        "of pictures.",
+        "interval holds zero, nothing of the single picture is shown to be decoded. n is the "
+        "number of pictures.",
     )
 
 
 def _gains(frame: pd.DataFrame, by: str) -> Iterator[tuple[tuple[str, str], pd.DataFrame]]:
-    """Each metric and set (or kind), and its pictures' scores with the right and a wrong picture."""
+    """Each metric and set (or kind), its pictures' scores with the right and a wrong picture."""
     for names, part in frame.groupby(["metric", by], sort=False):
         yield names, part.pivot(index="stimulus_id", columns="scored_with", values="value")
 

@@ -35,7 +35,8 @@ def load_nsd(
     sessions, protocol
         As in `minddiff_utils.datasets.nsd.design.choose_sessions`.
     split : str
-        "shared"; "shared,synthetic" adds NSD-synthetic as a further test set.
+        "shared"; "shared,synthetic" adds NSD-synthetic as a further test set, and so does "" where
+        its betas are there.
     cache : str or Path, optional
         Folder for the file that the responses are gathered into and then read from; without it
         they are held in memory.
@@ -56,6 +57,7 @@ def load_nsd(
     if split.replace(" ", "") not in ("", "shared", "shared,synthetic"):
         raise InputError(f"split={split!r} is unknown; NSD has shared, and shared,synthetic")
     tree = NsdTree(Path(path), subject)
+    split = split or "shared,synthetic" * tree.synthetic.betas.exists()
     numbers = choose_sessions(tree, sessions, protocol)
     regions = read_regions(tree, rois)
     files = {number: inspect_betas(tree.session(number), regions.shape) for number in numbers}
