@@ -93,7 +93,8 @@ def score_sets(
     """Paint every test set by the full method and score it, with right and with wrong pictures.
 
     Pictures of one set may be more alike, or more blurred, than those of another, and score higher
-    whatever is decoded. So each reconstruction is also scored with the next picture of its set.
+    whatever is decoded. So each reconstruction is also scored with two others of its set, the next
+    and the one half the set further on.
 
     Parameters
     ----------
@@ -120,9 +121,10 @@ def score_sets(
     parts = []
     for name, (ids, pictures) in painted.items():
         seen = bench.seen(ids)
-        for scored_with, truth in {OWN: seen, WRONG: np.roll(seen, 1, axis=0)}.items():
+        for shift in (0, 1, len(ids) // 2):
+            truth = np.roll(seen, shift, axis=0)
             part = evaluate(truth, {set_name(name): pictures}, ids, embed, size)
-            parts.append(main_metrics(part).assign(scored_with=scored_with))
+            parts.append(main_metrics(part).assign(scored_with=WRONG if shift else OWN))
     frame = pd.concat(parts).rename(columns={"method": "test_set"})
     # Parts of a set may share pictures; each counts once.
     keys = ["test_set", "stimulus_id", "scored_with", "metric"]
