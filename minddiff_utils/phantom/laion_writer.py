@@ -1,8 +1,8 @@
 """Writes the phantom's experiment as files in the layout of LAION-fMRI.
 
-What tests how far decoding generalises is in its split files. There is one of each name: `random`
-draws test pictures at random, `tau` among those that lie far from all others, `cluster_k5` leaves
-out whole settings, and `ood` tests with pictures from outside of the phantom's world.
+Its split files test how far decoding generalises: `random` draws test pictures at random, `tau`
+from those that lie far from all others, `cluster_k5` leaves out whole settings, and `ood` tests with
+pictures from outside of the phantom's world.
 """
 
 import io
@@ -104,8 +104,8 @@ def plan_experiment(
     """Draw the order of the trials and each subject's pictures, as for NSD.
 
     Of the shared pictures the second half comes from outside of the world, without noise, which
-    LAION-fMRI does not have. Any other may test, so
-    all contrast patterns differ from those that the phantom's models were trained on.
+    LAION-fMRI does not have. Any other may test, so all contrast patterns differ from those that
+    the phantom's models were trained on.
     """
     plan = nsd_writer.plan_experiment(n_subjects, n_train, 2 * n_test, repetitions, seed)
     pictures = nsd_writer.choose_pictures(np.arange(len(plan.pictures)), np.empty(0, np.int64))
