@@ -1,8 +1,8 @@
 """Writes the phantom's experiment as files in the layout of LAION-fMRI.
 
 Its split files test how far decoding generalises: `random` draws test pictures at random, `tau`
-from those that lie far from all others, `cluster_k5` leaves out whole settings, and `ood` tests with
-pictures from outside of the phantom's world.
+from those that lie far from all others, `cluster_k5` leaves out whole settings, and `ood` tests
+with pictures from outside of the phantom's world.
 """
 
 import io
