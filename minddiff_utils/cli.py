@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -93,17 +93,28 @@ def data(params: Params = "phantom", changes: Changes = None, root: Path = ROOT)
 
 @app.command()
 def phantom(
-    out: Annotated[Path, typer.Argument(help="Folder for the NSD tree.")],
-    subjects: Annotated[str, typer.Option(help="Names, with commas between.")] = "subj01,subj02",
-    n_train: Annotated[int, typer.Option(min=1, help="Training pictures a subject.")] = 1200,
-    n_test: Annotated[int, typer.Option(min=1, help="Test pictures, shared by all.")] = 64,
-    repetitions: Annotated[int, typer.Option(min=1, help="Trials a picture, at most.")] = 3,
-    betas: Annotated[str, typer.Option(help="Format of the betas: hdf5 or nii.gz.")] = "hdf5",
+    out: Annotated[Path, typer.Argument(help="Folder for the tree.")],
+    layout: Annotated[Literal["nsd", "laion"], typer.Option(help="Of the files.")] = "nsd",
+    subjects: Annotated[str, typer.Option(help="Names, with commas between; two without.")] = "",
+    n_train: Annotated[int | None, typer.Option(min=1, help="Training pictures a subject.")] = None,
+    n_test: Annotated[int | None, typer.Option(min=1, help="Test pictures, shared by all.")] = None,
+    repetitions: Annotated[int | None, typer.Option(min=1, help="Trials a picture.")] = None,
+    betas: Annotated[str, typer.Option(help="Format of NSD's: hdf5 or nii.gz.")] = "hdf5",
 ) -> None:
-    """Simulate a recording of brain activity and write it as an NSD tree."""
-    from minddiff_utils.phantom.nsd_writer import write_tree
+    """Simulate a recording of brain activity and write it as a tree of NSD or of LAION-fMRI.
 
-    write_tree(out, tuple(comma_separated(subjects)), n_train, n_test, repetitions, betas=betas)
+    Without sizes NSD's has 1,200 training and 64 test pictures, three trials each; LAION-fMRI's
+    600 and 48, four trials each.
+    """
+    from minddiff_utils.phantom import laion_writer, nsd_writer
+
+    given: dict[str, Any] = {"n_train": n_train, "n_test": n_test, "repetitions": repetitions}
+    given["subjects"] = tuple(comma_separated(subjects))
+    given = {name: value for name, value in given.items() if value}
+    if layout == "laion":
+        laion_writer.write_tree(out, **given)
+    else:
+        nsd_writer.write_tree(out, betas=betas, **given)
     print(out)
 
 

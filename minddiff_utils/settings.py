@@ -61,8 +61,9 @@ def _no_bool(value: Any) -> Any:
 
 def _folder_name(subject: str) -> str:
     # An underscore in front would be Markdown's emphasis, and hide the name from a legend.
-    if not subject.isidentifier() or subject[0] == "_" or subject in ("book", "html", "notebooks"):
-        raise ValueError("should be a name of letters and digits such as subj01")
+    named = subject.replace("-", "_").isidentifier() and subject[0] not in "_-"
+    if not named or subject in ("book", "html", "notebooks"):
+        raise ValueError("should be a name of letters and digits such as subj01 or sub-01")
     return subject
 
 
@@ -85,7 +86,7 @@ Share = Annotated[Number, Field(ge=1e-6, le=1)]  # above zero, in words of numbe
 
 PARAMETERS: dict[str, Any] = {
     # The recording, and where results go.
-    "dataset": Literal["nsd", "miyawaki", "miyawaki_full", "kay", "own"],
+    "dataset": Literal["nsd", "laion", "miyawaki", "miyawaki_full", "kay", "own"],
     "data_path": str,
     "subject": Annotated[str, AfterValidator(_folder_name)],
     "subjects": str,

@@ -45,12 +45,14 @@ def tiny_models(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def brains():
     """Make each brain once: what it knows of its reference pictures takes seconds."""
-    from minddiff_utils.phantom import nsd_writer
+    from minddiff_utils.phantom import laion_writer, nsd_writer
     from minddiff_utils.phantom.brain import Brain
 
+    made = cache(Brain)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nsd_writer, "Brain", cache(Brain))
-        yield nsd_writer.Brain
+        for writer in (nsd_writer, laion_writer):
+            patch.setattr(writer, "Brain", made)
+        yield made
 
 
 @pytest.fixture(scope="session")

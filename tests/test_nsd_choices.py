@@ -163,7 +163,7 @@ def test_sessions_by_number_and_by_name(forty):
         np.testing.assert_array_equal(subject.stimulus_id, pictures[shown - 1] - 1)
     with pytest.raises(InputError, match=r"sessions=1\.5: expected how many"):
         load(forty, sessions=1.5)
-    with pytest.raises(InputError, match="are for NSD, not dataset='miyawaki'"):
+    with pytest.raises(InputError, match="are for nsd and laion, not dataset='miyawaki'"):
         load_subject("miyawaki", forty.root, "S1", protocol=982)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.io
+from PIL import Image
 
 from minddiff_utils.datasets import load_subject
 from minddiff_utils.io import InputError
@@ -289,3 +290,11 @@ def test_sessions_are_equally_long(n):
     assert 1 <= plan.session_trials <= 400
     assert len(plan.masterordering) % plan.session_trials == 0
     assert len(plan.masterordering) > 0.8 * n[2] * (n[0] + n[1])
+
+
+def test_sheets_show_the_world_and_what_is_outside_of_it(tmp_path):
+    nsd_writer.write_pieces(tmp_path, None, ())
+    sizes = {path.name: Image.open(path).size for path in tmp_path.glob("*.png")}
+    assert sizes == {"world.png": (1080, 536), "outside.png": (1080, 808)}
+    corner = np.asarray(Image.open(tmp_path / "outside.png"))[136:264:2, :128:2]  # second row
+    np.testing.assert_array_equal(corner, world.picture(world.FIRST_OUTSIDE_ID + 1))

@@ -60,7 +60,8 @@ def add_pieces(plan: Plan, book: Path, results: Path) -> None:
         pieces[path.stem] = path.read_text(encoding="utf-8") if path.is_file() else ""
     for name, text in pieces.items():
         (folder / f"{name}.md").write_text(text.strip() + "\n", encoding="utf-8")
-    for path in [*plan.run.glob("world.png"), *results.glob("*.md")]:
+    sheets = (path for name in ("world", "outside") for path in plan.run.glob(f"{name}.png"))
+    for path in [*sheets, *results.glob("*.md")]:
         shutil.copy(path, folder)
     for profile in plan.root.glob("notebooks/profiles/*/config.yaml"):
         shutil.copy(profile, folder / f"{profile.parent.name}.yaml")

@@ -87,7 +87,8 @@ def recording_files(path: Path, subject: str) -> list[Path]:
     """Return the files of a recording that belong to a subject, whatever else lies beside them."""
     if path.is_file():
         return [path]
-    another = re.compile(rf"\.|(?!{subject}\b)subj\d\d\b")  # a hidden file, or a subject's
+    # What is hidden, or another subject's: subj02, or sub-03 and what begins with it.
+    another = re.compile(rf"\.|(?!{subject}(?!\d))(subj\d\d\b|sub-\d\d(?!\d))")
     files = [file for file in sorted(path.rglob("*")) if file.suffix in DATA and file.is_file()]
     if named := [f for f in files if f.parent == path and f.name.startswith(f"{subject}.")]:
         return named

@@ -36,9 +36,12 @@ from minddiff_utils.phantom.brain import AREAS, Brain
 VERSION = 3  # one more whenever a tree's content changes: trees of other versions are made anew
 SUBJECTS = tuple(f"subj{number:02d}" for number in range(1, 9))
 LIMITS = {"n_train": (20, 9000), "n_test": (2, 1000), "repetitions": (1, 10), "seed": (0, 2**32)}
+SCALE = 300  # of stored betas, to one per cent
 SESSION_TRIALS = 240  # about how many; a divisor of the number of trials near it is taken
 FIRST_COCO_ID = 700_000  # far from the picture ids, so that mixing the two up is noticed
 NEAR = 10  # patches of 100; patterns that differ in fewer are near twins
+# What a tree of either layout consists of.
+FOLDERS = "nsddata nsddata_betas nsddata_stimuli coco derivatives stimuli splits".split()
 N_TRIES = 200  # spare pictures among which one of the same kind is sought
 N_SPARE = 1000  # for each stimulus
 # NSD-synthetic: pictures that all subjects see, and pictures of each subject alone.
@@ -231,33 +234,51 @@ def write_tree(
     """
     path = Path(path)
     size = {"n_train": n_train, "n_test": n_test, "repetitions": repetitions, "seed": seed}
-    _check(subjects, size, betas)
+    if betas not in ("hdf5", "nii.gz"):
+        raise InputError(f"betas={betas!r}: expected hdf5 or nii.gz")
+    check_settings(subjects, SUBJECTS, size)
     settings = {**size, "betas": betas, "version": VERSION}
-    there = _written(path, settings)
-    if set(subjects) <= set(there):
+    subjects = begin_tree(path, settings, subjects)
+    if not subjects:
         return path
-    subjects = sorted({*subjects, *there})
-    for folder in ("nsddata", "nsddata_betas", "nsddata_stimuli", "coco"):
-        shutil.rmtree(path / folder, ignore_errors=True)
-    _note(path, settings, [])
     experiment = plan_experiment(1 + SUBJECTS.index(subjects[-1]), **size)
     _write_shared(path, experiment)
     _write_synthetic(path, subjects, seed)
     for subject in subjects:
         _write_subject(NsdTree(path, subject), experiment, seed, betas, progress)
-    _note(path, settings, subjects)
+    note_tree(path, settings, subjects)
     return path
 
 
-def _check(subjects: Sequence[str], settings: dict[str, int], betas: str) -> None:
+def check_settings(subjects: Sequence[str], known: Sequence[str], settings: dict[str, int]) -> None:
     """Raise InputError if a parameter is outside its range."""
-    if betas not in ("hdf5", "nii.gz"):
-        raise InputError(f"betas={betas!r}: expected hdf5 or nii.gz")
-    if not subjects or not set(subjects) <= set(SUBJECTS):
-        raise InputError(f"subjects={list(subjects)}: expected some of {', '.join(SUBJECTS)}")
+    if not subjects or not set(subjects) <= set(known):
+        raise InputError(f"subjects={list(subjects)}: expected some of {', '.join(known)}")
     for name, (low, high) in LIMITS.items():
         if not low <= settings[name] <= high:
             raise InputError(f"{name}={settings[name]} is outside its range: {low} to {high}")
+
+
+def begin_tree(path: Path, settings: dict, subjects: Sequence[str]) -> list[str]:
+    """Make room for a tree of other settings, or of more subjects, than the one that is there.
+
+    Returns
+    -------
+    list of str
+        Of whom to write it, sorted; nobody if all are there.
+
+    Raises
+    ------
+    InputError
+        If the folder holds files that no phantom wrote.
+    """
+    there = _written(path, settings)
+    if set(subjects) <= set(there):
+        return []
+    for folder in FOLDERS:
+        shutil.rmtree(path / folder, ignore_errors=True)
+    note_tree(path, settings, [])
+    return sorted({*subjects, *there})
 
 
 def _written(path: Path, settings: dict) -> list[str]:
@@ -280,7 +301,7 @@ def _written(path: Path, settings: dict) -> list[str]:
     return []
 
 
-def _note(path: Path, settings: dict, subjects: Sequence[str]) -> None:
+def note_tree(path: Path, settings: dict, subjects: Sequence[str]) -> None:
     """Write down of whom there is a tree; of nobody while it is being written."""
     with atomic_path(path / "phantom.json") as tmp:
         tmp.write_text(json.dumps({**settings, "subjects": subjects}, indent=1))
@@ -392,8 +413,8 @@ def _write_subject(
     """Write regions, betas, noise ceiling and behaviour of one subject."""
     simulated = Brain(tree.subject, seed)
     labels = np.array([KASTNER_LABELS.get(str(area), 0) for area in simulated.area])
-    _write_map(tree.roi("Kastner2015"), simulated.ijk, labels.astype(np.int16))
-    _write_map(tree.roi("nsdgeneral"), simulated.ijk, np.ones(len(labels), np.int16))
+    write_map(tree.roi("Kastner2015"), simulated.ijk, labels.astype(np.int16))
+    write_map(tree.roi("nsdgeneral"), simulated.ijk, np.ones(len(labels), np.int16))
     trials = experiment.trials(tree.subject)
     session = np.arange(len(trials)) // experiment.session_trials
     seen, rows = np.unique(trials, return_inverse=True)
@@ -401,15 +422,15 @@ def _write_subject(
     key = (seed, SUBJECTS.index(tree.subject))
     responses = []
     for number in tqdm(np.unique(session), tree.subject, disable=not progress):
-        responses.append(_counts(simulated, signal[rows[session == number]], (*key, 3, number)))
+        responses.append(simulate(simulated, signal[rows[session == number]], (*key, 3, number)))
         file = tree.betas / f"betas_session{number + 1:02d}.{betas}"
         _write_betas(file, simulated.ijk, responses[-1])
-    ncsnr = estimate_ncsnr(np.concatenate(responses) / np.float32(300), trials, session)
-    _write_map(tree.ncsnr, simulated.ijk, ncsnr.astype(np.float32))
+    ncsnr = estimate_ncsnr(np.concatenate(responses) / np.float32(SCALE), trials, session)
+    write_map(tree.ncsnr, simulated.ijk, ncsnr.astype(np.float32))
     order, pictures = plan_synthetic(tree.subject, seed)
     file = tree.betas.with_name(f"nsdsynthetic{tree.betas.name}") / f"betas_nsdsynthetic.{betas}"
     _write_betas(
-        file, simulated.ijk, _counts(simulated, simulated.signal(pictures)[order], (*key, 4))
+        file, simulated.ijk, simulate(simulated, simulated.signal(pictures)[order], (*key, 4))
     )
     # Of NSD's table of behaviour, what was shown: the phantom presses nothing.
     shown = {"SESSION": session + 1, "73KID": trials + 1, "10KID": experiment.masterordering}
@@ -417,20 +438,23 @@ def _write_subject(
         pd.DataFrame(shown).to_csv(tmp, sep="\t", index=False)
 
 
-def _counts(simulated: Brain, signal: np.ndarray, key: tuple[int, ...]) -> np.ndarray:
-    """Return one session's betas as NSD stores them, 300 to one per cent; int16."""
+def simulate(simulated: Brain, signal: np.ndarray, key: tuple[int, ...]) -> np.ndarray:
+    """Return one session's betas as NSD stores them, `SCALE` to one per cent; int16."""
     betas = simulated.betas(signal, np.random.default_rng(key))
-    return np.clip(np.rint(betas * 300), -32767, 32767).astype(np.int16)
+    return np.clip(np.rint(betas * SCALE), -32767, 32767).astype(np.int16)
 
 
-def _write_map(path: Path, ijk: np.ndarray, values: np.ndarray) -> None:
-    """Write NIfTI of `values` (n_voxels, …) at the voxels `ijk` and zero elsewhere."""
+def write_map(path: Path, ijk: np.ndarray, values: np.ndarray, level: int = 9) -> None:
+    """Write NIfTI of `values` (n_voxels, …) at the voxels `ijk` and zero elsewhere.
+
+    `level` is gzip's: 1 packs fast, 9 small.
+    """
     volume = np.zeros((*SHAPE, *values.shape[1:]), values.dtype)
     volume[tuple(ijk.T)] = values
     image = nib.Nifti1Image(volume, affine())
     with atomic_path(path) as tmp:
         # No time stamp: the same volume gives the same bytes.
-        tmp.write_bytes(gzip.compress(image.to_bytes(), mtime=0))
+        tmp.write_bytes(gzip.compress(image.to_bytes(), level, mtime=0))
 
 
 def _write_betas(path: Path, ijk: np.ndarray, betas: np.ndarray) -> None:
@@ -439,7 +463,7 @@ def _write_betas(path: Path, ijk: np.ndarray, betas: np.ndarray) -> None:
     NIfTI has the axes X, Y, Z, trial; HDF5 the reverse.
     """
     if path.suffix == ".gz":
-        return _write_map(path, ijk, betas.T)
+        return write_map(path, ijk, betas.T)
     volume = np.zeros((len(betas), *SHAPE[::-1]), np.int16)
     volume[:, ijk[:, 2], ijk[:, 1], ijk[:, 0]] = betas
     # Zeros, by far the most of it, take no room once they are packed.
@@ -488,7 +512,7 @@ def ceiling_table(tree: str | Path, subjects: Sequence[str]) -> str:
 
 
 def write_pieces(run: str | Path, tree: str | Path | None, subjects: Sequence[str]) -> None:
-    """Write `world.png`, `captions.md` and `ceilings.md` into the folder of a run.
+    """Write `world.png`, `outside.png`, `captions.md` and `ceilings.md` into the folder of a run.
 
     Parameters
     ----------
@@ -498,9 +522,12 @@ def write_pieces(run: str | Path, tree: str | Path | None, subjects: Sequence[st
     subjects : sequence of str
     """
     run = Path(run)
-    rows = np.stack([world.picture(i) for i in range(32)]).reshape(4, 8, 64, 64, 3)
-    with atomic_path(run / "world.png") as temporary:
-        Image.fromarray(mosaic(rows, zoom=2, gap=8)).save(temporary)
+    # Each kind from outside is a row: they come in turn.
+    outside = world.FIRST_OUTSIDE_ID + np.arange(8 * len(world.OUTSIDE_KINDS)).reshape(8, -1).T
+    for name, ids in {"world": np.arange(32), "outside": outside}.items():
+        rows = np.stack([world.picture(int(i)) for i in ids.ravel()]).reshape(-1, 8, 64, 64, 3)
+        with atomic_path(run / f"{name}.png") as temporary:
+            Image.fromarray(mosaic(rows, zoom=2, gap=8)).save(temporary)
     ceilings = ceiling_table(tree, subjects) if tree else "It is in the phantom's own book.\n"
     for name, text in {"captions": caption_list(), "ceilings": ceilings}.items():
         with atomic_path(run / f"{name}.md") as temporary:

@@ -95,7 +95,13 @@ def read_regions(tree: NsdTree, rois: str) -> Regions:
     return Regions(affine, ncsnr.shape, ijk, roi, ncsnr[place].astype(np.float32))
 
 
-def read_labels(path: Path, shape: tuple[int, ...], grid: np.ndarray) -> np.ndarray:
+def read_labels(
+    path: Path,
+    shape: tuple[int, ...],
+    grid: np.ndarray,
+    than: str = "ncsnr.nii.gz",
+    hint: str = HINT,
+) -> np.ndarray:
     """Read a volume of labels that lies on the grid of the responses.
 
     Parameters
@@ -104,6 +110,10 @@ def read_labels(path: Path, shape: tuple[int, ...], grid: np.ndarray) -> np.ndar
     shape : tuple of int
     grid : array of shape (4, 4)
         The affine of the responses.
+    than : str
+        The file that has this grid.
+    hint : str
+        A sentence on where to get the file.
 
     Returns
     -------
@@ -115,8 +125,8 @@ def read_labels(path: Path, shape: tuple[int, ...], grid: np.ndarray) -> np.ndar
     InputError
         If the file is missing, damaged, of another shape or grid, or holds what is no label.
     """
-    volume, affine = read_nifti(path, HINT, shape)
-    _check_grid(path, shape, affine, grid)
+    volume, affine = read_nifti(path, hint, shape)
+    check_grid(path, shape, affine, grid, than)
     volume = np.where(np.isnan(volume), 0, volume)
     labels = np.rint(volume)
     wrong = np.isinf(volume) | ~np.isclose(volume, labels, rtol=0, atol=ROUNDING)
@@ -126,15 +136,17 @@ def read_labels(path: Path, shape: tuple[int, ...], grid: np.ndarray) -> np.ndar
     return labels.astype(np.int64)
 
 
-def _check_grid(path: Path, shape: tuple[int, ...], affine: np.ndarray, grid: np.ndarray) -> None:
-    """Raise InputError if a volume's header puts its voxels elsewhere than that of the betas."""
+def check_grid(
+    path: Path, shape: tuple[int, ...], affine: np.ndarray, grid: np.ndarray, than: str
+) -> None:
+    """Raise InputError if a volume's header puts its voxels elsewhere than that of `than`."""
     corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(shape) - 1)
     shift = nib.affines.apply_affine(affine, corners) - nib.affines.apply_affine(grid, corners)
     apart = np.linalg.norm(shift, axis=1).max() / nib.affines.voxel_sizes(grid).min()
     if not apart <= SHIFT:
         axes = ["".join(nib.aff2axcodes(one)) for one in (affine, grid)]
         found = f"axes {axes[0]} against {axes[1]}, up to {apart:.3g} voxels apart"
-        raise InputError(f"{path} is on another grid than ncsnr.nii.gz: {found}. Resample it.")
+        raise InputError(f"{path} is on another grid than {than}: {found}. Resample it.")
 
 
 def atlases_of(rois: str) -> list[str]:

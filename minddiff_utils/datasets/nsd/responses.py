@@ -25,7 +25,6 @@ from minddiff_utils.io import Ids, InputError, atomic_path, open_to_write, progr
 
 BETA_SCALE = 300
 BLOCK_BYTES = 32 * 2**20  # how much of a session is held at once
-HINT = "It is part of NSD's nsddata_betas."
 GATHERED = "betas.h5"  # in the folder of the cache
 
 Rows: TypeAlias = "int | slice | Ids"
@@ -72,7 +71,7 @@ def inspect_betas(path: str | Path, shape: tuple[int, int, int]) -> BetaFile:
         with open_hdf5(path, "betas") as betas:
             found, dtype = betas.shape[::-1], betas.dtype
     else:
-        with reading(path, "NIfTI file", HINT):
+        with reading(path, "NIfTI file", ""):
             image: Any = nib.load(path)
         found, dtype = image.shape, image.dataobj.dtype
         # A header that scales integers makes them per cent, not NSD's integers.
@@ -110,7 +109,7 @@ def read_stored(file: BetaFile, ijk: np.ndarray) -> np.ndarray:
     # Voxel after voxel: NSD's files keep all trials of a voxel together.
     out = np.empty((len(ijk), file.n_trials), stored_type(file.scale))
     if file.path.suffix != ".hdf5":
-        with reading(file.path, "NIfTI file", HINT):
+        with reading(file.path, "NIfTI file", ""):
             _fill_from_nifti(file.path, ijk, out)
         return out.T
     with open_hdf5(file.path, "betas") as betas:

@@ -1,0 +1,530 @@
+"""LAION-fMRI: five people, 25,052 pictures, and splits that test how far decoding generalises.
+
+The tree is that of the public bucket `laion-fmri`. The split files, which come with the data set's
+own Python package, lie in a folder `splits` beside it.
+"""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Collection, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import nibabel as nib
+import numpy as np
+from PIL import Image
+
+from minddiff_utils.datasets.nsd.regions import check_grid, read_labels
+from minddiff_utils.datasets.nsd.responses import gather_responses, inspect_betas
+from minddiff_utils.datasets.reading import (
+    MAX_SIDE,
+    open_dataset,
+    open_file,
+    read_nifti,
+    read_rows,
+    reading,
+)
+from minddiff_utils.datasets.recording import Sessions, kept_regions, parse_sessions
+from minddiff_utils.datasets.subject import Split, Subject, check_ids
+from minddiff_utils.io import Ids, InputError
+
+SUBJECTS = ("sub-01", "sub-03", "sub-05", "sub-06", "sub-07")
+N_SESSIONS = 30  # sessions 31 to 34 are held out: nobody can download them
+GENERAL = "laion-general"  # the mask to decode from
+FAMILIES = {name: tuple(f"{name}_{k}" for k in range(5)) for name in ("cluster_k5", "random")}
+SPLITS = ("tau", "ood", *FAMILIES["cluster_k5"], *FAMILIES["random"])
+KIND = re.compile(r"shared_4rep_OOD_([^_]+)_")  # of an out-of-distribution picture, in its name
+GREY = (128, 128, 128, 255)  # what transparent pixels were shown on
+HINT = "minddiff fetch laion gets it."
+PICTURES_HINT = (
+    "The pictures need a short form: `laion-fmri request-access`, then `laion-fmri "
+    "download-stimuli`, of the package at github.com/ViCCo-Group/LAION-fMRI; or "
+    "laion-fmri.hebartlab.com/request. Put the file there."
+)
+
+
+class LaionTree:
+    """Where each file of the tree lies, for one subject.
+
+    Parameters
+    ----------
+    root : Path
+        The folder with `derivatives`, `stimuli` and `splits`.
+    subject : str
+        One of `SUBJECTS`.
+
+    Attributes
+    ----------
+    responses, rois : Path
+        Folder with one folder a session; folder with one binary volume a region.
+    ceilings : str
+        How the names of the noise ceilings over all sessions begin, in `responses`.
+    metadata, captions, pictures : Path
+        One row a picture; one row a caption; encoded pictures in the order of `metadata`.
+    """
+
+    def __init__(self, root: Path, subject: str):
+        self.root, self.subject = root, subject
+        self.responses = root / "derivatives/glmsingle-tedana" / subject
+        self.ceilings = f"{subject}_task-images_space-T1w_desc-Noiseceiling"
+        self.rois = root / "derivatives/atlases" / subject / "rois"
+        self.metadata = root / "stimuli/task-images_metadata.csv"
+        self.captions = root / "stimuli/task-images_desc-captions.csv"
+        self.pictures = root / "stimuli/task-images_stimuli.h5"
+
+    @property
+    def sessions(self) -> list[int]:
+        """Numbers of the sessions whose betas are there, sorted."""
+        numbers = range(1, N_SESSIONS + 1)
+        return [number for number in numbers if self.betas(number).exists()]
+
+    def betas(self, number: int) -> Path:
+        """One volume a trial of a session, from 1."""
+        kind = "space-T1w_stat-effect_desc-SingletrialBetas_statmap.nii.gz"
+        return self._session(number, kind)
+
+    def trials(self, number: int) -> Path:
+        """Which picture each volume of a session answers to."""
+        return self._session(number, "desc-SingletrialBetas_trials.tsv")
+
+    def _session(self, number: int, kind: str) -> Path:
+        session = f"ses-{number:02d}"
+        name = f"{self.subject}_{session}_task-images_{kind}"
+        return self.responses / session / "func" / name
+
+    @property
+    def ceiling(self) -> Path:
+        """Noise ceiling of the pictures that were shown four times, per cent."""
+        return self.responses / f"{self.ceilings}4rep_statmap.nii.gz"
+
+    def mask(self, name: str) -> Path:
+        """Volume of a region; one of several with the same name as `folder:name`."""
+        files = {path.relative_to(self.rois): path for path in sorted(self.rois.rglob("*.nii.gz"))}
+        known = {":".join(place.parts)[: -len(".nii.gz")]: files[place] for place in files}
+        found = [path for key, path in known.items() if f":{key}".endswith(f":{name}")]
+        if len(found) != 1:
+            what = "is the name of several masks" if found else "is the name of no mask"
+            there = f"{self.rois}; it has {', '.join(known) or 'none'}"
+            raise InputError(f"rois: {name!r} {what} in {there}. Choose one of these, or fetch it.")
+        return found[0]
+
+    def split(self, name: str) -> Path:
+        """Which pictures train and which test, of this subject's pool."""
+        return self.root / "splits" / self.subject / f"{name}.json"
+
+
+def load_laion(
+    path: str | Path,
+    subject: str,
+    rois: str = GENERAL,
+    sessions: Sessions = None,
+    protocol: int | None = None,
+    split: str = "",
+    cache: str | Path | None = None,
+) -> Subject:
+    """Read one subject from a tree in LAION-fMRI's layout.
+
+    Parameters
+    ----------
+    path : str or Path
+        The folder with `derivatives`, `stimuli` and `splits`.
+    subject : str
+        "sub-01", "sub-03", "sub-05", "sub-06" or "sub-07".
+    rois : str
+        As in `read_masks`.
+    sessions : int, str, sequence of int, or None
+        The first so many; exactly these, from 1, also as text such as "1-10,12"; or all.
+    protocol : None
+        NSD's alone.
+    split : str
+        As in `split_names`.
+    cache : str or Path, optional
+        Folder for the file that the responses are gathered into and then read from; without it
+        they are held in memory.
+
+    Returns
+    -------
+    Subject
+        Responses as GLMsingle gives them. The first split is the one of the book, the others are
+        `test_sets`; of each, pictures that the sessions read did not show are left out.
+        Stimulus ids are rows of the metadata, from 0.
+
+    Raises
+    ------
+    InputError
+        If the subject, a session, region or split is unknown, a file is missing, damaged or does
+        not fit the others, or a split is left without training or test pictures.
+    """
+    if protocol is not None:
+        raise InputError(
+            f"protocol={protocol!r} is for NSD; LAION-fMRI's test pictures are `split`"
+        )
+    tree, names = LaionTree(Path(path), subject), split_names(split)
+    numbers = choose_sessions(tree, sessions)
+    grid = read_grid(tree.betas(numbers[0]))
+    ijk, roi = read_masks(tree, rois, grid)
+    files = {number: inspect_betas(tree.betas(number), grid.shape) for number in numbers}
+    metadata = read_metadata(tree)
+    shown = [read_trials(tree, number, files[number].n_trials, metadata) for number in numbers]
+    stimulus_id, known = np.concatenate(shown), list(metadata)
+    splits = [read_split(tree, name, metadata, stimulus_id) for name in names]
+    kinds = {one: KIND.match(known[one]) for one in np.unique(stimulus_id).tolist()}
+    responses, keep = gather_responses(files, ijk, cache)
+    return Subject(
+        name=subject,
+        dataset="laion",
+        responses=responses,
+        stimulus_id=stimulus_id,
+        session=np.repeat(numbers, [len(ids) for ids in shown]),
+        roi=kept_regions(roi, keep, f"{tree.responses}: "),
+        splits=(splits[0],),
+        stimuli=LaionStimuli(tree, known, stimulus_id),
+        ncsnr=read_ncsnr(tree, ijk[keep], grid),
+        voxel_ijk=ijk[keep],
+        volume_shape=grid.shape,
+        affine=grid.affine,
+        n_dropped=int((~keep).sum()),
+        test_sets=tuple(splits[1:]),
+        kind_of={one: found[1] for one, found in kinds.items() if found},
+    )
+
+
+# ------------------------------------------------------------------- responses and regions
+
+
+class Grid(NamedTuple):
+    """Where the voxels of the responses are.
+
+    `path`: the file that says so; `shape` (X, Y, Z); `affine` float (4, 4), from voxel indices to
+    millimetres.
+    """
+
+    path: Path
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+
+
+def choose_sessions(tree: LaionTree, sessions: Sessions) -> list[int]:
+    """Return the numbers of the sessions to read, sorted; the betas of each are there.
+
+    Parameters
+    ----------
+    tree : LaionTree
+    sessions : int, str, sequence of int, or None
+        The first so many; exactly these, from 1, also as text such as "1-10,12"; or all up to the
+        last that is there.
+
+    Raises
+    ------
+    InputError
+        If there is no such tree or subject, a session is missing or held out.
+    """
+    found, folder = tree.sessions, tree.responses.parent
+    if not found:
+        there = ", ".join(sorted(path.name for path in folder.glob("sub-*"))) or "none"
+        what = "choose one of them, the folder that holds derivatives and stimuli, or fetch betas"
+        raise InputError(f"{tree.responses} has no sessions; {folder} has {there}: {what}.")
+    wanted = known_sessions(found[-1] if sessions is None else sessions)
+    missing = [number for number in wanted if number not in found]
+    if missing:
+        there = f"{tree.subject} has sessions {', '.join(map(str, found))}"
+        what = "Fetch it, or name the sessions to read with `sessions`"
+        raise InputError(f"{tree.betas(missing[0])} is missing; {there}. {what}.")
+    return wanted
+
+
+def known_sessions(sessions: Sessions) -> list[int]:
+    """Return the numbers of the sessions that are meant; InputError if one is held out."""
+    wanted = parse_sessions(sessions)
+    if wanted[-1] > N_SESSIONS:
+        held = f"LAION-fMRI has 1 to {N_SESSIONS} (31 to 34 are held out, and cannot be fetched)"
+        raise InputError(f"sessions={sessions!r}: there is no session {wanted[-1]}; {held}.")
+    return wanted
+
+
+def read_grid(path: Path) -> Grid:
+    """Read the grid of a session's betas from its header."""
+    with reading(path, "NIfTI file", HINT):
+        image: Any = nib.load(path)
+    return Grid(path, image.shape[:3], image.affine)
+
+
+def read_masks(tree: LaionTree, rois: str, grid: Grid) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Read the regions asked for; each voxel belongs to the smallest that holds it.
+
+    Parameters
+    ----------
+    tree : LaionTree
+    rois : str
+        "laion-general" ("" and the notebooks' default "kastner2015" mean it, too), or names of
+        masks with commas between. Their union is read. Sets overlap, so "laion-general,V1v,FFA-1"
+        gives V1v and FFA-1, and as laion-general what of it is in neither; a region of which
+        nothing is left then is left out.
+    grid : Grid
+
+    Returns
+    -------
+    ijk : int array of shape (n_voxels, 3)
+        Places in the volume, each voxel once.
+    roi : dict of str to bool array of shape (n_voxels,)
+        In the order of `rois`; no voxel is in two.
+
+    Raises
+    ------
+    InputError
+        If a name is unknown or that of several masks, or a mask is missing, damaged, empty or on
+        another grid than the betas.
+    """
+    usual = rois.strip() in ("", "kastner2015")
+    names = [GENERAL] if usual else [name.strip() for name in rois.split(",")]
+    masks = {}
+    for name in names:
+        path = tree.mask(name)
+        masks[name] = read_labels(path, grid.shape, grid.affine, grid.path.name, HINT) > 0
+        if not masks[name].any():
+            raise InputError(f"{path} has no voxel; expected some above 0. Leave {name} out.")
+    ijk = np.argwhere(np.logical_or.reduce(list(masks.values())))
+    owner = np.empty(len(ijk), object)
+    for name in sorted(masks, key=lambda name: -masks[name].sum()):
+        owner[masks[name][tuple(ijk.T)]] = name
+    return ijk, {name: owner == name for name in masks if (owner == name).any()}
+
+
+def read_ncsnr(tree: LaionTree, ijk: np.ndarray, grid: Grid) -> np.ndarray | None:
+    r"""Read each voxel's noise-ceiling signal-to-noise ratio of a single trial.
+
+    The data set gives noise ceilings, :math:`100 \, s^2 / (s^2 + 1/n)`; from that of the pictures
+    that were shown four times, n = 4, follows `s`.
+
+    Returns
+    -------
+    float32 array of shape (n_voxels,), or None
+        0 where the ceiling is no number; None without the file.
+
+    Raises
+    ------
+    InputError
+        If the file is damaged, on another grid than the betas, or holds what is no percentage.
+    """
+    path = tree.ceiling
+    if not path.exists():
+        return None
+    volume, affine = read_nifti(path, HINT, grid.shape)
+    check_grid(path, grid.shape, affine, grid.affine, grid.path.name)
+    share = np.nan_to_num(volume[tuple(ijk.T)], posinf=200) / 100
+    bad = (share < 0) | (share >= 1)
+    if bad.any():
+        found = f"{100 * share[bad][0]:g} in a voxel of the regions"
+        raise InputError(f"{path} holds {found}; expected 0 to 100 per cent. Fetch it again.")
+    return np.sqrt(share / (1 - share) / 4).astype(np.float32)
+
+
+# ------------------------------------------------------------------- pictures, trials and splits
+
+
+class Picture(NamedTuple):
+    """A row of the metadata. `id`: its place, from 0; `owner`: who alone saw it, "" if all did."""
+
+    id: int
+    owner: str
+
+
+def _rows(path: Path, columns: Collection[str], delimiter: str = ",") -> list[tuple[str, ...]]:
+    """Read some columns of a table, stripped; InputError if one is missing."""
+    with (
+        reading(path, f"table with {', '.join(columns)}", HINT),
+        open(path, encoding="utf-8-sig", newline="") as file,
+    ):
+        table = csv.DictReader(file, delimiter=delimiter)
+        return [tuple(row[name].strip() for name in columns) for row in table]
+
+
+def read_metadata(tree: LaionTree) -> dict[str, Picture]:
+    """Read the names of all pictures, in the order of their ids, and whose they are."""
+    rows = _rows(tree.metadata, ("image_name", "participant", "unique_or_shared"))
+    owners = [(name, who if use == "unique" else "") for name, who, use in rows]
+    return {name: Picture(place, owner) for place, (name, owner) in enumerate(owners)}
+
+
+def read_trials(
+    tree: LaionTree, number: int, n_trials: int, metadata: Mapping[str, Picture]
+) -> np.ndarray:
+    """Read what was shown in each trial of a session.
+
+    Parameters
+    ----------
+    tree : LaionTree
+    number : int
+        Of the session, from 1.
+    n_trials : int
+        Volumes of its betas.
+    metadata : dict of str to Picture
+
+    Returns
+    -------
+    int64 array of shape (n_trials,)
+        Stimulus ids.
+
+    Raises
+    ------
+    InputError
+        If the table is missing or damaged, does not have a row a volume, or names an unknown
+        picture.
+    """
+    path = tree.trials(number)
+    rows = _rows(path, ("beta_index", "label"), "\t")
+    wanted, label = [str(place) for place in range(n_trials)], {row[0]: row[1] for row in rows}
+    if len(rows) != n_trials or set(label) != set(wanted):
+        expected = f"beta_index 0 to {n_trials - 1}, one a volume of {tree.betas(number).name}"
+        found = f"{len(rows)} trials with {len(label)} different beta_index"
+        raise InputError(f"{path} has {found}; expected {expected}. Fetch both again.")
+    _check_known(path, label.values(), metadata)
+    return np.array([metadata[label[place]].id for place in wanted], np.int64)
+
+
+def _check_known(path: Path, names: Collection[str], metadata: Mapping[str, Picture]) -> None:
+    """Raise InputError if a file names a picture that the metadata do not have."""
+    unknown = [name for name in names if name not in metadata]
+    if unknown:
+        expected = "an image_name of task-images_metadata.csv"
+        raise InputError(f"{path} names {unknown[0]!r}; expected {expected}. Fetch both again.")
+
+
+def split_names(split: str) -> list[str]:
+    """Return the names of the splits that are meant, each once.
+
+    Parameters
+    ----------
+    split : str
+        Names with commas between: "tau" (also meant by ""), "ood", "cluster_k5_0" to "_4",
+        "random_0" to "_4"; "cluster_k5" and "random" stand for all five.
+
+    Raises
+    ------
+    InputError
+        If there is no such split.
+    """
+    asked = [name.strip() for name in (split or "tau").split(",")]
+    names = [one for name in asked for one in FAMILIES.get(name, (name,))]
+    unknown = [name for name in names if name not in SPLITS]
+    if unknown:
+        known = f"{', '.join(SPLITS)}; {' and '.join(FAMILIES)} stand for all five"
+        raise InputError(f"split={split!r}: {unknown[0]!r} is unknown; LAION-fMRI has {known}.")
+    return list(dict.fromkeys(names))
+
+
+def read_split(
+    tree: LaionTree, name: str, metadata: Mapping[str, Picture], seen: np.ndarray
+) -> Split:
+    """Read a split, and keep of it the stimuli that were seen.
+
+    Parameters
+    ----------
+    tree : LaionTree
+    name : str
+    metadata : dict of str to Picture
+    seen : int64 array
+        Stimulus ids.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, damaged or another person's, tests with training pictures, names
+        an unknown picture, or nothing is left to train or to test.
+    """
+    path = tree.split(name)
+    with reading(path, "split file", HINT):
+        parts = json.loads(path.read_text(encoding="utf-8"))["variants"][0]
+        train, test = (set(parts[key]) for key in ("train_ids", "test_ids"))
+    if both := train & test:
+        found = f"{len(both)} test pictures that train, too, such as {min(both)}"
+        raise InputError(f"{path} has {found}; expected none. Fetch it again.")
+    _check_known(path, train | test, metadata)
+    # The files' own word for whose they are is an inner number, another than the subject's.
+    shown = set(seen.tolist())
+    own = {picture.owner for picture in metadata.values() if picture.id in shown}
+    others = [one for one in train | test if metadata[one].owner not in {"", *own}]
+    if others and own - {""}:
+        found = f"{len(others)} pictures that {tree.subject} never sees, such as {min(others)}"
+        raise InputError(f"{path} has {found}; expected the split of this subject. {HINT}")
+    ids = [[metadata[one].id for one in part] for part in (train, test)]
+    return Split(name, np.intersect1d(ids[0], seen), np.intersect1d(ids[1], seen))
+
+
+def decode_picture(stored: Any) -> np.ndarray:
+    """Decode JPEG or PNG bytes; uint8 (height, width, 3), on grey where it is transparent.
+
+    Raises
+    ------
+    ValueError, OSError
+        If it is no picture, or larger than `MAX_SIDE`.
+    """
+    with Image.open(io.BytesIO(bytes(stored))) as image:
+        if max(image.size) > MAX_SIDE:
+            raise ValueError(f"{image.size[0]} x {image.size[1]} pixels")
+        picture = image.convert("RGBA")
+    ground = Image.new("RGBA", picture.size, GREY)
+    return np.asarray(Image.alpha_composite(ground, picture).convert("RGB"))
+
+
+class LaionStimuli:
+    """Pictures and captions written by people, read when asked for.
+
+    Parameters
+    ----------
+    tree : LaionTree
+    names : sequence of str
+        Of all pictures, in the order of their ids.
+    ids : int64 array
+        Of the stimuli that were seen.
+    """
+
+    def __init__(self, tree: LaionTree, names: list[str], ids: np.ndarray):
+        self.tree, self.names = tree, names
+        self.ids = np.unique(ids)
+
+    def pictures(self, ids: Ids) -> np.ndarray:
+        """Return uint8 (n, height, width, 3), in the order of `ids`.
+
+        Raises
+        ------
+        InputError
+            If the file is missing, damaged, or does not fit the metadata.
+        """
+        path, ids = self.tree.pictures, check_ids(ids, len(self.names))
+        with open_file(path, PICTURES_HINT) as file:
+            images = open_dataset(file, "images")
+            if images.shape != (len(self.names),):
+                expected = f"{(len(self.names),)}, one for each row of {self.tree.metadata}"
+                raise InputError(f"{path}: images is {images.shape}; expected {expected}.")
+            stored = read_rows(images, ids)
+        with reading(path, "file of JPEG and PNG bytes, all of one size", PICTURES_HINT):
+            return np.stack([decode_picture(one) for one in stored])
+
+    def captions(self, ids: Ids) -> list[tuple[str, ...]]:
+        """Return the captions of each picture, the best first, in the order of `ids`.
+
+        Raises
+        ------
+        InputError
+            If the file is missing or damaged, or a picture has none.
+        """
+        names = [self.names[one] for one in check_ids(ids, len(self.names))]
+        bare = [name for name in names if name not in self._texts]
+        if bare:
+            found = f"no human caption of {bare[0]}; expected one at least"
+            raise InputError(f"{self.tree.captions} has {found}. Fetch it again.")
+        return [self._texts[name] for name in names]
+
+    @cached_property
+    def _texts(self) -> Mapping[str, tuple[str, ...]]:
+        path, found = self.tree.captions, dict[str, list[tuple[int, str]]]()
+        for name, place, source, text in _rows(
+            path, ("image_name", "caption_idx", "source", "caption")
+        ):
+            if source == "human" and text and place.isdigit():
+                found.setdefault(name, []).append((int(place), text))
+        return {name: tuple(text for _, text in sorted(rows)) for name, rows in found.items()}

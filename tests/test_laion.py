@@ -1,0 +1,465 @@
+"""LAION-fMRI: the reader against a naive one, the real split files, and what is refused."""
+
+import csv
+import gzip
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+
+from minddiff_utils.datasets import load_subject, noise_ceiling, prepare_fold
+from minddiff_utils.datasets.laion import LaionTree, Picture, read_split
+from minddiff_utils.datasets.recording import recording_files
+from minddiff_utils.io import InputError
+
+SHAPE, SIDE = (7, 6, 5), 24
+AFFINE = np.diag([1.778, 1.778, 1.778, 1.0])
+BETAS = "derivatives/glmsingle-tedana/{0}/ses-{1:02d}/func/{0}_ses-{1:02d}_task-images_"
+BETAS += "space-T1w_stat-effect_desc-SingletrialBetas_statmap.nii.gz"
+TRIALS = "derivatives/glmsingle-tedana/{0}/ses-{1:02d}/func/{0}_ses-{1:02d}_task-images_"
+TRIALS += "desc-SingletrialBetas_trials.tsv"
+CEILING = "derivatives/glmsingle-tedana/{0}/{0}_task-images_space-T1w_"
+CEILING += "desc-Noiseceiling4rep_statmap.nii.gz"
+ROIS, METADATA = "derivatives/atlases/{0}/rois/", "stimuli/task-images_metadata.csv"
+CAPTIONS, PICTURES = "stimuli/task-images_desc-captions.csv", "stimuli/task-images_stimuli.h5"
+# Where each person's own pictures carry another number than the person: as in the real files.
+PEOPLE = {"sub-01": "p01", "sub-03": "p04"}
+REAL = Path(__file__).parents[2] / "shared/data/laion_splits"
+
+
+def save(path, values, affine=AFFINE):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(values, affine), path)
+
+
+def picture_names(n_own, n_shared):
+    """Names and owners, in an order that is not sorted."""
+    rows = [(f"shared_12rep_LAION_cluster_{k}_i0.jpg", "all") for k in range(n_shared)]
+    for kind in ("shape", "illusion-classic"):
+        rows += [(f"shared_4rep_OOD_{kind}_thing_{k}.png", "all") for k in range(3)]
+    for person, mark in PEOPLE.items():
+        rows += [(f"unique_LAION_initial_cluster_{k}_i0_{mark}.jpg", person) for k in range(n_own)]
+    return rows[::-1]
+
+
+def encoded(k, transparent):
+    """A picture of two colours, as JPEG, or as PNG with holes."""
+    rng = np.random.default_rng(k)
+    colours = np.repeat(np.repeat(rng.integers(0, 256, (1, 2, 4), np.uint8), SIDE, 0), SIDE // 2, 1)
+    stored = io.BytesIO()
+    if transparent:
+        Image.fromarray(colours).save(stored, "PNG")
+    else:
+        Image.fromarray(colours[..., :3]).save(stored, "JPEG")
+    return stored.getvalue(), colours
+
+
+def write_stimuli(root, rows):
+    folder = root / "stimuli"
+    folder.mkdir(parents=True)
+    with open(root / METADATA, "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["image_name", "dataset", "participant", "unique_or_shared", "n_reps"])
+        for name, owner in rows:
+            use = "shared" if owner == "all" else "unique"
+            table.writerow([name, "LAION", owner, use, 4])
+    with open(root / CAPTIONS, "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["image_name", "caption_idx", "source", "caption", "n_words"])
+        for name, _ in rows:
+            for place in (2, 0, 1, 3):
+                text = f'caption {place} of "{name}",\u2028 two lines' * (place != 3)
+                table.writerow([name, place, "human" if place else "ai", text, 3])
+    with h5py.File(root / PICTURES, "w") as file:
+        images = file.create_dataset("images", len(rows), h5py.vlen_dtype(np.uint8))
+        for k, (name, _) in enumerate(rows):
+            images[k] = np.frombuffer(encoded(k, name.endswith(".png"))[0], np.uint8)
+
+
+def write_tree(root, n_own=10, n_shared=6, n_sessions=3, people=tuple(PEOPLE)):
+    """Write a small tree; voxels answer to the colours of the pictures."""
+    rows, rng = picture_names(n_own, n_shared), np.random.default_rng(0)
+    write_stimuli(root, rows)
+    colours = np.array([encoded(k, False)[1][0, [0, -1], :3].ravel() for k in range(len(rows))])
+    general = rng.random(SHAPE) < 0.5
+    masks = {"laion/laion-general": general, "laion/laion-EVC": general & (rng.random(SHAPE) < 0.5)}
+    masks |= {"retinotopy/V1v": rng.random(SHAPE) < 0.2, "faces/FFA-1": rng.random(SHAPE) < 0.2}
+    masks |= {"localizer/MT": rng.random(SHAPE) < 0.2, "retinotopy/MT": rng.random(SHAPE) < 0.2}
+    for person in people:
+        for name, mask in masks.items():
+            save(root / ROIS.format(person) / f"{name}.nii.gz", mask.astype(np.uint8))
+        save(root / CEILING.format(person), rng.uniform(0, 60, SHAPE).astype(np.float32))
+        own = [k for k, (_, owner) in enumerate(rows) if owner in ("all", person)]
+        weights = rng.normal(size=(6, *SHAPE))
+        shown = np.concatenate([rng.permutation(own) for _ in range(4)])
+        for number, ids in enumerate(np.array_split(shown, n_sessions), start=1):
+            x = np.moveaxis(np.tensordot(colours[ids], weights, 1), 0, -1) / 100
+            x += rng.normal(size=x.shape)
+            x[0, :2, number] = np.nan  # at the edge
+            save(root / BETAS.format(person, number), x.astype(np.float32))
+            lines = [f"ses-{number:02d}\t1\t{k}\t{rows[i][0]}" for k, i in enumerate(ids)]
+            text = "\n".join(["session\trun\tbeta_index\tlabel", *lines[::-1]])
+            (root / TRIALS.format(person, number)).write_text(text + "\n")
+        write_splits(root, person, [rows[k][0] for k in own])
+    return root
+
+
+def write_splits(root, person, names):
+    usual, odd = ([n for n in names if ("OOD" in n) == wanted] for wanted in (False, True))
+    folds = {f"cluster_k5_{k}": usual[k::5] for k in range(5)} | {"tau": usual[::4], "ood": odd}
+    folds |= {f"random_{k}": usual[k::6] for k in range(5)}
+    for name, test in folds.items():
+        train = [one for one in usual if one not in test]
+        variant = {"variant_id": 0, "train_ids": train, "test_ids": test}
+        path = root / f"splits/{person}/{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"name": name, "variants": [variant]}))
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    return write_tree(tmp_path_factory.mktemp("laion"))
+
+
+@pytest.fixture
+def copy(tmp_path):
+    return write_tree(tmp_path / "tree", people=("sub-01",))
+
+
+def load(path, **more):
+    return load_subject("laion", path, "sub-01", **more)
+
+
+def naive(root, masks, numbers=(1, 2, 3)):
+    """Betas of the union of some masks, whole arrays at once, and the label of each row."""
+    folder = root / ROIS.format("sub-01")
+    inside = np.any([nib.load(folder / f"{name}.nii.gz").get_fdata() > 0 for name in masks], 0)
+    x, labels = [], []
+    for number in numbers:
+        whole = nib.load(root / BETAS.format("sub-01", number)).get_fdata(dtype=np.float32)
+        x.append(whole[inside].T)
+        with open(root / TRIALS.format("sub-01", number)) as file:
+            rows = sorted(csv.DictReader(file, delimiter="\t"), key=lambda r: int(r["beta_index"]))
+        labels += [row["label"] for row in rows]
+    x = np.concatenate(x)
+    return x, np.isfinite(x).all(axis=0), labels
+
+
+def names_of(root):
+    with open(root / METADATA) as file:
+        return [row["image_name"] for row in csv.DictReader(file)]
+
+
+# ----------------------------------------------------------------------------------- the reader
+
+
+@pytest.mark.parametrize("rois", ["kastner2015", "V1v,FFA-1", "laion-general,localizer:MT"])
+def test_voxel_for_voxel_against_whole_arrays(tree, tmp_path, rois):
+    places = {"V1v": "retinotopy/V1v", "FFA-1": "faces/FFA-1", "localizer:MT": "localizer/MT"}
+    masks = [places.get(name, "laion/laion-general") for name in rois.split(",")]
+    x, finite, labels = naive(tree, masks)
+    names = names_of(tree)
+    for cache in (None, tmp_path):
+        subject = load(tree, rois=rois, cache=cache)
+        np.testing.assert_array_equal(subject.responses[:], x[:, finite])
+        assert [names[one] for one in subject.stimulus_id] == labels
+        assert subject.n_dropped == (~finite).sum() > 0
+    assert subject.session.tolist() == sorted(subject.session) and set(subject.session) == {1, 2, 3}
+    volume = nib.load(tree / BETAS.format("sub-01", 2)).get_fdata(dtype=np.float32)
+    second = subject.responses[np.flatnonzero(subject.session == 2)]
+    np.testing.assert_array_equal(second.T, volume[tuple(subject.voxel_ijk.T)])
+    ceiling = nib.load(tree / CEILING.format("sub-01")).get_fdata()[tuple(subject.voxel_ijk.T)]
+    np.testing.assert_allclose(noise_ceiling(subject.ncsnr, 4), ceiling, rtol=1e-4)
+
+
+def test_a_voxel_is_in_the_smallest_region_that_holds_it(tree):
+    rois = "laion-general,laion-EVC,V1v,retinotopy:MT"
+    subject, folder = load(tree, rois=rois), tree / ROIS.format("sub-01")
+    files = ["laion/laion-general", "laion/laion-EVC", "retinotopy/V1v", "retinotopy/MT"]
+    masks = dict(zip(rois.split(","), files, strict=True))
+    masks = {k: nib.load(folder / f"{name}.nii.gz").get_fdata() > 0 for k, name in masks.items()}
+    assert list(subject.roi) == list(masks)
+    for k, place in enumerate(map(tuple, subject.voxel_ijk)):
+        holders = [name for name, mask in masks.items() if mask[place]]
+        smallest = min(holders, key=lambda name: masks[name].sum())
+        assert [name for name, mask in subject.roi.items() if mask[k]] == [smallest]
+
+
+def test_pictures_and_captions(tree):
+    subject, names = load(tree), names_of(tree)
+    jpeg, png = (next(i for i, n in enumerate(names) if n.endswith(e)) for e in ("jpg", "png"))
+    found = subject.stimuli.pictures([png, jpeg, png])
+    assert found.shape == (3, SIDE, SIDE, 3) and found.dtype == np.uint8
+    with Image.open(io.BytesIO(encoded(jpeg, False)[0])) as image:
+        np.testing.assert_array_equal(found[1], np.asarray(image))
+    colours = encoded(png, True)[1].astype(float)
+    alpha = colours[..., 3:] / 255
+    expected = alpha * colours[..., :3] + (1 - alpha) * 128
+    np.testing.assert_allclose(found[0], expected, atol=1)
+    assert alpha.max() < 1 and (found[0] == found[2]).all()
+    (texts,) = subject.stimuli.captions([jpeg])
+    assert texts == tuple(f'caption {k} of "{names[jpeg]}",\u2028 two lines' for k in (1, 2))
+
+
+def test_the_first_split_and_further_test_sets(tree):
+    names = names_of(tree)
+    subject = load(tree, split="tau,random_0, cluster_k5,ood,tau")
+    assert [split.name for split in subject.splits] == ["tau"]
+    clusters = [f"cluster_k5_{k}" for k in range(5)]
+    assert [split.name for split in subject.test_sets] == ["random_0", *clusters, "ood"]
+    for split in (*subject.splits, *subject.test_sets):
+        file = json.loads((tree / f"splits/sub-01/{split.name}.json").read_text())["variants"][0]
+        for part in ("train", "test"):
+            ids = getattr(split, part)
+            assert sorted(file[f"{part}_ids"]) == sorted(names[one] for one in ids)
+    odd = subject.test_sets[-1].test
+    assert set(odd) == subject.kind_of.keys() and not set(odd) & set(subject.stimulus_ids)
+    kinds = [names[one].split("_")[3] for one in odd]
+    assert [subject.kind_of[one] for one in odd] == kinds and len(set(kinds)) == 2
+    for split in (*subject.splits, *subject.test_sets):
+        fold = prepare_fold(subject, split)
+        assert fold.test_x.shape == (len(split.test), subject.responses.shape[1])
+    assert load(tree, split="ood").splits[0].test.tolist() == odd.tolist()
+
+
+def test_few_sessions_leave_out_what_they_did_not_show(tree):
+    subject = load(tree, sessions="2", split="tau,ood")
+    assert set(subject.session) == {2}
+    everything = load(tree, split="tau,ood")
+    for few, all_of in zip(
+        (*subject.splits, *subject.test_sets),
+        (*everything.splits, *everything.test_sets),
+        strict=True,
+    ):
+        for part in ("train", "test"):
+            seen = np.intersect1d(getattr(all_of, part), subject.stimulus_id)
+            np.testing.assert_array_equal(getattr(few, part), seen)
+    assert load(tree, sessions=2).session.max() == 2
+
+
+def test_files_of_another_person_change_nothing(tree):
+    own = {path.relative_to(tree).as_posix() for path in recording_files(tree, "sub-01")}
+    assert BETAS.format("sub-01", 1) in own and "splits/sub-01/tau.json" in own and PICTURES in own
+    assert not [name for name in own if "sub-03" in name]
+    assert len(own) == len(recording_files(tree, "sub-03"))
+
+
+# ------------------------------------------------------------------------------ what is refused
+
+
+def faults():
+    """Name of the fault, what is done to the tree, what is loaded, and what is said."""
+    betas, trials = BETAS.format("sub-01", 2), TRIALS.format("sub-01", 2)
+    tau, mask = "splits/sub-01/tau.json", ROIS.format("sub-01") + "retinotopy/V1v.nii.gz"
+    ones = np.ones(SHAPE, np.uint8)
+
+    def split(root, **parts):
+        path = root / tau
+        content = json.loads(path.read_text())
+        content["variants"][0] |= parts
+        path.write_text(json.dumps(content))
+
+    def edit(name, old, new):
+        return lambda root: (root / name).write_text((root / name).read_text().replace(old, new, 1))
+
+    moved = AFFINE.copy()
+    moved[0, 3] += 3
+    own = "unique_LAION_initial_cluster_3_i0_p01.jpg"
+    other = "unique_LAION_initial_cluster_3_i0_p04.jpg"
+    return {
+        "no session": (lambda r: (r / betas).unlink(), {}, "ses-02.*is missing; sub-01 has ses"),
+        "held out": (lambda r: None, {"sessions": "1,31"}, "no session 31; .* are held out"),
+        "no table": (lambda r: (r / trials).unlink(), {}, "trials.tsv is missing. minddiff fetch"),
+        "a volume twice": (
+            edit(trials, "ses-02\t1\t0\t", "ses-02\t1\t3\tx\nses-02\t1\t0\t"),
+            {},
+            "trials.tsv has 30 trials with 29 .*; expected beta_index 0 to 28",
+        ),
+        "short table": (
+            edit(trials, "ses-02\t1\t0\t", "ses-02\t1\t99\t"),
+            {},
+            "trials.tsv has 29 trials with 29 .*; expected beta_index 0 to 28, one a volume of",
+        ),
+        "unknown label": (
+            edit(trials, "unique_", "strange_"),
+            {},
+            "trials.tsv names 'strange_.*expected an image_name of task-images_metadata.csv",
+        ),
+        "mask of another shape": (
+            lambda r: save(r / mask, ones[:3]),
+            {"rois": "V1v"},
+            r"V1v.nii.gz has shape \(3, 6, 5\); expected \(7, 6, 5\)",
+        ),
+        "mask moved": (
+            lambda r: save(r / mask, ones, moved),
+            {"rois": "V1v"},
+            "V1v.nii.gz is on another grid than sub-01_ses-01_.*nii.gz: .* voxels apart. Resample",
+        ),
+        "empty mask": (lambda r: save(r / mask, 0 * ones), {"rois": "V1v"}, "has no voxel; exp"),
+        "unknown mask": (lambda r: None, {"rois": "V9"}, "'V9' is the name of no mask .*has faces"),
+        "two masks": (lambda r: None, {"rois": "MT"}, "several masks .*localizer:MT.*retinotopy:M"),
+        "no split file": (lambda r: (r / tau).unlink(), {}, "tau.json is missing. minddiff"),
+        "no split": (lambda r: (r / tau).write_text("{}"), {}, "tau.json is .* no split file"),
+        "unknown split": (lambda r: None, {"split": "nsd"}, "'nsd' is unknown; .* stand for all"),
+        "another person's split": (
+            edit(tau, own, other),
+            {},
+            f"tau.json has 1 pictures that sub-01 never sees, such as {other}; expected the split",
+        ),
+        "tests with training pictures": (
+            lambda r: split(r, train_ids=[own], test_ids=[own]),
+            {},
+            f"tau.json has 1 test pictures that train, too, such as {own}; expected none",
+        ),
+        "unknown picture": (edit(tau, own, "x.jpg"), {}, "tau.json names 'x.jpg'; expected an ima"),
+        "nothing left": (lambda r: split(r, test_ids=[]), {}, "0 test stimuli; load more sessions"),
+        "protocol": (lambda r: None, {"protocol": 982}, "protocol=982 is for NSD; .* `split`"),
+        "another tree": (
+            lambda r: (r / "derivatives").rename(r / "d"), {}, "has no sessions; .* has none: choo"
+        ),
+        "impossible ceiling": (
+            lambda r: save(r / CEILING.format("sub-01"), ones.astype(np.float32) * 120),
+            {},
+            "Noiseceiling4rep_statmap.nii.gz holds 120 .*; expected 0 to 100 per cent",
+        ),
+        "no metadata": (lambda r: (r / METADATA).unlink(), {}, "metadata.csv is missing. minddiff"),
+        "other columns": (
+            edit(METADATA, "participant", "who"),
+            {},
+            "metadata.csv is truncated, damaged or no table with image_name, participant",
+        ),
+        "truncated": (
+            lambda r: (r / betas).write_bytes((r / betas).read_bytes()[:-2000]),
+            {},
+            "ses-02.*nii.gz is truncated, damaged",
+        ),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", faults())
+def test_what_does_not_fit_is_named_in_a_sentence(copy, name):
+    change, given, said = faults()[name]
+    change(copy)
+    with pytest.raises(InputError, match=said):
+        load(copy, **given)
+
+
+def test_pictures_that_are_absent_or_damaged(copy):
+    subject, path = load(copy), copy / PICTURES
+    with h5py.File(path, "r+") as file:
+        file["images"][0] = np.frombuffer(encoded(0, False)[0][:-300], np.uint8)
+        file["images"][1] = np.zeros(0, np.uint8)
+        file["more"] = file["images"][1:]
+    for one in (0, 1):
+        with pytest.raises(InputError, match="stimuli.h5 is truncated, damaged or no file of JPEG"):
+            subject.stimuli.pictures([one])
+    with h5py.File(path, "r+") as file:
+        file.move("more", "images_")
+        del file["images"]
+        file.move("images_", "images")
+    with pytest.raises(InputError, match=r"images is \(31,\); expected \(32,\), one for each row"):
+        subject.stimuli.pictures([3])
+    path.unlink()
+    with pytest.raises(InputError, match=r"stimuli.h5 is missing. .*request-access.*/request"):
+        subject.stimuli.pictures([3])
+    text = (copy / CAPTIONS).read_text()
+    (copy / CAPTIONS).write_text(text.replace("human", "ai"))
+    with pytest.raises(InputError, match="has no human caption of .*; expected one at least"):
+        subject.stimuli.captions([3])
+
+
+def test_without_a_noise_ceiling(copy):
+    (copy / CEILING.format("sub-01")).unlink()
+    assert load(copy).ncsnr is None
+
+
+# ------------------------------------------------------------------------- the real split files
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real split files are not there")
+@pytest.mark.parametrize(("name", "sizes"), [("tau", (4666, 1167)), ("cluster_k5_0", (5218, 615))])
+def test_a_real_split_file(tmp_path, name, sizes):
+    (tmp_path / "splits").symlink_to(REAL)
+    tree = LaionTree(tmp_path, "sub-01")
+    pool = [json.loads((REAL / p).read_text()) for p in ("sub-01/tau.json", "shared/ood.json")]
+    known = {one for file in pool for part in file["variants"][0].values() if part for one in part}
+    assert len(known) == 6204
+    rows = {
+        one: Picture(k, "1" if one.startswith("unique") else "")
+        for k, one in enumerate(sorted(known))
+    }
+    whole = read_split(tree, name, rows, np.arange(6204))
+    assert (len(whole.train), len(whole.test)) == sizes
+    names = sorted(known)
+    assert not [one for one in (*whole.train, *whole.test) if "OOD" in names[one]]
+    seen = np.random.default_rng(0).choice(6204, 770, replace=False)  # about one session
+    few = read_split(tree, name, rows, seen)
+    np.testing.assert_array_equal(few.test, np.intersect1d(whole.test, seen))
+    odd = {
+        one: Picture(k, "4" if "_i1_" in one else p.owner)
+        for k, (one, p) in enumerate(rows.items())
+    }
+    mine = np.array([p.id for p in odd.values() if p.owner != "4"])
+    with pytest.raises(InputError, match=f"{name}.json has .* pictures that sub-01 never sees"):
+        read_split(tree, name, odd, mine)
+
+
+# ------------------------------------------------------------------------------ the real shape
+
+REAL_SHAPE, N_TRIALS = (143, 143, 143), 1050
+
+PEAK = """
+import sys, time
+from studies.betas import peak_memory
+from minddiff_utils.datasets import load_subject
+
+started = time.perf_counter()
+subject = load_subject("laion", sys.argv[1], "sub-01", cache=sys.argv[2])
+shape = subject.responses.shape
+print(*shape, peak_memory() / 2**20, time.perf_counter() - started)
+"""
+
+
+@pytest.mark.slow
+def test_memory_at_the_real_shape(tmp_path):
+    """`pytest -m slow -k real_shape -s tests/test_laion.py`: minutes, and some GB of disk.
+
+    Random numbers where a brain would be, 250,000 voxels, and zeros around it.
+    """
+    root = write_tree(tmp_path / "tree", n_sessions=1, people=("sub-01",))
+    rng, centre = np.random.default_rng(0), np.indices(REAL_SHAPE) - 71
+    distance = np.sqrt((centre**2).sum(axis=0))
+    brain, general = distance < 39, (distance > 34) & (distance < 36.5)
+    folder = root / ROIS.format("sub-01")
+    save(folder / "laion/laion-general.nii.gz", general.astype(np.uint8))
+    save(root / CEILING.format("sub-01"), rng.uniform(0, 50, REAL_SHAPE).astype(np.float32))
+    rows = [name for name, owner in picture_names(10, 6) if owner != "sub-03"]
+    lines = [f"ses-01\t1\t{k}\t{rows[k % len(rows)]}" for k in range(N_TRIALS)]
+    text = "\n".join(["session\trun\tbeta_index\tlabel", *lines])
+    (root / TRIALS.format("sub-01", 1)).write_text(text)
+    header = nib.Nifti1Header()
+    header.set_data_dtype(np.float32)
+    header.set_data_shape((*REAL_SHAPE, N_TRIALS))
+    header.set_sform(AFFINE, 1)
+    header["magic"], header["vox_offset"] = b"n+1", 352
+    path = root / BETAS.format("sub-01", 1)
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(header.binaryblock + bytes(4))
+        for _ in range(N_TRIALS):
+            volume = np.zeros(REAL_SHAPE, np.float32)
+            volume[brain] = rng.standard_normal(brain.sum(), np.float32)
+            file.write(volume.tobytes("F"))
+    arguments = [sys.executable, "-c", PEAK, str(root), str(tmp_path / "cache")]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    n_trials, n_voxels, peak, seconds = map(float, done.stdout.split())
+    size = path.stat().st_size / 1e9
+    found = f"{n_voxels:,.0f} of {brain.sum():,} voxels, {size:.2f} GB"
+    print(f"\n{found}: {peak:,.0f} MiB, {seconds:.0f} s")
+    assert (n_trials, n_voxels) == (N_TRIALS, general.sum()) and peak < 1536

@@ -1,0 +1,259 @@
+"""The phantom's tree in LAION-fMRI's layout, read by an independent reader and by the project's."""
+
+import io
+import json
+import re
+
+import h5py
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from minddiff_utils.cli import app, main
+from minddiff_utils.datasets import load_subject, prepare_fold
+from minddiff_utils.io import InputError
+from minddiff_utils.phantom import laion_writer, nsd_writer, world
+from minddiff_utils.phantom.laion_writer import write_tree
+
+SMALL = {"n_train": 70, "n_test": 10, "progress": False}
+SUBJECTS = ("sub-01", "sub-03")
+SPLITS = "tau,random_0,cluster_k5,ood"
+
+
+@pytest.fixture(scope="module")
+def tree(brains, tmp_path_factory):
+    return write_tree(tmp_path_factory.mktemp("laion") / "tree", SUBJECTS, **SMALL)
+
+
+@pytest.fixture(scope="module")
+def plan():
+    return laion_writer.plan_experiment(2, 70, 10, 4, seed=0)
+
+
+@pytest.fixture(scope="module", params=SUBJECTS)
+def subject(request, tree):
+    return load_subject("laion", tree, request.param, split=SPLITS)
+
+
+def world_ids(names):
+    """The id in the phantom's world stands in each picture's name."""
+    return [int(re.search(r"phantom_(\d+)", name)[1]) for name in names]
+
+
+def parts(split, names):
+    """The ids in the world of what trains and what tests."""
+    return (world_ids(names[i] for i in ids) for ids in (split.train, split.test))
+
+
+def volumes(tree, name):
+    """Betas of all sessions and what was shown, read with nothing of the project's."""
+    folder = tree / "derivatives/glmsingle-tedana" / name
+    betas = [nib.load(path).get_fdata() for path in sorted(folder.glob("ses-*/func/*Betas_stat*"))]
+    shown = [pd.read_csv(path, sep="\t") for path in sorted(folder.glob("ses-*/func/*_trials.tsv"))]
+    assert all(one["beta_index"].tolist() == list(range(len(one))) for one in shown)
+    assert [one["session"].unique().tolist() for one in shown] == [["ses-01"], ["ses-02"]]
+    return np.concatenate(betas, axis=3), pd.concat(shown, ignore_index=True)
+
+
+def test_reader_agrees_voxel_for_voxel_and_trial_for_trial(tree, subject, plan):
+    betas, shown = volumes(tree, subject.name)
+    assert betas.shape[3] == len(shown) == 4 * 90
+    np.testing.assert_allclose(subject.responses, betas[tuple(subject.voxel_ijk.T)].T, rtol=1e-6)
+    names = subject.stimuli.names
+    assert [names[i] for i in subject.stimulus_id] == shown["label"].tolist()
+    seen = nsd_writer.SUBJECTS[SUBJECTS.index(subject.name)]
+    assert world_ids(shown["label"]) == plan.pictures[plan.trials(seen)].tolist()
+    assert np.unique(shown["label"], return_counts=True)[1].tolist() == [4] * 90
+
+
+def test_responses_follow_the_signal(subject, brains):
+    """Single trials correlate with the noise-free response as their noise ceiling says."""
+    brain = brains(nsd_writer.SUBJECTS[SUBJECTS.index(subject.name)], 0)
+    place = {tuple(ijk): column for column, ijk in enumerate(brain.ijk.tolist())}
+    columns = [place[tuple(ijk)] for ijk in subject.voxel_ijk.tolist()]
+    assert len(columns) == len(brain.area)
+    early = brain.group[columns] == "V1"
+    ids = world_ids(subject.stimuli.names[i] for i in subject.stimulus_id)
+    signal = brain.signal(ids)[:, columns][:, early]
+    pairs = zip(signal.T, subject.responses[:, early].T, strict=True)
+    r = np.array([np.corrcoef(a, b)[0, 1] for a, b in pairs])
+    expected = np.sqrt(np.square(subject.ncsnr) / (1 + np.square(subject.ncsnr)))[early]
+    assert abs(np.mean(r - expected)) < 0.05 and np.corrcoef(r, expected)[0, 1] > 0.9
+    for split in (*subject.splits, *subject.test_sets):
+        fold = prepare_fold(subject, split)
+        assert np.isfinite(fold.train_x).all() and np.isfinite(fold.test_x).all()
+
+
+def test_pictures_and_captions_are_those_of_the_world(tree, subject):
+    ids = subject.stimuli.ids
+    names = [subject.stimuli.names[i] for i in ids]
+    drawn = np.stack([world.picture(i) for i in world_ids(names)])
+    apart = np.abs(subject.stimuli.pictures(ids) - drawn.astype(int)).mean(axis=(1, 2, 3))
+    png = np.array([name.endswith(".png") for name in names])
+    assert png.sum() == 4 and (apart[png] == 0).all() and (apart < 3).all()
+    for name, i, texts in zip(names, world_ids(names), subject.stimuli.captions(ids), strict=True):
+        assert texts == world.captions(i)[: 3 if "unique" in name else 5]
+    table = pd.read_csv(tree / "stimuli/task-images_desc-captions.csv")
+    of_ai = table[table["source"] == "ai"]
+    assert set(of_ai["caption_idx"]) == {0} and len(of_ai) == 10
+    assert of_ai["image_name"].str.startswith("shared_4rep_LAION").all()
+
+
+def test_pictures_are_stored_as_the_data_set_stores_them(tree):
+    metadata = pd.read_csv(tree / "stimuli/task-images_metadata.csv", keep_default_na=False)
+    with h5py.File(tree / "stimuli/task-images_stimuli.h5") as file:
+        images = [Image.open(io.BytesIO(one.tobytes())) for one in file["images"]]
+    assert len(images) == len(metadata) == 2 * 10 + 2 * 70
+    for row, image in zip(metadata.itertuples(), images, strict=True):
+        cut_out = "_cropped_" in row.image_name or "_shape_" in row.image_name
+        assert (image.format, image.mode) == (("PNG", "RGBA") if cut_out else ("JPEG", "RGB"))
+        assert (row.participant in SUBJECTS) == (row.unique_or_shared == "unique")
+        assert row.image_name.startswith(f"{row.unique_or_shared}_") and row.n_reps == 4
+        assert (row.dataset == "OOD") == ("_OOD_" in row.image_name)
+        if cut_out:  # whoever forgets about transparency sees another picture
+            alpha = np.asarray(image)[..., 3]
+            assert set(np.unique(alpha)) == {0, 255} and not np.asarray(image)[alpha == 0].any()
+
+
+def test_splits_leave_out_what_their_names_say(tree, subject, plan):
+    names, splits = subject.stimuli.names, {s.name: s for s in subject.test_sets}
+    tau, random = subject.splits[0], splits["random_0"]
+    assert [tau.name, *splits] == ["tau", "random_0", *(f"cluster_k5_{k}" for k in range(5)), "ood"]
+    pool = set(splits["ood"].train.tolist())
+    assert len(pool) == 80 and len(tau.test) == len(random.test) == 10
+    for split in (tau, random, *(splits[f"cluster_k5_{k}"] for k in range(5))):
+        assert pool == {*split.train.tolist(), *split.test.tolist()}
+    settings = []
+    for k in range(5):
+        train, test = parts(splits[f"cluster_k5_{k}"], names)
+        left_out = {world.scene(i).setting for i in test}
+        assert not left_out & {world.scene(i).setting for i in train}
+        settings += left_out
+    assert sorted(settings) == sorted((*world.SETTINGS, "pattern"))
+    train, test = parts(splits["ood"], names)
+    assert max(train) < world.FIRST_OUTSIDE_ID <= min(test)
+    kinds = [subject.kind_of[i] for i in splits["ood"].test.tolist()]
+    assert kinds == [world.scene(i).outside for i in test]
+    assert set(kinds) == set(world.OUTSIDE_KINDS) - {"noise"}
+
+
+def test_tau_keeps_its_test_pictures_far_from_training():
+    pictures = list(range(300))
+    tests = laion_writer.choose_tests(pictures, 40, np.random.default_rng(0))
+    small = [
+        np.asarray(Image.fromarray(world.picture(i)).reduce(4), float).ravel() for i in pictures
+    ]
+    settings = np.array([world.scene(i).setting for i in pictures])
+
+    def nearest(test):
+        train = np.setdiff1d(pictures, test)
+        return np.array([min(np.linalg.norm(small[i] - small[j]) for j in train) for i in test])
+
+    near = nearest(tests["random_0"])
+    assert nearest(tests["tau"]).mean() > 1.15 * near.mean() and np.unique(tests["tau"]).size == 40
+    share = [
+        np.mean(settings[tests["tau"]] == name) - np.mean(settings == name) for name in settings
+    ]
+    assert np.abs(share).max() < 0.12
+    assert len({tuple(sorted(tests[f"random_{k}"])) for k in range(5)}) == 5
+
+
+def test_no_picture_that_may_test_is_one_that_the_models_were_trained_on(plan):
+    shown = [world.scene(i).pattern for i in plan.pictures.tolist()]
+    shown = [pattern.ravel() for pattern in shown if pattern is not None]
+    trained = nsd_writer.trained_patterns()
+    assert len(shown) > 10 and min((one != trained).sum(axis=1).min() for one in shown) >= 10
+    assert len(np.unique(shown, axis=0)) == len(shown)
+
+
+def test_regions_have_the_phantoms_areas_and_sectors_partition_cortex(tree, brains):
+    brain = brains("subj01", 0)
+    folder = tree / "derivatives/atlases/sub-01/rois"
+    volume = {path.name[:-7]: nib.load(path) for path in folder.glob("*.nii.gz")}
+    affine = volume["EVC"].affine
+    masks = {name: np.asarray(one.dataobj)[tuple(brain.ijk.T)] for name, one in volume.items()}
+    for name, mask in masks.items():
+        assert np.asarray(volume[name].dataobj).sum() == mask.sum() > 0
+        np.testing.assert_array_equal(volume[name].affine, affine)
+        if not name.startswith(("laion", "EVC")):
+            np.testing.assert_array_equal(mask, brain.area == name)
+    sectors = [masks[f"laion-{name}"] for name in ("EVC", "dorsal", "lateral", "ventral")]
+    assert (np.sum(sectors, axis=0) == 1).all() and (masks["laion-general"] == 1).all()
+    assert (masks["laion-EVC"] >= masks["V1v"]).all() and (masks["laion-EVC"] >= masks["EVC"]).all()
+    some = load_subject("laion", tree, "sub-01", rois="laion-general,V1v,V1d")
+    assert some.roi["V1v"].sum() == (brain.area == "V1v").sum()
+
+
+def test_noise_ceilings_are_those_of_the_trials(tree):
+    """NSD's recipe in loops, then LAION-fMRI's per cent."""
+    betas, shown = volumes(tree, "sub-01")
+    mask = np.asarray(nib.load(tree / "derivatives/atlases/sub-01/rois/V1d.nii.gz").dataobj) > 0
+    z, label = betas[mask].T, shown["label"].to_numpy()
+    for session in shown["session"].unique():
+        here = shown["session"] == session
+        z[here] = (z[here] - z[here].mean(axis=0)) / z[here].std(axis=0, ddof=1)
+    noise = np.mean([z[label == one].var(axis=0, ddof=1) for one in np.unique(label)], axis=0)
+    power = np.maximum(1 - noise, 0) / noise
+    folder = tree / "derivatives/glmsingle-tedana/sub-01"
+    for name in ("4rep", "Allrep"):
+        path = folder / f"sub-01_task-images_space-T1w_desc-Noiseceiling{name}_statmap.nii.gz"
+        found = nib.load(path).get_fdata()[mask]
+        np.testing.assert_allclose(found, 100 * power / (power + 1 / 4), atol=0.1)
+
+
+# ------------------------------------------------------------------------------------- writing
+
+
+def stamps(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_second_call_does_nothing_and_other_settings_replace_the_tree(brains, tmp_path):
+    tiny = {"n_train": 20, "n_test": 5, "progress": False}
+    write_tree(tmp_path, ("sub-01",), **tiny)
+    before = stamps(tmp_path)
+    write_tree(tmp_path, ("sub-01",), **tiny)
+    assert stamps(tmp_path) == before
+    write_tree(tmp_path, ("sub-03",), **tiny)
+    assert load_subject("laion", tmp_path, "sub-01").name == "sub-01"
+    assert len(load_subject("laion", tmp_path, "sub-03").splits[0].test) == 5
+    nsd_writer.write_tree(tmp_path, ("subj01",), 20, 5, 2, progress=False)
+    assert not (tmp_path / "derivatives").exists() and not (tmp_path / "splits").exists()
+
+
+def test_a_folder_of_somebody_else_is_left_alone(tmp_path):
+    (tmp_path / "stimuli").mkdir()
+    with pytest.raises(InputError, match="did not write"):
+        write_tree(tmp_path, SUBJECTS, **SMALL)
+    assert [path.name for path in tmp_path.iterdir()] == ["stimuli"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"n_test": 0}, "n_test=0"), ({"subjects": ("sub-02",)}, "sub-02.*expected some of sub-01")],
+)
+def test_settings_out_of_range(tmp_path, change, message):
+    with pytest.raises(InputError, match=message):
+        write_tree(tmp_path / "new", **{"subjects": SUBJECTS, **SMALL, **change})
+    assert not (tmp_path / "new").exists()
+
+
+def test_many_trials_fill_no_more_sessions_than_the_data_set_has(brains, tmp_path, monkeypatch):
+    monkeypatch.setattr(laion_writer, "N_SESSIONS", 1)
+    write_tree(tmp_path, ("sub-01",), **SMALL)
+    (table,) = tmp_path.rglob("*_trials.tsv")
+    assert len(table.read_text().splitlines()) == 1 + 4 * 90
+
+
+def test_command(brains, tmp_path, monkeypatch, capsys):
+    given = ["--n-train", "20", "--n-test", "5", "--subjects", "sub-03"]
+    out = tmp_path / "tree"
+    monkeypatch.setattr("sys.argv", ["minddiff", "phantom", str(out), "--layout", "laion", *given])
+    with pytest.raises(SystemExit) as stopped:
+        main(app)
+    assert not stopped.value.code and capsys.readouterr().out.strip() == str(out)
+    facts = json.loads((out / "phantom.json").read_text())
+    assert facts["layout"] == "laion" and facts["subjects"] == ["sub-03"]
+    assert facts["repetitions"] == 4
