@@ -3,6 +3,8 @@
 import csv
 import io
 import mmap
+import re
+import shutil
 import zipfile
 
 import h5py
@@ -124,10 +126,20 @@ def test_the_subject_is_the_one_of_the_whole_tree(server, bucket, tmp_path, monk
     assert small.stimuli.size == (40, 40)
     assert is_ready(check_nsd(tree.root, ["subj01"], "nsdgeneral", 2))
     assert minddiff(monkeypatch, "check", "nsd", tree.root, "--rois", "nsdgeneral") == 1  # 38 lack
-    # Whole files that come later are taken instead, and fetching again fetches nothing.
+    # Fetching again fetches nothing, and a whole file that comes later is taken.
     server.asked.clear()
     fetched(monkeypatch, tree.root)
     assert set(server.asked) == {None} and sizes(tree) == there
+    shutil.copy(bucket.session(1), tree.whole(tree.session(1)))
+    assert tree.session(1).suffix == ".hdf5" and tree.session(2).suffix == ".h5"
+    np.testing.assert_array_equal(load(tree).responses[:], whole.responses[:])
+
+
+def test_how_much_is_said_before(server, tmp_path, monkeypatch, capsys):
+    fetched(monkeypatch, tmp_path / "small", "--dry-run")
+    said = capsys.readouterr().err
+    assert re.search(r"Of 3 more files, 2.\d+MB in all, a part for subj01", said)
+    assert not (tmp_path / "small").exists()
 
 
 def test_what_is_not_held_is_named(server, bucket, tmp_path, monkeypatch):

@@ -131,9 +131,8 @@ def look_up(url: str, md5: str = "", bucket: bool = False) -> RemoteFile:
         raise kind(f"{what}. Is the address right, and is there a network?") from None
 
 
-def _get(url: str, session: requests.Session | None = None, **headers: str) -> requests.Response:
+def _get(url: str, get: Callable = requests.get, **headers: str) -> requests.Response:
     headers = {"User-Agent": "minddiff", "Accept-Encoding": "identity", **headers}
-    get = session.get if session else requests.get
     answer = get(url, headers=headers, stream=True, timeout=PATIENCE)
     answer.raise_for_status()
     return answer
@@ -224,7 +223,7 @@ def read_range(remote: RemoteFile, start: int, stop: int, session: requests.Sess
 
     def attempt() -> None:
         place = start + len(got)
-        with _get(remote.url, session, Range=f"bytes={place}-{stop - 1}") as answer:
+        with _get(remote.url, session.get, Range=f"bytes={place}-{stop - 1}") as answer:
             if answer.status_code != 206:
                 raise InputError(
                     f"{remote.name}: its server sends no parts of files. Fetch it whole."

@@ -275,14 +275,11 @@ def fetch_parts(
         tree = NsdTree(root, name)
         files = nsd_files(root, [name], rois, sessions, synthetic)
         files = [path for path in files if path.name.startswith(partly) and not path.is_file()]
-        found = in_bucket(root, files, subjects)
-        if dry_run:
-            size = show_bytes(sum(remote.size for _, remote in found))
-            print(f"A part of {len(files)} more files, {size} in all, for {name}.", file=sys.stderr)
-            continue
-        regions, ids = read_regions(tree, rois), np.unique(read_design(tree)[0])
-        for path, remote in found:
+        found = list(in_bucket(root, files, subjects))
+        size = show_bytes(sum(remote.size for _, remote in found))
+        print(f"Of {len(found)} more files, {size} in all, a part for {name}.", file=sys.stderr)
+        for path, remote in () if dry_run else found:
             if path == tree.pictures:
-                fetch_pictures(remote, tree.part(path), ids)
+                fetch_pictures(remote, tree.part(path), np.unique(read_design(tree)[0]))
             else:
-                fetch_voxels(remote, tree.part(path), regions)
+                fetch_voxels(remote, tree.part(path), read_regions(tree, rois))

@@ -113,13 +113,12 @@ def read_stored(file: BetaFile, ijk: np.ndarray) -> np.ndarray:
     InputError
         If the file is damaged.
     """
+    if file.path.name.endswith(PART):
+        with open_hdf5(file.path, "betas") as betas:
+            found = read_rows(betas, rows_of_voxels(file.path, ijk))
+        return found.astype(stored_type(file.scale), copy=False).T
     # Voxel after voxel: NSD's files keep all trials of a voxel together.
     out = np.empty((len(ijk), file.n_trials), stored_type(file.scale))
-    if file.path.name.endswith(PART):
-        rows = rows_of_voxels(file.path, ijk)
-        with open_hdf5(file.path, "betas") as betas:
-            out[:] = read_rows(betas, rows)
-        return out.T
     if file.path.suffix != ".hdf5":
         with reading(file.path, "NIfTI file", HINT):
             _fill_from_nifti(file.path, ijk, out)
