@@ -195,17 +195,22 @@ def nsd(
         bool, typer.Option("--i-have-signed", help="You have signed NSD's data-access agreement.")
     ] = False,
     synthetic: Annotated[bool, typer.Option("--synthetic", help="NSD-synthetic, too.")] = False,
+    only_rois: Annotated[str, typer.Option(help="Regions; of betas fetch no other voxels.")] = "",
+    only_seen: Annotated[
+        bool, typer.Option("--only-seen", help="Fetch no pictures that others saw.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say how much there is to download.")
     ] = False,
 ) -> None:
     """The Natural Scenes Dataset: betas, regions, design and pictures; captions from COCO."""
     from minddiff_utils.datasets.fetch import fetch_nsd
+    from minddiff_utils.datasets.parts import fetch_parts
 
-    subjects = comma_separated(subject)
-    fetch_nsd(
-        path, subjects, rois, sessions, signed=i_have_signed, synthetic=synthetic, dry_run=dry_run
-    )
+    partly = ("betas_",) * bool(only_rois) + ("nsd_stimuli",) * only_seen
+    given = (path, comma_separated(subject), only_rois or rois, sessions)
+    fetch_nsd(*given, signed=i_have_signed, synthetic=synthetic, partly=partly, dry_run=dry_run)
+    fetch_parts(*given, partly, synthetic, dry_run)
 
 
 @fetch_app.command()

@@ -279,6 +279,7 @@ def write_rows(
     batch: int,
     label: str,
     first: Mapping[str, int] | None = None,
+    ids_name: str = "stimulus_id",
 ) -> Path:
     """Write arrays that have a row a stimulus, a batch at a time; go on where a run stopped.
 
@@ -288,7 +289,7 @@ def write_rows(
         HDF5 file. Until it is whole it is called `<path>.partial`; one that is whole and has this
         `record` is left as it is.
     ids : int array, shape (n,)
-        Stimuli; the dataset `stimulus_id`.
+        Stimuli, or what else the rows are of.
     record : str
         What the arrays follow from; an attribute.
     compute : callable
@@ -299,6 +300,8 @@ def write_rows(
         Name of the progress bar.
     first : mapping of name to int, optional
         Arrays of which only the first so many rows are kept.
+    ids_name : str
+        The dataset that holds `ids`.
 
     Returns
     -------
@@ -322,7 +325,7 @@ def write_rows(
             values = compute(rows)
             check_room(partial, sum(part.nbytes for part in values.values()))
             file.attrs["record"] = record
-            file.require_dataset("stimulus_id", ids.shape, ids.dtype)[:] = ids
+            file.require_dataset(ids_name, ids.shape, ids.dtype)[:] = ids
             for name, part in values.items():
                 kept = min((first or {}).get(name, n), n)
                 stored = row_dataset(file, name, (kept, *part.shape[1:]), part.dtype)

@@ -33,7 +33,9 @@ TRIALS = 750  # a session
 STIMULI_BYTES = 73_000 * 425 * 425 * 3  # of nsd_stimuli.hdf5, uint8
 TEST_PICTURES = 982  # seen by the paper's subjects in 37 sessions
 SEEN, TESTED = 10_000, 1_000  # pictures that a subject sees in 40 sessions; of them to test
-VOXELS = 11_694  # of the paper's eleven regions in subject 1
+# Of the paper's eleven regions in subject 1; and the share of a session's bytes that is fetched
+# for as many, as `pytest -m slow -s tests/test_parts.py` measures it.
+VOXELS, PART = 11_694, 0.099
 
 # Dense bfloat16 peak in operations a second, from the maker's data sheets.
 GPUS = {"24 GB (RTX 4090)": 165e12, "80 GB (A100)": 312e12}
@@ -85,11 +87,15 @@ def files() -> pd.DataFrame:
     return table
 
 
-def download_gigabytes(*subjects: str, sessions: int | None = None) -> float:
-    """Size of what is downloaded: betas of all or the first sessions, pictures, captions."""
+def download_gigabytes(*subjects: str, sessions: int | None = None, partly: bool = False) -> float:
+    """Size of what is downloaded: betas of all or the first sessions, pictures, captions.
+
+    In parts, a subject's voxels and pictures, each subject's own.
+    """
     betas = files().loc[list(subjects)]
-    each = betas["a session, GB"] * (sessions or betas.sessions)
-    return each.sum() + (STIMULI_BYTES + CAPTIONS_ZIP_BYTES) / 1e9
+    each = betas["a session, GB"] * (sessions or betas.sessions) * (PART if partly else 1)
+    pictures = STIMULI_BYTES * (len(subjects) * SEEN / 73_000 if partly else 1)
+    return each.sum() + (pictures + CAPTIONS_ZIP_BYTES) / 1e9
 
 
 def result_bytes() -> dict[str, int]:
@@ -225,9 +231,9 @@ def main() -> None:
     for names, few in ((("subj01",), None), (PAPERS, None), (("subj01",), 3)):
         size = download_gigabytes(*names, sessions=few)
         print(f"to download for {', '.join(names)}, {few or 'all'} sessions: {size:.0f} GB")
+    print(f"in parts, for subj01, all: {download_gigabytes('subj01', partly=True):.0f} GB")
     print(f"voxels of subj01: {40 * TRIALS * VOXELS * 4 / 1e9:.1f} GB in float32")
-    n = SEEN - TESTED
-    print(f"c of {n} training pictures: {n * FEATURES['c'][0] * 4 / 1e9:.1f} GB")
+    print(f"c of training pictures: {(SEEN - TESTED) * FEATURES['c'][0] * 4 / 1e9:.1f} GB")
     results = result_bytes()
     print("\nResults of a subject (10^9 bytes):")
     for name, size in {**results, "all": sum(results.values())}.items():

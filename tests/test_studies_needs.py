@@ -29,6 +29,9 @@ def test_command_prints_what_the_page_shows(monkeypatch):
     one, paper = needs.download_gigabytes("subj01"), needs.download_gigabytes(*needs.PAPERS)
     assert f"to download for subj01, all sessions: {one:.0f} GB" in said
     assert f"about {one:.0f} GB (`subj01`), the paper's four about {paper:.0f} GB" in PAGE
+    parts = needs.download_gigabytes("subj01", partly=True)
+    assert f"in parts, for subj01, all: {parts:.0f} GB" in said
+    assert f"about {parts:.0f} GB for `subj01`, in place of {one:.0f} GB" in " ".join(PAGE.split())
     assert re.search(r"UNet passes +21000.0* +56.0", said)
 
 

@@ -9,14 +9,14 @@ from minddiff_utils.datasets import DATASETS, check_own, load_subject
 from minddiff_utils.datasets.fetch import CAPTIONS_ZIP_BYTES, N_SESSIONS, nsd_files, show_bytes
 from minddiff_utils.datasets.nsd.design import NsdStimuli, NsdTree, read_design, read_trials
 from minddiff_utils.datasets.nsd.regions import read_regions
-from minddiff_utils.datasets.nsd.responses import inspect_betas
+from minddiff_utils.datasets.nsd.responses import inspect_betas, rows_of_voxels
 from minddiff_utils.datasets.nsd.synthetic import read_synthetic
 from minddiff_utils.io import InputError, UnreadableError
 
 # Unreadable for now: in use, forbidden, out of reach; nothing to download.
 PRESENT, MISSING, DAMAGED, UNREADABLE = "present", "missing", "damaged", "unreadable"
 # About how many bytes there are to download for a file, by its name.
-SIZES = {"nsd_stimuli.hdf5": 73_000 * 425 * 425 * 3, "betas_*": 1_050_000_000}
+SIZES = {"nsd_stimuli*": 73_000 * 425 * 425 * 3, "betas_*": 1_050_000_000}
 SIZES |= {f"nsdsynthetic_{name}": n * 714 * 1360 * 3 for name, n in (("s*", 220), ("c*", 64))}
 # One archive holds both.
 SIZES |= {"captions_train2017.json": CAPTIONS_ZIP_BYTES, "captions_val2017.json": 0, "*": 10_000}
@@ -119,7 +119,7 @@ def check_nsd(
         small = (path / "phantom.json").is_file()
         count = min(sessions or 99, max(tree.sessions, default=1)) if small else sessions
         further = any(file.is_file() for file in tree.synthetic)  # then all of its files count
-        files += nsd_files(path, [tree.subject], rois, count, further)
+        files += map(tree.held, nsd_files(path, [tree.subject], rois, count, further))
     listed = dict.fromkeys([*files, *trees[0].captions])
     entries = [Entry(file, PRESENT if file.is_file() else MISSING) for file in listed]
     for tree in trees:
@@ -151,10 +151,13 @@ def _read_nsd(tree: NsdTree, rois: str, betas: Sequence[Path], entries: Sequence
     """Read as the reader does, but of betas only their form; note what it refuses."""
     n_trials = {}
     with _noting(entries, tree.ncsnr):
-        shape = read_regions(tree, rois).shape
+        regions = read_regions(tree, rois)
+        shape = regions.shape
         for number, path in enumerate(betas, start=1):
             with _noting(entries, path):
                 n_trials[number] = inspect_betas(path, shape).n_trials
+                if path == tree.part(path):
+                    rows_of_voxels(path, regions.ijk)
         if n_trials:
             read_trials(tree, n_trials)
         if tree.synthetic.betas in [entry.path for entry in entries]:

@@ -11,7 +11,7 @@ import sys
 import time
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,9 +131,9 @@ def look_up(url: str, md5: str = "", bucket: bool = False) -> RemoteFile:
         raise kind(f"{what}. Is the address right, and is there a network?") from None
 
 
-def _get(url: str, **headers: str) -> requests.Response:
+def _get(url: str, get: Callable = requests.get, **headers: str) -> requests.Response:
     headers = {"User-Agent": "minddiff", "Accept-Encoding": "identity", **headers}
-    answer = requests.get(url, headers=headers, stream=True, timeout=PATIENCE)
+    answer = get(url, headers=headers, stream=True, timeout=PATIENCE)
     answer.raise_for_status()
     return answer
 
@@ -201,20 +201,7 @@ def fetch_file(remote: RemoteFile, path: Path, bar: tqdm) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = remote.partial(path)
     partial.touch()
-    failures = 0
-    while (done := remote.done(path)) < remote.size:
-        reason = "the connection closed early"
-        try:
-            _append(remote, partial, bar)
-        except (requests.RequestException, HTTPError) as error:
-            reason = hide_secrets(error)
-        failures = 0 if remote.done(path) > done else failures + 1
-        if failures == ATTEMPTS:
-            nothing = f"{ATTEMPTS} connections in a row brought nothing ({reason})"
-            kept = f"{show_bytes(done)} are kept: the same command goes on from there"
-            raise InputError(f"{remote.name}: {nothing}. {kept}.")
-        if failures:
-            time.sleep(2 ** (failures - 1))
+    _persist(remote, remote.size, lambda: remote.done(path), lambda: _append(remote, partial, bar))
     try:
         _verify(remote, partial, path.suffix)
     except (ValueError, gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -224,6 +211,60 @@ def fetch_file(remote: RemoteFile, path: Path, bar: tqdm) -> Path:
     return partial.replace(path)
 
 
+def read_range(remote: RemoteFile, start: int, stop: int, session: requests.Session) -> bytes:
+    """Download bytes `start` to `stop` (exclusive) of a file, however often connections break.
+
+    Raises
+    ------
+    InputError
+        If the connection keeps breaking, the file has changed, or its server sends no ranges.
+    """
+    got = bytearray()
+
+    def attempt() -> None:
+        place = start + len(got)
+        with _get(remote.url, session.get, Range=f"bytes={place}-{stop - 1}") as answer:
+            if answer.status_code != 206:
+                raise InputError(
+                    f"{remote.name}: its server sends no parts of files. Fetch it whole."
+                )
+            _check_answer(remote, answer, place)
+            while block := answer.raw.read1(BLOCK):
+                got.extend(block[: stop - start - len(got)])
+
+    _persist(remote, stop - start, lambda: len(got), attempt)
+    return bytes(got)
+
+
+def _persist(
+    remote: RemoteFile, size: int, done: Callable[[], int], attempt: Callable[[], None]
+) -> None:
+    """Try until `size` bytes have come, or several connections in a row have brought none."""
+    failures = 0
+    while (before := done()) < size:
+        reason = "the connection closed early"
+        try:
+            attempt()
+        except (requests.RequestException, HTTPError) as error:
+            reason = hide_secrets(error)
+        failures = 0 if done() > before else failures + 1
+        if failures == ATTEMPTS:
+            nothing = f"{ATTEMPTS} connections in a row brought nothing ({reason})"
+            kept = f"{show_bytes(before)} are kept: the same command goes on from there"
+            raise InputError(f"{remote.name}: {nothing}. {kept}.")
+        if failures:
+            time.sleep(2 ** (failures - 1))
+
+
+def _check_answer(remote: RemoteFile, answer: requests.Response, place: int) -> None:
+    """Raise InputError if it is of another version of the file, or of another part."""
+    if _version(answer) != remote.version:
+        raise InputError(f"{remote.name} has changed meanwhile. Run the command again.")
+    span = answer.headers.get("Content-Range", "")
+    if answer.status_code == 206 and not span.startswith(f"bytes {place}-"):
+        raise InputError(f"{remote.name}: the server sent another part than asked: {span}.")
+
+
 def _append(remote: RemoteFile, partial: Path, bar: tqdm) -> None:
     """Append what the server sends of the rest, until it or the connection ends."""
     with open(partial, "ab") as file:
@@ -231,14 +272,10 @@ def _append(remote: RemoteFile, partial: Path, bar: tqdm) -> None:
             raise InputError(f"Another process is downloading {partial}. Wait for it, or stop it.")
         done = file.tell()
         with _get(remote.url, Range=f"bytes={done}-") as answer:
-            if _version(answer) != remote.version:
-                raise InputError(f"{remote.name} has changed meanwhile. Run the command again.")
-            span = answer.headers.get("Content-Range", "")
+            _check_answer(remote, answer, done)
             if answer.status_code != 206:  # a server that knows no ranges sends all of it again
                 file.seek(file.truncate(0))
                 bar.update(-done)
-            elif not span.startswith(f"bytes {done}-"):
-                raise InputError(f"{remote.name}: the server sent another part than asked: {span}.")
             # As much as has come, so that a stall loses none of it.
             while block := answer.raw.read1(BLOCK):
                 bar.update(file.write(block[: remote.size - file.tell()]))
@@ -291,6 +328,7 @@ def nsd_files(
         count = min(sessions or N_SESSIONS[subject], N_SESSIONS[subject])
         files += [tree.ncsnr, *(tree.session(number) for number in range(1, count + 1))]
         files += tree.synthetic if synthetic else ()
+        files = [tree.whole(path) for path in files]
     return list(dict.fromkeys(files))
 
 
@@ -302,6 +340,7 @@ def fetch_nsd(
     *,
     signed: bool,
     synthetic: bool = False,
+    partly: tuple[str, ...] = (),
     dry_run: bool = False,
 ) -> None:
     """Download what a run on NSD needs: design, regions, betas, pictures, and COCO's captions.
@@ -320,6 +359,8 @@ def fetch_nsd(
         Whether the user has signed the data-access agreement.
     synthetic : bool
         NSD-synthetic, too.
+    partly : tuple of str
+        How the names of files begin that are left to `minddiff_utils.datasets.parts`.
     dry_run : bool
         Only say how much there would be to download.
 
@@ -336,7 +377,8 @@ def fetch_nsd(
         )
     root, wanted = Path(root), {}
     files = nsd_files(root, subjects, rois, sessions, synthetic)
-    for path, remote in _in_bucket(root, files, subjects):
+    files = [path for path in files if not (partly and path.name.startswith(partly))]
+    for path, remote in in_bucket(root, files, subjects):
         if not path.is_file() or path.stat().st_size != remote.size:
             wanted[path] = remote
     captions = NsdTree(root, subjects[0]).captions
@@ -348,7 +390,7 @@ def fetch_nsd(
         _unpack_captions(archive, captions)
 
 
-def _in_bucket(
+def in_bucket(
     root: Path, files: Iterable[Path], subjects: Sequence[str]
 ) -> Iterator[tuple[Path, RemoteFile]]:
     """Look files up; of an atlas without labels for all, each subject's own table of them."""
@@ -360,7 +402,7 @@ def _in_bucket(
             if "fsaverage" not in key:
                 raise
             own = [root / key.replace("fsaverage", name) for name in subjects]
-            yield from _in_bucket(root, own, subjects)
+            yield from in_bucket(root, own, subjects)
 
 
 def _download_all(folder: Path, wanted: Mapping[Path, RemoteFile], dry_run: bool = False) -> None:

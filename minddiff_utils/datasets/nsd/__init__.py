@@ -7,7 +7,7 @@ import numpy as np
 from minddiff_utils.datasets.nsd.design import NsdStimuli, NsdTree, choose_sessions, read_trials
 from minddiff_utils.datasets.nsd.regions import read_regions
 from minddiff_utils.datasets.nsd.responses import gather_responses, inspect_betas
-from minddiff_utils.datasets.nsd.synthetic import SyntheticStimuli, read_synthetic, shown_pictures
+from minddiff_utils.datasets.nsd.synthetic import SyntheticStimuli, read_synthetic
 from minddiff_utils.datasets.recording import Sessions, kept_regions
 from minddiff_utils.datasets.subject import Split, Subject
 from minddiff_utils.io import InputError
@@ -70,7 +70,7 @@ def load_nsd(
         files[numbers[-1] + 1] = last = inspect_betas(tree.synthetic.betas, regions.shape)
         seen, kind_of = read_synthetic(tree, last.n_trials)
         stimuli = SyntheticStimuli(NsdStimuli(tree, stimulus_id), seen)
-        sets += (Split("synthetic", train, shown_pictures(stimuli)),)
+        sets += (Split("synthetic", train, stimuli.shown),)
         stimulus_id = np.concatenate([stimulus_id, seen])
         session = np.concatenate([session, np.full_like(seen, numbers[-1] + 1)])
     responses, keep = gather_responses(files, regions.ijk, cache, further=len(files) - len(numbers))

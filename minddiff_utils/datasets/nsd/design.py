@@ -3,11 +3,11 @@
 import csv
 import json
 import re
+from collections import namedtuple
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 import h5py
 import numpy as np
@@ -20,6 +20,7 @@ from minddiff_utils.io import Ids, InputError
 SPACE = "func1pt8mm"
 BETAS = "betas_fithrf_GLMdenoise_RR"
 BETA_SUFFIXES = (".hdf5", ".nii.gz", ".nii")  # the first that is there is read
+PART = ".part.h5"  # of a subject, a part of an HDF5 file: see `minddiff_utils.datasets.parts`
 # Test pictures of the two protocols in use, and the sessions that show them: 37 were public at
 # first, all 40 are now.
 PROTOCOLS = {982: 37, 1000: 40}
@@ -28,26 +29,9 @@ HINT = "It is part of NSD's nsddata/experiments/nsd."
 ANNOTATIONS = "Get annotations_trainval2017.zip from cocodataset.org and put its files there."
 
 
-class Synthetic(NamedTuple):
-    """Where the files of NSD-synthetic lie, for one subject.
-
-    Parameters
-    ----------
-    design : Path
-        Order of the trials, the same for all subjects.
-    kinds : Path
-        One row a picture, in order: its class.
-    pictures, own_pictures : Path
-        Pictures that all subjects saw, then those in the subject's own colours.
-    betas : Path
-        The one session.
-    """
-
-    design: Path
-    kinds: Path
-    pictures: Path
-    own_pictures: Path
-    betas: Path
+# Where the files of NSD-synthetic lie, for one subject: the order of the trials; one row a picture,
+# with its class; pictures that all subjects saw; those in the subject's own colours; one session.
+Synthetic = namedtuple("Synthetic", "design kinds pictures own_pictures betas")
 
 
 class NsdTree:
@@ -76,6 +60,7 @@ class NsdTree:
 
     def __init__(self, root: Path, subject: str):
         self.root, self.subject = root, subject
+        self.suffixes = (*BETA_SUFFIXES, f".{subject}{PART}")
         self.design = root / "nsddata/experiments/nsd/nsd_expdesign.mat"
         self.stimulus_table = root / "nsddata/experiments/nsd/nsd_stim_info_merged.csv"
         self.pictures = root / "nsddata_stimuli/stimuli/nsd/nsd_stimuli.hdf5"
@@ -85,14 +70,12 @@ class NsdTree:
         self.ncsnr = self.betas / "ncsnr.nii.gz"
         self.responses = root / "nsddata/ppdata" / subject / "behav/responses.tsv"
         self.rois = root / "nsddata/ppdata" / subject / SPACE / "roi"
-        design = root / "nsddata/experiments/nsdsynthetic"
-        pictures = root / "nsddata_stimuli/stimuli/nsdsynthetic"
         self.synthetic = Synthetic(
-            design / "nsdsynthetic_expdesign.mat",
-            design / "nsdsyntheticimageinformation.csv",
-            pictures / "nsdsynthetic_stimuli.hdf5",
-            pictures / f"nsdsynthetic_colorstimuli_{subject}.hdf5",
-            _first_there(self.betas.with_name(f"nsdsynthetic{BETAS}") / "betas_nsdsynthetic"),
+            root / "nsddata/experiments/nsdsynthetic/nsdsynthetic_expdesign.mat",
+            root / "nsddata/experiments/nsdsynthetic/nsdsyntheticimageinformation.csv",
+            root / "nsddata_stimuli/stimuli/nsdsynthetic/nsdsynthetic_stimuli.hdf5",
+            root / f"nsddata_stimuli/stimuli/nsdsynthetic/nsdsynthetic_colorstimuli_{subject}.hdf5",
+            self._betas(self.betas.with_name(f"nsdsynthetic{BETAS}") / "betas_nsdsynthetic"),
         )
 
     @property
@@ -104,11 +87,28 @@ class NsdTree:
     def sessions(self) -> list[int]:
         """Numbers of the sessions whose betas are there, sorted."""
         names = [path.name for path in self.betas.glob("betas_session[0-9][0-9].*")]
-        return sorted({int(name[13:15]) for name in names if name[15:] in BETA_SUFFIXES})
+        return sorted({int(name[13:15]) for name in names if name[15:] in self.suffixes})
 
     def session(self, number: int) -> Path:
         """Betas of one session, from 1: the HDF5 file, or a NIfTI file if only that is there."""
-        return _first_there(self.betas / f"betas_session{number:02d}")
+        return self._betas(self.betas / f"betas_session{number:02d}")
+
+    def _betas(self, path: Path) -> Path:
+        paths = [path.with_name(path.name + suffix) for suffix in self.suffixes]
+        return next((one for one in paths if one.exists()), paths[0])
+
+    def part(self, path: Path) -> Path:
+        """What lies beside an HDF5 file, or in its place, when only a part of it was fetched."""
+        return path.with_name(self.whole(path).stem + self.suffixes[-1])
+
+    def held(self, path: Path) -> Path:
+        """Return the file, or the part of it where only that is there."""
+        part = self.part(path)
+        return part if part.exists() and not path.exists() else path
+
+    def whole(self, path: Path) -> Path:
+        """The file that another is a part of, or the file itself."""
+        return path.with_name(path.name.replace(self.suffixes[-1], ".hdf5"))
 
     def roi(self, atlas: str) -> Path:
         """Volume of integer labels."""
@@ -120,12 +120,6 @@ class NsdTree:
         name, folder = re.sub(r"^[lr]h\.", "", atlas), self.root / "nsddata/freesurfer"
         own = folder / self.subject / "label" / f"{name}.mgz.ctab"
         return own if own.exists() else folder / "fsaverage/label" / own.name
-
-
-def _first_there(path: Path) -> Path:
-    """Add to a name of betas the first suffix with which it is there; that of HDF5 without one."""
-    paths = [path.with_name(path.name + suffix) for suffix in BETA_SUFFIXES]
-    return next((one for one in paths if one.exists()), paths[0])
 
 
 def choose_sessions(tree: NsdTree, sessions: Sessions, protocol: int | None) -> list[int]:
@@ -268,6 +262,37 @@ def open_pictures(path: Path) -> Iterator[h5py.Dataset]:
         yield brick
 
 
+def held_rows(path: Path, name: str, wanted: Ids) -> np.ndarray:
+    """Find in which rows a part of a file has what is wanted.
+
+    Parameters
+    ----------
+    path : Path
+    name : str
+        The dataset that says what its rows are: sorted numbers.
+    wanted : int64 array
+
+    Returns
+    -------
+    int64 array of the shape of `wanted`
+
+    Raises
+    ------
+    InputError
+        If it lacks some.
+    """
+    with open_hdf5(path, name) as stored:
+        held = stored[()]
+    rows = np.minimum(np.searchsorted(held, wanted), len(held) - 1)
+    if lacking := int((held[rows] != wanted).sum()):
+        lacks = f"has the rows of {len(held):,} {name}s and lacks {lacking:,} that are asked for"
+        what = (
+            "fetch them, by minddiff fetch nsd with --only-rois or --only-seen, or the whole file"
+        )
+        raise InputError(f"{path} {lacks}: {what}.")
+    return rows
+
+
 class NsdStimuli:
     """Pictures from `nsd_stimuli.hdf5` and captions from COCO's files, read when asked for.
 
@@ -296,9 +321,11 @@ class NsdStimuli:
         InputError
             If the file is missing, damaged, or has no such picture, or one of a single colour.
         """
-        path = self.tree.pictures
+        path = self.tree.held(self.tree.pictures)
         with open_pictures(path) as brick:
-            found = read_rows(brick, check_ids(ids, len(brick)))
+            partly = path != self.tree.pictures
+            rows = held_rows(path, "stimulus_id", ids) if partly else check_ids(ids, len(brick))
+            found = read_rows(brick, rows)
         flat = np.flatnonzero(flat_pictures(found))
         if flat.size:
             raise InputError(f"{path}: picture {ids[flat[0]]} has one colour: fetch it again")
@@ -307,7 +334,7 @@ class NsdStimuli:
     @cached_property
     def size(self) -> tuple[int, int]:
         """Height and width of every picture."""
-        with open_pictures(self.tree.pictures) as brick:
+        with open_pictures(self.tree.held(self.tree.pictures)) as brick:
             return brick.shape[1:3]
 
     def captions(self, ids: Ids) -> list[tuple[str, ...]]:

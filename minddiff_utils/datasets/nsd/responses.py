@@ -19,12 +19,14 @@ import h5py
 import nibabel as nib
 import numpy as np
 
+from minddiff_utils.datasets.nsd.design import PART, held_rows
 from minddiff_utils.datasets.reading import open_file, open_hdf5, read_rows, reading
 from minddiff_utils.datasets.recording import partly_missing, trial_fault
 from minddiff_utils.io import Ids, InputError, atomic_path, open_to_write, progress
 
 BETA_SCALE = 300
 BLOCK_BYTES = 32 * 2**20  # how much of a session is held at once
+PLACE = np.array([10**6, 10**3, 1])  # in a part of a file, voxel (x, y, z) is xxxyyyzzz
 GATHERED = "betas.h5"  # in the folder of the cache
 
 Rows: TypeAlias = "int | slice | Ids"
@@ -53,7 +55,7 @@ def inspect_betas(path: str | Path, shape: tuple[int, int, int]) -> BetaFile:
     Parameters
     ----------
     path : str or Path
-        `betas_sessionNN.hdf5`, `.nii.gz` or `.nii`.
+        `betas_sessionNN.hdf5`, `.nii.gz` or `.nii`, or a part of the first.
     shape : tuple of three int
         Of the NIfTI volume (X, Y, Z).
 
@@ -67,7 +69,11 @@ def inspect_betas(path: str | Path, shape: tuple[int, int, int]) -> BetaFile:
         If the file is missing or damaged, or of another shape or type.
     """
     path, plain = Path(path), True
-    if path.suffix == ".hdf5":
+    if path.name.endswith(PART):
+        with open_hdf5(path, "betas") as betas:
+            volume = json.loads(betas.file.attrs["record"])["volume"]
+            found, dtype = (*volume, betas.shape[1]), betas.dtype
+    elif path.suffix == ".hdf5":
         with open_hdf5(path, "betas") as betas:
             found, dtype = betas.shape[::-1], betas.dtype
     else:
@@ -106,6 +112,10 @@ def read_stored(file: BetaFile, ijk: np.ndarray) -> np.ndarray:
     InputError
         If the file is damaged.
     """
+    if file.path.name.endswith(PART):
+        with open_hdf5(file.path, "betas") as betas:
+            found = read_rows(betas, rows_of_voxels(file.path, ijk))
+        return found.astype(stored_type(file.scale), copy=False).T
     # Voxel after voxel: NSD's files keep all trials of a voxel together.
     out = np.empty((len(ijk), file.n_trials), stored_type(file.scale))
     if file.path.suffix != ".hdf5":
@@ -113,10 +123,19 @@ def read_stored(file: BetaFile, ijk: np.ndarray) -> np.ndarray:
             _fill_from_nifti(file.path, ijk, out)
         return out.T
     with open_hdf5(file.path, "betas") as betas:
-        packed = betas.id.get_create_plist().get_nfilters()
-        one_voxel = betas.chunks == (len(betas), 1, 1, 1)
-        (_fill_from_columns if one_voxel and not packed else _fill_from_slabs)(betas, ijk, out)
+        (fill_from_columns if one_chunk_a_voxel(betas) else _fill_from_slabs)(betas, ijk, out)
     return out.T
+
+
+def rows_of_voxels(path: Path, ijk: np.ndarray) -> np.ndarray:
+    """Find the rows of some voxels in a part of a session's file; InputError if it lacks some."""
+    return held_rows(path, "voxel", ijk @ PLACE)
+
+
+def one_chunk_a_voxel(betas: h5py.Dataset) -> bool:
+    """Whether all trials of a voxel lie in one piece, as they are: NSD's own layout."""
+    packed = betas.id.get_create_plist().get_nfilters()
+    return betas.chunks == (len(betas), 1, 1, 1) and not packed
 
 
 def _fill_from_nifti(path: Path, ijk: np.ndarray, out: np.ndarray) -> None:
@@ -130,7 +149,7 @@ def _fill_from_nifti(path: Path, ijk: np.ndarray, out: np.ndarray) -> None:
         out[:, first : first + step] = block[tuple(ijk.T)]
 
 
-def _fill_from_columns(betas: h5py.Dataset, ijk: np.ndarray, out: np.ndarray) -> None:
+def fill_from_columns(betas: h5py.Dataset, ijk: np.ndarray, out: np.ndarray) -> None:
     """Read NSD's own chunks, each one voxel by all trials, in the order of the volume.
 
     Nothing else is read at all. Asked for as selections they would take five times as long.

@@ -16,13 +16,14 @@ could read gives that of the 720 betas within a run, and public code disagrees a
 """
 
 import csv
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image
 
 from minddiff_utils.datasets.nsd.design import NsdStimuli, NsdTree, open_pictures
 from minddiff_utils.datasets.reading import read_matlab, reading
-from minddiff_utils.datasets.recording import flat_pictures, stream_pictures
+from minddiff_utils.datasets.recording import flat_pictures
 from minddiff_utils.io import Ids, InputError
 
 FIRST_ID = 73_000  # of the first picture: NSD's photographs are 0 to 72,999
@@ -53,32 +54,47 @@ class SyntheticStimuli:
         InputError
             If a file is missing or damaged, or has no such picture.
         """
-        ids = np.asarray(ids, np.int64)
-        new, found = ids >= FIRST_ID, np.empty((len(ids), *self.photographs.size, 3), np.uint8)
+        ids, (height, width) = np.asarray(ids, np.int64), self.photographs.size
+        new, found = ids >= FIRST_ID, np.empty((len(ids), height, width, 3), np.uint8)
         if not new.all():
             found[~new] = self.photographs.pictures(ids[~new])
         if new.any():
-            found[new] = self._synthetic(ids[new] - FIRST_ID)
+            squares = self._squares(ids[new] - FIRST_ID)
+            for place, square in zip(np.flatnonzero(new), squares, strict=True):
+                image = Image.fromarray(LOOKS[square])
+                found[place] = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
         return found
 
     def captions(self, ids: Ids) -> list[tuple[str, ...]]:
         """Return five captions a photograph; the other pictures have none: InputError."""
         return self.photographs.captions(ids)
 
-    def _synthetic(self, rows: np.ndarray) -> np.ndarray:
-        files, (height, width) = self.photographs.tree.synthetic, self.photographs.size
-        found = np.empty((len(rows), height, width, 3), np.uint8)
+    @property
+    def shown(self) -> np.ndarray:
+        """Ids of NSD-synthetic that a test can use, int64: those whose square has a picture.
+
+        NSD has 16 words that lie wholly left or right of it.
+        """
+        ids = self.ids[self.ids >= FIRST_ID]
+        squares = self._squares(ids - FIRST_ID)
+        return ids[[not (_flat(one[::8, ::8]) and _flat(one)) for one in squares]]
+
+    def _squares(self, rows: np.ndarray) -> Iterator[np.ndarray]:
+        """Yield the middle squares as they are stored, uint8 (side, side, 3)."""
+        files = self.photographs.tree.synthetic
         with open_pictures(files.pictures) as shared, open_pictures(files.own_pictures) as own:
             n = len(shared)
             if rows.max() >= n + len(own):
                 there = f"together with {files.pictures.name} it has {n + len(own)}"
                 raise InputError(f"{files.own_pictures} lacks picture {rows.max() + 1}: {there}.")
-            for place, row in enumerate(rows):
+            for row in rows:
                 brick, row = (shared, row) if row < n else (own, row - n)
-                side, left = brick.shape[1], max(0, brick.shape[2] - brick.shape[1]) // 2
-                image = Image.fromarray(LOOKS[brick[row, :, left : left + side]])
-                found[place] = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
-        return found
+                left = max(0, brick.shape[2] - brick.shape[1]) // 2
+                yield brick[row, :, left : left + brick.shape[1]]
+
+
+def _flat(picture: np.ndarray) -> bool:
+    return bool(flat_pictures(picture[None])[0])
 
 
 def read_synthetic(tree: NsdTree, n_trials: int) -> tuple[np.ndarray, dict[int, str]]:
@@ -114,16 +130,3 @@ def read_synthetic(tree: NsdTree, n_trials: int) -> tuple[np.ndarray, dict[int, 
         found = f"masterordering has {order.min()} to {order.max()}"
         raise InputError(f"{files.design}: {found}; expected 1 to {len(kinds)}, as {files.kinds}.")
     return FIRST_ID - 1 + order.astype(np.int64), dict(enumerate(kinds, start=FIRST_ID))
-
-
-def shown_pictures(stimuli: SyntheticStimuli) -> np.ndarray:
-    """Return the ids that a test can use: of some words, nothing lies within the middle square.
-
-    Returns
-    -------
-    int64 array
-        Without those whose picture has one colour; NSD has 16, words far left or right.
-    """
-    ids = stimuli.ids[stimuli.ids >= FIRST_ID]
-    parts = [some[~flat_pictures(p)] for some, p in stream_pictures(stimuli, ids)]
-    return np.concatenate(parts)
