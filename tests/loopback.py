@@ -14,9 +14,9 @@ class FileServer(ThreadingHTTPServer):
     """Serves `files` by path, with ranges and ETags; can promise more than it sends.
 
     A path may hold a question, or is found without it; `headers` has more of them, by path, and
-    `codes` errors. `cut_after` bytes of a body the connection closes, `cuts` times (-1: always). `asked` holds
-    the `Range` of every request, `logins` its `Authorization`. A connection that closes stands
-    still for `stall` seconds before; ranges that are sent begin `shift` bytes early.
+    `codes` errors. `cut_after` bytes of a body the connection closes, `cuts` times (-1: always).
+    `asked` holds the `Range` of every request, `logins` its `Authorization`. A connection that
+    closes stands still for `stall` seconds before; ranges that are sent begin `shift` bytes early.
     """
 
     daemon_threads = True

@@ -327,7 +327,7 @@ def faults():
         "nothing left": (lambda r: split(r, test_ids=[]), {}, "0 test stimuli; load more sessions"),
         "protocol": (lambda r: None, {"protocol": 982}, "protocol=982 is for NSD; .* `split`"),
         "another tree": (
-            lambda r: (r / "derivatives").rename(r / "d"), {}, "is missing; sub-01 has sessions none"
+            lambda r: (r / "derivatives").rename(r / "d"), {}, "missing; sub-01 has sessions none"
         ),
         "impossible ceiling": (
             lambda r: save(r / CEILING.format("sub-01"), ones.astype(np.float32) * 120),
