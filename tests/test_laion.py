@@ -280,7 +280,7 @@ def faults():
     other = "unique_LAION_initial_cluster_3_i0_p04.jpg"
     return {
         "no session": (lambda r: (r / betas).unlink(), {}, "ses-02.*is missing; sub-01 has ses"),
-        "held out": (lambda r: None, {"sessions": "1,31"}, "no session 31; .* are held out"),
+        "held out": (lambda r: None, {"sessions": "1,31"}, "1 to 30; 31 to 34 are held out"),
         "no table": (lambda r: (r / trials).unlink(), {}, "trials.tsv is missing. minddiff fetch"),
         "a volume twice": (
             edit(trials, "ses-02\t1\t0\t", "ses-02\t1\t3\tx\nses-02\t1\t0\t"),

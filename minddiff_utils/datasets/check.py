@@ -5,11 +5,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from minddiff_utils.datasets import DATASETS, check_own, laion, load_subject
 from minddiff_utils.datasets.fetch import CAPTIONS_ZIP_BYTES, N_SESSIONS, nsd_files, show_bytes
-from minddiff_utils.datasets.laion import LaionTree
 from minddiff_utils.datasets.nsd.design import NsdStimuli, NsdTree, read_design, read_trials
 from minddiff_utils.datasets.nsd.regions import read_regions
 from minddiff_utils.datasets.nsd.responses import inspect_betas
@@ -163,26 +160,23 @@ def check_laion(
     """
     path = Path(path)
     there = sorted(one.name for one in path.glob("derivatives/glmsingle-tedana/sub-*"))
-    trees = [LaionTree(path, name) for name in subjects or there or laion.SUBJECTS[:1]]
-    files = [trees[0].metadata, trees[0].captions, trees[0].pictures]
-    wanted = {}
+    trees = [laion.LaionTree(path, name) for name in subjects or there or laion.SUBJECTS[:1]]
+    entries = _entries([trees[0].metadata, trees[0].captions, trees[0].pictures])
     for tree in trees:
         numbers = laion.known_sessions(sessions or max(tree.sessions, default=None))
-        files += [*map(tree.trials, numbers), *map(tree.betas, numbers), tree.split("tau")]
+        files = [*map(tree.trials, numbers), *map(tree.betas, numbers), tree.split("tau")]
         files += [*map(tree.mask, laion.mask_names(rois)), *tree.split("tau").parent.glob("*.json")]
-        wanted[tree] = [number for number in numbers if tree.betas(number).is_file()]
-    entries = _entries(files)
-    for tree, numbers in wanted.items():
-        if numbers:
+        entries += _entries(files)
+        if numbers := [number for number in numbers if tree.betas(number).is_file()]:
             _read_laion(tree, rois, numbers, entries)
     return entries
 
 
 def _read_laion(
-    tree: LaionTree, rois: str, numbers: Sequence[int], entries: Sequence[Entry]
+    tree: laion.LaionTree, rois: str, numbers: Sequence[int], entries: Sequence[Entry]
 ) -> None:
     """Read as the reader does, of betas only their form; note what it refuses."""
-    shown = []
+    shown: list[int] = []
     with _noting(entries, tree.metadata):
         shape, _ = grid = laion.read_grid(tree.betas(numbers[0]))
         laion.read_masks(tree, rois, grid)
@@ -190,8 +184,8 @@ def _read_laion(
         for number in numbers:
             with _noting(entries, tree.betas(number)):
                 n_trials = inspect_betas(tree.betas(number), shape).n_trials
-                shown.append(laion.read_trials(tree, number, n_trials, metadata))
-        stimuli = laion.LaionStimuli(tree, list(metadata), np.concatenate(shown))
+                shown += laion.read_trials(tree, number, n_trials, metadata).tolist()
+        stimuli = laion.LaionStimuli(tree, list(metadata), shown)
         for path in tree.split("tau").parent.glob("*.json"):
             with _noting(entries, path):
                 laion.read_split(tree, path.stem, metadata, stimuli.ids)

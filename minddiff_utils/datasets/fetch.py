@@ -429,8 +429,7 @@ def laion_addresses(root: Path, subject: str, sessions: Sessions = None) -> dict
         If the subject or a session is unknown, or the bucket does not answer or has no masks.
     """
     if subject not in laion.SUBJECTS:
-        known = ", ".join(laion.SUBJECTS)
-        raise InputError(f"subject={subject!r} is unknown; LAION-fMRI has {known}")
+        raise InputError(f"subject={subject!r}: LAION-fMRI has {', '.join(laion.SUBJECTS)}")
     tree, numbers = laion.LaionTree(root, subject), laion.known_sessions(sessions)
     files = [tree.metadata, tree.captions, *map(tree.trials, numbers), *map(tree.betas, numbers)]
     keys = [path.relative_to(root).as_posix() for path in files]

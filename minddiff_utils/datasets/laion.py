@@ -19,14 +19,7 @@ from PIL import Image
 
 from minddiff_utils.datasets.nsd.regions import check_grid, read_labels
 from minddiff_utils.datasets.nsd.responses import gather_responses, inspect_betas
-from minddiff_utils.datasets.reading import (
-    MAX_SIDE,
-    open_dataset,
-    open_file,
-    read_nifti,
-    read_rows,
-    reading,
-)
+from minddiff_utils.datasets.reading import MAX_SIDE, open_hdf5, read_nifti, read_rows, reading
 from minddiff_utils.datasets.recording import Sessions, kept_regions, parse_sessions
 from minddiff_utils.datasets.subject import Split, Subject, check_ids
 from minddiff_utils.io import Ids, InputError
@@ -79,22 +72,19 @@ class LaionTree:
     @property
     def sessions(self) -> list[int]:
         """Numbers of the sessions whose betas are there, sorted."""
-        numbers = range(1, N_SESSIONS + 1)
-        return [number for number in numbers if self.betas(number).exists()]
+        return [number for number in range(1, N_SESSIONS + 1) if self.betas(number).exists()]
 
     def betas(self, number: int) -> Path:
         """One volume a trial of a session, from 1."""
-        kind = "space-T1w_stat-effect_desc-SingletrialBetas_statmap.nii.gz"
-        return self._session(number, kind)
+        return self._session(number, "space-T1w_stat-effect_desc-SingletrialBetas_statmap.nii.gz")
 
     def trials(self, number: int) -> Path:
         """Which picture each volume of a session answers to."""
         return self._session(number, "desc-SingletrialBetas_trials.tsv")
 
     def _session(self, number: int, kind: str) -> Path:
-        session = f"ses-{number:02d}"
-        name = f"{self.subject}_{session}_task-images_{kind}"
-        return self.responses / session / "func" / name
+        name = f"{self.subject}_ses-{number:02d}_task-images_{kind}"
+        return self.responses / f"ses-{number:02d}" / "func" / name
 
     @property
     def ceiling(self) -> Path:
@@ -163,9 +153,7 @@ def load_laion(
         not fit the others, or a split is left without training or test pictures.
     """
     if protocol is not None:
-        raise InputError(
-            f"protocol={protocol!r} is for NSD; LAION-fMRI's test pictures are `split`"
-        )
+        raise InputError(f"protocol={protocol!r} is for NSD; LAION-fMRI has `split` instead")
     tree, names = LaionTree(Path(path), subject), split_names(split)
     numbers = choose_sessions(tree, sessions)
     shape, affine = grid = read_grid(tree.betas(numbers[0]))
@@ -218,13 +206,12 @@ def choose_sessions(tree: LaionTree, sessions: Sessions) -> list[int]:
     wanted = known_sessions(max(found, default=1) if sessions is None else sessions)
     missing = [number for number in wanted if number not in found]
     if missing:
-        people = sorted(path.name for path in tree.responses.parent.glob("sub-*"))
-        numbers = ", ".join(map(str, found)) or "none"
+        people = ", ".join(sorted(path.name for path in tree.responses.parent.glob("sub-*")))
         there = (
-            f"{tree.subject} has sessions {numbers}; people there: {', '.join(people) or 'none'}"
+            f"{tree.subject} has sessions {found or 'none'}, and the people are {people or 'none'}"
         )
         raise InputError(
-            f"{tree.betas(missing[0])} is missing; {there}. Fetch it, or choose `sessions`."
+            f"{tree.betas(missing[0])} is missing; {there}. Choose others, or fetch it."
         )
     return wanted
 
@@ -233,8 +220,8 @@ def known_sessions(sessions: Sessions) -> list[int]:
     """Return the numbers of the sessions that are meant; InputError if one is held out."""
     wanted = parse_sessions(N_SESSIONS if sessions is None else sessions)
     if wanted[-1] > N_SESSIONS:
-        held = f"LAION-fMRI has 1 to {N_SESSIONS}, and 31 to 34 are held out"
-        raise InputError(f"sessions={sessions!r}: there is no session {wanted[-1]}; {held}.")
+        held = f"there are 1 to {N_SESSIONS}; 31 to 34 are held out, and not to be had"
+        raise InputError(f"sessions={sessions!r}: {held}.")
     return wanted
 
 
@@ -331,11 +318,9 @@ class Picture(NamedTuple):
 
 def _rows(path: Path, columns: Collection[str], delimiter: str = ",") -> list[tuple[str, ...]]:
     """Read some columns of a table, stripped; InputError if one is missing."""
-    with (
-        reading(path, f"table with {', '.join(columns)}", HINT),
-        open(path, encoding="utf-8-sig", newline="") as file,
-    ):
-        table = csv.DictReader(file, delimiter=delimiter)
+    with reading(path, f"table with {', '.join(columns)}", HINT):
+        text = io.StringIO(path.read_text(encoding="utf-8-sig"))
+        table = csv.DictReader(text, delimiter=delimiter)
         return [tuple(row[name].strip() for name in columns) for row in table]
 
 
@@ -479,7 +464,7 @@ class LaionStimuli:
         Of the stimuli that were seen.
     """
 
-    def __init__(self, tree: LaionTree, names: list[str], ids: np.ndarray):
+    def __init__(self, tree: LaionTree, names: list[str], ids: Ids):
         self.tree, self.names = tree, names
         self.ids = np.unique(ids)
 
@@ -492,8 +477,7 @@ class LaionStimuli:
             If the file is missing, damaged, or does not fit the metadata.
         """
         path, ids = self.tree.pictures, check_ids(ids, len(self.names))
-        with open_file(path, PICTURES_HINT) as file:
-            images = open_dataset(file, "images")
+        with open_hdf5(path, "images", PICTURES_HINT) as images:
             if images.shape != (len(self.names),):
                 expected = f"{(len(self.names),)}, one for each row of {self.tree.metadata}"
                 raise InputError(f"{path}: images is {images.shape}; expected {expected}.")
@@ -518,10 +502,8 @@ class LaionStimuli:
 
     @cached_property
     def _texts(self) -> Mapping[str, tuple[str, ...]]:
-        path, found = self.tree.captions, dict[str, list[tuple[int, str]]]()
-        for name, place, source, text in _rows(
-            path, ("image_name", "caption_idx", "source", "caption")
-        ):
-            if source == "human" and text and place.isdigit():
-                found.setdefault(name, []).append((int(place), text))
-        return {name: tuple(text for _, text in sorted(rows)) for name, rows in found.items()}
+        columns, found = ("image_name", "source", "caption_idx", "caption"), dict[str, list[str]]()
+        for name, source, _, text in sorted(_rows(self.tree.captions, columns)):
+            if source == "human" and text:
+                found.setdefault(name, []).append(text)
+        return {name: tuple(texts) for name, texts in found.items()}

@@ -59,9 +59,9 @@ def open_file(path: Path, hint: str = "") -> Iterator[h5py.File]:
 
 
 @contextmanager
-def open_hdf5(path: Path, name: str) -> Iterator[h5py.Dataset]:
+def open_hdf5(path: Path, name: str, hint: str = "") -> Iterator[h5py.Dataset]:
     """Open one dataset of an HDF5 file; see `open_file` and `open_dataset`."""
-    with open_file(path) as file:
+    with open_file(path, hint) as file:
         yield open_dataset(file, name)
 
 
