@@ -204,7 +204,7 @@ def read_nifti(path: Path, hint: str, shape: tuple[int, ...] = ()) -> tuple[np.n
     with reading(path, "NIfTI file", hint):
         image: Any = nib.load(path)
         if shape and image.shape != shape:
-            expected = f"{shape}, as the files that belong to it have"
+            expected = f"{shape}, as the betas, its mask, `ncsnr` or table of volumes has"
             raise InputError(f"{path} has shape {image.shape}; expected {expected}. {hint}")
         return np.asarray(image.dataobj), image.affine
 
