@@ -531,10 +531,10 @@ def test_fetch_then_check_then_load(web, tree, tmp_path, capsys, monkeypatch):
     assert "0 files" in call(capsys, monkeypatch, "fetch", "laion", to, *given)[1]
 
     code, said = call(capsys, monkeypatch, "check", "laion", to)
-    assert code == 1 and "Not ready: 19 of 20 files" in said and "laion-fmri.hebartlab.com" in said
+    assert code == 1 and "Not ready: 20 of 21 files" in said and "laion-fmri.hebartlab.com" in said
     shutil.copy(tree / PICTURES, to / PICTURES)
     code, said = call(capsys, monkeypatch, "check", "laion", to, *given, "--rois", "V1v,FFA-1")
-    assert code == 0 and "Ready: 21 of 21 files" in said
+    assert code == 0 and "Ready: 22 of 22 files" in said
     code, said = call(capsys, monkeypatch, "check", "laion", to, "--sessions", "3")
     assert code == 1 and "missing" in said and "minddiff fetch laion" in said
     np.testing.assert_array_equal(
@@ -543,8 +543,9 @@ def test_fetch_then_check_then_load(web, tree, tmp_path, capsys, monkeypatch):
     with h5py.File(to / PICTURES, "r+") as file:
         file["images"][load(to).stimuli.ids[0]] = np.zeros(0, np.uint8)
     (to / "splits/sub-01/ood.json").write_text("{}")
+    save(to / CEILING.format("sub-01"), np.full(SHAPE, 120, np.float32))
     code, said = call(capsys, monkeypatch, "check", "laion", to)
-    assert code == 1 and said.count("damaged   ") == 2 and "no split file" in said
+    assert code == 1 and said.count("damaged   ") == 3 and "no split file" in said
 
 
 def assert_same(folder, tree):

@@ -165,7 +165,8 @@ def check_laion(
     for tree in trees:
         numbers = laion.known_sessions(sessions or max(tree.sessions, default=None))
         files = [*map(tree.trials, numbers), *map(tree.betas, numbers), tree.split("tau")]
-        files += [*map(tree.mask, laion.mask_names(rois)), *tree.split("tau").parent.glob("*.json")]
+        files += sorted(tree.split("tau").parent.glob("*.json"))
+        files += [*map(tree.mask, laion.mask_names(rois)), *[tree.ceiling] * tree.ceiling.exists()]
         entries += _entries(files)
         if numbers := [number for number in numbers if tree.betas(number).is_file()]:
             _read_laion(tree, rois, numbers, entries)
@@ -179,7 +180,7 @@ def _read_laion(
     shown: list[int] = []
     with _noting(entries, tree.metadata):
         shape, _ = grid = laion.read_grid(tree.betas(numbers[0]))
-        laion.read_masks(tree, rois, grid)
+        ijk, _ = laion.read_masks(tree, rois, grid)
         metadata = laion.read_metadata(tree)
         for number in numbers:
             with _noting(entries, tree.betas(number)):
@@ -193,6 +194,7 @@ def _read_laion(
             stimuli.captions(stimuli.ids)
         with _noting(entries, tree.pictures):
             stimuli.pictures(stimuli.ids[:: max(1, len(stimuli.ids) // 50)])
+        laion.read_ncsnr(tree, ijk, grid)
 
 
 def _entries(files: Iterable[Path]) -> list[Entry]:
