@@ -1,6 +1,7 @@
 # make book                                      the phantom's book: no download, minutes on a laptop
 # make book PARAMS=miyawaki MIYAWAKI=FILE.mat    the same notebooks on a real recording
 # make book PARAMS=nsd NSD=FOLDER                the same notebooks on NSD
+# make book PARAMS=laion LAION=FOLDER            the same notebooks on LAION-fMRI
 # make book PARAMS=paper NSD=FOLDER              … with the settings of the paper
 # make book PARAMS=own OWN=FILE.h5               the same notebooks on your own recording
 # make test | make browser | make lint | make size | make lab | make clean
@@ -13,6 +14,7 @@ MIYAWAKI ?=
 MIYAWAKI_FULL ?=
 KAY ?=
 NSD ?=
+LAION ?=
 OWN ?=
 
 BIN := $(VENV)/bin
@@ -21,6 +23,7 @@ DATA_miyawaki := $(MIYAWAKI)
 DATA_miyawaki_full := $(MIYAWAKI_FULL)
 DATA_kay := $(KAY)
 DATA_nsd := $(NSD)
+DATA_laion := $(LAION)
 DATA_paper := $(or $(PAPER),$(NSD))
 DATA_own := $(OWN)
 DATA := $(DATA_$(PARAMS))

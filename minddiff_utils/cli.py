@@ -42,6 +42,8 @@ Changes = Annotated[
 ]
 Rois = Annotated[str, typer.Option(help="As the parameter `rois` of the notebooks.")]
 Sessions = Annotated[int | None, typer.Option(min=1, help="Only the first so many; all without.")]
+Which = Annotated[str, typer.Option(help="The first so many, or which: 1-10,12; all without.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say how much there is to download.")]
 
 
 @app.command()
@@ -166,13 +168,13 @@ def evaluate(
 
 @app.command()
 def check(
-    dataset: Annotated[str, typer.Argument(help="nsd, miyawaki, kay or own.")],
+    dataset: Annotated[str, typer.Argument(help="nsd, laion, miyawaki, kay or own.")],
     path: Annotated[Path, typer.Argument(help="The recording: its folder or file.")],
     subject: Annotated[
         str, typer.Option(help="Whose files, with commas between; those there without it.")
     ] = "",
     rois: Rois = "kastner2015",
-    sessions: Sessions = None,
+    sessions: Which = "",
 ) -> None:
     """Say for every file that a run needs whether it is there, whole, and where to get it.
 
@@ -180,7 +182,8 @@ def check(
     """
     from minddiff_utils.datasets.check import check_recording
 
-    said, ready = check_recording(dataset, path, comma_separated(subject), rois, sessions)
+    chosen = _chosen(sessions)
+    said, ready = check_recording(dataset, path, comma_separated(subject), rois, chosen)
     print(said)
     raise typer.Exit(not ready)
 
@@ -199,9 +202,7 @@ def nsd(
     only_seen: Annotated[
         bool, typer.Option("--only-seen", help="Fetch no pictures that others saw.")
     ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say how much there is to download.")
-    ] = False,
+    dry_run: DryRun = False,
 ) -> None:
     """The Natural Scenes Dataset: betas, regions, design and pictures; captions from COCO."""
     from minddiff_utils.datasets.fetch import fetch_nsd
@@ -211,6 +212,21 @@ def nsd(
     given = (path, comma_separated(subject), only_rois or rois, sessions)
     fetch_nsd(*given, signed=i_have_signed, synthetic=synthetic, partly=partly, dry_run=dry_run)
     fetch_parts(*given, partly, synthetic, dry_run)
+
+
+@fetch_app.command()
+def laion(
+    path: Folder,
+    subject: Annotated[
+        str, typer.Option(help="sub-01, sub-03, …, with commas between.")
+    ] = "sub-01",
+    sessions: Which = "",
+    dry_run: DryRun = False,
+) -> None:
+    """LAION-fMRI, nothing to sign: all but the pictures, of which it says how to get them."""
+    from minddiff_utils.datasets.fetch import fetch_laion
+
+    fetch_laion(path, comma_separated(subject), _chosen(sessions), dry_run=dry_run)
 
 
 @fetch_app.command()
@@ -227,6 +243,16 @@ def kay(path: Folder) -> None:
     from minddiff_utils.datasets.fetch import fetch_kay
 
     fetch_kay(path)
+
+
+def _chosen(sessions: str) -> int | str | None:
+    """How many sessions, which, or all; InputError if it is none of these."""
+    from minddiff_utils.datasets.recording import parse_sessions
+
+    chosen = int(sessions) if sessions.isdecimal() else sessions or None
+    if chosen is not None:
+        parse_sessions(chosen)
+    return chosen
 
 
 def _plan(

@@ -13,10 +13,10 @@ __all__ = ["FileServer", "serve"]
 class FileServer(ThreadingHTTPServer):
     """Serves `files` by path, with ranges and ETags; can promise more than it sends.
 
-    A path may hold a question, or is found without it; `headers` has more of them, by path.
-    `cut_after` bytes of a body the connection closes, `cuts` times (-1: always). `asked` holds
-    the `Range` of every request, `logins` its `Authorization`. A connection that closes stands
-    still for `stall` seconds before; ranges that are sent begin `shift` bytes early.
+    A path may hold a question, or is found without it; `headers` has more of them, by path, and
+    `codes` errors. `cut_after` bytes of a body the connection closes, `cuts` times (-1: always).
+    `asked` holds the `Range` of every request, `logins` its `Authorization`. A connection that
+    closes stands still for `stall` seconds before; ranges that are sent begin `shift` bytes early.
     """
 
     daemon_threads = True
@@ -25,6 +25,7 @@ class FileServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.files, self.ranges = files, True
         self.headers: dict[str, dict[str, str]] = {}
+        self.codes: dict[str, int] = {}
         self.cut_after, self.cuts, self.stall, self.shift = 0, 0, 0.0, 0
         self.asked: list[str | None] = []
         self.logins: list[str | None] = []
@@ -38,8 +39,8 @@ class _Handler(BaseHTTPRequestHandler):
         plain = self.path.partition("?")[0]
         path = self.path if self.path in self.server.files else plain
         body = self.server.files.get(path)
-        if body is None:
-            self.send_error(404)
+        if body is None or path in self.server.codes:
+            self.send_error(self.server.codes.get(path, 404))
             return
         span = self.headers.get("Range")
         self.server.asked.append(span)

@@ -4,17 +4,22 @@ import csv
 import gzip
 import io
 import json
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
+from urllib.parse import urlencode
 
 import h5py
 import nibabel as nib
 import numpy as np
 import pytest
+from loopback import serve
 from PIL import Image
 
-from minddiff_utils.datasets import load_subject, noise_ceiling, prepare_fold
+from minddiff_utils import cli
+from minddiff_utils.datasets import fetch, load_subject, noise_ceiling, prepare_fold
 from minddiff_utils.datasets.laion import LaionTree, Picture, read_split
 from minddiff_utils.datasets.recording import recording_files
 from minddiff_utils.io import InputError
@@ -275,7 +280,7 @@ def faults():
     other = "unique_LAION_initial_cluster_3_i0_p04.jpg"
     return {
         "no session": (lambda r: (r / betas).unlink(), {}, "ses-02.*is missing; sub-01 has ses"),
-        "held out": (lambda r: None, {"sessions": "1,31"}, "no session 31; .* are held out"),
+        "held out": (lambda r: None, {"sessions": "1,31"}, "1 to 30; 31 to 34 are held out"),
         "no table": (lambda r: (r / trials).unlink(), {}, "trials.tsv is missing. minddiff fetch"),
         "a volume twice": (
             edit(trials, "ses-02\t1\t0\t", "ses-02\t1\t3\tx\nses-02\t1\t0\t"),
@@ -300,11 +305,11 @@ def faults():
         "mask moved": (
             lambda r: save(r / mask, ones, moved),
             {"rois": "V1v"},
-            "V1v.nii.gz is on another grid than sub-01_ses-01_.*nii.gz: .* voxels apart. Resample",
+            "V1v.nii.gz is on another grid than the betas: .* voxels apart. Resample",
         ),
         "empty mask": (lambda r: save(r / mask, 0 * ones), {"rois": "V1v"}, "has no voxel; exp"),
-        "unknown mask": (lambda r: None, {"rois": "V9"}, "'V9' is the name of no mask .*has faces"),
-        "two masks": (lambda r: None, {"rois": "MT"}, "several masks .*localizer:MT.*retinotopy:M"),
+        "unknown mask": (lambda r: None, {"rois": "V9"}, "V9.nii.gz is missing. The masks there"),
+        "two masks": (lambda r: None, {"rois": "MT"}, ".MT. is several masks. Choose localizer:MT"),
         "no split file": (lambda r: (r / tau).unlink(), {}, "tau.json is missing. minddiff"),
         "no split": (lambda r: (r / tau).write_text("{}"), {}, "tau.json is .* no split file"),
         "unknown split": (lambda r: None, {"split": "nsd"}, "'nsd' is unknown; .* stand for all"),
@@ -322,7 +327,7 @@ def faults():
         "nothing left": (lambda r: split(r, test_ids=[]), {}, "0 test stimuli; load more sessions"),
         "protocol": (lambda r: None, {"protocol": 982}, "protocol=982 is for NSD; .* `split`"),
         "another tree": (
-            lambda r: (r / "derivatives").rename(r / "d"), {}, "has no sessions; .* has none: choo"
+            lambda r: (r / "derivatives").rename(r / "d"), {}, "missing; sub-01 has sessions none"
         ),
         "impossible ceiling": (
             lambda r: save(r / CEILING.format("sub-01"), ones.astype(np.float32) * 120),
@@ -463,3 +468,148 @@ def test_memory_at_the_real_shape(tmp_path):
     found = f"{n_voxels:,.0f} of {brain.sum():,} voxels, {size:.2f} GB"
     print(f"\n{found}: {peak:,.0f} MiB, {seconds:.0f} s")
     assert (n_trials, n_voxels) == (N_TRIALS, general.sum()) and peak < 1536
+
+
+# ------------------------------------------------------------------- fetching from a local bucket
+
+
+def listing(keys, more=""):
+    """A page of ListObjectsV2, as S3 writes it."""
+    entries = "".join(f"<Contents><Key>{key}</Key><Size>1</Size></Contents>" for key in keys)
+    token = f"<NextContinuationToken>{more}</NextContinuationToken>" if more else ""
+    space = 'xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
+    return f"<?xml version='1.0'?><ListBucketResult {space}>{entries}{token}</ListBucketResult>"
+
+
+def asking(prefix, **more):
+    return "/?" + urlencode({"list-type": "2", "prefix": prefix, **more})
+
+
+@pytest.fixture
+def web(tree, monkeypatch):
+    """The bucket and the package's splits on one server; masks are listed on two pages."""
+    files = {}
+    for path in tree.rglob("*"):
+        name = path.relative_to(tree).as_posix()
+        if path.is_file() and name != PICTURES:
+            at = f"/{fetch.LAION_COMMIT}/laion_fmri/splits/data/" if "splits" in name else "/"
+            files[at + name.removeprefix("splits/")] = path.read_bytes()
+    masks = sorted(name[1:] for name in files if "/rois/" in name and "sub-01" in name)
+    prefix, token = ROIS.format("sub-01"), "a+b/c="
+    files[asking(prefix)] = listing([*masks[:2], prefix + "README"], token).encode()
+    files[asking(prefix, **{"continuation-token": token})] = listing(masks[2:]).encode()
+    ceiling = CEILING.format("sub-01")
+    files[asking(ceiling.removesuffix("4rep_statmap.nii.gz"))] = listing([ceiling]).encode()
+    with serve(files) as server:
+        monkeypatch.setattr(fetch, "LAION_BUCKET", server.url)
+        monkeypatch.setattr(fetch, "LAION_PACKAGE", server.url)
+        yield server
+
+
+def fetched(folder):
+    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+
+
+def call(capsys, monkeypatch, *arguments):
+    """Run `minddiff`; its exit code and what it says."""
+    monkeypatch.setattr(sys, "argv", ["minddiff", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    shown = capsys.readouterr()
+    return stop.value.code or 0, shown.out + shown.err
+
+
+def test_fetch_then_check_then_load(web, tree, tmp_path, capsys, monkeypatch):
+    to, given = tmp_path / "to", ("--subject", "sub-01", "--sessions", "1-2")
+    code, said = call(capsys, monkeypatch, "fetch", "laion", to, *given, "--dry-run")
+    assert code == 0 and "25 files" in said and "to download" in said and not to.exists()
+    code, said = call(capsys, monkeypatch, "fetch", "laion", to, *given)
+    assert code == 0 and "stimuli.h5 does not come this way. The pictures need a short form" in said
+    own = {f.relative_to(tree).as_posix() for f in recording_files(tree, "sub-01")} - {PICTURES}
+    assert fetched(to) == {name for name in own if "ses-03" not in name}
+    assert all((to / name).read_bytes() == (tree / name).read_bytes() for name in fetched(to))
+    assert "0 files" in call(capsys, monkeypatch, "fetch", "laion", to, *given)[1]
+
+    code, said = call(capsys, monkeypatch, "check", "laion", to)
+    assert code == 1 and "Not ready: 20 of 21 files" in said and "laion-fmri.hebartlab.com" in said
+    shutil.copy(tree / PICTURES, to / PICTURES)
+    code, said = call(capsys, monkeypatch, "check", "laion", to, *given, "--rois", "V1v,FFA-1")
+    assert code == 0 and "Ready: 22 of 22 files" in said
+    code, said = call(capsys, monkeypatch, "check", "laion", to, "--sessions", "3")
+    assert code == 1 and "missing" in said and "minddiff fetch laion" in said
+    np.testing.assert_array_equal(
+        load(to, sessions="1-2").responses, load(tree, sessions="1-2").responses
+    )
+    with h5py.File(to / PICTURES, "r+") as file:
+        file["images"][load(to).stimuli.ids[0]] = np.zeros(0, np.uint8)
+    (to / "splits/sub-01/ood.json").write_text("{}")
+    save(to / CEILING.format("sub-01"), np.full(SHAPE, 120, np.float32))
+    code, said = call(capsys, monkeypatch, "check", "laion", to)
+    assert code == 1 and said.count("damaged   ") == 3 and "no split file" in said
+
+
+def assert_same(folder, tree):
+    assert fetched(folder)
+    for name in fetched(folder):
+        assert (folder / name).read_bytes() == (tree / name).read_bytes(), name
+
+
+def test_after_a_kill_the_same_command_goes_on(web, tree, tmp_path):
+    """The server stands still in the first betas; the process that waits for it is killed."""
+    web.cuts, web.cut_after, web.stall = -1, 15_000, 30.0
+    code = "import sys; from minddiff_utils.datasets import fetch; "
+    code += f"fetch.LAION_BUCKET = fetch.LAION_PACKAGE = {web.url!r}; "
+    code += "fetch.fetch_laion(sys.argv[1], ['sub-01'], 3)"
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "to")])
+    try:
+        deadline, come = time.monotonic() + 60, 0
+        while come < web.cut_after:
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.05)
+            parts = (tmp_path / "to").rglob("*ses-01*Betas_statmap*.partial")
+            come = max((path.stat().st_size for path in parts), default=0)
+    finally:
+        process.kill()
+        process.wait()
+    assert not (tmp_path / "to" / BETAS.format("sub-01", 1)).exists()
+    web.cuts = 0
+    web.asked.clear()
+    fetch.fetch_laion(tmp_path / "to", ["sub-01"], 3)
+    assert "bytes=15000-" in web.asked
+    assert_same(tmp_path / "to", tree)
+
+
+def test_a_slow_server_and_a_truncated_object(web, tree, tmp_path, monkeypatch):
+    monkeypatch.setattr(fetch, "PATIENCE", 0.3)
+    web.cuts, web.cut_after, web.stall = 4, 15_000, 0.6
+    fetch.fetch_laion(tmp_path / "slow", ["sub-01"], 3)
+    assert_same(tmp_path / "slow", tree)
+    betas = BETAS.format("sub-01", 2)
+    web.files["/" + betas] = web.files["/" + betas][:-1000]
+    with pytest.raises(InputError, match="ses-02.*nii.gz: Compressed file ended .*Nothing was kep"):
+        fetch.fetch_laion(tmp_path / "short", ["sub-01"], 3)
+    assert BETAS.format("sub-01", 1) in fetched(tmp_path / "short")
+    assert not [name for name in fetched(tmp_path / "short") if "ses-02_" in name and "nii" in name]
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (lambda w, n: w.files.pop(n), "trials.tsv cannot be fetched .404"),
+        (
+            lambda w, n: w.codes.update({n: 403}),
+            "trials.tsv cannot be fetched .403 .*address right",
+        ),
+        (lambda w, n: w.codes.update({asking(ROIS.format("sub-01")): 503}), "does not list .*503"),
+        (lambda w, n: w.files.update({asking(ROIS.format("sub-01")): b"<a"}), "does not list"),
+        (
+            lambda w, n: w.files.update({asking(ROIS.format("sub-01")): listing([]).encode()}),
+            "lists no masks of sub-01",
+        ),
+    ],
+)
+def test_what_the_bucket_does_not_give_is_said_before_anything_comes(web, tmp_path, harm, said):
+    harm(web, "/" + TRIALS.format("sub-01", 2))
+    with pytest.raises(InputError, match=said):
+        fetch.fetch_laion(tmp_path / "to", ["sub-01"], 3)
+    assert not (tmp_path / "to").exists()

@@ -46,9 +46,17 @@ def test_books_of_the_pages_are_made_with_what_the_makefile_reads():
         assert set(given) <= read and (PARAMS / f"{given['PARAMS']}.yaml").is_file(), words
 
 
-@pytest.mark.parametrize("page", ["run_nsd.md", "own_data.md", "run_cluster.md"])
+PRESETS = {
+    "own_data.md": "own",
+    "run_laion.md": "laion",
+    "run_nsd.md": "nsd",
+    "run_cluster.md": "nsd",
+}
+
+
+@pytest.mark.parametrize("page", PRESETS)
 def test_changes_of_the_pages_are_parameters_that_go_together(page):
-    params = PARAMS / f"{'own' if page == 'own_data.md' else 'nsd'}.yaml"
+    params = PARAMS / f"{PRESETS[page]}.yaml"
     texts = re.findall(r'SET="([^"]*)"', PAGES[page])
     assert texts
     for text in texts:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import scipy.io
 import test_kay
+import test_laion
 from conftest import NOTEBOOKS
 from dummy_project import ROOT
 from test_own import write
@@ -32,6 +33,7 @@ TREE = {"subjects": ["subj01"], "protocol": None, "n_steps": 3, "ssim_size": 64,
 FEWER = {"n_blocks": 1, "n_voxels_z": 60, "n_voxels_c": 50, "n_voxels_structure": 40}
 CHANGES = {
     "kay": MODELS,
+    "laion": {"subjects": ["sub-01"], "n_steps": 3, "ssim_size": 64, **MODELS},
     "miyawaki": {},
     "miyawaki_full": {},
     "nsd": TREE,
@@ -42,6 +44,10 @@ CHANGES = {
 
 def kay(folder: Path) -> Path:
     return test_kay.make(folder)[0]
+
+
+def laion(folder: Path) -> Path:
+    return test_laion.write_tree(folder / "tree", n_own=24, people=("sub-01",))
 
 
 def miyawaki(folder: Path) -> Path:

@@ -21,7 +21,7 @@ from minddiff_utils.io import InputError
 # Builders whose version shapes the HTML: a new one builds the book again.
 BUILDERS = ("jupyter-book", "sphinx", "myst-nb", "sphinx-book-theme")
 # Pages that tell how to run the book on other data; they stand after the chapters.
-GUIDES = ("run_nsd", "run_cluster", "own_data", "data_layouts", "evaluate")
+GUIDES = ("run_nsd", "run_laion", "run_cluster", "own_data", "data_layouts", "evaluate")
 # Pages of every book; they stand last.
 REFERENCE = ("cost", "glossary", "references")
 PROMPT = "Parameters of this run that differ from the defaults"  # on the button that unfolds them

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from minddiff_utils.datasets import DATASETS, check_own, load_subject
+from minddiff_utils.datasets import DATASETS, check_own, laion, load_subject
 from minddiff_utils.datasets.fetch import CAPTIONS_ZIP_BYTES, N_SESSIONS, nsd_files, show_bytes
 from minddiff_utils.datasets.nsd.design import NsdStimuli, NsdTree, read_design, read_trials
 from minddiff_utils.datasets.nsd.regions import read_regions
@@ -18,14 +18,20 @@ PRESENT, MISSING, DAMAGED, UNREADABLE = "present", "missing", "damaged", "unread
 # About how many bytes there are to download for a file, by its name.
 SIZES = {"nsd_stimuli*": 73_000 * 425 * 425 * 3, "betas_*": 1_050_000_000}
 SIZES |= {f"nsdsynthetic_{name}": n * 714 * 1360 * 3 for name, n in (("s*", 220), ("c*", 64))}
+# Estimates: a session of random numbers in a brain's voxels, and JPEGs of 1000 x 1000 pixels.
+SIZES |= {"*SingletrialBetas_statmap.nii.gz": 10**9, "task-images_stimuli.h5": 4 * 10**9}
 # One archive holds both.
 SIZES |= {"captions_train2017.json": CAPTIONS_ZIP_BYTES, "captions_val2017.json": 0, "*": 10_000}
 # Where files come from: a short name for the table, and what to do.
 ORIGINS = {
     "NSD": "public bucket s3://natural-scenes-dataset, after signing the agreement: minddiff fetch "
     "nsd {path}, with --subject, --rois and --sessions as here, says where",
+    "LAION": "public: minddiff fetch laion {path}, with --subject and --sessions as here",
+    "form": laion.PICTURES_HINT,
     "COCO": "annotations_trainval2017.zip of cocodataset.org; minddiff fetch nsd gets it too",
 }
+ELSEWHERE = {"captions_train2017.json": "COCO", "captions_val2017.json": "COCO"}
+ELSEWHERE |= {"task-images_stimuli.h5": "form"}
 
 
 @dataclass
@@ -47,16 +53,16 @@ class Entry:
 
 
 def check_recording(
-    dataset: str, path: Path, subjects: Sequence[str], rois: str, sessions: int | None
+    dataset: str, path: Path, subjects: Sequence[str], rois: str, sessions: int | str | None
 ) -> tuple[str, bool]:
     """Say of every file that a run on a recording needs whether it is there and whole.
 
     Parameters
     ----------
     dataset : str
-        "nsd", "miyawaki", "kay" or "own".
+        "nsd", "laion", "miyawaki", "kay" or "own".
     path, subjects, rois, sessions
-        As of `check_nsd`; the last three are for NSD.
+        As of `check_nsd` and `check_laion`; the last three are for these.
 
     Returns
     -------
@@ -72,7 +78,12 @@ def check_recording(
     """
     if dataset not in DATASETS:
         raise InputError(f"dataset={dataset!r} is unknown; choose one of {', '.join(DATASETS)}")
+    if dataset == "laion":
+        entries = check_laion(path, subjects, rois, sessions)
+        return report(entries, path, "LAION"), is_ready(entries)
     if dataset == "nsd":
+        if isinstance(sessions, str):
+            raise InputError(f"sessions={sessions!r}: for nsd give how many, from the first")
         entries = check_nsd(path, subjects, rois, sessions)
         return report(entries, path), is_ready(entries)
     faults = []
@@ -120,12 +131,78 @@ def check_nsd(
         count = min(sessions or 99, max(tree.sessions, default=1)) if small else sessions
         further = any(file.is_file() for file in tree.synthetic)  # then all of its files count
         files += map(tree.held, nsd_files(path, [tree.subject], rois, count, further))
-    listed = dict.fromkeys([*files, *trees[0].captions])
-    entries = [Entry(file, PRESENT if file.is_file() else MISSING) for file in listed]
+    entries = _entries([*files, *trees[0].captions])
     for tree in trees:
         betas = [file for file in files if file.parent == tree.betas and file != tree.ncsnr]
         _read_nsd(tree, rois, betas, entries)
     return entries
+
+
+def check_laion(
+    path: str | Path,
+    subjects: Sequence[str] = (),
+    rois: str = laion.GENERAL,
+    sessions: int | str | None = None,
+) -> list[Entry]:
+    """List every file that a run on LAION-fMRI needs, and let the reader read what is there.
+
+    Parameters
+    ----------
+    path : str or Path
+        The folder that is, or will be, the parameter `data_path`; a phantom's too.
+    subjects : sequence of str
+        Whose files; none for those that are there, or the first.
+    rois : str
+        As the parameter `rois` of the notebooks.
+    sessions : int, str or None
+        The first so many, exactly these, or all.
+
+    Returns
+    -------
+    list of Entry
+    """
+    path = Path(path)
+    there = sorted(one.name for one in path.glob("derivatives/glmsingle-tedana/sub-*"))
+    trees = [laion.LaionTree(path, name) for name in subjects or there or laion.SUBJECTS[:1]]
+    entries = _entries([trees[0].metadata, trees[0].captions, trees[0].pictures])
+    for tree in trees:
+        numbers = laion.known_sessions(sessions or max(tree.sessions, default=None))
+        files = [*map(tree.trials, numbers), *map(tree.betas, numbers), tree.split("tau")]
+        files += sorted(tree.split("tau").parent.glob("*.json"))
+        files += [*map(tree.mask, laion.mask_names(rois)), *[tree.ceiling] * tree.ceiling.exists()]
+        entries += _entries(files)
+        if numbers := [number for number in numbers if tree.betas(number).is_file()]:
+            _read_laion(tree, rois, numbers, entries)
+    return entries
+
+
+def _read_laion(
+    tree: laion.LaionTree, rois: str, numbers: Sequence[int], entries: Sequence[Entry]
+) -> None:
+    """Read as the reader does, of betas only their form; note what it refuses."""
+    shown: list[int] = []
+    with _noting(entries, tree.metadata):
+        shape, _ = grid = laion.read_grid(tree.betas(numbers[0]))
+        ijk, _ = laion.read_masks(tree, rois, grid)
+        metadata = laion.read_metadata(tree)
+        for number in numbers:
+            with _noting(entries, tree.betas(number)):
+                n_trials = inspect_betas(tree.betas(number), shape).n_trials
+                shown += laion.read_trials(tree, number, n_trials, metadata).tolist()
+        stimuli = laion.LaionStimuli(tree, list(metadata), shown)
+        for path in tree.split("tau").parent.glob("*.json"):
+            with _noting(entries, path):
+                laion.read_split(tree, path.stem, metadata, stimuli.ids)
+        with _noting(entries, tree.captions):
+            stimuli.captions(stimuli.ids)
+        with _noting(entries, tree.pictures):
+            stimuli.pictures(stimuli.ids[:: max(1, len(stimuli.ids) // 50)])
+        laion.read_ncsnr(tree, ijk, grid)
+
+
+def _entries(files: Iterable[Path]) -> list[Entry]:
+    """Say of each file, once, whether it is there."""
+    return [Entry(file, PRESENT if file.is_file() else MISSING) for file in dict.fromkeys(files)]
 
 
 @contextmanager
@@ -174,7 +251,7 @@ def is_ready(entries: Iterable[Entry]) -> bool:
     return all(entry.state == PRESENT for entry in entries)
 
 
-def report(entries: Sequence[Entry], path: Path) -> str:
+def report(entries: Sequence[Entry], path: Path, source: str = "NSD") -> str:
     """Return the table: one line a file, what is wrong below it, where it comes from, the sum.
 
     Parameters
@@ -182,10 +259,12 @@ def report(entries: Sequence[Entry], path: Path) -> str:
     entries : sequence of Entry
     path : Path
         The folder of the tree.
+    source : str
+        Where most files come from, one of `ORIGINS`.
     """
     lines, wanted, about = [f"{'state':<10}  {'size':>6}  {'from':<7}  file"], {}, 0
     for entry in entries:
-        origin = "COCO" if entry.path.suffix == ".json" else "NSD"
+        origin = ELSEWHERE.get(entry.path.name, source)
         if entry.state in (MISSING, DAMAGED):
             wanted[origin] = ORIGINS[origin].format(path=path)
             size = next(size for name, size in SIZES.items() if entry.path.match(name))

@@ -15,15 +15,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote, urlencode
+from xml.etree import ElementTree
 
 import requests
 from tqdm import tqdm
 from urllib3.exceptions import HTTPError
 
+from minddiff_utils.datasets import laion
 from minddiff_utils.datasets.kay import kay_path, load_kay
 from minddiff_utils.datasets.miyawaki import load_miyawaki_full
 from minddiff_utils.datasets.nsd.design import NsdTree
 from minddiff_utils.datasets.nsd.regions import GENERAL, atlases_of
+from minddiff_utils.datasets.recording import Sessions
 from minddiff_utils.io import InputError, atomic_path, check_room, lock_file
 
 # NSD's bucket is public: what lies in it is also read without an account, by plain HTTPS.
@@ -33,6 +37,10 @@ CAPTIONS_URL = "http://images.cocodataset.org/annotations/annotations_trainval20
 CAPTIONS_MD5 = "f4bbac642086de4f52a3fdda2de5fa2c"
 CAPTIONS_ZIP_BYTES = 252_907_541
 KAY_URL = "https://osf.io/ymnjv/download"
+LAION_BUCKET = "https://laion-fmri.s3.us-west-2.amazonaws.com"
+# The data set's own package, at the commit that this reader was written for.
+LAION_PACKAGE = "https://raw.githubusercontent.com/ViCCo-Group/LAION-fMRI"
+LAION_COMMIT = "eee8400aa3214f310b840397f9f043b9c2da79b0"
 # Of NSD's data manual: sessions of subjects 1 to 8.
 SESSIONS = (40, 40, 32, 30, 40, 32, 40, 30)
 N_SESSIONS = {f"subj{number:02d}": count for number, count in enumerate(SESSIONS, start=1)}
@@ -129,6 +137,28 @@ def look_up(url: str, md5: str = "", bucket: bool = False) -> RemoteFile:
         kind = NotThere if code in (403, 404) else InputError
         what = f"{hide_secrets(url)} cannot be fetched ({hide_secrets(error)})"
         raise kind(f"{what}. Is the address right, and is there a network?") from None
+
+
+def list_bucket(bucket: str, prefix: str) -> list[str]:
+    """Return the names of the volumes (.nii.gz) of an S3 bucket that begin with a prefix.
+
+    Raises
+    ------
+    InputError
+        If the bucket does not answer.
+    """
+    keys, question = list[str](), {"list-type": "2", "prefix": prefix}
+    while question:
+        try:
+            with _get(f"{bucket}/?{urlencode(question)}") as answer:
+                page = ElementTree.fromstring(answer.content)
+        except (requests.RequestException, ElementTree.ParseError) as error:
+            what = f"{bucket} does not list {prefix} ({hide_secrets(error)})"
+            raise InputError(f"{what}. Is there a network? Run the command again.") from None
+        keys += [key.text or "" for key in page.iterfind("{*}Contents/{*}Key")]
+        more = page.findtext("{*}NextContinuationToken")
+        question = {**question, "continuation-token": more} if more else {}
+    return [key for key in keys if key.endswith(".nii.gz")]
 
 
 def _get(url: str, get: Callable = requests.get, **headers: str) -> requests.Response:
@@ -410,6 +440,9 @@ def _download_all(folder: Path, wanted: Mapping[Path, RemoteFile], dry_run: bool
     left = sum(remote.size - remote.done(path) for path, remote in wanted.items())
     for path in list(wanted)[:1]:
         check_room(path, left)
+    for path, remote in wanted.items():
+        if remote.size > BLOCK:
+            print(f"{show_bytes(remote.size):>7}  {path.relative_to(folder)}", file=sys.stderr)
     print(f"{len(wanted)} files, {show_bytes(left)} to download into {folder}.", file=sys.stderr)
     if wanted and not dry_run:
         with tqdm(total=left, unit="B", unit_scale=True) as bar:
@@ -430,6 +463,71 @@ def _unpack_captions(archive: Path, targets: Sequence[Path]) -> None:
         raise InputError(f"{what}. Run the command again.") from None
     finally:
         archive.unlink()
+
+
+def laion_addresses(root: Path, subject: str, sessions: Sessions = None) -> dict[Path, str]:
+    """Return where each file that a run on LAION-fMRI needs is published, but for the pictures.
+
+    Parameters
+    ----------
+    root : Path
+        Folder of the tree.
+    subject : str
+    sessions : int, str, sequence of int, or None
+        The first so many, exactly these, or all.
+
+    Raises
+    ------
+    InputError
+        If the subject or a session is unknown, or the bucket does not answer or has no masks.
+    """
+    if subject not in laion.SUBJECTS:
+        raise InputError(f"subject={subject!r}: LAION-fMRI has {', '.join(laion.SUBJECTS)}")
+    tree, numbers = laion.LaionTree(root, subject), laion.known_sessions(sessions)
+    files = [tree.metadata, tree.captions, *map(tree.trials, numbers), *map(tree.betas, numbers)]
+    keys = [path.relative_to(root).as_posix() for path in files]
+    masks = list_bucket(LAION_BUCKET, f"{tree.rois.relative_to(root).as_posix()}/")
+    if not masks:
+        raise NotThere(f"{LAION_BUCKET} lists no masks of {subject}. Has its layout changed?")
+    folder = tree.responses.relative_to(root).as_posix()
+    keys += masks + list_bucket(LAION_BUCKET, f"{folder}/{tree.ceilings}")
+    splits = f"{LAION_PACKAGE}/{LAION_COMMIT}/laion_fmri/splits/data/{subject}"
+    found = {tree.split(name): f"{splits}/{name}.json" for name in laion.SPLITS}
+    return {root / key: f"{LAION_BUCKET}/{quote(key)}" for key in keys} | found
+
+
+def fetch_laion(
+    root: str | Path, subjects: Sequence[str], sessions: Sessions = None, *, dry_run: bool = False
+) -> None:
+    """Download what a run on LAION-fMRI needs, and say how to get the pictures.
+
+    Parameters
+    ----------
+    root : str or Path
+        Folder of the tree.
+    subjects : sequence of str
+        "sub-01", "sub-03", "sub-05", "sub-06", "sub-07".
+    sessions : int, str, sequence of int, or None
+        The first so many, exactly these, or all.
+    dry_run : bool
+        Only say how much there would be to download.
+
+    Raises
+    ------
+    InputError
+        If a subject or session is unknown, a file is not there, there is too little space, or a
+        download fails.
+    """
+    root, wanted = Path(root), {}
+    for subject in subjects:
+        for path, url in laion_addresses(root, subject, sessions).items():
+            remote = look_up(url, bucket=url.startswith(LAION_BUCKET))
+            if not path.is_file() or path.stat().st_size != remote.size:
+                wanted[path] = remote
+    _download_all(root, wanted, dry_run)
+    pictures = laion.LaionTree(root, subjects[0]).pictures
+    if not pictures.is_file():
+        print(f"{pictures} does not come this way. {laion.PICTURES_HINT}", file=sys.stderr)
 
 
 def fetch_miyawaki(folder: str | Path) -> None:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import nibabel as nib
 import numpy as np
@@ -19,14 +19,7 @@ from PIL import Image
 
 from minddiff_utils.datasets.nsd.regions import check_grid, read_labels
 from minddiff_utils.datasets.nsd.responses import gather_responses, inspect_betas
-from minddiff_utils.datasets.reading import (
-    MAX_SIDE,
-    open_dataset,
-    open_file,
-    read_nifti,
-    read_rows,
-    reading,
-)
+from minddiff_utils.datasets.reading import MAX_SIDE, open_hdf5, read_nifti, read_rows, reading
 from minddiff_utils.datasets.recording import Sessions, kept_regions, parse_sessions
 from minddiff_utils.datasets.subject import Split, Subject, check_ids
 from minddiff_utils.io import Ids, InputError
@@ -36,6 +29,7 @@ N_SESSIONS = 30  # sessions 31 to 34 are held out: nobody can download them
 GENERAL = "laion-general"  # the mask to decode from
 FAMILIES = {name: tuple(f"{name}_{k}" for k in range(5)) for name in ("cluster_k5", "random")}
 SPLITS = ("tau", "ood", *FAMILIES["cluster_k5"], *FAMILIES["random"])
+Grid: TypeAlias = tuple[tuple[int, int, int], np.ndarray]  # (X, Y, Z), and affine (4, 4) to mm
 KIND = re.compile(r"shared_4rep_OOD_([^_]+)_")  # of an out-of-distribution picture, in its name
 GREY = (128, 128, 128, 255)  # what transparent pixels were shown on
 HINT = "minddiff fetch laion gets it."
@@ -78,38 +72,38 @@ class LaionTree:
     @property
     def sessions(self) -> list[int]:
         """Numbers of the sessions whose betas are there, sorted."""
-        numbers = range(1, N_SESSIONS + 1)
-        return [number for number in numbers if self.betas(number).exists()]
+        return [number for number in range(1, N_SESSIONS + 1) if self.betas(number).exists()]
 
     def betas(self, number: int) -> Path:
         """One volume a trial of a session, from 1."""
-        kind = "space-T1w_stat-effect_desc-SingletrialBetas_statmap.nii.gz"
-        return self._session(number, kind)
+        return self._session(number, "space-T1w_stat-effect_desc-SingletrialBetas_statmap.nii.gz")
 
     def trials(self, number: int) -> Path:
         """Which picture each volume of a session answers to."""
         return self._session(number, "desc-SingletrialBetas_trials.tsv")
 
     def _session(self, number: int, kind: str) -> Path:
-        session = f"ses-{number:02d}"
-        name = f"{self.subject}_{session}_task-images_{kind}"
-        return self.responses / session / "func" / name
+        name = f"{self.subject}_ses-{number:02d}_task-images_{kind}"
+        return self.responses / f"ses-{number:02d}" / "func" / name
 
     @property
     def ceiling(self) -> Path:
         """Noise ceiling of the pictures that were shown four times, per cent."""
         return self.responses / f"{self.ceilings}4rep_statmap.nii.gz"
 
+    @property
+    def masks(self) -> dict[str, Path]:
+        """Volumes of the regions that are there, by name and the folders that they are in."""
+        files = sorted(self.rois.rglob("*.nii.gz"))
+        names = [path.relative_to(self.rois).as_posix().removesuffix(".nii.gz") for path in files]
+        return dict(zip((name.replace("/", ":") for name in names), files, strict=True))
+
     def mask(self, name: str) -> Path:
-        """Volume of a region; one of several with the same name as `folder:name`."""
-        files = {path.relative_to(self.rois): path for path in sorted(self.rois.rglob("*.nii.gz"))}
-        known = {":".join(place.parts)[: -len(".nii.gz")]: files[place] for place in files}
-        found = [path for key, path in known.items() if f":{key}".endswith(f":{name}")]
-        if len(found) != 1:
-            what = "is the name of several masks" if found else "is the name of no mask"
-            there = f"{self.rois}; it has {', '.join(known) or 'none'}"
-            raise InputError(f"rois: {name!r} {what} in {there}. Choose one of these, or fetch it.")
-        return found[0]
+        """Volume of a region; one of several with the same name is named `folder:name`."""
+        found = {key: path for key, path in self.masks.items() if f":{key}".endswith(f":{name}")}
+        if len(found) > 1:
+            raise InputError(f"rois: {name!r} is several masks. Choose {' or '.join(found)}.")
+        return next(iter(found.values()), self.rois / f"{name}.nii.gz")
 
     def split(self, name: str) -> Path:
         """Which pictures train and which test, of this subject's pool."""
@@ -159,14 +153,12 @@ def load_laion(
         not fit the others, or a split is left without training or test pictures.
     """
     if protocol is not None:
-        raise InputError(
-            f"protocol={protocol!r} is for NSD; LAION-fMRI's test pictures are `split`"
-        )
+        raise InputError(f"protocol={protocol!r} is for NSD; LAION-fMRI has `split` instead")
     tree, names = LaionTree(Path(path), subject), split_names(split)
     numbers = choose_sessions(tree, sessions)
-    grid = read_grid(tree.betas(numbers[0]))
+    shape, affine = grid = read_grid(tree.betas(numbers[0]))
     ijk, roi = read_masks(tree, rois, grid)
-    files = {number: inspect_betas(tree.betas(number), grid.shape) for number in numbers}
+    files = {number: inspect_betas(tree.betas(number), shape) for number in numbers}
     metadata = read_metadata(tree)
     shown = [read_trials(tree, number, files[number].n_trials, metadata) for number in numbers]
     stimulus_id, known = np.concatenate(shown), list(metadata)
@@ -184,8 +176,8 @@ def load_laion(
         stimuli=LaionStimuli(tree, known, stimulus_id),
         ncsnr=read_ncsnr(tree, ijk[keep], grid),
         voxel_ijk=ijk[keep],
-        volume_shape=grid.shape,
-        affine=grid.affine,
+        volume_shape=shape,
+        affine=affine,
         n_dropped=int((~keep).sum()),
         test_sets=tuple(splits[1:]),
         kind_of={one: found[1] for one, found in kinds.items() if found},
@@ -193,18 +185,6 @@ def load_laion(
 
 
 # ------------------------------------------------------------------- responses and regions
-
-
-class Grid(NamedTuple):
-    """Where the voxels of the responses are.
-
-    `path`: the file that says so; `shape` (X, Y, Z); `affine` float (4, 4), from voxel indices to
-    millimetres.
-    """
-
-    path: Path
-    shape: tuple[int, int, int]
-    affine: np.ndarray
 
 
 def choose_sessions(tree: LaionTree, sessions: Sessions) -> list[int]:
@@ -222,34 +202,40 @@ def choose_sessions(tree: LaionTree, sessions: Sessions) -> list[int]:
     InputError
         If there is no such tree or subject, a session is missing or held out.
     """
-    found, folder = tree.sessions, tree.responses.parent
-    if not found:
-        there = ", ".join(sorted(path.name for path in folder.glob("sub-*"))) or "none"
-        what = "choose one of them, the folder that holds derivatives and stimuli, or fetch betas"
-        raise InputError(f"{tree.responses} has no sessions; {folder} has {there}: {what}.")
-    wanted = known_sessions(found[-1] if sessions is None else sessions)
+    found = tree.sessions
+    wanted = known_sessions(max(found, default=1) if sessions is None else sessions)
     missing = [number for number in wanted if number not in found]
     if missing:
-        there = f"{tree.subject} has sessions {', '.join(map(str, found))}"
-        what = "Fetch it, or name the sessions to read with `sessions`"
-        raise InputError(f"{tree.betas(missing[0])} is missing; {there}. {what}.")
+        people = ", ".join(sorted(path.name for path in tree.responses.parent.glob("sub-*")))
+        there = (
+            f"{tree.subject} has sessions {found or 'none'}, and the people are {people or 'none'}"
+        )
+        raise InputError(
+            f"{tree.betas(missing[0])} is missing; {there}. Choose others, or fetch it."
+        )
     return wanted
 
 
 def known_sessions(sessions: Sessions) -> list[int]:
     """Return the numbers of the sessions that are meant; InputError if one is held out."""
-    wanted = parse_sessions(sessions)
+    wanted = parse_sessions(N_SESSIONS if sessions is None else sessions)
     if wanted[-1] > N_SESSIONS:
-        held = f"LAION-fMRI has 1 to {N_SESSIONS} (31 to 34 are held out, and cannot be fetched)"
-        raise InputError(f"sessions={sessions!r}: there is no session {wanted[-1]}; {held}.")
+        held = f"there are 1 to {N_SESSIONS}; 31 to 34 are held out, and not to be had"
+        raise InputError(f"sessions={sessions!r}: {held}.")
     return wanted
 
 
 def read_grid(path: Path) -> Grid:
-    """Read the grid of a session's betas from its header."""
+    """Read the shape and the affine of a session's betas from its header."""
     with reading(path, "NIfTI file", HINT):
         image: Any = nib.load(path)
-    return Grid(path, image.shape[:3], image.affine)
+    return image.shape[:3], image.affine
+
+
+def mask_names(rois: str) -> list[str]:
+    """Return the names of the masks that are meant; see `read_masks`."""
+    usual = rois.strip() in ("", "kastner2015")
+    return [GENERAL] if usual else [name.strip() for name in rois.split(",")]
 
 
 def read_masks(tree: LaionTree, rois: str, grid: Grid) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -278,12 +264,10 @@ def read_masks(tree: LaionTree, rois: str, grid: Grid) -> tuple[np.ndarray, dict
         If a name is unknown or that of several masks, or a mask is missing, damaged, empty or on
         another grid than the betas.
     """
-    usual = rois.strip() in ("", "kastner2015")
-    names = [GENERAL] if usual else [name.strip() for name in rois.split(",")]
     masks = {}
-    for name in names:
-        path = tree.mask(name)
-        masks[name] = read_labels(path, grid.shape, grid.affine, grid.path.name, HINT) > 0
+    for name in mask_names(rois):
+        path, there = tree.mask(name), f"The masks there are {', '.join(tree.masks)}."
+        masks[name] = read_labels(path, *grid, "the betas", there) > 0
         if not masks[name].any():
             raise InputError(f"{path} has no voxel; expected some above 0. Leave {name} out.")
     ijk = np.argwhere(np.logical_or.reduce(list(masks.values())))
@@ -312,8 +296,8 @@ def read_ncsnr(tree: LaionTree, ijk: np.ndarray, grid: Grid) -> np.ndarray | Non
     path = tree.ceiling
     if not path.exists():
         return None
-    volume, affine = read_nifti(path, HINT, grid.shape)
-    check_grid(path, grid.shape, affine, grid.affine, grid.path.name)
+    volume, affine = read_nifti(path, HINT, grid[0])
+    check_grid(path, grid[0], affine, grid[1], "the betas")
     share = np.nan_to_num(volume[tuple(ijk.T)], posinf=200) / 100
     bad = (share < 0) | (share >= 1)
     if bad.any():
@@ -334,11 +318,9 @@ class Picture(NamedTuple):
 
 def _rows(path: Path, columns: Collection[str], delimiter: str = ",") -> list[tuple[str, ...]]:
     """Read some columns of a table, stripped; InputError if one is missing."""
-    with (
-        reading(path, f"table with {', '.join(columns)}", HINT),
-        open(path, encoding="utf-8-sig", newline="") as file,
-    ):
-        table = csv.DictReader(file, delimiter=delimiter)
+    with reading(path, f"table with {', '.join(columns)}", HINT):
+        text = io.StringIO(path.read_text(encoding="utf-8-sig"))
+        table = csv.DictReader(text, delimiter=delimiter)
         return [tuple(row[name].strip() for name in columns) for row in table]
 
 
@@ -482,7 +464,7 @@ class LaionStimuli:
         Of the stimuli that were seen.
     """
 
-    def __init__(self, tree: LaionTree, names: list[str], ids: np.ndarray):
+    def __init__(self, tree: LaionTree, names: list[str], ids: Ids):
         self.tree, self.names = tree, names
         self.ids = np.unique(ids)
 
@@ -495,8 +477,7 @@ class LaionStimuli:
             If the file is missing, damaged, or does not fit the metadata.
         """
         path, ids = self.tree.pictures, check_ids(ids, len(self.names))
-        with open_file(path, PICTURES_HINT) as file:
-            images = open_dataset(file, "images")
+        with open_hdf5(path, "images", PICTURES_HINT) as images:
             if images.shape != (len(self.names),):
                 expected = f"{(len(self.names),)}, one for each row of {self.tree.metadata}"
                 raise InputError(f"{path}: images is {images.shape}; expected {expected}.")
@@ -521,10 +502,8 @@ class LaionStimuli:
 
     @cached_property
     def _texts(self) -> Mapping[str, tuple[str, ...]]:
-        path, found = self.tree.captions, dict[str, list[tuple[int, str]]]()
-        for name, place, source, text in _rows(
-            path, ("image_name", "caption_idx", "source", "caption")
-        ):
-            if source == "human" and text and place.isdigit():
-                found.setdefault(name, []).append((int(place), text))
-        return {name: tuple(text for _, text in sorted(rows)) for name, rows in found.items()}
+        columns, found = ("image_name", "source", "caption_idx", "caption"), dict[str, list[str]]()
+        for name, source, _, text in sorted(_rows(self.tree.captions, columns)):
+            if source == "human" and text:
+                found.setdefault(name, []).append(text)
+        return {name: tuple(texts) for name, texts in found.items()}

@@ -59,9 +59,9 @@ def open_file(path: Path, hint: str = "") -> Iterator[h5py.File]:
 
 
 @contextmanager
-def open_hdf5(path: Path, name: str) -> Iterator[h5py.Dataset]:
+def open_hdf5(path: Path, name: str, hint: str = "") -> Iterator[h5py.Dataset]:
     """Open one dataset of an HDF5 file; see `open_file` and `open_dataset`."""
-    with open_file(path) as file:
+    with open_file(path, hint) as file:
         yield open_dataset(file, name)
 
 
@@ -204,7 +204,7 @@ def read_nifti(path: Path, hint: str, shape: tuple[int, ...] = ()) -> tuple[np.n
     with reading(path, "NIfTI file", hint):
         image: Any = nib.load(path)
         if shape and image.shape != shape:
-            expected = f"{shape}, as the files that belong to it have"
+            expected = f"{shape}, as the betas, its mask, `ncsnr` or table of volumes has"
             raise InputError(f"{path} has shape {image.shape}; expected {expected}. {hint}")
         return np.asarray(image.dataobj), image.affine
 

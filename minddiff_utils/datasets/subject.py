@@ -413,9 +413,9 @@ def write_summary(subject: Subject, path: str | Path) -> Path:
 # --- early and higher areas, by the names of regions --------------------------------------
 
 EARLY_AREAS, HIGHER_AREAS = "early areas", "higher areas"
-# What software puts before a name: the atlas, the side, "ROI"; as in lh.V1, L_V1_ROI, LHV1.
+# What stands before a name: the atlas, the side, "ROI"; as in lh.V1, L_V1_ROI, LHV1, laion-EVC.
 BEFORE = re.compile(
-    r"^(.*:)?((roi|[lr]h?|left|right)[\W_]+|[lr]h(?=v\d|vp|early)|roi(?=v\d))*", re.I
+    r"^(.*:)?((roi|laion|[lr]h?|left|right)[\W_]+|[lr]h(?=v\d|vp|early)|roi(?=v\d))*", re.I
 )
 # Areas that answer to edges and colours at one place. VP is the lower half of V3; all three are
 # "early" in NSD's atlas `streams` and EarlyVis in BOLD5000, hOc1 to hOc3 in the Julich atlas, and
