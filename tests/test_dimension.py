@@ -4,7 +4,8 @@ import h5py
 import numpy as np
 import pytest
 
-from minddiff_utils.evaluation.dimension import dimension_table, effective_dimension
+from minddiff_utils.evaluation.dimension import dimension_table
+from minddiff_utils.evaluation.statistics import effective_dimension
 from minddiff_utils.io import InputError
 
 

@@ -19,15 +19,15 @@ from typer.testing import CliRunner
 
 from minddiff_utils.cli import app
 from minddiff_utils.evaluation import metrics, scoring
-from minddiff_utils.evaluation.baselines import blurred
-from minddiff_utils.evaluation.dimension import effective_dimension
 from minddiff_utils.evaluation.identification import (
     identification_accuracy,
     pairwise_identification,
     retrieval_accuracy,
 )
+from minddiff_utils.evaluation.metrics import blurred
 from minddiff_utils.evaluation.panel import PUBLISHED, panel_table
 from minddiff_utils.evaluation.pictures import open_pictures
+from minddiff_utils.evaluation.statistics import effective_dimension
 from minddiff_utils.evaluation.tables import differences, summary_table
 from minddiff_utils.io import InputError, method_file
 from minddiff_utils.reconstruction.results import write_pictures

@@ -12,7 +12,8 @@ from minddiff_utils.datasets import Split, Subject
 from minddiff_utils.decoding import features
 from minddiff_utils.decoding.features import feature_spaces, read_features, write_features
 from minddiff_utils.io import InputError
-from minddiff_utils.models.stable_diffusion import load_generator, to_rgb
+from minddiff_utils.models.clip import to_rgb
+from minddiff_utils.models.stable_diffusion import load_generator
 from minddiff_utils.phantom import world
 
 IDS = np.array([2, 3, 5, 8, 13, 21, 34, 55, 89])

@@ -9,7 +9,8 @@ import torch
 from test_reconstruction import decoded, inputs, plain_loss
 
 from minddiff_utils.decoding.components import PrincipalComponents, evidence
-from minddiff_utils.models.stable_diffusion import load_generator, to_pictures
+from minddiff_utils.models.clip import to_pictures
+from minddiff_utils.models.stable_diffusion import load_generator
 from minddiff_utils.reconstruction.guided_sampling import add_z_evidence, follow
 from minddiff_utils.reconstruction.losses import Evidence
 from minddiff_utils.reconstruction.results import choose_iterates, read_pictures, read_trace

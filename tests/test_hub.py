@@ -17,6 +17,7 @@ from loopback import serve
 from minddiff_utils.book.plan import Plan
 from minddiff_utils.book.record import model_revisions
 from minddiff_utils.io import InputError
+from minddiff_utils.models import clip
 from minddiff_utils.models import stable_diffusion as generator
 from minddiff_utils.models.hub import (
     CLIP_FILES,
@@ -146,7 +147,7 @@ def test_models_load_by_name_without_a_network_once_downloaded(cache, tiny_model
     captions = [("a red house", "one blue cat")]
     torch.testing.assert_close(named.encode_captions(captions), local.encode_captions(captions))
     assert (named.guide.edge, named.guide.shortest) == (64, 64)
-    pinned = generator.load_clip(f"{GUIDE}@{REVISIONS[GUIDE]}", "cpu")
+    pinned = clip.load_clip(f"{GUIDE}@{REVISIONS[GUIDE]}", "cpu")
     assert pinned.n_blocks == local.guide.n_blocks
 
 

@@ -12,7 +12,7 @@ from skimage.metrics import structural_similarity
 
 from minddiff_utils.evaluation import panel
 from minddiff_utils.io import InputError
-from minddiff_utils.models.stable_diffusion import load_clip
+from minddiff_utils.models.clip import load_clip
 
 HAS_VISION = importlib.util.find_spec("torchvision") is not None
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from minddiff_utils.io import InputError
-from minddiff_utils.models.stable_diffusion import load_generator, noise_like, to_pictures
+from minddiff_utils.models.clip import to_pictures
+from minddiff_utils.models.stable_diffusion import load_generator, noise_like
 from minddiff_utils.reconstruction import Inputs, ablate, stage_inputs
 from minddiff_utils.reconstruction import stage2 as module
 from minddiff_utils.reconstruction.losses import Evidence, evidence_loss, structure_loss

@@ -13,6 +13,7 @@ from papermill.exceptions import PapermillExecutionError
 from minddiff_utils import datasets
 from minddiff_utils.book.plan import find_sheets, load_plan
 from minddiff_utils.io import InputError
+from minddiff_utils.models import clip
 from minddiff_utils.models import stable_diffusion as generator
 from minddiff_utils.settings import (
     ADVANCED,
@@ -83,7 +84,7 @@ def test_choices_are_those_of_the_functions_that_take_them():
         return PARAMETERS[name].__args__
 
     assert chosen("dataset") == datasets.DATASETS
-    assert {*chosen("dtype")} == {"auto", *generator.DTYPES}
+    assert {*chosen("dtype")} == {"auto", *clip.DTYPES}
     for name, words in (("controls", CONTROLS), ("save_memory", generator.SAVINGS)):
         with pytest.raises(InputError) as error:
             check(**{name: "nothing"})

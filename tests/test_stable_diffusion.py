@@ -17,15 +17,8 @@ from transformers import (
 )
 
 from minddiff_utils.io import InputError
-from minddiff_utils.models.stable_diffusion import (
-    load_clip,
-    load_generator,
-    noise_like,
-    resolve_device,
-    resolve_dtype,
-    to_pictures,
-    to_rgb,
-)
+from minddiff_utils.models.clip import load_clip, resolve_device, resolve_dtype, to_pictures, to_rgb
+from minddiff_utils.models.stable_diffusion import load_generator, noise_like
 from minddiff_utils.phantom import world
 from studies import architecture
 

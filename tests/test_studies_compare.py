@@ -12,7 +12,8 @@ from minddiff_utils.decoding.decode import read_decoded
 from minddiff_utils.decoding.features import read_features
 from minddiff_utils.evaluation.metrics import pcc
 from minddiff_utils.io import InputError
-from minddiff_utils.models.stable_diffusion import load_generator, noise_like, to_pictures
+from minddiff_utils.models.clip import to_pictures
+from minddiff_utils.models.stable_diffusion import load_generator, noise_like
 from minddiff_utils.reconstruction.stage1 import stage1
 from minddiff_utils.settings import Settings
 from studies.__main__ import app

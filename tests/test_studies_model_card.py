@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from transformers import CLIPModel, CLIPTokenizer
 
-from minddiff_utils.models.stable_diffusion import load_clip
+from minddiff_utils.models.clip import load_clip
 from minddiff_utils.phantom import world
 from minddiff_utils.settings import Settings
 from studies import model_card

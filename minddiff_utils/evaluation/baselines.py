@@ -14,7 +14,6 @@ from types import SimpleNamespace
 
 import h5py
 import numpy as np
-from scipy.ndimage import gaussian_filter
 
 from minddiff_utils.datasets import Split, Subject
 from minddiff_utils.datasets.subject import is_early
@@ -22,7 +21,7 @@ from minddiff_utils.decoding.decode import decode_splits, read_decoded
 from minddiff_utils.decoding.decoders import Method
 from minddiff_utils.decoding.features import read_features
 from minddiff_utils.evaluation import METHODS, full_method, in_order
-from minddiff_utils.evaluation.metrics import read_reconstructions, unit_rows
+from minddiff_utils.evaluation.metrics import blurred, read_reconstructions, unit_rows
 from minddiff_utils.io import InputError, content_hash, method_file, require
 from minddiff_utils.models.stable_diffusion import Generator
 from minddiff_utils.reconstruction import ablate
@@ -337,24 +336,6 @@ def nearest_training(bench: Bench) -> np.ndarray:
 def blurred_truth(bench: Bench) -> np.ndarray:
     """The pictures that were seen, blurred."""
     return blurred(bench.seen(bench.decoded["stimulus_id"]), bench.blur)
-
-
-def blurred(pictures: np.ndarray, share: float) -> np.ndarray:
-    """Blur pictures with a Gaussian: what SSIM and PCC give to a picture that shows no thing.
-
-    Parameters
-    ----------
-    pictures : uint8 (n, h, w, 3)
-    share : float
-        Standard deviation of the Gaussian as a share of the width.
-
-    Returns
-    -------
-    uint8 (n, h, w, 3)
-    """
-    sigma = share * pictures.shape[2]
-    wide = gaussian_filter(pictures.astype(np.float32), (0, sigma, sigma, 0), mode="nearest")
-    return np.rint(wide).clip(0, 255).astype(np.uint8)
 
 
 # --- what others do with the same brain, decoders and generator ----------------------------

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy.ndimage import gaussian_filter
 from skimage.color import rgb2gray
 from skimage.metrics import structural_similarity
 from skimage.transform import resize
@@ -162,6 +163,24 @@ def check_pictures(a: np.ndarray, b: np.ndarray) -> None:
             "Pictures must be two uint8 (n, h, w, 3) arrays of the same stimuli, not "
             f"{a.dtype} {a.shape} and {b.dtype} {b.shape}."
         )
+
+
+def blurred(pictures: np.ndarray, share: float) -> np.ndarray:
+    """Blur pictures with a Gaussian: what SSIM and PCC give to a picture that shows no thing.
+
+    Parameters
+    ----------
+    pictures : uint8 (n, h, w, 3)
+    share : float
+        Standard deviation of the Gaussian as a share of the width.
+
+    Returns
+    -------
+    uint8 (n, h, w, 3)
+    """
+    sigma = share * pictures.shape[2]
+    wide = gaussian_filter(pictures.astype(np.float32), (0, sigma, sigma, 0), mode="nearest")
+    return np.rint(wide).clip(0, 255).astype(np.uint8)
 
 
 # --- the table of metrics ------------------------------------------------------------------

@@ -17,9 +17,8 @@ from scipy.fft import dctn
 from scipy.optimize import brentq, linear_sum_assignment
 from skimage.color import rgb2gray
 
-from minddiff_utils.evaluation.baselines import blurred
 from minddiff_utils.evaluation.identification import identification_accuracy, similarity_matrix
-from minddiff_utils.evaluation.metrics import METRICS, cosine, pcc, ssim, unit_rows
+from minddiff_utils.evaluation.metrics import METRICS, blurred, cosine, pcc, ssim, unit_rows
 from minddiff_utils.evaluation.pictures import Pictures, resized
 from minddiff_utils.evaluation.statistics import paired_difference, shuffled_rows
 from minddiff_utils.evaluation.tables import LISTED
@@ -168,7 +167,7 @@ def matched_blur(truth: np.ndarray, made: np.ndarray) -> float:
     Returns
     -------
     float
-        Standard deviation as a share of the width, for `baselines.blurred`; 0 where the method is
+        Standard deviation as a share of the width, for `metrics.blurred`; 0 where the method is
         as sharp as the truth, or sharper.
     """
     wanted = sharpness(made)

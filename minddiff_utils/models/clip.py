@@ -1,14 +1,24 @@
-"""The picture side of a CLIP, and pictures as tensors."""
+"""The picture side of a CLIP, how it is loaded, and pictures as tensors."""
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import CLIPModel
+from transformers.utils import logging
+
+from minddiff_utils.io import InputError
+from minddiff_utils.models import hub
+
+DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 
 class Clip:
@@ -125,3 +135,88 @@ def to_pictures(rgb: Tensor) -> np.ndarray:
     """Turn (n, 3, h, w) in [-1, 1] into uint8 (n, h, w, 3); what lies outside is cut off."""
     scaled = ((rgb.detach().float().clamp(-1, 1) + 1) * 127.5).round()
     return scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+@contextmanager
+def loading(folder: Path) -> Iterator[None]:
+    """Load models: damaged files are told in one message.
+
+    Without bars, which would stand where the work's belong.
+
+    Raises
+    ------
+    InputError
+        If the files in `folder` are damaged, or those of something else.
+    """
+    logging.disable_progress_bar()
+    try:
+        yield
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise InputError(
+            f"{folder} cannot be loaded: {str(error).splitlines()[0]} Restore the folder."
+        ) from None
+
+
+def load_clip(name: str | Path, device: str = "auto", dtype: str | torch.dtype = "auto") -> Clip:
+    """Load a CLIP in the format of transformers, from a folder or by its name on the hub.
+
+    Parameters
+    ----------
+    name : str or Path
+        A folder, or a repository of the Hugging Face hub such as "openai/clip-vit-base-patch32",
+        with "@revision" after it if another one than the pinned is wanted.
+    device, dtype
+        As for `load_generator`.
+
+    Raises
+    ------
+    InputError
+        If a part is missing and cannot be downloaded; the message says how to get it.
+    """
+    place = resolve_device(device)
+    dtype = resolve_dtype(dtype, place)
+    folder = hub.find_model(name, hub.CLIP_FILES, hub.CLIP_PARTS)
+    with loading(folder):
+        model: Any = CLIPModel.from_pretrained(folder, use_safetensors=True, dtype=dtype)
+        settings = json.loads((folder / "preprocessor_config.json").read_text())
+    return Clip(model.to(place), settings)
+
+
+def resolve_device(device: str) -> torch.device:
+    """Turn "auto" into the accelerator, CUDA or Apple's MPS, or else the CPU; check other names.
+
+    Raises
+    ------
+    InputError
+        If torch does not know the device, or the machine lacks it.
+    """
+    if device == "auto":
+        device = str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
+    try:
+        return torch.zeros(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f'device={device!r}: {reason}. Use "auto" or "cpu".') from None
+
+
+def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """Turn "auto" into bfloat16 on a CUDA device that has it, into float32 elsewhere.
+
+    Parameters
+    ----------
+    dtype : str or torch.dtype
+        "auto", "float32", "bfloat16", "float16" or "float64".
+    device : torch.device
+
+    Raises
+    ------
+    InputError
+        If the name is another.
+    """
+    if dtype == "auto":
+        half = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if half else torch.float32
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise InputError(f"dtype={dtype!r}: expected auto or one of {', '.join(DTYPES)}.")
+    return getattr(torch, name)

@@ -6,7 +6,6 @@ no brain.
 
 import json
 from collections.abc import Sequence
-from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -16,59 +15,14 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-from transformers import CLIPModel
-from transformers.utils import logging as transformers_logging
 
 from minddiff_utils.io import Ids, InputError, content_hash
-from minddiff_utils.models import hub
-from minddiff_utils.models.clip import Clip, to_pictures, to_rgb
+from minddiff_utils.models import clip, hub
 from minddiff_utils.settings import recall
 
-DTYPES = ("float64", "float32", "bfloat16", "float16")
 SAVINGS = ("attention", "tiling", "checkpointing")
-
-
-def resolve_device(device: str) -> torch.device:
-    """Turn "auto" into the accelerator, CUDA or Apple's MPS, or else the CPU; check other names.
-
-    Raises
-    ------
-    InputError
-        If torch does not know the device, or the machine lacks it.
-    """
-    if device == "auto":
-        device = str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
-    try:
-        return torch.zeros(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f'device={device!r}: {reason}. Use "auto" or "cpu".') from None
-
-
-def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """Turn "auto" into bfloat16 on a CUDA device that has it, into float32 elsewhere.
-
-    Parameters
-    ----------
-    dtype : str or torch.dtype
-        "auto", "float32", "bfloat16", "float16" or "float64".
-    device : torch.device
-
-    Raises
-    ------
-    InputError
-        If the name is another.
-    """
-    if dtype == "auto":
-        half = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        return torch.bfloat16 if half else torch.float32
-    name = str(dtype).removeprefix("torch.")
-    if name not in DTYPES:
-        raise InputError(f"dtype={dtype!r}: expected auto or one of {', '.join(DTYPES)}.")
-    return getattr(torch, name)
 
 
 def noise_like(z: Tensor, seed: int, stimulus_ids: Ids) -> Tensor:
@@ -105,7 +59,7 @@ class Generator:
         As for `load_generator`.
     """
 
-    def __init__(self, pipeline: Any, guide: Clip, n_tokens: int, save_memory: str):
+    def __init__(self, pipeline: Any, guide: clip.Clip, n_tokens: int, save_memory: str):
         self.vae, self.unet = pipeline.vae, pipeline.unet
         self.text_encoder, self.tokenizer = pipeline.text_encoder, pipeline.tokenizer
         # Stable Diffusion v1-4 comes with PNDM; the method samples with DDIM at the same levels.
@@ -190,7 +144,7 @@ class Generator:
         -------
         Tensor of `dtype`, shape (n, 3, size, size)
         """
-        rgb = to_rgb(pictures, self.device).to(self.dtype)
+        rgb = clip.to_rgb(pictures, self.device).to(self.dtype)
         side = min(rgb.shape[-2:])
         top, left = ((length - side) // 2 for length in rgb.shape[-2:])
         rgb = rgb[..., top : top + side, left : left + side]
@@ -213,7 +167,7 @@ class Generator:
         ndarray of uint8, shape (n, size, size, 3)
         """
         parts = [pictures[start : start + batch] for start in range(0, len(pictures), batch)]
-        return np.concatenate([to_pictures(self.prepare(part)) for part in parts])
+        return np.concatenate([clip.to_pictures(self.prepare(part)) for part in parts])
 
     @torch.no_grad()
     def encode_pictures(self, pictures: np.ndarray) -> Tensor:
@@ -276,7 +230,7 @@ class Generator:
         ndarray of uint8, shape (n, size, size, 3)
         """
         rows = torch.as_tensor(z, dtype=self.dtype, device=self.device).split(32)
-        return np.concatenate([to_pictures(self.decode(part)) for part in rows])
+        return np.concatenate([clip.to_pictures(self.decode(part)) for part in rows])
 
     def spans(self, n_steps: int) -> bool:
         """Whether a schedule of so many steps begins a step below the noisiest tenth, or higher.
@@ -411,46 +365,6 @@ def _settings(config) -> dict:
     return {name: values[name] for name in known}
 
 
-@contextmanager
-def _loading(folder: Path):
-    """Tell damaged files in one message, without bars: they would stand where the work's belong."""
-    transformers_logging.disable_progress_bar()
-    diffusers_logging.disable_progress_bar()
-    # It warns at length that the phantom has no safety checker.
-    diffusers_logging.set_verbosity_error()
-    try:
-        yield
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise InputError(
-            f"{folder} cannot be loaded: {str(error).splitlines()[0]} Restore the folder."
-        ) from None
-
-
-def load_clip(name: str | Path, device: str = "auto", dtype: str | torch.dtype = "auto") -> Clip:
-    """Load a CLIP in the format of transformers, from a folder or by its name on the hub.
-
-    Parameters
-    ----------
-    name : str or Path
-        A folder, or a repository of the Hugging Face hub such as "openai/clip-vit-base-patch32",
-        with "@revision" after it if another one than the pinned is wanted.
-    device, dtype
-        As for `load_generator`.
-
-    Raises
-    ------
-    InputError
-        If a part is missing and cannot be downloaded; the message says how to get it.
-    """
-    place = resolve_device(device)
-    dtype = resolve_dtype(dtype, place)
-    folder = hub.find_model(name, hub.CLIP_FILES, hub.CLIP_PARTS)
-    with _loading(folder):
-        model: Any = CLIPModel.from_pretrained(folder, use_safetensors=True, dtype=dtype)
-        settings = json.loads((folder / "preprocessor_config.json").read_text())
-    return Clip(model.to(place), settings)
-
-
 def load_generator(
     models: str | Path,
     device: str = "auto",
@@ -490,15 +404,18 @@ def load_generator(
     InputError
         If a part is missing and cannot be downloaded, or an option is not known.
     """
-    place = resolve_device(device)
-    dtype = resolve_dtype(dtype, place)
+    place = clip.resolve_device(device)
+    dtype = clip.resolve_dtype(dtype, place)
     folder = hub.find_model(hub.diffusion_name(models), hub.DIFFUSION_FILES, hub.PARTS)
-    with _loading(folder):
+    diffusers_logging.disable_progress_bar()
+    # It warns at length that the phantom has no safety checker.
+    diffusers_logging.set_verbosity_error()
+    with clip.loading(folder):
         pipeline = StableDiffusionPipeline.from_pretrained(
             folder, use_safetensors=True, dtype=dtype, safety_checker=None, feature_extractor=None
         )
-    clip = load_clip(hub.clip_name(models, "guide", guide), device, dtype)
-    return Generator(pipeline.to(place), clip, n_tokens, save_memory)
+    guiding = clip.load_clip(hub.clip_name(models, "guide", guide), device, dtype)
+    return Generator(pipeline.to(place), guiding, n_tokens, save_memory)
 
 
 def _save_memory(pipeline: Any, size: int, save_memory: str) -> None:
