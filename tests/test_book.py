@@ -15,12 +15,13 @@ import nbformat
 import papermill
 import pytest
 from bs4 import BeautifulSoup
-from dummy_project import ROOT, make_project, notebook, write_params
+from builders import ROOT, refuses
+from dummy_project import make_project, notebook, write_params
 from nbformat.v4 import new_markdown_cell, new_notebook, new_output
 
 from minddiff_utils.book import BookError, build, known_environment, record, run
 from minddiff_utils.book.plan import declared_parameters, load_plan
-from minddiff_utils.io import InputError, claim_run, code_digest, lock_file
+from minddiff_utils.io import claim_run, code_digest, lock_file
 
 # What a user's shell may hold: none of it may show in a book.
 SURROUNDINGS = {"MPLBACKEND": "Agg", "SNAKEMAKE_PROFILE": "/nowhere", "HOME": "/proc/nohome"}
@@ -181,8 +182,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
         assert "make .minddiff-run in it" in answer.stderr
     assert (tmp_path / "mine" / "thesis.doc").exists() and not (tmp_path / "html").exists()
     for name in ("book", "html", "notebooks"):
-        with pytest.raises(InputError, match="should be a name of letters"):
-            plan_of(project, subjects=[name])
+        refuses("should be a name of letters", plan_of, project, subjects=[name])
 
 
 def test_code_counts_but_comments_do_not(tmp_path, monkeypatch):
@@ -319,16 +319,13 @@ def test_a_notebook_is_given_what_differs_from_its_defaults(tmp_path):
     ],
 )
 def test_bad_parameters_are_named(tmp_path, changes, said):
-    with pytest.raises(InputError, match=said):
-        plan_of(make_project(tmp_path), **changes)
+    refuses(said, plan_of, make_project(tmp_path), **changes)
 
 
 def test_parameters_cell_must_hold_plain_values():
     for source in ("seed = int('3')", "import os", "a = b = 3", "a, b = 1, 2"):
-        with pytest.raises(InputError, match="plain value"):
-            declared_parameters(notebook("T", source))
-    with pytest.raises(InputError, match="found 0"):
-        declared_parameters(new_notebook())
+        refuses("plain value", declared_parameters, notebook("T", source))
+    refuses("found 0", declared_parameters, new_notebook())
     assert declared_parameters(notebook("T", "a = -0.5  # s\nb = {}")) == {"a": -0.5, "b": {}}
 
 

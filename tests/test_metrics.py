@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from builders import refuses
 from scipy.stats import pearsonr
 from skimage.color import rgb2gray
 from skimage.transform import resize
@@ -87,8 +88,7 @@ def test_cosine_equals_a_loop():
 def test_wrong_pictures_are_named(metric):
     good = pictures()
     for other, word in ((good / 255, "float64"), (good[:2], "same stimuli"), (good[0], "uint8")):
-        with pytest.raises(InputError, match=word):
-            metric(good, other)
+        refuses(word, metric, good, other)
 
 
 # --- tables and files ---
@@ -144,8 +144,7 @@ def test_the_reconstructions_that_are_asked_for_are_read(tmp_path):
 
 
 def test_a_missing_or_damaged_file_and_other_stimuli_are_named(tmp_path):
-    with pytest.raises(InputError, match=r"truth.h5 is missing.*03_stage1"):
-        metrics.read_reconstructions(tmp_path, ["stage2"])
+    refuses(r"truth.h5 is missing.*03_stage1", metrics.read_reconstructions, tmp_path, ["stage2"])
     for name, first in (("truth", 5), ("stage2", 4)):
         write_pictures(method_file(tmp_path, name), first + np.arange(3), pictures(3))
     with pytest.raises(InputError, match=r"stage2.h5 holds other stimuli.*04_stage2"):
@@ -167,7 +166,5 @@ def test_read_metrics_joins_subjects(tmp_path):
     assert len(both) == 5 * 7 * 18
     frame[:7].assign(method="ceiling").to_csv(tmp_path / "subj02/controls.csv", index=False)
     assert len(metrics.read_metrics(tmp_path, ["subj02", "subj01"])) == 5 * 7 * 18 + 7
-    with pytest.raises(InputError, match="subj03.*05_metrics"):
-        metrics.read_metrics(tmp_path, ["subj03"])
-    with pytest.raises(InputError, match="at least one"):
-        metrics.read_metrics(tmp_path, [])
+    refuses("subj03.*05_metrics", metrics.read_metrics, tmp_path, ["subj03"])
+    refuses("at least one", metrics.read_metrics, tmp_path, [])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import slurm_node
 import yaml
-from dummy_project import ROOT
+from builders import ROOT
 
 from minddiff_utils.io import method_file
 
