@@ -19,8 +19,8 @@ NOTEBOOKS = ROOT / "notebooks"
 
 
 def refuses(said: str, call: Callable, *given: Any, **named: Any) -> str:
-    """Assert that a call raises an `InputError` that says this (a pattern); return all it says."""
-    with pytest.raises(InputError, match=said) as error:
+    """Assert that a call raises an `InputError` that says this pattern; return all that it says."""
+    with pytest.raises(InputError, match=said or None) as error:
         call(*given, **named)
     return str(error.value)
 
@@ -74,7 +74,7 @@ def recording(features: Path, splits: Iterable[Split], noise: float = 1.0) -> Su
     return make_subject(responses, ids[rows], splits, session=session, roi=roi)
 
 
-def minddiff(capsys, monkeypatch, *words: object) -> tuple[int, Any]:
+def run_cli(capsys, monkeypatch, *words: object) -> tuple[int, Any]:
     """Run the command line in this process; return the exit code and what it said."""
     from minddiff_utils import cli
 

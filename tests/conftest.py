@@ -13,6 +13,20 @@ from minddiff_utils.datasets import Split
 SMALL_TREE = {"n_train": 60, "n_test": 4, "repetitions": 2}
 
 
+LONG = ("test_notebooks", "test_presets", "test_book", "test_run_all")  # minutes each
+
+
+def pytest_configure(config):
+    """Let xdist begin with the first file, not with that of the most tests."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+    """The long files come first: at the end, one of them would keep a single processor busy."""
+    order = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(LONG)))
+
+
 @pytest.fixture(autouse=True)
 def environment():
     """Commands that a test calls in this process set variables; the next test has none of them."""

@@ -50,11 +50,9 @@ def make_project(folder: Path) -> Path:
     common = 'subject = "subj01"\nrun_dir = "runs/tiny"\ndata_path = "data"'
     first = notebook("First", f"{common}\nseed = 0  # any whole number", FIRST, FIGURE)
     first.cells[-1].metadata["mystnb"] = {"figure": {"caption": "A line.", "name": "fig-first"}}
-    second = notebook("Second", f"{common}\ngain = 0.5", SECOND, FIGURE)
-    figure, image = {"caption": "A line.", "name": "fig-second"}, {"alt": "A rising line."}
-    second.cells[-1].metadata["mystnb"] = {"figure": figure, "image": image}
+    second = notebook("Second", f"{common}\ngain = 0.5", SECOND)
     group = notebook("Group", 'subjects = "subj01"\nrun_dir = "runs/tiny"', GROUP)
-    group.cells[0].source = "# Group"
+    second.cells[0].source, group.cells[0].source = "# Second", "# Group"
     for name, content in (("01_first", first), ("02_second", second), ("03_group", group)):
         nbformat.write(content, notebooks / f"{name}.ipynb")
     (notebooks / "Snakefile").write_text((ROOT / "notebooks" / "Snakefile").read_text())

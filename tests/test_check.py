@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import test_kay
-from builders import minddiff, refuses
+from builders import refuses, run_cli
 from test_nsd import CAPTIONS, DESIGN, NCSNR, PICTURES, ROI, SESSION, STIMULI, TABLE
 from test_nsd_responses import as_nifti
 
@@ -27,7 +27,7 @@ def tree(three_sessions, tmp_path):
 
 def check(capsys, monkeypatch, *arguments):
     """Run `minddiff check`; return exit code and lines."""
-    code, said = minddiff(capsys, monkeypatch, "check", *arguments)
+    code, said = run_cli(capsys, monkeypatch, "check", *arguments)
     return code, said.out.splitlines()
 
 

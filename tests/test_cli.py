@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from builders import ROOT, minddiff
+from builders import ROOT, run_cli
 from dummy_project import make_project, write_params
 
 from minddiff_utils import cli
@@ -47,7 +47,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("words", "said"), WRONG)
 def test_what_a_user_can_mend_is_one_line(project, capsys, monkeypatch, words, said):
-    code, shown = minddiff(capsys, monkeypatch, "book", *words, "--root", project)
+    code, shown = run_cli(capsys, monkeypatch, "book", *words, "--root", project)
     assert code == 2
     assert said in shown.err
     assert shown.err.count("\n") == 1 and "Traceback" not in shown.err
@@ -56,7 +56,7 @@ def test_what_a_user_can_mend_is_one_line(project, capsys, monkeypatch, words, s
 
 def test_recording_without_a_path_says_how_to_give_one(project, capsys, monkeypatch):
     write_params(project, data_path="")
-    code, shown = minddiff(capsys, monkeypatch, "book", "tiny", "--root", project)
+    code, shown = run_cli(capsys, monkeypatch, "book", "tiny", "--root", project)
     assert code == 2 and "make book PARAMS=tiny TINY=path" in shown.err
 
 

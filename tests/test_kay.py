@@ -104,16 +104,16 @@ def test_missing_or_truncated_file_is_named(tmp_path):
         refuses("kay_images.npz is truncated, damaged", load, path)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"roi": None}, "no archive of these arrays .*roi is not a file in the archive"),
-        ({"roi": np.ones(39, int)}, r"`roi` has shape \(39,\); expected \(40,\)"),
-        ({"roi": np.full(40, 8)}, "roi holds 8 to 8, roi_names 8 names"),
-        ({"stimuli_test": np.zeros((6, 8, 8))}, r"`stimuli_test` has shape \(6, 8, 8\); expected"),
-        ({"stimuli": np.zeros((30, 16))}, "`stimuli` has shape"),
-    ],
-)
+OTHER = [
+    ({"roi": None}, "no archive of these arrays .*roi is not a file in the archive"),
+    ({"roi": np.ones(39, int)}, r"`roi` has shape \(39,\); expected \(40,\)"),
+    ({"roi": np.full(40, 8)}, "roi holds 8 to 8, roi_names 8 names"),
+    ({"stimuli_test": np.zeros((6, 8, 8))}, r"`stimuli_test` has shape \(6, 8, 8\); expected"),
+    ({"stimuli": np.zeros((30, 16))}, "`stimuli` has shape"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), OTHER)
 def test_another_file(tmp_path, changes, message):
     path, _ = make(tmp_path, **changes)
     refuses(message, load, path)

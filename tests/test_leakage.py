@@ -28,16 +28,19 @@ def test_split_overlap_keeps_to_their_training_pictures(tmp_path):
     assert (found.among_training > 1e-6).all()  # none is its own neighbour
 
 
+def tidy(ids, **values):
+    """PCC of each method."""
+    table = pd.DataFrame(values).assign(stimulus_id=ids)
+    return table.melt("stimulus_id", var_name="method").assign(metric="pcc")
+
+
 def test_trend_is_spearmans_with_its_interval():
     rng = np.random.default_rng(0)
     n = 50
     distance = rng.random(n)
     found = leakage.Overlap(np.arange(n), distance, distance)
     value = {"stage2": -distance + 0.2 * rng.normal(size=n), "mean": np.full(n, 0.3)}
-    frame = pd.concat(
-        pd.DataFrame({"method": m, "stimulus_id": np.arange(n), "metric": "pcc", "value": v})
-        for m, v in value.items()
-    )
+    frame = tidy(np.arange(n), **value)
     table = leakage.overlap_trend(frame.sample(frac=1, random_state=1), found)
     rho = spearmanr(value["stage2"], distance).statistic
     text = table.loc["both stages, this book's solver", "PCC"]
@@ -120,10 +123,7 @@ def test_table_shows_the_drop():
     def values(ids, drop):
         matched = rng.normal(0.6, 0.1, len(ids))
         without = matched - drop + 0.01 * rng.normal(size=len(ids))
-        return pd.concat(
-            pd.DataFrame({"method": m, "stimulus_id": ids, "metric": "pcc", "value": v})
-            for m, v in (("matched", matched), ("without", without))
-        )
+        return tidy(ids, matched=matched, without=without)
 
     found = {"cat": values(np.arange(8), 0.2), "sun": values(np.arange(5, 12), 0.0)}
     table = leakage.hold_out_table(found)

@@ -14,7 +14,6 @@ from miyawaki_tree import response_of
 
 from minddiff_utils.datasets import load_subject, prepare_fold
 from minddiff_utils.datasets.miyawaki import CAPTIONS, block_means, pattern_picture, read_labels
-from minddiff_utils.io import InputError
 from minddiff_utils.phantom import world
 
 DEFAULT = Path(__file__).parents[2] / "shared/data/miyawaki2008/V1_mean_figure.mat"
@@ -40,9 +39,8 @@ def test_trial_for_trial(recording):
     assert subject.responses.shape == (80, 797)
     for trial in range(80):
         np.testing.assert_allclose(subject.responses[trial], raw["R2"][:, trial], rtol=1e-6)
-        np.testing.assert_array_equal(
-            upright(subject, trial), raw["I2"][:, trial].reshape(10, 10).T
-        )
+        pattern = raw["I2"][:, trial].reshape(10, 10).T
+        np.testing.assert_array_equal(upright(subject, trial), pattern)
 
 
 def test_splits_leave_one_picture_out(recording):
@@ -71,8 +69,8 @@ def test_stimuli_look_like_the_worlds_patterns():
 
 
 def test_unknown_subject_region_and_id(recording):
-    with pytest.raises(InputError, match="'hV4' is unknown; give all or some of V1"):
-        load_subject("miyawaki", recording, "S1", rois="hV4")
+    said = "'hV4' is unknown; give all or some of V1"
+    refuses(said, load_subject, "miyawaki", recording, "S1", rois="hV4")
     stimuli = load_subject("miyawaki", recording, "S1").stimuli
     for ask, ids in ((stimuli.pictures, [10]), (stimuli.captions, [-1])):
         refuses("0 to 9", ask, ids)
@@ -86,15 +84,16 @@ def test_missing_or_truncated_file_is_named(recording, tmp_path):
         refuses("short.mat", load_subject, "miyawaki", path, "S1")
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ({"I2": np.zeros((100, 4), np.uint8)}, "lacks R2"),
-        ({"I2": np.zeros((99, 4), np.uint8), "R2": np.zeros((5, 4))}, r"\(99, 4\)"),
-        ({"I2": np.zeros((100, 4), np.uint8), "R2": np.zeros((5, 3))}, r"\(5, 3\)"),
-        ({"I2": np.zeros((100, 4), np.uint8), "R2": np.zeros((5, 4))}, "1 distinct pictures"),
-    ],
-)
+SHOWN = np.zeros((100, 4), np.uint8)
+OTHER = [
+    ({"I2": SHOWN}, "lacks R2"),
+    ({"I2": SHOWN[1:], "R2": np.zeros((5, 4))}, r"\(99, 4\)"),
+    ({"I2": SHOWN, "R2": np.zeros((5, 3))}, r"\(5, 3\)"),
+    ({"I2": SHOWN, "R2": np.zeros((5, 4))}, "1 distinct pictures"),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), OTHER)
 def test_another_file(tmp_path, content, message):
     path = tmp_path / "other.mat"
     scipy.io.savemat(path, content)
@@ -204,16 +203,16 @@ def test_block_means_shift_and_average():
     assert np.isnan(responses[:, 1]).all()
 
 
-@pytest.mark.parametrize(
-    ("file", "keep", "message"),
-    [
-        ("func/data_random_run07.nii.gz", None, "run07.nii.gz is missing.*fetch miyawaki"),
-        ("label/data_figure_run12_label.csv", None, "figure_run12_label.csv is missing"),
-        ("mask/RHV4v.nii.gz", None, "RHV4v.nii.gz is missing"),
-        ("func/data_random_run02.nii.gz", -400, "run02.nii.gz is truncated, damaged"),
-        ("label/data_random_run01_label.csv", -1, "run01.nii.gz .* its mask, `ncsnr` or table"),
-    ],
-)
+DAMAGES = [
+    ("func/data_random_run07.nii.gz", None, "run07.nii.gz is missing.*fetch miyawaki"),
+    ("label/data_figure_run12_label.csv", None, "figure_run12_label.csv is missing"),
+    ("mask/RHV4v.nii.gz", None, "RHV4v.nii.gz is missing"),
+    ("func/data_random_run02.nii.gz", -400, "run02.nii.gz is truncated, damaged"),
+    ("label/data_random_run01_label.csv", -1, "run01.nii.gz .* its mask, `ncsnr` or table"),
+]
+
+
+@pytest.mark.parametrize(("file", "keep", "message"), DAMAGES)
 def test_what_is_missing_or_does_not_fit_is_named(copy, file, keep, message):
     path = copy / "miyawaki2008" / file
     content = path.read_bytes()
@@ -224,10 +223,8 @@ def test_what_is_missing_or_does_not_fit_is_named(copy, file, keep, message):
     refuses(message, load, copy)
 
 
-@pytest.mark.parametrize(
-    "text", ["1,2,3", "a,b", ",".join(["2"] * 100), ",".join(["0", *["-1"] * 99])]
-)
-def test_other_tables(tmp_path, text):
+def test_other_tables(tmp_path):
     path = tmp_path / "label.csv"
-    path.write_text(text)
-    refuses("label.csv", read_labels, path)
+    for text in ("1,2,3", "a,b", ",".join(["2"] * 100), ",".join(["0", *["-1"] * 99])):
+        path.write_text(text)
+        refuses("label.csv", read_labels, path)

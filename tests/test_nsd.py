@@ -145,16 +145,16 @@ def shift(*voxels):
     return lambda affine: affine @ nib.affines.from_matvec(np.eye(3), voxels)
 
 
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"volume": lambda v: np.where(v == 3, 2.6, v)}, "no whole number as label, such as 2.6"),
-        ({"volume": lambda v: np.where(v == 3, np.inf, v)}, "no whole number as label"),
-        ({"affine": shift(2, 0, 0)}, "axes RAS against RAS, up to 2 voxels apart"),
-        ({"affine": shift(0, 0, 0.5)}, "another grid than ncsnr.nii.gz"),
-        ({"affine": lambda a: a @ np.diag([-1, 1, 1, 1])}, "axes LAS against RAS"),
-    ],
-)
+OTHER = [
+    ({"volume": lambda v: np.where(v == 3, 2.6, v)}, "no whole number as label, such as 2.6"),
+    ({"volume": lambda v: np.where(v == 3, np.inf, v)}, "no whole number as label"),
+    ({"affine": shift(2, 0, 0)}, "axes RAS against RAS, up to 2 voxels apart"),
+    ({"affine": shift(0, 0, 0.5)}, "another grid than ncsnr.nii.gz"),
+    ({"affine": lambda a: a @ np.diag([-1, 1, 1, 1])}, "axes LAS against RAS"),
+]
+
+
+@pytest.mark.parametrize(("change", "said"), OTHER)
 def test_regions_on_another_grid_or_resampled_are_refused_by_reader_and_check(tree, change, said):
     rewrite_region(tree, **change)
     fails(tree, f"Kastner2015.nii.gz.*{said}")

@@ -38,14 +38,12 @@ def tree(root):
     return NsdTree(root, "subj01")
 
 
-@pytest.mark.parametrize(
-    ("rois", "expected"),
-    [
-        ("streams", {"early": [1], "midventral": [2], "ventral": [5]}),
-        ("lh.streams", {"early": [1], "midventral": [2], "ventral": [5]}),
-        ("streams:ventral, early", {"ventral": [5], "early": [1]}),
-    ],
-)
+WHOLE = {"early": [1], "midventral": [2], "ventral": [5]}
+CHOICES = {"streams": WHOLE, "lh.streams": WHOLE}
+CHOICES["streams:ventral, early"] = {"ventral": [5], "early": [1]}
+
+
+@pytest.mark.parametrize(("rois", "expected"), CHOICES.items())
 def test_any_atlas(tree, rois, expected):
     regions = read_regions(tree, rois)
     volume = np.asarray(nib.load(tree.roi("streams")).dataobj)
@@ -68,16 +66,16 @@ def test_several_atlases_together(tree):
         assert alone == {p for p, here in zip(places, both.roi[name], strict=True) if here}
 
 
-@pytest.mark.parametrize(
-    ("rois", "message"),
-    [
-        ("stream", r"'stream' is unknown; .* \(Kastner2015, lh.streams, nsdgeneral, streams\)"),
-        ("stream:early", "'stream' is unknown"),
-        ("streams:FFA", "has no label FFA; it has early, midventral, ventral, parietal"),
-        ("streams:parietal", r"ROI parietal is empty.* label \[7\]. Leave it out"),
-        ("", "'' is unknown"),
-    ],
-)
+UNKNOWN = {
+    "stream": r"'stream' is unknown; .* \(Kastner2015, lh.streams, nsdgeneral, streams\)",
+    "stream:early": "'stream' is unknown",
+    "streams:FFA": "has no label FFA; it has early, midventral, ventral, parietal",
+    "streams:parietal": r"ROI parietal is empty.* label \[7\]. Leave it out",
+    "": "'' is unknown",
+}
+
+
+@pytest.mark.parametrize(("rois", "message"), UNKNOWN.items())
 def test_unknown_or_empty_regions(tree, rois, message):
     refuses(message, read_regions, tree, rois)
 
@@ -118,9 +116,10 @@ def load(tree, **more):
     return load_subject("nsd", tree.root, tree.subject, rois="nsdgeneral", **more)
 
 
-@pytest.mark.parametrize(
-    ("protocol", "n_sessions", "train", "test"), [(982, 37, 8859, 982), (1000, 40, 9000, 1000)]
-)
+PROTOCOLS = [(982, 37, 8859, 982), (1000, 40, 9000, 1000)]
+
+
+@pytest.mark.parametrize(("protocol", "n_sessions", "train", "test"), PROTOCOLS)
 def test_protocols_have_the_published_numbers(forty, protocol, n_sessions, train, test):
     subject = load(forty, protocol=protocol)
     (split,) = subject.splits

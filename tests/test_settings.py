@@ -137,12 +137,14 @@ def test_every_notebook_checks_what_it_was_given_first(sheet, tmp_path):
     cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
     assert f'\nchapter = start_chapter("{sheet.name}", globals())\n' in cells[1]
     wrong = "# Parameters\nrun_dri = 'x'\nseed = 1\n"
-    with pytest.raises(InputError, match="no parameter `run_dri`. Did you mean `run_dir`"):
-        start_chapter(sheet.name, {"In": ["", cells[0], wrong, cells[1]]})
-    with pytest.raises(InputError, match="advanced: There is no parameter `nothing`"):
-        start_chapter(sheet.name, given(tmp_path, advanced={"nothing": 1}))
-    with pytest.raises(InputError, match="advanced='{}' should be a dictionary"):
-        start_chapter(sheet.name, given(tmp_path, advanced="{}"))
+    start = functools.partial(start_chapter, sheet.name)
+    inputs = {"In": ["", cells[0], wrong, cells[1]]}
+    refuses("no parameter `run_dri`. Did you mean `run_dir`", start, inputs)
+    for value, said in (
+        ({"nothing": 1}, "advanced: There is no parameter `nothing`"),
+        ("{}", "advanced='{}' should be a dictionary"),
+    ):
+        refuses(said, start, given(tmp_path, advanced=value))
 
 
 def test_papermill_stops_there(tmp_path):
