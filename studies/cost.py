@@ -11,12 +11,8 @@ import torch
 import typer
 
 from minddiff_utils.io import InputError
-from minddiff_utils.models.stable_diffusion import (
-    Generator,
-    noise_like,
-    resolve_device,
-    resolve_dtype,
-)
+from minddiff_utils.models.clip import resolve_device, resolve_dtype
+from minddiff_utils.models.stable_diffusion import Generator, noise_like
 from minddiff_utils.reconstruction import Inputs
 from minddiff_utils.reconstruction.guided_sampling import follow
 from minddiff_utils.reconstruction.losses import structure_losses

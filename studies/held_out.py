@@ -13,8 +13,9 @@ import numpy as np
 from minddiff_utils.datasets import Split, Subject, load_subject
 from minddiff_utils.decoding.features import write_features
 from minddiff_utils.io import InputError
+from minddiff_utils.models.clip import load_clip
 from minddiff_utils.models.hub import clip_name
-from minddiff_utils.models.stable_diffusion import Generator, load_clip, load_generator
+from minddiff_utils.models.stable_diffusion import Generator, load_generator
 
 MODELS = Path(__file__).parents[1] / "minddiff_utils" / "phantom" / "weights"
 TREE = Path("runs/phantom/tree")

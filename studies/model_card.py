@@ -20,14 +20,8 @@ from transformers import CLIPTokenizer
 
 from minddiff_utils.evaluation.metrics import cosine, ssim
 from minddiff_utils.io import atomic_path
-from minddiff_utils.models.stable_diffusion import (
-    Clip,
-    Generator,
-    load_clip,
-    load_generator,
-    noise_like,
-    to_pictures,
-)
+from minddiff_utils.models.clip import Clip, load_clip, to_pictures
+from minddiff_utils.models.stable_diffusion import Generator, load_generator, noise_like
 from minddiff_utils.phantom import world
 from minddiff_utils.reconstruction.stage1 import stage1
 from minddiff_utils.settings import Settings

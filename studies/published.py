@@ -18,7 +18,8 @@ from minddiff_utils.decoding.decoders import Method
 from minddiff_utils.evaluation.baselines import true_features
 from minddiff_utils.evaluation.metrics import evaluate
 from minddiff_utils.io import atomic_path
-from minddiff_utils.models.stable_diffusion import Generator, to_pictures
+from minddiff_utils.models.clip import to_pictures
+from minddiff_utils.models.stable_diffusion import Generator
 from minddiff_utils.reconstruction import stage_inputs
 from minddiff_utils.reconstruction.stage2 import stage2
 from minddiff_utils.settings import Settings

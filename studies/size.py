@@ -20,7 +20,7 @@ BUDGETS = {
     "decoding": 750,
     "reconstruction": 500,
     "evaluation": 1900,
-    "figures": 800,
+    "figures": 805,
     "phantom": 950,
     "book": 1055,
     "minddiff_utils": 8300,

@@ -4,10 +4,27 @@ import os
 from functools import cache, partial
 from pathlib import Path
 
+import numpy as np
 import pytest
+from builders import NOTEBOOKS, one_kernel, recording, write_features
 
-NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
+from minddiff_utils.datasets import Split
+
 SMALL_TREE = {"n_train": 60, "n_test": 4, "repetitions": 2}
+
+
+LONG = ("test_notebooks", "test_presets", "test_book", "test_run_all")  # minutes each
+
+
+def pytest_configure(config):
+    """Let xdist begin with the first file, not with that of the most tests."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+    """The long files come first: at the end, one of them would keep a single processor busy."""
+    order = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(LONG)))
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +57,22 @@ def tiny_models(tmp_path_factory) -> Path:
     clips = {name: training.untrained(name) for name in ("clip_guide", "clip_judge")}
     training.save_models(folder, parts, clips)
     return folder
+
+
+@pytest.fixture(scope="session")
+def generator(tiny_models):
+    """The phantom's models as stages 1 and 2 use them; load them anew before changing anything."""
+    from minddiff_utils.models.stable_diffusion import load_generator
+
+    return load_generator(tiny_models, "cpu")
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    """Features of 150 stimuli with gaps between their ids, and a subject with one split."""
+    ids = np.arange(150) * 7 + 3
+    path = write_features(tmp_path_factory.mktemp("features") / "features.h5", ids)
+    return path, ids, recording(path, [Split("main", ids[30:], ids[:30])])
 
 
 @pytest.fixture(scope="session")
@@ -79,40 +112,40 @@ def run_plan():
     """A function that executes the notebooks of a plan of one subject as `minddiff book` does.
 
     All in one kernel that is emptied in between: importing torch for each anew would take longer
-    than they do. It returns the executed notebooks by name.
+    than they do. It takes the names of some notebooks, or none for all, and returns the executed
+    notebooks by name.
     """
     import nbformat
     import papermill
-    from jupyter_client import AsyncKernelManager
-    from jupyter_core.utils import run_sync
-    from nbclient import NotebookClient
-    from nbformat.v4 import new_code_cell, new_notebook
 
     from minddiff_utils.book.plan import Plan
     from minddiff_utils.book.run import execute
     from minddiff_utils.io import claim_run
 
-    kernel = AsyncKernelManager(kernel_name="python3")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        # `minddiff book --cores 1` computes on one thread; another number rounds otherwise.
-        patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setenv("MINDDIFF_PROGRESS", "text")
-        run_sync(kernel.start_kernel)(cwd=str(NOTEBOOKS))
-    emptying = new_notebook(cells=[new_code_cell("%reset -f")])
-
-    def run(plan: Plan) -> dict[str, nbformat.NotebookNode]:
+    def run(plan: Plan, *names: str) -> dict[str, nbformat.NotebookNode]:
         executed = {}
         with pytest.MonkeyPatch.context() as patch:
             in_kernel = partial(papermill.execute_notebook, km=kernel)
             patch.setattr(papermill, "execute_notebook", in_kernel)
             claim_run(plan.run)
-            for sheet in plan.sheets:
-                NotebookClient(emptying, km=kernel, startup_timeout=600).execute()
-                subject = "" if sheet.group else plan.subjects[0]
-                output = execute(plan, sheet, subject)
+            for sheet in [sheet for sheet in plan.sheets if not names or sheet.name in names]:
+                empty()
+                output = execute(plan, sheet, "" if sheet.group else plan.subjects[0])
                 executed[sheet.name] = nbformat.read(output, as_version=4)
         return executed
 
-    yield run
-    run_sync(kernel.shutdown_kernel)(now=True)
+    # `minddiff book --cores 1` computes on one thread; another number rounds otherwise.
+    known = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "MINDDIFF_PROGRESS": "text"}
+    with one_kernel(NOTEBOOKS, known) as (kernel, empty):
+        yield run
+
+
+@pytest.fixture
+def one_thread():
+    """Another number of threads rounds otherwise."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

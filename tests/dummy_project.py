@@ -4,9 +4,8 @@ from pathlib import Path
 
 import nbformat
 import yaml
+from builders import ROOT
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
-
-ROOT = Path(__file__).resolve().parent.parent
 
 FIRST = """from minddiff_utils.settings import resolve
 folder = resolve(run_dir) / subject
@@ -51,13 +50,9 @@ def make_project(folder: Path) -> Path:
     common = 'subject = "subj01"\nrun_dir = "runs/tiny"\ndata_path = "data"'
     first = notebook("First", f"{common}\nseed = 0  # any whole number", FIRST, FIGURE)
     first.cells[-1].metadata["mystnb"] = {"figure": {"caption": "A line.", "name": "fig-first"}}
-    second = notebook("Second", f"{common}\ngain = 0.5", SECOND, FIGURE)
-    second.cells[-1].metadata["mystnb"] = {
-        "figure": {"caption": "A line.", "name": "fig-second"},
-        "image": {"alt": "A rising line."},
-    }
+    second = notebook("Second", f"{common}\ngain = 0.5", SECOND)
     group = notebook("Group", 'subjects = "subj01"\nrun_dir = "runs/tiny"', GROUP)
-    group.cells[0].source = "# Group"
+    second.cells[0].source, group.cells[0].source = "# Second", "# Group"
     for name, content in (("01_first", first), ("02_second", second), ("03_group", group)):
         nbformat.write(content, notebooks / f"{name}.ipynb")
     (notebooks / "Snakefile").write_text((ROOT / "notebooks" / "Snakefile").read_text())
@@ -76,9 +71,8 @@ def make_project(folder: Path) -> Path:
     (pages / "cost.md").write_text("# Cost\n\n```{include} generated/costs.md\n```\n")
     (pages / "glossary.md").write_text("# Glossary\n\n```{glossary}\nvoxel\n  A box.\n```\n")
     (pages / "references.md").write_text("# References\n\n```{bibliography}\n```\n")
-    (pages / "references.bib").write_text(
-        "@article{someone2020, author={One, Some}, title={It}, journal={J}, year={2020}}\n"
-    )
+    source = "@article{someone2020, author={One, Some}, title={It}, journal={J}, year={2020}}\n"
+    (pages / "references.bib").write_text(source)
     (folder / "_config.yml").write_text((ROOT / "_config.yml").read_text())
     return folder
 

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-__all__ = ["FileServer", "serve"]
-
 
 class FileServer(ThreadingHTTPServer):
     """Serves `files` by path, with ranges and ETags; can promise more than it sends.

@@ -7,15 +7,10 @@ import numpy as np
 
 from minddiff_utils.datasets.miyawaki import FIGURES
 
-__all__ = ["MASKS", "SHAPE", "pattern_of", "response_of", "write_tree"]
-
 SHAPE = (6, 5, 4)
 AFFINE = np.diag([-3.0, 3.0, 3.0, 1.0])
-MASKS = [
-    f"{side}{part}"
-    for side in ("LH", "RH")
-    for part in ("V1d", "V1v", "V2d", "V2v", "V3", "VP", "V3A", "V4v")
-]
+PARTS = ("V1d", "V1v", "V2d", "V2v", "V3", "VP", "V3A", "V4v")
+MASKS = [f"{side}{part}" for side in ("LH", "RH") for part in PARTS]
 LAG = 2
 RANDOM_BLOCK, FIGURE_BLOCK, PAUSE = 3, 6, 3  # volumes: 6 s, 12 s and 6 s at 2 s each
 

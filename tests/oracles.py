@@ -38,11 +38,11 @@ def structure_by_hooks(model, pixels):
     """Outputs of the MLP's second layers and the embedding, by hooks on transformers' own model."""
     found, hooks = {}, []
     for number, layer in enumerate(model.vision_model.encoder.layers, start=1):
-        hooks.append(
-            layer.mlp.fc2.register_forward_hook(
-                lambda module, given, out, number=number: found.__setitem__(f"block_{number}", out)
-            )
-        )
+
+        def keep(module, given, out, number=number):
+            found[f"block_{number}"] = out
+
+        hooks.append(layer.mlp.fc2.register_forward_hook(keep))
     with torch.no_grad():
         out = model.get_image_features(pixel_values=pixels)
     for hook in hooks:

@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-__all__ = ["missing", "one_node", "queue"]
-
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel", "scontrol")
 SECONDS = 60  # for a daemon to answer
 
@@ -71,11 +69,8 @@ def one_node(folder: Path, cpus: int = 2) -> Iterator[dict[str, str]]:
     environment["PATH"] = f"{_srun(folder)}:{environment['PATH']}"
     munge = [f"--{name}-file={folder}/munge.{name}" for name in ("key", "pid", "log", "seed")]
     with ExitStack() as stack:
-        for command in (
-            ["munged", "--foreground", "--force", f"--socket={folder}/munge.socket", *munge],
-            ["slurmctld", "-D", "-c"],
-            ["slurmd", "-D"],
-        ):
+        munged = ["munged", "--foreground", "--force", f"--socket={folder}/munge.socket", *munge]
+        for command in (munged, ["slurmctld", "-D", "-c"], ["slurmd", "-D"]):
             stack.enter_context(_daemon(command, environment, folder))
         _wait_until_idle(environment, folder)
         yield environment

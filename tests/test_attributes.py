@@ -3,9 +3,9 @@
 import numpy as np
 import pandas as pd
 import pytest
+from builders import refuses
 
 from minddiff_utils.evaluation import leakage
-from minddiff_utils.io import InputError
 from minddiff_utils.phantom import world
 from minddiff_utils.settings import ADVANCED
 
@@ -21,8 +21,7 @@ def test_words_of_a_parameter():
     assert found == {"tree": ("tree",), "night": ("dark", "night"), "Sun": ("sun",)}
     assert leakage.read_words("") == {}
     for wrong in ("tree,tree", "=a", "night=dark/"):
-        with pytest.raises(InputError, match="expected different names"):
-            leakage.read_words(wrong)
+        refuses("expected different names", leakage.read_words, wrong)
 
 
 def test_a_trait_needs_half_of_the_captions_and_whole_words():

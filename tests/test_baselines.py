@@ -4,11 +4,11 @@ import json
 from dataclasses import replace
 from types import SimpleNamespace
 
-import h5py
 import numpy as np
 import pytest
+from builders import make_subject, read_hdf5, refuses, write_hdf5
 
-from minddiff_utils.datasets import Split, Subject
+from minddiff_utils.datasets import Split
 from minddiff_utils.decoding.decode import decode_splits, decode_subject, read_decoded
 from minddiff_utils.decoding.decoders import Method
 from minddiff_utils.evaluation import baselines
@@ -41,10 +41,8 @@ class Drawn:
 @pytest.mark.parametrize("block", [7, 256])
 def test_mean_pictures_of_each_split_whatever_the_block(monkeypatch, block):
     monkeypatch.setattr(baselines, "BLOCK", block)
-    splits = [
-        Split("a", np.arange(20), np.arange(20, 23)),
-        Split("b", np.arange(5), np.arange(9, 10)),
-    ]
+    ids = np.arange(30)
+    splits = Split("a", ids[:20], ids[20:23]), Split("b", ids[:5], ids[9:10])
     person = SimpleNamespace(stimuli=Drawn(), splits=splits)
     generator = SimpleNamespace(resize=lambda pictures: pictures)
     found = baselines.mean_pictures(SimpleNamespace(person=person, generator=generator))
@@ -63,14 +61,10 @@ def recording(tmp_path):
     shapes = {"z": (2, 4, 4), "c": (3, 5), "embedding": (7,), "block_1": (4, 6), "block_2": (4, 6)}
     values = {name: rng.normal(1, 1, (46, *shape)).astype("f4") for name, shape in shapes.items()}
     ids = np.arange(46) * 3
-    with h5py.File(tmp_path / "features.h5", "w") as file:
-        file["stimulus_id"] = ids
-        for name, rows in values.items():
-            file[name] = rows
+    write_hdf5(tmp_path / "features.h5", {"stimulus_id": ids, **values})
     splits = (Split("a", ids[6:], ids[:3]), Split("b", ids[8:], ids[3:6]))
-    decoded = {
-        name: rows[:6] + 0.1 * rng.normal(size=rows[:6].shape) for name, rows in values.items()
-    }
+    first = {name: rows[:6] for name, rows in values.items()}
+    decoded = {k: rows + 0.1 * rng.normal(size=rows.shape) for k, rows in first.items()}
     decoded["block_2"][:, 0, 0] = np.nan  # not decoded
     decoded |= {"stimulus_id": ids[:6], "split": np.array([0, 0, 0, 1, 1, 1])}
     for number in (1, 2):
@@ -156,18 +150,14 @@ def stages(tiny_models, tmp_path):
     z = np.random.default_rng(0).normal(size=(2, 4, 16, 16)).astype(np.float32)
     c = generator.empty_condition().numpy().repeat(2, axis=0)
     decoded = {"stimulus_id": np.array([5, 9]), "z": z, "c": c, "block_1": np.ones((2, 65, 128))}
-    with h5py.File(tmp_path / "decoded.h5", "w") as file:
-        for name, values in decoded.items():
-            file[name] = values
+    write_hdf5(tmp_path / "decoded.h5", decoded)
     known = {"solver": "algorithm_1", "ablations": False, "n_seeds": 2}
     (tmp_path / "run.json").write_text(json.dumps({"04_stage2": known}))
     write_pictures(method_file(tmp_path, "truth"), [5, 9], np.zeros((2, 64, 64, 3), np.uint8))
 
-    def paint(method, seed=4, draw=None, iterations=0, **changes):
-        settings = Settings(
-            3, solver="algorithm_1", iterations=iterations, structure_target="values"
-        )
-        settings = replace(settings, **changes)
+    def paint(method, seed=4, draw=None, **changes):
+        known = {"solver": "algorithm_1", "iterations": 0, "structure_target": "values", **changes}
+        settings = Settings(n_steps=3, **known)
         reconstruct(generator, decoded, settings, method_file(tmp_path, method, draw), seed=seed)
 
     for method in ("stage1", "algorithm_1", "shuffled"):
@@ -184,8 +174,7 @@ def test_what_an_earlier_run_left_does_not_count_and_what_does_not_fit_is_named(
     with pytest.raises(InputError, match=r"strength=0.56, stage 2 with 0.9. Run 04_stage2 again"):
         baselines.methods_of_stages(folder)
     method_file(folder, "algorithm_1").unlink()
-    with pytest.raises(InputError, match=r"algorithm_1.h5 is missing. Notebook 04_stage2"):
-        baselines.methods_of_stages(folder)
+    refuses(r"algorithm_1.h5 is missing. Notebook 04_stage2", baselines.methods_of_stages, folder)
 
 
 def test_every_draw_is_read_and_stored_pictures_join_them(stages):
@@ -193,9 +182,8 @@ def test_every_draw_is_read_and_stored_pictures_join_them(stages):
     for method in ("stage1", "algorithm_1"):
         paint(method, seed=5, draw=5)
     draws = baselines.read_draws(folder, baselines.methods_of_stages(folder))
-    assert {seed: list(made) for seed, made in draws.items()} == {
-        seed: ["stage1", "algorithm_1"] for seed in (4, 5)
-    }
+    assert [*draws] == [4, 5]
+    assert all(list(made) == ["stage1", "algorithm_1"] for made in draws.values())
     assert not np.array_equal(draws[4]["stage1"], draws[5]["stage1"])
     # The same pictures as stored ones of the published solver, beside the guided pass.
     known = {"solver": "guided", "ablations": False, "n_seeds": 3}
@@ -229,15 +217,14 @@ def brain(tmp_path):
     rng = np.random.default_rng(0)
     z, c = rng.normal(size=(60, 1, 2, 4)), rng.normal(size=(60, 2, 4))
     block = rng.normal(size=(60, 2, 3))
-    with h5py.File(tmp_path / "features.h5", "w") as file:
-        file["stimulus_id"], file["z"], file["c"] = np.arange(60), z, c
-        file["block_1"] = block
+    features = {"stimulus_id": np.arange(60), "z": z, "c": c, "block_1": block}
+    write_hdf5(tmp_path / "features.h5", features)
     responses = np.concatenate([z.reshape(60, -1), c.reshape(60, -1)], axis=1)
     early = np.arange(16) < 8
     roi = {"V1": early & (np.arange(16) < 4), "V3": early & (np.arange(16) >= 4), "LO": ~early}
     split = Split("only", np.arange(10, 60), np.arange(10))
-    responses = (responses + 0.01 * rng.normal(size=responses.shape)).astype("f4")
-    return Subject("S", "own", responses, np.arange(60), np.ones(60, int), roi, (split,), Nothing())
+    responses = responses + 0.01 * rng.normal(size=responses.shape)
+    return make_subject(responses, np.arange(60), [split], roi=roi, stimuli=Nothing())
 
 
 @pytest.mark.parametrize("decoder", ["ridge", "voxel_selected"])
@@ -259,8 +246,7 @@ def test_takagi_is_decoded_with_the_settings_of_the_run(tmp_path, brain, monkeyp
     swapped = {"LO": brain.roi["V1"] | brain.roi["V3"], "V1": brain.roi["LO"]}
     other = baselines.takagi(replace(bench, person=replace(brain, roi=swapped)))
     for space in ("z", "c"):
-        with h5py.File(tmp_path / "features.h5") as file:
-            true = file[space][:10].ravel()
+        true = read_hdf5(tmp_path / "features.h5")[space][:10].ravel()
         right, wrong = (np.corrcoef(part[space].ravel(), true)[0, 1] for part in (found, other))
         assert right > 0.5 and right > wrong + 0.2
 
@@ -287,17 +273,16 @@ def test_decoded_again_is_what_the_run_decoded(tmp_path, brain):
 
 def test_regions_are_told_apart_by_name():
     masks = np.eye(4, dtype=bool)
-    early, higher = baselines.early_and_higher(
-        dict(zip(["V1v", "early", "hV4", "IPS"], masks, strict=True))
-    )
+    named = dict(zip(["V1v", "early", "hV4", "IPS"], masks, strict=True))
+    early, higher = baselines.early_and_higher(named)
     assert early.tolist() == [True, True, False, False]
     assert higher.tolist() == [False, False, True, True]
     # A voxel in both counts as early.
     early, higher = baselines.early_and_higher({"V2": masks[0], "ventral": masks[0] | masks[1]})
     assert higher.tolist() == [False, True, False, False]
     for names, lacking in ((["V1", "V2"], "higher"), (["LO", "IPS"], "early")):
-        with pytest.raises(InputError, match=f"no voxel of {lacking}"):
-            baselines.early_and_higher(dict(zip(names, masks, strict=False)))
+        named = dict(zip(names, masks, strict=False))
+        refuses(f"no voxel of {lacking}", baselines.early_and_higher, named)
 
 
 @pytest.mark.parametrize(("steps", "guided"), [(37, 7), (35, 7), (5, 1), (1, 1), (50, 9)])

@@ -25,9 +25,8 @@ def test_areas_are_contiguous_in_each_hemisphere(subjects):
 
 def test_receptive_fields_grow_along_the_hierarchy_and_cross_the_midline(subjects):
     for subject in subjects:
-        width = [
-            np.median(subject.prf[subject.group == g, 2]) for g in ("V1", "V2", "V3", "hV4", "PHC")
-        ]
+        groups = ("V1", "V2", "V3", "hV4", "PHC")
+        width = [np.median(subject.prf[subject.group == g, 2]) for g in groups]
         assert (np.diff(width) > 0).all()
         left = subject.ijk[:, 0] < anatomy.SHAPE[0] / 2
         assert (subject.prf[left, 0] > 32).all() and (subject.prf[~left, 0] < 32).all()
@@ -49,17 +48,15 @@ def test_signal_depends_on_the_picture_alone(subjects):
 def test_early_voxels_see_only_their_receptive_field(subjects):
     """A spot far from the field changes nothing; one inside it does."""
     subject = subjects[0]
-    voxel = np.flatnonzero(
-        (subject.group == "V1") & (np.abs(subject.prf[:, :2] - [45, 20]).max(1) < 6)
-    )
+    near = np.abs(subject.prf[:, :2] - [45, 20]).max(1) < 6
+    voxel = np.flatnonzero((subject.group == "V1") & near)
     grey = np.full((64, 64, 3), 128, np.uint8)
     inside, outside = grey.copy(), grey.copy()
     for x, y in np.round(subject.prf[voxel, :2]).astype(int):
         inside[y - 2 : y + 3, x - 2 : x + 3] = 255
     outside[50:60, 4:14] = 255
-    blank, near, far = subject._local(feature_maps(np.stack([grey, inside, outside])))[
-        :, :, voxel
-    ].transpose(1, 0, 2)
+    signal = subject._local(feature_maps(np.stack([grey, inside, outside])))
+    blank, near, far = signal[:, :, voxel].transpose(1, 0, 2)
     assert voxel.size > 3
     assert (np.abs(near - blank)[1] > 20 * np.abs(far - blank)[1] + 1e-3).all()
 

@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from test_decoding import recording, world  # noqa: F401
 
 from minddiff_utils.datasets import Split, prepare_fold
 from minddiff_utils.decoding.decode import correlations, training_design
@@ -16,17 +15,12 @@ from minddiff_utils.decoding.features import read_values
 from minddiff_utils.evaluation.decoding import chance_accuracies, chance_interval
 from minddiff_utils.evaluation.statistics import shuffled_rows
 
+METHODS = {"ridge": Method(), "values": Method(target_components=0)}
+METHODS["paper"] = Method(decoder="voxel_selected", n_voxels_z=20, n_voxels_c=20)
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        Method(),
-        Method(target_components=0),
-        Method(decoder="voxel_selected", n_voxels_z=20, n_voxels_c=20),
-    ],
-    ids=lambda method: f"{method.decoder}-{method.target_components}",
-)
-def test_it_is_the_decoder_of_features_in_the_wrong_order(world, method):  # noqa: F811
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_it_is_the_decoder_of_features_in_the_wrong_order(world, method):
     features, ids, subject = world
     half = np.arange(subject.responses.shape[1]) % 2 == 0
     subject = dataclasses.replace(subject, roi={"V1": half, "VO": ~half})
@@ -44,17 +38,15 @@ def test_it_is_the_decoder_of_features_in_the_wrong_order(world, method):  # noq
         assert found[space, permutation] == pytest.approx(wanted, abs=1e-3)
 
 
-def test_chance_is_at_zero_where_decoding_is_not(world):  # noqa: F811
+def test_chance_is_at_zero_where_decoding_is_not(world):
     features, _, subject = world
-    table = chance_interval(
-        chance_accuracies(subject, features),
-        dict.fromkeys(("z", "c", "block_1", "block_2", "embedding"), 0.8),
-    )
+    reached = dict.fromkeys(("z", "c", "block_1", "block_2", "embedding"), 0.8)
+    table = chance_interval(chance_accuracies(subject, features), reached)
     assert table.at_chance.all(), table
     assert (table.low < table.chance).all() and (table.highest < 0.3).all()
 
 
-def test_several_splits_are_judged_together(world):  # noqa: F811
+def test_several_splits_are_judged_together(world):
     features, ids, subject = world
     splits = (Split("a", ids[30:], ids[:30]), Split("b", ids[:100], ids[100:]))
     both = dataclasses.replace(subject, splits=splits)
@@ -67,12 +59,7 @@ def test_several_splits_are_judged_together(world):  # noqa: F811
 def test_interval_is_students_over_permutations_for_all_feature_spaces_together():
     rng = np.random.default_rng(0)
     values = {"z": rng.standard_normal(8), "c": 5 + rng.standard_normal(8)}
-    frame = pd.concat(
-        [
-            pd.DataFrame({"feature_space": name, "correlation": part})
-            for name, part in values.items()
-        ]
-    )
+    frame = pd.DataFrame(values).melt(var_name="feature_space", value_name="correlation")
     table = chance_interval(frame, {"z": 0.1, "c": 0.2})
     for name, part in values.items():
         wanted = stats.ttest_1samp(part, 0).confidence_interval(0.975)

@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import sys
 
 import h5py
 import miyawaki_tree
@@ -10,13 +9,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 import test_kay
+from builders import refuses, run_cli
 from test_nsd import CAPTIONS, DESIGN, NCSNR, PICTURES, ROI, SESSION, STIMULI, TABLE
 from test_nsd_responses import as_nifti
 
-from minddiff_utils import cli
 from minddiff_utils.datasets.check import check_nsd, is_ready, report
 from minddiff_utils.datasets.nsd.regions import atlases_of
-from minddiff_utils.io import InputError
 
 VAL = CAPTIONS.replace("train", "val")
 FILES = [DESIGN, STIMULI, PICTURES, CAPTIONS, VAL, ROI, TABLE, NCSNR]
@@ -29,10 +27,8 @@ def tree(three_sessions, tmp_path):
 
 def check(capsys, monkeypatch, *arguments):
     """Run `minddiff check`; return exit code and lines."""
-    monkeypatch.setattr(sys, "argv", ["minddiff", "check", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    return stop.value.code or 0, capsys.readouterr().out.splitlines()
+    code, said = run_cli(capsys, monkeypatch, "check", *arguments)
+    return code, said.out.splitlines()
 
 
 def faults(path, **more):
@@ -152,8 +148,7 @@ def test_other_regions_subjects_and_sessions_need_other_files(three_sessions, tm
     assert state == "damaged" and "expected a row for subj05" in note
     assert len(missing) == 3 and all("subj05" in name for name in missing)
     assert not faults(three_sessions, subjects=("subj01",), sessions=2)
-    with pytest.raises(InputError, match="'subj09' is unknown"):
-        check_nsd(three_sessions, ("subj09",))
+    refuses("'subj09' is unknown", check_nsd, three_sessions, ("subj09",))
     # Without a choice, subjects that are there.
     (tmp_path / "nsddata_betas/ppdata/subj07").mkdir(parents=True)
     names = [str(entry.path) for entry in check_nsd(tmp_path)]
@@ -161,31 +156,23 @@ def test_other_regions_subjects_and_sessions_need_other_files(three_sessions, tm
     assert not any("subj01" in name for name in names)
 
 
-@pytest.mark.parametrize(
-    ("rois", "atlases"),
-    [
-        ("V1, hV4", ["Kastner2015"]),
-        ("nsdgeneral", ["nsdgeneral"]),
-        ("nsdgeneral+floc-faces:1,2+kastner2015", ["nsdgeneral", "floc-faces", "Kastner2015"]),
-    ],
-)
-def test_atlases_of_regions(rois, atlases):
-    assert atlases_of(rois) == atlases
+def test_atlases_of_regions():
+    assert atlases_of("V1, hV4") == ["Kastner2015"]
+    several = ["nsdgeneral", "floc-faces", "Kastner2015"]
+    assert atlases_of("nsdgeneral+floc-faces:1,2+kastner2015") == several
 
 
 # ------------------------------------------------------------------------------ other recordings
 
 
-@pytest.mark.parametrize(
-    ("dataset", "write", "missing"),
-    [
-        ("miyawaki", miyawaki_tree.write_tree, "mask.nii.gz is missing. .*minddiff fetch miyawaki"),
-        ("kay", test_kay.make, "kay_images.npz is missing. Fetch it .*: minddiff fetch kay"),
-    ],
-)
-def test_other_recordings_are_read(capsys, monkeypatch, tmp_path, dataset, write, missing):
+@pytest.mark.parametrize("dataset", ["miyawaki", "kay"])
+def test_other_recordings_are_read(capsys, monkeypatch, tmp_path, dataset):
+    write, lacking, how = {
+        "miyawaki": (miyawaki_tree.write_tree, "mask.nii.gz", ""),
+        "kay": (test_kay.make, "kay_images.npz", "Fetch it .*: "),
+    }[dataset]
     code, (said,) = check(capsys, monkeypatch, dataset, tmp_path)
-    assert code == 1 and re.search(missing, said)
+    assert code == 1 and re.search(f"{lacking} is missing. {how}.*minddiff fetch {dataset}", said)
     code, (said,) = check(capsys, monkeypatch, "miyawaki", tmp_path / "V1_mean_figure.mat")
     assert code == 1 and "V1_mean_figure.mat is missing. Take" in said
     write(tmp_path)

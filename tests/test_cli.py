@@ -5,7 +5,8 @@ import subprocess
 import sys
 
 import pytest
-from dummy_project import ROOT, make_project, write_params
+from builders import ROOT, run_cli
+from dummy_project import make_project, write_params
 
 from minddiff_utils import cli
 from minddiff_utils.book.plan import load_plan
@@ -17,24 +18,14 @@ def project(tmp_path):
     return make_project(tmp_path)
 
 
-def call(capsys, monkeypatch, *arguments):
-    """Run `main` in this process; return exit code and what went to the terminal."""
-    monkeypatch.setattr(sys, "argv", ["minddiff", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    return stop.value.code or 0, capsys.readouterr()
+WORDS = ["--help", "check own nothing.h5", "check nsd .", "fetch nsd --help", "data tiny --root {}"]
 
 
-@pytest.mark.parametrize(
-    "words",
-    ["--help", "check own nothing.h5", "check nsd .", "fetch nsd --help", "data tiny --root {}"],
-)
+@pytest.mark.parametrize("words", WORDS)
 def test_commands_start_at_once_and_quietly(project, words):
     """Large libraries take seconds and memory, which would count as a bench's own."""
-    program = (
-        "import atexit, sys; from minddiff_utils.cli import main;"
-        "atexit.register(lambda: print(*sys.modules)); main()"
-    )
+    program = "import atexit, sys; from minddiff_utils.cli import main;"
+    program += "atexit.register(lambda: print(*sys.modules)); main()"
     command = [sys.executable, "-c", program, *words.format(project).split()]
     answer = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     large = {"torch", "sklearn", "himalaya", "nilearn", "matplotlib", "transformers", "diffusers"}
@@ -43,20 +34,20 @@ def test_commands_start_at_once_and_quietly(project, words):
     assert "torch" not in answer.stderr and answer.stderr.count("\n") <= 1
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["book", "nothing"], "nothing.yaml. Known: tiny"),
-        (["book", "tiny", "--data", "/no/such.mat"], "There is no recording at '/no/such.mat'"),
-        (["book", "tiny", "--profile", "mine"], "profiles/mine/config.yaml"),
-        (["book", "tiny", "--set", "gain"], "expected KEY=VALUE"),
-        (["book", "tiny", "--set", "gain=much"], "gain='much' should be a number"),
-        (["book", "tiny", "--set", "seed=[1"], "not valid YAML"),
-        (["book", "tiny", "--set", "phantom={n_trian: 3}"], "should be 'n_train'"),
-    ],
-)
-def test_what_a_user_can_mend_is_one_line(project, capsys, monkeypatch, arguments, said):
-    code, shown = call(capsys, monkeypatch, *arguments, "--root", project)
+WRONG = [
+    (["nothing"], "nothing.yaml. Known: tiny"),
+    (["tiny", "--data", "/no/such.mat"], "There is no recording at '/no/such.mat'"),
+    (["tiny", "--profile", "mine"], "profiles/mine/config.yaml"),
+    (["tiny", "--set", "gain"], "expected KEY=VALUE"),
+    (["tiny", "--set", "gain=much"], "gain='much' should be a number"),
+    (["tiny", "--set", "seed=[1"], "not valid YAML"),
+    (["tiny", "--set", "phantom={n_trian: 3}"], "should be 'n_train'"),
+]
+
+
+@pytest.mark.parametrize(("words", "said"), WRONG)
+def test_what_a_user_can_mend_is_one_line(project, capsys, monkeypatch, words, said):
+    code, shown = run_cli(capsys, monkeypatch, "book", *words, "--root", project)
     assert code == 2
     assert said in shown.err
     assert shown.err.count("\n") == 1 and "Traceback" not in shown.err
@@ -65,7 +56,7 @@ def test_what_a_user_can_mend_is_one_line(project, capsys, monkeypatch, argument
 
 def test_recording_without_a_path_says_how_to_give_one(project, capsys, monkeypatch):
     write_params(project, data_path="")
-    code, shown = call(capsys, monkeypatch, "book", "tiny", "--root", project)
+    code, shown = run_cli(capsys, monkeypatch, "book", "tiny", "--root", project)
     assert code == 2 and "make book PARAMS=tiny TINY=path" in shown.err
 
 

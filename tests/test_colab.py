@@ -7,7 +7,7 @@ import subprocess
 import nbformat
 import papermill
 import pytest
-from dummy_project import ROOT
+from builders import ROOT
 
 from minddiff_utils.book.plan import declared_parameters, load_plan
 
@@ -30,9 +30,8 @@ def test_its_defaults_are_those_of_the_phantom(colab):
 
 
 def test_without_a_project_it_says_what_to_set(colab):
-    source = next(
-        cell.source for cell in colab.cells if "git" in cell.source and "run(" in cell.source
-    )
+    sources = [cell.source for cell in colab.cells]
+    source = next(source for source in sources if "git" in source and "run(" in source)
     with pytest.raises(ValueError, match="Set `repository`"):
         exec(source, {"repository": ""})
 
@@ -44,13 +43,11 @@ def test_it_fetches_installs_and_shows_pictures(tmp_path, tiny_models, monkeypat
     # pip puts the project there, without its dependencies: the tests' environment has them.
     for name, value in {"TARGET": str(site), "NO_DEPS": "1", "NO_BUILD_ISOLATION": "0"}.items():
         monkeypatch.setenv(f"PIP_{name}", value)
-    monkeypatch.delenv("PYTHONPATH", raising=False)
     monkeypatch.setenv("PYTHONPATH", str(site))
     given = {"repository": str(ROOT), "models": str(tiny_models), **QUICK}
     output = tmp_path / "out.ipynb"
-    papermill.execute_notebook(
-        PATH, output, given, kernel_name="python3", cwd=tmp_path, progress_bar=False
-    )
+    how = {"kernel_name": "python3", "progress_bar": False}
+    papermill.execute_notebook(PATH, output, given, cwd=tmp_path, **how)
     commit = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=tmp_path / "minddiffuser")
     known = ["git", "merge-base", "--is-ancestor", commit.decode().strip(), "HEAD"]
     subprocess.run(known, cwd=ROOT, check=True)  # what was cloned is a commit of this project

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from builders import refuses
 from loopback import serve
 from tqdm import tqdm
 
@@ -54,8 +55,7 @@ def test_gives_up_keeps_what_came_and_goes_on_next_time(server, tmp_path, bar):
     remote, path = look(server), tmp_path / "file.bin"
     remote.partial(path).write_bytes(BODY[:1_000_000])
     server.cuts, server.cut_after = -1, 0
-    with pytest.raises(InputError, match=r"6 connections .* nothing .*1.00MB are kept"):
-        fetch_file(remote, path, bar)
+    refuses(r"6 connections .* nothing .*1.00MB are kept", fetch_file, remote, path, bar)
     with pytest.raises(InputError, match="connections in a row brought nothing"):
         fetch_file(replace(remote, size=len(BODY) + 10), tmp_path / "longer.bin", bar)
     assert not path.exists() and not (tmp_path / "longer.bin").exists()
@@ -78,8 +78,7 @@ def test_another_part_than_asked_is_not_appended(server, tmp_path, bar):
     remote, path = look(server, ""), tmp_path / "file.bin"
     remote.partial(path).write_bytes(BODY[:1000])
     server.shift = 10
-    with pytest.raises(InputError, match="another part than asked: bytes 990-"):
-        fetch_file(remote, path, bar)
+    refuses("another part than asked: bytes 990-", fetch_file, remote, path, bar)
     assert remote.partial(path).read_bytes() == BODY[:1000] and not path.exists()
 
 
@@ -97,8 +96,7 @@ def test_a_second_download_of_the_same_file_is_refused(server, tmp_path, bar):
     remote, path = look(server), tmp_path / "file.bin"
     with open(remote.partial(path), "ab") as held:
         assert lock_file(held)
-        with pytest.raises(InputError, match="Another process is downloading .*file.bin"):
-            fetch_file(remote, path, bar)
+        refuses("Another process is downloading .*file.bin", fetch_file, remote, path, bar)
     assert fetch_file(remote, path, bar).read_bytes() == BODY
 
 
@@ -134,8 +132,7 @@ def test_wrong_checksum_leaves_nothing_and_keeps_the_old_file(server, tmp_path, 
     remote, path = look(server), tmp_path / "file.bin"
     path.write_bytes(b"old")
     remote.partial(path).write_bytes(bytes(1000))
-    with pytest.raises(InputError, match=f"checksum .*; expected {MD5}. Nothing was kept"):
-        fetch_file(remote, path, bar)
+    refuses(f"checksum .*; expected {MD5}. Nothing was kept", fetch_file, remote, path, bar)
     assert path.read_bytes() == b"old" and files_in(tmp_path) == ["file.bin"]
     assert fetch_file(remote, path, bar).read_bytes() == BODY
 
@@ -144,8 +141,7 @@ def test_versions_are_not_mixed(server, tmp_path, bar):
     remote, path = look(server), tmp_path / "file.bin"
     remote.partial(path).write_bytes(BODY[:1000])
     server.files["/file.bin"] = new = BODY[::-1]
-    with pytest.raises(InputError, match="has changed meanwhile"):
-        fetch_file(remote, path, bar)
+    refuses("has changed meanwhile", fetch_file, remote, path, bar)
     assert not path.exists()
     assert fetch_file(look(server, ""), path, bar).read_bytes() == new
     server.files["/file.bin"] = b""

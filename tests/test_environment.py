@@ -5,14 +5,12 @@ import shutil
 import subprocess
 import tomllib
 from importlib import metadata
-from pathlib import Path
 
 import pytest
 import yaml
+from builders import ROOT
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")

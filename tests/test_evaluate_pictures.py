@@ -1,9 +1,9 @@
 """Pictures as people have them: forms, conversions, matching, and what cannot be read."""
 
-import h5py
 import numpy as np
 import pytest
 import torch
+from builders import refuses, write_hdf5
 from PIL import Image
 
 from minddiff_utils.datasets.nsd.design import NsdTree, read_design
@@ -28,8 +28,7 @@ def write(path, values):
     elif path.suffix == ".npz":
         np.savez_compressed(path, values)
     elif path.suffix == ".h5":
-        with h5py.File(path, "w") as file:
-            file["pictures"] = values
+        write_hdf5(path, {"pictures": values})
     else:
         np.save(path, values)
     return str(path)
@@ -86,10 +85,8 @@ def test_folders_are_matched_by_stem_or_number(pattern, tmp_path):
 
 
 def test_arrays_are_matched_by_place_and_hdf5_by_stimulus(tmp_path):
-    path = tmp_path / "r.h5"
-    with h5py.File(path, "w") as file:
-        file["truth"], file["mine"] = STACK, STACK[::-1]
-        file["stimulus_id"] = np.arange(100, 112)
+    stacks = {"truth": STACK, "mine": STACK[::-1], "stimulus_id": np.arange(100, 112)}
+    path = write_hdf5(tmp_path / "r.h5", stacks)
     truth = open_pictures(f"{path}:truth")
     assert matched(truth, open_pictures(f"{path}:mine"), "m").notes == ("matched by name",)
     by_place = matched(truth, open_pictures(write(tmp_path / "a.npy", STACK)), "m")
@@ -137,20 +134,17 @@ def faults(tmp_path):
 
 def test_what_cannot_be_read_is_told_in_one_sentence(tmp_path):
     for path, said in faults(tmp_path).items():
-        with pytest.raises(InputError) as error:
-            open_pictures(path)[:]
-        assert said in str(error.value) and "\n" not in str(error.value)
+        found = refuses("", lambda path: open_pictures(path)[:], path)
+        assert said in found and "\n" not in found
 
 
 def test_wrong_counts_name_the_likely_protocol(tmp_path):
     truth = open_pictures(write(tmp_path / "t.npy", np.arange(1000 * 4).reshape(-1, 2, 2) % 256))
     made = open_pictures(write(tmp_path / "m.npy", np.arange(982 * 4).reshape(-1, 2, 2) % 256))
-    with pytest.raises(InputError) as error:
-        matched(truth, made, "mine")
-    assert "mine has 982 pictures (NSD, shared pictures of 37 sessions)" in str(error.value)
-    assert "the truth 1000 pictures (NSD, shared pictures of all 40" in str(error.value)
+    said = refuses("", matched, truth, made, "mine")
+    assert "mine has 982 pictures (NSD, shared pictures of 37 sessions)" in said
+    assert "the truth 1000 pictures (NSD, shared pictures of all 40" in said
     names = [str(n) for n in range(12)]
     truth = open_pictures(save(tmp_path / "t", STACK, names))
     made = open_pictures(save(tmp_path / "m", STACK, [*names[:-1], "12"]))
-    with pytest.raises(InputError, match="has no picture for 11 of the truth"):
-        matched(truth, made, "mine")
+    refuses("has no picture for 11 of the truth", matched, truth, made, "mine")

@@ -2,17 +2,18 @@
 
 import shutil
 
-import h5py
+import builders
 import numpy as np
 import pytest
 import torch
+from builders import read_hdf5, refuses
 from safetensors.torch import load_file, save_file
 
-from minddiff_utils.datasets import Split, Subject
+from minddiff_utils.datasets import Split
 from minddiff_utils.decoding import features
 from minddiff_utils.decoding.features import feature_spaces, read_features, write_features
-from minddiff_utils.io import InputError
-from minddiff_utils.models.stable_diffusion import load_generator, to_rgb
+from minddiff_utils.models.clip import to_rgb
+from minddiff_utils.models.stable_diffusion import load_generator
 from minddiff_utils.phantom import world
 
 IDS = np.array([2, 3, 5, 8, 13, 21, 34, 55, 89])
@@ -41,32 +42,16 @@ class Relabelled(Drawn):
 
 
 def make_subject(ids=IDS, stimuli=None):
-    return Subject(
-        name="s",
-        dataset="nsd",
-        responses=np.zeros((len(ids), 2), np.float32),
-        stimulus_id=ids[::-1].copy(),
-        session=np.ones(len(ids), np.int64),
-        roi={"V1": np.ones(2, bool)},
-        splits=(Split("all", ids[:-1], ids[-1:]),),
-        stimuli=stimuli or Drawn(),
+    split = Split("all", ids[:-1], ids[-1:])
+    return builders.make_subject(
+        np.zeros((len(ids), 2)), ids[::-1].copy(), [split], stimuli=stimuli or Drawn()
     )
-
-
-@pytest.fixture(scope="module")
-def generator(tiny_models):
-    return load_generator(tiny_models, "cpu")
 
 
 @pytest.fixture(scope="module")
 def whole(generator, tmp_path_factory):
     path = tmp_path_factory.mktemp("features") / "features.h5"
     return write_features(path, make_subject(), generator, batch=4)
-
-
-def contents(path):
-    with h5py.File(path) as file:
-        return {name: file[name][()] for name in file}
 
 
 def assert_equal(a, b):
@@ -79,11 +64,9 @@ def test_values_are_the_generators_own(generator, whole):
     pictures, captions = Drawn().pictures(IDS), Drawn().captions(IDS)
     assert feature_spaces(whole) == NAMES and not whole.with_name("features.h5.partial").exists()
     with torch.no_grad():
-        expected = {
-            "z": generator.encode_pictures(pictures),
-            "c": generator.encode_captions(captions),
-            **generator.structure(to_rgb(pictures, "cpu"), range(1, 7)),
-        }
+        expected = generator.structure(to_rgb(pictures, "cpu"), range(1, 7))
+        expected["z"] = generator.encode_pictures(pictures)
+        expected["c"] = generator.encode_captions(captions)
     for name, values in expected.items():
         found = read_features(whole, name, IDS)
         assert found.dtype == np.float32 and found.shape == values.shape
@@ -114,19 +97,17 @@ def test_after_a_kill_the_result_is_the_same(generator, whole, tmp_path, monkeyp
     monkeypatch.setattr(features, "_compute", lambda *a: calls.append(1) or compute(*a))
     write_features(path, make_subject(), generator, batch=4)
     assert len(calls) == 3 - n_done
-    assert_equal(contents(path), contents(whole))
+    assert_equal(read_hdf5(path), read_hdf5(whole))
 
 
 def test_a_partial_file_of_other_stimuli_is_not_used(generator, whole, tmp_path):
     path, partial = tmp_path / "features.h5", tmp_path / "features.h5.partial"
     partial.write_bytes(whole.read_bytes())
     write_features(path, make_subject(IDS[:3]), generator)
-    np.testing.assert_array_equal(contents(path)["stimulus_id"], IDS[:3])
+    np.testing.assert_array_equal(read_hdf5(path)["stimulus_id"], IDS[:3])
 
 
-def test_a_whole_file_is_not_made_again_and_outlives_a_failure(
-    generator, whole, tmp_path, monkeypatch
-):
+def test_a_whole_file_outlives_a_failure(generator, whole, tmp_path, monkeypatch):
     path = tmp_path / "features.h5"
     path.write_bytes(whole.read_bytes())
 
@@ -137,7 +118,7 @@ def test_a_whole_file_is_not_made_again_and_outlives_a_failure(
     write_features(path, make_subject(), generator, batch=5)  # other than it was made with
     with pytest.raises(OSError, match="No space left"):
         write_features(path, make_subject(), generator, n_blocks=3)
-    assert_equal(contents(path), contents(whole))
+    assert_equal(read_hdf5(path), read_hdf5(whole))
 
 
 def test_other_weights_in_the_same_folder_make_the_file_again(tiny_models, tmp_path):
@@ -154,52 +135,45 @@ def test_other_weights_in_the_same_folder_make_the_file_again(tiny_models, tmp_p
     assert not np.allclose(*found, rtol=1e-2)
 
 
-@pytest.mark.parametrize(
-    ("part", "name", "order"),
-    [
-        ("pictures", "features.h5", [3, 2, *IDS[2:]]),
-        ("captions", "features.h5", [*IDS[:-1], 90]),
-        ("pictures", "features.h5.partial", [*IDS[:-1], 90]),
-    ],
-    ids=["pictures swapped", "another caption", "another picture"],
-)
-def test_other_contents_under_the_same_ids_are_noticed(
-    generator, whole, tmp_path, name, part, order
-):
+OTHER = {
+    "pictures swapped": ("pictures", "features.h5", [3, 2, *IDS[2:]]),
+    "another caption": ("captions", "features.h5", [*IDS[:-1], 90]),
+    "another picture": ("pictures", "features.h5.partial", [*IDS[:-1], 90]),
+}
+
+
+@pytest.mark.parametrize("change", OTHER)
+def test_other_contents_under_the_same_ids_are_noticed(generator, whole, tmp_path, change):
+    part, name, order = OTHER[change]
     (tmp_path / name).write_bytes(whole.read_bytes())
     path, subject = tmp_path / "features.h5", make_subject(stimuli=Relabelled(part, order))
     write_features(path, subject, generator, batch=4)
     anew = write_features(tmp_path / "anew.h5", subject, generator, batch=4)
-    assert_equal(contents(path), contents(anew))
-    changed = {
-        name for name, values in contents(anew).items() if (values != contents(whole)[name]).any()
-    }
+    assert_equal(read_hdf5(path), read_hdf5(anew))
+    before = read_hdf5(whole)
+    changed = {name for name, values in read_hdf5(anew).items() if (values != before[name]).any()}
     assert changed == ({"c"} if part == "captions" else {*NAMES} - {"c"})
 
 
 def test_what_is_not_in_a_file_is_named(whole, tmp_path):
     for stimulus in (0, 4, 1000):
-        with pytest.raises(InputError, match=f"stimulus {stimulus}"):
-            read_features(whole, "z", [2, stimulus])
-    with pytest.raises(InputError, match="'block_9'.*embedding"):
-        read_features(whole, "block_9", IDS)
+        refuses(f"stimulus {stimulus}", read_features, whole, "z", [2, stimulus])
+    refuses("'block_9'.*embedding", read_features, whole, "block_9", IDS)
     short = tmp_path / "short.h5"
     short.write_bytes(whole.read_bytes()[:3000])
-    with pytest.raises(InputError, match="short.h5"):
-        read_features(short, "z", IDS)
-    with pytest.raises(InputError, match="none.h5"):
-        feature_spaces(tmp_path / "none.h5")
+    refuses("short.h5", read_features, short, "z", IDS)
+    refuses("none.h5", feature_spaces, tmp_path / "none.h5")
 
 
 def test_overflow_in_half_precision_is_named(tiny_models, tmp_path):
     generator = load_generator(tiny_models, "cpu", "float16")
     for values in generator.vae.encoder.conv_in.parameters():
         values.mul_(1e5)
-    with pytest.raises(InputError, match="z of a picture is not finite, computed in torch.float16"):
-        write_features(tmp_path / "features.h5", make_subject(), generator)
+    said, path = "z of a picture is not finite, computed in torch.float16", tmp_path / "features.h5"
+    refuses(said, write_features, path, make_subject(), generator)
 
 
-@pytest.mark.parametrize("n_blocks", [0, 9])
-def test_number_of_blocks_has_bounds(generator, tmp_path, n_blocks):
-    with pytest.raises(InputError, match=f"n_blocks={n_blocks}.*8"):
-        write_features(tmp_path / "features.h5", make_subject(), generator, n_blocks)
+def test_number_of_blocks_has_bounds(generator, tmp_path):
+    for n in (0, 9):
+        path = tmp_path / "features.h5"
+        refuses(f"n_blocks={n}.*8", write_features, path, make_subject(), generator, n)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import requests
 import test_kay
+from builders import refuses
 from loopback import serve
 from test_nsd import DESIGN, NCSNR, PICTURES, ROI, SESSION, STIMULI, TABLE
 from tqdm import tqdm
@@ -105,14 +106,11 @@ def test_only_what_is_needed_is_fetched_and_can_be_read(fetch_tree, three_sessio
 
 
 def test_what_cannot_be_fetched_is_said_before_anything_comes(fetch_tree, tmp_path, monkeypatch):
-    with pytest.raises(InputError, match="betas_session04.hdf5 cannot be fetched .404"):
-        fetch_tree(tmp_path / "nsd", sessions=9)
-    with pytest.raises(InputError, match="'subj09' is unknown; NSD has subj01 to subj08"):
-        fetch.nsd_files(tmp_path, ("subj09",))
+    refuses("betas_session04.hdf5 cannot be fetched .404", fetch_tree, tmp_path / "nsd", sessions=9)
+    refuses("'subj09' is unknown; NSD has subj01 to subj08", fetch.nsd_files, tmp_path, ("subj09",))
     usage = shutil.disk_usage(tmp_path)._replace(free=10**6)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(InputError, match="no space is left .* MB more are needed"):
-        fetch_tree(tmp_path / "nsd")
+    refuses("no space is left .* MB more are needed", fetch_tree, tmp_path / "nsd")
     assert not (tmp_path / "nsd").exists()
     counts = {"subj01": 40, "subj03": 32, "subj04": 30}
     for subject, count in counts.items():
@@ -143,8 +141,7 @@ def test_damaged_captions_are_refused(fetch_tree, web, tmp_path, monkeypatch):
     for content in (bytes(broken), test_kay.make(tmp_path)[0].read_bytes()):  # or another archive
         with serve({"/captions.zip": content}) as server:
             monkeypatch.setattr(fetch, "CAPTIONS_URL", server.url + "/captions.zip")
-            with pytest.raises(InputError, match="annotations_trainval2017.zip is damaged"):
-                fetch_tree(tmp_path / "nsd")
+            refuses("annotations_trainval2017.zip is damaged", fetch_tree, tmp_path / "nsd")
     assert not [name for name in files_in(tmp_path / "nsd") if name.startswith("coco")]
 
 
@@ -191,8 +188,7 @@ def test_kay_through_bad_connections(tmp_path, monkeypatch):
         fetch.fetch_kay(tmp_path / "kay")
         assert file.read_bytes() == path.read_bytes()
         server.files["/kay"] = b"no npz at all"
-        with pytest.raises(InputError, match="kay_images.npz is .* no archive"):
-            fetch.fetch_kay(tmp_path / "other")
+        refuses("kay_images.npz is .* no archive", fetch.fetch_kay, tmp_path / "other")
 
 
 def test_miyawaki_through_nilearn(tmp_path, monkeypatch):
@@ -221,5 +217,4 @@ def test_miyawaki_through_nilearn(tmp_path, monkeypatch):
         raise requests.ConnectionError("no route")
 
     monkeypatch.setattr(requests.Session, "send", unreachable)
-    with pytest.raises(InputError, match="nilearn could not download it .*network"):
-        fetch.fetch_miyawaki(tmp_path / "none")
+    refuses("nilearn could not download it .*network", fetch.fetch_miyawaki, tmp_path / "none")

@@ -1,11 +1,12 @@
 """The figures of chapter 01, for recordings with and without places, ceilings and sessions."""
 
+import builders
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from minddiff_utils.datasets import Split, Subject
+from minddiff_utils.datasets import Split
 from minddiff_utils.datasets.miyawaki import CAPTIONS, grey_patterns
 from minddiff_utils.datasets.recording import ListedStimuli
 from minddiff_utils.figures import data as figures_data
@@ -15,25 +16,15 @@ def make_subject(places):
     rng = np.random.default_rng(0)
     stimulus = np.tile(np.arange(10), 4)
     n_voxels = 30
-    known = {
-        "voxel_ijk": rng.permutation(np.argwhere(np.ones((4, 5, 6))))[:n_voxels],
-        "volume_shape": (4, 5, 6),
-        "affine": np.eye(4),
-        "ncsnr": rng.random(n_voxels).astype(np.float32),
-    }
-    half = np.arange(n_voxels) < 20
+    ijk = rng.permutation(np.argwhere(np.ones((4, 5, 6))))[:n_voxels]
+    known = {"voxel_ijk": ijk, "volume_shape": (4, 5, 6), "affine": np.eye(4)}
+    known["ncsnr"] = rng.random(n_voxels).astype(np.float32)
+    known["roi"] = {"V1": np.arange(n_voxels) < 20, "V2": np.arange(n_voxels) >= 20}
     grey = grey_patterns(rng.random((10, 10, 10)) < 0.5)
-    return Subject(
-        name="s",
-        dataset="made",
-        responses=rng.normal(size=(40, n_voxels)).astype(np.float32),
-        stimulus_id=stimulus,
-        session=np.repeat([1, 2], 20),
-        roi={"V1": half, "V2": ~half} if places else {"V1": np.ones(n_voxels, bool)},
-        splits=(Split("x", np.arange(9), np.arange(9, 10)),),
-        stimuli=ListedStimuli(np.arange(10), [*CAPTIONS.values()], grey.__getitem__),
-        **(known if places else {}),
-    )
+    stimuli = ListedStimuli(np.arange(10), [*CAPTIONS.values()], grey.__getitem__)
+    more = {"session": np.repeat([1, 2], 20), "stimuli": stimuli, **(known if places else {})}
+    split = Split("x", np.arange(9), np.arange(9, 10))
+    return builders.make_subject(rng.normal(size=(40, n_voxels)), stimulus, [split], **more)
 
 
 @pytest.mark.parametrize("places", [True, False])

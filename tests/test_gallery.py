@@ -1,13 +1,14 @@
-"""The gallery shows the pictures and numbers of the run's files; the first page keeps its rule."""
+"""Pages made from a run's files, the gallery and the first one: they say what the files hold."""
 
 import json
 import re
+from itertools import product
 
 import numpy as np
 import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
-from dummy_project import ROOT
+from builders import ROOT
 from PIL import Image
 
 from minddiff_utils.book import pages
@@ -30,14 +31,10 @@ def run(tmp_path):
         colours = rng.integers(0, 256, (len(IDS), 1, 1, 3))
         pictures = np.broadcast_to(colours, (len(IDS), 16, 16, 3)).astype(np.uint8)
         write_pictures(method_file(folder, name), IDS, pictures)
-    rows = [
-        ("subj01", method, number, metric, rng.uniform())
-        for method in (*METHODS, "prior")  # numbers without pictures
-        for number in IDS
-        for metric in ("ssim", "clip_judge", "pcc")
-    ]
-    columns = ["subject", "method", "stimulus_id", "metric", "value"]
-    pd.DataFrame(rows, columns=columns).to_csv(folder / "metrics.csv", index=False)
+    rated = product(["subj01"], [*METHODS, "prior"], IDS, ["ssim", "clip_judge", "pcc"])
+    table = pd.DataFrame(rated, columns=["subject", "method", "stimulus_id", "metric"])
+    table = table.assign(value=rng.uniform(size=len(table)))  # of `prior`, numbers without pictures
+    table.to_csv(folder / "metrics.csv", index=False)
     return tmp_path
 
 
@@ -82,9 +79,8 @@ def front(run, shown=SHOWN):
 
 def test_first_page_shows_what_its_rule_says(run):
     regular, extremes = front(run)
-    assert [tag.text for tag in regular.select(".front-name")] == [
-        f"no. {number}" for number in sorted(IDS)[:8]
-    ]
+    shown = [tag.text for tag in regular.select(".front-name")]
+    assert shown == [f"no. {number}" for number in sorted(IDS)[:8]]
     assert "8 of 9 test pictures of subj01, in the order" in regular.figcaption.text
     table = pd.read_csv(run / "subj01/metrics.csv")
     judged = table[(table.method == "stage2") & (table.metric == "clip_judge")]
@@ -115,3 +111,19 @@ def test_of_many_pictures_each_nth_is_taken():
     names = [tag.text for tag in page.select(".front-name")]
     assert names == [f"no. {4 * place}" for place in range(8)]
     assert "8 of 20 test pictures of subj01, one in 2, in the order" in page.figcaption.text
+
+
+def test_costs_are_those_of_the_records(tmp_path):
+    for subject, factor in (("anna", 1), ("ben", 10)):
+        (tmp_path / subject).mkdir()
+        times = {"02_second": 65.4 * factor, "01_first": 3599.0 * factor}
+        known = {name: {"wall_time_s": took} for name, took in times.items()}
+        record = {"machine": f"{factor} cores", "notebooks": known}
+        (tmp_path / subject / "provenance.json").write_text(json.dumps(record))
+    text = pages.cost_table(tmp_path, ["anna", "ben", "nobody"])
+    rows = [re.split(r"\s*\|\s*", line)[1:-1] for line in text.splitlines()]
+    assert rows[0] == ["chapter", "anna", "ben"]
+    assert rows[2:4] == [["machine", "1 cores", "10 cores"], ["`01_first`", "0:59:59", "9:59:50"]]
+    assert rows[4] == ["`02_second`", "0:01:05", "0:10:54"]
+    assert rows[5:] == [["**all chapters**", "**1:01:04**", "**10:10:44**"]]
+    assert pages.cost_table(tmp_path, ["nobody"]) == ""

@@ -9,7 +9,8 @@ import torch
 from test_reconstruction import decoded, inputs, plain_loss
 
 from minddiff_utils.decoding.components import PrincipalComponents, evidence
-from minddiff_utils.models.stable_diffusion import load_generator, to_pictures
+from minddiff_utils.models.clip import to_pictures
+from minddiff_utils.models.stable_diffusion import load_generator
 from minddiff_utils.reconstruction.guided_sampling import add_z_evidence, follow
 from minddiff_utils.reconstruction.losses import Evidence
 from minddiff_utils.reconstruction.results import choose_iterates, read_pictures, read_trace
@@ -17,15 +18,9 @@ from minddiff_utils.reconstruction.stage1 import stage1
 from minddiff_utils.reconstruction.stage2 import picture_losses, reconstruct, stage2
 from minddiff_utils.settings import Settings
 
-QUICK = Settings(
-    n_steps=5, strength=0.6, guidance_scale=2.0, structure_target="values", z_evidence_weight=0.0
-)
+ALONE = {"structure_target": "values", "z_evidence_weight": 0.0}
+QUICK = Settings(n_steps=5, strength=0.6, guidance_scale=2.0, **ALONE)
 N = 3
-
-
-@pytest.fixture(scope="module")
-def generator(tiny_models):
-    return load_generator(tiny_models, "cpu")
 
 
 def gaussians(n=N, n_values=1024, n_components=6, n_splits=1):
@@ -98,9 +93,10 @@ def plain_pass(generator, given, row, settings, basis, variance, score, spread):
     return generator.vae.decode(x / generator.vae.config.scaling_factor).sample
 
 
-@pytest.mark.parametrize(
-    "changes", [{"n_guided_steps": 2}, {"guide_every": 2, "gradient_through": "both"}]
-)
+CHANGES = [{"n_guided_steps": 2}, {"guide_every": 2, "gradient_through": "both"}]
+
+
+@pytest.mark.parametrize("changes", CHANGES)
 def test_the_guided_pass_is_that_of_a_plain_transcription(tiny_models, changes):
     generator = load_generator(tiny_models, "cpu", torch.float64)
     said = gaussians(n=2)
@@ -123,18 +119,16 @@ def test_with_steps_of_no_size_the_pass_is_stage_1(generator):
 def test_the_loss_ends_below_that_of_stage_1(generator, tmp_path):
     arrays = decoded(generator)
     settings = dataclasses.replace(QUICK, step_size=0.6)
-    losses, iterates, pictures = read_trace(
-        reconstruct(generator, arrays, settings, tmp_path / "a")
-    )
+    path = reconstruct(generator, arrays, settings, tmp_path / "a")
+    losses, iterates, pictures = read_trace(path)
     given = inputs(generator)
     first = to_pictures(stage1(generator, given.z, given.c, given.noise, settings))
     before = picture_losses(generator, arrays, first, settings, batch=2)
     assert (losses[:, -1].sum(1) < before.sum(1)).all()
     np.testing.assert_array_equal(iterates[:, -1], pictures)
     # Grey levels are rounded in the file.
-    np.testing.assert_allclose(
-        picture_losses(generator, arrays, pictures, settings), losses[:, -1], rtol=0.02
-    )
+    again = picture_losses(generator, arrays, pictures, settings)
+    np.testing.assert_allclose(again, losses[:, -1], rtol=0.02)
 
 
 def test_batch_and_order_change_nothing_but_rounding(generator):

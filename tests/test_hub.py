@@ -12,22 +12,16 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 import torch
+from builders import ROOT, refuses
 from loopback import serve
 
 from minddiff_utils.book.plan import Plan
 from minddiff_utils.book.record import model_revisions
-from minddiff_utils.io import InputError
+from minddiff_utils.models import clip
+from minddiff_utils.models import hub as module
 from minddiff_utils.models import stable_diffusion as generator
-from minddiff_utils.models.hub import (
-    CLIP_FILES,
-    DIFFUSION_FILES,
-    REVISIONS,
-    clip_name,
-    find_model,
-    hub_name,
-)
+from minddiff_utils.models.hub import CLIP_FILES, DIFFUSION_FILES, REVISIONS, clip_name, hub_name
 
-ROOT = Path(__file__).resolve().parent.parent
 DIFFUSION, GUIDE = "CompVis/stable-diffusion-v1-4", "openai/clip-vit-base-patch32"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -57,13 +51,9 @@ def published(tiny_models, tmp_path_factory):
     settings = json.loads((guide / "preprocessor_config.json").read_text())
     settings |= {"size": 64, "crop_size": 64, "feature_extractor_type": "CLIPFeatureExtractor"}
     (guide / "preprocessor_config.json").write_text(json.dumps(settings))
-    for unwanted in (
-        diffusion / "sd-v1-4.ckpt",
-        diffusion / "unet/diffusion_pytorch_model.bin",
-        diffusion / "unet/diffusion_pytorch_model.fp16.safetensors",
-        diffusion / "safety_checker/model.safetensors",
-        guide / "pytorch_model.bin",
-    ):
+    large = ["sd-v1-4.ckpt", "safety_checker/model.safetensors"]
+    large += [f"unet/diffusion_pytorch_model.{suffix}" for suffix in ("bin", "fp16.safetensors")]
+    for unwanted in (*map(diffusion.joinpath, large), guide / "pytorch_model.bin"):
         unwanted.parent.mkdir(exist_ok=True)
         unwanted.write_bytes(b"large")
     return {DIFFUSION: diffusion, GUIDE: guide}
@@ -146,7 +136,7 @@ def test_models_load_by_name_without_a_network_once_downloaded(cache, tiny_model
     captions = [("a red house", "one blue cat")]
     torch.testing.assert_close(named.encode_captions(captions), local.encode_captions(captions))
     assert (named.guide.edge, named.guide.shortest) == (64, 64)
-    pinned = generator.load_clip(f"{GUIDE}@{REVISIONS[GUIDE]}", "cpu")
+    pinned = clip.load_clip(f"{GUIDE}@{REVISIONS[GUIDE]}", "cpu")
     assert pinned.n_blocks == local.guide.n_blocks
 
 
@@ -156,12 +146,8 @@ def test_the_command_of_the_message_fills_a_folder_that_loads(hub, published, tm
     program = [sys.executable, "-c", "from huggingface_hub.cli.hf import main; main()"]
     words = command.replace('"', "").split()[1:]
     folder = tmp_path / "folder"
-    subprocess.run(
-        [*program, *words, "--local-dir", folder],
-        env=environment(tmp_path / "home", hub.url),
-        check=True,
-        capture_output=True,
-    )
+    how = {"env": environment(tmp_path / "home", hub.url), "capture_output": True}
+    subprocess.run([*program, *words, "--local-dir", folder], check=True, **how)
     assert (folder / f"unet/{WEIGHTS}").exists() and not list(folder.rglob("*.ckpt"))
     loaded = generator.load_generator(folder, "cpu", guide=str(published[GUIDE]))
     assert loaded.n_tokens == 32
@@ -218,8 +204,7 @@ def test_names_are_taken_apart(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path(GUIDE).mkdir(parents=True)
     assert hub_name(GUIDE) is None  # a folder of that name wins
-    with pytest.raises(InputError, match=r"no revision is pinned.*weights/sd@COMMIT.*CompVis"):
-        hub_name("weights/sd")
+    refuses(r"no revision is pinned.*weights/sd@COMMIT.*CompVis", hub_name, "weights/sd")
 
 
 def test_the_clip_of_each_role(tmp_path):
@@ -233,9 +218,9 @@ def test_the_clip_of_each_role(tmp_path):
 
 def test_a_folder_is_returned_as_it_is(tiny_models):
     folder = tiny_models / "clip_guide"
-    assert find_model(folder, CLIP_FILES, ["config.json"]) == folder
-    with pytest.raises(InputError, match=r"lacks unet;.*stable-diffusion-v1-4"):
-        find_model(folder, DIFFUSION_FILES, ["config.json", "unet"])
+    assert module.find_model(folder, CLIP_FILES, ["config.json"]) == folder
+    said, needed = r"lacks unet;.*stable-diffusion-v1-4", ["config.json", "unet"]
+    refuses(said, module.find_model, folder, DIFFUSION_FILES, needed)
 
 
 def test_a_run_records_the_revisions_of_models_with_names(tmp_path):

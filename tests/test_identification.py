@@ -3,13 +3,14 @@
 from itertools import combinations
 
 import numpy as np
-import pytest
+from builders import refuses
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 
 from minddiff_utils.evaluation import identification
-from minddiff_utils.io import InputError
+from minddiff_utils.evaluation.identification import identification_accuracy as accuracy
+from minddiff_utils.evaluation.identification import pairwise_identification as pairwise
 
 
 def naive_identification(predicted, true, n_way):
@@ -33,7 +34,7 @@ def test_identification_equals_a_naive_loop(seed, n_way, coarse):
     rng = np.random.default_rng(seed)
     # Whole directions of a plane, so that exact ties are common.
     rows = np.eye(3)[rng.integers(0, 3, (2, 6))] if coarse else rng.normal(size=(2, 6, 3))
-    found = identification.identification_accuracy(*rows, n_way)
+    found = accuracy(*rows, n_way)
     np.testing.assert_allclose(found, naive_identification(*rows, n_way), atol=1e-12)
 
 
@@ -41,32 +42,26 @@ def test_identification_closed_forms():
     identity = np.eye(7)
     for n_way in (2, 5, 7):
         # Perfect; and a method that always says the same is at chance exactly.
-        assert np.all(identification.identification_accuracy(identity, identity, n_way) == 1)
+        assert np.all(accuracy(identity, identity, n_way) == 1)
         same = np.ones((7, 7))
-        np.testing.assert_allclose(
-            identification.identification_accuracy(same, same, n_way), 1 / n_way, atol=1e-12
-        )
+        np.testing.assert_allclose(accuracy(same, same, n_way), 1 / n_way, atol=1e-12)
     # Perfect knowledge of k equal categories and nothing else (Shirakawa et al. 2024).
     k, each = 10, 30
     labels = np.repeat(np.eye(k), each, axis=0)
     n = k * each
     expected = 1 - 0.5 * (each - 1) / (n - 1)
-    np.testing.assert_allclose(
-        identification.identification_accuracy(labels, labels).mean(), expected
-    )
+    np.testing.assert_allclose(accuracy(labels, labels).mean(), expected)
 
 
 def test_identification_of_many_pictures_does_not_overflow():
     rng = np.random.default_rng(0)
     true = rng.normal(size=(400, 20))
     predicted = true + rng.normal(size=true.shape)
-    values = [
-        identification.identification_accuracy(predicted, true, k).mean() for k in (2, 50, 400)
-    ]
+    values = [accuracy(predicted, true, k).mean() for k in (2, 50, 400)]
     assert 1 > values[0] > values[1] > values[2] > 1 / 400
     broken = predicted.copy()
     broken[3] = np.nan
-    assert np.flatnonzero(np.isnan(identification.identification_accuracy(broken, true))) == [3]
+    assert np.flatnonzero(np.isnan(accuracy(broken, true))) == [3]
 
 
 def test_pairwise_identification_is_bdpys():
@@ -77,7 +72,7 @@ def test_pairwise_identification_is_bdpys():
     r = 1 - cdist(predicted, true, metric="correlation")
     expected = np.sum(r - np.diag(r)[:, None] < 0, axis=1) / 8
     assert 0.5 < expected.mean() < 1
-    np.testing.assert_allclose(identification.pairwise_identification(predicted, true), expected)
+    np.testing.assert_allclose(pairwise(predicted, true), expected)
 
 
 def test_pairwise_identification_leaves_gaps_out():
@@ -86,23 +81,19 @@ def test_pairwise_identification_leaves_gaps_out():
     predicted = true + rng.normal(size=true.shape)
     holed = predicted.copy()
     holed[2, 3] = np.nan
-    whole = identification.pairwise_identification(
-        np.delete(predicted, 3, 1), np.delete(true, 3, 1)
-    )
-    np.testing.assert_allclose(identification.pairwise_identification(holed, true), whole)
+    whole = pairwise(np.delete(predicted, 3, 1), np.delete(true, 3, 1))
+    np.testing.assert_allclose(pairwise(holed, true), whole)
     flat = predicted.copy()
     flat[1] = 4.0  # nothing correlates with a constant prediction
-    assert np.flatnonzero(np.isnan(identification.pairwise_identification(flat, true))) == [1]
+    assert np.flatnonzero(np.isnan(pairwise(flat, true))) == [1]
     flat = true.copy()
     flat[1] = 4.0  # nor does a constant alternative: it is no rival
-    found = identification.pairwise_identification(predicted, flat)
+    found = pairwise(predicted, flat)
     kept = [0, 2, 3, 4, 5]
-    np.testing.assert_allclose(
-        found[kept], identification.pairwise_identification(predicted[kept], true[kept])
-    )
+    np.testing.assert_allclose(found[kept], pairwise(predicted[kept], true[kept]))
     # A tie is a loss: the same prediction for all, against equal truths.
     same = np.tile(rng.normal(size=12), (4, 1))
-    assert np.all(identification.pairwise_identification(same, same) == 0)
+    assert np.all(pairwise(same, same) == 0)
 
 
 def test_zero_shot_closed_forms():
@@ -121,7 +112,5 @@ def test_zero_shot_closed_forms():
 def test_tables_state_chance_and_leave_certain_columns_out():
     table = identification.zero_shot_table({"stage2": np.eye(4)}, np.eye(4), np.eye(4)[:1])
     assert list(table.columns) == ["top 1 of 5 (chance 0.200)", "n"]
-    with pytest.raises(InputError, match="n_way is 4"):
-        identification.identification_accuracy(np.eye(3), np.eye(3), 4)
-    with pytest.raises(InputError, match="one shape"):
-        identification.similarity_matrix(np.zeros((3, 2)), np.zeros((3, 4)))
+    refuses("n_way is 4", accuracy, np.eye(3), np.eye(3), 4)
+    refuses("one shape", identification.similarity_matrix, np.zeros((3, 2)), np.zeros((3, 4)))

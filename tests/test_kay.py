@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 import pytest
+from builders import refuses
 
 from minddiff_utils.datasets import load_subject, prepare_fold
-from minddiff_utils.io import InputError
 
 NAMES = ["Other", "V1", "V2", "V3", "V3A", "V3B", "V4", "LatOcc"]
 N_TRAIN, N_TEST, N_VOXELS = 30, 6, 40
@@ -58,8 +58,7 @@ def test_regions_by_name(tmp_path):
     some = load(path, rois="V1,LatOcc")
     wanted = np.isin(content["roi"], (1, 7))
     np.testing.assert_allclose(some.responses[0], content["responses"][0, wanted], rtol=1e-6)
-    with pytest.raises(InputError, match="'hV4' is unknown; give all or some of V1,V2"):
-        load(path, rois="hV4")
+    refuses("'hV4' is unknown; give all or some of V1,V2", load, path, rois="hV4")
 
 
 def test_voxels_of_no_region_or_without_data_are_left_out(tmp_path):
@@ -72,8 +71,7 @@ def test_voxels_of_no_region_or_without_data_are_left_out(tmp_path):
     assert "Other" not in subject.roi
     content["responses"][:, content["roi"] == 2] = 0
     make(tmp_path, **content)
-    with pytest.raises(InputError, match="kay_images.npz: every voxel of region V2"):
-        load(path)
+    refuses("kay_images.npz: every voxel of region V2", load, path)
 
 
 @pytest.mark.parametrize(("low", "high"), [(-0.5, 0.5), (0, 255), (-40, 90)])
@@ -94,32 +92,28 @@ def test_captions_from_a_file_beside(tmp_path):
     assert load(path).stimuli.captions([33]) == [("photograph 33", "in grey")]
     for content, said in ((texts | {"7": []}, "no caption for picture 7"), ([1], "no file of")):
         (tmp_path / "kay_captions.json").write_text(json.dumps(content))
-        with pytest.raises(InputError, match=f"kay_captions.json .*{said}"):
-            load(path)
+        refuses(f"kay_captions.json .*{said}", load, path)
 
 
 def test_missing_or_truncated_file_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"kay_images.npz is missing. Fetch it \(249 MB\)"):
-        load(tmp_path)
+    refuses(r"kay_images.npz is missing. Fetch it \(249 MB\)", load, tmp_path)
     path, _ = make(tmp_path)
     content = path.read_bytes()
     for share in (0.0, 0.4, 0.99):
         path.write_bytes(content[: int(share * len(content))])
-        with pytest.raises(InputError, match="kay_images.npz is truncated, damaged"):
-            load(path)
+        refuses("kay_images.npz is truncated, damaged", load, path)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"roi": None}, "no archive of these arrays .*roi is not a file in the archive"),
-        ({"roi": np.ones(39, int)}, r"`roi` has shape \(39,\); expected \(40,\)"),
-        ({"roi": np.full(40, 8)}, "roi holds 8 to 8, roi_names 8 names"),
-        ({"stimuli_test": np.zeros((6, 8, 8))}, r"`stimuli_test` has shape \(6, 8, 8\); expected"),
-        ({"stimuli": np.zeros((30, 16))}, "`stimuli` has shape"),
-    ],
-)
+OTHER = [
+    ({"roi": None}, "no archive of these arrays .*roi is not a file in the archive"),
+    ({"roi": np.ones(39, int)}, r"`roi` has shape \(39,\); expected \(40,\)"),
+    ({"roi": np.full(40, 8)}, "roi holds 8 to 8, roi_names 8 names"),
+    ({"stimuli_test": np.zeros((6, 8, 8))}, r"`stimuli_test` has shape \(6, 8, 8\); expected"),
+    ({"stimuli": np.zeros((30, 16))}, "`stimuli` has shape"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), OTHER)
 def test_another_file(tmp_path, changes, message):
     path, _ = make(tmp_path, **changes)
-    with pytest.raises(InputError, match=message):
-        load(path)
+    refuses(message, load, path)

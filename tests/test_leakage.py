@@ -2,53 +2,46 @@
 
 from types import SimpleNamespace
 
-import h5py
 import numpy as np
 import pandas as pd
 import pytest
+from builders import write_hdf5
 from scipy.stats import spearmanr
 
 from minddiff_utils.datasets import Split
 from minddiff_utils.evaluation import leakage
-from minddiff_utils.evaluation.leakage import (
-    Overlap,
-    count_copies,
-    hold_out,
-    hold_out_table,
-    overlap_trend,
-    picture_groups,
-    split_overlap,
-)
+from minddiff_utils.evaluation.leakage import count_copies, hold_out, picture_groups
 
 
 def test_split_overlap_keeps_to_their_training_pictures(tmp_path):
     rng = np.random.default_rng(0)
     rows, ids = rng.normal(size=(12, 6)), np.arange(12) * 2
-    with h5py.File(tmp_path / "features.h5", "w") as file:
-        file["stimulus_id"], file["embedding"] = ids, rows
+    write_hdf5(tmp_path / "features.h5", {"stimulus_id": ids, "embedding": rows})
     splits = (Split("a", ids[4:], ids[:2]), Split("b", ids[:8], ids[10:]))
-    found = split_overlap(splits, tmp_path / "features.h5")
+    found = leakage.split_overlap(splits, tmp_path / "features.h5")
     assert found.stimulus_id.tolist() == [0, 2, 20, 22]
     for place, (own, train) in enumerate([(0, range(4, 12)), (1, range(4, 12)), (10, range(8))]):
-        cosines = [
-            rows[own] @ rows[k] / np.linalg.norm(rows[own]) / np.linalg.norm(rows[k]) for k in train
-        ]
+        length = np.linalg.norm(rows, axis=1)
+        cosines = [rows[own] @ rows[k] / length[own] / length[k] for k in train]
         assert found.distance[place] == pytest.approx(1 - max(cosines), abs=1e-6)
     assert found.among_training.shape == (8,)
     assert (found.among_training > 1e-6).all()  # none is its own neighbour
+
+
+def tidy(ids, **values):
+    """PCC of each method."""
+    table = pd.DataFrame(values).assign(stimulus_id=ids)
+    return table.melt("stimulus_id", var_name="method").assign(metric="pcc")
 
 
 def test_trend_is_spearmans_with_its_interval():
     rng = np.random.default_rng(0)
     n = 50
     distance = rng.random(n)
-    found = Overlap(np.arange(n), distance, distance)
+    found = leakage.Overlap(np.arange(n), distance, distance)
     value = {"stage2": -distance + 0.2 * rng.normal(size=n), "mean": np.full(n, 0.3)}
-    frame = pd.concat(
-        pd.DataFrame({"method": m, "stimulus_id": np.arange(n), "metric": "pcc", "value": v})
-        for m, v in value.items()
-    )
-    table = overlap_trend(frame.sample(frac=1, random_state=1), found)
+    frame = tidy(np.arange(n), **value)
+    table = leakage.overlap_trend(frame.sample(frac=1, random_state=1), found)
     rho = spearmanr(value["stage2"], distance).statistic
     text = table.loc["both stages, this book's solver", "PCC"]
     assert text.startswith(f"{rho:+.2f} [")
@@ -111,18 +104,15 @@ def test_without_has_none_of_the_group_and_matched_as_many(split):
 
 def test_groups_are_kinds_or_else_clusters(tmp_path, monkeypatch):
     monkeypatch.setattr(leakage, "N_CLUSTERS", 3)
-    kinds = pd.DataFrame(
-        {("kind", "cat"): [True, False, True], ("size", "small"): [True, True, True]}
-    )
+    kinds = pd.DataFrame({("kind", "cat"): [True, False, True], ("size", "small"): [True] * 3})
     found = picture_groups(tmp_path / "none.h5", [4, 5, 9], kinds)
     assert {name: ids.tolist() for name, ids in found.items()} == {"cat": [4, 9]}
     # Three clouds in the text condition are found again.
     rng = np.random.default_rng(0)
     label = rng.integers(0, 3, 30)
     c = np.eye(3)[label][:, None].repeat(4, axis=1) + 0.05 * rng.normal(size=(30, 4, 3))
-    with h5py.File(tmp_path / "features.h5", "w") as file:
-        file["stimulus_id"], file["c"] = np.arange(30), c
-    found = picture_groups(tmp_path / "features.h5", range(30), kinds[[]])
+    path = write_hdf5(tmp_path / "features.h5", {"stimulus_id": np.arange(30), "c": c})
+    found = picture_groups(path, range(30), kinds[[]])
     expected = sorted(np.flatnonzero(label == k).tolist() for k in range(3))
     assert sorted(ids.tolist() for ids in found.values()) == expected
 
@@ -133,15 +123,12 @@ def test_table_shows_the_drop():
     def values(ids, drop):
         matched = rng.normal(0.6, 0.1, len(ids))
         without = matched - drop + 0.01 * rng.normal(size=len(ids))
-        return pd.concat(
-            pd.DataFrame({"method": m, "stimulus_id": ids, "metric": "pcc", "value": v})
-            for m, v in (("matched", matched), ("without", without))
-        )
+        return tidy(ids, matched=matched, without=without)
 
     found = {"cat": values(np.arange(8), 0.2), "sun": values(np.arange(5, 12), 0.0)}
-    table = hold_out_table(found)
+    table = leakage.hold_out_table(found)
     assert list(table.index) == ["cat", "sun", "all of them"]
     assert table["n"].tolist() == ["8", "7", "12"]  # three pictures are in both groups
     assert ": -.2" in table.loc["cat", "PCC"] or ": -.1" in table.loc["cat", "PCC"]
-    empty = hold_out_table({})
+    empty = leakage.hold_out_table({})
     assert empty.empty and "n_holdouts" in empty.attrs["note"]

@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
+from builders import refuses
 from scipy.stats import pearsonr
 from skimage.color import rgb2gray
 from skimage.transform import resize
 
 from minddiff_utils.evaluation import metrics
 from minddiff_utils.evaluation.identification import similarity_matrix
-from minddiff_utils.io import InputError, method_file
+from minddiff_utils.io import method_file
 from minddiff_utils.reconstruction.results import write_pictures
 
 
@@ -87,8 +88,7 @@ def test_cosine_equals_a_loop():
 def test_wrong_pictures_are_named(metric):
     good = pictures()
     for other, word in ((good / 255, "float64"), (good[:2], "same stimuli"), (good[0], "uint8")):
-        with pytest.raises(InputError, match=word):
-            metric(good, other)
+        refuses(word, metric, good, other)
 
 
 # --- tables and files ---
@@ -101,16 +101,12 @@ def embed(stack):
 def evaluated(n=10):
     truth = pictures(n, 12)
     noise = pictures(n, 12, seed=1)
-    methods = {
-        "mean": np.repeat(truth.mean(axis=0, keepdims=True).astype(np.uint8), n, axis=0),
-        "stage2": (0.8 * truth + 0.2 * noise).astype(np.uint8),
-        "stage1": (0.5 * truth + 0.5 * noise).astype(np.uint8),
-        "no_z": noise,
-        "mine": truth,
-    }
-    return metrics.evaluate(
-        truth, methods, 7 * np.arange(n), {"clip_judge": embed, "clip_guide": embed}
-    )
+    mean = np.repeat(truth.mean(axis=0, keepdims=True), n, axis=0)
+    methods = {"mean": mean, "stage2": 0.8 * truth + 0.2 * noise, "stage1": truth / 2 + noise / 2}
+    methods = {name: made.astype(np.uint8) for name, made in methods.items()}
+    methods |= {"no_z": noise, "mine": truth}
+    embeds = {"clip_judge": embed, "clip_guide": embed}
+    return metrics.evaluate(truth, methods, 7 * np.arange(n), embeds)
 
 
 def test_evaluate_is_tidy_and_right():
@@ -144,16 +140,14 @@ def test_the_reconstructions_that_are_asked_for_are_read(tmp_path):
 
 
 def test_a_missing_or_damaged_file_and_other_stimuli_are_named(tmp_path):
-    with pytest.raises(InputError, match=r"truth.h5 is missing.*03_stage1"):
-        metrics.read_reconstructions(tmp_path, ["stage2"])
+    refuses(r"truth.h5 is missing.*03_stage1", metrics.read_reconstructions, tmp_path, ["stage2"])
     for name, first in (("truth", 5), ("stage2", 4)):
         write_pictures(method_file(tmp_path, name), first + np.arange(3), pictures(3))
-    with pytest.raises(InputError, match=r"stage2.h5 holds other stimuli.*04_stage2"):
-        metrics.read_reconstructions(tmp_path, ["stage2"])
+    said, read = r"stage2.h5 holds other stimuli.*04_stage2", metrics.read_reconstructions
+    refuses(said, read, tmp_path, ["stage2"])
     path = method_file(tmp_path, "stage2")
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(InputError, match=r"stage2.h5 is truncated.*04_stage2"):
-        metrics.read_reconstructions(tmp_path, ["stage2"])
+    refuses(r"stage2.h5 is truncated.*04_stage2", read, tmp_path, ["stage2"])
 
 
 def test_read_metrics_joins_subjects(tmp_path):
@@ -167,7 +161,5 @@ def test_read_metrics_joins_subjects(tmp_path):
     assert len(both) == 5 * 7 * 18
     frame[:7].assign(method="ceiling").to_csv(tmp_path / "subj02/controls.csv", index=False)
     assert len(metrics.read_metrics(tmp_path, ["subj02", "subj01"])) == 5 * 7 * 18 + 7
-    with pytest.raises(InputError, match="subj03.*05_metrics"):
-        metrics.read_metrics(tmp_path, ["subj03"])
-    with pytest.raises(InputError, match="at least one"):
-        metrics.read_metrics(tmp_path, [])
+    refuses("subj03.*05_metrics", metrics.read_metrics, tmp_path, ["subj03"])
+    refuses("at least one", metrics.read_metrics, tmp_path, [])

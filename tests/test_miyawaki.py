@@ -9,11 +9,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 import scipy.io
+from builders import refuses
 from miyawaki_tree import response_of
 
 from minddiff_utils.datasets import load_subject, prepare_fold
 from minddiff_utils.datasets.miyawaki import CAPTIONS, block_means, pattern_picture, read_labels
-from minddiff_utils.io import InputError
 from minddiff_utils.phantom import world
 
 DEFAULT = Path(__file__).parents[2] / "shared/data/miyawaki2008/V1_mean_figure.mat"
@@ -39,9 +39,8 @@ def test_trial_for_trial(recording):
     assert subject.responses.shape == (80, 797)
     for trial in range(80):
         np.testing.assert_allclose(subject.responses[trial], raw["R2"][:, trial], rtol=1e-6)
-        np.testing.assert_array_equal(
-            upright(subject, trial), raw["I2"][:, trial].reshape(10, 10).T
-        )
+        pattern = raw["I2"][:, trial].reshape(10, 10).T
+        np.testing.assert_array_equal(upright(subject, trial), pattern)
 
 
 def test_splits_leave_one_picture_out(recording):
@@ -70,38 +69,35 @@ def test_stimuli_look_like_the_worlds_patterns():
 
 
 def test_unknown_subject_region_and_id(recording):
-    with pytest.raises(InputError, match="'hV4' is unknown; give all or some of V1"):
-        load_subject("miyawaki", recording, "S1", rois="hV4")
+    said = "'hV4' is unknown; give all or some of V1"
+    refuses(said, load_subject, "miyawaki", recording, "S1", rois="hV4")
     stimuli = load_subject("miyawaki", recording, "S1").stimuli
     for ask, ids in ((stimuli.pictures, [10]), (stimuli.captions, [-1])):
-        with pytest.raises(InputError, match="0 to 9"):
-            ask(ids)
+        refuses("0 to 9", ask, ids)
 
 
 def test_missing_or_truncated_file_is_named(recording, tmp_path):
     path = tmp_path / "short.mat"
-    with pytest.raises(InputError, match=r"short.mat is missing.*KamitaniLab/VBCCA"):
-        load_subject("miyawaki", path, "S1")
+    refuses(r"short.mat is missing.*KamitaniLab/VBCCA", load_subject, "miyawaki", path, "S1")
     for length in (0, 100, 3000):
         path.write_bytes(recording.read_bytes()[:length])
-        with pytest.raises(InputError, match="short.mat"):
-            load_subject("miyawaki", path, "S1")
+        refuses("short.mat", load_subject, "miyawaki", path, "S1")
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ({"I2": np.zeros((100, 4), np.uint8)}, "lacks R2"),
-        ({"I2": np.zeros((99, 4), np.uint8), "R2": np.zeros((5, 4))}, r"\(99, 4\)"),
-        ({"I2": np.zeros((100, 4), np.uint8), "R2": np.zeros((5, 3))}, r"\(5, 3\)"),
-        ({"I2": np.zeros((100, 4), np.uint8), "R2": np.zeros((5, 4))}, "1 distinct pictures"),
-    ],
-)
+SHOWN = np.zeros((100, 4), np.uint8)
+OTHER = [
+    ({"I2": SHOWN}, "lacks R2"),
+    ({"I2": SHOWN[1:], "R2": np.zeros((5, 4))}, r"\(99, 4\)"),
+    ({"I2": SHOWN, "R2": np.zeros((5, 3))}, r"\(5, 3\)"),
+    ({"I2": SHOWN, "R2": np.zeros((5, 4))}, "1 distinct pictures"),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), OTHER)
 def test_another_file(tmp_path, content, message):
     path = tmp_path / "other.mat"
     scipy.io.savemat(path, content)
-    with pytest.raises(InputError, match=message):
-        load_subject("miyawaki", path, "S1")
+    refuses(message, load_subject, "miyawaki", path, "S1")
 
 
 # --- the full recording ---------------------------------------------------------------------------
@@ -167,10 +163,8 @@ def test_regions_join_both_hemispheres_and_the_parts(whole):
     assert subject.n_dropped == 0 and subject.volume_shape == miyawaki_tree.SHAPE
     files = (folder / "miyawaki2008/mask").glob("[LR]HV1*.nii.gz")
     union = np.any([nib.load(path).get_fdata() > 0 for path in files], axis=0)
-    with pytest.raises(InputError, match="'V9' is unknown"):
-        load(folder, rois="V1,V9")
-    with pytest.raises(InputError, match="S1 only"):
-        load_subject("miyawaki_full", folder, "S2")
+    refuses("'V9' is unknown", load, folder, rois="V1,V9")
+    refuses("S1 only", load_subject, "miyawaki_full", folder, "S2")
     chosen = load(folder / "miyawaki2008", rois="V1")  # the folder itself is a path, too
     np.testing.assert_array_equal(chosen.voxel_ijk, np.argwhere(union))
     # A voxel without signal is left out and counted.
@@ -209,16 +203,16 @@ def test_block_means_shift_and_average():
     assert np.isnan(responses[:, 1]).all()
 
 
-@pytest.mark.parametrize(
-    ("file", "keep", "message"),
-    [
-        ("func/data_random_run07.nii.gz", None, "run07.nii.gz is missing.*fetch miyawaki"),
-        ("label/data_figure_run12_label.csv", None, "figure_run12_label.csv is missing"),
-        ("mask/RHV4v.nii.gz", None, "RHV4v.nii.gz is missing"),
-        ("func/data_random_run02.nii.gz", -400, "run02.nii.gz is truncated, damaged"),
-        ("label/data_random_run01_label.csv", -1, "run01.nii.gz .* its mask, `ncsnr` or table"),
-    ],
-)
+DAMAGES = [
+    ("func/data_random_run07.nii.gz", None, "run07.nii.gz is missing.*fetch miyawaki"),
+    ("label/data_figure_run12_label.csv", None, "figure_run12_label.csv is missing"),
+    ("mask/RHV4v.nii.gz", None, "RHV4v.nii.gz is missing"),
+    ("func/data_random_run02.nii.gz", -400, "run02.nii.gz is truncated, damaged"),
+    ("label/data_random_run01_label.csv", -1, "run01.nii.gz .* its mask, `ncsnr` or table"),
+]
+
+
+@pytest.mark.parametrize(("file", "keep", "message"), DAMAGES)
 def test_what_is_missing_or_does_not_fit_is_named(copy, file, keep, message):
     path = copy / "miyawaki2008" / file
     content = path.read_bytes()
@@ -226,15 +220,11 @@ def test_what_is_missing_or_does_not_fit_is_named(copy, file, keep, message):
     if keep:  # of the table, all lines but the last
         lines = content.splitlines(keepends=True)[:-1]
         path.write_bytes(b"".join(lines) if path.suffix == ".csv" else content[:keep])
-    with pytest.raises(InputError, match=message):
-        load(copy)
+    refuses(message, load, copy)
 
 
-@pytest.mark.parametrize(
-    "text", ["1,2,3", "a,b", ",".join(["2"] * 100), ",".join(["0", *["-1"] * 99])]
-)
-def test_other_tables(tmp_path, text):
+def test_other_tables(tmp_path):
     path = tmp_path / "label.csv"
-    path.write_text(text)
-    with pytest.raises(InputError, match="label.csv"):
-        read_labels(path)
+    for text in ("1,2,3", "a,b", ",".join(["2"] * 100), ",".join(["0", *["-1"] * 99])):
+        path.write_text(text)
+        refuses("label.csv", read_labels, path)

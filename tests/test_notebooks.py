@@ -9,25 +9,23 @@ import shutil
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-import h5py
 import nbformat
 import numpy as np
 import pandas as pd
-import papermill
 import pytest
-from conftest import NOTEBOOKS, SMALL_TREE
+from builders import NOTEBOOKS, ROOT, read_hdf5
+from conftest import SMALL_TREE
 from papermill.exceptions import PapermillExecutionError
 
 from minddiff_utils.book.plan import find_sheets, load_plan
+from minddiff_utils.book.record import read_record
 from minddiff_utils.book.run import SHARDED
 from minddiff_utils.evaluation.metrics import read_metrics
 from minddiff_utils.io import claim_run, method_file
 from minddiff_utils.reconstruction import stage2
 from minddiff_utils.settings import CONTROLS, recall
 
-ROOT = Path(__file__).resolve().parent.parent
 SHEETS = find_sheets(NOTEBOOKS)
 CHAPTERS = [sheet for sheet in SHEETS if not sheet.group]
 PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
@@ -49,38 +47,23 @@ def test_the_chain_is_complete():
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
-def test_notebook_is_clean(path):
-    """The Colab notebook, too, which stands outside the order."""
+def test_notebook_is_clean_short_and_imports_what_is_there(path):
+    """The Colab notebook, too, which stands outside the order and runs among the slow tests."""
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
     assert notebook.metadata.kernelspec.name == "python3"
     assert len({cell.id for cell in notebook.cells}) == len(notebook.cells)
     assert notebook.cells[0].cell_type == "markdown" and notebook.cells[0].source.startswith("# ")
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            assert not cell.outputs and cell.execution_count is None
-
-
-@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
-def test_cells_are_short_and_define_nothing(path):
-    notebook = nbformat.read(path, as_version=4)
     for number, cell in enumerate(notebook.cells, start=1):
-        tags = cell.metadata.get("tags", [])
-        if cell.cell_type != "code" or "parameters" in tags:
+        if cell.cell_type != "code":
             continue
-        assert len(cell.source.splitlines()) <= 12, f"cell {number}"
-        kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-        found = [node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, kinds)]
-        assert not found, f"cell {number} defines {found[0].name}"
-
-
-@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
-def test_what_notebooks_import_is_there(path):
-    """Also of the Colab notebook, which runs as a whole only among the slow tests."""
-    for cell in nbformat.read(path, as_version=4).cells:
-        nodes = ast.walk(ast.parse(cell.source)) if cell.cell_type == "code" else ()
-        for node in nodes:
+        assert not cell.outputs and cell.execution_count is None
+        is_given = "parameters" in cell.metadata.get("tags", [])
+        assert is_given or len(cell.source.splitlines()) <= 12, f"cell {number}"
+        for node in ast.walk(ast.parse(cell.source)):
+            kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+            assert not isinstance(node, kinds), f"cell {number} defines {node.name}"
             if isinstance(node, ast.ImportFrom) and node.module.startswith("minddiff_utils"):
                 module = importlib.import_module(node.module)
                 absent = [name.name for name in node.names if not hasattr(module, name.name)]
@@ -154,23 +137,16 @@ def given(tree, tiny_models):
     return {"data_path": str(tree), "models": str(tiny_models), "subjects": SUBJECT, **QUICK}
 
 
-def run(sheet, run_dir, given, **changes):
-    """Execute a notebook in its folder, with its defaults but for places and fast values."""
-    values = {**given, "run_dir": str(run_dir), **changes}
-    plan = load_plan(NOTEBOOKS / "params" / "phantom.yaml", ROOT, values)
-    parameters = plan.given(sheet, plan.subjects[0])
-    output = Path(run_dir).with_name(f"{sheet.name}.ipynb")
-    how = {"kernel_name": "python3", "cwd": NOTEBOOKS, "start_timeout": 600}
-    papermill.execute_notebook(sheet.path, output, parameters, progress_bar=False, **how)
-    return nbformat.read(output, as_version=4)
+def plan_of(run_dir, given, **changes):
+    values = {**given, "run_dir": str(run_dir), "phantom": SMALL_TREE, **changes}
+    return load_plan(NOTEBOOKS / "params" / "fast.yaml", ROOT, values)
 
 
 @pytest.fixture(scope="session")
 def chain(given, run_plan, tmp_path_factory):
-    """Folder of a run of all notebooks as `phantom.yaml` says, and the notebooks as executed."""
+    """Folder of a run of all notebooks as `fast.yaml` says, and the notebooks as executed."""
     run_dir = tmp_path_factory.mktemp("chain") / "run"
-    changes = {**given, "run_dir": str(run_dir), "phantom": SMALL_TREE}
-    return run_dir, run_plan(load_plan(NOTEBOOKS / "params" / "phantom.yaml", ROOT, changes))
+    return run_dir, run_plan(plan_of(run_dir, given))
 
 
 @pytest.mark.parametrize("sheet", **by_name(SHEETS))
@@ -183,30 +159,25 @@ def test_notebook_runs_and_shows_something(chain, sheet):
     assert "vnd.jupyter.widget" not in text and "Traceback" not in text
 
 
-def content(path):
-    with h5py.File(path) as file:
-        return {name: file[name][:] for name in file}
-
-
 def same_pictures(one, two):
     """Assert that two subjects' folders hold the same reconstructions."""
     names = [path.name for path in sorted(one.glob("reconstructions/*.h5"))]
     assert names == [path.name for path in sorted(two.glob("reconstructions/*.h5"))]
     for name in names:
-        a, b = (content(folder / "reconstructions" / name)["pictures"] for folder in (one, two))
-        np.testing.assert_array_equal(a, b, err_msg=name)
+        a, b = (read_hdf5(folder / "reconstructions" / name) for folder in (one, two))
+        np.testing.assert_array_equal(a["pictures"], b["pictures"], err_msg=name)
 
 
 def test_chain_leaves_its_files(chain):
     folder = chain[0] / SUBJECT
-    with h5py.File(folder / "features.h5") as features:
-        assert {"z", "c", "stimulus_id"} <= set(features)
-        assert len(features["z"]) == len(features["stimulus_id"])
+    features = read_hdf5(folder / "features.h5")
+    assert {"z", "c", "stimulus_id"} <= set(features)
+    assert len(features["z"]) == len(features["stimulus_id"])
     assert list((folder / "decoders").rglob("*.safetensors"))
     stages = {"stage1", "stage2", "no_z", "no_c"}
     shown = {"truth", "shuffled", *stages, *CONTROLS}
     draws = {f"{name}_seed_1" for name in ("stage1", "stage2")}
-    found = {path.stem: content(path) for path in folder.glob("reconstructions/*.h5")}
+    found = {path.stem: read_hdf5(path) for path in folder.glob("reconstructions/*.h5")}
     assert found.keys() >= shown | draws
     shape = found["truth"]["pictures"].shape
     assert shape[0] == SMALL_TREE["n_test"] and shape[3] == 3
@@ -243,39 +214,40 @@ def test_the_table_of_the_book_is_the_file(chain):
     assert f"{ceiling:.3f}".replace("0.", ".", 1) in text
 
 
-def book(run_dir, given):
-    """Arguments of `minddiff book` for the same run as `chain`."""
+def test_killed_book_goes_on_to_the_same_numbers_and_then_has_nothing_to_do(chain, given, tmp_path):
+    """Begun where `chain` had come to stage 2 and killed inside it, it ends with all its numbers.
+
+    Every chapter from there on runs in a process of its own, as `minddiff book` lets it.
+    """
+    run_dir = shutil.copytree(chain[0], tmp_path / "run")
+    one, two = chain[0] / SUBJECT, run_dir / SUBJECT
+    for name, known in read_record(two).items():
+        for left in known["outputs"].keys() - {"run.json"} if name >= SHARDED else ():
+            (two / left).unlink(missing_ok=True)
     changes = {**given, "run_dir": run_dir, "phantom": json.dumps(SMALL_TREE)}
     sets = [word for name, value in changes.items() for word in ("--set", f"{name}={value}")]
-    return [sys.executable, "-m", "minddiff_utils.cli", "book", "fast", "--cores", "1", *sets]
-
-
-def test_killed_book_goes_on_to_the_same_numbers_and_then_has_nothing_to_do(chain, given, tmp_path):
-    """Killed inside stage 2, it ends with every number of the uninterrupted run of `chain`."""
-    tmp_path /= "run"
+    book = [sys.executable, "-m", "minddiff_utils.cli", "book", "fast", "--cores", "1", *sets]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(book(tmp_path, given), env=environment, **quiet)
-    half = tmp_path / SUBJECT / "reconstructions" / "stage2.h5.partial"
+    process = subprocess.Popen(book, env=environment, **quiet)
+    half = two / "reconstructions" / "stage2.h5.partial"
     while not (half.exists() and half.stat().st_size > 20_000):  # the first batch is there
         assert process.poll() is None, "the book ended before it could be killed"
         time.sleep(0.02)
     process.kill()
     process.wait()
-    first = tmp_path / SUBJECT / "notebooks" / "01_data.ipynb"
-    stamp = first.stat().st_mtime_ns
+    assert not (two / "metrics.csv").exists()
 
     told = {"capture_output": True, "text": True, "env": environment}
-    answer = subprocess.run(book(tmp_path, given), **told)
-    assert answer.returncode == 0, answer.stderr
-    assert first.stat().st_mtime_ns == stamp and "02_decoding" not in answer.stderr
-    one, two = chain[0] / SUBJECT, tmp_path / SUBJECT
+    answer = subprocess.run(book, **told)
+    assert answer.returncode == 0 and "03_stage1" not in answer.stderr, answer.stderr
+    assert "04_stage2 · done" in answer.stderr and "07_subjects · done" in answer.stderr
     same_pictures(one, two)
     for name in ("metrics.csv", "controls.csv"):
         assert (one / name).read_text() == (two / name).read_text()
 
     begun = time.monotonic()
-    answer = subprocess.run(book(tmp_path, given), **told)
+    answer = subprocess.run(book, **told)
     assert answer.returncode == 0 and "up to date" in answer.stderr, answer.stderr
     assert "started" not in answer.stderr and time.monotonic() - begun < 60
 
@@ -306,42 +278,31 @@ def test_invitation_works_with_the_values_that_it_names(sheet, chain, given, tmp
         assert eval(compile(ast.Expression(last.value), "invitation", "eval"), names).axes
 
 
-def test_stage_2_takes_what_shards_computed(chain, given, tmp_path, monkeypatch):
+def test_stage_2_takes_what_shards_computed(chain, given, run_plan, tmp_path, one_thread):
     """Settings are those of the notebook: it computes nothing again and leaves the same numbers."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    (sheet,) = [sheet for sheet in CHAPTERS if sheet.name == SHARDED]
-    run_dir = claim_run(tmp_path / "run")
-    folder = shutil.copytree(chain[0] / SUBJECT, run_dir / SUBJECT)
+    plan = plan_of(tmp_path / "run", given)
+    folder = shutil.copytree(chain[0] / SUBJECT, claim_run(plan.run) / SUBJECT)
     painted = ("stage2", "stage2_seed_1", "no_z", "no_c", "shuffled")
     for name in painted:
         method_file(folder, name).unlink()
-    parameters = vars(recall(folder)) | {"run_dir": str(run_dir)}
     for number in (1, 2):
-        command = "import json, sys; from minddiff_utils.reconstruction import stage2\n"
-        command += "stage2.compute_shard(json.loads(sys.argv[1]), int(sys.argv[2]), 2)"
-        arguments = [sys.executable, "-c", command, json.dumps(parameters), str(number)]
-        subprocess.run(arguments, check=True, cwd=ROOT)
+        stage2.compute_shard(vars(recall(folder)) | {"run_dir": str(plan.run)}, number, 2)
     gathered = stage2.gather(folder)
     assert {path.stem for path in gathered} == set(painted)
     stamps = [path.stat().st_mtime_ns for path in gathered]
-    run(sheet, run_dir, given)
+    run_plan(plan, SHARDED)
     assert [path.stat().st_mtime_ns for path in gathered] == stamps
     same_pictures(chain[0] / SUBJECT, folder)
 
 
-@pytest.mark.parametrize("sheet", **by_name(CHAPTERS[2:]))
-def test_missing_files_are_named_with_the_notebook_that_writes_them(sheet, given, tmp_path):
-    with pytest.raises(PapermillExecutionError) as error:
-        run(sheet, tmp_path / "run", given)
+BAD = [(sheet.name, {}, "is missing.*run that one first") for sheet in CHAPTERS[2:]]
+BAD += [("01_data", {"subjects": "subj09"}, "subj09")]
+BAD += [("01_data", {"data_path": "/no/such/folder"}, "/no/such/folder")]
+
+
+@pytest.mark.parametrize(("name", "changes", "said"), BAD)
+def test_missing_files_and_bad_input_are_named(name, changes, said, given, run_plan, tmp_path):
+    """Files with the notebook that writes them."""
+    with pytest.raises(PapermillExecutionError, match=said) as error:
+        run_plan(plan_of(tmp_path / "run", given, **changes), name)
     assert error.value.ename == "InputError"
-    assert "is missing" in error.value.evalue and "run that one first" in error.value.evalue
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [({"subjects": "subj09"}, "subj09"), ({"data_path": "/no/such/folder"}, "/no/such/folder")],
-)
-def test_bad_input_is_named(given, tmp_path, changes, said):
-    with pytest.raises(PapermillExecutionError) as error:
-        run(CHAPTERS[0], tmp_path / "run", given, **changes)
-    assert error.value.ename == "InputError" and said in error.value.evalue

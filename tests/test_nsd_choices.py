@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import scipy.io
-from dummy_project import ROOT
+from builders import ROOT, refuses
 
 from minddiff_utils.book.plan import load_plan
 from minddiff_utils.datasets import load_subject, mean_repetitions, noise_ceiling
@@ -38,14 +38,12 @@ def tree(root):
     return NsdTree(root, "subj01")
 
 
-@pytest.mark.parametrize(
-    ("rois", "expected"),
-    [
-        ("streams", {"early": [1], "midventral": [2], "ventral": [5]}),
-        ("lh.streams", {"early": [1], "midventral": [2], "ventral": [5]}),
-        ("streams:ventral, early", {"ventral": [5], "early": [1]}),
-    ],
-)
+WHOLE = {"early": [1], "midventral": [2], "ventral": [5]}
+CHOICES = {"streams": WHOLE, "lh.streams": WHOLE}
+CHOICES["streams:ventral, early"] = {"ventral": [5], "early": [1]}
+
+
+@pytest.mark.parametrize(("rois", "expected"), CHOICES.items())
 def test_any_atlas(tree, rois, expected):
     regions = read_regions(tree, rois)
     volume = np.asarray(nib.load(tree.roi("streams")).dataobj)
@@ -68,29 +66,26 @@ def test_several_atlases_together(tree):
         assert alone == {p for p, here in zip(places, both.roi[name], strict=True) if here}
 
 
-@pytest.mark.parametrize(
-    ("rois", "message"),
-    [
-        ("stream", r"'stream' is unknown; .* \(Kastner2015, lh.streams, nsdgeneral, streams\)"),
-        ("stream:early", "'stream' is unknown"),
-        ("streams:FFA", "has no label FFA; it has early, midventral, ventral, parietal"),
-        ("streams:parietal", r"ROI parietal is empty.* label \[7\]. Leave it out"),
-        ("", "'' is unknown"),
-    ],
-)
+UNKNOWN = {
+    "stream": r"'stream' is unknown; .* \(Kastner2015, lh.streams, nsdgeneral, streams\)",
+    "stream:early": "'stream' is unknown",
+    "streams:FFA": "has no label FFA; it has early, midventral, ventral, parietal",
+    "streams:parietal": r"ROI parietal is empty.* label \[7\]. Leave it out",
+    "": "'' is unknown",
+}
+
+
+@pytest.mark.parametrize(("rois", "message"), UNKNOWN.items())
 def test_unknown_or_empty_regions(tree, rois, message):
-    with pytest.raises(InputError, match=message):
-        read_regions(tree, rois)
+    refuses(message, read_regions, tree, rois)
 
 
 def test_atlas_without_a_table_or_of_another_shape(root, tmp_path):
     copy = NsdTree(shutil.copytree(root, tmp_path / "tree"), "subj01")
     nib.save(nib.Nifti1Image(np.ones((4, 5, 3), np.int16), np.eye(4)), copy.roi("streams"))
-    with pytest.raises(InputError, match=r"streams.nii.gz has shape .* expected"):
-        read_regions(copy, "V1+streams:early")
+    refuses(r"streams.nii.gz has shape .* expected", read_regions, copy, "V1+streams:early")
     copy.labels("streams").unlink()
-    with pytest.raises(InputError, match=r"streams.mgz.ctab is missing"):
-        read_regions(copy, "streams:early")
+    refuses(r"streams.mgz.ctab is missing", read_regions, copy, "streams:early")
 
 
 # --- sessions and protocols -----------------------------------------------------------------------
@@ -121,9 +116,10 @@ def load(tree, **more):
     return load_subject("nsd", tree.root, tree.subject, rois="nsdgeneral", **more)
 
 
-@pytest.mark.parametrize(
-    ("protocol", "n_sessions", "train", "test"), [(982, 37, 8859, 982), (1000, 40, 9000, 1000)]
-)
+PROTOCOLS = [(982, 37, 8859, 982), (1000, 40, 9000, 1000)]
+
+
+@pytest.mark.parametrize(("protocol", "n_sessions", "train", "test"), PROTOCOLS)
 def test_protocols_have_the_published_numbers(forty, protocol, n_sessions, train, test):
     subject = load(forty, protocol=protocol)
     (split,) = subject.splits
@@ -139,12 +135,9 @@ def test_a_first_try_with_three_sessions(forty, tmp_path):
     few = NsdTree(shutil.copytree(forty.root, tmp_path / "few"), "subj01")
     for number in range(4, 41):
         few.session(number).unlink()
-    with pytest.raises(InputError, match="subj01 has sessions 1, 2, 3. .* leave out `protocol`"):
-        load(few, protocol=1000)
-    with pytest.raises(InputError, match="protocol=5 .* give protocol 982"):
-        load(few, protocol=5)
-    with pytest.raises(InputError, match="protocol=982 with sessions=3: give"):
-        load(few, protocol=982, sessions=3)
+    refuses("subj01 has sessions 1, 2, 3. .* leave out `protocol`", load, few, protocol=1000)
+    refuses("protocol=5 .* give protocol 982", load, few, protocol=5)
+    refuses("protocol=982 with sessions=3: give", load, few, protocol=982, sessions=3)
     assert 'add `SET="protocol=null"`' in (ROOT / "book/run_nsd.md").read_text("utf-8")
     params = ROOT / "notebooks/params/nsd.yaml"
     given = load_plan(params, ROOT, {"protocol": None}).values
@@ -161,8 +154,7 @@ def test_sessions_by_number_and_by_name(forty):
         shown = np.concatenate([order[(n - 1) * 750 : n * 750] for n in expected])
         pictures = scipy.io.loadmat(forty.design)["subjectim"][0]
         np.testing.assert_array_equal(subject.stimulus_id, pictures[shown - 1] - 1)
-    with pytest.raises(InputError, match=r"sessions=1\.5: expected how many"):
-        load(forty, sessions=1.5)
+    refuses(r"sessions=1\.5: expected how many", load, forty, sessions=1.5)
     with pytest.raises(InputError, match="are for nsd and laion, not dataset='miyawaki'"):
         load_subject("miyawaki", forty.root, "S1", protocol=982)
 

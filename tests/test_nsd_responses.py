@@ -16,17 +16,13 @@ import h5py
 import nibabel as nib
 import numpy as np
 import pytest
+from builders import refuses, write_hdf5
 from test_nsd_writer import BETAS
 
 from minddiff_utils import io
 from minddiff_utils.datasets import describe_dropped, load_subject, prepare_fold
 from minddiff_utils.datasets.nsd import NsdTree, responses
-from minddiff_utils.datasets.nsd.responses import (
-    GATHERED,
-    StoredResponses,
-    inspect_betas,
-    read_stored,
-)
+from minddiff_utils.datasets.nsd.responses import StoredResponses, inspect_betas, read_stored
 from minddiff_utils.io import InputError
 from studies.betas import make_tree
 
@@ -93,9 +89,8 @@ def test_responses_on_disk_index_like_an_array(awkward, tmp_path):
         got = stored.responses[index]
         assert got.dtype == np.float32
         np.testing.assert_array_equal(got, there[index])
-    np.testing.assert_array_equal(
-        stored.responses[[1, 0], [5, 2, 2]], there[np.ix_([1, 0], [5, 2, 2])]
-    )
+    found, wanted = stored.responses[[1, 0], [5, 2, 2]], there[np.ix_([1, 0], [5, 2, 2])]
+    np.testing.assert_array_equal(found, wanted)
     assert stored.responses.shape == there.shape
     one, two = (prepare_fold(subject, subject.splits[0]) for subject in (plain, stored))
     np.testing.assert_array_equal(one.train_x, two.train_x)
@@ -103,8 +98,8 @@ def test_responses_on_disk_index_like_an_array(awkward, tmp_path):
 
 
 def test_kept_repetitions_are_the_trials_of_each_picture(awkward):
-    mean = load_subject("nsd", awkward, SUBJECT, rois="hV4")
-    each = replace(mean, repetitions="keep")
+    subject = load_subject("nsd", awkward, SUBJECT, rois="hV4")
+    mean, each = subject, replace(subject, repetitions="keep")
     mean, each = (prepare_fold(subject, subject.splits[0]) for subject in (mean, each))
     assert len(each.train_x) > len(mean.train_x)
     for row, picture in zip(mean.train_x, mean.train_id, strict=True):
@@ -113,8 +108,7 @@ def test_kept_repetitions_are_the_trials_of_each_picture(awkward):
         np.testing.assert_allclose(each.train_x[trials].mean(axis=0), row, atol=1e-6)
     np.testing.assert_array_equal(each.test_x, mean.test_x)
     np.testing.assert_array_equal(each.test_id, mean.test_id)
-    with pytest.raises(InputError, match="expected average or keep"):
-        replace(load_subject("nsd", awkward, SUBJECT, rois="hV4"), repetitions="all")
+    refuses("expected average or keep", replace, subject, repetitions="all")
 
 
 def test_integers_that_the_header_scales_are_per_cent(tmp_path):
@@ -144,12 +138,9 @@ def test_truncated_nifti_is_named(tmp_path, suffix):
 def test_files_of_another_form_are_named(tmp_path):
     path = tmp_path / "betas_session01.nii"
     nib.save(nib.Nifti1Image(np.zeros((6, 5, 4, 3), np.int16), np.eye(4)), path)
-    with pytest.raises(InputError, match=r"int16 \(6, 5, 4, 3\); expected \(4, 5, 6\)"):
-        inspect_betas(path, (4, 5, 6))
-    with h5py.File(path.with_suffix(".hdf5"), "w") as file:
-        file["betas"] = np.zeros((3, 4, 5, 6), complex)
-    with pytest.raises(InputError, match="betas are complex128 .* int16 or float"):
-        inspect_betas(path.with_suffix(".hdf5"), (6, 5, 4))
+    refuses(r"int16 \(6, 5, 4, 3\); expected \(4, 5, 6\)", inspect_betas, path, (4, 5, 6))
+    path = write_hdf5(path.with_suffix(".hdf5"), {"betas": np.zeros((3, 4, 5, 6), complex)})
+    refuses("betas are complex128 .* int16 or float", inspect_betas, path, (6, 5, 4))
 
 
 def test_voxels_at_fault_are_left_out(tmp_path):
@@ -216,18 +207,17 @@ def test_gathered_once_and_again_when_something_changed(small, tmp_path, reads):
     os.utime(small.session(1), (1, 1))
     load_small(small, cache, sessions=2)
     assert len(reads) == 8
-    with open(cache / GATHERED, "r+b") as file:
+    with open(cache / responses.GATHERED, "r+b") as file:
         file.truncate(100)
     np.testing.assert_array_equal(load_small(small, cache).responses[:], values)
-    assert [path.name for path in cache.iterdir()] == [GATHERED]
+    assert [path.name for path in cache.iterdir()] == [responses.GATHERED]
 
 
 def test_nothing_is_left_of_a_gathering_that_stopped(small, tmp_path, reads, monkeypatch):
     cache = tmp_path / "cache"
     with monkeypatch.context() as patch:
         patch.setattr(io.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 0))
-        with pytest.raises(InputError, match="no space is left .* or choose another folder"):
-            load_small(small, cache)
+        refuses("no space is left .* or choose another folder", load_small, small, cache)
     assert not reads  # no room is said before reading
     monkeypatch.setattr(responses, "_faulty", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
     with pytest.raises(OSError, match="full"):
@@ -242,10 +232,8 @@ from studies.betas import peak_memory
 from minddiff_utils.datasets import load_subject, prepare_fold
 
 before = peak_memory()
-cache = sys.argv[2] or None
-subject = load_subject(
-    "nsd", sys.argv[1], "subj01", rois="nsdgeneral", sessions=int(sys.argv[3]), cache=cache
-)
+how = {"rois": "nsdgeneral", "sessions": int(sys.argv[3]), "cache": sys.argv[2] or None}
+subject = load_subject("nsd", sys.argv[1], "subj01", **how)
 gathered = peak_memory()
 fold = prepare_fold(subject, subject.splits[0])
 size = subject.responses.shape[0] * subject.responses.shape[1] * 4

@@ -5,7 +5,7 @@ import shlex
 
 import pytest
 import typer
-from dummy_project import ROOT
+from builders import ROOT
 
 from minddiff_utils import cli
 from minddiff_utils.datasets.subject import is_early

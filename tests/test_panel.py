@@ -6,12 +6,12 @@ import sys
 import numpy as np
 import pytest
 import torch
+from builders import refuses
 from scipy.stats import pearsonr
 from skimage.color import rgb2gray
 from skimage.metrics import structural_similarity
 
 from minddiff_utils.evaluation import panel
-from minddiff_utils.io import InputError
 from minddiff_utils.models.clip import load_clip
 
 HAS_VISION = importlib.util.find_spec("torchvision") is not None
@@ -37,9 +37,8 @@ def test_pixcorr_and_ssim_are_those_of_the_published_code(side):
     np.testing.assert_allclose(panel.pixcorr(truth, made), expected, atol=1e-5)
     grey = [rgb2gray(stack.transpose(0, 2, 3, 1).astype(float)) for stack in (x, y)]
     how = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
-    expected = [
-        structural_similarity(*pair, data_range=1.0, **how) for pair in zip(*grey, strict=True)
-    ]
+    pairs = zip(*grey, strict=True)
+    expected = [structural_similarity(*pair, data_range=1.0, **how) for pair in pairs]
     np.testing.assert_allclose(panel.panel_ssim(truth, made), expected, atol=1e-6)
 
 
@@ -88,8 +87,7 @@ def test_only_the_full_panel_needs_torchvision(monkeypatch, tiny_models):
     assert panel.load_networks("none") == {} == panel.load_networks("published")
     clip = load_clip(tiny_models / "clip_judge", "cpu", "float32")
     monkeypatch.setitem(sys.modules, "torchvision", None)  # as if it were not installed
-    with pytest.raises(InputError, match=r"needs torchvision.*minddiffuser-book\[panel\]"):
-        panel.load_networks("full", clip)
+    refuses(r"needs torchvision.*minddiffuser-book\[panel\]", panel.load_networks, "full", clip)
 
 
 @pytest.mark.skipif(not HAS_VISION, reason="torchvision is not installed")

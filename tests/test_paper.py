@@ -1,16 +1,16 @@
 """The published settings, one by one, and that each says where it comes from."""
 
 import re
-from pathlib import Path
 
 import pytest
 import yaml
+from builders import NOTEBOOKS
 
 from minddiff_utils.models.hub import REVISIONS, hub_name
 from minddiff_utils.reconstruction.losses import BLOCK_WEIGHTS
 from minddiff_utils.settings import Settings
 
-PATH = Path(__file__).resolve().parent.parent / "notebooks" / "params" / "paper.yaml"
+PATH = NOTEBOOKS / "params" / "paper.yaml"
 # The table of the method's published values.
 PUBLISHED = {
     "subjects": ["subj01", "subj02", "subj05", "subj07"],

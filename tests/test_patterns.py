@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pandas as pd
 import pytest
-from test_decoding import recording, world  # noqa: F401
+from builders import recording
 
 from minddiff_utils.datasets import prepare_fold
 from minddiff_utils.decoding import decode as patterns
@@ -14,7 +14,7 @@ from minddiff_utils.decoding.decoders import Decoder, Method, fit_decoders, make
 
 
 @pytest.fixture(scope="module")
-def decoded(world, tmp_path_factory):  # noqa: F811
+def decoded(world, tmp_path_factory):
     """Paths of the decoded file and of the decoders."""
     features, _, subject = world
     folder = tmp_path_factory.mktemp("decoded")
@@ -49,7 +49,7 @@ def test_a_voxel_of_noise_has_weight_but_no_pattern():
     np.testing.assert_allclose(patterns.pattern_shares(decoder, x), [1, 0], atol=0.01)
 
 
-def test_patterns_lie_in_the_region_that_knows(world, decoded):  # noqa: F811
+def test_patterns_lie_in_the_region_that_knows(world, decoded):
     _, _, subject = world
     decoder = Decoder.load(decoded[1] / "main" / "z.safetensors")
     x = prepare_fold(subject, subject.splits[0]).train_x
@@ -60,7 +60,7 @@ def test_patterns_lie_in_the_region_that_knows(world, decoded):  # noqa: F811
 
 
 @pytest.mark.parametrize("noise", [0.5, 20.0])
-def test_reliability_is_above_accuracy_and_falls_with_noise(world, tmp_path, noise):  # noqa: F811
+def test_reliability_is_above_accuracy_and_falls_with_noise(world, tmp_path, noise):
     features, ids, _ = world
     split = world[2].splits[0]
     subject = recording(features, [split], noise=noise)
@@ -69,21 +69,14 @@ def test_reliability_is_above_accuracy_and_falls_with_noise(world, tmp_path, noi
     r = accuracy[accuracy.feature_space == "z"].correlation.to_numpy()
     highest = patterns.decoder_reliability(subject, tmp_path / "d", "z")
     assert highest.shape == r.shape
-    # What is decoded from the signal without noise is known here: twice as much noise, less comes.
-    decoder = Decoder.load(tmp_path / "d" / "main" / "z.safetensors")
     clean = np.nanmean(highest)
     assert clean >= np.mean(r) - 0.1
-    assert {0.5: 0.95, 4.0: 0.6, 20.0: 0.0}[noise] <= clean <= {0.5: 1, 4.0: 1, 20.0: 0.8}[noise]
-    assert decoder.left.shape[0] == 100
+    assert {0.5: 0.95, 20.0: 0.0}[noise] <= clean <= {0.5: 1, 20.0: 0.8}[noise]
 
 
-def test_without_repetitions_there_is_no_reliability(world, decoded):  # noqa: F811
+def test_without_repetitions_there_is_no_reliability(world, decoded):
     subject = world[2]
     once = pd.Series(subject.stimulus_id).groupby(subject.stimulus_id).cumcount().to_numpy() == 0
-    subject = dataclasses.replace(
-        subject,
-        responses=subject.responses[once],
-        stimulus_id=subject.stimulus_id[once],
-        session=np.ones(once.sum(), np.int64),
-    )
+    kept = {k: getattr(subject, k)[once] for k in ("responses", "stimulus_id", "session")}
+    subject = dataclasses.replace(subject, **kept)
     assert np.isnan(patterns.decoder_reliability(subject, decoded[1], "z")).all()

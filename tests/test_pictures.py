@@ -1,14 +1,14 @@
 """Pictures that failed are counted where they arise and below every table that they enter."""
 
 import re
+from itertools import product
 from types import SimpleNamespace
 
-import h5py
 import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from dummy_project import ROOT
+from builders import ROOT, write_hdf5
 from test_reconstruction import decoded
 
 from minddiff_utils.book.pages import front_results
@@ -23,10 +23,8 @@ from minddiff_utils.settings import Settings
 
 
 def write(folder, method, failed):
-    path = method_file(folder, method)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with h5py.File(path, "w") as file:
-        file["stimulus_id"], file["failed"] = np.arange(10, 10 + len(failed)), failed
+    ids = np.arange(10, 10 + len(failed))
+    write_hdf5(method_file(folder, method), {"stimulus_id": ids, "failed": failed})
 
 
 def test_every_methods_flags_are_its_own(tmp_path):
@@ -62,11 +60,8 @@ def test_overflow_in_half_precision_is_said(tiny_models, tmp_path):
     path = reconstruct(generator, given, first, method_file(tmp_path, "stage1"))
     person = SimpleNamespace(splits=())
     bench = Bench(person, generator, given, tmp_path, tmp_path, first, first, batch=2)
-    grey = [
-        np.ptp(pictures, axis=(1, 2, 3)) == 0
-        for pictures in (read_pictures(path), make_control("prior", bench))
-    ]
-    assert np.sum(grey, axis=1).tolist() == [3, 3]
+    for pictures in (read_pictures(path), make_control("prior", bench)):
+        assert len(pictures) == 3 and not np.ptp(pictures, axis=(1, 2, 3)).any()  # grey
     note = failure_note({"S": tmp_path}, ["stage1", "prior"], quiet=True)
     for name in ("no stage 2", "no brain at all"):
         assert f"S, {name}: 3 (0, 1, 2)" in note
@@ -74,15 +69,10 @@ def test_overflow_in_half_precision_is_said(tiny_models, tmp_path):
 
 def test_the_tables_file_and_the_first_page_name_them(tmp_path):
     """The group's table looks into the folders of its subjects, a subject's own into its own."""
-    rng = np.random.default_rng(0)
-    rows = [
-        (who, method, picture, metric, rng.normal())
-        for who in ("a", "b")
-        for method in ("stage1", "stage2")
-        for picture in range(10, 14)
-        for metric in ("clip_judge", "pcc")
-    ]
-    values = pd.DataFrame(rows, columns=["subject", "method", "stimulus_id", "metric", "value"])
+    names = ["subject", "method", "stimulus_id", "metric"]
+    rows = product("ab", ["stage1", "stage2"], range(10, 14), ["clip_judge", "pcc"])
+    values = pd.DataFrame(rows, columns=names)
+    values["value"] = np.random.default_rng(0).normal(size=len(values))
     write(tmp_path / "a", "stage2", [False] * 4)
     write(tmp_path / "b", "stage1", [False, False, True, False])
     write(tmp_path / "b", "no_z", [True] * 4)  # has no row

@@ -12,9 +12,7 @@ import pytest
 import scipy.io
 import test_kay
 import test_laion
-from conftest import NOTEBOOKS
-from dummy_project import ROOT
-from test_own import write
+from builders import NOTEBOOKS, ROOT, write_hdf5
 
 from minddiff_utils.book.plan import load_plan
 from minddiff_utils.datasets.miyawaki import FIGURES
@@ -31,15 +29,9 @@ MODELS = {"models": str(ROOT / "minddiff_utils" / "phantom" / "weights")}
 TREE = {"subjects": ["subj01"], "protocol": None, "n_steps": 3, "ssim_size": 64, **MODELS}
 # Minutes otherwise: voxels are chosen and weighed for each of 50,000 values.
 FEWER = {"n_blocks": 1, "n_voxels_z": 60, "n_voxels_c": 50, "n_voxels_structure": 40}
-CHANGES = {
-    "kay": MODELS,
-    "laion": {"subjects": ["sub-01"], "n_steps": 3, "ssim_size": 64, **MODELS},
-    "miyawaki": {},
-    "miyawaki_full": {},
-    "nsd": TREE,
-    "own": {},
-    "paper": {**TREE, **FEWER, "judge": "", "iterations": 2},
-}
+CHANGES = {"kay": MODELS, "miyawaki": {}, "miyawaki_full": {}, "nsd": TREE, "own": {}}
+CHANGES["laion"] = {"subjects": ["sub-01"], "n_steps": 3, "ssim_size": 64, **MODELS}
+CHANGES["paper"] = {**TREE, **FEWER, "judge": "", "iterations": 2}
 
 
 def kay(folder: Path) -> Path:
@@ -79,7 +71,7 @@ def own(folder: Path) -> Path:
         "split": ["train"] * 26 + ["test"] * 4,
         "roi": ["V1"] * 6 + ["LO"] * 6,
     }
-    return write(folder / "own.h5", content)
+    return write_hdf5(folder / "own.h5", content)
 
 
 def test_no_parameter_file_is_left_out():
@@ -89,9 +81,8 @@ def test_no_parameter_file_is_left_out():
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_every_chapter_runs_with_the_parameter_file(name, request, run_plan, tmp_path):
-    data = (
-        request.getfixturevalue("tree") if name in ("nsd", "paper") else globals()[name](tmp_path)
-    )
+    is_nsd = name in ("nsd", "paper")
+    data = request.getfixturevalue("tree") if is_nsd else globals()[name](tmp_path)
     changes = {**SMALL, **CHANGES[name], "data_path": str(data), "run_dir": str(tmp_path / "run")}
     plan = load_plan(NOTEBOOKS / "params" / f"{name}.yaml", ROOT, changes)
     executed = run_plan(plan)

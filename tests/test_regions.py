@@ -4,29 +4,21 @@ import dataclasses
 
 import numpy as np
 import pytest
-from test_decoding import recording, world  # noqa: F401
 
 from minddiff_utils.datasets import Split, prepare_fold
 from minddiff_utils.datasets.subject import EARLY_AREAS, HIGHER_AREAS, describe_areas, is_early
 from minddiff_utils.decoding.decode import correlations, training_folds, voxel_weights
 from minddiff_utils.decoding.features import read_values
 from minddiff_utils.decoding.ridge import CrossValidatedRidge
-from minddiff_utils.evaluation.decoding import (
-    COARSE,
-    RegionDecoding,
-    area_contrasts,
-    decode_regions,
-    region_accuracies,
-)
+from minddiff_utils.evaluation import decoding
+from minddiff_utils.evaluation.decoding import area_contrasts, decode_regions, region_accuracies
 
 
-def test_regions_tell_which_one_knows(world):  # noqa: F811
+def test_regions_tell_which_one_knows(world):
     features, _, subject = world
     found = decode_regions(subject, features, names=("z", "c", "block_9"), n_targets=10)
     table = region_accuracies(found)
-    assert len(table) == 2 * 10 * (
-        2 + 2 + 1
-    )  # feature spaces that are there, values, sets of voxels
+    assert len(table) == 2 * 10 * 5  # feature spaces that are there, values, sets of voxels
     means = table.groupby(["feature_space", "voxels", "roi"]).correlation.mean()
     assert means["z", "alone", "A"] > 0.8 and means["z", "without", "B"] > 0.8
     assert means["z", "all", ""] > 0.8
@@ -35,7 +27,7 @@ def test_regions_tell_which_one_knows(world):  # noqa: F811
 
 
 @pytest.mark.parametrize("repetitions", ["average", "keep"])
-def test_they_are_decoders_fitted_to_those_voxels(world, repetitions):  # noqa: F811
+def test_they_are_decoders_fitted_to_those_voxels(world, repetitions):
     features, ids, subject = world
     split = Split("main", ids[:29:-1], ids[:30])
     subject = dataclasses.replace(subject, splits=(split,), repetitions=repetitions)
@@ -47,7 +39,7 @@ def test_they_are_decoders_fitted_to_those_voxels(world, repetitions):  # noqa: 
     for voxels, roi, mask in (("alone", "A", slice(50)), ("without", "A", slice(50, 100))):
         x = fold.train_x[:, mask] * weights[mask]
         x, test = x - x.mean(0), fold.test_x[:, mask] * weights[mask] - x.mean(0)
-        penalties = np.square(weights[mask]).sum() * COARSE
+        penalties = np.square(weights[mask]).sum() * decoding.COARSE
         folds = training_folds(subject, split.train, 3)
         ridge = CrossValidatedRidge(penalties, folds, np.array(stimulus)).fit(x, y)
         wanted = correlations(true, ridge.predict(test))
@@ -73,11 +65,9 @@ def known(noise, n=300, seed=0):
     """Two values, and what two areas of each kind make of them: truth with the given noise."""
     rng = np.random.default_rng(seed)
     true = rng.standard_normal((n, 2))
-    decoded = {
-        key: true + np.array(loud) * rng.standard_normal((n, 2)) for key, loud in noise.items()
-    }
-    names = np.array(["z", "c"])
-    return RegionDecoding(true, names, np.zeros(2, int), ("V1", "hV4", "LO", "IPS"), decoded)
+    decoded = {k: true + loud * rng.standard_normal((n, 2)) for k, loud in noise.items()}
+    names, areas = np.array(["z", "c"]), ("V1", "hV4", "LO", "IPS")
+    return decoding.RegionDecoding(true, names, np.zeros(2, int), areas, decoded)
 
 
 EARLY_NOISE, HIGHER_NOISE = (0.2, 2.0), (2.0, 0.2)
@@ -106,27 +96,21 @@ def test_contrast_does_not_hold_where_areas_know_the_same():
     assert not table.holds.any() and (table.low < 0).all() and (table.high > 0).all()
 
 
-def test_contrast_needs_both_kinds_of_areas(world):  # noqa: F811
+def test_contrast_needs_both_kinds_of_areas(world):
     features, _, subject = world
     assert area_contrasts(decode_regions(subject, features, names=("z", "c"))).empty
 
 
-def test_all_areas_of_a_kind_are_regions_together(world):  # noqa: F811
+def test_all_areas_of_a_kind_are_regions_together(world):
     features, _, subject = world
     halves = np.arange(100) % 2 == 0
-    roi = {
-        "V1": subject.roi["A"] & halves,
-        "V2": subject.roi["A"] & ~halves,
-        "LO": subject.roi["B"],
-    }
-    found = decode_regions(
-        dataclasses.replace(subject, roi=roi), features, names=("z", "block_1", "block_2")
-    )
-    whole = decode_regions(subject, features, names=("z", "block_1", "block_2"))
+    one, two = subject.roi["A"], subject.roi["B"]
+    parts = dataclasses.replace(subject, roi={"V1": one & halves, "V2": one & ~halves, "LO": two})
+    names = ("z", "block_1", "block_2")
+    found, whole = (decode_regions(each, features, names=names) for each in (parts, subject))
     for ours, key in ((EARLY_AREAS, "A"), (HIGHER_AREAS, "B")):
         for voxels in ("alone", "without"):
-            np.testing.assert_allclose(
-                found.decoded[ours, voxels], whole.decoded[key, voxels], atol=1e-3
-            )
+            one, other = found.decoded[ours, voxels], whole.decoded[key, voxels]
+            np.testing.assert_allclose(one, other, atol=1e-3)
     assert set(region_accuracies(found).roi) == {"", "V1", "V2", "LO"}
     assert list(area_contrasts(found).index.levels[1]) == ["block_1 - block_2"]

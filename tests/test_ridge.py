@@ -10,12 +10,7 @@ from sklearn.linear_model import Ridge
 from sklearn.model_selection import PredefinedSplit, cross_val_predict
 
 from minddiff_utils.decoding import ridge
-from minddiff_utils.decoding.ridge import (
-    CrossValidatedRidge,
-    ReliabilityScaler,
-    assign_folds,
-    fold_accuracy,
-)
+from minddiff_utils.decoding.ridge import CrossValidatedRidge, assign_folds
 
 PENALTIES = np.logspace(0, 4, 7)
 FOLDS = assign_folds(np.arange(60))
@@ -74,7 +69,7 @@ def test_held_out_predictions_are_scikit_learns_and_have_the_scores():
     found = CrossValidatedRidge(PENALTIES[3:4], FOLDS).fit(x, y)
     wanted = cross_val_predict(Ridge(PENALTIES[3], fit_intercept=False), x, y, cv=CV)
     np.testing.assert_allclose(found.held_out_, wanted, atol=1e-4)
-    r2, r = fold_accuracy(found.held_out_, y, FOLDS)
+    r2, r = ridge.fold_accuracy(found.held_out_, y, FOLDS)
     np.testing.assert_allclose(r2, found.cv_scores_, atol=1e-4)
     rows = [np.corrcoef(y[held, 3], wanted[held, 3])[0, 1] for _, held in CV.split()]
     assert r[3] == pytest.approx(np.mean(rows), abs=1e-4)
@@ -99,10 +94,9 @@ def test_repetitions_are_so_many_rows_of_one_stimulus(n_voxels):
 def test_only_ratios_of_reliabilities_matter():
     x = recording()[0] + 7
     given = np.random.default_rng(2).random(90) + 0.1
-    scaled, twice = (ReliabilityScaler(k * given).fit_transform(x) for k in (1, 2))
-    np.testing.assert_allclose(
-        scaled, (x - x.mean(0)) * given / np.sqrt(np.mean(given**2)), atol=1e-5
-    )
+    scaled, twice = (ridge.ReliabilityScaler(k * given).fit_transform(x) for k in (1, 2))
+    wanted = (x - x.mean(0)) * given / np.sqrt(np.mean(given**2))
+    np.testing.assert_allclose(scaled, wanted, atol=1e-5)
     np.testing.assert_allclose(twice, scaled, rtol=1e-5)
 
 

@@ -8,7 +8,7 @@ from importlib import metadata
 from statistics import median
 
 import pytest
-from dummy_project import ROOT
+from builders import ROOT
 
 PACKAGE = ROOT / "minddiff_utils"
 SOURCES = sorted(PACKAGE.rglob("*.py"))

@@ -7,13 +7,13 @@ import sys
 
 import nbformat
 import pytest
-from conftest import NOTEBOOKS, SMALL_TREE
+from builders import NOTEBOOKS, ROOT, one_kernel
+from conftest import SMALL_TREE
 from nbclient import NotebookClient
 
 from minddiff_utils.book.plan import find_sheets
 from minddiff_utils.phantom.nsd_writer import write_tree
 
-ROOT = NOTEBOOKS.parent
 SHEETS = find_sheets(NOTEBOOKS)
 SKIPPED = shutil.ignore_patterns("weights", "__pycache__", ".ipynb_checkpoints")
 
@@ -33,21 +33,18 @@ def project(brains, tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def environment(project):
-    return {**os.environ, "PYTHONPATH": str(project), "OMP_NUM_THREADS": "1"}
-
-
-def test_run_all_from_the_first_chapter_to_the_last(project, environment, monkeypatch):
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    for sheet in SHEETS:
-        page = nbformat.read(project / "notebooks" / sheet.path.name, as_version=4)
-        place = {"metadata": {"path": str(project / "notebooks")}}
-        NotebookClient(page, timeout=600, startup_timeout=600, resources=place).execute()
+def test_run_all_from_the_first_chapter_to_the_last(project):
+    known = {"PYTHONPATH": str(project), "OMP_NUM_THREADS": "1"}
+    with one_kernel(project / "notebooks", known) as (kernel, empty):
+        pages = {}
+        for sheet in SHEETS:
+            empty()
+            page = nbformat.read(project / "notebooks" / sheet.path.name, as_version=4)
+            pages[sheet.name] = NotebookClient(page, km=kernel, timeout=600).execute()
+    for name, page in pages.items():
         outputs = [out for cell in page.cells for out in cell.get("outputs", [])]
         red = [out["text"] for out in outputs if out.get("name") == "stderr"]
-        assert not red, f"{sheet.name} shows a red block: {red}"
+        assert not red, f"{name} shows a red block: {red}"
         for out in outputs:  # a result is shown as people read it, not as Python writes it
             data = out.get("data", {})
             text = "" if "text/html" in data else data.get("text/plain", "")
@@ -57,13 +54,12 @@ def test_run_all_from_the_first_chapter_to_the_last(project, environment, monkey
     assert not list((project / "runs/phantom").glob("subj*"))  # a book's folder: never touched
 
 
-@pytest.mark.parametrize("place", ["project", "elsewhere"])
-def test_papermill_runs_a_subject_from_any_folder(project, environment, place, tmp_path):
-    folder = project if place == "project" else tmp_path
-    given = ["-p", "subject", "subj02", "-p", "run_dir", f"runs/{place}"]
-    for sheet in SHEETS[:2]:
-        source = project / "notebooks" / sheet.path.name
-        command = [sys.executable, "-m", "papermill", str(source), str(tmp_path / "out.ipynb")]
-        done = subprocess.run([*command, *given], cwd=folder, env=environment, capture_output=True)
+def test_papermill_runs_a_subject_from_any_folder(project, tmp_path):
+    """The second chapter finds what the first has left, though it is started elsewhere."""
+    environment = {**os.environ, "PYTHONPATH": str(project), "OMP_NUM_THREADS": "1"}
+    for sheet, folder in zip(SHEETS, (project, tmp_path), strict=False):
+        command = [sys.executable, "-m", "papermill", project / "notebooks" / sheet.path.name]
+        command += [tmp_path / "out.ipynb", "-p", "subject", "subj02", "-p", "run_dir", "runs/two"]
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True)
         assert done.returncode == 0, done.stderr.decode()[-3000:]
-    assert (project / f"runs/{place}/subj02/decoded.h5").is_file()
+    assert (project / "runs/two/subj02/decoded.h5").is_file()

@@ -57,9 +57,10 @@ def trained(scenes):
     return patterns(bytes_of(i for i in world.TRAINING_IDS if is_pattern(i)))
 
 
-@pytest.mark.parametrize(
-    "n_subjects, n_train, n_test, seed", [(2, 1200, 64, 0), (8, 24, 4, 0), (3, 100, 300, 2)]
-)
+PLANS = [(2, 1200, 64, 0), (8, 24, 4, 0), (3, 100, 300, 2)]
+
+
+@pytest.mark.parametrize(("n_subjects", "n_train", "n_test", "seed"), PLANS)
 def test_no_test_picture_was_seen(trained, n_subjects, n_train, n_test, seed):
     plan = plan_experiment(n_subjects, n_train, n_test, 1, seed)
     assert len(plan.pictures) == len(set(plan.pictures)) == n_test + n_subjects * n_train

@@ -4,7 +4,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
-from dummy_project import ROOT
+from builders import ROOT
 
 from minddiff_utils.evaluation.baselines import stored_pictures
 from studies import compare, stored
@@ -58,17 +58,11 @@ def test_stored_pictures_are_shown_for_the_same_decoded_features_alone(tmp_path)
     decoded["block_1"][:, 2] = np.nan  # was not decoded
     pictures = rng.integers(0, 256, (4, 8, 8, 3), np.uint8)
     stored.store_pictures(tmp_path / "a.h5", decoded, pictures, "by hand")
-    found, note = stored_pictures(
-        tmp_path / "a.h5",
-        {k: v.astype("f4") if k != "stimulus_id" else v for k, v in decoded.items()},
-    )
+    single = {k: v.astype("f4") if k != "stimulus_id" else v for k, v in decoded.items()}
+    found, note = stored_pictures(tmp_path / "a.h5", single)
     np.testing.assert_array_equal(found, pictures)
     assert note.endswith("by hand")
-    changes = (
-        {"stimulus_id": np.arange(4)[::-1]},
-        {"c": 1.05 * decoded["c"]},
-        {"block_2": np.ones((4, 2))},
-    )
-    for change in changes:
+    changes = {"stimulus_id": np.arange(4)[::-1]}, {"c": 1.05 * decoded["c"]}
+    for change in (*changes, {"block_2": np.ones((4, 2))}):
         assert stored_pictures(tmp_path / "a.h5", decoded | change)[0] is None
     assert stored_pictures(tmp_path / "b.h5", decoded)[0] is None

@@ -4,18 +4,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from typer.testing import CliRunner
+from builders import make_subject, refuses, study
 
 from minddiff_utils.datasets import load_subject
-from minddiff_utils.datasets.subject import Split, Subject
+from minddiff_utils.datasets.subject import Split
 from minddiff_utils.decoding.decode import read_decoded
 from minddiff_utils.decoding.features import read_features
 from minddiff_utils.evaluation.metrics import pcc
-from minddiff_utils.io import InputError
-from minddiff_utils.models.stable_diffusion import load_generator, noise_like, to_pictures
+from minddiff_utils.models.clip import to_pictures
+from minddiff_utils.models.stable_diffusion import load_generator, noise_like
 from minddiff_utils.reconstruction.stage1 import stage1
 from minddiff_utils.settings import Settings
-from studies.__main__ import app
 from studies.compare import parse_change
 from studies.held_out import hold_out
 
@@ -25,9 +24,7 @@ CHANGE = "n_steps=3,rescale_z=none"
 def person(n_train=12, n_test=4):
     ids = np.arange(n_train + n_test)
     split = Split("shared", ids[:n_train], ids[n_train:])
-    responses = np.zeros((len(ids), 3), np.float32)
-    session = np.ones(len(ids), np.int64)
-    return Subject("subj01", "nsd", responses, ids, session, {}, (split,), stimuli=None)
+    return make_subject(np.zeros((len(ids), 3)), ids, [split])
 
 
 @pytest.mark.parametrize("n", [1, 5, 8])
@@ -41,14 +38,12 @@ def test_no_test_stimulus_is_touched(n):
 
 @pytest.mark.parametrize("n", [0, 9])
 def test_too_many_or_none_held_out(n):
-    with pytest.raises(InputError, match=f"n={n}"):
-        hold_out(person(), n)
+    refuses(f"n={n}", hold_out, person(), n)
 
 
 @pytest.mark.parametrize("text", ["colour=1", "strength", "strength="])
 def test_unknown_settings_are_named(text):
-    with pytest.raises(InputError, match="--change"):
-        parse_change(text)
+    refuses("--change", parse_change, text)
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +51,7 @@ def compared(tree, tiny_models, tmp_path_factory):
     """Folder and table of a comparison of the defaults, which stretch `z`, with no stretching."""
     work = tmp_path_factory.mktemp("compare")
     options = ["--data", tree, "--models", tiny_models, "--work", work, "--device", "cpu"]
-    options += ["--pictures", 6, "--out", work, "--change", CHANGE]
-    shown = CliRunner().invoke(app, ["compare", *map(str, options)])
-    assert shown.exit_code == 0, shown.output + repr(shown.exception)
+    study("compare", *options, "--pictures", 6, "--out", work, "--change", CHANGE)
     table = pd.read_csv(work / "compare_subj01.csv")
     assert (work / "compare.md").read_text("utf-8").count("\n| ") == 3
     return work / "subj01", table.set_index(["settings", "of", "metric"])

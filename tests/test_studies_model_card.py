@@ -44,9 +44,7 @@ def test_equal_sentences_are_one():
     assert model_card._retrieved(pictures, texts, ["a", "b", "c", "c"]) == 1.0
 
 
-def test_card_says_what_is_and_what_is_not_met_and_how_it_was_trained(
-    tiny_models, tmp_path, results
-):
+def test_card_says_what_is_met_and_how_it_was_trained(tiny_models, tmp_path, results):
     weights = shutil.copytree(tiny_models, tmp_path / "weights")
     known = {"pictures": 48000, "batch": 16, "learning_rate": 1.5e-3, "seed": 0, "device": "abacus"}
     settings = {"autoencoder": {**known, "steps": 12345, "minutes": 67.8}}

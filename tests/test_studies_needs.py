@@ -4,11 +4,9 @@ import re
 
 import numpy as np
 import pytest
-from dummy_project import ROOT
-from typer.testing import CliRunner
+from builders import ROOT, study
 
 from studies import needs
-from studies.__main__ import app
 
 PAGE = (ROOT / "book" / "run_nsd.md").read_text("utf-8")
 MADE = needs.Counts(1e12, 2e12, {"all": 10**9}, unet_saved=2 * 10**9, decoder_saved=3 * 10**9)
@@ -25,7 +23,7 @@ def test_sizes_of_files():
 
 def test_command_prints_what_the_page_shows(monkeypatch):
     monkeypatch.setattr(needs, "count", lambda: MADE)
-    said = CliRunner().invoke(app, ["needs"]).output
+    said = study("needs")
     one, paper = needs.download_gigabytes("subj01"), needs.download_gigabytes(*needs.PAPERS)
     assert f"to download for subj01, all sessions: {one:.0f} GB" in said
     assert f"about {one:.0f} GB (`subj01`), the paper's four about {paper:.0f} GB" in PAGE
@@ -54,13 +52,8 @@ def test_page_has_what_the_command_counts():
     table = needs.time_table(counts)
     for start, name in (("the paper's", table.index[0]), ("this book's", table.index[1])):
         (line,) = re.findall(rf"^\| {start}.* s \|.*$", PAGE, flags=re.MULTILINE)
-        row = table.loc[name]
-        assert re.findall(r"([\d,.]+) (?:s|h)\b", line) == [
-            _shown(row[f"{gpu}: {unit}"]) for gpu in needs.GPUS for unit in ("s", "h")
-        ]
+        times = [table.loc[name, f"{gpu}: {unit}"] for gpu in needs.GPUS for unit in ("s", "h")]
+        shown = [f"{time:.1f}" if time < 10 else f"{time:,.0f}" for time in times]
+        assert re.findall(r"([\d,.]+) (?:s|h)\b", line) == shown
     for sizes in needs.memory_table(counts)[["batch=1", "batch=2", "batch=4"]].to_numpy():
         assert " | ".join(f"{size:.0f} GB" for size in sizes) in PAGE
-
-
-def _shown(value: float) -> str:
-    return f"{value:.1f}" if value < 10 else f"{value:,.0f}"

@@ -2,7 +2,7 @@
 
 import re
 
-from dummy_project import ROOT
+from builders import ROOT
 from typer.testing import CliRunner
 
 from studies.__main__ import STUDIES, app
@@ -27,12 +27,8 @@ def test_blanks_comments_and_docstrings_do_not_count():
 
 
 def test_a_room_with_too_many_lines_is_an_exit_status(tmp_path):
-    files = {
-        "minddiff_utils/cli.py": 3,
-        "minddiff_utils/book/run.py": 4,
-        "minddiff_utils/datasets/nsd/load.py": 5,
-        "studies/a.py": 2,
-    }
+    files = {"minddiff_utils/cli.py": 3, "minddiff_utils/book/run.py": 4, "studies/a.py": 2}
+    files["minddiff_utils/datasets/nsd/load.py"] = 5
     for name, lines in files.items():
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,14 +6,13 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from builders import study
 from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
 from transformers import CLIPModel
-from typer.testing import CliRunner
 
 from minddiff_utils.phantom import world
 from studies import training
-from studies.__main__ import app
 from studies.model_card import FIRST_HELD_OUT_ID
 from studies.training import STAGES, TrainingSet, train_stage
 
@@ -34,11 +33,9 @@ def trained(tmp_path_factory, small_batches):
     folder = tmp_path_factory.mktemp("training")
     work, out = folder / "work", folder / "out"
     work.mkdir()
-    minutes = str(SECONDS / 60 / min(training.SHARES.values()))
-    arguments = ["--work", str(work), "--out", str(out), "--minutes", minutes]
-    arguments += ["--pictures", str(N_PICTURES), "--device", "cpu"]
-    shown = CliRunner().invoke(app, ["training", *arguments])
-    assert shown.exit_code == 0, shown.output + repr(shown.exception)
+    minutes = SECONDS / 60 / min(training.SHARES.values())
+    given = ["--work", work, "--out", out, "--minutes", minutes]
+    study("training", *given, "--pictures", N_PICTURES, "--device", "cpu")
     return work, out
 
 
@@ -145,8 +142,6 @@ def test_pictures_and_captions_of_a_batch_belong_together(trained):
 
     training.clip_loss(Spy(), data, np.array([9, 2, 5]), "cpu")
     for place, row in enumerate((2, 5, 9)):
-        rgb = training.to_rgb(data.pictures[row : row + 1], "cpu")
-        torch.testing.assert_close(
-            seen["pixels"][place : place + 1], training.clip_normalise(rgb, 64)
-        )
+        rgb = training.clip_normalise(training.to_rgb(data.pictures[row : row + 1], "cpu"), 64)
+        torch.testing.assert_close(seen["pixels"][place : place + 1], rgb)
         assert (data.tokens[row] == seen["tokens"][place]).all(1).any()

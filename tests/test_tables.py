@@ -15,9 +15,8 @@ def evaluated(n=10):
 
 def test_summary_table_has_the_layout_of_the_paper():
     table = tables.summary_table(evaluated())
-    assert list(table.index) == [
-        "no z", "no stage 2", "both stages, this book's solver", "mean picture", "mine",
-    ]  # fmt: skip
+    made = ["no z", "no stage 2", "both stages, this book's solver"]
+    assert list(table.index) == [*made, "mean picture", "mine"]
     assert table.loc["mine", "SSIM"] == "1.000 [1.000,\u00a01.000]"
     assert "over pictures" in tables.markdown_table(table)
 
@@ -34,13 +33,10 @@ def test_difference_table_pairs_the_same_pictures():
     frame = evaluated().sample(frac=1, random_state=0)  # the order of rows does not matter
     found = tables.differences(frame)
     # no_c is absent, so its pair is.
-    assert set(zip(found["method"], found["baseline"], strict=True)) == {
-        ("stage2", "stage1"),
-        ("stage2", "no_z"),
-    }
-    wide = frame.query("metric == 'ssim'").pivot(
-        index="stimulus_id", columns="method", values="value"
-    )
+    pairs = set(zip(found["method"], found["baseline"], strict=True))
+    assert pairs == {("stage2", "stage1"), ("stage2", "no_z")}
+    ssim = frame.query("metric == 'ssim'")
+    wide = ssim.pivot(index="stimulus_id", columns="method", values="value")
     row = found.query("metric == 'ssim' and baseline == 'stage1'").iloc[0]
     assert row["mean"] == pytest.approx((wide["stage2"] - wide["stage1"]).mean())
     table = tables.difference_table(frame)
@@ -60,11 +56,9 @@ def test_a_missing_value_is_counted_out():
 
 def tidy(**methods):
     """A tidy table of one metric from values a method."""
-    parts = [
-        pd.DataFrame({"method": name, "stimulus_id": np.arange(len(values)), "value": values})
-        for name, values in methods.items()
-    ]
-    return pd.concat(parts, ignore_index=True).assign(metric="ssim", subject="subj01")
+    table = pd.DataFrame(methods).rename_axis("stimulus_id").reset_index()
+    table = table.melt("stimulus_id", var_name="method")
+    return table.assign(metric="ssim", subject="subj01")
 
 
 def test_p_values_are_corrected_within_a_subject():
@@ -108,12 +102,10 @@ def test_the_floor_is_the_best_control_that_knows_nothing():
 def test_the_solver_that_ran_stands_for_both_stages():
     frame = evaluated()
     paper = frame.replace({"method": {"stage2": "algorithm_1"}})
-    pairs = tables.differences(paper)
-    assert set(zip(pairs["method"], pairs["baseline"], strict=True)) == {
-        ("algorithm_1", "stage1"),
-        ("algorithm_1", "no_z"),
-    }
-    assert pairs["mean"].tolist() == tables.differences(frame)["mean"].tolist()
+    found = tables.differences(paper)
+    pairs = set(zip(found["method"], found["baseline"], strict=True))
+    assert pairs == {("algorithm_1", "stage1"), ("algorithm_1", "no_z")}
+    assert found["mean"].tolist() == tables.differences(frame)["mean"].tolist()
 
 
 def test_no_share_without_room_between_floor_and_ceiling():
@@ -153,8 +145,8 @@ def test_first_page_shows_a_few_rows_of_the_file(tmp_path):
     tables.write_results(tmp_path, pd.concat([one, two]))
     found = pd.read_csv(tmp_path / "results.csv")
     table = tables.front_table(found)
-    means = [part.query("method == 'no_z' and metric == 'ssim'")["value"].mean()
-             for part in (one, two)]  # fmt: skip
+    chosen = "method == 'no_z' and metric == 'ssim'"
+    means = [part.query(chosen)["value"].mean() for part in (one, two)]
     texts = [f"{value:.3f}".replace("0.", ".", 1) for value in (np.mean(means), *means)]
     assert table.loc["no z", "SSIM"] == f"{texts[0]} ({texts[1]},\u00a0{texts[2]})"
     alone = tables.front_table(found[found["subject"] == "subj01"])
@@ -165,10 +157,8 @@ def test_first_page_shows_a_few_rows_of_the_file(tmp_path):
 def test_seed_spread_is_told_apart_from_the_spread_of_pictures():
     rng = np.random.default_rng(0)
     picture = rng.normal(0, 1, 400)
-    parts = [
-        tidy(stage2=picture + 0.1 * seed + rng.normal(0, 0.3, 400)).assign(seed=seed)
-        for seed in range(3)
-    ]
+    made = [picture + 0.1 * seed + rng.normal(0, 0.3, 400) for seed in range(3)]
+    parts = [tidy(stage2=values).assign(seed=seed) for seed, values in enumerate(made)]
     row = tables.seed_table(pd.concat(parts)).loc["both stages, this book's solver"]
     assert row["draws"] == "3" and row["metric"] == "SSIM"
     assert float(row["SD of means"]) == pytest.approx(0.1, rel=0.3)

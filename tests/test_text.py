@@ -7,7 +7,7 @@ import json
 import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
-from dummy_project import ROOT
+from builders import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt

@@ -60,10 +60,8 @@ def test_five_short_captions_name_everything(i):
 def test_a_thing_shows_its_colour_where_it_is_said_to_be(i):
     scene = world.scene(i)
     for thing in scene.things[-1:]:  # the last is drawn over the others
-        alone = scene._replace(things=())
-        with_it, without = (
-            world.render(s, i).astype(int) for s in (scene._replace(things=(thing,)), alone)
-        )
+        both = (scene._replace(things=things) for things in ((thing,), ()))
+        with_it, without = (world.render(one, i).astype(int) for one in both)
         changed = np.abs(with_it - without).sum(axis=2) > 30
         rows, columns = np.nonzero(changed)
         assert 20 < changed.sum() < 40 * 40

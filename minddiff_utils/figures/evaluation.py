@@ -10,13 +10,8 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from minddiff_utils.evaluation import full_method, tables
+from minddiff_utils.evaluation import full_method, statistics, tables
 from minddiff_utils.evaluation.metrics import METHODS, METRICS
-from minddiff_utils.evaluation.statistics import (
-    PermutationTest,
-    bootstrap_interval,
-    effective_dimension,
-)
 from minddiff_utils.figures import style
 from minddiff_utils.figures.reconstruction import mosaic, show_mosaic
 from minddiff_utils.io import InputError
@@ -98,7 +93,7 @@ def _interval_panels(frame: pd.DataFrame, row: str, what: str, strokes: bool = F
     frame = frame.assign(metric=style.in_words(frame["metric"], METRICS))
     grid = sns.catplot(
         frame, kind="point", x="value", y=row, hue="subject", col="metric", col_wrap=2,
-        sharex=False, errorbar=bootstrap_interval, linestyle="none",
+        sharex=False, errorbar=statistics.bootstrap_interval, linestyle="none",
         dodge=min(0.22 * (n - 1), 0.7) or False, markersize=5, err_kws={"linewidth": 2},
         palette=style.PALETTE[:n] if n > 1 else ["#111111"], markers=list(SUBJECT_MARKERS[:n]),
         legend=n > 1,
@@ -145,7 +140,8 @@ def floor_to_ceiling(frame: pd.DataFrame) -> Figure:
     fig, axes = style.canvas(1.5 + (0.5 if several else 0.65) * len(lines))
     sns.pointplot(
         tidy, x="value", y="line", hue="method", hue_order=labels, dodge=0.5, linestyle="none",
-        errorbar=bootstrap_interval, palette=colours, markers=list(markers), markersize=6,
+        palette=colours, errorbar=statistics.bootstrap_interval, markers=list(markers),
+        markersize=6,
         markeredgewidth=0, err_kws={"linewidth": 1.8},
     )  # fmt: skip
     for place, wide in enumerate(lines.values()):
@@ -191,11 +187,12 @@ def score_curves(curve: pd.DataFrame, reference: pd.DataFrame, label: str) -> Fi
     for frame in (curve, reference):
         style.need_columns(frame, VALUES[1:], "score_curves")
     sizes = sorted(curve["method"].unique())
-    frame = curve.assign(metric=style.in_words(curve["metric"], METRICS))
+    frame = curve.sort_values("method", kind="stable")
+    frame = frame.assign(metric=style.in_words(curve["metric"], METRICS))
     grid = sns.relplot(
-        frame.sort_values("method", kind="stable"), x="method", y="value", kind="line", sort=False,
-        col="metric", col_wrap=2, errorbar=bootstrap_interval, err_style="bars", marker="o",
-        color=style.BLUE, err_kws={"linewidth": 2}, facet_kws={"sharey": False, "sharex": False},
+        frame, x="method", y="value", kind="line", sort=False, col="metric", col_wrap=2,
+        errorbar=statistics.bootstrap_interval, err_style="bars", marker="o", color=style.BLUE,
+        err_kws={"linewidth": 2}, facet_kws={"sharey": False, "sharex": False},
     )  # fmt: skip
     same = reference[reference["stimulus_id"].isin(curve["stimulus_id"])]
     for names, wide in tables.by_metric(same):
@@ -232,8 +229,9 @@ def generalisation(frame: pd.DataFrame) -> Figure:
     frame = frame.assign(metric=style.in_words(frame["metric"], METRICS))
     grid = sns.catplot(
         frame, kind="point", x="test_set", y="value", hue="scored_with", col="metric", col_wrap=2,
-        sharey=False, errorbar=bootstrap_interval, dodge=0.2, linestyle="none", markersize=5,
-        markers=["o", "v"], palette=[style.BLUE, style.GREY], err_kws={"linewidth": 2},
+        sharey=False, errorbar=statistics.bootstrap_interval, dodge=0.2, linestyle="none",
+        palette=[style.BLUE, style.GREY], markers=["o", "v"], markersize=5,
+        err_kws={"linewidth": 2},
     )  # fmt: skip
     for axes in grid.axes.flat:
         axes.tick_params(axis="x", rotation=20)
@@ -242,7 +240,7 @@ def generalisation(frame: pd.DataFrame) -> Figure:
 
 
 @style.figure
-def permutation_null(test: PermutationTest, label: str) -> Figure:
+def permutation_null(test: statistics.PermutationTest, label: str) -> Figure:
     """Draw how a statistic is distributed when pictures are permuted, and the observed value.
 
     Parameters
@@ -415,7 +413,7 @@ def dimensions(embedded: Mapping[str, np.ndarray]) -> Figure:
     lines = {}
     for name, rows in embedded.items():
         spectrum = np.linalg.svd(rows - rows.mean(axis=0), compute_uv=False) ** 2
-        label = f"{name}: {effective_dimension(rows).participation_ratio:.1f}"
+        label = f"{name}: {statistics.effective_dimension(rows).participation_ratio:.1f}"
         lines[label] = np.cumsum(spectrum) / max(spectrum.sum(), 1e-12)
     tidy = pd.DataFrame(lines).assign(components=lambda frame: frame.index + 1)
     tidy = tidy.melt("components", var_name="name", value_name="share of the variance")

@@ -98,7 +98,7 @@ def clip_name(models: str | Path, role: str, name: str = "") -> str:
     Returns
     -------
     str
-        For `minddiff_utils.models.stable_diffusion.load_clip`.
+        For `minddiff_utils.models.clip.load_clip`.
     """
     alone = diffusion_name(models) == str(models)
     return name or (PAPER[role] if alone else str(Path(models) / f"clip_{role}"))

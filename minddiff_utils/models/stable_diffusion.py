@@ -19,16 +19,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from minddiff_utils.io import Ids, InputError, content_hash
-from minddiff_utils.models import hub
-from minddiff_utils.models.clip import (
-    Clip,
-    load_clip,
-    loading,
-    resolve_device,
-    resolve_dtype,
-    to_pictures,
-    to_rgb,
-)
+from minddiff_utils.models import clip, hub
 from minddiff_utils.settings import recall
 
 SAVINGS = ("attention", "tiling", "checkpointing")
@@ -68,7 +59,7 @@ class Generator:
         As for `load_generator`.
     """
 
-    def __init__(self, pipeline: Any, guide: Clip, n_tokens: int, save_memory: str):
+    def __init__(self, pipeline: Any, guide: clip.Clip, n_tokens: int, save_memory: str):
         self.vae, self.unet = pipeline.vae, pipeline.unet
         self.text_encoder, self.tokenizer = pipeline.text_encoder, pipeline.tokenizer
         # Stable Diffusion v1-4 comes with PNDM; the method samples with DDIM at the same levels.
@@ -153,7 +144,7 @@ class Generator:
         -------
         Tensor of `dtype`, shape (n, 3, size, size)
         """
-        rgb = to_rgb(pictures, self.device).to(self.dtype)
+        rgb = clip.to_rgb(pictures, self.device).to(self.dtype)
         side = min(rgb.shape[-2:])
         top, left = ((length - side) // 2 for length in rgb.shape[-2:])
         rgb = rgb[..., top : top + side, left : left + side]
@@ -176,7 +167,7 @@ class Generator:
         ndarray of uint8, shape (n, size, size, 3)
         """
         parts = [pictures[start : start + batch] for start in range(0, len(pictures), batch)]
-        return np.concatenate([to_pictures(self.prepare(part)) for part in parts])
+        return np.concatenate([clip.to_pictures(self.prepare(part)) for part in parts])
 
     @torch.no_grad()
     def encode_pictures(self, pictures: np.ndarray) -> Tensor:
@@ -239,7 +230,7 @@ class Generator:
         ndarray of uint8, shape (n, size, size, 3)
         """
         rows = torch.as_tensor(z, dtype=self.dtype, device=self.device).split(32)
-        return np.concatenate([to_pictures(self.decode(part)) for part in rows])
+        return np.concatenate([clip.to_pictures(self.decode(part)) for part in rows])
 
     def spans(self, n_steps: int) -> bool:
         """Whether a schedule of so many steps begins a step below the noisiest tenth, or higher.
@@ -413,18 +404,18 @@ def load_generator(
     InputError
         If a part is missing and cannot be downloaded, or an option is not known.
     """
-    place = resolve_device(device)
-    dtype = resolve_dtype(dtype, place)
+    place = clip.resolve_device(device)
+    dtype = clip.resolve_dtype(dtype, place)
     folder = hub.find_model(hub.diffusion_name(models), hub.DIFFUSION_FILES, hub.PARTS)
     diffusers_logging.disable_progress_bar()
     # It warns at length that the phantom has no safety checker.
     diffusers_logging.set_verbosity_error()
-    with loading(folder):
+    with clip.loading(folder):
         pipeline = StableDiffusionPipeline.from_pretrained(
             folder, use_safetensors=True, dtype=dtype, safety_checker=None, feature_extractor=None
         )
-    clip = load_clip(hub.clip_name(models, "guide", guide), device, dtype)
-    return Generator(pipeline.to(place), clip, n_tokens, save_memory)
+    guiding = clip.load_clip(hub.clip_name(models, "guide", guide), device, dtype)
+    return Generator(pipeline.to(place), guiding, n_tokens, save_memory)
 
 
 def _save_memory(pipeline: Any, size: int, save_memory: str) -> None:

@@ -180,10 +180,7 @@ def write_pictures(
     InputError
         If there is no room on the disk.
     """
-    with (
-        io.atomic_path(path) as temporary,
-        io.open_to_write(temporary, "w", pictures.nbytes) as file,
-    ):
+    with io.atomic_path(path) as new, io.open_to_write(new, "w", pictures.nbytes) as file:
         file["stimulus_id"] = np.asarray(stimulus_id, np.int64)
         file.create_dataset("pictures", data=pictures, compression="gzip", fletcher32=True)
         file.attrs["record"] = record
