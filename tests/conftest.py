@@ -13,7 +13,7 @@ from minddiff_utils.datasets import Split
 SMALL_TREE = {"n_train": 60, "n_test": 4, "repetitions": 2}
 
 
-LONG = ("test_notebooks", "test_presets", "test_book", "test_run_all")  # minutes each
+LONG = ("test_notebooks", "test_presets", "test_book")  # minutes each
 
 
 def pytest_configure(config):

@@ -216,10 +216,13 @@ def test_failing_notebook_stops_the_build_and_the_last_book_stays(copy):
     assert ".500 (.500,\u00a0.500)" in (copy / "runs/tiny/html/index.html").read_text()
     folder = copy / "runs/tiny/subj01/notebooks"
     assert (folder / "02_second.failed.ipynb").is_file() and (folder / "02_second.ipynb").is_file()
-    plan = plan_of(copy)
-    (plan.state / "subj01-02_second-0.failure").unlink()  # what a user can mend is left alone
-    assert refuses("", run._explain, plan).splitlines()[0] in answer.stderr
-    refuses("^subj02 · 02_second: cell 3: Fetch x.\n", run._explain, plan)
+
+    broken.cells[2].source = BROKEN.replace("subj01", "nobody")  # what a user can mend is left
+    nbformat.write(broken, path)
+    answer = minddiff("book", "tiny", "--root", copy)
+    assert answer.returncode == 2 and "raise InputError" not in answer.stderr
+    for subject in ("subj01", "subj02"):
+        assert f"{subject} · 02_second: cell 3: Fetch x.\n" in answer.stderr
 
 
 FULL = """import os

@@ -1,4 +1,7 @@
-"""JupyterLab's *Run All* and papermill's command line, with the defaults as they stand."""
+"""JupyterLab's *Run All* and papermill's command line, with the defaults as they stand.
+
+Minutes: `make test TESTS="-m slow tests/test_run_all.py"`, which `.ci/run` calls.
+"""
 
 import os
 import shutil
@@ -7,13 +10,14 @@ import sys
 
 import nbformat
 import pytest
-from builders import NOTEBOOKS, ROOT, one_kernel
+from builders import NOTEBOOKS, ROOT
 from conftest import SMALL_TREE
 from nbclient import NotebookClient
 
 from minddiff_utils.book.plan import find_sheets
 from minddiff_utils.phantom.nsd_writer import write_tree
 
+pytestmark = pytest.mark.slow
 SHEETS = find_sheets(NOTEBOOKS)
 SKIPPED = shutil.ignore_patterns("weights", "__pycache__", ".ipynb_checkpoints")
 
@@ -33,18 +37,17 @@ def project(brains, tmp_path_factory):
     return folder
 
 
-def test_run_all_from_the_first_chapter_to_the_last(project):
-    known = {"PYTHONPATH": str(project), "OMP_NUM_THREADS": "1"}
-    with one_kernel(project / "notebooks", known) as (kernel, empty):
-        pages = {}
-        for sheet in SHEETS:
-            empty()
-            page = nbformat.read(project / "notebooks" / sheet.path.name, as_version=4)
-            pages[sheet.name] = NotebookClient(page, km=kernel, timeout=600).execute()
-    for name, page in pages.items():
+def test_run_all_from_the_first_chapter_to_the_last(project, monkeypatch):
+    """Each in a kernel of its own, as JupyterLab starts them."""
+    monkeypatch.setenv("PYTHONPATH", str(project))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    for sheet in SHEETS:
+        page = nbformat.read(project / "notebooks" / sheet.path.name, as_version=4)
+        place = {"metadata": {"path": str(project / "notebooks")}}
+        NotebookClient(page, timeout=600, startup_timeout=600, resources=place).execute()
         outputs = [out for cell in page.cells for out in cell.get("outputs", [])]
         red = [out["text"] for out in outputs if out.get("name") == "stderr"]
-        assert not red, f"{name} shows a red block: {red}"
+        assert not red, f"{sheet.name} shows a red block: {red}"
         for out in outputs:  # a result is shown as people read it, not as Python writes it
             data = out.get("data", {})
             text = "" if "text/html" in data else data.get("text/plain", "")

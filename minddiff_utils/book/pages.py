@@ -150,7 +150,22 @@ def read_gallery(run: Path, subject: str, shown: Sequence[str]) -> dict[str, Any
 def gallery_of(
     frame: pd.DataFrame, ids: Sequence[int | str], shown: Sequence[str]
 ) -> dict[str, Any]:
-    """What `read_gallery` returns, of values `method, stimulus_id, metric, value`."""
+    """What a gallery shows, apart from the pictures themselves.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Tidy: `method, stimulus_id, metric, value`.
+    ids : sequence of int or str
+        Of the pictures, in the order that they are shown in.
+    shown : sequence of str
+        The methods whose pictures are shown; the others have numbers alone.
+
+    Returns
+    -------
+    dict
+        As `read_gallery` does.
+    """
     methods = [*shown, *in_order(set(frame["method"]) - set(shown), METHODS)]
     metrics = in_order(frame["metric"], METRICS)
     wide = frame.pivot(index="stimulus_id", columns=["method", "metric"], values="value")

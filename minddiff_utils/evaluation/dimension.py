@@ -22,6 +22,14 @@ from minddiff_utils.evaluation.baselines import Bench
 from minddiff_utils.evaluation.statistics import effective_dimension
 from minddiff_utils.reconstruction import pictures_of
 
+SPACES = ("z", "c")  # what stage 1 is painted from
+COMPONENTS = (1, 2, 5, 10, 30, 100)
+SHARES = (0.1, 0.25, 0.5)  # of the sessions, beside the first one
+FEWEST = 20  # training pictures that decoders are fitted to
+
+Features = dict[str, np.ndarray]
+Components = dict[str, PrincipalComponents | None]
+
 
 def dimension_table(decoded: Mapping[str, np.ndarray], features_path: str | Path) -> pd.DataFrame:
     """Compare the effective dimension of decoded features with that of the true ones.
@@ -50,15 +58,6 @@ def dimension_table(decoded: Mapping[str, np.ndarray], features_path: str | Path
         rows[space.replace("_", " ")] = [f"{kept.sum():,}", *numbers]
     heads = ["values", "PR, decoded", "PR, true", "entropy, decoded", "entropy, true"]
     return pd.DataFrame(rows, heads).T.rename_axis("feature space")
-
-
-SPACES = ("z", "c")  # what stage 1 is painted from
-COMPONENTS = (1, 2, 5, 10, 30, 100)
-SHARES = (0.1, 0.25, 0.5)  # of the sessions, beside the first one
-FEWEST = 20  # training pictures that decoders are fitted to
-
-Features = dict[str, np.ndarray]
-Components = dict[str, PrincipalComponents | None]
 
 
 # --- few components of the responses --------------------------------------------------------

@@ -11,7 +11,6 @@ from minddiff_utils.io import InputError
 LEAST_TRUE, LEAST_PREDICTED = 1e-4, 1e-7
 # Values at a time, which bounds the memory.
 VALUES = 2048
-
 ROUNDING = 1e-12  # variance below this share of the mean square is rounding: all rows are equal
 
 

@@ -17,7 +17,7 @@ from minddiff_utils.evaluation.metrics import METRICS, main_metrics
 from minddiff_utils.evaluation.statistics import bootstrap_interval, finite, holm, paired_difference
 from minddiff_utils.io import atomic_path, method_file
 
-FLOOR = "floor"  # the best baseline of `methods.BLIND`, whichever it is for a subject and metric
+FLOOR = "floor"  # the best baseline of `evaluation.BLIND`, whichever it is for a subject and metric
 # (method, baseline): what stage 2 adds, by either solver, and what each decoded input contributes.
 STAGE_2_PAIRS = (("stage2", "stage1"), ("algorithm_1", "stage1"), ("stage2", "algorithm_1"))
 PAIRS = (*STAGE_2_PAIRS, ("stage2", "no_z"), ("stage2", "no_c"))
@@ -110,7 +110,7 @@ def present_pairs(pairs: Sequence[tuple[str, str]], wide: pd.DataFrame) -> list[
 
 
 def with_floor(wide: pd.DataFrame) -> pd.DataFrame:
-    """Add the column `FLOOR`: a copy of that baseline of `methods.BLIND` with the highest mean.
+    """Add the column `FLOOR`: a copy of that baseline of `evaluation.BLIND` with the highest mean.
 
     Parameters
     ----------

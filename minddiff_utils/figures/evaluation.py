@@ -140,9 +140,8 @@ def floor_to_ceiling(frame: pd.DataFrame) -> Figure:
     fig, axes = style.canvas(1.5 + (0.5 if several else 0.65) * len(lines))
     sns.pointplot(
         tidy, x="value", y="line", hue="method", hue_order=labels, dodge=0.5, linestyle="none",
-        palette=colours, errorbar=statistics.bootstrap_interval, markers=list(markers),
-        markersize=6,
-        markeredgewidth=0, err_kws={"linewidth": 1.8},
+        errorbar=statistics.bootstrap_interval, palette=colours, markers=list(markers),
+        markersize=6, markeredgewidth=0, err_kws={"linewidth": 1.8},
     )  # fmt: skip
     for place, wide in enumerate(lines.values()):
         _mark_way(axes, place, wide)

@@ -165,8 +165,12 @@ def load_clip(name: str | Path, device: str = "auto", dtype: str | torch.dtype =
     name : str or Path
         A folder, or a repository of the Hugging Face hub such as "openai/clip-vit-base-patch32",
         with "@revision" after it if another one than the pinned is wanted.
-    device, dtype
-        As for `load_generator`.
+    device, dtype : str, or torch.dtype
+        As for `resolve_device` and `resolve_dtype`.
+
+    Returns
+    -------
+    Clip
 
     Raises
     ------

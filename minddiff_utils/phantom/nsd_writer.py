@@ -528,7 +528,8 @@ def write_pieces(run: str | Path, tree: str | Path | None, subjects: Sequence[st
         rows = np.stack([world.picture(int(i)) for i in ids.ravel()]).reshape(-1, 8, 64, 64, 3)
         with atomic_path(run / f"{name}.png") as temporary:
             Image.fromarray(mosaic(rows, zoom=2, gap=8)).save(temporary)
-    ceilings = ceiling_table(tree, subjects) if tree else "It is in the phantom's own book.\n"
+    elsewhere = "The table is in the phantom's own book.\n"
+    ceilings = ceiling_table(tree, subjects) if tree else elsewhere
     for name, text in {"captions": caption_list(), "ceilings": ceilings}.items():
         with atomic_path(run / f"{name}.md") as temporary:
             temporary.write_text(text, encoding="utf-8")
