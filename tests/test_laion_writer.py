@@ -17,7 +17,7 @@ from minddiff_utils.io import InputError
 from minddiff_utils.phantom import laion_writer, nsd_writer, world
 from minddiff_utils.phantom.laion_writer import write_tree
 
-SMALL = {"n_train": 70, "n_test": 10, "progress": False}
+SMALL = {"n_train": 70, "n_test": 10}
 SUBJECTS = ("sub-01", "sub-03")
 SPLITS = "tau,random_0,cluster_k5,ood"
 
@@ -63,8 +63,8 @@ def test_reader_agrees_voxel_for_voxel_and_trial_for_trial(tree, subject, plan):
     np.testing.assert_allclose(subject.responses, betas[tuple(subject.voxel_ijk.T)].T, rtol=1e-6)
     names = subject.stimuli.names
     assert [names[i] for i in subject.stimulus_id] == shown["label"].tolist()
-    seen = nsd_writer.SUBJECTS[SUBJECTS.index(subject.name)]
-    assert world_ids(shown["label"]) == plan.pictures[plan.trials(seen)].tolist()
+    seen = plan.trials(SUBJECTS.index(subject.name))
+    assert world_ids(shown["label"]) == plan.pictures[seen].tolist()
     assert np.unique(shown["label"], return_counts=True)[1].tolist() == [4] * 90
 
 
@@ -211,7 +211,7 @@ def stamps(folder):
 
 
 def test_second_call_does_nothing_and_other_settings_replace_the_tree(brains, tmp_path):
-    tiny = {"n_train": 20, "n_test": 5, "progress": False}
+    tiny = {"n_train": 20, "n_test": 5}
     write_tree(tmp_path, ("sub-01",), **tiny)
     before = stamps(tmp_path)
     write_tree(tmp_path, ("sub-01",), **tiny)
@@ -219,7 +219,7 @@ def test_second_call_does_nothing_and_other_settings_replace_the_tree(brains, tm
     write_tree(tmp_path, ("sub-03",), **tiny)
     assert load_subject("laion", tmp_path, "sub-01").name == "sub-01"
     assert len(load_subject("laion", tmp_path, "sub-03").splits[0].test) == 5
-    nsd_writer.write_tree(tmp_path, ("subj01",), 20, 5, 2, progress=False)
+    nsd_writer.write_tree(tmp_path, ("subj01",), 20, 5, 2)
     assert not (tmp_path / "derivatives").exists() and not (tmp_path / "splits").exists()
 
 

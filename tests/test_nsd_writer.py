@@ -20,7 +20,7 @@ from minddiff_utils.datasets import load_subject
 from minddiff_utils.phantom import nsd_writer, world
 from minddiff_utils.phantom.nsd_writer import FIRST_COCO_ID, plan_experiment, write_tree
 
-SMALL = {"n_train": 180, "n_test": 20, "repetitions": 3, "progress": False}
+SMALL = {"n_train": 180, "n_test": 20, "repetitions": 3}
 TINY = {**SMALL, "n_train": 30, "n_test": 10}
 BETAS = "nsddata_betas/ppdata/{}/func1pt8mm/betas_fithrf_GLMdenoise_RR"
 SUBJECTS = ("subj01", "subj02")
@@ -40,6 +40,11 @@ def tiny(brains, tmp_path_factory):
 def copy(tree, tmp_path):
     """A tree that a test may change."""
     return shutil.copytree(tree, tmp_path / "tree")
+
+
+def read(tree, name="subj01", rois="kastner2015"):
+    """By the project's reader, without NSD-synthetic."""
+    return load_subject("nsd", tree, name, rois=rois, split="shared")
 
 
 def world_ids(tree):
@@ -73,7 +78,7 @@ def test_another_content_needs_another_version(tree):
         # Not what rounds otherwise on other machines: answers, and gratings.
         if not re.search(r"betas|ncsnr|nsdsynthetic_\w*stimuli", name):
             total["nsdsynthetic" in name].update(name.encode() + found[name])
-    betas = load_subject("nsd", tree, "subj01").responses[0]
+    betas = read(tree).responses[0]
     assert total[False].hexdigest()[:16] == "fd4b2fbdb2bcb7e4"  # as before NSD-synthetic came
     assert {nsd_writer.VERSION: total[True].hexdigest()[:16]} == {3: "f4b697b0c5711b41"}
     np.testing.assert_allclose(betas[[0, 1000, 4000]], [4.397, 1.843, -0.23], atol=0.01)
@@ -81,7 +86,7 @@ def test_another_content_needs_another_version(tree):
 
 @pytest.mark.parametrize("name", SUBJECTS)
 def test_reader_agrees_trial_for_trial_and_voxel_for_voxel(tree, name):
-    subject = load_subject("nsd", tree, name)
+    subject = read(tree, name)
     design = scipy.io.loadmat(tree / "nsddata/experiments/nsd/nsd_expdesign.mat")
     place = design["masterordering"][0]  # integers, and so indices
     pictures = design["subjectim"][int(name[4:]) - 1][place - 1] - 1
@@ -99,7 +104,7 @@ def test_reader_agrees_trial_for_trial_and_voxel_for_voxel(tree, name):
 
 
 def test_regions_agree_with_atlas_and_table(tree):
-    subject = load_subject("nsd", tree, "subj01")
+    subject = read(tree)
     folder = tree / "nsddata/ppdata/subj01/func1pt8mm/roi"
     atlas = nib.load(folder / "Kastner2015.nii.gz")
     label = np.asarray(atlas.dataobj)
@@ -122,12 +127,12 @@ def test_regions_agree_with_atlas_and_table(tree):
 
 
 def test_ncsnr_is_that_of_the_trials(tree):
-    subject = load_subject("nsd", tree, "subj01", rois="V1")
+    subject = read(tree, rois="V1")
     np.testing.assert_allclose(subject.ncsnr, slow_ncsnr(subject), rtol=1e-3, atol=2e-3)
 
 
 def test_pictures_and_captions_are_those_of_the_world(tree):
-    stimuli = load_subject("nsd", tree, "subj02").stimuli
+    stimuli = read(tree, "subj02").stimuli
     chosen = plan_experiment(2, 180, 20, 3, seed=0).pictures
     np.testing.assert_array_equal(world_ids(stimuli.tree), chosen)
     replaced = stimuli.ids[chosen[stimuli.ids] != stimuli.ids]
@@ -141,7 +146,7 @@ def test_pictures_and_captions_are_those_of_the_world(tree):
 
 def test_picture_table(tree):
     table = pd.read_csv(tree / "nsddata/experiments/nsd/nsd_stim_info_merged.csv", index_col=0)
-    subject = load_subject("nsd", tree, "subj02")
+    subject = read(tree, "subj02")
     assert table["nsdId"].tolist() == list(range(len(table)))
     assert sorted(table.query("shared1000")["nsdId"]) == subject.splits[0].test.tolist()
     assert np.flatnonzero(table["subject2"]).tolist() == subject.stimulus_ids.tolist()
@@ -155,7 +160,7 @@ def test_picture_table(tree):
 
 def test_responses_follow_the_signal(tree, brains):
     """Single trials correlate with the noise-free response as their noise ceiling says."""
-    subject = load_subject("nsd", tree, "subj01", rois="V1")
+    subject = read(tree, rois="V1")
     brain = brains("subj01", 0)
     shown, voxels = world_ids(subject.stimuli.tree)[subject.stimulus_ids], brain.group == "V1"
     rows = np.searchsorted(subject.stimulus_ids, subject.stimulus_id)
@@ -241,8 +246,7 @@ def test_another_subject_joins(tiny, tmp_path):
 
 def test_other_settings_replace_the_tree(copy):
     write_tree(copy, ("subj01",), **TINY)
-    subject = load_subject("nsd", copy, "subj01")
-    assert len(subject.stimulus_id) == 120
+    assert len(read(copy).stimulus_id) == 120
     refuses("has subj01: choose", load_subject, "nsd", copy, "subj02")
 
 
