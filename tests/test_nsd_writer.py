@@ -12,12 +12,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.io
-from builders import refuses
+from builders import assert_follows_signal, correlations, refuses, stamps
 from PIL import Image
 from test_subject import slow_ncsnr
 
 from minddiff_utils.datasets import load_subject
-from minddiff_utils.phantom import nsd_writer, world
+from minddiff_utils.phantom import laion_writer, nsd_writer, world
 from minddiff_utils.phantom.nsd_writer import FIRST_COCO_ID, plan_experiment, write_tree
 
 SMALL = {"n_train": 180, "n_test": 20, "repetitions": 3}
@@ -159,18 +159,9 @@ def test_picture_table(tree):
 
 
 def test_responses_follow_the_signal(tree, brains):
-    """Single trials correlate with the noise-free response as their noise ceiling says."""
     subject = read(tree, rois="V1")
-    brain = brains("subj01", 0)
-    shown, voxels = world_ids(subject.stimuli.tree)[subject.stimulus_ids], brain.group == "V1"
-    rows = np.searchsorted(subject.stimulus_ids, subject.stimulus_id)
-    order = np.lexsort(brain.ijk[voxels].T[::-1])
-    signal = brain.signal(shown.tolist())[:, voxels][rows][:, order]
-    pairs = zip(signal.T, subject.responses.T, strict=True)
-    r = np.array([np.corrcoef(*pair)[0, 1] for pair in pairs])
-    expected = np.sqrt(subject.ncsnr**2 / (1 + subject.ncsnr**2))
-    assert abs(np.mean(r - expected)) < 0.05
-    assert np.corrcoef(r, expected)[0, 1] > 0.9
+    ids = world_ids(subject.stimuli.tree)[subject.stimulus_id]
+    assert_follows_signal(subject, brains("subj01", 0), ids)
 
 
 @pytest.mark.parametrize("name", SUBJECTS)
@@ -200,8 +191,7 @@ def test_nsd_synthetic_is_what_the_subject_saw_and_answered(tree, brains, name):
         x, y, z = brain.ijk.T
         betas = file["betas"][()][:, z, y, x][:, brain.group == "V1"]
     signal = brain.signal(pictures)[order - 1][:, brain.group == "V1"]
-    r = [np.corrcoef(a, b)[0, 1] for a, b in zip(betas.T, signal.T, strict=True)]
-    assert np.mean(r) > 0.45
+    assert correlations(betas, signal).mean() > 0.45
 
 
 def test_nsd_synthetic_shares_no_picture_between_subjects_own():
@@ -215,9 +205,9 @@ def test_nsd_synthetic_shares_no_picture_between_subjects_own():
 
 
 def test_second_call_does_nothing(copy):
-    before = {path: path.stat().st_mtime_ns for path in copy.rglob("*")}
+    before = stamps(copy)
     write_tree(copy, ("subj01",), **SMALL)
-    assert before == {path: path.stat().st_mtime_ns for path in copy.rglob("*")}
+    assert stamps(copy) == before
 
 
 def test_killed_midway_and_run_again(tiny, tmp_path, monkeypatch):
@@ -250,18 +240,27 @@ def test_other_settings_replace_the_tree(copy):
     refuses("has subj01: choose", load_subject, "nsd", copy, "subj02")
 
 
-def test_a_folder_of_somebody_else_is_left_alone(tmp_path):
-    (tmp_path / "thesis.txt").write_text("precious")
-    refuses("did not write", write_tree, tmp_path, **SMALL)
-    assert (tmp_path / "thesis.txt").read_text() == "precious"
+WRITERS = pytest.mark.parametrize("writer", [nsd_writer, laion_writer])
 
 
-def test_settings_out_of_range(tmp_path):
+@WRITERS
+def test_a_folder_of_somebody_else_is_left_alone(tmp_path, writer):
+    thesis = tmp_path / "stimuli/thesis.txt"
+    thesis.parent.mkdir()
+    thesis.write_text("precious")
+    refuses("did not write", writer.write_tree, tmp_path)
+    assert thesis.read_text() == "precious" and len(list(tmp_path.rglob("*"))) == 2
+
+
+@WRITERS
+def test_settings_out_of_range(tmp_path, writer):
+    new, first = tmp_path / "new", writer.SUBJECTS[0]
     for name, value in (("n_train", 3), ("n_test", 0), ("repetitions", 0), ("seed", -1)):
-        refuses(f"{name}={value}", write_tree, tmp_path / "new", **{**SMALL, name: value})
-    for subjects, said in ((("subj09",), "subj09"), ((), "expected some of subj01")):
-        refuses(said, write_tree, tmp_path / "new", subjects, **SMALL)
-    assert not (tmp_path / "new").exists()
+        refuses(f"{name}={value}", writer.write_tree, new, **{name: value})
+    for subjects, said in ((("sub-02",), "sub-02"), ((), "")):
+        refuses(f"{said}.*expected some of {first}", writer.write_tree, new, subjects)
+    refuses("betas='csv'", write_tree, new, betas="csv")
+    assert not new.exists()
 
 
 @pytest.mark.parametrize("n", [(1200, 64, 3), (120, 8, 2), (1201, 60, 3), (200, 12, 1)])
