@@ -228,6 +228,18 @@ def test_killed_midway_and_run_again(tiny, tmp_path, monkeypatch):
     assert contents(tmp_path) == contents(tiny)
 
 
+def test_killed_while_the_old_tree_goes(copy, monkeypatch):
+    """What is left of it is nobody's, whoever asks for it again."""
+
+    def killed(*given, **named):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(nsd_writer.shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_tree(copy, **TINY)
+    assert json.loads((copy / "phantom.json").read_text())["subjects"] == []
+
+
 def test_another_subject_joins(tiny, tmp_path):
     write_tree(tmp_path, ("subj01",), **TINY)
     write_tree(tmp_path, ("subj02",), **TINY)

@@ -22,9 +22,8 @@ import pandas as pd
 import scipy.io
 from PIL import Image
 
-from minddiff_utils.datasets import load_subject, noise_ceiling, single_trial_ncsnr
+from minddiff_utils.datasets import estimate_ncsnr, load_subject, noise_ceiling, single_trial_ncsnr
 from minddiff_utils.datasets.nsd.design import NsdTree, Synthetic
-from minddiff_utils.datasets.subject import estimate_ncsnr
 from minddiff_utils.evaluation.tables import markdown_table
 from minddiff_utils.figures.reconstruction import mosaic
 from minddiff_utils.io import InputError, atomic_path, open_to_write, progress
