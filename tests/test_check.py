@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from pathlib import Path
 
 import h5py
 import miyawaki_tree
@@ -14,10 +15,12 @@ from test_nsd import CAPTIONS, DESIGN, NCSNR, PICTURES, ROI, SESSION, STIMULI, T
 from test_nsd_responses import as_nifti
 
 from minddiff_utils.datasets.check import check_nsd, is_ready, report
+from minddiff_utils.datasets.nsd import NsdTree
 from minddiff_utils.datasets.nsd.regions import atlases_of
 
 VAL = CAPTIONS.replace("train", "val")
 FILES = [DESIGN, STIMULI, PICTURES, CAPTIONS, VAL, ROI, TABLE, NCSNR]
+SYNTHETIC = [str(path) for path in NsdTree(Path(), "subj01").synthetic]
 
 
 @pytest.fixture
@@ -54,9 +57,9 @@ def test_whole_tree_is_ready(capsys, monkeypatch, three_sessions):
     code, lines = check(capsys, monkeypatch, "nsd", three_sessions)
     assert code == 0
     listed = {line.split()[-1] for line in lines[1:-2]}
-    assert listed == {*FILES, *(SESSION.format(n) for n in (1, 2, 3))}
+    assert listed == {*FILES, *SYNTHETIC, *(SESSION.format(n) for n in (1, 2, 3))}
     assert all(line.startswith("present ") for line in lines[1:-2])
-    assert lines[-1] == f"Ready: 11 of 11 files of {three_sessions} are there."
+    assert lines[-1] == f"Ready: 16 of 16 files of {three_sessions} are there."
 
 
 def test_empty_folder(capsys, monkeypatch, tmp_path):
@@ -89,7 +92,7 @@ def test_one_removed_one_truncated_one_of_wrong_shape(capsys, monkeypatch, tree)
     notes = [line.strip() for line in wrong if line[0] == " "]
     depth = nib.load(tree / ROI).shape[2]
     assert "is truncated" in notes[0] and str(depth - 1) in notes[1] and str(depth) in notes[1]
-    assert lines[-1].startswith("Not ready: 8 of 11 files of ") and "about 2." in lines[-1]
+    assert lines[-1].startswith("Not ready: 13 of 16 files of ") and "about 2." in lines[-1]
 
 
 @pytest.mark.parametrize("file", [*FILES, SESSION.format(1)])
@@ -146,7 +149,7 @@ def test_other_regions_subjects_and_sessions_need_other_files(three_sessions, tm
     # The phantom's design has one subject only.
     state, note = missing.pop(DESIGN)
     assert state == "damaged" and "expected a row for subj05" in note
-    assert len(missing) == 3 and all("subj05" in name for name in missing)
+    assert len(missing) == 6 and all("subj05" in name for name in missing)
     assert not faults(three_sessions, subjects=("subj01",), sessions=2)
     refuses("'subj09' is unknown", check_nsd, three_sessions, ("subj09",))
     # Without a choice, subjects that are there.

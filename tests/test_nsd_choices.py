@@ -135,13 +135,13 @@ def test_a_first_try_with_three_sessions(forty, tmp_path):
     few = NsdTree(shutil.copytree(forty.root, tmp_path / "few"), "subj01")
     for number in range(4, 41):
         few.session(number).unlink()
-    refuses("subj01 has sessions 1, 2, 3. .* leave out `protocol`", load, few, protocol=1000)
+    refuses("its subject has sessions 1, 2, 3, .* leave out `protocol`", load, few, protocol=1000)
     refuses("protocol=5 .* give protocol 982", load, few, protocol=5)
     refuses("protocol=982 with sessions=3: give", load, few, protocol=982, sessions=3)
     assert 'add `SET="protocol=null"`' in (ROOT / "book/run_nsd.md").read_text("utf-8")
     params = ROOT / "notebooks/params/nsd.yaml"
     given = load_plan(params, ROOT, {"protocol": None}).values
-    choice = {name: given[name] for name in ("sessions", "protocol", "repetitions")}
+    choice = {name: given[name] for name in ("sessions", "protocol")}
     subject = load(few, **choice)
     assert set(subject.session) == {1, 2, 3} and subject.splits[0].test.size > 100
 

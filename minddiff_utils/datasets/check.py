@@ -5,12 +5,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from minddiff_utils.datasets import DATASETS, check_own, laion, load_subject
-from minddiff_utils.datasets.fetch import CAPTIONS_ZIP_BYTES, N_SESSIONS, nsd_files, show_bytes
+from minddiff_utils.datasets import DATASETS, LARGE_READERS, check_own, laion, load_subject
+from minddiff_utils.datasets.fetch import CAPTIONS_ZIP_BYTES, nsd_files, show_bytes
 from minddiff_utils.datasets.nsd.design import NsdStimuli, NsdTree, read_design, read_trials
 from minddiff_utils.datasets.nsd.regions import read_regions
 from minddiff_utils.datasets.nsd.responses import inspect_betas, rows_of_voxels
 from minddiff_utils.datasets.nsd.synthetic import read_synthetic
+from minddiff_utils.datasets.recording import Sessions
 from minddiff_utils.io import InputError, UnreadableError
 
 # Unreadable for now: in use, forbidden, out of reach; nothing to download.
@@ -53,7 +54,7 @@ class Entry:
 
 
 def check_recording(
-    dataset: str, path: Path, subjects: Sequence[str], rois: str, sessions: int | str | None
+    dataset: str, path: Path, subjects: Sequence[str], rois: str, sessions: Sessions
 ) -> tuple[str, bool]:
     """Say of every file that a run on a recording needs whether it is there and whole.
 
@@ -78,14 +79,10 @@ def check_recording(
     """
     if dataset not in DATASETS:
         raise InputError(f"dataset={dataset!r} is unknown; choose one of {', '.join(DATASETS)}")
-    if dataset == "laion":
-        entries = check_laion(path, subjects, rois, sessions)
-        return report(entries, path, "LAION"), is_ready(entries)
-    if dataset == "nsd":
-        if isinstance(sessions, str):
-            raise InputError(f"sessions={sessions!r}: for nsd give how many, from the first")
-        entries = check_nsd(path, subjects, rois, sessions)
-        return report(entries, path), is_ready(entries)
+    if dataset in LARGE_READERS:
+        check = check_nsd if dataset == "nsd" else check_laion
+        entries = check(path, subjects, rois, sessions)
+        return report(entries, path, dataset.upper()), is_ready(entries)
     faults = []
     if dataset == "own":
         faults = check_own(path)
@@ -102,7 +99,7 @@ def check_nsd(
     path: str | Path,
     subjects: Sequence[str] = (),
     rois: str = "kastner2015",
-    sessions: int | None = None,
+    sessions: Sessions = None,
 ) -> list[Entry]:
     """List every file that a run on NSD needs, and let the reader read what is there.
 
@@ -114,27 +111,26 @@ def check_nsd(
         Whose files; none for those that are there, or the first.
     rois : str
         As the parameter `rois` of the notebooks.
-    sessions : int, optional
-        Only the first so many.
+    sessions : int, str, sequence of int, or None
+        The first so many, exactly these, or all.
 
     Returns
     -------
     list of Entry
     """
     path = Path(path)
-    there = [name for name in N_SESSIONS if (path / "nsddata_betas/ppdata" / name).is_dir()]
-    trees = [NsdTree(path, name) for name in subjects or there or ["subj01"]]
+    first = NsdTree(path, "subj01")
+    trees = [NsdTree(path, name) for name in subjects or first.subjects or [first.subject]]
     files: list[Path] = []
     for tree in trees:
         # Of a phantom, which has fewer sessions than NSD, those that are there.
-        small = (path / "phantom.json").is_file()
-        count = min(sessions or 99, max(tree.sessions, default=1)) if small else sessions
+        small = not sessions and (path / "phantom.json").is_file()
+        asked = max(tree.sessions, default=1) if small else sessions
         further = any(file.is_file() for file in tree.synthetic)  # then all of its files count
-        files += map(tree.held, nsd_files(path, [tree.subject], rois, count, further))
-    entries = _entries([*files, *trees[0].captions])
+        files += map(tree.held, nsd_files(path, [tree.subject], rois, asked, further))
+    entries = _entries([*files, *first.captions])
     for tree in trees:
-        betas = [file for file in files if file.parent == tree.betas and file != tree.ncsnr]
-        _read_nsd(tree, rois, betas, entries)
+        _read_nsd(tree, rois, entries)
     return entries
 
 
@@ -142,7 +138,7 @@ def check_laion(
     path: str | Path,
     subjects: Sequence[str] = (),
     rois: str = laion.GENERAL,
-    sessions: int | str | None = None,
+    sessions: Sessions = None,
 ) -> list[Entry]:
     """List every file that a run on LAION-fMRI needs, and let the reader read what is there.
 
@@ -154,7 +150,7 @@ def check_laion(
         Whose files; none for those that are there, or the first.
     rois : str
         As the parameter `rois` of the notebooks.
-    sessions : int, str or None
+    sessions : int, str, sequence of int, or None
         The first so many, exactly these, or all.
 
     Returns
@@ -162,9 +158,9 @@ def check_laion(
     list of Entry
     """
     path = Path(path)
-    there = sorted(one.name for one in path.glob("derivatives/glmsingle-tedana/sub-*"))
-    trees = [laion.LaionTree(path, name) for name in subjects or there or laion.SUBJECTS[:1]]
-    entries = _entries([trees[0].metadata, trees[0].captions, trees[0].pictures])
+    first = laion.LaionTree(path, laion.SUBJECTS[0])
+    trees = [laion.LaionTree(path, name) for name in subjects or first.subjects or [first.subject]]
+    entries = _entries([first.metadata, first.captions, first.pictures])
     for tree in trees:
         numbers = laion.known_sessions(sessions or max(tree.sessions, default=None))
         files = [*map(tree.trials, numbers), *map(tree.betas, numbers), tree.split("tau")]
@@ -224,20 +220,23 @@ def _noting(entries: Sequence[Entry], path: Path) -> Iterator[None]:
             first.note = text.removeprefix(str(first.path)).lstrip(": ")
 
 
-def _read_nsd(tree: NsdTree, rois: str, betas: Sequence[Path], entries: Sequence[Entry]) -> None:
+def _read_nsd(tree: NsdTree, rois: str, entries: Sequence[Entry]) -> None:
     """Read as the reader does, but of betas only their form; note what it refuses."""
-    n_trials = {}
+    n_trials, listed = {}, [entry.path for entry in entries]
     with _noting(entries, tree.ncsnr):
         regions = read_regions(tree, rois)
         shape = regions.shape
-        for number, path in enumerate(betas, start=1):
+        for number in tree.sessions:
+            path = tree.session(number)
+            if path not in listed:
+                continue
             with _noting(entries, path):
                 n_trials[number] = inspect_betas(path, shape).n_trials
                 if path == tree.part(path):
                     rows_of_voxels(path, regions.ijk)
         if n_trials:
             read_trials(tree, n_trials)
-        if tree.synthetic.betas in [entry.path for entry in entries]:
+        if tree.synthetic.betas in listed:
             read_synthetic(tree, inspect_betas(tree.synthetic.betas, shape).n_trials)
     with _noting(entries, tree.stimulus_table):
         stimuli = NsdStimuli(tree, read_design(tree)[0])

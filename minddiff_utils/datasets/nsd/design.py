@@ -1,6 +1,5 @@
 """NSD's files and experiment: where each lies, what was shown when, pictures and captions."""
 
-import csv
 import json
 import re
 from collections import namedtuple
@@ -12,8 +11,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from minddiff_utils.datasets.reading import MAX_SIDE, open_hdf5, read_matlab, read_rows, reading
-from minddiff_utils.datasets.recording import Sessions, flat_pictures, parse_sessions
+from minddiff_utils.datasets import reading, recording
 from minddiff_utils.datasets.subject import check_ids
 from minddiff_utils.io import Ids, InputError
 
@@ -84,6 +82,11 @@ class NsdTree:
         return sorted(path.name.removesuffix(".nii.gz") for path in self.rois.glob("*.nii.gz"))
 
     @property
+    def subjects(self) -> list[str]:
+        """Names of the subjects who have a folder of betas, sorted."""
+        return sorted(path.name for path in self.betas.parents[2].glob("subj[0-9][0-9]"))
+
+    @property
     def sessions(self) -> list[int]:
         """Numbers of the sessions whose betas are there, sorted."""
         names = [path.name for path in self.betas.glob("betas_session[0-9][0-9].*")]
@@ -122,7 +125,7 @@ class NsdTree:
         return own if own.exists() else folder / "fsaverage/label" / own.name
 
 
-def choose_sessions(tree: NsdTree, sessions: Sessions, protocol: int | None) -> list[int]:
+def choose_sessions(tree: NsdTree, sessions: recording.Sessions, protocol: int | None) -> list[int]:
     """Return the numbers of the sessions to read, sorted; the betas of each are there.
 
     Parameters
@@ -138,23 +141,13 @@ def choose_sessions(tree: NsdTree, sessions: Sessions, protocol: int | None) -> 
     InputError
         If there is no such tree or subject, a session is missing, or the parameters make no sense.
     """
-    found = tree.sessions
-    if not found:
-        folder = tree.root / "nsddata_betas/ppdata"
-        there = ", ".join(sorted(path.name for path in folder.glob("subj[0-9][0-9]"))) or "none"
-        what = "choose one of them, the folder that holds nsddata and nsddata_betas, or fetch betas"
-        raise InputError(f"{tree.betas} has no sessions; {folder} has {there}: {what}.")
     if protocol is not None and (protocol not in PROTOCOLS or sessions is not None):
         given = f"protocol={protocol!r} with sessions={sessions!r}"
         raise InputError(f"{given}: give protocol 982 or 1000 without sessions, or sessions alone")
-    chosen = found[-1] if sessions is None else sessions
-    wanted = parse_sessions(PROTOCOLS[protocol] if protocol else chosen)
-    missing = [number for number in wanted if number not in found]
-    if missing:
-        there = f"{tree.subject} has sessions {', '.join(map(str, found))}"
-        what = "leave out `protocol`" if protocol else "name the sessions to read with `sessions`"
-        raise InputError(f"{tree.session(missing[0])} is missing; {there}. Fetch it, or {what}.")
-    return wanted
+    chosen = max(tree.sessions, default=1) if sessions is None else sessions
+    wanted = recording.parse_sessions(PROTOCOLS[protocol] if protocol else chosen)
+    what = "leave out `protocol`" if protocol else "name the sessions to read with `sessions`"
+    return recording.present_sessions(wanted, tree.sessions, tree.subjects, tree.session, what)
 
 
 def read_design(tree: NsdTree) -> tuple[np.ndarray, np.ndarray]:
@@ -173,7 +166,7 @@ def read_design(tree: NsdTree) -> tuple[np.ndarray, np.ndarray]:
         If the file is missing or damaged, lacks a variable, or has no such subject.
     """
     names = ("masterordering", "subjectim", "sharedix")
-    content = read_matlab(tree.design, names, HINT)
+    content = reading.read_matlab(tree.design, names, HINT)
     order, pictures = (content[name].astype(np.int64) for name in names[:2])
     row = int(tree.subject[4:]) - 1
     if row >= len(pictures) or order.min() < 1 or order.max() > pictures.shape[1]:
@@ -236,7 +229,7 @@ def read_captions(path: Path) -> dict[int, list[str]]:
         If the file is missing or no such file, or an annotation is no caption.
     """
     found: dict[int, list[tuple[int, str]]] = {}
-    with reading(path, "COCO caption file", ANNOTATIONS):
+    with reading.reading(path, "COCO caption file", ANNOTATIONS):
         for place, item in enumerate(json.loads(path.read_bytes())["annotations"]):
             # Through text: 7 and "7" are numbers of a picture, 7.5 and null are not.
             picture, order = int(str(item["image_id"])), int(str(item.get("id", place)))
@@ -254,9 +247,9 @@ def open_pictures(path: Path) -> Iterator[h5py.Dataset]:
     InputError
         If the file is missing or damaged, or holds something else.
     """
-    with open_hdf5(path, "imgBrick") as brick:
-        if brick.ndim != 4 or brick.dtype != np.uint8 or max(brick.shape[1:3]) > MAX_SIDE:
-            expected = f"uint8 (n, height, width, 3), sides to {MAX_SIDE}. Fetch it again"
+    with reading.open_hdf5(path, "imgBrick") as brick:
+        if brick.ndim != 4 or brick.dtype != np.uint8 or max(brick.shape[1:3]) > reading.MAX_SIDE:
+            expected = f"uint8 (n, height, width, 3), sides to {reading.MAX_SIDE}. Fetch it again"
             found = f"{brick.dtype} {brick.shape}"
             raise InputError(f"{path}: imgBrick is {found}; expected {expected}.")
         yield brick
@@ -281,7 +274,7 @@ def held_rows(path: Path, name: str, wanted: Ids) -> np.ndarray:
     InputError
         If it lacks some.
     """
-    with open_hdf5(path, name) as stored:
+    with reading.open_hdf5(path, name) as stored:
         held = stored[()]
     rows = np.minimum(np.searchsorted(held, wanted), len(held) - 1)
     if lacking := int((held[rows] != wanted).sum()):
@@ -325,8 +318,8 @@ class NsdStimuli:
         with open_pictures(path) as brick:
             partly = path != self.tree.pictures
             rows = held_rows(path, "stimulus_id", ids) if partly else check_ids(ids, len(brick))
-            found = read_rows(brick, rows)
-        flat = np.flatnonzero(flat_pictures(found))
+            found = reading.read_rows(brick, rows)
+        flat = np.flatnonzero(recording.flat_pictures(found))
         if flat.size:
             raise InputError(f"{path}: picture {ids[flat[0]]} has one colour: fetch it again")
         return found
@@ -357,9 +350,8 @@ class NsdStimuli:
 
     @cached_property
     def _coco_ids(self) -> dict[int, int]:
-        with reading(self.tree.stimulus_table, "table of nsdId and cocoId", HINT):
-            rows = csv.DictReader(self.tree.stimulus_table.read_text().splitlines())
-            return {int(row["nsdId"]): int(row["cocoId"]) for row in rows}
+        path, columns = self.tree.stimulus_table, ("nsdId", "cocoId")
+        return dict(reading.read_table(path, columns, HINT, kind=int))
 
     @cached_property
     def _texts(self) -> Mapping[int | None, list[str]]:
