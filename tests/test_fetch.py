@@ -20,6 +20,7 @@ from minddiff_utils import cli
 from minddiff_utils.datasets import fetch, load_subject
 from minddiff_utils.datasets.check import check_nsd, is_ready
 from minddiff_utils.datasets.fetch import digest, fetch_file, look_up
+from minddiff_utils.datasets.nsd import NsdTree
 from minddiff_utils.io import InputError
 
 CAPTIONS = ("captions_train2017.json", "captions_val2017.json")
@@ -107,14 +108,15 @@ def test_only_what_is_needed_is_fetched_and_can_be_read(fetch_tree, three_sessio
 
 def test_what_cannot_be_fetched_is_said_before_anything_comes(fetch_tree, tmp_path, monkeypatch):
     refuses("betas_session04.hdf5 cannot be fetched .404", fetch_tree, tmp_path / "nsd", sessions=9)
-    refuses("'subj09' is unknown; NSD has subj01 to subj08", fetch.nsd_files, tmp_path, ("subj09",))
+    nobody = NsdTree(tmp_path, "subj09")
+    refuses("'subj09' is unknown; NSD has subj01 to", fetch.nsd_files, nobody, "V1", None, False)
     usage = shutil.disk_usage(tmp_path)._replace(free=10**6)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     refuses("no space is left .* MB more are needed", fetch_tree, tmp_path / "nsd")
     assert not (tmp_path / "nsd").exists()
     counts = {"subj01": 40, "subj03": 32, "subj04": 30}
     for subject, count in counts.items():
-        files = fetch.nsd_files(tmp_path, (subject,))
+        files = fetch.nsd_files(NsdTree(tmp_path, subject), "V1", None, False)
         assert sum("betas_session" in path.name for path in files) == count
 
 

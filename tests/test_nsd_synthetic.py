@@ -142,6 +142,5 @@ def test_fetching_and_checking_take_its_files_too(tree):
     (tree.synthetic.kinds).unlink()
     entries = {entry.path: entry.state for entry in check_nsd(tree.root, sessions=2)}
     assert [entries[path] for path in tree.synthetic] == ["present", "missing", *["present"] * 3]
-    files = nsd_files(tree.root, ["subj01"], sessions=2, synthetic=True)
-    assert set(tree.synthetic) <= set(files)
-    assert not set(tree.synthetic) & set(nsd_files(tree.root, ["subj01"], sessions=2))
+    assert set(tree.synthetic) <= set(nsd_files(tree, "V1", 2, True))
+    assert not set(tree.synthetic) & set(nsd_files(tree, "V1", 2, False))

@@ -145,7 +145,7 @@ def test_how_much_is_said_before(server, tmp_path, monkeypatch, capsys):
 def test_what_is_not_held_is_named(server, bucket, tmp_path, monkeypatch):
     tree = fetched(monkeypatch, tmp_path / "small")
     regions, more = (region_of(bucket, n) for n in (30, 31))
-    part = tree.part(tree.session(1))
+    part = tree.session(1)
     fetch_voxels(remote_of(server, bucket.session(1)), tmp_path / "few.subj01.part.h5", regions)
     with pytest.raises(InputError, match=r"few.* has the rows of 30 voxels and lacks 1 .*--only"):
         read_stored(inspect_betas(tmp_path / "few.subj01.part.h5", SHAPE), more.ijk)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from minddiff_utils.datasets import DATASETS, LARGE_READERS, check_own, laion, load_subject
 from minddiff_utils.datasets.fetch import CAPTIONS_ZIP_BYTES, nsd_files, show_bytes
-from minddiff_utils.datasets.nsd.design import NsdStimuli, NsdTree, read_design, read_trials
+from minddiff_utils.datasets.nsd.design import PART, NsdStimuli, NsdTree, read_design, read_trials
 from minddiff_utils.datasets.nsd.regions import read_regions
 from minddiff_utils.datasets.nsd.responses import inspect_betas, rows_of_voxels
 from minddiff_utils.datasets.nsd.synthetic import read_synthetic
@@ -96,16 +96,13 @@ def check_recording(
 
 
 def check_nsd(
-    path: str | Path,
-    subjects: Sequence[str] = (),
-    rois: str = "kastner2015",
-    sessions: Sessions = None,
+    path: Path, subjects: Sequence[str] = (), rois: str = "kastner2015", sessions: Sessions = None
 ) -> list[Entry]:
     """List every file that a run on NSD needs, and let the reader read what is there.
 
     Parameters
     ----------
-    path : str or Path
+    path : Path
         The folder that is, or will be, the parameter `data_path`; a phantom's too.
     subjects : sequence of str
         Whose files; none for those that are there, or the first.
@@ -118,7 +115,6 @@ def check_nsd(
     -------
     list of Entry
     """
-    path = Path(path)
     first = NsdTree(path, "subj01")
     trees = [NsdTree(path, name) for name in subjects or first.subjects or [first.subject]]
     files: list[Path] = []
@@ -127,7 +123,7 @@ def check_nsd(
         small = not sessions and (path / "phantom.json").is_file()
         asked = max(tree.sessions, default=1) if small else sessions
         further = any(file.is_file() for file in tree.synthetic)  # then all of its files count
-        files += map(tree.held, nsd_files(path, [tree.subject], rois, asked, further))
+        files += map(tree.held, nsd_files(tree, rois, asked, further))
     entries = _entries([*files, *first.captions])
     for tree in trees:
         _read_nsd(tree, rois, entries)
@@ -135,16 +131,13 @@ def check_nsd(
 
 
 def check_laion(
-    path: str | Path,
-    subjects: Sequence[str] = (),
-    rois: str = laion.GENERAL,
-    sessions: Sessions = None,
+    path: Path, subjects: Sequence[str] = (), rois: str = laion.GENERAL, sessions: Sessions = None
 ) -> list[Entry]:
     """List every file that a run on LAION-fMRI needs, and let the reader read what is there.
 
     Parameters
     ----------
-    path : str or Path
+    path : Path
         The folder that is, or will be, the parameter `data_path`; a phantom's too.
     subjects : sequence of str
         Whose files; none for those that are there, or the first.
@@ -157,7 +150,6 @@ def check_laion(
     -------
     list of Entry
     """
-    path = Path(path)
     first = laion.LaionTree(path, laion.SUBJECTS[0])
     trees = [laion.LaionTree(path, name) for name in subjects or first.subjects or [first.subject]]
     entries = _entries([first.metadata, first.captions, first.pictures])
@@ -232,7 +224,7 @@ def _read_nsd(tree: NsdTree, rois: str, entries: Sequence[Entry]) -> None:
                 continue
             with _noting(entries, path):
                 n_trials[number] = inspect_betas(path, shape).n_trials
-                if path == tree.part(path):
+                if path.name.endswith(PART):
                     rows_of_voxels(path, regions.ijk)
         if n_trials:
             read_trials(tree, n_trials)

@@ -323,19 +323,12 @@ def _verify(remote: RemoteFile, partial: Path, suffix: str) -> None:
 # ------------------------------------------------------------------- recordings
 
 
-def nsd_files(
-    root: Path,
-    subjects: Sequence[str],
-    rois: str = "kastner2015",
-    sessions: Sessions = None,
-    synthetic: bool = False,
-) -> list[Path]:
-    """Return the files of NSD's bucket that a run needs, below `root` as in the bucket.
+def nsd_files(tree: NsdTree, rois: str, sessions: Sessions, synthetic: bool) -> list[Path]:
+    """Return the files of NSD's bucket that a run on a subject needs, in their places in the tree.
 
     Parameters
     ----------
-    root : Path
-    subjects : sequence of str
+    tree : NsdTree
     rois : str
     sessions : int, str, sequence of int, or None
         The first so many, exactly these, or all; of a subject who has fewer, those.
@@ -345,22 +338,18 @@ def nsd_files(
     Raises
     ------
     InputError
-        If a subject is unknown, or `sessions` are none.
+        If the subject is unknown, or `sessions` are none.
     """
-    files = []
-    for subject in subjects:
-        if subject not in N_SESSIONS:
-            raise InputError(f"subject={subject!r} is unknown; NSD has subj01 to subj08")
-        tree, atlases = NsdTree(root, subject), atlases_of(rois)
-        files += [tree.design, tree.stimulus_table, tree.pictures]
-        files += [tree.labels(atlas) for atlas in atlases if atlas != GENERAL]
-        files += [tree.roi(atlas) for atlas in atlases]
-        numbers = parse_sessions(sessions or N_SESSIONS[subject])
-        numbers = [number for number in numbers if number <= N_SESSIONS[subject]]
-        files += [tree.ncsnr, *map(tree.session, numbers)]
-        files += tree.synthetic if synthetic else ()
-        files = [tree.whole(path) for path in files]
-    return list(dict.fromkeys(files))
+    if tree.subject not in N_SESSIONS:
+        raise InputError(f"subject={tree.subject!r} is unknown; NSD has subj01 to subj08")
+    atlases, last = atlases_of(rois), N_SESSIONS[tree.subject]
+    files = [tree.design, tree.stimulus_table, tree.pictures]
+    files += [tree.labels(atlas) for atlas in atlases if atlas != GENERAL]
+    files += [tree.roi(atlas) for atlas in atlases]
+    numbers = [number for number in parse_sessions(sessions or last) if number <= last]
+    files += [tree.ncsnr, *map(tree.session, numbers)]
+    files += tree.synthetic if synthetic else ()
+    return [tree.whole(path) for path in files]
 
 
 def fetch_nsd(
@@ -407,10 +396,11 @@ def fetch_nsd(
             "have, with --i-have-signed. Nothing was downloaded."
         )
     root = Path(root)
-    files = nsd_files(root, subjects, rois, sessions, synthetic)
-    files = [path for path in files if not path.name.startswith(partly)]
+    trees = [NsdTree(root, subject) for subject in subjects]
+    files = [path for tree in trees for path in nsd_files(tree, rois, sessions, synthetic)]
+    files = [path for path in dict.fromkeys(files) if not path.name.startswith(partly)]
     wanted = _lacking(in_bucket(root, files, subjects))
-    captions = NsdTree(root, subjects[0]).captions
+    captions = trees[0].captions
     archive = root / "coco/annotations_trainval2017.zip"
     if not all(path.is_file() for path in captions):
         wanted[archive] = look_up(CAPTIONS_URL, CAPTIONS_MD5)

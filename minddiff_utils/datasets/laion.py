@@ -10,14 +10,14 @@ import re
 from collections.abc import Collection, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 from PIL import Image
 
 from minddiff_utils.datasets import reading, recording
-from minddiff_utils.datasets.nsd.regions import check_grid, read_labels
+from minddiff_utils.datasets.nsd.regions import Grid, read_labels, read_on_grid
 from minddiff_utils.datasets.nsd.responses import gather_responses, inspect_betas
 from minddiff_utils.datasets.subject import Split, Subject, check_ids
 from minddiff_utils.io import Ids, InputError
@@ -27,7 +27,6 @@ N_SESSIONS = 30  # sessions 31 to 34 are held out: nobody can download them
 GENERAL = "laion-general"  # the mask to decode from
 FAMILIES = {name: tuple(f"{name}_{k}" for k in range(5)) for name in ("cluster_k5", "random")}
 SPLITS = ("tau", "ood", *FAMILIES["cluster_k5"], *FAMILIES["random"])
-Grid: TypeAlias = tuple[tuple[int, int, int], np.ndarray]  # (X, Y, Z), and affine (4, 4) to mm
 KIND = re.compile(r"shared_4rep_OOD_([^_]+)_")  # of an out-of-distribution picture, in its name
 GREY = (128, 128, 128, 255)  # what transparent pixels were shown on
 HINT = "minddiff fetch laion gets it."
@@ -261,7 +260,7 @@ def read_masks(tree: LaionTree, rois: str, grid: Grid) -> tuple[np.ndarray, dict
     masks = {}
     for name in mask_names(rois):
         path, there = tree.mask(name), f"The masks there are {', '.join(tree.masks)}."
-        masks[name] = read_labels(path, *grid, "the betas", there) > 0
+        masks[name] = read_labels(path, grid, "the betas", there) > 0
         if not masks[name].any():
             raise InputError(f"{path} has no voxel; expected some above 0. Leave {name} out.")
     ijk = np.argwhere(np.logical_or.reduce(list(masks.values())))
@@ -290,8 +289,7 @@ def read_ncsnr(tree: LaionTree, ijk: np.ndarray, grid: Grid) -> np.ndarray | Non
     path = tree.ceiling
     if not path.exists():
         return None
-    volume, affine = reading.read_nifti(path, HINT, grid[0])
-    check_grid(path, grid[0], affine, grid[1], "the betas")
+    volume = read_on_grid(path, grid, "the betas", HINT)
     share = np.nan_to_num(volume[tuple(ijk.T)], posinf=200) / 100
     bad = (share < 0) | (share >= 1)
     if bad.any():

@@ -263,7 +263,7 @@ def fetch_parts(
     root = Path(root)
     for name in subjects if partly else ():
         tree = NsdTree(root, name)
-        files = nsd_files(root, [name], rois, sessions, synthetic)
+        files = nsd_files(tree, rois, sessions, synthetic)
         files = [path for path in files if path.name.startswith(partly) and not path.is_file()]
         found = list(in_bucket(root, files, subjects))
         size = show_bytes(sum(remote.size for _, remote in found))

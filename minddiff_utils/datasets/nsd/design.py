@@ -17,7 +17,7 @@ from minddiff_utils.io import Ids, InputError
 
 SPACE = "func1pt8mm"
 BETAS = "betas_fithrf_GLMdenoise_RR"
-BETA_SUFFIXES = (".hdf5", ".nii.gz", ".nii")  # the first that is there is read
+HDF5 = ".hdf5"
 PART = ".part.h5"  # of a subject, a part of an HDF5 file: see `minddiff_utils.datasets.parts`
 # Test pictures of the two protocols in use, and the sessions that show them: 37 were public at
 # first, all 40 are now.
@@ -58,7 +58,8 @@ class NsdTree:
 
     def __init__(self, root: Path, subject: str):
         self.root, self.subject = root, subject
-        self.suffixes = (*BETA_SUFFIXES, f".{subject}{PART}")
+        # Of betas; the first that is there is read.
+        self.suffixes = (HDF5, ".nii.gz", ".nii", f".{subject}{PART}")
         self.design = root / "nsddata/experiments/nsd/nsd_expdesign.mat"
         self.stimulus_table = root / "nsddata/experiments/nsd/nsd_stim_info_merged.csv"
         self.pictures = root / "nsddata_stimuli/stimuli/nsd/nsd_stimuli.hdf5"
@@ -73,7 +74,7 @@ class NsdTree:
             root / "nsddata/experiments/nsdsynthetic/nsdsyntheticimageinformation.csv",
             root / "nsddata_stimuli/stimuli/nsdsynthetic/nsdsynthetic_stimuli.hdf5",
             root / f"nsddata_stimuli/stimuli/nsdsynthetic/nsdsynthetic_colorstimuli_{subject}.hdf5",
-            self._betas(self.betas.with_name(f"nsdsynthetic{BETAS}") / "betas_nsdsynthetic"),
+            self.held(self.betas.with_name(f"nsdsynthetic{BETAS}") / "betas_nsdsynthetic.hdf5"),
         )
 
     @property
@@ -94,24 +95,20 @@ class NsdTree:
 
     def session(self, number: int) -> Path:
         """Betas of one session, from 1: the HDF5 file, or a NIfTI file if only that is there."""
-        return self._betas(self.betas / f"betas_session{number:02d}")
-
-    def _betas(self, path: Path) -> Path:
-        paths = [path.with_name(path.name + suffix) for suffix in self.suffixes]
-        return next((one for one in paths if one.exists()), paths[0])
+        return self.held(self.betas / f"betas_session{number:02d}.hdf5")
 
     def part(self, path: Path) -> Path:
         """What lies beside an HDF5 file, or in its place, when only a part of it was fetched."""
-        return path.with_name(self.whole(path).stem + self.suffixes[-1])
+        return path.with_name(path.name.removesuffix(HDF5) + self.suffixes[-1])
 
     def held(self, path: Path) -> Path:
-        """Return the file, or the part of it where only that is there."""
-        part = self.part(path)
-        return part if part.exists() and not path.exists() else path
+        """Return a file, or what lies in its place: of HDF5 a NIfTI file, or a part of it."""
+        paths = [path.with_name(path.name.removesuffix(HDF5) + end) for end in self.suffixes]
+        return next((one for one in paths if one.exists()), path)
 
     def whole(self, path: Path) -> Path:
         """The file that another is a part of, or the file itself."""
-        return path.with_name(path.name.replace(self.suffixes[-1], ".hdf5"))
+        return path.with_name(path.name.replace(self.suffixes[-1], HDF5))
 
     def roi(self, atlas: str) -> Path:
         """Volume of integer labels."""

@@ -26,6 +26,7 @@ from minddiff_utils.io import Ids, InputError, atomic_path, open_to_write, progr
 
 BETA_SCALE = 300
 BLOCK_BYTES = 32 * 2**20  # how much of a session is held at once
+NIFTI = (".gz", ".nii")
 PLACE = np.array([10**6, 10**3, 1])  # in a part of a file, voxel (x, y, z) is xxxyyyzzz
 GATHERED = "betas.h5"  # in the folder of the cache
 
@@ -69,19 +70,17 @@ def inspect_betas(path: str | Path, shape: tuple[int, int, int]) -> BetaFile:
         If the file is missing or damaged, or of another shape or type.
     """
     path, plain = Path(path), True
-    if path.name.endswith(PART):
-        with open_hdf5(path, "betas") as betas:
-            volume = json.loads(betas.file.attrs["record"])["volume"]
-            found, dtype = (*volume, betas.shape[1]), betas.dtype
-    elif path.suffix == ".hdf5":
-        with open_hdf5(path, "betas") as betas:
-            found, dtype = betas.shape[::-1], betas.dtype
-    else:
+    if path.suffix in NIFTI:
         with reading(path, "NIfTI file", ""):
             image: Any = nib.load(path)
         found, dtype = image.shape, image.dataobj.dtype
         # A header that scales integers makes them per cent, not NSD's integers.
         plain = (image.dataobj.slope, image.dataobj.inter) == (1, 0)
+    else:
+        with open_hdf5(path, "betas") as betas:
+            found, dtype = betas.shape[::-1], betas.dtype
+            if path.name.endswith(PART):
+                found = (*json.loads(betas.file.attrs["record"])["volume"], found[0])
     known = dtype.kind == "f" or (dtype.kind, dtype.itemsize) == ("i", 2)
     if len(found) != 4 or found[:3] != tuple(shape) or not known:
         expected = f"{tuple(shape)}, the grid of the regions, by trials, int16 or float in per cent"
@@ -112,18 +111,17 @@ def read_stored(file: BetaFile, ijk: np.ndarray) -> np.ndarray:
     InputError
         If the file is damaged.
     """
-    if file.path.name.endswith(PART):
-        with open_hdf5(file.path, "betas") as betas:
-            found = read_rows(betas, rows_of_voxels(file.path, ijk))
-        return found.astype(stored_type(file.scale), copy=False).T
     # Voxel after voxel: NSD's files keep all trials of a voxel together.
     out = np.empty((len(ijk), file.n_trials), stored_type(file.scale))
-    if file.path.suffix != ".hdf5":
+    if file.path.suffix in NIFTI:
         with reading(file.path, "NIfTI file", ""):
             _fill_from_nifti(file.path, ijk, out)
         return out.T
     with open_hdf5(file.path, "betas") as betas:
-        (fill_from_columns if one_chunk_a_voxel(betas) else _fill_from_slabs)(betas, ijk, out)
+        if file.path.name.endswith(PART):
+            out[:] = read_rows(betas, rows_of_voxels(file.path, ijk))
+        else:
+            (fill_from_columns if one_chunk_a_voxel(betas) else _fill_from_slabs)(betas, ijk, out)
     return out.T
 
 
@@ -219,10 +217,7 @@ class StoredResponses:
 
 
 def gather_responses(
-    files: Mapping[int, BetaFile],
-    ijk: np.ndarray,
-    cache: str | Path | None = None,
-    further: int = 0,
+    files: Mapping[int, BetaFile], ijk: np.ndarray, cache: str | Path | None = None, n_test: int = 0
 ) -> tuple[np.ndarray | StoredResponses, np.ndarray]:
     """Read some voxels of several sessions, but for those that are of no use in one of them.
 
@@ -235,7 +230,7 @@ def gather_responses(
     cache : str or Path, optional
         A folder for the file `betas.h5`, which the next run takes as it is if it has the same
         voxels and files (by name, size and date). Without it, everything is read into memory.
-    further : int
+    n_test : int
         So many of the last sessions only test, and have no say in which voxels are kept.
 
     Returns
@@ -243,7 +238,7 @@ def gather_responses(
     responses : float32 array of shape (n_trials, n_kept), or StoredResponses
         In per cent signal change.
     keep : bool array of shape (n_voxels,)
-        Which voxels change in every session but the further ones, and are numbers.
+        Which voxels change in every session but those that only test, and are numbers.
 
     Raises
     ------
@@ -251,7 +246,7 @@ def gather_responses(
         If a file is damaged, a voxel is NaN in some trials only, or the disk is too full.
     """
     lengths = [file.n_trials for file in files.values()]
-    size, usual = (sum(lengths), len(ijk)), len(files) - further
+    size, usual = (sum(lengths), len(ijk)), len(files) - n_test
     if cache is None:
         responses = np.empty(size, np.float32)
         keep = ~np.any(_fill(files, ijk, responses, scale=1)[:usual], axis=0)
