@@ -1,6 +1,6 @@
 """What `minddiff check` prints: each file of a recording, what is wrong, where to get it."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +31,7 @@ ORIGINS = {
     "form": laion.PICTURES_HINT,
     "COCO": "annotations_trainval2017.zip of cocodataset.org; minddiff fetch nsd gets it too",
 }
-ELSEWHERE = {"captions_train2017.json": "COCO", "captions_val2017.json": "COCO"}
-ELSEWHERE |= {"task-images_stimuli.h5": "form"}
+ELSEWHERE = {"captions_*.json": "COCO", "task-images_stimuli.h5": "form"}
 
 
 @dataclass
@@ -159,18 +158,15 @@ def check_laion(
         files += sorted(tree.split("tau").parent.glob("*.json"))
         files += [*map(tree.mask, laion.mask_names(rois)), *[tree.ceiling] * tree.ceiling.exists()]
         entries += _entries(files)
-        if numbers := [number for number in numbers if tree.betas(number).is_file()]:
-            _read_laion(tree, rois, numbers, entries)
+        _read_laion(tree, rois, entries)
     return entries
 
 
-def _read_laion(
-    tree: laion.LaionTree, rois: str, numbers: Sequence[int], entries: Sequence[Entry]
-) -> None:
+def _read_laion(tree: laion.LaionTree, rois: str, entries: Sequence[Entry]) -> None:
     """Read as the reader does, of betas only their form; note what it refuses."""
-    shown: list[int] = []
+    numbers, shown = _sessions(tree.sessions, tree.betas, entries), list[int]()
     with _noting(entries, tree.metadata):
-        shape, _ = grid = laion.read_grid(tree.betas(numbers[0]))
+        shape, _ = grid = laion.read_grid(tree.betas(min(numbers, default=1)))
         ijk, _ = laion.read_masks(tree, rois, grid)
         metadata = laion.read_metadata(tree)
         for number in numbers:
@@ -186,6 +182,14 @@ def _read_laion(
         with _noting(entries, tree.pictures):
             stimuli.pictures(stimuli.ids[:: max(1, len(stimuli.ids) // 50)])
         laion.read_ncsnr(tree, ijk, grid)
+
+
+def _sessions(
+    found: Sequence[int], betas: Callable[[int], Path], entries: Sequence[Entry]
+) -> list[int]:
+    """Return the numbers of the sessions whose betas are there and among the entries."""
+    listed = [entry.path for entry in entries]
+    return [number for number in found if betas(number) in listed]
 
 
 def _entries(files: Iterable[Path]) -> list[Entry]:
@@ -214,21 +218,18 @@ def _noting(entries: Sequence[Entry], path: Path) -> Iterator[None]:
 
 def _read_nsd(tree: NsdTree, rois: str, entries: Sequence[Entry]) -> None:
     """Read as the reader does, but of betas only their form; note what it refuses."""
-    n_trials, listed = {}, [entry.path for entry in entries]
+    n_trials = {}
     with _noting(entries, tree.ncsnr):
         regions = read_regions(tree, rois)
         shape = regions.shape
-        for number in tree.sessions:
-            path = tree.session(number)
-            if path not in listed:
-                continue
-            with _noting(entries, path):
+        for number in _sessions(tree.sessions, tree.session, entries):
+            with _noting(entries, path := tree.session(number)):
                 n_trials[number] = inspect_betas(path, shape).n_trials
                 if path.name.endswith(PART):
                     rows_of_voxels(path, regions.ijk)
         if n_trials:
             read_trials(tree, n_trials)
-        if tree.synthetic.betas in listed:
+        if tree.synthetic.betas in [entry.path for entry in entries]:
             read_synthetic(tree, inspect_betas(tree.synthetic.betas, shape).n_trials)
     with _noting(entries, tree.stimulus_table):
         stimuli = NsdStimuli(tree, read_design(tree)[0])
@@ -255,7 +256,8 @@ def report(entries: Sequence[Entry], path: Path, source: str = "NSD") -> str:
     """
     lines, wanted, about = [f"{'state':<10}  {'size':>6}  {'from':<7}  file"], {}, 0
     for entry in entries:
-        origin = ELSEWHERE.get(entry.path.name, source)
+        origins = [origin for name, origin in ELSEWHERE.items() if entry.path.match(name)]
+        origin = [*origins, source][0]
         if entry.state in (MISSING, DAMAGED):
             wanted[origin] = ORIGINS[origin].format(path=path)
             size = next(size for name, size in SIZES.items() if entry.path.match(name))

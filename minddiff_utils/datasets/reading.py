@@ -264,7 +264,6 @@ def read_matlab(path: str | Path, names: Sequence[str], hint: str) -> dict[str, 
         If the file is missing or damaged, or lacks a variable.
     """
     with reading(Path(path), "MATLAB file", hint):
-        Path(path).stat()  # before a library that takes long to import
         from scipy.io import loadmat
 
         content = loadmat(path, variable_names=list(names))

@@ -10,7 +10,6 @@ session by session, so that memory holds one session's share and no more.
 import hashlib
 import json
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -20,9 +19,9 @@ import nibabel as nib
 import numpy as np
 
 from minddiff_utils.datasets.nsd.design import PART, held_rows
-from minddiff_utils.datasets.reading import open_file, open_hdf5, read_rows, reading
+from minddiff_utils.datasets.reading import open_hdf5, read_rows, reading
 from minddiff_utils.datasets.recording import partly_missing, trial_fault
-from minddiff_utils.io import Ids, InputError, atomic_path, open_to_write, progress
+from minddiff_utils.io import Ids, InputError, atomic_path, open_to_write, progress, rows_done
 
 BETA_SCALE = 300
 BLOCK_BYTES = 32 * 2**20  # how much of a session is held at once
@@ -207,7 +206,7 @@ class StoredResponses:
         trials, voxels = np.arange(self.shape[0])[rows], self.voxels[columns]
         near = slice(voxels.min(), voxels.max() + 1)
         with open_hdf5(self.path, "responses") as stored:
-            if stored.file.attrs["key"] != self.key:
+            if stored.file.attrs["record"] != self.key:
                 why = "was gathered anew with other parameters since this subject was loaded"
                 raise InputError(f"{self.path} {why}: load it again.")
             found = read_rows(stored, np.atleast_1d(trials), (near,))
@@ -252,7 +251,7 @@ def gather_responses(
         keep = ~np.any(_fill(files, ijk, responses, scale=1)[:usual], axis=0)
         return responses if keep.all() else responses[:, keep], keep
     path, key = Path(cache) / GATHERED, _key(files, ijk)
-    if not _is_whole(path, key):
+    if rows_done(path, key) != size[0]:
         # NSD's integers stay integers, if all sessions hold some: half the size, and exact.
         scale = min(file.scale for file in files.values())
         with atomic_path(path) as new, open_to_write(new, n_bytes=4 * size[0] * size[1]) as stored:
@@ -261,7 +260,7 @@ def gather_responses(
             stored["voxel_ijk"] = np.asarray(ijk, np.int64)
             stored["session"] = np.repeat(np.array(list(files), np.int64), lengths)
             stored["faults"] = _fill(files, ijk, responses, scale).astype(np.uint8)
-            stored.attrs["key"] = key
+            stored.attrs["record"], stored.attrs["done"] = key, size[0]
     with open_hdf5(path, "faults") as faults:
         keep = ~faults[:usual].any(axis=0)
     return StoredResponses(path, key, (size[0], int(keep.sum())), np.flatnonzero(keep)), keep
@@ -283,13 +282,6 @@ def _key(files: Mapping[int, BetaFile], ijk: np.ndarray) -> str:
     facts = [(number, file.path.absolute(), file.path.stat()) for number, file in files.items()]
     sessions = [(number, str(path), stat.st_size, stat.st_mtime_ns) for number, path, stat in facts]
     return hashlib.sha256(json.dumps([sessions, ijk.tolist()]).encode()).hexdigest()
-
-
-def _is_whole(path: Path, key: str) -> bool:
-    """Whether a file is there and was gathered from the same."""
-    with suppress(InputError, KeyError), open_file(path) as stored:
-        return stored.attrs["key"] == key
-    return False
 
 
 def _faulty(path: Path, values: np.ndarray) -> np.ndarray:

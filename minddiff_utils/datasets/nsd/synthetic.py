@@ -75,8 +75,7 @@ class SyntheticStimuli:
         NSD has 16 words that lie wholly left or right of it.
         """
         ids = self.ids[self.ids >= FIRST_ID]
-        squares = self._squares(ids - FIRST_ID)
-        return ids[[not (_flat(one[::8, ::8]) and _flat(one)) for one in squares]]
+        return ids[[not flat_pictures(one[None]).all() for one in self._squares(ids - FIRST_ID)]]
 
     def _squares(self, rows: np.ndarray) -> Iterator[np.ndarray]:
         """Yield the middle squares as they are stored, uint8 (side, side, 3)."""
@@ -90,10 +89,6 @@ class SyntheticStimuli:
                 brick, row = (shared, row) if row < n else (own, row - n)
                 left = max(0, brick.shape[2] - brick.shape[1]) // 2
                 yield brick[row, :, left : left + brick.shape[1]]
-
-
-def _flat(picture: np.ndarray) -> bool:
-    return bool(flat_pictures(picture[None])[0])
 
 
 def read_synthetic(tree: NsdTree, n_trials: int) -> tuple[np.ndarray, dict[int, str]]:
