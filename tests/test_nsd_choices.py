@@ -12,7 +12,6 @@ from minddiff_utils.book.plan import load_plan
 from minddiff_utils.datasets import load_subject, mean_repetitions, noise_ceiling
 from minddiff_utils.datasets.nsd import NsdTree
 from minddiff_utils.datasets.nsd.regions import read_regions
-from minddiff_utils.io import InputError
 from studies.betas import make_tree
 
 LABELS = {0: "Unknown", 1: "early", 2: "midventral", 5: "ventral", 7: "parietal"}
@@ -155,8 +154,8 @@ def test_sessions_by_number_and_by_name(forty):
         pictures = scipy.io.loadmat(forty.design)["subjectim"][0]
         np.testing.assert_array_equal(subject.stimulus_id, pictures[shown - 1] - 1)
     refuses(r"sessions=1\.5: expected how many", load, forty, sessions=1.5)
-    with pytest.raises(InputError, match="are for nsd and laion, not dataset='miyawaki'"):
-        load_subject("miyawaki", forty.root, "S1", protocol=982)
+    said, other = "are for nsd and laion, not dataset='miyawaki'", ("miyawaki", forty.root, "S1")
+    refuses(said, load_subject, *other, protocol=982)
 
 
 def test_noise_ceiling_of_unequal_repetitions():

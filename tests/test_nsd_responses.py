@@ -202,8 +202,7 @@ def test_gathered_once_and_again_when_something_changed(small, tmp_path, reads):
     assert len(reads) == 4
     load_small(small, cache, sessions=2)
     assert len(reads) == 6
-    with pytest.raises(InputError, match="gathered anew with other parameters"):
-        first.responses[0]
+    refuses("gathered anew with other parameters", first.responses.__getitem__, 0)
     os.utime(small.session(1), (1, 1))
     load_small(small, cache, sessions=2)
     assert len(reads) == 8

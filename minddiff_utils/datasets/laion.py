@@ -97,8 +97,8 @@ class LaionTree:
     def masks(self) -> dict[str, Path]:
         """Volumes of the regions that are there, by name and the folders that they are in."""
         files = sorted(self.rois.rglob("*.nii.gz"))
-        names = [path.relative_to(self.rois).as_posix().removesuffix(".nii.gz") for path in files]
-        return dict(zip((name.replace("/", ":") for name in names), files, strict=True))
+        names = [":".join(path.relative_to(self.rois).parts) for path in files]
+        return {name[:-7]: path for name, path in zip(names, files, strict=True)}
 
     def mask(self, name: str) -> Path:
         """Volume of a region; one of several with the same name is named `folder:name`."""

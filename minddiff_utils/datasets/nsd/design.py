@@ -276,9 +276,7 @@ def held_rows(path: Path, name: str, wanted: Ids) -> np.ndarray:
     rows = np.minimum(np.searchsorted(held, wanted), len(held) - 1)
     if lacking := int((held[rows] != wanted).sum()):
         lacks = f"has the rows of {len(held):,} {name}s and lacks {lacking:,} that are asked for"
-        what = (
-            "fetch them, by minddiff fetch nsd with --only-rois or --only-seen, or the whole file"
-        )
+        what = "fetch them (minddiff fetch nsd, --only-rois or --only-seen), or the whole file"
         raise InputError(f"{path} {lacks}: {what}.")
     return rows
 
