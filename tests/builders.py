@@ -35,6 +35,11 @@ def write_hdf5(path: Path, content: Mapping[str, Any]) -> Path:
     return path
 
 
+def files_in(folder: Path) -> set[str]:
+    """The names of all files below a folder."""
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
 def read_hdf5(path: Path) -> dict[str, np.ndarray]:
     """Every dataset of a file."""
     with h5py.File(path) as file:
