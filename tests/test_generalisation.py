@@ -62,7 +62,7 @@ def bench(tmp_path):
 
 def test_sets_change_nothing_in_what_the_book_decodes(bench, tmp_path):
     alone = replace(bench.person, test_sets=())
-    wanted = decode.decode_splits(alone, bench.features, alone.splits, METHOD)
+    (wanted,) = decode.decode_tests(alone, bench.features, alone.splits, METHOD)
     assert wanted.keys() == bench.decoded.keys()
     for name, values in wanted.items():
         np.testing.assert_array_equal(bench.decoded[name], values, err_msg=name)
@@ -74,7 +74,7 @@ def test_each_set_is_decoded_as_a_split_of_its_own(bench):
     found = dict(generalisation.decode_sets(bench, 1000))
     assert list(found) == ["near", "blind", "far_0", "far_1"]
     for split in bench.person.test_sets:
-        wanted = decode.decode_splits(bench.person, bench.features, [split], METHOD)
+        (wanted,) = decode.decode_tests(bench.person, bench.features, [split], METHOD)
         decoded = found[split.name]
         np.testing.assert_array_equal(decoded["stimulus_id"], split.test)
         for name in ("z", "c", "evidence_1", "projection_1", "reliability_1"):

@@ -9,6 +9,7 @@ worth.
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from minddiff_utils.datasets import Split, Subject
 from minddiff_utils.datasets.subject import is_early
-from minddiff_utils.decoding.decode import decode_splits, read_decoded
+from minddiff_utils.decoding.decode import decode_tests, join_splits, read_decoded
 from minddiff_utils.decoding.decoders import Method
 from minddiff_utils.decoding.features import read_features
 from minddiff_utils.evaluation import METHODS, full_method, in_order
@@ -65,8 +66,10 @@ class Bench:
         return read_pictures(path)
 
     def decoding(self) -> Method:
-        """How the run decoded, on the generator's device."""
-        method = decoding_of(self.folder / "decoded.h5")
+        """How the run decoded, without what stage 2 does not need, on the generator's device."""
+        method = Method.of(_record(self.folder / "decoded.h5", "settings"))
+        if self.full.structure_target != "values":
+            method.set_params(keep_structure=0)
         return method.set_params(device=str(self.generator.device))
 
     def seen(self, stimulus_id: np.ndarray) -> np.ndarray:
@@ -369,14 +372,8 @@ def decode_again(
     method = bench.decoding()
     if n_folds:
         method.set_params(n_folds=n_folds)
-    if bench.full.structure_target != "values":
-        method.set_params(keep_structure=0)  # the values of the blocks are not needed
-    return decode_splits(bench.person, bench.features, splits, method, names=names, voxels=voxels)
-
-
-def decoding_of(decoded_path: str | Path) -> Method:
-    """Return the method that `decode_subject` wrote a file with; its device is the CPU."""
-    return Method.of(_record(decoded_path, "settings"))
+    decode = partial(decode_tests, bench.person, bench.features, method=method)
+    return join_splits([decode([split], names=names, voxels=voxels)[0] for split in splits])
 
 
 def _record(path: str | Path, attribute: str = "record") -> SimpleNamespace:
