@@ -14,9 +14,10 @@ from minddiff_utils.evaluation import decoding
 from minddiff_utils.evaluation.decoding import area_contrasts, decode_regions, region_accuracies
 
 
-def test_regions_tell_which_one_knows(world):
+def test_regions_tell_which_one_knows(world, monkeypatch):
+    monkeypatch.setattr(decoding, "N_VALUES", 10)
     features, _, subject = world
-    found = decode_regions(subject, features, names=("z", "c", "block_9"), n_targets=10)
+    found = decode_regions(subject, features, names=("z", "c", "block_9"))
     table = region_accuracies(found)
     assert len(table) == 2 * 10 * 5  # feature spaces that are there, values, sets of voxels
     means = table.groupby(["feature_space", "voxels", "roi"]).correlation.mean()
@@ -31,7 +32,7 @@ def test_they_are_decoders_fitted_to_those_voxels(world, repetitions):
     features, ids, subject = world
     split = Split("main", ids[:29:-1], ids[:30])
     subject = dataclasses.replace(subject, splits=(split,), repetitions=repetitions)
-    table = region_accuracies(decode_regions(subject, features, names=("z",), n_targets=16))
+    table = region_accuracies(decode_regions(subject, features, names=("z",)))
     found = table.set_index(["voxels", "roi"]).correlation
     fold, weights = prepare_fold(subject, split), voxel_weights(subject, split)
     y, true = (read_values(features, "z", part) for part in (split.train, split.test))

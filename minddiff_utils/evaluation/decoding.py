@@ -3,7 +3,7 @@
 Chance is what the same decoders reach with the responses permuted over the pictures.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,13 +23,16 @@ from minddiff_utils.decoding.decode import (
     training_folds,
     voxel_weights,
 )
-from minddiff_utils.decoding.decoders import Design, Method
+from minddiff_utils.decoding.decoders import Method
 from minddiff_utils.decoding.features import feature_spaces, read_values
 from minddiff_utils.evaluation.statistics import resampled_correlation, shuffled_rows
 from minddiff_utils.io import progress
 
-# Every second penalty: mean accuracies need no finer choice.
-COARSE = ridge.PENALTIES[::2]
+# Every second penalty, chosen by few folds: mean accuracies need no finer choice.
+COARSE, N_FOLDS = ridge.PENALTIES[::2], 3
+N_VALUES = 150  # of each feature space, drawn at random among those that vary
+LEVEL = 0.95  # of all intervals of chance together
+SPACES = ("z", "c", "block_1", "block_6")  # that are decoded from regions
 
 
 class RegionDecoding(NamedTuple):
@@ -50,13 +53,7 @@ class RegionDecoding(NamedTuple):
 
 
 def decode_regions(
-    subject: Subject,
-    features_path: str | Path,
-    *,
-    names: Sequence[str] = ("z", "c", "block_1", "block_6"),
-    n_targets: int = 150,
-    n_folds: int = 3,
-    seed: int = 0,
+    subject: Subject, features_path: str | Path, names: Sequence[str] = SPACES, seed: int = 0
 ) -> RegionDecoding:
     """Decode a sample of values from each region, and from all but the region.
 
@@ -69,24 +66,21 @@ def decode_regions(
     features_path : str or Path
     names : sequence of str
         Feature spaces; those that the file lacks are left out.
-    n_targets : int
-        Values of each feature space, drawn at random among those that vary.
-    n_folds : int
-        Folds that choose each value's penalty, among five.
     seed : int
+        Of the values that are drawn, 150 of each feature space.
 
     Returns
     -------
     RegionDecoding
     """
     names = [name for name in names if name in feature_spaces(features_path)]
-    chosen = sample_values(features_path, names, subject.splits[0], n_targets, seed)
+    chosen = sample_values(features_path, names, subject.splits[0], seed)
     found: dict[tuple[str, str], list[np.ndarray]] = {}
     true = []
     for split in progress(subject.splits, "regions"):
         true.append(_values(features_path, chosen, split.test))
         y = _values(features_path, chosen, split.train)
-        for key, decoded in _decode_split(subject, split, y, n_folds):
+        for key, decoded in _decode_split(subject, split, y):
             found.setdefault(key, []).append(decoded)
     space = np.repeat(names, [len(chosen[name]) for name in names])
     value = np.concatenate([chosen[name] for name in names])
@@ -95,11 +89,11 @@ def decode_regions(
 
 
 def _decode_split(
-    subject: Subject, split: Split, y: np.ndarray, n_folds: int
+    subject: Subject, split: Split, y: np.ndarray
 ) -> Iterator[tuple[tuple[str, str], np.ndarray]]:
     """Yield (region, which voxels) and the decoded values of the test stimuli."""
     fold, weights = prepare_fold(subject, split), voxel_weights(subject, split)
-    folds, stimulus = training_folds(subject, split.train, n_folds), stimulus_of_rows(split, fold)
+    folds, stimulus = training_folds(subject, split.train, N_FOLDS), stimulus_of_rows(split, fold)
     mean = np.average(y, axis=0, weights=np.bincount(stimulus))
     centre = fold.train_x.mean(0, dtype=np.float64).astype(np.float32)
     train, test = (fold.train_x - centre) * weights, (fold.test_x - centre) * weights
@@ -209,9 +203,9 @@ def _contrast(
 
 
 def sample_values(
-    path: str | Path, names: Sequence[str], split: Split, n: int, seed: int
+    path: str | Path, names: Sequence[str], split: Split, seed: int
 ) -> dict[str, np.ndarray]:
-    """Draw values of each feature space that vary over the training stimuli.
+    """Draw 150 values of each feature space among those that vary over the training stimuli.
 
     Parameters
     ----------
@@ -219,8 +213,6 @@ def sample_values(
         From `write_features`.
     names : sequence of str
     split : Split
-    n : int
-        Of each feature space, at most.
     seed : int
 
     Returns
@@ -233,7 +225,7 @@ def sample_values(
     for name in names:
         moments = ridge.column_moments(read_values(path, name, split.train))
         varied = np.flatnonzero(~ridge.constant_columns(*moments))
-        chosen[name] = np.sort(rng.choice(varied, min(n, len(varied)), replace=False))
+        chosen[name] = np.sort(rng.choice(varied, min(N_VALUES, len(varied)), replace=False))
     return chosen
 
 
@@ -244,13 +236,7 @@ def _values(path: str | Path, chosen: Mapping[str, np.ndarray], ids: np.ndarray)
 
 
 def chance_accuracies(
-    subject: Subject,
-    features_path: str | Path,
-    method: Method | None = None,
-    *,
-    n_permutations: int = 10,
-    n_values: int = 150,
-    seed: int = 0,
+    subject: Subject, features_path: str | Path, method: Method, n_permutations: int, seed: int = 0
 ) -> pd.DataFrame:
     """Decode every feature space from responses permuted over the pictures, again and again.
 
@@ -262,27 +248,25 @@ def chance_accuracies(
     ----------
     subject : Subject
     features_path : str or Path
-    method : Method, optional
+    method : Method
         As for `decode_subject`; stretching is left out, for no correlation changes with it.
     n_permutations : int
         At least 2.
-    n_values : int
-        Values of each feature space, drawn at random among those that vary.
     seed : int
+        Of the permutations, and of the values that are drawn, 150 of each feature space.
 
     Returns
     -------
     DataFrame
-        `feature_space`, `permutation` (from 0), `correlation`: the mean over values.
+        `feature_space`, `permutation` (from 0), `correlation`: the mean over these values.
 
     Raises
     ------
     InputError
         If responses or features cannot be decoded.
     """
-    method = method or Method()
     names = feature_spaces(features_path)
-    chosen = sample_values(features_path, names, subject.splits[0], n_values, seed)
+    chosen = sample_values(features_path, names, subject.splits[0], seed)
     true: dict[str, list[np.ndarray]] = {name: [] for name in names}
     found: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for number, split in enumerate(progress(subject.splits, "chance")):
@@ -291,11 +275,13 @@ def chance_accuracies(
         rng = np.random.default_rng([seed, number])
         orders = [shuffled_rows(len(split.train), rng) for _ in range(n_permutations)]
         for name in names:
-            places = chosen[name]
+            places, y = chosen[name], read_values(features_path, name, split.train)
             true[name].append(read_values(features_path, name, split.test)[:, places])
-            y = read_values(features_path, name, split.train)
-            decoded = _decode_permuted(design, y, places, name, method, orders, fold.test_x)
-            found[name].append(np.stack(list(decoded)))
+            targets, values_of = _targets(y, places, method)
+            # Who has the wrong responses is the same thing as who has the wrong features; so what
+            # depends on responses alone, and the components of the values, are computed once.
+            models = (design.fit(targets[order], name, method) for order in orders)
+            found[name].append(np.stack([values_of(one.predict(fold.test_x)) for one in models]))
     rows = []
     for name, parts in found.items():
         for number, decoded in enumerate(np.concatenate(parts, axis=1)):
@@ -304,34 +290,18 @@ def chance_accuracies(
     return pd.DataFrame(rows)
 
 
-def _decode_permuted(
-    design: Design,
-    y: np.ndarray,
-    places: np.ndarray,
-    space: str,
-    method: Method,
-    orders: list[np.ndarray],
-    test_x: np.ndarray,
-) -> Iterator[np.ndarray]:
-    """Yield some values of test stimuli, decoded once for every order of the training stimuli.
-
-    Who has the wrong responses is the same thing as who has the wrong features; so what depends
-    on responses alone, and the components of the values, are computed once.
-    """
+def _targets(
+    y: np.ndarray, places: np.ndarray, method: Method
+) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
+    """What a decoder is fitted to, and how some values follow from what it decodes."""
     if method.decoder != "ridge" or method.target_components == 0:
-        for order in orders:
-            yield design.fit(y[order][:, places], space, method).predict(test_x)
-        return
+        return y[:, places], np.asarray
     parts = PrincipalComponents(method.target_components).fit(y)
-    scores = parts.transform(y)
-    for order in orders:
-        decoded = design.fit(scores[order], space, method).predict(test_x)
-        yield decoded @ parts.components_[:, places] + parts.mean_[places]
+    basis, mean = parts.components_[:, places], parts.mean_[places]
+    return parts.transform(y), lambda scores: scores @ basis + mean
 
 
-def chance_interval(
-    accuracies: pd.DataFrame, decoded: Mapping[str, float], level: float = 0.95
-) -> pd.DataFrame:
+def chance_interval(accuracies: pd.DataFrame, decoded: Mapping[str, float]) -> pd.DataFrame:
     """Tell whether chance is at zero, and decoding above it.
 
     Parameters
@@ -340,18 +310,17 @@ def chance_interval(
         From `chance_accuracies`.
     decoded : mapping of feature space to float
         Mean correlation from the right responses.
-    level : float
-        Of all intervals together (Bonferroni; Student's t over the permutations).
 
     Returns
     -------
     DataFrame
         A row a feature space: `decoded`; `chance`, the mean over permutations, with its interval
-        from `low` to `high`; `at_chance`, whether that covers 0; `highest`, of any permutation.
+        from `low` to `high`, 95 % for all of them together (Bonferroni; Student's t over the
+        permutations); `at_chance`, whether that covers 0; `highest`, of any permutation.
     """
     rows = {}
     groups = accuracies.groupby("feature_space", sort=False).correlation
-    share = 1 - (1 - level) / groups.ngroups
+    share = 1 - (1 - LEVEL) / groups.ngroups
     for name, values in groups:
         half = stats.sem(values) * stats.t.ppf((1 + share) / 2, len(values) - 1)
         mean = values.mean()
