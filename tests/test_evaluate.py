@@ -190,7 +190,8 @@ def test_conclusions_follow_from_the_tests(opened):
     truth, made = opened(TRUTH, "t"), opened(PAINTED, "m")
     seen, one = scoring.look(truth, EMBED), scoring.look(made, EMBED)
     known = {"clip_judge": colours(TRUTH)}  # trained on the test pictures
-    controls = scoring.make_controls("mine", truth, made, one.embedded, truth, known)
+    controls = scoring.make_controls("mine", truth, made, one.embedded)
+    controls.append(scoring.nearest_control("mine", one.embedded, truth, known))
     assert controls[-1].about == f"{N} of {N} stand for {N} reconstructions"
     parts = {"mine": scoring.scores(truth, made, seen.embedded, one.embedded)}
     for control in controls:

@@ -26,6 +26,7 @@ from minddiff_utils.evaluation.metrics import blurred, read_reconstructions, uni
 from minddiff_utils.io import InputError, content_hash, method_file, require
 from minddiff_utils.models.stable_diffusion import Generator
 from minddiff_utils.reconstruction import ablate
+from minddiff_utils.reconstruction.losses import Arrays
 from minddiff_utils.reconstruction.results import check_inputs, read_pictures, write_pictures
 from minddiff_utils.reconstruction.stage2 import reconstruct
 from minddiff_utils.settings import FULL_METHODS, Settings, recall
@@ -414,8 +415,7 @@ def early_and_higher(roi: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndar
     InputError
         If either has no voxel.
     """
-    masks = [mask for name, mask in roi.items() if is_early(name, narrow=True)]
-    early = np.any(masks or [np.array([False])], axis=0)
+    early = np.any([mask & is_early(name, narrow=True) for name, mask in roi.items()], axis=0)
     higher = np.any(list(roi.values()), axis=0) & ~early
     for name, mask in (("early", early), ("higher", higher)):
         if not mask.any():
@@ -460,9 +460,7 @@ UNPAINTED = ("blur", "retrieval", "mean")  # which go through no stage
 # --- pictures that were made once, in hours ---------------------------------------------------
 
 
-def stored_pictures(
-    path: str | Path, decoded: Mapping[str, np.ndarray]
-) -> tuple[np.ndarray | None, str]:
+def stored_pictures(path: str | Path, decoded: Arrays) -> tuple[np.ndarray | None, str]:
     """Return what `studies.stored.store_pictures` kept, if it follows from these decoded features.
 
     Parameters
@@ -490,10 +488,7 @@ def stored_pictures(
 
 
 def add_stored(
-    folder: str | Path,
-    pictures: np.ndarray,
-    decoded: Mapping[str, np.ndarray],
-    seeds: Sequence[int],
+    folder: str | Path, pictures: np.ndarray, decoded: Arrays, seeds: Sequence[int]
 ) -> None:
     """Put stored pictures of Algorithm 1 beside those that a subject's chapters make.
 
@@ -516,7 +511,7 @@ def add_stored(
         write_pictures(path, decoded["stimulus_id"], pictures[:, number], record)
 
 
-def decoded_statistics(decoded: Mapping[str, np.ndarray]) -> np.ndarray:
+def decoded_statistics(decoded: Arrays) -> np.ndarray:
     """Mean and standard deviation of each picture's decoded values; float32 (n, n_names, 2)."""
     names = sorted(name for name in decoded if name in ("z", "c") or name.startswith("block_"))
     flat = [decoded[name].reshape(len(decoded[name]), -1).astype(np.float64) for name in names]

@@ -14,15 +14,8 @@ from scipy import stats
 
 from minddiff_utils.datasets import Split, Subject, prepare_fold
 from minddiff_utils.datasets.subject import EARLY_AREAS, HIGHER_AREAS, area_kind, area_masks
-from minddiff_utils.decoding import ridge
+from minddiff_utils.decoding import decode, ridge
 from minddiff_utils.decoding.components import PrincipalComponents
-from minddiff_utils.decoding.decode import (
-    correlations,
-    stimulus_of_rows,
-    training_design,
-    training_folds,
-    voxel_weights,
-)
 from minddiff_utils.decoding.decoders import Method
 from minddiff_utils.decoding.features import feature_spaces, read_values
 from minddiff_utils.evaluation.statistics import resampled_correlation, shuffled_rows
@@ -32,7 +25,8 @@ from minddiff_utils.io import progress
 COARSE, N_FOLDS = ridge.PENALTIES[::2], 3
 N_VALUES = 150  # of each feature space, drawn at random among those that vary
 LEVEL = 0.95  # of all intervals of chance together
-SPACES = ("z", "c", "block_1", "block_6")  # that are decoded from regions
+# Feature spaces that are decoded from regions. The first of a pair belongs to early areas.
+CONTRASTS = (("z", "c"), ("block_1", "block_6"))
 
 
 class RegionDecoding(NamedTuple):
@@ -52,10 +46,10 @@ class RegionDecoding(NamedTuple):
     decoded: dict[tuple[str, str], np.ndarray]
 
 
-def decode_regions(
-    subject: Subject, features_path: str | Path, names: Sequence[str] = SPACES, seed: int = 0
-) -> RegionDecoding:
+def decode_regions(subject: Subject, features_path: str | Path, seed: int = 0) -> RegionDecoding:
     """Decode a sample of values from each region, and from all but the region.
+
+    Of the feature spaces of `CONTRASTS`; those that the file lacks are left out.
 
     Ridge regression sees voxels only through their products, summed over voxels. So the matrix of
     products of all voxels but a region's is that of all less that of the region.
@@ -64,8 +58,6 @@ def decode_regions(
     ----------
     subject : Subject
     features_path : str or Path
-    names : sequence of str
-        Feature spaces; those that the file lacks are left out.
     seed : int
         Of the values that are drawn, 150 of each feature space.
 
@@ -73,7 +65,8 @@ def decode_regions(
     -------
     RegionDecoding
     """
-    names = [name for name in names if name in feature_spaces(features_path)]
+    known = feature_spaces(features_path)
+    names = [name for pair in CONTRASTS for name in pair if name in known]
     chosen = sample_values(features_path, names, subject.splits[0], seed)
     found: dict[tuple[str, str], list[np.ndarray]] = {}
     true = []
@@ -92,8 +85,9 @@ def _decode_split(
     subject: Subject, split: Split, y: np.ndarray
 ) -> Iterator[tuple[tuple[str, str], np.ndarray]]:
     """Yield (region, which voxels) and the decoded values of the test stimuli."""
-    fold, weights = prepare_fold(subject, split), voxel_weights(subject, split)
-    folds, stimulus = training_folds(subject, split.train, N_FOLDS), stimulus_of_rows(split, fold)
+    fold, weights = prepare_fold(subject, split), decode.voxel_weights(subject, split)
+    folds = decode.training_folds(subject, split.train, N_FOLDS)
+    stimulus = decode.stimulus_of_rows(split, fold)
     mean = np.average(y, axis=0, weights=np.bincount(stimulus))
     centre = fold.train_x.mean(0, dtype=np.float64).astype(np.float32)
     train, test = (fold.train_x - centre) * weights, (fold.test_x - centre) * weights
@@ -102,17 +96,17 @@ def _decode_split(
         part = train[:, voxels]
         return part @ part.T, test[:, voxels] @ part.T, float(np.square(weights[voxels]).sum())
 
-    def decode(train: np.ndarray, test: np.ndarray, size: float) -> np.ndarray:
+    def decoded(train: np.ndarray, test: np.ndarray, size: float) -> np.ndarray:
         model = ridge.CrossValidatedRidge(size * COARSE, folds, stimulus, kernel="precomputed")
         return model.fit(train, y - mean).predict(test) + mean
 
     whole = products(slice(None))
-    yield ("", "all"), decode(*whole)
+    yield ("", "all"), decoded(*whole)
     for roi, mask in (subject.roi | area_masks(subject.roi)).items():
         alone = products(mask)
-        yield (roi, "alone"), decode(*alone)
+        yield (roi, "alone"), decoded(*alone)
         if not mask.all():
-            yield (roi, "without"), decode(*(a - b for a, b in zip(whole, alone, strict=True)))
+            yield (roi, "without"), decoded(*(a - b for a, b in zip(whole, alone, strict=True)))
 
 
 def region_accuracies(regional: RegionDecoding) -> pd.DataFrame:
@@ -129,7 +123,7 @@ def region_accuracies(regional: RegionDecoding) -> pd.DataFrame:
         if roi and roi not in regional.rois:
             continue
         frame = pd.DataFrame({"feature_space": regional.feature_space, "roi": roi})
-        r = correlations(regional.true, decoded)
+        r = decode.correlations(regional.true, decoded)
         frames.append(frame.assign(voxels=voxels, value=regional.value, correlation=r))
     return pd.concat(frames, ignore_index=True)
 
@@ -161,7 +155,8 @@ def area_contrasts(
     rows: dict[tuple[str, str], dict] = {}
     if (EARLY_AREAS, "alone") not in regional.decoded:
         return pd.DataFrame(rows)
-    for pair in _pairs(regional.feature_space):
+    spaces = set(regional.feature_space)
+    for pair in [pair for pair in CONTRASTS if set(pair) <= spaces]:
         contrast = partial(_contrast, regional, pair, n_resamples, seed)
         whole = contrast("", "all")
         for measure in ("alone", "without", "without all"):
@@ -181,14 +176,6 @@ def area_contrasts(
     return table.rename_axis(["measure", "feature_spaces"])
 
 
-def _pairs(space: np.ndarray) -> list[tuple[str, str]]:
-    """Return pairs of feature spaces of which the first belongs to early areas."""
-    names = list(dict.fromkeys(space.tolist()))
-    blocks = [name for name in names if name.startswith("block_")]
-    pairs = [("z", "c"), (blocks[0], blocks[-1])] if blocks else [("z", "c")]
-    return [pair for pair in pairs if set(pair) <= set(names) and pair[0] != pair[1]]
-
-
 def _contrast(
     regional: RegionDecoding, pair: tuple[str, str], n: int, seed: int, roi: str, voxels: str
 ) -> np.ndarray:
@@ -197,7 +184,7 @@ def _contrast(
     for space in pair:
         of = regional.feature_space == space
         true, decoded = regional.true[:, of], regional.decoded[roi, voxels][:, of]
-        mean = np.nanmean(correlations(true, decoded))
+        mean = np.nanmean(decode.correlations(true, decoded))
         found.append(np.append(mean, resampled_correlation(true, decoded, n, seed)))
     return found[0] - found[1]
 
@@ -271,7 +258,7 @@ def chance_accuracies(
     found: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for number, split in enumerate(progress(subject.splits, "chance")):
         fold = prepare_fold(subject, split)
-        design = training_design(subject, split, fold, method)
+        design = decode.training_design(subject, split, fold, method)
         rng = np.random.default_rng([seed, number])
         orders = [shuffled_rows(len(split.train), rng) for _ in range(n_permutations)]
         for name in names:
@@ -285,7 +272,7 @@ def chance_accuracies(
     rows = []
     for name, parts in found.items():
         for number, decoded in enumerate(np.concatenate(parts, axis=1)):
-            r = np.nanmean(correlations(np.concatenate(true[name]), decoded))
+            r = np.nanmean(decode.correlations(np.concatenate(true[name]), decoded))
             rows.append({"feature_space": name, "permutation": number, "correlation": r})
     return pd.DataFrame(rows)
 

@@ -8,21 +8,14 @@ import pandas as pd
 
 from minddiff_utils.datasets import Split, Subject
 from minddiff_utils.decoding.decode import decode_tests, read_decoded, same_training, test_set_file
+from minddiff_utils.evaluation import tables
 from minddiff_utils.evaluation.baselines import Bench
 from minddiff_utils.evaluation.metrics import METRICS, evaluate, main_metrics
 from minddiff_utils.evaluation.statistics import bootstrap_interval, finite, group_difference
-from minddiff_utils.evaluation.tables import (
-    as_markdown,
-    groups_in_order,
-    interval_text,
-    p_text,
-    wide_table,
-)
 from minddiff_utils.io import require
 from minddiff_utils.reconstruction import pictures_of
 
 OWN, WRONG = "the picture that was seen", "another picture of the set"
-Embed = Mapping[str, Callable[[np.ndarray], np.ndarray]]
 
 
 def set_name(split: str) -> str:
@@ -39,13 +32,13 @@ def describe_sets(person: Subject) -> pd.DataFrame:
         A row a set, the book's own first; none without further sets.
     """
     splits = [*person.splits, *person.test_sets] if person.test_sets else []
-    names = pd.Index([as_markdown(set_name(split.name)) for split in splits], name="test set")
+    names = pd.Index([set_name(split.name) for split in splits], name="test set")
     sizes = {"test pictures": [len(split.test) for split in splits]}
     sizes["training pictures"] = [len(split.train) for split in splits]
     groups = pd.DataFrame(sizes, names, dtype=float).groupby("test set", sort=False)
     table = groups.agg({"test pictures": "sum", "training pictures": "mean"})
     table.insert(0, "parts", groups.size())
-    return table.map("{:,.0f}".format)
+    return table.map("{:,.0f}".format).rename(index=tables.as_markdown)
 
 
 def decode_sets(bench: Bench, n: int) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
@@ -86,7 +79,7 @@ def spread(n: int, most: int) -> np.ndarray:
 
 
 def score_sets(
-    bench: Bench, embed: Embed, size: int | None, own: np.ndarray, n: int
+    bench: Bench, embed: Mapping[str, Callable], size: int | None, own: np.ndarray, n: int
 ) -> pd.DataFrame:
     """Paint every test set by the full method and score it, with right and with wrong pictures.
 
@@ -150,16 +143,17 @@ def generalisation_table(frame: pd.DataFrame, by: str = "test_set", seed: int = 
     rows, head = [], by.replace("_", " ")
     for (metric, name), part in _gains(frame[frame[by] != ""], by):
         own, gain = finite(part[OWN]), finite(part[OWN] - part[WRONG])
-        text = interval_text(own.mean(), *bootstrap_interval(own, seed=seed))
-        text += "; " + interval_text(gain.mean(), *bootstrap_interval(gain, seed=seed), "+")
-        rows.append({head: as_markdown(name), "metric": metric, "n": len(own), "text": text})
-    return wide_table(pd.DataFrame(rows), [head])
+        text = tables.interval_text(own.mean(), *bootstrap_interval(own, seed=seed))
+        text += "; " + tables.interval_text(gain.mean(), *bootstrap_interval(gain, seed=seed), "+")
+        rows.append({head: tables.as_markdown(name), "metric": metric, "n": len(own), "text": text})
+    return tables.wide_table(pd.DataFrame(rows), [head])
 
 
 def _gains(frame: pd.DataFrame, by: str) -> Iterator[tuple[tuple[str, str], pd.DataFrame]]:
     """Each metric and set (or kind), its pictures' scores with the right and a wrong picture."""
-    for names, part in groups_in_order(frame, ["metric", by]):
-        yield names, part.pivot(index="stimulus_id", columns="scored_with", values="value")
+    for names, part in tables.groups_in_order(frame, ["metric", by]):
+        # A picture may be in several sets of its kind.
+        yield names, part.pivot_table("value", "stimulus_id", "scored_with", dropna=False)
 
 
 def fall_text(frame: pd.DataFrame, seed: int = 0) -> str:
@@ -179,16 +173,17 @@ def fall_text(frame: pd.DataFrame, seed: int = 0) -> str:
     """
     gains: dict[str, dict[str, np.ndarray]] = {}
     for (metric, name), part in _gains(frame, "test_set"):
-        gains.setdefault(METRICS[metric], {})[as_markdown(name)] = finite(part[OWN] - part[WRONG])
+        gain = finite(part[OWN] - part[WRONG])
+        gains.setdefault(METRICS[metric], {})[tables.as_markdown(name)] = gain
     lines = []
     for metric, sets in gains.items():
         (first, own), *others = sets.items()
         parts = []
         for name, gain in others:
             found = group_difference(gain, own, seed)
-            change = interval_text(found["difference"], found["low"], found["high"], "+")
+            change = tables.interval_text(found["difference"], found["low"], found["high"], "+")
             said = "less than" if found["high"] < 0 else "not shown to differ from"
             said = "more than" if found["low"] > 0 else said
-            parts.append(f"{name} {said} {first} ({change}, {p_text(found['p'])})")
+            parts.append(f"{name} {said} {first} ({change}, {tables.p_text(found['p'])})")
         lines.append(f"**{metric}**, above wrong pictures: {'; '.join(parts)}.")
     return "\n\n".join(lines)
