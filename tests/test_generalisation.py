@@ -52,7 +52,7 @@ def bench(tmp_path):
     person = Subject(
         "S", "own", seen.astype("f4"), ids, session, {"V1": early, "LO": ~early},
         (Split("usual", train, np.arange(13)),), Pictures(), test_sets=tuple(sets),
-        kind_of={1000: "noise", 1001: "noise"},
+        kind_of={13: "in two sets", 1000: "noise", 1001: "noise"},
     )  # fmt: skip
     path = decode.decode_subject(person, tmp_path / "features.h5", tmp_path / "decoded.h5", METHOD)
     generator = SimpleNamespace(device="cpu", resize=np.uint8)
@@ -112,7 +112,7 @@ def test_a_set_whose_pictures_are_painted_is_told_from_one_whose_are_not(bench, 
     assert table["n"].tolist() == ["13", "7", "8", "20"]
     assert table.loc["near", "PCC"].startswith("1.000 [1.000,\xa01.000]; +")
     kinds = generalisation.generalisation_table(scores, "kind")
-    assert kinds.index.tolist() == ["noise"] and kinds["n"].tolist() == ["2"]
+    assert kinds.index.tolist() == ["in two sets", "noise"] and kinds["n"].tolist() == ["1", "2"]
     said = generalisation.fall_text(scores)
     assert "near not shown to differ from usual" in said and "blind less than usual" in said
     sets = generalisation.describe_sets(bench.person)
