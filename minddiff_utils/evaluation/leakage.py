@@ -158,24 +158,16 @@ def traits_table(traits: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame of str
-        The trait with the lowest difference in the first metric comes first.
+        The trait with the lowest difference in the first metric comes first; a star where the
+        corrected p is below 0.05.
     """
-    if traits.empty:
-        table = pd.DataFrame(index=pd.Index([], name="trait"))
-        table.attrs["note"] = "Too few pictures show any of `kinds`, `sizes` or `scenes`."
-        return table
     names = [as_markdown(f"{row.category}: {row.trait}") for row in traits.itertuples()]
     texts = [
         interval_text(row.difference, row.low, row.high, "+") + " *" * (row.p_holm < 0.05)
         for row in traits.itertuples()
     ]
-    return wide_table(
-        traits.assign(trait=names, text=texts),
-        ["trait"],
-        "Mean over the pictures that show it minus the mean over all others, with its 95\u00a0% "
-        "bootstrap interval; a star: p < 0.05 in a permutation test, corrected by Holm for all "
-        "cells of the table. n is the number of pictures that show it.",
-    )
+    none = "Too few pictures show any of `kinds`, `sizes` or `scenes`."
+    return wide_table(traits.assign(trait=names, text=texts), ["trait"], none=none)
 
 
 # --- near training pictures ----------------------------------------------------------------
@@ -293,7 +285,7 @@ def overlap_trend(values: pd.DataFrame, found: Overlap, seed: int = 0) -> pd.Dat
     -------
     DataFrame
         Methods as rows, metrics as columns: Spearman's correlation with its 95 % percentile
-        interval. Below zero: pictures further from the training set come out worse.
+        interval; a dash for fewer than four pictures, or where all scores are alike.
     """
     n = len(found.stimulus_id)
     draws = np.random.default_rng(seed).integers(0, n, (4999, n))
@@ -302,14 +294,7 @@ def overlap_trend(values: pd.DataFrame, found: Overlap, seed: int = 0) -> pd.Dat
         value = group.set_index("stimulus_id")["value"].reindex(found.stimulus_id).to_numpy()
         row = {"method": method, "metric": metric, "n": n}
         rows.append(row | {"text": _trend(value, found.distance, draws)})
-    return wide_table(
-        pd.DataFrame(rows),
-        ["method"],
-        "Spearman's correlation of the score with the distance to the nearest training picture, "
-        "and its 95\u00a0% bootstrap interval over pictures. Below zero: pictures further from the "
-        "training set come out worse. A dash: fewer than four pictures, or all scores alike. n is "
-        "the number of pictures.",
-    )
+    return wide_table(pd.DataFrame(rows), ["method"])
 
 
 def _trend(value: np.ndarray, distance: np.ndarray, draws: np.ndarray) -> str:
@@ -410,14 +395,12 @@ def hold_out_table(found: Mapping[str, pd.DataFrame], seed: int = 0) -> pd.DataF
         A group a row and all of them together, a metric a column: mean with a training set of the
         same size → mean without the group, and the paired difference with its 95 % interval.
     """
-    if not found:
-        table = pd.DataFrame(index=pd.Index([], name="left out"))
-        table.attrs["note"] = "No group of pictures was left out (parameter `n_holdouts`)."
-        return table
-    keys = ["method", "stimulus_id", "metric"]
-    everything = pd.concat(found.values()).groupby(keys, as_index=False)["value"].mean()
+    groups, keys = dict(found), ["method", "stimulus_id", "metric"]
+    if found:  # a picture that shows several of the groups counts once
+        everything = pd.concat(found.values()).groupby(keys, as_index=False)["value"].mean()
+        groups["all of them"] = everything
     rows = []
-    for name, part in {**found, "all of them": everything}.items():
+    for name, part in groups.items():
         by_metric = part.pivot(index="stimulus_id", columns=["metric", "method"], values="value")
         for metric in in_order(part["metric"], METRICS):
             matched, without = by_metric[metric, "matched"], by_metric[metric, "without"]
@@ -426,11 +409,5 @@ def hold_out_table(found: Mapping[str, pd.DataFrame], seed: int = 0) -> pd.DataF
             text += interval_text(drop["mean"], drop["low"], drop["high"], "+")
             row = {"left out": as_markdown(name), "metric": metric, "n": len(by_metric)}
             rows.append(row | {"text": text})
-    return wide_table(
-        pd.DataFrame(rows),
-        ["left out"],
-        "Mean of the full method on the test pictures of a group, its decoders trained on as many "
-        "pictures chosen at random → trained on no picture of the group; then the mean paired "
-        "difference with its 95\u00a0% bootstrap interval. n is the number of test pictures; one "
-        "that shows several of the groups counts once in the last row.",
-    )
+    none = "No group of pictures was left out (parameter `n_holdouts`)."
+    return wide_table(pd.DataFrame(rows), ["left out"], none=none)
