@@ -15,7 +15,7 @@ from minddiff_utils.reconstruction import Inputs, ablate, stage_inputs
 from minddiff_utils.reconstruction import stage2 as module
 from minddiff_utils.reconstruction.losses import Evidence, evidence_loss, structure_loss
 from minddiff_utils.reconstruction.results import check_inputs, read_pictures, read_trace
-from minddiff_utils.reconstruction.stage1 import stage1
+from minddiff_utils.reconstruction.stage1 import reconstruct_stage1, stage1
 from minddiff_utils.reconstruction.stage2 import reconstruct, stage2
 from minddiff_utils.settings import Settings
 
@@ -262,12 +262,23 @@ def test_result_has_its_shapes_and_begins_with_stage_1(generator, whole, tmp_pat
     assert (losses.sum(2)[:, -1] < losses.sum(2)[:, 0]).all()
     np.testing.assert_array_equal(iterates[:, -1], pictures[:2])
     assert not whole.with_name("trace.h5.partial").exists()
-    none = dataclasses.replace(QUICK, iterations=0)  # stage 1 alone
-    path = reconstruct(generator, decoded(generator), none, tmp_path / "a.h5", batch=N)
+    path = reconstruct_stage1(generator, decoded(generator), QUICK, tmp_path / "a.h5", batch=N)
     np.testing.assert_array_equal(read_pictures(path)[:2], iterates[:, 0])
     z, c, _, noise, _ = inputs(generator)
     first = to_pictures(stage1(generator, z, c, noise, QUICK))
     np.testing.assert_array_equal(read_pictures(path), first)
+
+
+def test_stage_1_is_algorithm_1_before_its_first_update(generator, tmp_path):
+    given, none = decoded(generator), dataclasses.replace(QUICK, iterations=0)
+    guided = dataclasses.replace(QUICK, solver="guided", z_evidence_weight=0.0)
+    for settings in (QUICK, guided):
+        one = content(reconstruct_stage1(generator, given, settings, tmp_path / "a.h5", batch=2))
+        settings = dataclasses.replace(none, z_evidence_weight=settings.z_evidence_weight)
+        other = content(reconstruct(generator, given, settings, tmp_path / "b.h5", batch=2))
+        assert one[1] == other[1] and one[0].keys() == other[0].keys()
+        for name, values in one[0].items():
+            np.testing.assert_array_equal(values, other[0][name])
 
 
 def test_batch_and_order_change_nothing_but_rounding(generator, whole, tmp_path):

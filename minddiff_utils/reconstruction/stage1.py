@@ -1,9 +1,14 @@
 """Stage 1 of MindDiffuser (Lu et al. 2023): a first picture, by img2img."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
 from minddiff_utils.models.stable_diffusion import Generator
+from minddiff_utils.reconstruction import results, stage_inputs
+from minddiff_utils.reconstruction.losses import Arrays, structure_losses
 from minddiff_utils.settings import Settings
 
 
@@ -35,3 +40,38 @@ def generate(
 def stage1(generator: Generator, z: Tensor, c: Tensor, noise: Tensor, settings: Settings) -> Tensor:
     """Turn decoded `z` and `c` into a first picture (img2img); see `generate`."""
     return generate(generator, z, c, noise, settings)
+
+
+def reconstruct_stage1(
+    generator: Generator,
+    decoded: Arrays,
+    settings: Settings,
+    path: str | Path,
+    *,
+    seed: int = 0,
+    batch: int = 8,
+) -> Path:
+    """Run stage 1 on all decoded stimuli, a batch at a time; go on where a run stopped.
+
+    Parameters
+    ----------
+    generator, decoded, settings, path, seed, batch
+        As for `stage2.reconstruct`.
+
+    Returns
+    -------
+    Path
+        As `results.write_batches` describes it, with the structure loss of the pictures.
+    """
+    # Stage 1 is Algorithm 1 before its first update, and its file says so.
+    settings = replace(settings, solver="algorithm_1", iterations=0)
+
+    def compute(rows: slice) -> results.Reconstruction:
+        z, c, target, noise, _ = stage_inputs(generator, decoded, rows, settings, seed)
+        pictures = stage1(generator, z, c, noise, settings)
+        with torch.no_grad():
+            loss = structure_losses(generator, pictures, target, settings)
+        return results.choose_iterates([pictures], [loss])
+
+    record, ids = results.describe(generator, decoded, settings, seed), decoded["stimulus_id"]
+    return results.write_batches(path, ids, record, compute, batch, results.KEPT, "stage 1")

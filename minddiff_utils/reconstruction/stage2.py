@@ -64,7 +64,7 @@ def reconstruct(
     n_kept: int = results.KEPT,
     label: str = "stage 2",
 ) -> Path:
-    """Run both stages on all decoded stimuli, a batch at a time; go on where a run stopped.
+    """Run stage 2 on all decoded stimuli, a batch at a time; go on where a run stopped.
 
     Parameters
     ----------
@@ -73,7 +73,6 @@ def reconstruct(
         What `read_decoded` returns: `stimulus_id`, `z`, `c`, and the structure: "block_1" … with
         NaN where a value was not decoded, or "evidence_1", "projection_1" … and "split".
     settings : Settings
-        Algorithm 1 of no iterations is stage 1 alone: what it begins with.
     path : str or Path
         HDF5 file of the results, as `results.write_batches` describes it; one that is whole and
         was made from the same inputs, models and settings is left as it is.
