@@ -152,8 +152,6 @@ PARAMETERS: dict[str, Any] = {
     "n_extra": CountOr0,
     "n_holdouts": CountOr0,
     "kinds": str,
-    "sizes": str,
-    "scenes": str,
     "n_curve": CountOr0,
     "n_generalise": CountOr0,
     "n_shown": Count,
@@ -199,10 +197,8 @@ ADVANCED: dict[str, dict[str, Any]] = {
         "blur": 0.06,  # standard deviation of the control "blur", a share of the picture's width
         "n_curve": 32,  # pictures painted for each point of the two curves (count); 0: no curves
         "n_generalise": 32,  # pictures painted of each further test set (count, at most)
-        # Words of captions that name things, their size and the scene; "": clusters of captions.
+        # Words of captions that name kinds of thing; "": clusters of captions.
         "kinds": "sun,tree,house,fish,boat,star,flower,bird,car,cat",
-        "sizes": "small=small/little/tiny,medium=medium/middling,large=large/big/huge",
-        "scenes": "day=day/meadow,sunset=sunset/evening,night,sea,snow,desert,pattern=grey",
     },
 }
 PATHS = ("data_path", "run_dir", "models", "guide", "judge")
