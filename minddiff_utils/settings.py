@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
 
-from minddiff_utils.io import InputError, atomic_path, claim_run, require
+from minddiff_utils.io import InputError, claim_run, require, write_text
 
 
 class Row(NamedTuple):
@@ -364,9 +364,7 @@ def _remembered(folder: Path, before: str = "99") -> dict[str, Any]:
 def _remember(folder: Path, chapter: str, values: Mapping[str, Any]) -> None:
     path = folder / "run.json"
     kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    with atomic_path(path) as temporary:
-        text = json.dumps(kept | {chapter: values}, indent=1, sort_keys=True)
-        temporary.write_text(text + "\n", encoding="utf-8")
+    write_text(path, json.dumps(kept | {chapter: values}, indent=1, sort_keys=True) + "\n")
 
 
 def _check_given(cells: list[str]) -> None:
