@@ -15,7 +15,7 @@ from scipy import stats
 from minddiff_utils.evaluation import BLIND, FULL, METHODS, ROWS, full_method, in_order
 from minddiff_utils.evaluation.metrics import METRICS, main_metrics
 from minddiff_utils.evaluation.statistics import bootstrap_interval, finite, holm, paired_difference
-from minddiff_utils.io import atomic_path, method_file
+from minddiff_utils.io import atomic_path, method_file, write_text
 
 FLOOR = "floor"  # the best baseline of `evaluation.BLIND`, whichever it is for a subject and metric
 # (method, baseline): what stage 2 adds, by either solver, and what each decoded input contributes.
@@ -436,9 +436,7 @@ def write_results(folder: str | Path, frame: pd.DataFrame, seed: int = 0) -> Pat
     for table in filter(len, tables):
         failed = failure_note(own, frame["method"].unique(), quiet=bool(texts))
         texts.append(markdown_table(table) + failed)
-    with atomic_path(folder / "results.md") as temporary:
-        temporary.write_text("\n".join(texts), encoding="utf-8")
-    return folder / "results.md"
+    return write_text(folder / "results.md", "\n".join(texts))
 
 
 # --- layout and text -----------------------------------------------------------------------

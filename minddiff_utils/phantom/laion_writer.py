@@ -19,10 +19,10 @@ from sklearn.neighbors import NearestNeighbors
 
 from minddiff_utils.datasets import mean_repetitions, noise_ceiling
 from minddiff_utils.datasets.laion import GENERAL, N_SESSIONS, SUBJECTS, LaionTree
-from minddiff_utils.io import atomic_path, open_to_write
+from minddiff_utils.io import atomic_path, open_to_write, write_text
 from minddiff_utils.phantom import nsd_writer, world
 from minddiff_utils.phantom.brain import Brain
-from minddiff_utils.phantom.nsd_writer import Experiment, write_map, write_text
+from minddiff_utils.phantom.nsd_writer import Experiment, write_map
 
 CUT_OUT = ("cropped", "shape")  # kinds on a transparent ground
 # The settings that each of the splits `cluster_k5` leaves out.

@@ -26,7 +26,7 @@ from minddiff_utils.datasets import estimate_ncsnr, load_subject, noise_ceiling,
 from minddiff_utils.datasets.nsd.design import NsdTree, Synthetic
 from minddiff_utils.evaluation.tables import markdown_table
 from minddiff_utils.figures.reconstruction import mosaic
-from minddiff_utils.io import InputError, atomic_path, open_to_write, progress
+from minddiff_utils.io import InputError, atomic_path, open_to_write, progress, write_text
 from minddiff_utils.phantom import world
 from minddiff_utils.phantom.anatomy import KASTNER_LABELS, SHAPE, affine
 from minddiff_utils.phantom.brain import AREAS, Brain
@@ -293,12 +293,6 @@ def _written(path: Path, settings: dict) -> list[str]:
         )
     subjects = found.pop("subjects", [])
     return subjects if found == settings else []
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file of text, whole or not at all."""
-    with atomic_path(path) as tmp:
-        tmp.write_text(text, encoding="utf-8")
 
 
 # ---------------------------------------------------------------------- what all subjects share
