@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
 
-from minddiff_utils.io import InputError, atomic_path, claim_run, require
+from minddiff_utils.io import InputError, claim_run, require, write_text
 
 
 class Row(NamedTuple):
@@ -152,8 +152,6 @@ PARAMETERS: dict[str, Any] = {
     "n_extra": CountOr0,
     "n_holdouts": CountOr0,
     "kinds": str,
-    "sizes": str,
-    "scenes": str,
     "n_curve": CountOr0,
     "n_generalise": CountOr0,
     "n_shown": Count,
@@ -199,10 +197,8 @@ ADVANCED: dict[str, dict[str, Any]] = {
         "blur": 0.06,  # standard deviation of the control "blur", a share of the picture's width
         "n_curve": 32,  # pictures painted for each point of the two curves (count); 0: no curves
         "n_generalise": 32,  # pictures painted of each further test set (count, at most)
-        # Words of captions that name things, their size and the scene; "": clusters of captions.
+        # Words of captions that name kinds of thing; "": clusters of captions.
         "kinds": "sun,tree,house,fish,boat,star,flower,bird,car,cat",
-        "sizes": "small=small/little/tiny,medium=medium/middling,large=large/big/huge",
-        "scenes": "day=day/meadow,sunset=sunset/evening,night,sea,snow,desert,pattern=grey",
     },
 }
 PATHS = ("data_path", "run_dir", "models", "guide", "judge")
@@ -368,9 +364,7 @@ def _remembered(folder: Path, before: str = "99") -> dict[str, Any]:
 def _remember(folder: Path, chapter: str, values: Mapping[str, Any]) -> None:
     path = folder / "run.json"
     kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    with atomic_path(path) as temporary:
-        text = json.dumps(kept | {chapter: values}, indent=1, sort_keys=True)
-        temporary.write_text(text + "\n", encoding="utf-8")
+    write_text(path, json.dumps(kept | {chapter: values}, indent=1, sort_keys=True) + "\n")
 
 
 def _check_given(cells: list[str]) -> None:

@@ -35,6 +35,11 @@ def write_hdf5(path: Path, content: Mapping[str, Any]) -> Path:
     return path
 
 
+def files_in(folder: Path) -> set[str]:
+    """The names of all files below a folder."""
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
 def read_hdf5(path: Path) -> dict[str, np.ndarray]:
     """Every dataset of a file."""
     with h5py.File(path) as file:
@@ -72,6 +77,33 @@ def recording(features: Path, splits: Iterable[Split], noise: float = 1.0) -> Su
     roi = {"A": np.arange(100) < 50, "B": np.arange(100) >= 50}
     session = np.arange(len(rows)) % 2 + 1
     return make_subject(responses, ids[rows], splits, session=session, roi=roi)
+
+
+def correlations(some: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Correlation of each column with the same column of other values."""
+    return np.array([np.corrcoef(*pair)[0, 1] for pair in zip(some.T, others.T, strict=True)])
+
+
+def assert_follows_signal(subject: Subject, brain: Any, ids: np.ndarray) -> None:
+    """Trials of V1 correlate with the noise-free response as their noise ceiling says.
+
+    `ids` are in the phantom's world, of each trial's picture.
+    """
+    place = {tuple(ijk): column for column, ijk in enumerate(brain.ijk.tolist())}
+    columns = np.array([place[tuple(ijk)] for ijk in subject.voxel_ijk.tolist()])
+    early = brain.group[columns] == "V1"
+    seen, rows = np.unique(ids, return_inverse=True)
+    signal = brain.signal(seen.tolist())[rows][:, columns[early]]
+    r = correlations(signal, subject.responses[:, early])
+    power = np.square(subject.ncsnr[early])
+    expected = np.sqrt(power / (1 + power))
+    assert abs(np.mean(r - expected)) < 0.05 and np.corrcoef(r, expected)[0, 1] > 0.9
+
+
+def stamps(folder: Path) -> dict[str, int]:
+    """When each file was written."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in files}
 
 
 def run_cli(capsys, monkeypatch, *words: object) -> tuple[int, Any]:

@@ -94,7 +94,7 @@ def tree(brains, tmp_path_factory) -> Path:
     from minddiff_utils.phantom.nsd_writer import write_tree
 
     folder = tmp_path_factory.mktemp("phantom") / "tree"
-    return write_tree(folder, subjects=["subj01"], progress=False, **SMALL_TREE)
+    return write_tree(folder, subjects=["subj01"], **SMALL_TREE)
 
 
 @pytest.fixture(scope="session")
@@ -104,7 +104,7 @@ def three_sessions(brains, tmp_path_factory) -> Path:
 
     folder = tmp_path_factory.mktemp("phantom") / "tree"
     size = {"n_train": 56, "n_test": 4, "repetitions": 10}
-    return write_tree(folder, subjects=["subj01"], progress=False, **size)
+    return write_tree(folder, subjects=["subj01"], **size)
 
 
 @pytest.fixture(scope="session")

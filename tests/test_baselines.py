@@ -9,7 +9,7 @@ import pytest
 from builders import make_subject, read_hdf5, refuses, write_hdf5
 
 from minddiff_utils.datasets import Split
-from minddiff_utils.decoding.decode import decode_splits, decode_subject, read_decoded
+from minddiff_utils.decoding.decode import decode_subject, decode_tests, read_decoded
 from minddiff_utils.decoding.decoders import Method
 from minddiff_utils.evaluation import baselines
 from minddiff_utils.io import InputError, method_file
@@ -257,14 +257,14 @@ def test_decoded_again_is_what_the_run_decoded(tmp_path, brain):
     method = Method(target_components=6, rescale_z="none", keep_structure=0.5, n_components=4)
     method.set_params(max_reliability=0.7, n_folds=3)
     decoded = read_decoded(decode_subject(brain, features, path, method))
-    assert baselines.decoding_of(path) == method
     bench = make_bench(tmp_path, decoded, person=brain)
+    assert bench.decoding() == method
     found = baselines.decode_again(bench, brain.splits)
     assert {"z", "c", "evidence_1", "projection_1", "split"} <= set(found) & set(decoded)
     for name in set(found) & set(decoded):
         np.testing.assert_allclose(found[name], decoded[name], atol=2e-3, err_msg=name)
     other = (Split("other", np.arange(40), np.arange(50, 56)),)
-    wanted = decode_splits(brain, features, other, method.set_params(n_folds=2, keep_structure=0))
+    (wanted,) = decode_tests(brain, features, other, method.set_params(n_folds=2, keep_structure=0))
     bench = replace(bench, full=Settings(structure_target="components"))
     found = baselines.decode_again(bench, other, n_folds=2)
     assert found["block_1"].shape == (6, 0)

@@ -116,7 +116,7 @@ def test_higher_areas_know_nothing_of_what_is_outside_but_its_known_things(subje
     for row, scene in enumerate(scenes):
         known = [thing for thing in scene.things if thing.kind in world.KINDS]
         if scene.outside == "gaudy":
-            landscape = scene._replace(outside=None)
+            landscape = scene._replace(outside="")
             np.testing.assert_array_equal(content[row], subject._content([landscape])[0])
         else:
             assert not subject._content(blank[row : row + 1]).any()
@@ -124,7 +124,7 @@ def test_higher_areas_know_nothing_of_what_is_outside_but_its_known_things(subje
     one = next(s for s in scenes if s.outside == "cropped").things[0]
     new = subject._response_to(one._replace(colour="teal"))
     others = [subject._response_to(one._replace(colour=colour)) for colour in world.COLOURS]
-    likes = subject._tuning["colour"].T * (subject._response_to(one) != 0)
+    likes = np.array(list(subject._tuning["colour"].values())) * (subject._response_to(one) != 0)
     near = np.mean(others, axis=0) - new  # what is liked in colours, on average, where it lies
     assert np.corrcoef(near, likes.mean(axis=0))[0, 1] > 0.5
 

@@ -24,7 +24,7 @@ def test_it_is_the_decoder_of_features_in_the_wrong_order(world, method):
     features, ids, subject = world
     half = np.arange(subject.responses.shape[1]) % 2 == 0
     subject = dataclasses.replace(subject, roi={"V1": half, "VO": ~half})
-    found = chance_accuracies(subject, features, method=method, n_permutations=2, n_values=99)
+    found = chance_accuracies(subject, features, method, n_permutations=2)
     found = found.set_index(["feature_space", "permutation"]).correlation
     split = subject.splits[0]
     fold = prepare_fold(subject, split)
@@ -41,7 +41,7 @@ def test_it_is_the_decoder_of_features_in_the_wrong_order(world, method):
 def test_chance_is_at_zero_where_decoding_is_not(world):
     features, _, subject = world
     reached = dict.fromkeys(("z", "c", "block_1", "block_2", "embedding"), 0.8)
-    table = chance_interval(chance_accuracies(subject, features), reached)
+    table = chance_interval(chance_accuracies(subject, features, Method(), 10), reached)
     assert table.at_chance.all(), table
     assert (table.low < table.chance).all() and (table.highest < 0.3).all()
 
@@ -50,10 +50,10 @@ def test_several_splits_are_judged_together(world):
     features, ids, subject = world
     splits = (Split("a", ids[30:], ids[:30]), Split("b", ids[:100], ids[100:]))
     both = dataclasses.replace(subject, splits=splits)
-    found = chance_accuracies(both, features, n_permutations=3)
+    found = chance_accuracies(both, features, Method(), 3)
     assert len(found) == 5 * 3 and found.correlation.notna().all()
-    assert found.equals(chance_accuracies(both, features, n_permutations=3))
-    assert not found.equals(chance_accuracies(both, features, n_permutations=3, seed=1))
+    assert found.equals(chance_accuracies(both, features, Method(), 3))
+    assert not found.equals(chance_accuracies(both, features, Method(), 3, seed=1))
 
 
 def test_interval_is_students_over_permutations_for_all_feature_spaces_together():

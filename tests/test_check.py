@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from pathlib import Path
 
 import h5py
 import miyawaki_tree
@@ -10,14 +11,14 @@ import numpy as np
 import pytest
 import test_kay
 from builders import refuses, run_cli
-from test_nsd import CAPTIONS, DESIGN, NCSNR, PICTURES, ROI, SESSION, STIMULI, TABLE
+from test_nsd import DESIGN, FILES, NCSNR, PICTURES, ROI, SESSION, STIMULI, wrong
 from test_nsd_responses import as_nifti
 
 from minddiff_utils.datasets.check import check_nsd, is_ready, report
+from minddiff_utils.datasets.nsd import NsdTree
 from minddiff_utils.datasets.nsd.regions import atlases_of
 
-VAL = CAPTIONS.replace("train", "val")
-FILES = [DESIGN, STIMULI, PICTURES, CAPTIONS, VAL, ROI, TABLE, NCSNR]
+SYNTHETIC = [str(path) for path in NsdTree(Path(), "subj01").synthetic]
 
 
 @pytest.fixture
@@ -29,12 +30,6 @@ def check(capsys, monkeypatch, *arguments):
     """Run `minddiff check`; return exit code and lines."""
     code, said = run_cli(capsys, monkeypatch, "check", *arguments)
     return code, said.out.splitlines()
-
-
-def faults(path, **more):
-    """State and note of every file that is not as it should be, by name."""
-    wrong = [entry for entry in check_nsd(path, **more) if entry.state != "present"]
-    return {str(one.path.relative_to(path)): (one.state, one.note) for one in wrong}
 
 
 def cut(path, share=0.6):
@@ -54,9 +49,9 @@ def test_whole_tree_is_ready(capsys, monkeypatch, three_sessions):
     code, lines = check(capsys, monkeypatch, "nsd", three_sessions)
     assert code == 0
     listed = {line.split()[-1] for line in lines[1:-2]}
-    assert listed == {*FILES, *(SESSION.format(n) for n in (1, 2, 3))}
+    assert listed == {*FILES, *SYNTHETIC, *(SESSION.format(n) for n in (1, 2, 3))}
     assert all(line.startswith("present ") for line in lines[1:-2])
-    assert lines[-1] == f"Ready: 11 of 11 files of {three_sessions} are there."
+    assert lines[-1] == f"Ready: 16 of 16 files of {three_sessions} are there."
 
 
 def test_empty_folder(capsys, monkeypatch, tmp_path):
@@ -89,19 +84,7 @@ def test_one_removed_one_truncated_one_of_wrong_shape(capsys, monkeypatch, tree)
     notes = [line.strip() for line in wrong if line[0] == " "]
     depth = nib.load(tree / ROI).shape[2]
     assert "is truncated" in notes[0] and str(depth - 1) in notes[1] and str(depth) in notes[1]
-    assert lines[-1].startswith("Not ready: 8 of 11 files of ") and "about 2." in lines[-1]
-
-
-@pytest.mark.parametrize("file", [*FILES, SESSION.format(1)])
-def test_each_missing_or_truncated_file_is_named_alone(tree, file):
-    cut(tree / file, 0.7)
-    if file == TABLE:  # the last labels of the atlas belong to no region of the paper
-        (tree / file).write_text("\n".join((tree / file).read_text().splitlines()[:8]))
-    ((name, (state, note)),) = faults(tree).items()
-    assert name == file and state == "damaged" and note
-    (tree / file).unlink()
-    if file != DESIGN:  # without it, 40 sessions are expected
-        assert faults(tree) == {file: ("missing", "")}
+    assert lines[-1].startswith("Not ready: 13 of 16 files of ") and "about 2." in lines[-1]
 
 
 @pytest.mark.parametrize("file", [ROI, NCSNR, PICTURES])
@@ -112,14 +95,14 @@ def test_files_of_another_shape_are_named(tree, file):
     else:
         volume = (np.arange(210, dtype=np.int16) % 25 + 1).reshape(5, 6, 7)
         nib.save(nib.Nifti1Image(volume, nib.load(tree / file).affine), tree / file)
-    found = faults(tree)
+    found = wrong(tree)
     assert {file, ROI} & set(found) and {state for state, _ in found.values()} == {"damaged"}
     assert len(found) == 1 or file != PICTURES
 
 
 def test_sessions_as_nifti_count_as_there(tree):
     as_nifti(tree / SESSION.format(2), np.array, ".nii.gz")
-    assert faults(tree) == {}
+    assert wrong(tree) == {}
 
 
 def test_a_file_left_open_by_its_writer_is_not_fetched_again(tree):
@@ -142,12 +125,12 @@ def test_other_regions_subjects_and_sessions_need_other_files(three_sessions, tm
     names = {entry.path.name for entry in entries}
     assert "nsdgeneral.nii.gz" in names and is_ready(entries)
     assert not names & {"Kastner2015.nii.gz", "Kastner2015.mgz.ctab"}
-    missing = faults(three_sessions, subjects=("subj01", "subj05"), sessions=2)
+    missing = wrong(three_sessions, subjects=("subj01", "subj05"), sessions=2)
     # The phantom's design has one subject only.
     state, note = missing.pop(DESIGN)
     assert state == "damaged" and "expected a row for subj05" in note
-    assert len(missing) == 3 and all("subj05" in name for name in missing)
-    assert not faults(three_sessions, subjects=("subj01",), sessions=2)
+    assert len(missing) == 6 and all("subj05" in name for name in missing)
+    assert not wrong(three_sessions, subjects=("subj01",), sessions=2)
     refuses("'subj09' is unknown", check_nsd, three_sessions, ("subj09",))
     # Without a choice, subjects that are there.
     (tmp_path / "nsddata_betas/ppdata/subj07").mkdir(parents=True)

@@ -12,9 +12,6 @@ import typer
 from builders import ROOT, refuses
 from PIL import Image
 from scipy.ndimage import gaussian_filter
-from scipy.stats import pearsonr
-from skimage.color import rgb2gray
-from skimage.metrics import structural_similarity
 from typer.testing import CliRunner
 
 from minddiff_utils.cli import app
@@ -121,7 +118,7 @@ def test_a_picture_of_one_colour_is_named_and_crashes_nothing(opened):
 # --- oracles --------------------------------------------------------------------------------------
 
 
-def test_scores_of_files_are_those_of_chapter_05_and_of_other_libraries(opened, tmp_path):
+def test_scores_of_files_are_those_of_chapter_05(opened, tmp_path):
     for number, picture in enumerate(PAINTED):
         Image.fromarray(picture).save(tmp_path / f"{number}.png")
     truth, made = opened(TRUTH), open_pictures(str(tmp_path))
@@ -130,12 +127,6 @@ def test_scores_of_files_are_those_of_chapter_05_and_of_other_libraries(opened, 
     book = metrics.evaluate(TRUTH, {"m": PAINTED}, np.arange(N), EMBED)
     for metric in ("clip_judge", "ssim", "pcc"):
         np.testing.assert_array_equal(found[metric], book[book["metric"] == metric]["value"])
-    pairs = [pearsonr(a.ravel(), b.ravel())[0] for a, b in zip(TRUTH, PAINTED, strict=True)]
-    np.testing.assert_allclose(found["pcc"], pairs)
-    how = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
-    grey = rgb2gray(TRUTH[4]), rgb2gray(PAINTED[4])
-    expected = structural_similarity(*grey, data_range=1.0, **how)
-    assert found["ssim"].iloc[4] == pytest.approx(expected)
 
 
 def test_retrieval_is_that_of_a_loop_and_its_mean_the_exact_expectation():
@@ -190,7 +181,8 @@ def test_conclusions_follow_from_the_tests(opened):
     truth, made = opened(TRUTH, "t"), opened(PAINTED, "m")
     seen, one = scoring.look(truth, EMBED), scoring.look(made, EMBED)
     known = {"clip_judge": colours(TRUTH)}  # trained on the test pictures
-    controls = scoring.make_controls("mine", truth, made, one.embedded, truth, known)
+    controls = scoring.make_controls("mine", truth, made, one.embedded)
+    controls.append(scoring.nearest_control("mine", one.embedded, truth, known))
     assert controls[-1].about == f"{N} of {N} stand for {N} reconstructions"
     parts = {"mine": scoring.scores(truth, made, seen.embedded, one.embedded)}
     for control in controls:

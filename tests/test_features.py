@@ -100,13 +100,6 @@ def test_after_a_kill_the_result_is_the_same(generator, whole, tmp_path, monkeyp
     assert_equal(read_hdf5(path), read_hdf5(whole))
 
 
-def test_a_partial_file_of_other_stimuli_is_not_used(generator, whole, tmp_path):
-    path, partial = tmp_path / "features.h5", tmp_path / "features.h5.partial"
-    partial.write_bytes(whole.read_bytes())
-    write_features(path, make_subject(IDS[:3]), generator)
-    np.testing.assert_array_equal(read_hdf5(path)["stimulus_id"], IDS[:3])
-
-
 def test_a_whole_file_outlives_a_failure(generator, whole, tmp_path, monkeypatch):
     path = tmp_path / "features.h5"
     path.write_bytes(whole.read_bytes())

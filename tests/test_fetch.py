@@ -2,7 +2,6 @@
 
 import io
 import shutil
-import sys
 import tarfile
 import zipfile
 
@@ -11,16 +10,15 @@ import numpy as np
 import pytest
 import requests
 import test_kay
-from builders import refuses
+from builders import files_in, refuses, run_cli
 from loopback import serve
 from test_nsd import DESIGN, NCSNR, PICTURES, ROI, SESSION, STIMULI, TABLE
 from tqdm import tqdm
 
-from minddiff_utils import cli
 from minddiff_utils.datasets import fetch, load_subject
 from minddiff_utils.datasets.check import check_nsd, is_ready
 from minddiff_utils.datasets.fetch import digest, fetch_file, look_up
-from minddiff_utils.io import InputError
+from minddiff_utils.datasets.nsd import NsdTree
 
 CAPTIONS = ("captions_train2017.json", "captions_val2017.json")
 
@@ -39,10 +37,6 @@ def web(three_sessions):
         yield server
 
 
-def files_in(folder):
-    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
-
-
 # -------------------------------------------------------------------------------- files of a bucket
 
 
@@ -57,8 +51,7 @@ def test_a_file_that_was_uploaded_in_parts_is_verified(web, tmp_path):
     with tqdm(file=io.StringIO()) as bar:
         assert fetch_file(remote, tmp_path / "a.bin", bar).read_bytes() == body
         web.files["/parts.bin"] = body[::-1]
-        with pytest.raises(InputError, match="checksum .*; expected .*Nothing was kept"):
-            fetch_file(remote, tmp_path / "b.bin", bar)
+        refuses("checksum .*; expected .*Nothing", fetch_file, remote, tmp_path / "b.bin", bar)
     assert files_in(tmp_path) == {"whole", "a.bin"}
 
 
@@ -107,14 +100,15 @@ def test_only_what_is_needed_is_fetched_and_can_be_read(fetch_tree, three_sessio
 
 def test_what_cannot_be_fetched_is_said_before_anything_comes(fetch_tree, tmp_path, monkeypatch):
     refuses("betas_session04.hdf5 cannot be fetched .404", fetch_tree, tmp_path / "nsd", sessions=9)
-    refuses("'subj09' is unknown; NSD has subj01 to subj08", fetch.nsd_files, tmp_path, ("subj09",))
+    nobody = NsdTree(tmp_path, "subj09")
+    refuses("'subj09' is unknown; NSD has subj01 to", fetch.nsd_files, nobody, "V1", None, False)
     usage = shutil.disk_usage(tmp_path)._replace(free=10**6)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     refuses("no space is left .* MB more are needed", fetch_tree, tmp_path / "nsd")
     assert not (tmp_path / "nsd").exists()
     counts = {"subj01": 40, "subj03": 32, "subj04": 30}
     for subject, count in counts.items():
-        files = fetch.nsd_files(tmp_path, (subject,))
+        files = fetch.nsd_files(NsdTree(tmp_path, subject), "V1", None, False)
         assert sum("betas_session" in path.name for path in files) == count
 
 
@@ -123,8 +117,8 @@ def test_an_atlas_whose_labels_each_subject_has(fetch_tree, web, three_sessions,
     roi = "nsddata/ppdata/subj01/func1pt8mm/roi/{}.nii.gz"
     table = "nsddata/freesurfer/subj01/label/other.mgz.ctab"
     web.files["/" + roi.format("other")] = web.files["/" + roi.format("Kastner2015")]
-    with pytest.raises(InputError, match="subj01/label/other.mgz.ctab cannot be fetched .404"):
-        fetch_tree(tmp_path, rois="other:V1v")
+    said = "subj01/label/other.mgz.ctab cannot be fetched .404"
+    refuses(said, fetch_tree, tmp_path, rois="other:V1v")
     labels = three_sessions / "nsddata/freesurfer/fsaverage/label/Kastner2015.mgz.ctab"
     web.files["/" + table] = labels.read_bytes()
     fetch_tree(tmp_path, rois="other:V1v,V1d")
@@ -149,11 +143,8 @@ def test_damaged_captions_are_refused(fetch_tree, web, tmp_path, monkeypatch):
 
 
 def test_fetch_then_check_through_a_bad_connection(capsys, monkeypatch, tmp_path, web, addresses):
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["minddiff", *map(str, arguments), "--sessions", "2"])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        return stop.value.code or 0, capsys.readouterr()
+    def call(*words):
+        return run_cli(capsys, monkeypatch, *words, "--sessions", "2")
 
     monkeypatch.setattr(web, "cut_after", 300_000)
     monkeypatch.setattr(web, "cuts", -1)

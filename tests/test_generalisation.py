@@ -52,7 +52,7 @@ def bench(tmp_path):
     person = Subject(
         "S", "own", seen.astype("f4"), ids, session, {"V1": early, "LO": ~early},
         (Split("usual", train, np.arange(13)),), Pictures(), test_sets=tuple(sets),
-        kind_of={1000: "noise", 1001: "noise"},
+        kind_of={13: "in two sets", 1000: "noise", 1001: "noise"},
     )  # fmt: skip
     path = decode.decode_subject(person, tmp_path / "features.h5", tmp_path / "decoded.h5", METHOD)
     generator = SimpleNamespace(device="cpu", resize=np.uint8)
@@ -62,7 +62,7 @@ def bench(tmp_path):
 
 def test_sets_change_nothing_in_what_the_book_decodes(bench, tmp_path):
     alone = replace(bench.person, test_sets=())
-    wanted = decode.decode_splits(alone, bench.features, alone.splits, METHOD)
+    (wanted,) = decode.decode_tests(alone, bench.features, alone.splits, METHOD)
     assert wanted.keys() == bench.decoded.keys()
     for name, values in wanted.items():
         np.testing.assert_array_equal(bench.decoded[name], values, err_msg=name)
@@ -74,7 +74,7 @@ def test_each_set_is_decoded_as_a_split_of_its_own(bench):
     found = dict(generalisation.decode_sets(bench, 1000))
     assert list(found) == ["near", "blind", "far_0", "far_1"]
     for split in bench.person.test_sets:
-        wanted = decode.decode_splits(bench.person, bench.features, [split], METHOD)
+        (wanted,) = decode.decode_tests(bench.person, bench.features, [split], METHOD)
         decoded = found[split.name]
         np.testing.assert_array_equal(decoded["stimulus_id"], split.test)
         for name in ("z", "c", "evidence_1", "projection_1", "reliability_1"):
@@ -112,7 +112,7 @@ def test_a_set_whose_pictures_are_painted_is_told_from_one_whose_are_not(bench, 
     assert table["n"].tolist() == ["13", "7", "8", "20"]
     assert table.loc["near", "PCC"].startswith("1.000 [1.000,\xa01.000]; +")
     kinds = generalisation.generalisation_table(scores, "kind")
-    assert kinds.index.tolist() == ["noise"] and kinds["n"].tolist() == ["2"]
+    assert kinds.index.tolist() == ["in two sets", "noise"] and kinds["n"].tolist() == ["1", "2"]
     said = generalisation.fall_text(scores)
     assert "near not shown to differ from usual" in said and "blind less than usual" in said
     sets = generalisation.describe_sets(bench.person)

@@ -15,14 +15,13 @@ import h5py
 import nibabel as nib
 import numpy as np
 import pytest
+from builders import files_in, refuses, run_cli
 from loopback import serve
 from PIL import Image
 
-from minddiff_utils import cli
 from minddiff_utils.datasets import fetch, load_subject, noise_ceiling, prepare_fold
-from minddiff_utils.datasets.laion import LaionTree, Picture, read_split
+from minddiff_utils.datasets.laion import LaionTree, read_split
 from minddiff_utils.datasets.recording import recording_files
-from minddiff_utils.io import InputError
 
 SHAPE, SIDE = (7, 6, 5), 24
 AFFINE = np.diag([1.778, 1.778, 1.778, 1.0])
@@ -259,101 +258,86 @@ def test_files_of_another_person_change_nothing(tree):
 # ------------------------------------------------------------------------------ what is refused
 
 
-def faults():
-    """Name of the fault, what is done to the tree, what is loaded, and what is said."""
-    betas, trials = BETAS.format("sub-01", 2), TRIALS.format("sub-01", 2)
-    tau, mask = "splits/sub-01/tau.json", ROIS.format("sub-01") + "retinotopy/V1v.nii.gz"
-    ones = np.ones(SHAPE, np.uint8)
+def nothing(root):
+    """Leave the tree as it is: what is asked of it is wrong."""
 
-    def split(root, **parts):
-        path = root / tau
-        content = json.loads(path.read_text())
+
+def fault(said, change=nothing, **given):
+    """What is done to a tree, what is then loaded from it, and what is said."""
+    return change, given, said
+
+
+def gone(name):
+    return lambda root: (root / name).unlink()
+
+
+def edited(name, old, new):
+    return lambda root: (root / name).write_text((root / name).read_text().replace(old, new, 1))
+
+
+def cut(name):
+    return lambda root: (root / name).write_bytes((root / name).read_bytes()[:-2000])
+
+
+def saved(name, values, affine=AFFINE):
+    return lambda root: save(root / name, values, affine)
+
+
+def split_into(name, **parts):
+    """Replace the training or test pictures of a split."""
+
+    def change(root):
+        content = json.loads((root / name).read_text())
         content["variants"][0] |= parts
-        path.write_text(json.dumps(content))
+        (root / name).write_text(json.dumps(content))
 
-    def edit(name, old, new):
-        return lambda root: (root / name).write_text((root / name).read_text().replace(old, new, 1))
-
-    moved = AFFINE.copy()
-    moved[0, 3] += 3
-    own = "unique_LAION_initial_cluster_3_i0_p01.jpg"
-    other = "unique_LAION_initial_cluster_3_i0_p04.jpg"
-    return {
-        "no session": (lambda r: (r / betas).unlink(), {}, "ses-02.*is missing; sub-01 has ses"),
-        "held out": (lambda r: None, {"sessions": "1,31"}, "1 to 30; 31 to 34 are held out"),
-        "no table": (lambda r: (r / trials).unlink(), {}, "trials.tsv is missing. minddiff fetch"),
-        "a volume twice": (
-            edit(trials, "ses-02\t1\t0\t", "ses-02\t1\t3\tx\nses-02\t1\t0\t"),
-            {},
-            "trials.tsv has 30 trials with 29 .*; expected beta_index 0 to 28",
-        ),
-        "short table": (
-            edit(trials, "ses-02\t1\t0\t", "ses-02\t1\t99\t"),
-            {},
-            "trials.tsv has 29 trials with 29 .*; expected beta_index 0 to 28, one a volume of",
-        ),
-        "unknown label": (
-            edit(trials, "unique_", "strange_"),
-            {},
-            "trials.tsv names 'strange_.*expected an image_name of task-images_metadata.csv",
-        ),
-        "mask of another shape": (
-            lambda r: save(r / mask, ones[:3]),
-            {"rois": "V1v"},
-            r"V1v.nii.gz has shape \(3, 6, 5\); expected \(7, 6, 5\)",
-        ),
-        "mask moved": (
-            lambda r: save(r / mask, ones, moved),
-            {"rois": "V1v"},
-            "V1v.nii.gz is on another grid than the betas: .* voxels apart. Resample",
-        ),
-        "empty mask": (lambda r: save(r / mask, 0 * ones), {"rois": "V1v"}, "has no voxel; exp"),
-        "unknown mask": (lambda r: None, {"rois": "V9"}, "V9.nii.gz is missing. The masks there"),
-        "two masks": (lambda r: None, {"rois": "MT"}, ".MT. is several masks. Choose localizer:MT"),
-        "no split file": (lambda r: (r / tau).unlink(), {}, "tau.json is missing. minddiff"),
-        "no split": (lambda r: (r / tau).write_text("{}"), {}, "tau.json is .* no split file"),
-        "unknown split": (lambda r: None, {"split": "nsd"}, "'nsd' is unknown; .* stand for all"),
-        "another person's split": (
-            edit(tau, own, other),
-            {},
-            f"tau.json has 1 pictures that sub-01 never sees, such as {other}; expected the split",
-        ),
-        "tests with training pictures": (
-            lambda r: split(r, train_ids=[own], test_ids=[own]),
-            {},
-            f"tau.json has 1 test pictures that train, too, such as {own}; expected none",
-        ),
-        "unknown picture": (edit(tau, own, "x.jpg"), {}, "tau.json names 'x.jpg'; expected an ima"),
-        "nothing left": (lambda r: split(r, test_ids=[]), {}, "0 test stimuli; load more sessions"),
-        "protocol": (lambda r: None, {"protocol": 982}, "protocol=982 is for NSD; .* `split`"),
-        "another tree": (
-            lambda r: (r / "derivatives").rename(r / "d"), {}, "missing; sub-01 has sessions none"
-        ),
-        "impossible ceiling": (
-            lambda r: save(r / CEILING.format("sub-01"), ones.astype(np.float32) * 120),
-            {},
-            "Noiseceiling4rep_statmap.nii.gz holds 120 .*; expected 0 to 100 per cent",
-        ),
-        "no metadata": (lambda r: (r / METADATA).unlink(), {}, "metadata.csv is missing. minddiff"),
-        "other columns": (
-            edit(METADATA, "participant", "who"),
-            {},
-            "metadata.csv is truncated, damaged or no table with image_name, participant",
-        ),
-        "truncated": (
-            lambda r: (r / betas).write_bytes((r / betas).read_bytes()[:-2000]),
-            {},
-            "ses-02.*nii.gz is truncated, damaged",
-        ),
-    }  # fmt: skip
+    return change
 
 
-@pytest.mark.parametrize("name", faults())
-def test_what_does_not_fit_is_named_in_a_sentence(copy, name):
-    change, given, said = faults()[name]
+def faults():
+    betas, trials = BETAS.format("sub-01", 2), TRIALS.format("sub-01", 2)
+    first, strange = "ses-02\t1\t0\t", "ses-02\t1\t99\t"
+    tau, mask = "splits/sub-01/tau.json", ROIS.format("sub-01") + "retinotopy/V1v.nii.gz"
+    ceiling, high = CEILING.format("sub-01"), np.full(SHAPE, 120, np.float32)
+    own, other = (f"unique_LAION_initial_cluster_3_i0_{who}.jpg" for who in PEOPLE.values())
+    ones, moved = np.ones(SHAPE, np.uint8), AFFINE + np.eye(4, k=3) * 3
+    table = "trials.tsv has {} trials with 29 .*; expected beta_index 0 to 28, one a volume of"
+    theirs = f"tau.json has 1 pictures that sub-01 never sees, such as {other}; expected the split"
+    both = f"tau.json has 1 test pictures that train, too, such as {own}; expected none"
+    shape = r"V1v.nii.gz has shape \(3, 6, 5\); expected \(7, 6, 5\)"
+    grid = "V1v.nii.gz is on another grid than the betas: .* voxels apart. Resample"
+    yield fault("ses-02.*is missing; .* sessions 1, 3,", gone(betas))
+    yield fault("is missing; .* sessions none, and", lambda r: (r / "derivatives").rename(r / "d"))
+    yield fault("1 to 30; 31 to 34 are held out", sessions="1,31")
+    yield fault("protocol=982 is for NSD; .* `split`", protocol=982)
+    yield fault("ses-02.*nii.gz is truncated, damaged", cut(betas))
+    yield fault("trials.tsv is missing. minddiff fetch", gone(trials))
+    yield fault(table.format(30), edited(trials, first, f"ses-02\t1\t3\tx\n{first}"))
+    yield fault(table.format(29), edited(trials, first, strange))
+    said = "trials.tsv names 'strange_.*expected an image_name of task-images_metadata.csv"
+    yield fault(said, edited(trials, "unique_", "strange_"))
+    yield fault("V9.nii.gz is missing. The masks there", rois="V9")
+    yield fault("'MT' is several masks. Choose localizer:MT", rois="MT")
+    yield fault("V1v.nii.gz has no voxel; exp", saved(mask, 0 * ones), rois="V1v")
+    yield fault(shape, saved(mask, ones[:3]), rois="V1v")
+    yield fault(grid, saved(mask, ones, moved), rois="V1v")
+    yield fault("statmap.nii.gz holds 120 .*; expected 0 to 100 per cent", saved(ceiling, high))
+    yield fault("'nsd' is unknown; .* stand for all", split="nsd")
+    yield fault("tau.json is missing. minddiff", gone(tau))
+    yield fault("tau.json is .* no split file", lambda r: (r / tau).write_text("{}"))
+    yield fault(theirs, edited(tau, own, other))
+    yield fault(both, split_into(tau, train_ids=[own], test_ids=[own]))
+    yield fault("tau.json names 'x.jpg'; expected an ima", edited(tau, own, "x.jpg"))
+    yield fault("0 test stimuli; load more sessions", split_into(tau, test_ids=[]))
+    yield fault("metadata.csv is missing. minddiff", gone(METADATA))
+    said = "metadata.csv is truncated, damaged or no table of image_name and participant"
+    yield fault(said, edited(METADATA, "participant", "who"))
+
+
+@pytest.mark.parametrize(("change", "given", "said"), list(faults()))
+def test_what_does_not_fit_is_named_in_a_sentence(copy, change, given, said):
     change(copy)
-    with pytest.raises(InputError, match=said):
-        load(copy, **given)
+    refuses(said, load, copy, **given)
 
 
 def test_pictures_that_are_absent_or_damaged(copy):
@@ -363,21 +347,17 @@ def test_pictures_that_are_absent_or_damaged(copy):
         file["images"][1] = np.zeros(0, np.uint8)
         file["more"] = file["images"][1:]
     for one in (0, 1):
-        with pytest.raises(InputError, match="stimuli.h5 is truncated, damaged or no file of JPEG"):
-            subject.stimuli.pictures([one])
+        refuses("stimuli.h5 is .*damaged or no file of JPEG", subject.stimuli.pictures, [one])
     with h5py.File(path, "r+") as file:
         file.move("more", "images_")
         del file["images"]
         file.move("images_", "images")
-    with pytest.raises(InputError, match=r"images is \(31,\); expected \(32,\), one for each row"):
-        subject.stimuli.pictures([3])
+    refuses(r"images is \(31,\); expected \(32,\), one for each row", subject.stimuli.pictures, [3])
     path.unlink()
-    with pytest.raises(InputError, match=r"stimuli.h5 is missing. .*request-access.*/request"):
-        subject.stimuli.pictures([3])
+    refuses(r"stimuli.h5 is missing. .*request-access.*/request", subject.stimuli.pictures, [3])
     text = (copy / CAPTIONS).read_text()
     (copy / CAPTIONS).write_text(text.replace("human", "ai"))
-    with pytest.raises(InputError, match="has no human caption of .*; expected one at least"):
-        subject.stimuli.captions([3])
+    refuses("has no human caption of .*; expected one at least", subject.stimuli.captions, [3])
 
 
 def test_without_a_noise_ceiling(copy):
@@ -396,10 +376,7 @@ def test_a_real_split_file(tmp_path, name, sizes):
     pool = [json.loads((REAL / p).read_text()) for p in ("sub-01/tau.json", "shared/ood.json")]
     known = {one for file in pool for part in file["variants"][0].values() if part for one in part}
     assert len(known) == 6204
-    rows = {
-        one: Picture(k, "1" if one.startswith("unique") else "")
-        for k, one in enumerate(sorted(known))
-    }
+    rows = {one: "1" if one.startswith("unique") else "" for one in sorted(known)}
     whole = read_split(tree, name, rows, np.arange(6204))
     assert (len(whole.train), len(whole.test)) == sizes
     names = sorted(known)
@@ -407,13 +384,11 @@ def test_a_real_split_file(tmp_path, name, sizes):
     seen = np.random.default_rng(0).choice(6204, 770, replace=False)  # about one session
     few = read_split(tree, name, rows, seen)
     np.testing.assert_array_equal(few.test, np.intersect1d(whole.test, seen))
-    odd = {
-        one: Picture(k, "4" if "_i1_" in one else p.owner)
-        for k, (one, p) in enumerate(rows.items())
-    }
-    mine = np.array([p.id for p in odd.values() if p.owner != "4"])
-    with pytest.raises(InputError, match=f"{name}.json has .* pictures that sub-01 never sees"):
-        read_split(tree, name, odd, mine)
+    odd = {one: "4" if "_i1_" in one else owner for one, owner in rows.items()}
+    mine = np.flatnonzero(np.array([*odd.values()]) != "4")
+    refuses(
+        f"{name}.json has .* pictures that sub-01 never sees", read_split, tree, name, odd, mine
+    )
 
 
 # ------------------------------------------------------------------------------ the real shape
@@ -506,36 +481,34 @@ def web(tree, monkeypatch):
         yield server
 
 
-def fetched(folder):
-    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+@pytest.fixture
+def call(capsys, monkeypatch):
+    """A function that runs `minddiff`; returns its exit code and what it says."""
+
+    def run(*words):
+        code, shown = run_cli(capsys, monkeypatch, *words)
+        return code, shown.out + shown.err
+
+    return run
 
 
-def call(capsys, monkeypatch, *arguments):
-    """Run `minddiff`; its exit code and what it says."""
-    monkeypatch.setattr(sys, "argv", ["minddiff", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    shown = capsys.readouterr()
-    return stop.value.code or 0, shown.out + shown.err
-
-
-def test_fetch_then_check_then_load(web, tree, tmp_path, capsys, monkeypatch):
+def test_fetch_then_check_then_load(web, tree, tmp_path, call):
     to, given = tmp_path / "to", ("--subject", "sub-01", "--sessions", "1-2")
-    code, said = call(capsys, monkeypatch, "fetch", "laion", to, *given, "--dry-run")
+    code, said = call("fetch", "laion", to, *given, "--dry-run")
     assert code == 0 and "25 files" in said and "to download" in said and not to.exists()
-    code, said = call(capsys, monkeypatch, "fetch", "laion", to, *given)
+    code, said = call("fetch", "laion", to, *given)
     assert code == 0 and "stimuli.h5 does not come this way. The pictures need a short form" in said
     own = {f.relative_to(tree).as_posix() for f in recording_files(tree, "sub-01")} - {PICTURES}
-    assert fetched(to) == {name for name in own if "ses-03" not in name}
-    assert all((to / name).read_bytes() == (tree / name).read_bytes() for name in fetched(to))
-    assert "0 files" in call(capsys, monkeypatch, "fetch", "laion", to, *given)[1]
+    assert files_in(to) == {name for name in own if "ses-03" not in name}
+    assert all((to / name).read_bytes() == (tree / name).read_bytes() for name in files_in(to))
+    assert "0 files" in call("fetch", "laion", to, *given)[1]
 
-    code, said = call(capsys, monkeypatch, "check", "laion", to)
+    code, said = call("check", "laion", to)
     assert code == 1 and "Not ready: 20 of 21 files" in said and "laion-fmri.hebartlab.com" in said
     shutil.copy(tree / PICTURES, to / PICTURES)
-    code, said = call(capsys, monkeypatch, "check", "laion", to, *given, "--rois", "V1v,FFA-1")
+    code, said = call("check", "laion", to, *given, "--rois", "V1v,FFA-1")
     assert code == 0 and "Ready: 22 of 22 files" in said
-    code, said = call(capsys, monkeypatch, "check", "laion", to, "--sessions", "3")
+    code, said = call("check", "laion", to, "--sessions", "3")
     assert code == 1 and "missing" in said and "minddiff fetch laion" in said
     np.testing.assert_array_equal(
         load(to, sessions="1-2").responses, load(tree, sessions="1-2").responses
@@ -544,13 +517,13 @@ def test_fetch_then_check_then_load(web, tree, tmp_path, capsys, monkeypatch):
         file["images"][load(to).stimuli.ids[0]] = np.zeros(0, np.uint8)
     (to / "splits/sub-01/ood.json").write_text("{}")
     save(to / CEILING.format("sub-01"), np.full(SHAPE, 120, np.float32))
-    code, said = call(capsys, monkeypatch, "check", "laion", to)
+    code, said = call("check", "laion", to)
     assert code == 1 and said.count("damaged   ") == 3 and "no split file" in said
 
 
 def assert_same(folder, tree):
-    assert fetched(folder)
-    for name in fetched(folder):
+    assert files_in(folder)
+    for name in files_in(folder):
         assert (folder / name).read_bytes() == (tree / name).read_bytes(), name
 
 
@@ -586,10 +559,11 @@ def test_a_slow_server_and_a_truncated_object(web, tree, tmp_path, monkeypatch):
     assert_same(tmp_path / "slow", tree)
     betas = BETAS.format("sub-01", 2)
     web.files["/" + betas] = web.files["/" + betas][:-1000]
-    with pytest.raises(InputError, match="ses-02.*nii.gz: Compressed file ended .*Nothing was kep"):
-        fetch.fetch_laion(tmp_path / "short", ["sub-01"], 3)
-    assert BETAS.format("sub-01", 1) in fetched(tmp_path / "short")
-    assert not [name for name in fetched(tmp_path / "short") if "ses-02_" in name and "nii" in name]
+    said = "ses-02.*nii.gz: Compressed file ended .*Nothing was kept"
+    refuses(said, fetch.fetch_laion, tmp_path / "short", ["sub-01"], 3)
+    came = files_in(tmp_path / "short")
+    assert BETAS.format("sub-01", 1) in came
+    assert not [name for name in came if "ses-02_" in name and "nii" in name]
 
 
 @pytest.mark.parametrize(
@@ -610,6 +584,5 @@ def test_a_slow_server_and_a_truncated_object(web, tree, tmp_path, monkeypatch):
 )
 def test_what_the_bucket_does_not_give_is_said_before_anything_comes(web, tmp_path, harm, said):
     harm(web, "/" + TRIALS.format("sub-01", 2))
-    with pytest.raises(InputError, match=said):
-        fetch.fetch_laion(tmp_path / "to", ["sub-01"], 3)
+    refuses(said, fetch.fetch_laion, tmp_path / "to", ["sub-01"], 3)
     assert not (tmp_path / "to").exists()

@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from builders import write_hdf5
-from scipy.stats import spearmanr
 
 from minddiff_utils.datasets import Split
 from minddiff_utils.evaluation import leakage
@@ -32,22 +31,6 @@ def tidy(ids, **values):
     """PCC of each method."""
     table = pd.DataFrame(values).assign(stimulus_id=ids)
     return table.melt("stimulus_id", var_name="method").assign(metric="pcc")
-
-
-def test_trend_is_spearmans_with_its_interval():
-    rng = np.random.default_rng(0)
-    n = 50
-    distance = rng.random(n)
-    found = leakage.Overlap(np.arange(n), distance, distance)
-    value = {"stage2": -distance + 0.2 * rng.normal(size=n), "mean": np.full(n, 0.3)}
-    frame = tidy(np.arange(n), **value)
-    table = leakage.overlap_trend(frame.sample(frac=1, random_state=1), found)
-    rho = spearmanr(value["stage2"], distance).statistic
-    text = table.loc["both stages, this book's solver", "PCC"]
-    assert text.startswith(f"{rho:+.2f} [")
-    low, high = (float(part) for part in text.split("[")[1].strip("]").split(",\u00a0"))
-    assert low < rho < high < 0
-    assert table.loc["mean picture", "PCC"] == "–"
 
 
 @pytest.mark.parametrize("side", [40, 64])
@@ -104,15 +87,15 @@ def test_without_has_none_of_the_group_and_matched_as_many(split):
 
 def test_groups_are_kinds_or_else_clusters(tmp_path, monkeypatch):
     monkeypatch.setattr(leakage, "N_CLUSTERS", 3)
-    kinds = pd.DataFrame({("kind", "cat"): [True, False, True], ("size", "small"): [True] * 3})
-    found = picture_groups(tmp_path / "none.h5", [4, 5, 9], kinds)
+    shown = {"cat": np.array([True, False, True])}
+    found = picture_groups(tmp_path / "none.h5", [4, 5, 9], shown)
     assert {name: ids.tolist() for name, ids in found.items()} == {"cat": [4, 9]}
     # Three clouds in the text condition are found again.
     rng = np.random.default_rng(0)
     label = rng.integers(0, 3, 30)
     c = np.eye(3)[label][:, None].repeat(4, axis=1) + 0.05 * rng.normal(size=(30, 4, 3))
     path = write_hdf5(tmp_path / "features.h5", {"stimulus_id": np.arange(30), "c": c})
-    found = picture_groups(path, range(30), kinds[[]])
+    found = picture_groups(path, range(30), {})
     expected = sorted(np.flatnonzero(label == k).tolist() for k in range(3))
     assert sorted(ids.tolist() for ids in found.values()) == expected
 

@@ -12,7 +12,6 @@ from minddiff_utils.book.plan import load_plan
 from minddiff_utils.datasets import load_subject, mean_repetitions, noise_ceiling
 from minddiff_utils.datasets.nsd import NsdTree
 from minddiff_utils.datasets.nsd.regions import read_regions
-from minddiff_utils.io import InputError
 from studies.betas import make_tree
 
 LABELS = {0: "Unknown", 1: "early", 2: "midventral", 5: "ventral", 7: "parietal"}
@@ -135,13 +134,13 @@ def test_a_first_try_with_three_sessions(forty, tmp_path):
     few = NsdTree(shutil.copytree(forty.root, tmp_path / "few"), "subj01")
     for number in range(4, 41):
         few.session(number).unlink()
-    refuses("subj01 has sessions 1, 2, 3. .* leave out `protocol`", load, few, protocol=1000)
+    refuses("its subject has sessions 1, 2, 3, .* leave out `protocol`", load, few, protocol=1000)
     refuses("protocol=5 .* give protocol 982", load, few, protocol=5)
     refuses("protocol=982 with sessions=3: give", load, few, protocol=982, sessions=3)
     assert 'add `SET="protocol=null"`' in (ROOT / "book/run_nsd.md").read_text("utf-8")
     params = ROOT / "notebooks/params/nsd.yaml"
     given = load_plan(params, ROOT, {"protocol": None}).values
-    choice = {name: given[name] for name in ("sessions", "protocol", "repetitions")}
+    choice = {name: given[name] for name in ("sessions", "protocol")}
     subject = load(few, **choice)
     assert set(subject.session) == {1, 2, 3} and subject.splits[0].test.size > 100
 
@@ -155,8 +154,8 @@ def test_sessions_by_number_and_by_name(forty):
         pictures = scipy.io.loadmat(forty.design)["subjectim"][0]
         np.testing.assert_array_equal(subject.stimulus_id, pictures[shown - 1] - 1)
     refuses(r"sessions=1\.5: expected how many", load, forty, sessions=1.5)
-    with pytest.raises(InputError, match="are for nsd and laion, not dataset='miyawaki'"):
-        load_subject("miyawaki", forty.root, "S1", protocol=982)
+    said, other = "are for nsd and laion, not dataset='miyawaki'", ("miyawaki", forty.root, "S1")
+    refuses(said, load_subject, *other, protocol=982)
 
 
 def test_noise_ceiling_of_unequal_repetitions():

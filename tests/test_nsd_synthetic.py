@@ -6,13 +6,13 @@ import h5py
 import numpy as np
 import pytest
 import scipy.io
+from builders import refuses, write_hdf5
 from PIL import Image
 
 from minddiff_utils.datasets import load_subject, prepare_fold
 from minddiff_utils.datasets.check import check_nsd
 from minddiff_utils.datasets.fetch import nsd_files
 from minddiff_utils.datasets.nsd import NsdTree
-from minddiff_utils.io import InputError
 from studies.betas import make_tree
 
 N_SHARED, N_OWN, N_TRIALS, SIDE = 5, 3, 24, 8
@@ -36,21 +36,16 @@ def tree(tmp_path):
     for path, n in ((files.pictures, N_SHARED), (files.own_pictures, N_OWN)):
         brick = rng.integers(0, 256, (n, 16, 30, 3), np.uint8)
         brick[FLAT, :, 7:23] = 127 if path == files.pictures else brick[FLAT, :, 7:23]
-        write(path, "imgBrick", brick)
-    write(tree.pictures, "imgBrick", rng.integers(0, 256, (9, SIDE, SIDE, 3), np.uint8))
+        write_hdf5(path, {"imgBrick": brick})
+    write_hdf5(tree.pictures, {"imgBrick": rng.integers(0, 256, (9, SIDE, SIDE, 3), np.uint8)})
     betas = rng.integers(-900, 900, (N_TRIALS, 5, 6, 7), np.int16)
     betas[:, *voxel(tree, 3)] = 0
-    write(files.betas, "betas", betas)
+    write_hdf5(files.betas, {"betas": betas})
     return tree
 
 
 def voxel(tree, number):
     return load(tree, split="").voxel_ijk[number, ::-1]
-
-
-def write(path, name, values):
-    with h5py.File(path, "w") as file:
-        file[name] = values
 
 
 def load(tree, cache=None, split="shared, synthetic"):
@@ -108,33 +103,27 @@ def test_pictures_of_both_experiments_and_their_kinds(tree):
     np.testing.assert_array_equal(found[1], load(tree, split="").stimuli.pictures([4])[0])
     assert [subject.kind_of[73_000 + n] for n in range(8)] == KINDS
     assert subject.stimuli.ids[-8:].tolist() == list(range(73_000, 73_008))
-    with pytest.raises(InputError, match="colorstimuli_subj01.hdf5 lacks picture 9: .* has 8"):
-        subject.stimuli.pictures([73_008])
+    refuses("stimuli_subj01.hdf5 lacks picture 9: .* has 8", subject.stimuli.pictures, [73_008])
 
 
 def test_faults_are_named(tree):
     files = tree.synthetic
-    with pytest.raises(InputError, match="split='synthetic' is unknown; NSD has shared, and"):
-        load(tree, split="synthetic")
-    write(files.betas, "betas", np.ones((N_TRIALS - 1, 5, 6, 7), np.int16))
-    with pytest.raises(InputError, match="nsdsynthetic.hdf5 has 23 trials; expected 24, as in"):
-        load(tree)
-    write(files.betas, "betas", np.ones((N_TRIALS, 5, 6, 7), np.int16))
+    refuses("split='synthetic' is unknown; NSD has shared, and", load, tree, split="synthetic")
+    write_hdf5(files.betas, {"betas": np.ones((N_TRIALS - 1, 5, 6, 7), np.int16)})
+    refuses("nsdsynthetic.hdf5 has 23 trials; expected 24, as in", load, tree)
+    write_hdf5(files.betas, {"betas": np.ones((N_TRIALS, 5, 6, 7), np.int16)})
     for path in files[:4]:
         path.rename(path.with_name("gone"))
-        with pytest.raises(InputError, match=f"{path.name} is missing"):
-            load(tree)
+        refuses(f"{path.name} is missing", load, tree)
         path.with_name("gone").rename(path)
     files.kinds.write_text("Image class\nNoise\n")
-    with pytest.raises(InputError, match="masterordering has 1 to 8; expected 1 to 1, as"):
-        load(tree)
+    refuses("masterordering has 1 to 8; expected 1 to 1, as", load, tree)
     files.betas.unlink()
-    with pytest.raises(InputError, match="betas_nsdsynthetic.hdf5 is missing"):
-        load(tree)
+    refuses("betas_nsdsynthetic.hdf5 is missing", load, tree)
 
 
 def test_words_alone_outside_the_square_are_no_test(tree):
-    write(tree.synthetic.pictures, "imgBrick", np.full((N_SHARED, 16, 30, 3), 127, np.uint8))
+    write_hdf5(tree.synthetic.pictures, {"imgBrick": np.full((N_SHARED, 16, 30, 3), 127, np.uint8)})
     assert load(tree).test_sets[0].test.tolist() == [73_005, 73_006, 73_007]
 
 
@@ -142,6 +131,5 @@ def test_fetching_and_checking_take_its_files_too(tree):
     (tree.synthetic.kinds).unlink()
     entries = {entry.path: entry.state for entry in check_nsd(tree.root, sessions=2)}
     assert [entries[path] for path in tree.synthetic] == ["present", "missing", *["present"] * 3]
-    files = nsd_files(tree.root, ["subj01"], sessions=2, synthetic=True)
-    assert set(tree.synthetic) <= set(files)
-    assert not set(tree.synthetic) & set(nsd_files(tree.root, ["subj01"], sessions=2))
+    assert set(tree.synthetic) <= set(nsd_files(tree, "V1", 2, True))
+    assert not set(tree.synthetic) & set(nsd_files(tree, "V1", 2, False))

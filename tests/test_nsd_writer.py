@@ -12,15 +12,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.io
-from builders import refuses
+from builders import assert_follows_signal, correlations, refuses, stamps
 from PIL import Image
 from test_subject import slow_ncsnr
 
 from minddiff_utils.datasets import load_subject
-from minddiff_utils.phantom import nsd_writer, world
+from minddiff_utils.phantom import laion_writer, nsd_writer, world
 from minddiff_utils.phantom.nsd_writer import FIRST_COCO_ID, plan_experiment, write_tree
 
-SMALL = {"n_train": 180, "n_test": 20, "repetitions": 3, "progress": False}
+SMALL = {"n_train": 180, "n_test": 20, "repetitions": 3}
 TINY = {**SMALL, "n_train": 30, "n_test": 10}
 BETAS = "nsddata_betas/ppdata/{}/func1pt8mm/betas_fithrf_GLMdenoise_RR"
 SUBJECTS = ("subj01", "subj02")
@@ -40,6 +40,11 @@ def tiny(brains, tmp_path_factory):
 def copy(tree, tmp_path):
     """A tree that a test may change."""
     return shutil.copytree(tree, tmp_path / "tree")
+
+
+def read(tree, name="subj01", rois="kastner2015"):
+    """By the project's reader, without NSD-synthetic."""
+    return load_subject("nsd", tree, name, rois=rois, split="shared")
 
 
 def world_ids(tree):
@@ -73,7 +78,7 @@ def test_another_content_needs_another_version(tree):
         # Not what rounds otherwise on other machines: answers, and gratings.
         if not re.search(r"betas|ncsnr|nsdsynthetic_\w*stimuli", name):
             total["nsdsynthetic" in name].update(name.encode() + found[name])
-    betas = load_subject("nsd", tree, "subj01").responses[0]
+    betas = read(tree).responses[0]
     assert total[False].hexdigest()[:16] == "fd4b2fbdb2bcb7e4"  # as before NSD-synthetic came
     assert {nsd_writer.VERSION: total[True].hexdigest()[:16]} == {3: "f4b697b0c5711b41"}
     np.testing.assert_allclose(betas[[0, 1000, 4000]], [4.397, 1.843, -0.23], atol=0.01)
@@ -81,7 +86,7 @@ def test_another_content_needs_another_version(tree):
 
 @pytest.mark.parametrize("name", SUBJECTS)
 def test_reader_agrees_trial_for_trial_and_voxel_for_voxel(tree, name):
-    subject = load_subject("nsd", tree, name)
+    subject = read(tree, name)
     design = scipy.io.loadmat(tree / "nsddata/experiments/nsd/nsd_expdesign.mat")
     place = design["masterordering"][0]  # integers, and so indices
     pictures = design["subjectim"][int(name[4:]) - 1][place - 1] - 1
@@ -99,7 +104,7 @@ def test_reader_agrees_trial_for_trial_and_voxel_for_voxel(tree, name):
 
 
 def test_regions_agree_with_atlas_and_table(tree):
-    subject = load_subject("nsd", tree, "subj01")
+    subject = read(tree)
     folder = tree / "nsddata/ppdata/subj01/func1pt8mm/roi"
     atlas = nib.load(folder / "Kastner2015.nii.gz")
     label = np.asarray(atlas.dataobj)
@@ -122,12 +127,12 @@ def test_regions_agree_with_atlas_and_table(tree):
 
 
 def test_ncsnr_is_that_of_the_trials(tree):
-    subject = load_subject("nsd", tree, "subj01", rois="V1")
+    subject = read(tree, rois="V1")
     np.testing.assert_allclose(subject.ncsnr, slow_ncsnr(subject), rtol=1e-3, atol=2e-3)
 
 
 def test_pictures_and_captions_are_those_of_the_world(tree):
-    stimuli = load_subject("nsd", tree, "subj02").stimuli
+    stimuli = read(tree, "subj02").stimuli
     chosen = plan_experiment(2, 180, 20, 3, seed=0).pictures
     np.testing.assert_array_equal(world_ids(stimuli.tree), chosen)
     replaced = stimuli.ids[chosen[stimuli.ids] != stimuli.ids]
@@ -141,7 +146,7 @@ def test_pictures_and_captions_are_those_of_the_world(tree):
 
 def test_picture_table(tree):
     table = pd.read_csv(tree / "nsddata/experiments/nsd/nsd_stim_info_merged.csv", index_col=0)
-    subject = load_subject("nsd", tree, "subj02")
+    subject = read(tree, "subj02")
     assert table["nsdId"].tolist() == list(range(len(table)))
     assert sorted(table.query("shared1000")["nsdId"]) == subject.splits[0].test.tolist()
     assert np.flatnonzero(table["subject2"]).tolist() == subject.stimulus_ids.tolist()
@@ -154,18 +159,9 @@ def test_picture_table(tree):
 
 
 def test_responses_follow_the_signal(tree, brains):
-    """Single trials correlate with the noise-free response as their noise ceiling says."""
-    subject = load_subject("nsd", tree, "subj01", rois="V1")
-    brain = brains("subj01", 0)
-    shown, voxels = world_ids(subject.stimuli.tree)[subject.stimulus_ids], brain.group == "V1"
-    rows = np.searchsorted(subject.stimulus_ids, subject.stimulus_id)
-    order = np.lexsort(brain.ijk[voxels].T[::-1])
-    signal = brain.signal(shown.tolist())[:, voxels][rows][:, order]
-    pairs = zip(signal.T, subject.responses.T, strict=True)
-    r = np.array([np.corrcoef(*pair)[0, 1] for pair in pairs])
-    expected = np.sqrt(subject.ncsnr**2 / (1 + subject.ncsnr**2))
-    assert abs(np.mean(r - expected)) < 0.05
-    assert np.corrcoef(r, expected)[0, 1] > 0.9
+    subject = read(tree, rois="V1")
+    ids = world_ids(subject.stimuli.tree)[subject.stimulus_id]
+    assert_follows_signal(subject, brains("subj01", 0), ids)
 
 
 @pytest.mark.parametrize("name", SUBJECTS)
@@ -195,8 +191,7 @@ def test_nsd_synthetic_is_what_the_subject_saw_and_answered(tree, brains, name):
         x, y, z = brain.ijk.T
         betas = file["betas"][()][:, z, y, x][:, brain.group == "V1"]
     signal = brain.signal(pictures)[order - 1][:, brain.group == "V1"]
-    r = [np.corrcoef(a, b)[0, 1] for a, b in zip(betas.T, signal.T, strict=True)]
-    assert np.mean(r) > 0.45
+    assert correlations(betas, signal).mean() > 0.45
 
 
 def test_nsd_synthetic_shares_no_picture_between_subjects_own():
@@ -210,9 +205,9 @@ def test_nsd_synthetic_shares_no_picture_between_subjects_own():
 
 
 def test_second_call_does_nothing(copy):
-    before = {path: path.stat().st_mtime_ns for path in copy.rglob("*")}
+    before = stamps(copy)
     write_tree(copy, ("subj01",), **SMALL)
-    assert before == {path: path.stat().st_mtime_ns for path in copy.rglob("*")}
+    assert stamps(copy) == before
 
 
 def test_killed_midway_and_run_again(tiny, tmp_path, monkeypatch):
@@ -233,6 +228,18 @@ def test_killed_midway_and_run_again(tiny, tmp_path, monkeypatch):
     assert contents(tmp_path) == contents(tiny)
 
 
+def test_killed_while_the_old_tree_goes(copy, monkeypatch):
+    """What is left of it is nobody's, whoever asks for it again."""
+
+    def killed(*given, **named):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(nsd_writer.shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_tree(copy, **TINY)
+    assert json.loads((copy / "phantom.json").read_text())["subjects"] == []
+
+
 def test_another_subject_joins(tiny, tmp_path):
     write_tree(tmp_path, ("subj01",), **TINY)
     write_tree(tmp_path, ("subj02",), **TINY)
@@ -241,23 +248,31 @@ def test_another_subject_joins(tiny, tmp_path):
 
 def test_other_settings_replace_the_tree(copy):
     write_tree(copy, ("subj01",), **TINY)
-    subject = load_subject("nsd", copy, "subj01")
-    assert len(subject.stimulus_id) == 120
+    assert len(read(copy).stimulus_id) == 120
     refuses("has subj01: choose", load_subject, "nsd", copy, "subj02")
 
 
-def test_a_folder_of_somebody_else_is_left_alone(tmp_path):
-    (tmp_path / "thesis.txt").write_text("precious")
-    refuses("did not write", write_tree, tmp_path, **SMALL)
-    assert (tmp_path / "thesis.txt").read_text() == "precious"
+WRITERS = pytest.mark.parametrize("writer", [nsd_writer, laion_writer])
 
 
-def test_settings_out_of_range(tmp_path):
+@WRITERS
+def test_a_folder_of_somebody_else_is_left_alone(tmp_path, writer):
+    thesis = tmp_path / "stimuli/thesis.txt"
+    thesis.parent.mkdir()
+    thesis.write_text("precious")
+    refuses("did not write", writer.write_tree, tmp_path)
+    assert thesis.read_text() == "precious" and len(list(tmp_path.rglob("*"))) == 2
+
+
+@WRITERS
+def test_settings_out_of_range(tmp_path, writer):
+    new, first = tmp_path / "new", writer.SUBJECTS[0]
     for name, value in (("n_train", 3), ("n_test", 0), ("repetitions", 0), ("seed", -1)):
-        refuses(f"{name}={value}", write_tree, tmp_path / "new", **{**SMALL, name: value})
-    for subjects, said in ((("subj09",), "subj09"), ((), "expected some of subj01")):
-        refuses(said, write_tree, tmp_path / "new", subjects, **SMALL)
-    assert not (tmp_path / "new").exists()
+        refuses(f"{name}={value}", writer.write_tree, new, **{name: value})
+    for subjects, said in ((("sub-02",), "sub-02"), ((), "")):
+        refuses(f"{said}.*expected some of {first}", writer.write_tree, new, subjects)
+    refuses("betas='csv'", write_tree, new, betas="csv")
+    assert not new.exists()
 
 
 @pytest.mark.parametrize("n", [(1200, 64, 3), (120, 8, 2), (1201, 60, 3), (200, 12, 1)])

@@ -11,9 +11,9 @@ import h5py
 import numpy as np
 import pytest
 import scipy.io
+from builders import refuses, run_cli
 from loopback import serve
 
-from minddiff_utils.cli import main
 from minddiff_utils.datasets import fetch as module
 from minddiff_utils.datasets import load_subject, parts
 from minddiff_utils.datasets.check import check_nsd, is_ready
@@ -22,7 +22,6 @@ from minddiff_utils.datasets.nsd import NsdStimuli, NsdTree
 from minddiff_utils.datasets.nsd.regions import Regions
 from minddiff_utils.datasets.nsd.responses import inspect_betas, read_stored
 from minddiff_utils.datasets.parts import fetch_pictures, fetch_voxels
-from minddiff_utils.io import InputError
 from minddiff_utils.phantom.anatomy import AREAS
 from studies.betas import make_tree
 
@@ -84,19 +83,17 @@ def server(bucket, monkeypatch):
         yield running
 
 
-def minddiff(monkeypatch, *arguments):
-    monkeypatch.setattr("sys.argv", ["minddiff", *map(str, arguments)])
-    try:
-        main()
-    except SystemExit as stop:
-        return stop.code
-    return 0
+@pytest.fixture
+def fetched(server, capsys, monkeypatch):
+    """A function that fetches parts of two sessions; returns the tree, and what was said."""
 
+    def call(folder, *more):
+        parts = ("--sessions", 2, "--only-seen", "--only-rois", "nsdgeneral", *more)
+        code, said = run_cli(capsys, monkeypatch, "fetch", "nsd", folder, "--i-have-signed", *parts)
+        assert not code
+        return NsdTree(folder, "subj01"), said.err
 
-def fetched(monkeypatch, folder, *more):
-    arguments = ("fetch", "nsd", folder, "--i-have-signed", "--sessions", 2, "--only-seen")
-    code = minddiff(monkeypatch, *arguments, "--only-rois", "nsdgeneral", *more)
-    return NsdTree(folder, "subj01") if not code else code
+    return call
 
 
 def load(tree, **more):
@@ -107,8 +104,8 @@ def sizes(tree):
     return {p.name: p.stat().st_size for p in tree.root.rglob("*") if p.is_file()}
 
 
-def test_the_subject_is_the_one_of_the_whole_tree(server, bucket, tmp_path, monkeypatch):
-    tree = fetched(monkeypatch, tmp_path / "small")
+def test_the_subject_is_the_one_of_the_whole_tree(server, bucket, fetched, tmp_path):
+    tree, _ = fetched(tmp_path / "small")
     there = sizes(tree)
     assert {name for name in there if name.endswith(".part.h5")} == {
         "betas_session01.subj01.part.h5",
@@ -125,44 +122,44 @@ def test_the_subject_is_the_one_of_the_whole_tree(server, bucket, tmp_path, monk
     np.testing.assert_array_equal(small.stimuli.pictures(ids), whole.stimuli.pictures(ids))
     assert small.stimuli.size == (40, 40)
     assert is_ready(check_nsd(tree.root, ["subj01"], "nsdgeneral", 2))
-    assert minddiff(monkeypatch, "check", "nsd", tree.root, "--rois", "nsdgeneral") == 1  # 38 lack
+    assert sum(entry.state == "missing" for entry in check_nsd(tree.root, rois="nsdgeneral")) == 38
     # Fetching again fetches nothing, and a whole file that comes later is taken.
     server.asked.clear()
-    fetched(monkeypatch, tree.root)
+    fetched(tree.root)
     assert set(server.asked) == {None} and sizes(tree) == there
     shutil.copy(bucket.session(1), tree.whole(tree.session(1)))
     assert tree.session(1).suffix == ".hdf5" and tree.session(2).suffix == ".h5"
     np.testing.assert_array_equal(load(tree).responses[:], whole.responses[:])
 
 
-def test_how_much_is_said_before(server, tmp_path, monkeypatch, capsys):
-    fetched(monkeypatch, tmp_path / "small", "--dry-run")
-    said = capsys.readouterr().err
+def test_how_much_is_said_before(fetched, tmp_path):
+    _, said = fetched(tmp_path / "small", "--dry-run")
     assert re.search(r"Of 3 more files, 2.\d+MB in all, a part for subj01", said)
     assert not (tmp_path / "small").exists()
 
 
-def test_what_is_not_held_is_named(server, bucket, tmp_path, monkeypatch):
-    tree = fetched(monkeypatch, tmp_path / "small")
+def test_what_is_not_held_is_named(server, bucket, fetched, tmp_path):
+    tree, _ = fetched(tmp_path / "small")
     regions, more = (region_of(bucket, n) for n in (30, 31))
-    part = tree.part(tree.session(1))
-    fetch_voxels(remote_of(server, bucket.session(1)), tmp_path / "few.subj01.part.h5", regions)
-    with pytest.raises(InputError, match=r"few.* has the rows of 30 voxels and lacks 1 .*--only"):
-        read_stored(inspect_betas(tmp_path / "few.subj01.part.h5", SHAPE), more.ijk)
-    with pytest.raises(InputError, match=r"lacks 1 .*--only-seen"):
-        NsdStimuli(tree, np.arange(30)).pictures([others(bucket)[0]])
-    with pytest.raises(InputError, match=r"betas are int16 \(24, 20, 18, 40\); expected \(4, 4, 4"):
-        inspect_betas(part, (4, 4, 4))
+    part = tree.session(1)
+    few = tmp_path / "few.subj01.part.h5"
+    fetch_voxels(remote_of(server, bucket.session(1)), few, regions)
+    said = "few.* has the rows of 30 voxels and lacks 1 .*--only"
+    refuses(said, read_stored, inspect_betas(few, SHAPE), more.ijk)
+    every = NsdStimuli(tree, np.arange(30))
+    refuses("lacks 1 .*--only-seen", every.pictures, [others(bucket)[0]])
+    refuses(
+        r"betas are int16 \(24, 20, 18, 40\); expected \(4, 4, 4", inspect_betas, part, (4, 4, 4)
+    )
     # Other regions are added to those that are there.
-    fetch_voxels(remote_of(server, bucket.session(1)), tmp_path / "few.subj01.part.h5", more)
-    file = inspect_betas(tmp_path / "few.subj01.part.h5", SHAPE)
+    fetch_voxels(remote_of(server, bucket.session(1)), few, more)
+    file = inspect_betas(few, SHAPE)
     whole = inspect_betas(bucket.session(1), SHAPE)
     np.testing.assert_array_equal(read_stored(file, more.ijk), read_stored(whole, more.ijk))
     content = bytearray(part.read_bytes())
     content[-2000] ^= 1
     part.write_bytes(content)
-    with pytest.raises(InputError, match=r"session01.subj01.part.h5 is truncated, damaged"):
-        load(tree)
+    refuses(r"session01.subj01.part.h5 is truncated, damaged", load, tree)
 
 
 def others(tree):
@@ -191,18 +188,14 @@ def test_broken_connections_and_other_versions(server, bucket, tmp_path):
     np.testing.assert_array_equal(read_stored(inspect_betas(part, SHAPE), regions.ijk), expected)
     part.unlink()
     server.cuts, server.cut_after = -1, 0
-    with pytest.raises(InputError, match="6 connections in a row brought nothing"):
-        fetch_voxels(remote, part, regions)
+    refuses("6 connections in a row brought nothing", fetch_voxels, remote, part, regions)
     server.cuts, server.shift = 0, 10
-    with pytest.raises(InputError, match="another part than asked"):
-        fetch_voxels(remote, part, regions)
+    refuses("another part than asked", fetch_voxels, remote, part, regions)
     server.shift, server.ranges = 0, False
-    with pytest.raises(InputError, match="sends no parts of files. Fetch it whole"):
-        fetch_voxels(remote, part, regions)
+    refuses("sends no parts of files. Fetch it whole", fetch_voxels, remote, part, regions)
     server.ranges = True
     server.headers[remote.url.removeprefix(server.url)] = {"ETag": '"another"'}
-    with pytest.raises(InputError, match="has changed meanwhile"):
-        fetch_voxels(remote, part, regions)
+    refuses("has changed meanwhile", fetch_voxels, remote, part, regions)
     assert not part.exists()
 
 
@@ -238,8 +231,9 @@ def test_another_layout_than_nsds_is_refused_and_pictures_in_chunks_are_not(serv
         server.files[f"/{name}"] = (tmp_path / name).read_bytes()
     slabs, chunked = (look_up(f"{server.url}/{name}") for name in ("slabs.h5", "chunked.h5"))
     one = Regions(np.eye(4), SHAPE, np.zeros((1, 3), int), {}, np.ones(1, np.float32))
-    with pytest.raises(InputError, match=r"chunks \(8, 1, 20, 24\): fetch it whole"):
-        fetch_voxels(slabs, tmp_path / "c.part.h5", one)
+    refuses(
+        r"chunks \(8, 1, 20, 24\): fetch it whole", fetch_voxels, slabs, tmp_path / "c.part.h5", one
+    )
     path = fetch_pictures(chunked, tmp_path / "d.part.h5", np.array([2, 7]))
     with h5py.File(path) as file:
         np.testing.assert_array_equal(file["imgBrick"][()], values[[2, 7]])

@@ -14,9 +14,11 @@ from minddiff_utils.evaluation import decoding
 from minddiff_utils.evaluation.decoding import area_contrasts, decode_regions, region_accuracies
 
 
-def test_regions_tell_which_one_knows(world):
+def test_regions_tell_which_one_knows(world, monkeypatch):
+    monkeypatch.setattr(decoding, "N_VALUES", 10)
+    monkeypatch.setattr(decoding, "CONTRASTS", (("z", "c"), ("block_8", "block_9")))
     features, _, subject = world
-    found = decode_regions(subject, features, names=("z", "c", "block_9"), n_targets=10)
+    found = decode_regions(subject, features)
     table = region_accuracies(found)
     assert len(table) == 2 * 10 * 5  # feature spaces that are there, values, sets of voxels
     means = table.groupby(["feature_space", "voxels", "roi"]).correlation.mean()
@@ -31,8 +33,8 @@ def test_they_are_decoders_fitted_to_those_voxels(world, repetitions):
     features, ids, subject = world
     split = Split("main", ids[:29:-1], ids[:30])
     subject = dataclasses.replace(subject, splits=(split,), repetitions=repetitions)
-    table = region_accuracies(decode_regions(subject, features, names=("z",), n_targets=16))
-    found = table.set_index(["voxels", "roi"]).correlation
+    table = region_accuracies(decode_regions(subject, features))
+    found = table[table.feature_space == "z"].set_index(["voxels", "roi"]).correlation
     fold, weights = prepare_fold(subject, split), voxel_weights(subject, split)
     y, true = (read_values(features, "z", part) for part in (split.train, split.test))
     stimulus = [np.flatnonzero(split.train == one)[0] for one in fold.train_id]
@@ -98,19 +100,19 @@ def test_contrast_does_not_hold_where_areas_know_the_same():
 
 def test_contrast_needs_both_kinds_of_areas(world):
     features, _, subject = world
-    assert area_contrasts(decode_regions(subject, features, names=("z", "c"))).empty
+    assert area_contrasts(decode_regions(subject, features)).empty
 
 
-def test_all_areas_of_a_kind_are_regions_together(world):
+def test_all_areas_of_a_kind_are_regions_together(world, monkeypatch):
+    monkeypatch.setattr(decoding, "CONTRASTS", (("z", "c"), ("block_1", "block_2")))
     features, _, subject = world
     halves = np.arange(100) % 2 == 0
     one, two = subject.roi["A"], subject.roi["B"]
     parts = dataclasses.replace(subject, roi={"V1": one & halves, "V2": one & ~halves, "LO": two})
-    names = ("z", "block_1", "block_2")
-    found, whole = (decode_regions(each, features, names=names) for each in (parts, subject))
+    found, whole = (decode_regions(each, features) for each in (parts, subject))
     for ours, key in ((EARLY_AREAS, "A"), (HIGHER_AREAS, "B")):
         for voxels in ("alone", "without"):
             one, other = found.decoded[ours, voxels], whole.decoded[key, voxels]
             np.testing.assert_allclose(one, other, atol=1e-3)
     assert set(region_accuracies(found).roi) == {"", "V1", "V2", "LO"}
-    assert list(area_contrasts(found).index.levels[1]) == ["block_1 - block_2"]
+    assert set(area_contrasts(found).index.levels[1]) == {"z - c", "block_1 - block_2"}

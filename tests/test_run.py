@@ -87,12 +87,8 @@ def dry_run(project, count, cores=1, profile=None):
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def test_snakefile_has_a_job_a_subject_and_shard(tmp_path):
-    project = make_project(tmp_path)
-    said = dry_run(project, 3)
-    assert said.count("rule shard:") == 2 * 3 and said.count("rule chapter:") == 4
-    assert said.count("rule group_page:") == 1
-    assert "rule shard:" not in dry_run(project, 1)
+def test_without_shards_no_job_computes_one(tmp_path):
+    assert "rule shard:" not in dry_run(make_project(tmp_path), 1)
 
 
 def test_shards_change_no_input(tmp_path):
@@ -122,9 +118,13 @@ THREADS = [("", 1, {1}), ("", 4, {1, 2}), ("", 16, {2, 8}), ("3", 16, {3})]
 
 
 @pytest.mark.parametrize(("wanted", "cores", "threads"), THREADS)
-def test_threads_share_the_cores(monkeypatch, tmp_path, wanted, cores, threads):
+def test_a_job_a_subject_and_shard_and_threads_share_the_cores(
+    monkeypatch, tmp_path, wanted, cores, threads
+):
     monkeypatch.setenv("OMP_NUM_THREADS", wanted)
     said = dry_run(make_project(tmp_path), 4, cores)
+    assert said.count("rule shard:") == 2 * 4 and said.count("rule chapter:") == 4
+    assert said.count("rule group_page:") == 1
     run._snakemake(plan := plan_of(tmp_path), cores, tmp_path)
     assert json.loads((plan.state / "plan.json").read_text())["cores"] == 0  # the profile says
     found = {int(n) for n in re.findall(r"threads: (\d+)", said)} or {1}

@@ -33,7 +33,7 @@ def project(brains, tmp_path_factory):
     (folder / "book").mkdir()
     (folder / "book/results").symlink_to(ROOT / "book/results")
     tree = folder / "runs/phantom/tree"
-    write_tree(tree, subjects=["subj01", "subj02"], progress=False, **SMALL_TREE)
+    write_tree(tree, subjects=["subj01", "subj02"], **SMALL_TREE)
     return folder
 
 

@@ -18,6 +18,7 @@ SHA256 = {
 }
 CAPTIONS_SHA256 = "f23f3dec802ee90aa7656bc3075b4011f890a883420a6c30cc4873931d96919d"
 SOME = (*range(40), *range(world.FIRST_WIDER_ID, world.FIRST_WIDER_ID + 20))
+OUTSIDE = range(world.FIRST_OUTSIDE_ID, world.FIRST_OUTSIDE_ID + 48)
 
 
 def digest(data: bytes) -> str:
@@ -36,7 +37,7 @@ def test_captions_are_the_same_on_every_machine():
     assert digest(text.encode()) == CAPTIONS_SHA256
 
 
-@pytest.mark.parametrize("i", SOME)
+@pytest.mark.parametrize("i", [*SOME, *OUTSIDE])
 def test_five_short_captions_name_everything(i):
     scene, texts = world.scene(i), world.captions(i)
     assert len(texts) == len(set(texts)) == 5
@@ -49,7 +50,7 @@ def test_five_short_captions_name_everything(i):
             assert any(word.split()[-1] in text.split() for word in world.WORDS[across])
         if scene.things:
             assert any(phrase in text for phrase in world.WORDS[scene.setting])
-        elif number in (0, 1, 2, 4):
+        elif scene.pattern is not None and number != 3:
             assert "grey" in text
     if scene.things:
         upright = {world.place(thing)[1] for thing in scene.things}
@@ -81,7 +82,6 @@ def test_the_models_tokens_tell_all_words_apart_and_cut_no_caption_off():
 
 # -------------------------------------------------------------------------- from outside of it
 
-OUTSIDE = range(world.FIRST_OUTSIDE_ID, world.FIRST_OUTSIDE_ID + 48)
 # The same bytes on every machine, but for rounding in gratings.
 OUTSIDE_SHA256 = "1df4d84c7569471c09be733633fdfb920425badbe72d35f3ec209edd07ad8917"
 
@@ -115,12 +115,3 @@ def test_each_kind_from_outside_shows_what_its_name_says():
             shown = np.argwhere(~grey).mean(axis=0)
             assert np.abs(shown - (thing.y, thing.x)).max() < thing.size / 3
             assert grey.mean() > 0.5
-
-
-@pytest.mark.parametrize("i", OUTSIDE)
-def test_captions_from_outside_name_what_is_shown(i):
-    texts, things = world.captions(i), world.scene(i).things
-    assert len(set(texts)) == 5 and all(len(text.split()) <= 30 for text in texts)
-    assert all(
-        word in text.split() for text in texts for t in things for word in (t.kind, t.colour)
-    )

@@ -1,24 +1,19 @@
-"""Any method's pictures judged: the notebook `evaluate` run, its page and gallery written."""
+"""Any method's pictures judged: the notebook `evaluate` run, and its page written."""
 
-import base64
-import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import nbformat
-import numpy as np
-import pandas as pd
 from markdown_it import MarkdownIt
 from papermill.exceptions import PapermillExecutionError
-from PIL import Image
 
 from minddiff_utils.book import KEEP_MEMORY, BookError
 from minddiff_utils.book.build import finish_page
-from minddiff_utils.book.pages import gallery_of, load_template
+from minddiff_utils.book.pages import load_template
 from minddiff_utils.book.run import run_notebook
-from minddiff_utils.io import InputError, atomic_path, claim_run
+from minddiff_utils.io import InputError, atomic_path, claim_run, write_text
 
 
 def judge_pictures(root: Path, out: Path, given: Mapping[str, Any]) -> Path:
@@ -57,49 +52,7 @@ def judge_pictures(root: Path, out: Path, given: Mapping[str, Any]) -> Path:
 
 def write_page(notebook: nbformat.NotebookNode, book: Path, out: Path) -> Path:
     """Write an executed notebook as one HTML file: prose, tables and figures, without code."""
-    markdown, parts = MarkdownIt("commonmark", {"html": False}).enable("table"), []
-    for cell in finish_page(notebook).cells:
-        if cell.cell_type == "markdown":
-            parts.append({"html": markdown.render(cell.source)})
-        for data in (output.get("data", {}) for output in cell.get("outputs", [])):
-            if "text/markdown" in data:
-                parts.append({"html": markdown.render(data["text/markdown"])})
-            elif "image/png" in data:
-                caption = markdown.render(cell.metadata["mystnb"]["figure"]["caption"])
-                alt = cell.metadata["mystnb"]["image"]["alt"]
-                parts.append({"png": data["image/png"], "alt": alt, "caption": caption})
-    return _write(book, out / "index.html", parts=parts)
-
-
-def write_gallery(
-    book: Path, path: Path, values: pd.DataFrame, names: Sequence[str], stacks: Mapping
-) -> Path:
-    """Write every picture with its scores as one HTML file that can be sorted.
-
-    Parameters
-    ----------
-    book : Path
-        Folder with `templates` and `static`.
-    path : Path
-        Of the file.
-    values : DataFrame
-        `method, stimulus_id, metric, value`.
-    names : sequence of n str
-        Of the pictures.
-    stacks : dict of uint8 (n, h, w, 3)
-        "seen" first, then each method.
-    """
-    gallery = gallery_of(values, names, [name for name in stacks if name != "seen"])
-    for row, picture in enumerate(gallery["pictures"]):
-        strip = Image.fromarray(np.concatenate([part[row] for part in stacks.values()], axis=1))
-        strip.save(buffer := io.BytesIO(), "JPEG", quality=85)
-        data = base64.b64encode(buffer.getvalue()).decode()
-        picture["strip"] = f"data:image/jpeg;base64,{data}"
-    return _write(book, path, gallery=gallery)
-
-
-def _write(book: Path, path: Path, **content: Any) -> Path:
-    text = load_template(book, "evaluate.html").render(**content)
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    return path
+    markdown = MarkdownIt("commonmark", {"html": False}).enable("table").render
+    cells = finish_page(notebook).cells
+    page = load_template(book, "evaluate.html").render(cells=cells, markdown=markdown)
+    return write_text(out / "index.html", page)

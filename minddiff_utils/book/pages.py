@@ -5,6 +5,8 @@ seen, then one a method. Pages show a part of it for each. The numbers are those
 and `controls.csv`.
 """
 
+import base64
+import io
 import json
 import re
 import shutil
@@ -23,7 +25,7 @@ from minddiff_utils.book import span
 from minddiff_utils.book.plan import Plan
 from minddiff_utils.evaluation import FULL, METHODS, full_method, in_order, tables
 from minddiff_utils.evaluation.metrics import METRICS, main_metrics, read_metrics
-from minddiff_utils.io import method_file
+from minddiff_utils.io import method_file, write_text
 
 # What people read where the book's tables say "no stage 2" and "both stages, this book's solver".
 LABELS = METHODS | {"stage1": "stage 1", "stage2": "stage 2", "algorithm_1": "Algorithm 1"}
@@ -91,14 +93,15 @@ def add_gallery(run: Path, subject: str, book: Path) -> str:
     place, values = f"gallery/{subject}", read_metrics(run, [subject])
     methods = in_order(values["method"], ORDER)
     shown = [name for name in methods if method_file(run / subject, name).is_file()]
-    write_strips(run / subject, shown, book / "static" / place)
-    gallery = {**read_gallery(run, subject, shown), "strips": f"../_static/{place}/"}
-    page = gallery_page(gallery, subject, book)
-    (book / subject / "gallery.md").write_text(page, encoding="utf-8")
+    ids = write_strips(run / subject, shown, book / "static" / place)
+    gallery = gallery_of(values, ids, shown)
+    page = load_template(book, "gallery.md")
+    text = page.render(gallery={**gallery, "strips": f"../_static/{place}/"}, subject=subject)
+    (book / subject / "gallery.md").write_text(text, encoding="utf-8")
     return front_page({**gallery, "strips": f"_static/{place}/"}, subject, book)
 
 
-def write_strips(run: Path, methods: Sequence[str], folder: Path) -> None:
+def write_strips(run: Path, methods: Sequence[str], folder: Path) -> list[int]:
     """Write one strip a test picture, `0000.jpg` and so on, in the order of the files.
 
     Parameters
@@ -109,11 +112,17 @@ def write_strips(run: Path, methods: Sequence[str], folder: Path) -> None:
         Whose pictures follow the one that was seen.
     folder : Path
         Where the strips go.
+
+    Returns
+    -------
+    list of int
+        Ids of the pictures.
     """
     folder.mkdir(parents=True)
     with ExitStack() as stack:
         paths = [method_file(run, name) for name in ("truth", *methods)]
-        rows = [stack.enter_context(h5py.File(path))["pictures"] for path in paths]
+        files = [stack.enter_context(h5py.File(path)) for path in paths]
+        rows = [file["pictures"] for file in files]
         side = SIDE if len(rows[0]) <= MANY else SMALL_SIDE
         for number in range(len(rows[0])):
             pictures = [Image.fromarray(pictures[number]) for pictures in rows]
@@ -121,30 +130,7 @@ def write_strips(run: Path, methods: Sequence[str], folder: Path) -> None:
                 picture.thumbnail((side, side), Image.Resampling.LANCZOS)
             strip = Image.fromarray(np.concatenate([np.asarray(one) for one in pictures], axis=1))
             strip.save(folder / f"{number:04d}.jpg", quality=92, subsampling=0)
-
-
-def read_gallery(run: Path, subject: str, shown: Sequence[str]) -> dict[str, Any]:
-    """What the gallery of a subject shows, apart from the pictures themselves.
-
-    Parameters
-    ----------
-    run : Path
-        Folder of the run.
-    subject : str
-    shown : sequence of str
-        The methods of the strips.
-
-    Returns
-    -------
-    dict
-        `methods` and `metrics`, name -> label; `shown`; `pictures`, a list of `id` and `values`:
-        for each method a list of numbers, four digits each, in the order of `metrics` (None where
-        there is none). Pictures are in the order of their files. It can be written as
-        JSON.
-    """
-    with h5py.File(method_file(run / subject, "truth")) as file:
-        ids = file["stimulus_id"][:].tolist()
-    return gallery_of(read_metrics(run, [subject]), ids, shown)
+        return files[0]["stimulus_id"][:].tolist()
 
 
 def gallery_of(
@@ -164,7 +150,9 @@ def gallery_of(
     Returns
     -------
     dict
-        As `read_gallery` does.
+        `methods` and `metrics`, name -> label; `shown`; `pictures`, a list of `id` and `values`:
+        for each method a list of numbers, four digits each, in the order of `metrics` (None where
+        there is none). It can be written as JSON.
     """
     methods = [*shown, *in_order(set(frame["method"]) - set(shown), METHODS)]
     metrics = in_order(frame["metric"], METRICS)
@@ -185,6 +173,33 @@ def gallery_of(
     }
 
 
+def write_gallery(
+    book: Path, path: Path, values: pd.DataFrame, names: Sequence[str], stacks: Mapping
+) -> Path:
+    """Write every picture with its scores as one HTML file that can be sorted.
+
+    Parameters
+    ----------
+    book : Path
+        Folder with `templates` and `static`.
+    path : Path
+        Of the file.
+    values : DataFrame
+        `method, stimulus_id, metric, value`.
+    names : sequence of n str
+        Of the pictures.
+    stacks : dict of uint8 (n, h, w, 3)
+        "seen" first, then each method.
+    """
+    gallery = gallery_of(values, names, [name for name in stacks if name != "seen"])
+    for row, picture in enumerate(gallery["pictures"]):
+        strip = Image.fromarray(np.concatenate([part[row] for part in stacks.values()], axis=1))
+        strip.save(buffer := io.BytesIO(), "JPEG", quality=85)
+        data = base64.b64encode(buffer.getvalue()).decode()
+        picture["strip"] = f"data:image/jpeg;base64,{data}"
+    return write_text(path, load_template(book, "evaluate.html").render(gallery=gallery))
+
+
 def load_template(book: Path, name: str) -> Template:
     """A template of the book, which may include files of `static`; `tojson` is safe in HTML."""
     folders = [book / "templates", book / "static"]
@@ -194,25 +209,17 @@ def load_template(book: Path, name: str) -> Template:
     return templates.get_template(name)
 
 
-def gallery_page(gallery: Mapping[str, Any], subject: str, book: Path) -> str:
-    """The markdown of a subject's gallery.
+def front_page(gallery: Mapping[str, Any], subject: str, book: Path) -> str:
+    """Rows of pictures for the first page, and the rule by which they were chosen.
 
     Parameters
     ----------
     gallery : mapping
-        From `read_gallery`, and `strips`: the address of the strips' folder as seen from the page,
+        From `gallery_of`, and `strips`: the address of the strips' folder as seen from the page,
         with a slash at the end.
     subject : str
     book : Path
         Folder that holds `templates`.
-    """
-    return load_template(book, "gallery.md").render(gallery=gallery, subject=subject)
-
-
-def front_page(gallery: Mapping[str, Any], subject: str, book: Path) -> str:
-    """Rows of pictures for the first page, and the rule by which they were chosen.
-
-    Parameters are those of `gallery_page`.
 
     Returns
     -------
@@ -285,18 +292,16 @@ def cost_table(run: Path, subjects: Sequence[str]) -> str:
     Returns
     -------
     str
-        A table with a column a subject; "" where nothing is recorded.
+        A table with a column a subject.
     """
     columns = {}
     for subject in subjects:
-        path = run / subject / "provenance.json"
-        if path.is_file():
-            record = json.loads(path.read_bytes())
-            took = {name: facts["wall_time_s"] for name, facts in record["notebooks"].items()}
-            columns[subject] = {
-                "machine": record["machine"],
-                **{f"`{name}`": span(took[name]) for name in sorted(took)},
-                "**all chapters**": f"**{span(sum(took.values()))}**",
-            }
+        record = json.loads((run / subject / "provenance.json").read_bytes())
+        took = {name: facts["wall_time_s"] for name, facts in record["notebooks"].items()}
+        columns[subject] = {
+            "machine": record["machine"],
+            **{f"`{name}`": span(took[name]) for name in sorted(took)},
+            "**all chapters**": f"**{span(sum(took.values()))}**",
+        }
     table = pd.DataFrame(columns).fillna("–").rename_axis("chapter")
-    return f"{table.to_markdown(disable_numparse=True)}\n" if columns else ""
+    return table.to_markdown(disable_numparse=True)

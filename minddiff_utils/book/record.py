@@ -16,8 +16,9 @@ import nbformat
 
 from minddiff_utils.book.plan import Plan, Sheet
 from minddiff_utils.datasets.recording import recording_files
-from minddiff_utils.io import atomic_path, code_digest, content_hash
+from minddiff_utils.io import code_digest, content_hash, write_text
 from minddiff_utils.models.hub import revisions
+from minddiff_utils.settings import PATHS
 
 # What decides a notebook's results and figures; a change elsewhere makes no notebook run again.
 ROOMS = ("datasets", "models", "decoding", "reconstruction", "evaluation", "figures", "settings.py")
@@ -25,7 +26,6 @@ WHOLE = 64 * 2**20  # bytes of a file that are read to tell it from another
 PART = 2**18  # bytes, of each of 16 parts of a larger file
 MODEL = (".safetensors", ".json", ".txt")
 KEPT = "book/results"  # what was computed once, in hours; some chapters show it
-PATHS = ("run_dir", "data_path", "models")  # not they but what lies there decides
 
 
 def file_digest(path: str | Path) -> str:
@@ -54,6 +54,7 @@ def inputs_digest(plan: Plan, sheet: Sheet, subject: str) -> str:
     Its own cells and parameters, our code, the recording and the models, what the notebooks before
     it have left, and what is kept in the repository where its cells read that.
     """
+    # Of paths not they but what lies there decides.
     given = {k: v for k, v in plan.given(sheet, subject).items() if k not in PATHS}
     cells = nbformat.read(sheet.path, as_version=4).cells
     text = [given, [[cell.cell_type, cell.source, cell.metadata] for cell in cells]]
@@ -61,8 +62,7 @@ def inputs_digest(plan: Plan, sheet: Sheet, subject: str) -> str:
     before = {name: _left_before(plan.run / name, sheet.name) for name in folders}
     parts = [text, before, code_digest(*ROOMS)]
     if subject:
-        names = ("data_path", "models", "guide", "judge")
-        parts += [_files_digest(plan, name, subject) for name in names]
+        parts += [_files_digest(plan, name, subject) for name in PATHS if name != "run_dir"]
     if any(KEPT in cell.source for cell in cells):
         parts += [file_digest(file) for file in sorted(plan.root.glob(f"{KEPT}/*"))]
     return content_hash([(json.dumps(parts, sort_keys=True, default=str), b"")])
@@ -141,8 +141,7 @@ def recorded(plan: Plan, sheet: Sheet, subject: str) -> Iterator[None]:
         "git_commit": _git_commit(plan.root),
         "packages": {name: found[name] for name in sorted(found, key=str.lower) if name},
     }
-    with atomic_path(folder / "provenance.json") as temporary:
-        temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
+    write_text(folder / "provenance.json", json.dumps(record, indent=1, ensure_ascii=False))
 
 
 def model_revisions(plan: Plan) -> dict[str, str]:

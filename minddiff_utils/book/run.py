@@ -28,7 +28,7 @@ from papermill.exceptions import PapermillExecutionError
 from minddiff_utils.book import BookError, span
 from minddiff_utils.book.plan import Plan, Sheet, find_sheets
 from minddiff_utils.book.record import is_done, model_revisions, recorded
-from minddiff_utils.io import InputError, atomic_path
+from minddiff_utils.io import InputError, write_text
 from minddiff_utils.settings import ADVANCED, recall
 
 SHARDED = "04_stage2"  # the chapter whose pictures can be shared out among jobs
@@ -190,8 +190,7 @@ def run_job(state: Path, subject: str, name: str, shard: int = 0) -> None:
     except (InputError, OSError, RuntimeError, PapermillExecutionError) as error:
         told = explain(plan, sheet, subject, label, error)
         failure = {"message": str(told), "user": isinstance(told, InputError)}
-        with atomic_path(note) as temporary:
-            temporary.write_text(json.dumps(failure), encoding="utf-8")
+        write_text(note, json.dumps(failure))
         raise told from error
     print(f"{label} · done in {span(time.monotonic() - begun)}", flush=True)
 
@@ -281,14 +280,10 @@ def _need_figures(running: Path) -> None:
     """Raise BookError if a cell that makes a figure of the book has drawn none, if it must."""
     for cell in nbformat.read(running, as_version=4).cells:
         name = cell.metadata.get("mystnb", {}).get("figure", {}).get("name")
-        if "optional" in cell.metadata.get("tags", []):
-            continue
-        drawn = [kind for out in cell.get("outputs", []) for kind in out.get("data", {})]
-        if name and not any(kind.startswith("image/") for kind in drawn):
-            raise BookError(
-                f"the cell of {name} has drawn no figure: its last line must be a figure of "
-                "matplotlib."
-            )
+        kinds = [kind for output in cell.get("outputs", []) for kind in output.get("data", {})]
+        must = name and "optional" not in cell.metadata.get("tags", [])
+        if must and not any(kind.startswith("image/") for kind in kinds):
+            raise BookError(f"the cell of {name} has drawn no figure: its last line must be one.")
 
 
 def explain(plan: Plan, sheet: Sheet, subject: str, label: str, error: Exception) -> Exception:

@@ -20,8 +20,6 @@ from minddiff_utils.datasets.subject import (
     noise_ceiling,
     prepare_fold,
     single_trial_ncsnr,
-    summarise,
-    write_summary,
 )
 from minddiff_utils.io import InputError
 from minddiff_utils.settings import recall

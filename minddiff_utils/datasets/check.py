@@ -1,16 +1,17 @@
 """What `minddiff check` prints: each file of a recording, what is wrong, where to get it."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from minddiff_utils.datasets import DATASETS, check_own, laion, load_subject
-from minddiff_utils.datasets.fetch import CAPTIONS_ZIP_BYTES, N_SESSIONS, nsd_files, show_bytes
-from minddiff_utils.datasets.nsd.design import NsdStimuli, NsdTree, read_design, read_trials
+from minddiff_utils.datasets import DATASETS, LARGE_READERS, check_own, laion, load_subject
+from minddiff_utils.datasets.fetch import CAPTIONS_ZIP_BYTES, nsd_files, show_bytes
+from minddiff_utils.datasets.nsd.design import PART, NsdStimuli, NsdTree, read_design, read_trials
 from minddiff_utils.datasets.nsd.regions import read_regions
 from minddiff_utils.datasets.nsd.responses import inspect_betas, rows_of_voxels
 from minddiff_utils.datasets.nsd.synthetic import read_synthetic
+from minddiff_utils.datasets.recording import Sessions
 from minddiff_utils.io import InputError, UnreadableError
 
 # Unreadable for now: in use, forbidden, out of reach; nothing to download.
@@ -30,8 +31,7 @@ ORIGINS = {
     "form": laion.PICTURES_HINT,
     "COCO": "annotations_trainval2017.zip of cocodataset.org; minddiff fetch nsd gets it too",
 }
-ELSEWHERE = {"captions_train2017.json": "COCO", "captions_val2017.json": "COCO"}
-ELSEWHERE |= {"task-images_stimuli.h5": "form"}
+ELSEWHERE = {"captions_*.json": "COCO", "task-images_stimuli.h5": "form"}
 
 
 @dataclass
@@ -53,7 +53,7 @@ class Entry:
 
 
 def check_recording(
-    dataset: str, path: Path, subjects: Sequence[str], rois: str, sessions: int | str | None
+    dataset: str, path: Path, subjects: Sequence[str], rois: str, sessions: Sessions
 ) -> tuple[str, bool]:
     """Say of every file that a run on a recording needs whether it is there and whole.
 
@@ -78,14 +78,10 @@ def check_recording(
     """
     if dataset not in DATASETS:
         raise InputError(f"dataset={dataset!r} is unknown; choose one of {', '.join(DATASETS)}")
-    if dataset == "laion":
-        entries = check_laion(path, subjects, rois, sessions)
-        return report(entries, path, "LAION"), is_ready(entries)
-    if dataset == "nsd":
-        if isinstance(sessions, str):
-            raise InputError(f"sessions={sessions!r}: for nsd give how many, from the first")
-        entries = check_nsd(path, subjects, rois, sessions)
-        return report(entries, path), is_ready(entries)
+    if dataset in LARGE_READERS:
+        check = check_nsd if dataset == "nsd" else check_laion
+        entries = check(path, subjects, rois, sessions)
+        return report(entries, path, dataset.upper()), is_ready(entries)
     faults = []
     if dataset == "own":
         faults = check_own(path)
@@ -99,90 +95,78 @@ def check_recording(
 
 
 def check_nsd(
-    path: str | Path,
-    subjects: Sequence[str] = (),
-    rois: str = "kastner2015",
-    sessions: int | None = None,
+    path: Path, subjects: Sequence[str] = (), rois: str = "kastner2015", sessions: Sessions = None
 ) -> list[Entry]:
     """List every file that a run on NSD needs, and let the reader read what is there.
 
     Parameters
     ----------
-    path : str or Path
+    path : Path
         The folder that is, or will be, the parameter `data_path`; a phantom's too.
     subjects : sequence of str
         Whose files; none for those that are there, or the first.
     rois : str
         As the parameter `rois` of the notebooks.
-    sessions : int, optional
-        Only the first so many.
-
-    Returns
-    -------
-    list of Entry
-    """
-    path = Path(path)
-    there = [name for name in N_SESSIONS if (path / "nsddata_betas/ppdata" / name).is_dir()]
-    trees = [NsdTree(path, name) for name in subjects or there or ["subj01"]]
-    files: list[Path] = []
-    for tree in trees:
-        # Of a phantom, which has fewer sessions than NSD, those that are there.
-        small = (path / "phantom.json").is_file()
-        count = min(sessions or 99, max(tree.sessions, default=1)) if small else sessions
-        further = any(file.is_file() for file in tree.synthetic)  # then all of its files count
-        files += map(tree.held, nsd_files(path, [tree.subject], rois, count, further))
-    entries = _entries([*files, *trees[0].captions])
-    for tree in trees:
-        betas = [file for file in files if file.parent == tree.betas and file != tree.ncsnr]
-        _read_nsd(tree, rois, betas, entries)
-    return entries
-
-
-def check_laion(
-    path: str | Path,
-    subjects: Sequence[str] = (),
-    rois: str = laion.GENERAL,
-    sessions: int | str | None = None,
-) -> list[Entry]:
-    """List every file that a run on LAION-fMRI needs, and let the reader read what is there.
-
-    Parameters
-    ----------
-    path : str or Path
-        The folder that is, or will be, the parameter `data_path`; a phantom's too.
-    subjects : sequence of str
-        Whose files; none for those that are there, or the first.
-    rois : str
-        As the parameter `rois` of the notebooks.
-    sessions : int, str or None
+    sessions : int, str, sequence of int, or None
         The first so many, exactly these, or all.
 
     Returns
     -------
     list of Entry
     """
-    path = Path(path)
-    there = sorted(one.name for one in path.glob("derivatives/glmsingle-tedana/sub-*"))
-    trees = [laion.LaionTree(path, name) for name in subjects or there or laion.SUBJECTS[:1]]
-    entries = _entries([trees[0].metadata, trees[0].captions, trees[0].pictures])
+    first = NsdTree(path, "subj01")
+    trees = [NsdTree(path, name) for name in subjects or first.subjects or [first.subject]]
+    files: list[Path] = []
+    for tree in trees:
+        # Of a phantom, which has fewer sessions than NSD, those that are there.
+        small = not sessions and (path / "phantom.json").is_file()
+        asked = max(tree.sessions, default=1) if small else sessions
+        further = any(file.is_file() for file in tree.synthetic)  # then all of its files count
+        files += map(tree.held, nsd_files(tree, rois, asked, further))
+    entries = _entries([*files, *first.captions])
+    for tree in trees:
+        _read_nsd(tree, rois, entries)
+    return entries
+
+
+def check_laion(
+    path: Path, subjects: Sequence[str] = (), rois: str = laion.GENERAL, sessions: Sessions = None
+) -> list[Entry]:
+    """List every file that a run on LAION-fMRI needs, and let the reader read what is there.
+
+    Parameters
+    ----------
+    path : Path
+        The folder that is, or will be, the parameter `data_path`; a phantom's too.
+    subjects : sequence of str
+        Whose files; none for those that are there, or the first.
+    rois : str
+        As the parameter `rois` of the notebooks.
+    sessions : int, str, sequence of int, or None
+        The first so many, exactly these, or all.
+
+    Returns
+    -------
+    list of Entry
+    """
+    first = laion.LaionTree(path, laion.SUBJECTS[0])
+    trees = [laion.LaionTree(path, name) for name in subjects or first.subjects or [first.subject]]
+    entries = _entries([first.metadata, first.captions, first.pictures])
     for tree in trees:
         numbers = laion.known_sessions(sessions or max(tree.sessions, default=None))
         files = [*map(tree.trials, numbers), *map(tree.betas, numbers), tree.split("tau")]
         files += sorted(tree.split("tau").parent.glob("*.json"))
         files += [*map(tree.mask, laion.mask_names(rois)), *[tree.ceiling] * tree.ceiling.exists()]
         entries += _entries(files)
-        if numbers := [number for number in numbers if tree.betas(number).is_file()]:
-            _read_laion(tree, rois, numbers, entries)
+        _read_laion(tree, rois, entries)
     return entries
 
 
-def _read_laion(
-    tree: laion.LaionTree, rois: str, numbers: Sequence[int], entries: Sequence[Entry]
-) -> None:
+def _read_laion(tree: laion.LaionTree, rois: str, entries: Sequence[Entry]) -> None:
     """Read as the reader does, of betas only their form; note what it refuses."""
-    shown: list[int] = []
+    numbers, shown = _sessions(tree.sessions, tree.betas, entries), list[int]()
     with _noting(entries, tree.metadata):
-        shape, _ = grid = laion.read_grid(tree.betas(numbers[0]))
+        shape, _ = grid = laion.read_grid(tree.betas(min(numbers, default=1)))
         ijk, _ = laion.read_masks(tree, rois, grid)
         metadata = laion.read_metadata(tree)
         for number in numbers:
@@ -198,6 +182,14 @@ def _read_laion(
         with _noting(entries, tree.pictures):
             stimuli.pictures(stimuli.ids[:: max(1, len(stimuli.ids) // 50)])
         laion.read_ncsnr(tree, ijk, grid)
+
+
+def _sessions(
+    found: Sequence[int], betas: Callable[[int], Path], entries: Sequence[Entry]
+) -> list[int]:
+    """Return the numbers of the sessions whose betas are there and among the entries."""
+    listed = [entry.path for entry in entries]
+    return [number for number in found if betas(number) in listed]
 
 
 def _entries(files: Iterable[Path]) -> list[Entry]:
@@ -224,16 +216,16 @@ def _noting(entries: Sequence[Entry], path: Path) -> Iterator[None]:
             first.note = text.removeprefix(str(first.path)).lstrip(": ")
 
 
-def _read_nsd(tree: NsdTree, rois: str, betas: Sequence[Path], entries: Sequence[Entry]) -> None:
+def _read_nsd(tree: NsdTree, rois: str, entries: Sequence[Entry]) -> None:
     """Read as the reader does, but of betas only their form; note what it refuses."""
     n_trials = {}
     with _noting(entries, tree.ncsnr):
         regions = read_regions(tree, rois)
         shape = regions.shape
-        for number, path in enumerate(betas, start=1):
-            with _noting(entries, path):
+        for number in _sessions(tree.sessions, tree.session, entries):
+            with _noting(entries, path := tree.session(number)):
                 n_trials[number] = inspect_betas(path, shape).n_trials
-                if path == tree.part(path):
+                if path.name.endswith(PART):
                     rows_of_voxels(path, regions.ijk)
         if n_trials:
             read_trials(tree, n_trials)
@@ -264,7 +256,8 @@ def report(entries: Sequence[Entry], path: Path, source: str = "NSD") -> str:
     """
     lines, wanted, about = [f"{'state':<10}  {'size':>6}  {'from':<7}  file"], {}, 0
     for entry in entries:
-        origin = ELSEWHERE.get(entry.path.name, source)
+        origins = [origin for name, origin in ELSEWHERE.items() if entry.path.match(name)]
+        origin = [*origins, source][0]
         if entry.state in (MISSING, DAMAGED):
             wanted[origin] = ORIGINS[origin].format(path=path)
             size = next(size for name, size in SIZES.items() if entry.path.match(name))

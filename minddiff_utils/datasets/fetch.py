@@ -27,7 +27,7 @@ from minddiff_utils.datasets.kay import kay_path, load_kay
 from minddiff_utils.datasets.miyawaki import load_miyawaki_full
 from minddiff_utils.datasets.nsd.design import NsdTree
 from minddiff_utils.datasets.nsd.regions import GENERAL, atlases_of
-from minddiff_utils.datasets.recording import Sessions
+from minddiff_utils.datasets.recording import Sessions, parse_sessions
 from minddiff_utils.io import InputError, atomic_path, check_room, lock_file
 
 # NSD's bucket is public: what lies in it is also read without an account, by plain HTTPS.
@@ -323,50 +323,40 @@ def _verify(remote: RemoteFile, partial: Path, suffix: str) -> None:
 # ------------------------------------------------------------------- recordings
 
 
-def nsd_files(
-    root: Path,
-    subjects: Sequence[str],
-    rois: str = "kastner2015",
-    sessions: int | None = None,
-    synthetic: bool = False,
-) -> list[Path]:
-    """Return the files of NSD's bucket that a run needs, below `root` as in the bucket.
+def nsd_files(tree: NsdTree, rois: str, sessions: Sessions, synthetic: bool) -> list[Path]:
+    """Return the files of NSD's bucket that a run on a subject needs, in their places in the tree.
 
     Parameters
     ----------
-    root : Path
-    subjects : sequence of str
+    tree : NsdTree
     rois : str
-    sessions : int, optional
-        The first so many; None for all that a subject has.
+    sessions : int, str, sequence of int, or None
+        The first so many, exactly these, or all; of a subject who has fewer, those.
     synthetic : bool
         Those of NSD-synthetic, too.
 
     Raises
     ------
     InputError
-        If a subject is unknown.
+        If the subject is unknown, or `sessions` are none.
     """
-    files = []
-    for subject in subjects:
-        if subject not in N_SESSIONS:
-            raise InputError(f"subject={subject!r} is unknown; NSD has subj01 to subj08")
-        tree, atlases = NsdTree(root, subject), atlases_of(rois)
-        files += [tree.design, tree.stimulus_table, tree.pictures]
-        files += [tree.labels(atlas) for atlas in atlases if atlas != GENERAL]
-        files += [tree.roi(atlas) for atlas in atlases]
-        count = min(sessions or N_SESSIONS[subject], N_SESSIONS[subject])
-        files += [tree.ncsnr, *(tree.session(number) for number in range(1, count + 1))]
-        files += tree.synthetic if synthetic else ()
-        files = [tree.whole(path) for path in files]
-    return list(dict.fromkeys(files))
+    if tree.subject not in N_SESSIONS:
+        raise InputError(f"subject={tree.subject!r} is unknown; NSD has subj01 to subj08")
+    atlases, last = atlases_of(rois), N_SESSIONS[tree.subject]
+    files = [tree.design, tree.stimulus_table, tree.pictures]
+    files += [tree.labels(atlas) for atlas in atlases if atlas != GENERAL]
+    files += [tree.roi(atlas) for atlas in atlases]
+    numbers = [number for number in parse_sessions(sessions or last) if number <= last]
+    files += [tree.ncsnr, *map(tree.session, numbers)]
+    files += tree.synthetic if synthetic else ()
+    return [tree.whole(path) for path in files]
 
 
 def fetch_nsd(
     root: str | Path,
     subjects: Sequence[str],
     rois: str = "kastner2015",
-    sessions: int | None = None,
+    sessions: Sessions = None,
     *,
     signed: bool,
     synthetic: bool = False,
@@ -383,8 +373,8 @@ def fetch_nsd(
         "subj01" to "subj08".
     rois : str
         As the parameter of the notebooks: decides which atlas is needed.
-    sessions : int, optional
-        The first so many; None for all.
+    sessions : int, str, sequence of int, or None
+        The first so many, exactly these, or all.
     signed : bool
         Whether the user has signed the data-access agreement.
     synthetic : bool
@@ -405,13 +395,12 @@ def fetch_nsd(
             f"Please sign the data-access agreement of NSD first: {AGREEMENT}. Then say that you "
             "have, with --i-have-signed. Nothing was downloaded."
         )
-    root, wanted = Path(root), {}
-    files = nsd_files(root, subjects, rois, sessions, synthetic)
-    files = [path for path in files if not (partly and path.name.startswith(partly))]
-    for path, remote in in_bucket(root, files, subjects):
-        if not path.is_file() or path.stat().st_size != remote.size:
-            wanted[path] = remote
-    captions = NsdTree(root, subjects[0]).captions
+    root = Path(root)
+    trees = [NsdTree(root, subject) for subject in subjects]
+    files = [path for tree in trees for path in nsd_files(tree, rois, sessions, synthetic)]
+    files = [path for path in dict.fromkeys(files) if not path.name.startswith(partly)]
+    wanted = _lacking(in_bucket(root, files, subjects))
+    captions = trees[0].captions
     archive = root / "coco/annotations_trainval2017.zip"
     if not all(path.is_file() for path in captions):
         wanted[archive] = look_up(CAPTIONS_URL, CAPTIONS_MD5)
@@ -433,6 +422,11 @@ def in_bucket(
                 raise
             own = [root / key.replace("fsaverage", name) for name in subjects]
             yield from in_bucket(root, own, subjects)
+
+
+def _lacking(found: Iterable[tuple[Path, RemoteFile]]) -> dict[Path, RemoteFile]:
+    """Return those of some files that are not there, or not of the same size."""
+    return {path: r for path, r in found if not path.is_file() or path.stat().st_size != r.size}
 
 
 def _download_all(folder: Path, wanted: Mapping[Path, RemoteFile], dry_run: bool = False) -> None:
@@ -518,13 +512,11 @@ def fetch_laion(
         If a subject or session is unknown, a file is not there, there is too little space, or a
         download fails.
     """
-    root, wanted = Path(root), {}
+    root, urls = Path(root), dict[Path, str]()
     for subject in subjects:
-        for path, url in laion_addresses(root, subject, sessions).items():
-            remote = look_up(url, bucket=url.startswith(LAION_BUCKET))
-            if not path.is_file() or path.stat().st_size != remote.size:
-                wanted[path] = remote
-    _download_all(root, wanted, dry_run)
+        urls |= laion_addresses(root, subject, sessions)
+    found = ((path, look_up(url, bucket=LAION_BUCKET in url)) for path, url in urls.items())
+    _download_all(root, _lacking(found), dry_run)
     pictures = laion.LaionTree(root, subjects[0]).pictures
     if not pictures.is_file():
         print(f"{pictures} does not come this way. {laion.PICTURES_HINT}", file=sys.stderr)

@@ -4,23 +4,21 @@ The tree is that of the public bucket `laion-fmri`. The split files, which come 
 own Python package, lie in a folder `splits` beside it.
 """
 
-import csv
 import io
 import json
 import re
 from collections.abc import Collection, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 from PIL import Image
 
-from minddiff_utils.datasets.nsd.regions import check_grid, read_labels
+from minddiff_utils.datasets import reading, recording
+from minddiff_utils.datasets.nsd.regions import Grid, read_labels, read_on_grid
 from minddiff_utils.datasets.nsd.responses import gather_responses, inspect_betas
-from minddiff_utils.datasets.reading import MAX_SIDE, open_hdf5, read_nifti, read_rows, reading
-from minddiff_utils.datasets.recording import Sessions, kept_regions, parse_sessions
 from minddiff_utils.datasets.subject import Split, Subject, check_ids
 from minddiff_utils.io import Ids, InputError
 
@@ -29,7 +27,6 @@ N_SESSIONS = 30  # sessions 31 to 34 are held out: nobody can download them
 GENERAL = "laion-general"  # the mask to decode from
 FAMILIES = {name: tuple(f"{name}_{k}" for k in range(5)) for name in ("cluster_k5", "random")}
 SPLITS = ("tau", "ood", *FAMILIES["cluster_k5"], *FAMILIES["random"])
-Grid: TypeAlias = tuple[tuple[int, int, int], np.ndarray]  # (X, Y, Z), and affine (4, 4) to mm
 KIND = re.compile(r"shared_4rep_OOD_([^_]+)_")  # of an out-of-distribution picture, in its name
 GREY = (128, 128, 128, 255)  # what transparent pixels were shown on
 HINT = "minddiff fetch laion gets it."
@@ -70,6 +67,11 @@ class LaionTree:
         self.pictures = root / "stimuli/task-images_stimuli.h5"
 
     @property
+    def subjects(self) -> list[str]:
+        """Names of the subjects who have a folder of betas, sorted."""
+        return sorted(path.name for path in self.responses.parent.glob("sub-*"))
+
+    @property
     def sessions(self) -> list[int]:
         """Numbers of the sessions whose betas are there, sorted."""
         return [number for number in range(1, N_SESSIONS + 1) if self.betas(number).exists()]
@@ -95,8 +97,8 @@ class LaionTree:
     def masks(self) -> dict[str, Path]:
         """Volumes of the regions that are there, by name and the folders that they are in."""
         files = sorted(self.rois.rglob("*.nii.gz"))
-        names = [path.relative_to(self.rois).as_posix().removesuffix(".nii.gz") for path in files]
-        return dict(zip((name.replace("/", ":") for name in names), files, strict=True))
+        names = [":".join(path.relative_to(self.rois).parts) for path in files]
+        return {name[:-7]: path for name, path in zip(names, files, strict=True)}
 
     def mask(self, name: str) -> Path:
         """Volume of a region; one of several with the same name is named `folder:name`."""
@@ -114,7 +116,7 @@ def load_laion(
     path: str | Path,
     subject: str,
     rois: str = GENERAL,
-    sessions: Sessions = None,
+    sessions: recording.Sessions = None,
     protocol: int | None = None,
     split: str = "",
     cache: str | Path | None = None,
@@ -171,7 +173,7 @@ def load_laion(
         responses=responses,
         stimulus_id=stimulus_id,
         session=np.repeat(numbers, [len(ids) for ids in shown]),
-        roi=kept_regions(roi, keep, f"{tree.responses}: "),
+        roi=recording.kept_regions(roi, keep, f"{tree.responses}: "),
         splits=(splits[0],),
         stimuli=LaionStimuli(tree, known, stimulus_id),
         ncsnr=read_ncsnr(tree, ijk[keep], grid),
@@ -187,7 +189,7 @@ def load_laion(
 # ------------------------------------------------------------------- responses and regions
 
 
-def choose_sessions(tree: LaionTree, sessions: Sessions) -> list[int]:
+def choose_sessions(tree: LaionTree, sessions: recording.Sessions) -> list[int]:
     """Return the numbers of the sessions to read, sorted; the betas of each are there.
 
     Parameters
@@ -202,23 +204,14 @@ def choose_sessions(tree: LaionTree, sessions: Sessions) -> list[int]:
     InputError
         If there is no such tree or subject, a session is missing or held out.
     """
-    found = tree.sessions
-    wanted = known_sessions(max(found, default=1) if sessions is None else sessions)
-    missing = [number for number in wanted if number not in found]
-    if missing:
-        people = ", ".join(sorted(path.name for path in tree.responses.parent.glob("sub-*")))
-        there = (
-            f"{tree.subject} has sessions {found or 'none'}, and the people are {people or 'none'}"
-        )
-        raise InputError(
-            f"{tree.betas(missing[0])} is missing; {there}. Choose others, or fetch it."
-        )
-    return wanted
+    wanted = known_sessions(max(tree.sessions, default=1) if sessions is None else sessions)
+    found, what = tree.sessions, "name the sessions to read with `sessions`"
+    return recording.present_sessions(wanted, found, tree.subjects, tree.betas, what)
 
 
-def known_sessions(sessions: Sessions) -> list[int]:
+def known_sessions(sessions: recording.Sessions) -> list[int]:
     """Return the numbers of the sessions that are meant; InputError if one is held out."""
-    wanted = parse_sessions(N_SESSIONS if sessions is None else sessions)
+    wanted = recording.parse_sessions(N_SESSIONS if sessions is None else sessions)
     if wanted[-1] > N_SESSIONS:
         held = f"there are 1 to {N_SESSIONS}; 31 to 34 are held out, and not to be had"
         raise InputError(f"sessions={sessions!r}: {held}.")
@@ -227,7 +220,7 @@ def known_sessions(sessions: Sessions) -> list[int]:
 
 def read_grid(path: Path) -> Grid:
     """Read the shape and the affine of a session's betas from its header."""
-    with reading(path, "NIfTI file", HINT):
+    with reading.reading(path, "NIfTI file", HINT):
         image: Any = nib.load(path)
     return image.shape[:3], image.affine
 
@@ -267,7 +260,7 @@ def read_masks(tree: LaionTree, rois: str, grid: Grid) -> tuple[np.ndarray, dict
     masks = {}
     for name in mask_names(rois):
         path, there = tree.mask(name), f"The masks there are {', '.join(tree.masks)}."
-        masks[name] = read_labels(path, *grid, "the betas", there) > 0
+        masks[name] = read_labels(path, grid, "the betas", there) > 0
         if not masks[name].any():
             raise InputError(f"{path} has no voxel; expected some above 0. Leave {name} out.")
     ijk = np.argwhere(np.logical_or.reduce(list(masks.values())))
@@ -296,8 +289,7 @@ def read_ncsnr(tree: LaionTree, ijk: np.ndarray, grid: Grid) -> np.ndarray | Non
     path = tree.ceiling
     if not path.exists():
         return None
-    volume, affine = read_nifti(path, HINT, grid[0])
-    check_grid(path, grid[0], affine, grid[1], "the betas")
+    volume = read_on_grid(path, grid, "the betas", HINT)
     share = np.nan_to_num(volume[tuple(ijk.T)], posinf=200) / 100
     bad = (share < 0) | (share >= 1)
     if bad.any():
@@ -309,30 +301,15 @@ def read_ncsnr(tree: LaionTree, ijk: np.ndarray, grid: Grid) -> np.ndarray | Non
 # ------------------------------------------------------------------- pictures, trials and splits
 
 
-class Picture(NamedTuple):
-    """A row of the metadata. `id`: its place, from 0; `owner`: who alone saw it, "" if all did."""
-
-    id: int
-    owner: str
-
-
-def _rows(path: Path, columns: Collection[str], delimiter: str = ",") -> list[tuple[str, ...]]:
-    """Read some columns of a table, stripped; InputError if one is missing."""
-    with reading(path, f"table with {', '.join(columns)}", HINT):
-        text = io.StringIO(path.read_text(encoding="utf-8-sig"))
-        table = csv.DictReader(text, delimiter=delimiter)
-        return [tuple(row[name].strip() for name in columns) for row in table]
-
-
-def read_metadata(tree: LaionTree) -> dict[str, Picture]:
-    """Read the names of all pictures, in the order of their ids, and whose they are."""
-    rows = _rows(tree.metadata, ("image_name", "participant", "unique_or_shared"))
-    owners = [(name, who if use == "unique" else "") for name, who, use in rows]
-    return {name: Picture(place, owner) for place, (name, owner) in enumerate(owners)}
+def read_metadata(tree: LaionTree) -> dict[str, str]:
+    """Read the names of all pictures, in the order of their ids, and who alone saw each, or ""."""
+    columns = ("image_name", "participant", "unique_or_shared")
+    rows = reading.read_table(tree.metadata, columns, HINT)
+    return {name: who if use == "unique" else "" for name, who, use in rows}
 
 
 def read_trials(
-    tree: LaionTree, number: int, n_trials: int, metadata: Mapping[str, Picture]
+    tree: LaionTree, number: int, n_trials: int, metadata: Mapping[str, str]
 ) -> np.ndarray:
     """Read what was shown in each trial of a session.
 
@@ -343,7 +320,8 @@ def read_trials(
         Of the session, from 1.
     n_trials : int
         Volumes of its betas.
-    metadata : dict of str to Picture
+    metadata : dict of str to str
+        As `read_metadata` returns it.
 
     Returns
     -------
@@ -357,22 +335,23 @@ def read_trials(
         picture.
     """
     path = tree.trials(number)
-    rows = _rows(path, ("beta_index", "label"), "\t")
-    wanted, label = [str(place) for place in range(n_trials)], {row[0]: row[1] for row in rows}
+    rows = reading.read_table(path, ("beta_index", "label"), HINT, "\t")
+    wanted, label = [str(place) for place in range(n_trials)], dict(rows)
     if len(rows) != n_trials or set(label) != set(wanted):
         expected = f"beta_index 0 to {n_trials - 1}, one a volume of {tree.betas(number).name}"
         found = f"{len(rows)} trials with {len(label)} different beta_index"
         raise InputError(f"{path} has {found}; expected {expected}. Fetch both again.")
-    _check_known(path, label.values(), metadata)
-    return np.array([metadata[label[place]].id for place in wanted], np.int64)
+    return _ids_of([label[place] for place in wanted], path, metadata)
 
 
-def _check_known(path: Path, names: Collection[str], metadata: Mapping[str, Picture]) -> None:
-    """Raise InputError if a file names a picture that the metadata do not have."""
-    unknown = [name for name in names if name not in metadata]
+def _ids_of(names: Collection[str], path: Path, metadata: Mapping[str, str]) -> np.ndarray:
+    """Return the ids of the pictures that a file names; InputError if there is none with a name."""
+    ids = {name: place for place, name in enumerate(metadata)}
+    unknown = [name for name in names if name not in ids]
     if unknown:
         expected = "an image_name of task-images_metadata.csv"
         raise InputError(f"{path} names {unknown[0]!r}; expected {expected}. Fetch both again.")
+    return np.array([ids[name] for name in names], np.int64)
 
 
 def split_names(split: str) -> list[str]:
@@ -398,16 +377,15 @@ def split_names(split: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def read_split(
-    tree: LaionTree, name: str, metadata: Mapping[str, Picture], seen: np.ndarray
-) -> Split:
+def read_split(tree: LaionTree, name: str, metadata: Mapping[str, str], seen: np.ndarray) -> Split:
     """Read a split, and keep of it the stimuli that were seen.
 
     Parameters
     ----------
     tree : LaionTree
     name : str
-    metadata : dict of str to Picture
+    metadata : dict of str to str
+        As `read_metadata` returns it.
     seen : int64 array
         Stimulus ids.
 
@@ -418,21 +396,19 @@ def read_split(
         an unknown picture, or nothing is left to train or to test.
     """
     path = tree.split(name)
-    with reading(path, "split file", HINT):
+    with reading.reading(path, "split file", HINT):
         parts = json.loads(path.read_text(encoding="utf-8"))["variants"][0]
         train, test = (set(parts[key]) for key in ("train_ids", "test_ids"))
     if both := train & test:
         found = f"{len(both)} test pictures that train, too, such as {min(both)}"
         raise InputError(f"{path} has {found}; expected none. Fetch it again.")
-    _check_known(path, train | test, metadata)
+    ids = [_ids_of(part, path, metadata) for part in (train, test)]
     # The files' own word for whose they are is an inner number, another than the subject's.
-    shown = set(seen.tolist())
-    own = {picture.owner for picture in metadata.values() if picture.id in shown}
-    others = [one for one in train | test if metadata[one].owner not in {"", *own}]
+    own = set(np.array(list(metadata.values()))[seen])
+    others = [one for one in train | test if metadata[one] not in {"", *own}]
     if others and own - {""}:
         found = f"{len(others)} pictures that {tree.subject} never sees, such as {min(others)}"
         raise InputError(f"{path} has {found}; expected the split of this subject. {HINT}")
-    ids = [[metadata[one].id for one in part] for part in (train, test)]
     return Split(name, np.intersect1d(ids[0], seen), np.intersect1d(ids[1], seen))
 
 
@@ -442,10 +418,10 @@ def decode_picture(stored: Any) -> np.ndarray:
     Raises
     ------
     ValueError, OSError
-        If it is no picture, or larger than `MAX_SIDE`.
+        If it is no picture, or larger than `reading.MAX_SIDE`.
     """
     with Image.open(io.BytesIO(bytes(stored))) as image:
-        if max(image.size) > MAX_SIDE:
+        if max(image.size) > reading.MAX_SIDE:
             raise ValueError(f"{image.size[0]} x {image.size[1]} pixels")
         picture = image.convert("RGBA")
     ground = Image.new("RGBA", picture.size, GREY)
@@ -477,12 +453,12 @@ class LaionStimuli:
             If the file is missing, damaged, or does not fit the metadata.
         """
         path, ids = self.tree.pictures, check_ids(ids, len(self.names))
-        with open_hdf5(path, "images", PICTURES_HINT) as images:
+        with reading.open_hdf5(path, "images", PICTURES_HINT) as images:
             if images.shape != (len(self.names),):
                 expected = f"{(len(self.names),)}, one for each row of {self.tree.metadata}"
                 raise InputError(f"{path}: images is {images.shape}; expected {expected}.")
-            stored = read_rows(images, ids)
-        with reading(path, "file of JPEG and PNG bytes, all of one size", PICTURES_HINT):
+            stored = reading.read_rows(images, ids)
+        with reading.reading(path, "file of JPEG and PNG bytes, all of one size", PICTURES_HINT):
             return np.stack([decode_picture(one) for one in stored])
 
     def captions(self, ids: Ids) -> list[tuple[str, ...]]:
@@ -502,8 +478,9 @@ class LaionStimuli:
 
     @cached_property
     def _texts(self) -> Mapping[str, tuple[str, ...]]:
-        columns, found = ("image_name", "source", "caption_idx", "caption"), dict[str, list[str]]()
-        for name, source, _, text in sorted(_rows(self.tree.captions, columns)):
+        columns = ("image_name", "source", "caption_idx", "caption")
+        found: dict[str, tuple[str, ...]] = {}
+        for name, source, _, text in sorted(reading.read_table(self.tree.captions, columns, HINT)):
             if source == "human" and text:
-                found.setdefault(name, []).append(text)
-        return {name: tuple(texts) for name, texts in found.items()}
+                found[name] = (*found.get(name, ()), text)
+        return found

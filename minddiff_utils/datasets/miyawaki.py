@@ -24,6 +24,7 @@ ON = 235  # grey level of a patch that is on
 N_REPETITIONS = 8  # of each figure in the small file
 SMALL_SOURCE = "Take sample/data/V1_mean_figure.mat of the public repository KamitaniLab/VBCCA."
 SOURCE = "Fetch the recording (153 MB): minddiff fetch miyawaki FOLDER."
+FOLDER = "miyawaki2008"  # as nilearn names it
 RUNS = {"random": 20, "figure": 12}
 REST = -1  # in the tables, in all columns, while nothing was shown
 # Blood answers late: 4 s at 2 s a volume, as in the paper and in nilearn's example.
@@ -171,32 +172,6 @@ def load_miyawaki(path: str | Path, subject: str = "S1", *, rois: str = "kastner
 # ------------------------------------------------------------------- the full recording
 
 
-def miyawaki_files(root: Path) -> tuple[dict[str, list[Path]], list[tuple[Path, Path]]]:
-    """Say where each file lies.
-
-    Parameters
-    ----------
-    root : Path
-        The folder with `func`, `label` and `mask`, or the one that holds it as `miyawaki2008`.
-
-    Returns
-    -------
-    masks : dict of str to list of Path
-        The volumes that make each region, both hemispheres; "mask" is all of visual cortex.
-    runs : list of (Path, Path)
-        Volumes and labels of each run, those of random patterns first.
-    """
-    top = root / "miyawaki2008"
-    if root.name == "miyawaki2008" and not top.is_dir():
-        top = root
-    masks = {"mask": [top / "mask/mask.nii.gz"]}
-    for region, parts in REGIONS.items():
-        sides = [f"{side}{part}" for part in parts for side in ("LH", "RH")]
-        masks[region] = [top / f"mask/{name}.nii.gz" for name in sides]
-    names = [f"data_{kind}_run{n:02d}" for kind in RUNS for n in range(1, RUNS[kind] + 1)]
-    return masks, [(top / f"func/{n}.nii.gz", top / f"label/{n}_label.csv") for n in names]
-
-
 def load_miyawaki_full(
     path: str | Path, subject: str = "S1", *, rois: str = "kastner2015"
 ) -> Subject:
@@ -209,7 +184,7 @@ def load_miyawaki_full(
     Parameters
     ----------
     path : str or Path
-        The folder that `minddiff fetch miyawaki` filled.
+        The folder that `minddiff fetch miyawaki` filled, or `miyawaki2008` in it.
     subject : str
         "S1"; one subject is public.
     rois : str
@@ -227,17 +202,19 @@ def load_miyawaki_full(
     InputError
         If the subject or a region is unknown, or a file is missing, damaged or does not fit.
     """
-    masks, runs = miyawaki_files(Path(path))
-    whole, affine = read_nifti(masks["mask"][0], SOURCE)
-    regions = {}
-    for name in ["mask"] if rois == "mask" else choose_regions(rois, list(REGIONS)):
-        parts = [read_nifti(mask, SOURCE, whole.shape)[0] for mask in masks[name]]
-        regions[name] = np.max(parts, axis=0) > 0
+    top = Path(path)
+    if top.name != FOLDER or (top / FOLDER).is_dir():
+        top /= FOLDER
+    whole, affine = read_nifti(top / "mask/mask.nii.gz", SOURCE)
+    regions = {"mask": whole > 0}
+    if rois != "mask":
+        chosen = choose_regions(rois, list(REGIONS))
+        regions = {name: _read_region(top / "mask", name, whole.shape) for name in chosen}
     ijk = np.argwhere(np.any(list(regions.values()), axis=0))
     blocks = []
-    for volumes, labels in runs:
-        table = read_labels(labels)
-        series, _ = read_nifti(volumes, SOURCE, (*whole.shape, len(table)))
+    for run in [f"{kind}_run{n:02d}" for kind in RUNS for n in range(1, RUNS[kind] + 1)]:
+        table = read_labels(top / f"label/data_{run}_label.csv")
+        series, _ = read_nifti(top / f"func/data_{run}.nii.gz", SOURCE, (*whole.shape, len(table)))
         blocks.append(block_means(series[tuple(ijk.T)].T, table))
     patterns, responses = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
     distinct, stimulus = np.unique(patterns, axis=0, return_inverse=True)
@@ -252,6 +229,12 @@ def load_miyawaki_full(
     found = single_session(subject, name, responses, stimulus, roi, [split], grey, texts)
     found = replace(found, voxel_ijk=ijk, volume_shape=whole.shape, affine=affine)
     return checked(path, found, SOURCE)  # a voxel that is empty at rest has no signal change
+
+
+def _read_region(folder: Path, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Read the masks of both hemispheres and all parts of a region; bool array of `shape`."""
+    files = [folder / f"{side}{part}.nii.gz" for part in REGIONS[name] for side in ("LH", "RH")]
+    return np.max([read_nifti(file, SOURCE, shape)[0] for file in files], axis=0) > 0
 
 
 def read_labels(path: str | Path) -> np.ndarray:

@@ -23,6 +23,7 @@ from minddiff_utils.datasets.nsd.design import NsdTree, read_design
 from minddiff_utils.datasets.nsd.regions import Regions, read_regions
 from minddiff_utils.datasets.nsd.responses import PLACE, fill_from_columns, one_chunk_a_voxel
 from minddiff_utils.datasets.reading import open_dataset, open_hdf5, read_rows
+from minddiff_utils.datasets.recording import Sessions
 from minddiff_utils.datasets.subject import check_ids
 from minddiff_utils.io import InputError, content_hash, write_rows
 
@@ -131,34 +132,28 @@ def foresee_voxels(raw: RemoteHdf5, betas: h5py.Dataset, ijk: np.ndarray) -> Non
     while len(nodes) and level:
         raw.fetch(nodes, n_node)
         read = [_entries(raw.read_at(int(one), n_node), betas.shape[1:]) for one in nodes]
-        level, *_ = read[0]
-        first, size, child = (np.concatenate([one[i] for one in read]) for i in (1, 2, 3))
+        level = read[0][0]
+        first, child = (np.concatenate([one[i] for one in read]) for i in (1, 2))
         entry = np.searchsorted(first, voxels, side="right") - 1  # of each voxel
         nodes = child[np.unique(entry)]
         if level == 1:
-            guessed = child[entry]
-            for number in np.unique(size[entry]):
-                alike = np.flatnonzero(size[entry] == number)
-                example = int(child[entry[alike[0]]])
-                places = _entries(raw.read_at(example, n_node), betas.shape[1:])[3] - example
-                apart = np.abs(places - np.sort(places)[len(places) // 2])  # a few lie elsewhere
-                near = np.flatnonzero(apart <= len(places) * (n_bytes + n_node))
-                rank = voxels[alike] - first[entry[alike]]
-                guessed[alike] += np.interp(rank, near, places[near]).astype(np.int64)
+            example = int(nodes[len(nodes) // 2])  # the first and the last are filled otherwise
+            places = _entries(raw.read_at(example, n_node), betas.shape[1:])[2] - example
+            apart = np.abs(places - np.sort(places)[len(places) // 2])  # a few lie elsewhere
+            near = np.flatnonzero(apart <= len(places) * (n_bytes + n_node))
+            rank = voxels - first[entry]
+            guessed = child[entry] + np.interp(rank, near, places[near]).astype(np.int64)
             # A node of a higher level may lie between, here or there.
             spans = np.concatenate([nodes, guessed - n_node])
             raw.fetch(spans, n_bytes + 2 * n_node, spare=SPARE)
     raw.fetch(nodes, n_bytes)
 
 
-def _entries(node: bytes, shape: tuple[int, ...]) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
-    """Return a node's level; of its entries the first voxel, how many voxels, and the address."""
-    count = int.from_bytes(node[6:8], "little")
-    # After the last comes where the next node begins, but no address.
-    entries = np.frombuffer(node + bytes(8), ENTRY, count + 1, HEAD)
+def _entries(node: bytes, shape: tuple[int, ...]) -> tuple[int, np.ndarray, np.ndarray]:
+    """Return a node's level; of its entries the first voxel and the address."""
+    entries = np.frombuffer(node, ENTRY, int.from_bytes(node[6:8], "little"), HEAD)
     places = tuple(entries["at"][:, 1:4].T.astype(np.int64))
-    first = np.ravel_multi_index(places, shape, mode="clip")
-    return node[5], first[:-1], np.diff(first), entries["child"][:-1].astype(np.int64)
+    return node[5], np.ravel_multi_index(places, shape), entries["child"].astype(np.int64)
 
 
 def fetch_voxels(remote: RemoteFile, path: Path, regions: Regions) -> Path:
@@ -178,7 +173,7 @@ def fetch_voxels(remote: RemoteFile, path: Path, regions: Regions) -> Path:
     InputError
         If the download fails, or the file is stored in another form than NSD's.
     """
-    wanted, new = _with_held(path, "voxel", regions.ijk @ PLACE)
+    wanted = _with_held(path, "voxel", regions.ijk @ PLACE)
 
     def compute(_: slice) -> dict[str, np.ndarray]:
         ijk = wanted[:, None] // PLACE % 1000
@@ -192,10 +187,8 @@ def fetch_voxels(remote: RemoteFile, path: Path, regions: Regions) -> Path:
             fill_from_columns(betas, ijk, out)
         return {"betas": out}
 
-    if new:
-        record = _record(remote, wanted, regions.shape)
-        write_rows(path, wanted, record, compute, len(wanted), path.name, ids_name="voxel")
-    return path
+    record = _record(remote, wanted, regions.shape)
+    return write_rows(path, wanted, record, compute, len(wanted), path.name, ids_name="voxel")
 
 
 def fetch_pictures(remote: RemoteFile, path: Path, ids: np.ndarray) -> Path:
@@ -215,7 +208,7 @@ def fetch_pictures(remote: RemoteFile, path: Path, ids: np.ndarray) -> Path:
     InputError
         If the download fails, or there is no such picture.
     """
-    wanted, new = _with_held(path, "stimulus_id", ids)
+    wanted = _with_held(path, "stimulus_id", ids)
 
     def compute(rows: slice) -> dict[str, np.ndarray]:
         with RemoteHdf5(remote) as raw, h5py.File(raw, "r") as file:
@@ -226,18 +219,15 @@ def fetch_pictures(remote: RemoteFile, path: Path, ids: np.ndarray) -> Path:
                 raw.fetch(start + places * size, size)
             return {"imgBrick": read_rows(brick, places)}
 
-    if new:
-        write_rows(path, wanted, _record(remote, wanted), compute, BATCH, path.name)
-    return path
+    return write_rows(path, wanted, _record(remote, wanted), compute, BATCH, path.name)
 
 
-def _with_held(path: Path, name: str, wanted: np.ndarray) -> tuple[np.ndarray, bool]:
-    """Add the rows that a file has to those that are wanted; say whether any of these is new."""
-    held = np.empty(0, np.int64)
-    if path.exists():
-        with open_hdf5(path, name) as rows:
-            held = rows[()]
-    return np.union1d(wanted, held), not np.isin(wanted, held).all()
+def _with_held(path: Path, name: str, wanted: np.ndarray) -> np.ndarray:
+    """Return the rows that are wanted and those that a file has, sorted."""
+    if not path.exists():
+        return np.unique(wanted)
+    with open_hdf5(path, name) as held:
+        return np.union1d(wanted, held[()])
 
 
 def _record(remote: RemoteFile, rows: np.ndarray, volume: Sequence[int] = ()) -> str:
@@ -250,7 +240,7 @@ def fetch_parts(
     root: str | Path,
     subjects: Sequence[str],
     rois: str,
-    sessions: int | None,
+    sessions: Sessions,
     partly: tuple[str, ...],
     synthetic: bool = False,
     dry_run: bool = False,
@@ -273,7 +263,7 @@ def fetch_parts(
     root = Path(root)
     for name in subjects if partly else ():
         tree = NsdTree(root, name)
-        files = nsd_files(root, [name], rois, sessions, synthetic)
+        files = nsd_files(tree, rois, sessions, synthetic)
         files = [path for path in files if path.name.startswith(partly) and not path.is_file()]
         found = list(in_bucket(root, files, subjects))
         size = show_bytes(sum(remote.size for _, remote in found))

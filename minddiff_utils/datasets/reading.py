@@ -1,5 +1,7 @@
 """Opening files of a recording, with one clear error for whatever is wrong with them."""
 
+import csv
+import io
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -209,6 +211,38 @@ def read_nifti(path: Path, hint: str, shape: tuple[int, ...] = ()) -> tuple[np.n
         return np.asarray(image.dataobj), image.affine
 
 
+def read_table(
+    path: Path, columns: Sequence[str], hint: str, delimiter: str = ",", kind: type = str
+) -> list[tuple[Any, ...]]:
+    """Read some columns of a table of text whose first row names them.
+
+    Parameters
+    ----------
+    path : Path
+    columns : sequence of str
+        Those to return, in this order.
+    hint : str
+        A sentence on where to get the file.
+    delimiter : str
+    kind : type
+        What each value is made to be, without the blanks around it.
+
+    Returns
+    -------
+    list of tuple
+        One a row.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, lacks a column, or has a value of another kind.
+    """
+    with reading(path, f"table of {' and '.join(columns)}", hint):
+        text = io.StringIO(path.read_text(encoding="utf-8-sig"))
+        rows = csv.DictReader(text, delimiter=delimiter)
+        return [tuple(kind(row[name].strip()) for name in columns) for row in rows]
+
+
 def read_matlab(path: str | Path, names: Sequence[str], hint: str) -> dict[str, np.ndarray]:
     """Read variables of a MATLAB file (up to version 7).
 
@@ -230,7 +264,6 @@ def read_matlab(path: str | Path, names: Sequence[str], hint: str) -> dict[str, 
         If the file is missing or damaged, or lacks a variable.
     """
     with reading(Path(path), "MATLAB file", hint):
-        Path(path).stat()  # before a library that takes long to import
         from scipy.io import loadmat
 
         content = loadmat(path, variable_names=list(names))

@@ -139,6 +139,35 @@ def parse_sessions(sessions: Sessions) -> list[int]:
     return numbers
 
 
+def present_sessions(
+    asked: list[int], found: list[int], subjects: list[str], betas: Callable[[int], Path], what: str
+) -> list[int]:
+    """Return the numbers of the sessions that are asked for, if the betas of each are there.
+
+    Parameters
+    ----------
+    asked, found : list of int
+        Numbers of the sessions that are asked for, and of those whose betas are there.
+    subjects : list of str
+        Who is there, for the message.
+    betas : function
+        Takes the number of a session; returns its file.
+    what : str
+        What else to do than to fetch the file that is missing.
+
+    Raises
+    ------
+    InputError
+        If one is missing.
+    """
+    missing = [number for number in asked if number not in found]
+    if missing:
+        numbers, names = (", ".join(map(str, one)) or "none" for one in (found, subjects))
+        there = f"its subject has sessions {numbers}, and there are subjects {names}"
+        raise InputError(f"{betas(missing[0])} is missing; {there}. Fetch it, or {what}.")
+    return asked
+
+
 def listed(unit: str, places: Ids) -> str:
     """Write "voxel 3" or "voxels 3, 4, 5 and 7 more"."""
     more = f" and {len(places) - 3} more" if len(places) > 3 else ""

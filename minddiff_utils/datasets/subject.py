@@ -1,16 +1,14 @@
 """One person's recording: responses, what was seen, where the voxels are, and the splits."""
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
-from minddiff_utils.io import Ids, InputError, atomic_path
+from minddiff_utils.io import Ids, InputError
 
 if TYPE_CHECKING:
     from minddiff_utils.datasets.nsd.responses import StoredResponses
@@ -372,42 +370,6 @@ def describe_dropped(subject: Subject) -> str:
     """Say in one line how many voxels of the regions were left out."""
     n_voxels = subject.responses.shape[1] + subject.n_dropped
     return f"{subject.n_dropped:,} of {n_voxels:,} voxels left out"
-
-
-def summarise(subject: Subject) -> dict[str, Any]:
-    """Count what a recording holds.
-
-    Returns
-    -------
-    dict
-        Plain numbers and texts: name, dataset, trials, stimuli, sessions, repetitions, voxels,
-        voxels of each region, voxels left out, and for each split its stimuli.
-    """
-    n_repetitions = subject.n_repetitions(subject.stimulus_ids)
-    return {
-        "subject": subject.name,
-        "dataset": subject.dataset,
-        "n_trials": len(subject.stimulus_id),
-        "n_stimuli": len(n_repetitions),
-        "n_sessions": len(np.unique(subject.session)),
-        "repetitions": [int(n_repetitions.min()), int(n_repetitions.max())],
-        "n_voxels": subject.responses.shape[1],
-        "n_dropped_voxels": subject.n_dropped,
-        "rois": {name: int(mask.sum()) for name, mask in subject.roi.items()},
-        "splits": {s.name: {"train": len(s.train), "test": len(s.test)} for s in subject.splits},
-    }
-
-
-def write_summary(subject: Subject, path: str | Path) -> Path:
-    """Write `summarise(subject)` as JSON; the file is whole or absent.
-
-    Returns
-    -------
-    Path
-    """
-    with atomic_path(path) as tmp:
-        tmp.write_text(json.dumps(summarise(subject), indent=1))
-    return Path(path)
 
 
 # --- early and higher areas, by the names of regions --------------------------------------

@@ -22,8 +22,6 @@ class PrincipalComponents(TransformerMixin, BaseEstimator):
     ----------
     n_components : int
         At most; no more than `n_stimuli` - 1 and `n_values` exist.
-    random_state : int
-        Of the randomised solver.
 
     Attributes
     ----------
@@ -34,9 +32,8 @@ class PrincipalComponents(TransformerMixin, BaseEstimator):
         Of the scores over the training stimuli, with `n_stimuli` in the denominator.
     """
 
-    def __init__(self, n_components: int, random_state: int = 0):
+    def __init__(self, n_components: int):
         self.n_components = n_components
-        self.random_state = random_state
 
     def fit(self, X: np.ndarray, y: object = None) -> "PrincipalComponents":
         """Find the directions in which the features, shape (n_stimuli, n_values), differ most."""
@@ -47,7 +44,7 @@ class PrincipalComponents(TransformerMixin, BaseEstimator):
         else:
             solver = "full" if n > 0.8 * min(X.shape) else "randomized"
             # Centred here: scikit-learn adds up its mean in the precision of the values.
-            found = PCA(n, svd_solver=solver, random_state=self.random_state, copy=False)
+            found = PCA(n, svd_solver=solver, random_state=0, copy=False)
             found.fit(X - mean.astype(X.dtype))
             basis = found.components_.T
             variance = found.explained_variance_ * (len(X) - 1) / len(X)

@@ -10,10 +10,11 @@ import pandas as pd
 from himalaya.scoring import correlation_score
 
 from minddiff_utils.datasets import Fold, Split, Subject, estimate_ncsnr, prepare_fold
+from minddiff_utils.datasets.reading import open_file
 from minddiff_utils.datasets.subject import EARLY_AREAS, area_masks
 from minddiff_utils.decoding.components import PrincipalComponents, evidence
 from minddiff_utils.decoding.decoders import Decoder, Design, Method, fit_decoders, make_design
-from minddiff_utils.decoding.features import feature_spaces, open_hdf5, read_features, read_values
+from minddiff_utils.decoding.features import HINT, feature_spaces, read_features, read_values
 from minddiff_utils.decoding.ridge import assign_folds, column_moments
 from minddiff_utils.io import atomic_path, open_to_write, progress, row_dataset
 
@@ -97,14 +98,12 @@ def decode_subject(
     method, path = method or Method(), Path(decoded_path)
     given, settings = (method, shuffle_seed, decoders), {**asdict(method), "shuffle": shuffle_seed}
     further = [] if shuffle_seed is not None else same_training(subject)
-    if further:
-        splits = [subject.splits[0], *further]
-        decoded, *others = decode_tests(subject, features_path, splits, *given)
-        for test_set, values in zip(further, others, strict=True):
-            _write_decoded(test_set_file(path.parent, test_set.name), values, settings)
-    else:
-        decoded = decode_splits(subject, features_path, subject.splits, *given)
-    return _write_decoded(path, decoded, settings)
+    first, *others = subject.splits
+    found, *of_sets = decode_tests(subject, features_path, [first, *further], *given)
+    for test_set, values in zip(further, of_sets, strict=True):
+        _write_decoded(test_set_file(path.parent, test_set.name), values, settings)
+    parts = [decode_tests(subject, features_path, [split], *given)[0] for split in others]
+    return _write_decoded(path, join_splits([found, *parts]), settings)
 
 
 def same_training(subject: Subject) -> list[Split]:
@@ -127,52 +126,6 @@ def _write_decoded(path: Path, decoded: Mapping[str, np.ndarray], settings: dict
     return path
 
 
-def decode_splits(
-    subject: Subject,
-    features_path: str | Path,
-    splits: Sequence[Split],
-    method: Method,
-    shuffle_seed: int | None = None,
-    decoders: str | Path | None = None,
-    *,
-    names: Sequence[str] = (),
-    voxels: np.ndarray | slice = slice(None),
-) -> dict[str, np.ndarray]:
-    """Decode the test stimuli of some splits, which need not be the subject's own.
-
-    Parameters
-    ----------
-    subject : Subject
-    features_path : str or Path
-    splits : sequence of Split
-        A stimulus may be a test stimulus of several.
-    method, shuffle_seed, decoders
-        As for `decode_subject`. Blocks of which nothing is kept are arrays of no columns.
-    names : sequence of str
-        Feature spaces; all of the file if none are given.
-    voxels : bool array, shape (n_voxels,), or slice
-        Which are used.
-
-    Returns
-    -------
-    dict
-        What `read_decoded` returns of these splits.
-
-    Raises
-    ------
-    InputError
-        If responses or features cannot be decoded.
-    """
-    rows: dict[str, list[np.ndarray]] = {}
-    for number, split in enumerate(splits):
-        given = method, shuffle_seed, decoders, names, voxels
-        (found,) = decode_tests(subject, features_path, [split], *given)
-        found["split"] = found["split"] + number
-        for name, part in found.items():
-            rows.setdefault(name, []).append(part)
-    return {name: _joined(name, parts) for name, parts in rows.items()}
-
-
 def decode_tests(
     subject: Subject,
     features_path: str | Path,
@@ -187,68 +140,62 @@ def decode_tests(
 
     Parameters
     ----------
-    subject, features_path, method, shuffle_seed, names, voxels
-        As for `decode_splits`.
+    subject : Subject
+    features_path : str or Path
     splits : sequence of Split
-        The same training stimuli in each.
+        The same training stimuli in each; they need not be the subject's own splits.
+    method, shuffle_seed
+        As for `decode_subject`. Blocks of which nothing is kept are arrays of no columns.
     decoders : str or Path, optional
         Folder to save the decoders in, under the name of the first split.
+    names : sequence of str
+        Feature spaces; all of the file if none are given.
+    voxels : bool array, shape (n_voxels,), or slice
+        Which are used.
 
     Returns
     -------
     list of dict
-        For each split what `read_decoded` returns of it alone.
+        For each split what `read_decoded` returns of it alone; see `join_splits`.
 
     Raises
     ------
     InputError
         If responses or features cannot be decoded.
     """
-    first, ids = splits[0], np.concatenate([split.test for split in splits])
-    every = replace(first, test=np.array(list(dict.fromkeys(ids.tolist())), np.int64))
-    fold = prepare_fold(subject, every)
-    design = training_design(subject, every, fold, method, shuffle_seed, voxels)
-    order = np.argsort(fold.test_id)
-    tests = [order[np.searchsorted(fold.test_id[order], split.test)] for split in splits]
+    first, ids = splits[0], np.unique(np.concatenate([split.test for split in splits]))
+    fold = prepare_fold(subject, replace(first, test=ids))
+    design = training_design(subject, first, fold, method, shuffle_seed, voxels)
+    tests = [np.searchsorted(ids, split.test) for split in splits]
     tests_x = [fold.test_x[rows][:, voxels] for rows in tests]
-    found = [
-        {"stimulus_id": fold.test_id[rows], "split": np.zeros(len(rows), np.int64)}
-        for rows in tests
-    ]
+    found = [{"stimulus_id": fold.test_id[rows], "split": 0 * rows} for rows in tests]
     for name in progress(names or feature_spaces(features_path), f"decoders of {first.name}"):
         y = read_features(features_path, name, first.train)
         shape, y = y.shape[1:], y.reshape(len(y), -1)
-        fits = fit_decoders(design, y, name, method)
-        if fits[0] is not None and decoders is not None:
+        decoder, of_components, components = fit_decoders(design, y, name, method)
+        if decoder is not None and decoders is not None:
             path = Path(decoders) / first.name / f"{name}.safetensors"
-            fits[0].save(path, {**asdict(method), "feature_space": name})
+            decoder.save(path, {**asdict(method), "feature_space": name})
         for part, test_x in zip(found, tests_x, strict=True):
-            part |= _decode(fits, name, shape, method, test_x)
+            part[name] = np.zeros((len(test_x), 0), np.float32)
+            if decoder is not None:
+                part[name] = decoder.predict(test_x).reshape(-1, *shape)
+            if of_components is not None and components is not None:
+                part |= _evidence(name, components, of_components, method, test_x)
     return found
 
 
-def _decode(
-    fits: tuple[Decoder | None, Decoder | None, PrincipalComponents | None],
-    name: str,
-    shape: tuple[int, ...],
-    method: Method,
-    test_x: np.ndarray,
+def _evidence(
+    name: str, components: PrincipalComponents, decoder: Decoder, method: Method, x: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Decode a feature space with what `fit_decoders` returned; of components their evidence."""
-    decoder, of_components, components = fits
-    found = {name: np.zeros((len(test_x), 0), np.float32)}
-    if decoder is not None:
-        found[name] = decoder.predict(test_x).reshape(-1, *shape)
-    if of_components is not None and components is not None:
-        block, r2 = name.removeprefix("block_"), of_components.r2
-        believed = method.min_reliability, method.max_reliability
-        scores = of_components.predict(test_x)
-        projection, value = evidence(components, scores, r2, *believed)
-        found[f"evidence_{block}"] = value
-        found[f"projection_{block}"] = projection[None]
-        found[f"reliability_{block}"] = r2[None]
-        found[f"variance_{block}"] = components.explained_variance_[None, : len(r2)]
-    return found
+    """What test responses say about the components of a feature space, and how sure that is."""
+    block, r2 = name.removeprefix("block_"), decoder.r2
+    believed = method.min_reliability, method.max_reliability
+    projection, value = evidence(components, decoder.predict(x), r2, *believed)
+    spread = components.explained_variance_[: len(r2)]
+    found = {"evidence": value, "projection": projection[None]}
+    found |= {"reliability": r2[None], "variance": spread[None]}
+    return {f"{what}_{block}": values for what, values in found.items()}
 
 
 def training_design(
@@ -326,6 +273,12 @@ def shuffled_places(n: int, seed: int) -> np.ndarray:
     return out
 
 
+def join_splits(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Put what `decode_tests` found of several splits below one another, numbered from 0."""
+    numbered = [{**part, "split": part["split"] + k} for k, part in enumerate(parts)]
+    return {name: _joined(name, [part[name] for part in numbered]) for name in parts[0]}
+
+
 def _joined(name: str, parts: list[np.ndarray]) -> np.ndarray:
     """Put the splits together; one with fewer components gets columns that say nothing."""
     if name.startswith(("evidence_", "projection_", "reliability_", "variance_")):
@@ -345,26 +298,24 @@ def read_decoded(path: str | Path) -> dict[str, np.ndarray]:
     InputError
         If the file is damaged.
     """
-    with open_hdf5(path) as file:
+    with open_file(Path(path), HINT) as file:
         return {name: file[name][:] for name in file}
 
 
-def decoding_accuracy(
-    features_path: str | Path, decoded_path: str | Path, *, control: bool = False
-) -> pd.DataFrame:
+def decoding_accuracy(features_path: str | Path, decoded_path: str | Path) -> pd.DataFrame:
     """Correlate decoded with true values over the test stimuli, one row a value.
 
     Returns
     -------
     DataFrame
-        `feature_space`, `correlation` (NaN where the true value is constant), `control`.
+        `feature_space`, `correlation` (NaN where the true value is constant).
     """
     decoded = read_decoded(decoded_path)
     frames = []
     for name in feature_spaces(features_path):
         true = read_values(features_path, name, decoded["stimulus_id"])
         r = correlations(true, decoded[name].reshape(len(true), -1))
-        frames.append(pd.DataFrame({"feature_space": name, "correlation": r, "control": control}))
+        frames.append(pd.DataFrame({"feature_space": name, "correlation": r}))
     return pd.concat(frames, ignore_index=True)
 
 

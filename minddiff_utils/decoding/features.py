@@ -1,27 +1,26 @@
 """The targets of decoding for every stimulus: `z`, `c` and CLIP structure, in one HDF5 file."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import h5py
 import numpy as np
 import torch
 
 from minddiff_utils.datasets import Subject
-from minddiff_utils.io import Ids, InputError, code_digest, content_hash, unreadable, write_rows
+from minddiff_utils.datasets.reading import open_file
+from minddiff_utils.io import Ids, InputError, code_digest, content_hash, write_rows
 
 if TYPE_CHECKING:
     from minddiff_utils.models.stable_diffusion import Generator
 
 AT_ONCE = 256  # pictures that are read at a time to tell them from others
+HINT = "Delete it and run 02_decoding again."  # where a file of that chapter is damaged
 
 
 def feature_spaces(path: str | Path) -> list[str]:
     """Return the names of the feature spaces in a file: z, c, block_1 …, embedding."""
-    with open_hdf5(path) as file:
+    with open_file(Path(path), HINT) as file:
         names = {name for name in file if name != "stimulus_id"}
     blocks = sorted((name for name in names if name.startswith("block_")), key=lambda n: int(n[6:]))
     return [name for name in ("z", "c", *blocks, "embedding") if name in names]
@@ -49,7 +48,7 @@ def read_features(path: str | Path, space: str, stimulus_ids: Ids) -> np.ndarray
         If the file is damaged, or holds no such feature space or stimulus.
     """
     ids = np.asarray(stimulus_ids)
-    with open_hdf5(path) as file:
+    with open_file(Path(path), HINT) as file:
         if space not in file:
             raise InputError(f"{path} holds no features {space!r}; it has {', '.join(file)}.")
         known = file["stimulus_id"][:]
@@ -62,17 +61,6 @@ def read_features(path: str | Path, space: str, stimulus_ids: Ids) -> np.ndarray
 def read_values(path: str | Path, space: str, stimulus_ids: Ids) -> np.ndarray:
     """Read one feature space as a matrix, float32 (n, n_values); see `read_features`."""
     return read_features(path, space, stimulus_ids).reshape(len(stimulus_ids), -1)
-
-
-@contextmanager
-def open_hdf5(path: str | Path) -> Iterator[h5py.File]:
-    """Open a file that 02_decoding wrote; InputError if it, or what is read of it, is damaged."""
-    try:
-        with h5py.File(path, "r") as file:
-            yield file
-    except OSError as error:
-        damage = f"cannot be read as HDF5 ({error}). Delete it and run 02_decoding again."
-        raise unreadable(path, error, damage) from None
 
 
 def write_features(

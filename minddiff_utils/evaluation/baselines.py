@@ -9,6 +9,7 @@ worth.
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from minddiff_utils.datasets import Split, Subject
 from minddiff_utils.datasets.subject import is_early
-from minddiff_utils.decoding.decode import decode_splits, read_decoded
+from minddiff_utils.decoding.decode import decode_tests, join_splits, read_decoded
 from minddiff_utils.decoding.decoders import Method
 from minddiff_utils.decoding.features import read_features
 from minddiff_utils.evaluation import METHODS, full_method, in_order
@@ -25,6 +26,7 @@ from minddiff_utils.evaluation.metrics import blurred, read_reconstructions, uni
 from minddiff_utils.io import InputError, content_hash, method_file, require
 from minddiff_utils.models.stable_diffusion import Generator
 from minddiff_utils.reconstruction import ablate
+from minddiff_utils.reconstruction.losses import Arrays
 from minddiff_utils.reconstruction.results import check_inputs, read_pictures, write_pictures
 from minddiff_utils.reconstruction.stage2 import reconstruct
 from minddiff_utils.settings import FULL_METHODS, Settings, recall
@@ -65,8 +67,10 @@ class Bench:
         return read_pictures(path)
 
     def decoding(self) -> Method:
-        """How the run decoded, on the generator's device."""
-        method = decoding_of(self.folder / "decoded.h5")
+        """How the run decoded, without what stage 2 does not need, on the generator's device."""
+        method = Method.of(_record(self.folder / "decoded.h5", "settings"))
+        if self.full.structure_target != "values":
+            method.set_params(keep_structure=0)
         return method.set_params(device=str(self.generator.device))
 
     def seen(self, stimulus_id: np.ndarray) -> np.ndarray:
@@ -369,14 +373,8 @@ def decode_again(
     method = bench.decoding()
     if n_folds:
         method.set_params(n_folds=n_folds)
-    if bench.full.structure_target != "values":
-        method.set_params(keep_structure=0)  # the values of the blocks are not needed
-    return decode_splits(bench.person, bench.features, splits, method, names=names, voxels=voxels)
-
-
-def decoding_of(decoded_path: str | Path) -> Method:
-    """Return the method that `decode_subject` wrote a file with; its device is the CPU."""
-    return Method.of(_record(decoded_path, "settings"))
+    decode = partial(decode_tests, bench.person, bench.features, method=method)
+    return join_splits([decode([split], names=names, voxels=voxels)[0] for split in splits])
 
 
 def _record(path: str | Path, attribute: str = "record") -> SimpleNamespace:
@@ -417,8 +415,7 @@ def early_and_higher(roi: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndar
     InputError
         If either has no voxel.
     """
-    masks = [mask for name, mask in roi.items() if is_early(name, narrow=True)]
-    early = np.any(masks or [np.array([False])], axis=0)
+    early = np.any([mask & is_early(name, narrow=True) for name, mask in roi.items()], axis=0)
     higher = np.any(list(roi.values()), axis=0) & ~early
     for name, mask in (("early", early), ("higher", higher)):
         if not mask.any():
@@ -463,9 +460,7 @@ UNPAINTED = ("blur", "retrieval", "mean")  # which go through no stage
 # --- pictures that were made once, in hours ---------------------------------------------------
 
 
-def stored_pictures(
-    path: str | Path, decoded: Mapping[str, np.ndarray]
-) -> tuple[np.ndarray | None, str]:
+def stored_pictures(path: str | Path, decoded: Arrays) -> tuple[np.ndarray | None, str]:
     """Return what `studies.stored.store_pictures` kept, if it follows from these decoded features.
 
     Parameters
@@ -493,10 +488,7 @@ def stored_pictures(
 
 
 def add_stored(
-    folder: str | Path,
-    pictures: np.ndarray,
-    decoded: Mapping[str, np.ndarray],
-    seeds: Sequence[int],
+    folder: str | Path, pictures: np.ndarray, decoded: Arrays, seeds: Sequence[int]
 ) -> None:
     """Put stored pictures of Algorithm 1 beside those that a subject's chapters make.
 
@@ -519,7 +511,7 @@ def add_stored(
         write_pictures(path, decoded["stimulus_id"], pictures[:, number], record)
 
 
-def decoded_statistics(decoded: Mapping[str, np.ndarray]) -> np.ndarray:
+def decoded_statistics(decoded: Arrays) -> np.ndarray:
     """Mean and standard deviation of each picture's decoded values; float32 (n, n_names, 2)."""
     names = sorted(name for name in decoded if name in ("z", "c") or name.startswith("block_"))
     flat = [decoded[name].reshape(len(decoded[name]), -1).astype(np.float64) for name in names]

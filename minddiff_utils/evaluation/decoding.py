@@ -3,7 +3,7 @@
 Chance is what the same decoders reach with the responses permuted over the pictures.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,22 +14,19 @@ from scipy import stats
 
 from minddiff_utils.datasets import Split, Subject, prepare_fold
 from minddiff_utils.datasets.subject import EARLY_AREAS, HIGHER_AREAS, area_kind, area_masks
-from minddiff_utils.decoding import ridge
+from minddiff_utils.decoding import decode, ridge
 from minddiff_utils.decoding.components import PrincipalComponents
-from minddiff_utils.decoding.decode import (
-    correlations,
-    stimulus_of_rows,
-    training_design,
-    training_folds,
-    voxel_weights,
-)
-from minddiff_utils.decoding.decoders import Design, Method
+from minddiff_utils.decoding.decoders import Method
 from minddiff_utils.decoding.features import feature_spaces, read_values
 from minddiff_utils.evaluation.statistics import resampled_correlation, shuffled_rows
 from minddiff_utils.io import progress
 
-# Every second penalty: mean accuracies need no finer choice.
-COARSE = ridge.PENALTIES[::2]
+# Every second penalty, chosen by few folds: mean accuracies need no finer choice.
+COARSE, N_FOLDS = ridge.PENALTIES[::2], 3
+N_VALUES = 150  # of each feature space, drawn at random among those that vary
+LEVEL = 0.95  # of all intervals of chance together
+# Feature spaces that are decoded from regions. The first of a pair belongs to early areas.
+CONTRASTS = (("z", "c"), ("block_1", "block_6"))
 
 
 class RegionDecoding(NamedTuple):
@@ -49,16 +46,10 @@ class RegionDecoding(NamedTuple):
     decoded: dict[tuple[str, str], np.ndarray]
 
 
-def decode_regions(
-    subject: Subject,
-    features_path: str | Path,
-    *,
-    names: Sequence[str] = ("z", "c", "block_1", "block_6"),
-    n_targets: int = 150,
-    n_folds: int = 3,
-    seed: int = 0,
-) -> RegionDecoding:
+def decode_regions(subject: Subject, features_path: str | Path, seed: int = 0) -> RegionDecoding:
     """Decode a sample of values from each region, and from all but the region.
+
+    Of the feature spaces of `CONTRASTS`; those that the file lacks are left out.
 
     Ridge regression sees voxels only through their products, summed over voxels. So the matrix of
     products of all voxels but a region's is that of all less that of the region.
@@ -67,26 +58,22 @@ def decode_regions(
     ----------
     subject : Subject
     features_path : str or Path
-    names : sequence of str
-        Feature spaces; those that the file lacks are left out.
-    n_targets : int
-        Values of each feature space, drawn at random among those that vary.
-    n_folds : int
-        Folds that choose each value's penalty, among five.
     seed : int
+        Of the values that are drawn, 150 of each feature space.
 
     Returns
     -------
     RegionDecoding
     """
-    names = [name for name in names if name in feature_spaces(features_path)]
-    chosen = sample_values(features_path, names, subject.splits[0], n_targets, seed)
+    known = feature_spaces(features_path)
+    names = [name for pair in CONTRASTS for name in pair if name in known]
+    chosen = sample_values(features_path, names, subject.splits[0], seed)
     found: dict[tuple[str, str], list[np.ndarray]] = {}
     true = []
     for split in progress(subject.splits, "regions"):
         true.append(_values(features_path, chosen, split.test))
         y = _values(features_path, chosen, split.train)
-        for key, decoded in _decode_split(subject, split, y, n_folds):
+        for key, decoded in _decode_split(subject, split, y):
             found.setdefault(key, []).append(decoded)
     space = np.repeat(names, [len(chosen[name]) for name in names])
     value = np.concatenate([chosen[name] for name in names])
@@ -95,11 +82,12 @@ def decode_regions(
 
 
 def _decode_split(
-    subject: Subject, split: Split, y: np.ndarray, n_folds: int
+    subject: Subject, split: Split, y: np.ndarray
 ) -> Iterator[tuple[tuple[str, str], np.ndarray]]:
     """Yield (region, which voxels) and the decoded values of the test stimuli."""
-    fold, weights = prepare_fold(subject, split), voxel_weights(subject, split)
-    folds, stimulus = training_folds(subject, split.train, n_folds), stimulus_of_rows(split, fold)
+    fold, weights = prepare_fold(subject, split), decode.voxel_weights(subject, split)
+    folds = decode.training_folds(subject, split.train, N_FOLDS)
+    stimulus = decode.stimulus_of_rows(split, fold)
     mean = np.average(y, axis=0, weights=np.bincount(stimulus))
     centre = fold.train_x.mean(0, dtype=np.float64).astype(np.float32)
     train, test = (fold.train_x - centre) * weights, (fold.test_x - centre) * weights
@@ -108,17 +96,17 @@ def _decode_split(
         part = train[:, voxels]
         return part @ part.T, test[:, voxels] @ part.T, float(np.square(weights[voxels]).sum())
 
-    def decode(train: np.ndarray, test: np.ndarray, size: float) -> np.ndarray:
+    def decoded(train: np.ndarray, test: np.ndarray, size: float) -> np.ndarray:
         model = ridge.CrossValidatedRidge(size * COARSE, folds, stimulus, kernel="precomputed")
         return model.fit(train, y - mean).predict(test) + mean
 
     whole = products(slice(None))
-    yield ("", "all"), decode(*whole)
+    yield ("", "all"), decoded(*whole)
     for roi, mask in (subject.roi | area_masks(subject.roi)).items():
         alone = products(mask)
-        yield (roi, "alone"), decode(*alone)
+        yield (roi, "alone"), decoded(*alone)
         if not mask.all():
-            yield (roi, "without"), decode(*(a - b for a, b in zip(whole, alone, strict=True)))
+            yield (roi, "without"), decoded(*(a - b for a, b in zip(whole, alone, strict=True)))
 
 
 def region_accuracies(regional: RegionDecoding) -> pd.DataFrame:
@@ -135,7 +123,7 @@ def region_accuracies(regional: RegionDecoding) -> pd.DataFrame:
         if roi and roi not in regional.rois:
             continue
         frame = pd.DataFrame({"feature_space": regional.feature_space, "roi": roi})
-        r = correlations(regional.true, decoded)
+        r = decode.correlations(regional.true, decoded)
         frames.append(frame.assign(voxels=voxels, value=regional.value, correlation=r))
     return pd.concat(frames, ignore_index=True)
 
@@ -167,7 +155,8 @@ def area_contrasts(
     rows: dict[tuple[str, str], dict] = {}
     if (EARLY_AREAS, "alone") not in regional.decoded:
         return pd.DataFrame(rows)
-    for pair in _pairs(regional.feature_space):
+    spaces = set(regional.feature_space)
+    for pair in [pair for pair in CONTRASTS if set(pair) <= spaces]:
         contrast = partial(_contrast, regional, pair, n_resamples, seed)
         whole = contrast("", "all")
         for measure in ("alone", "without", "without all"):
@@ -187,14 +176,6 @@ def area_contrasts(
     return table.rename_axis(["measure", "feature_spaces"])
 
 
-def _pairs(space: np.ndarray) -> list[tuple[str, str]]:
-    """Return pairs of feature spaces of which the first belongs to early areas."""
-    names = list(dict.fromkeys(space.tolist()))
-    blocks = [name for name in names if name.startswith("block_")]
-    pairs = [("z", "c"), (blocks[0], blocks[-1])] if blocks else [("z", "c")]
-    return [pair for pair in pairs if set(pair) <= set(names) and pair[0] != pair[1]]
-
-
 def _contrast(
     regional: RegionDecoding, pair: tuple[str, str], n: int, seed: int, roi: str, voxels: str
 ) -> np.ndarray:
@@ -203,15 +184,15 @@ def _contrast(
     for space in pair:
         of = regional.feature_space == space
         true, decoded = regional.true[:, of], regional.decoded[roi, voxels][:, of]
-        mean = np.nanmean(correlations(true, decoded))
+        mean = np.nanmean(decode.correlations(true, decoded))
         found.append(np.append(mean, resampled_correlation(true, decoded, n, seed)))
     return found[0] - found[1]
 
 
 def sample_values(
-    path: str | Path, names: Sequence[str], split: Split, n: int, seed: int
+    path: str | Path, names: Sequence[str], split: Split, seed: int
 ) -> dict[str, np.ndarray]:
-    """Draw values of each feature space that vary over the training stimuli.
+    """Draw 150 values of each feature space among those that vary over the training stimuli.
 
     Parameters
     ----------
@@ -219,8 +200,6 @@ def sample_values(
         From `write_features`.
     names : sequence of str
     split : Split
-    n : int
-        Of each feature space, at most.
     seed : int
 
     Returns
@@ -233,7 +212,7 @@ def sample_values(
     for name in names:
         moments = ridge.column_moments(read_values(path, name, split.train))
         varied = np.flatnonzero(~ridge.constant_columns(*moments))
-        chosen[name] = np.sort(rng.choice(varied, min(n, len(varied)), replace=False))
+        chosen[name] = np.sort(rng.choice(varied, min(N_VALUES, len(varied)), replace=False))
     return chosen
 
 
@@ -244,13 +223,7 @@ def _values(path: str | Path, chosen: Mapping[str, np.ndarray], ids: np.ndarray)
 
 
 def chance_accuracies(
-    subject: Subject,
-    features_path: str | Path,
-    method: Method | None = None,
-    *,
-    n_permutations: int = 10,
-    n_values: int = 150,
-    seed: int = 0,
+    subject: Subject, features_path: str | Path, method: Method, n_permutations: int, seed: int = 0
 ) -> pd.DataFrame:
     """Decode every feature space from responses permuted over the pictures, again and again.
 
@@ -262,76 +235,60 @@ def chance_accuracies(
     ----------
     subject : Subject
     features_path : str or Path
-    method : Method, optional
+    method : Method
         As for `decode_subject`; stretching is left out, for no correlation changes with it.
     n_permutations : int
         At least 2.
-    n_values : int
-        Values of each feature space, drawn at random among those that vary.
     seed : int
+        Of the permutations, and of the values that are drawn, 150 of each feature space.
 
     Returns
     -------
     DataFrame
-        `feature_space`, `permutation` (from 0), `correlation`: the mean over values.
+        `feature_space`, `permutation` (from 0), `correlation`: the mean over these values.
 
     Raises
     ------
     InputError
         If responses or features cannot be decoded.
     """
-    method = method or Method()
     names = feature_spaces(features_path)
-    chosen = sample_values(features_path, names, subject.splits[0], n_values, seed)
+    chosen = sample_values(features_path, names, subject.splits[0], seed)
     true: dict[str, list[np.ndarray]] = {name: [] for name in names}
     found: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for number, split in enumerate(progress(subject.splits, "chance")):
         fold = prepare_fold(subject, split)
-        design = training_design(subject, split, fold, method)
+        design = decode.training_design(subject, split, fold, method)
         rng = np.random.default_rng([seed, number])
         orders = [shuffled_rows(len(split.train), rng) for _ in range(n_permutations)]
         for name in names:
-            places = chosen[name]
+            places, y = chosen[name], read_values(features_path, name, split.train)
             true[name].append(read_values(features_path, name, split.test)[:, places])
-            y = read_values(features_path, name, split.train)
-            decoded = _decode_permuted(design, y, places, name, method, orders, fold.test_x)
-            found[name].append(np.stack(list(decoded)))
+            targets, values_of = _targets(y, places, method)
+            # Who has the wrong responses is the same thing as who has the wrong features; so what
+            # depends on responses alone, and the components of the values, are computed once.
+            models = (design.fit(targets[order], name, method) for order in orders)
+            found[name].append(np.stack([values_of(one.predict(fold.test_x)) for one in models]))
     rows = []
     for name, parts in found.items():
         for number, decoded in enumerate(np.concatenate(parts, axis=1)):
-            r = np.nanmean(correlations(np.concatenate(true[name]), decoded))
+            r = np.nanmean(decode.correlations(np.concatenate(true[name]), decoded))
             rows.append({"feature_space": name, "permutation": number, "correlation": r})
     return pd.DataFrame(rows)
 
 
-def _decode_permuted(
-    design: Design,
-    y: np.ndarray,
-    places: np.ndarray,
-    space: str,
-    method: Method,
-    orders: list[np.ndarray],
-    test_x: np.ndarray,
-) -> Iterator[np.ndarray]:
-    """Yield some values of test stimuli, decoded once for every order of the training stimuli.
-
-    Who has the wrong responses is the same thing as who has the wrong features; so what depends
-    on responses alone, and the components of the values, are computed once.
-    """
+def _targets(
+    y: np.ndarray, places: np.ndarray, method: Method
+) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
+    """What a decoder is fitted to, and how some values follow from what it decodes."""
     if method.decoder != "ridge" or method.target_components == 0:
-        for order in orders:
-            yield design.fit(y[order][:, places], space, method).predict(test_x)
-        return
+        return y[:, places], np.asarray
     parts = PrincipalComponents(method.target_components).fit(y)
-    scores = parts.transform(y)
-    for order in orders:
-        decoded = design.fit(scores[order], space, method).predict(test_x)
-        yield decoded @ parts.components_[:, places] + parts.mean_[places]
+    basis, mean = parts.components_[:, places], parts.mean_[places]
+    return parts.transform(y), lambda scores: scores @ basis + mean
 
 
-def chance_interval(
-    accuracies: pd.DataFrame, decoded: Mapping[str, float], level: float = 0.95
-) -> pd.DataFrame:
+def chance_interval(accuracies: pd.DataFrame, decoded: Mapping[str, float]) -> pd.DataFrame:
     """Tell whether chance is at zero, and decoding above it.
 
     Parameters
@@ -340,18 +297,17 @@ def chance_interval(
         From `chance_accuracies`.
     decoded : mapping of feature space to float
         Mean correlation from the right responses.
-    level : float
-        Of all intervals together (Bonferroni; Student's t over the permutations).
 
     Returns
     -------
     DataFrame
         A row a feature space: `decoded`; `chance`, the mean over permutations, with its interval
-        from `low` to `high`; `at_chance`, whether that covers 0; `highest`, of any permutation.
+        from `low` to `high`, 95 % for all of them together (Bonferroni; Student's t over the
+        permutations); `at_chance`, whether that covers 0; `highest`, of any permutation.
     """
     rows = {}
     groups = accuracies.groupby("feature_space", sort=False).correlation
-    share = 1 - (1 - level) / groups.ngroups
+    share = 1 - (1 - LEVEL) / groups.ngroups
     for name, values in groups:
         half = stats.sem(values) * stats.t.ppf((1 + share) / 2, len(values) - 1)
         mean = values.mean()

@@ -8,16 +8,14 @@ import pandas as pd
 
 from minddiff_utils.datasets import Split, Subject
 from minddiff_utils.decoding.decode import decode_tests, read_decoded, same_training, test_set_file
-from minddiff_utils.evaluation import in_order
+from minddiff_utils.evaluation import tables
 from minddiff_utils.evaluation.baselines import Bench
 from minddiff_utils.evaluation.metrics import METRICS, evaluate, main_metrics
 from minddiff_utils.evaluation.statistics import bootstrap_interval, finite, group_difference
-from minddiff_utils.evaluation.tables import as_markdown, interval_text, p_text, wide_table
 from minddiff_utils.io import require
 from minddiff_utils.reconstruction import pictures_of
 
 OWN, WRONG = "the picture that was seen", "another picture of the set"
-Embed = Mapping[str, Callable[[np.ndarray], np.ndarray]]
 
 
 def set_name(split: str) -> str:
@@ -33,18 +31,14 @@ def describe_sets(person: Subject) -> pd.DataFrame:
     DataFrame of str
         A row a set, the book's own first; none without further sets.
     """
-    rows: dict[str, list[Split]] = {}
-    for split in [*person.splits, *person.test_sets] if person.test_sets else ():
-        rows.setdefault(set_name(split.name), []).append(split)
-    table = {
-        as_markdown(name): {
-            "parts": str(len(parts)),
-            "test pictures": f"{sum(len(part.test) for part in parts):,}",
-            "training pictures": f"{np.mean([len(part.train) for part in parts]):,.0f}",
-        }
-        for name, parts in rows.items()
-    }
-    return pd.DataFrame(table).T.rename_axis("test set")
+    splits = [*person.splits, *person.test_sets] if person.test_sets else []
+    names = pd.Index([set_name(split.name) for split in splits], name="test set")
+    sizes = {"test pictures": [len(split.test) for split in splits]}
+    sizes["training pictures"] = [len(split.train) for split in splits]
+    groups = pd.DataFrame(sizes, names, dtype=float).groupby("test set", sort=False)
+    table = groups.agg({"test pictures": "sum", "training pictures": "mean"})
+    table.insert(0, "parts", groups.size())
+    return table.map("{:,.0f}".format).rename(index=tables.as_markdown)
 
 
 def decode_sets(bench: Bench, n: int) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
@@ -74,10 +68,7 @@ def decode_sets(bench: Bench, n: int) -> Iterator[tuple[str, dict[str, np.ndarra
             paths = (test_set_file(bench.folder, split.name) for split in splits)
             found = [read_decoded(require(path, "02_decoding")) for path in paths]
         else:
-            method = bench.decoding()
-            if bench.full.structure_target != "values":
-                method.set_params(keep_structure=0)  # the values of the blocks are not needed
-            found = decode_tests(bench.person, bench.features, splits, method)
+            found = decode_tests(bench.person, bench.features, splits, bench.decoding())
         for split, decoded in zip(splits, found, strict=True):
             yield split.name, pictures_of(decoded, spread(len(split.test), n))
 
@@ -88,7 +79,7 @@ def spread(n: int, most: int) -> np.ndarray:
 
 
 def score_sets(
-    bench: Bench, embed: Embed, size: int | None, own: np.ndarray, n: int
+    bench: Bench, embed: Mapping[str, Callable], size: int | None, own: np.ndarray, n: int
 ) -> pd.DataFrame:
     """Paint every test set by the full method and score it, with right and with wrong pictures.
 
@@ -149,31 +140,20 @@ def generalisation_table(frame: pd.DataFrame, by: str = "test_set", seed: int = 
     DataFrame of str
         A row a set or kind, none without a name.
     """
-    rows = []
+    rows, head = [], by.replace("_", " ")
     for (metric, name), part in _gains(frame[frame[by] != ""], by):
         own, gain = finite(part[OWN]), finite(part[OWN] - part[WRONG])
-        text = interval_text(own.mean(), *bootstrap_interval(own, seed=seed))
-        text += "; " + interval_text(gain.mean(), *bootstrap_interval(gain, seed=seed), "+")
-        rows.append({by: as_markdown(name), "metric": metric, "n": len(own), "text": text})
-    if not rows:
-        return pd.DataFrame()
-    table = pd.DataFrame(rows)
-    order = in_order(table["metric"], METRICS)
-    table = table.sort_values("metric", key=lambda m: m.map(order.index), kind="stable")
-    return wide_table(
-        table.rename(columns={by: by.replace("_", " ")}),
-        [by.replace("_", " ")],
-        "Mean of the full method with its 95\u00a0% bootstrap interval; then how far it lies above "
-        "the score of the same reconstructions with another picture of the set. Where that "
-        "interval holds zero, nothing of the single picture is shown to be decoded. n is the "
-        "number of pictures.",
-    )
+        text = tables.interval_text(own.mean(), *bootstrap_interval(own, seed=seed))
+        text += "; " + tables.interval_text(gain.mean(), *bootstrap_interval(gain, seed=seed), "+")
+        rows.append({head: tables.as_markdown(name), "metric": metric, "n": len(own), "text": text})
+    return tables.wide_table(pd.DataFrame(rows), [head])
 
 
 def _gains(frame: pd.DataFrame, by: str) -> Iterator[tuple[tuple[str, str], pd.DataFrame]]:
     """Each metric and set (or kind), its pictures' scores with the right and a wrong picture."""
-    for names, part in frame.groupby(["metric", by], sort=False):
-        yield names, part.pivot(index="stimulus_id", columns="scored_with", values="value")
+    for names, part in tables.groups_in_order(frame, ["metric", by]):
+        # A picture may be in several sets of its kind.
+        yield names, part.pivot_table("value", "stimulus_id", "scored_with", dropna=False)
 
 
 def fall_text(frame: pd.DataFrame, seed: int = 0) -> str:
@@ -193,16 +173,17 @@ def fall_text(frame: pd.DataFrame, seed: int = 0) -> str:
     """
     gains: dict[str, dict[str, np.ndarray]] = {}
     for (metric, name), part in _gains(frame, "test_set"):
-        gains.setdefault(METRICS[metric], {})[as_markdown(name)] = finite(part[OWN] - part[WRONG])
+        gain = finite(part[OWN] - part[WRONG])
+        gains.setdefault(METRICS[metric], {})[tables.as_markdown(name)] = gain
     lines = []
     for metric, sets in gains.items():
         (first, own), *others = sets.items()
         parts = []
         for name, gain in others:
             found = group_difference(gain, own, seed)
-            change = interval_text(found["difference"], found["low"], found["high"], "+")
+            change = tables.interval_text(found["difference"], found["low"], found["high"], "+")
             said = "less than" if found["high"] < 0 else "not shown to differ from"
             said = "more than" if found["low"] > 0 else said
-            parts.append(f"{name} {said} {first} ({change}, {p_text(found['p'])})")
+            parts.append(f"{name} {said} {first} ({change}, {tables.p_text(found['p'])})")
         lines.append(f"**{metric}**, above wrong pictures: {'; '.join(parts)}.")
     return "\n\n".join(lines)

@@ -227,9 +227,4 @@ def _table_of_hits(values: Mapping[tuple[str, str], np.ndarray], seed: int) -> p
     """Table of chances to be right, from those of every picture by (method, metric)."""
     frames = {names: pd.DataFrame({"value": column}) for names, column in values.items()}
     frame = pd.concat(frames, names=["method", "metric", "stimulus_id"]).reset_index()
-    table = summary_table(frame, seed, hit_interval)
-    table.attrs["note"] += (
-        " Where no picture was found, or every one, the interval is the exact one of a share. "
-        "Candidates are shared between pictures, so the intervals are a guide."
-    )
-    return table
+    return summary_table(frame, seed, hit_interval)

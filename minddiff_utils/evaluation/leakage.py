@@ -1,7 +1,7 @@
-"""What pictures show: what failures have in common, and whether it is remembered from training.
+"""Is it remembered from training?
 
-Traits are read from captions. Near twins of a test picture among the training pictures are told by
-their pixels, and how far the nearest one is by CLIP. A decoder that only recognises a twin, or
+Near twins of a test picture among the training pictures are told by their pixels, and how far the
+nearest one is by CLIP. A decoder that only recognises a twin, or
 which of the familiar kinds was seen, fails on a kind it has not met. So a whole kind of pictures is
 left out of training, and its test pictures are decoded. Leaving pictures out costs something by
 itself; what is compared with is therefore a training set of the same size, from which as many
@@ -17,7 +17,6 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from PIL import Image
-from scipy import stats
 from sklearn.cluster import KMeans
 
 from minddiff_utils.datasets import Split
@@ -26,8 +25,8 @@ from minddiff_utils.datasets.subject import Stimuli
 from minddiff_utils.decoding.features import read_features
 from minddiff_utils.evaluation import in_order
 from minddiff_utils.evaluation.metrics import METRICS, unit_rows
-from minddiff_utils.evaluation.statistics import group_difference, holm, paired_difference
-from minddiff_utils.evaluation.tables import as_markdown, groups_in_order, interval_text, wide_table
+from minddiff_utils.evaluation.statistics import paired_difference
+from minddiff_utils.evaluation.tables import as_markdown, interval_text, wide_table
 from minddiff_utils.io import Ids, InputError
 
 MOST = 1000  # training pictures that are compared among themselves
@@ -36,10 +35,10 @@ N_PATCHES = 10
 DIFFERENT_PATCHES = 10
 DIFFERENT_LEVELS = 24  # of 255, in one of the colours
 N_CLUSTERS = 10  # of captions, where no kinds are named
-FEWEST = 3  # pictures with a trait, and without; test pictures of a group that is held out
+FEWEST = 3  # test pictures of a group that is held out
 
 
-# --- what pictures show -------------------------------------------------------------------
+# --- kinds of thing, read from captions ----------------------------------------------------
 
 
 def read_words(text: str) -> dict[str, tuple[str, ...]]:
@@ -74,108 +73,29 @@ def read_words(text: str) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def attribute_table(
-    captions: Sequence[Sequence[str]], kinds: str = "", sizes: str = "", scenes: str = ""
-) -> pd.DataFrame:
-    """Tell from its captions what each picture shows.
+def kinds_shown(captions: Sequence[Sequence[str]], kinds: str) -> dict[str, np.ndarray]:
+    """Tell from its captions which kinds of thing each picture shows.
 
-    A picture has a trait if at least half of its captions hold one of the trait's words. The number
-    of things is how often words for kinds occur in a caption, the median over captions.
+    A picture shows a kind if at least half of its captions hold one of the kind's words, or their
+    plurals.
 
     Parameters
     ----------
-    captions : sequence of sequences of str
-        One a picture.
-    kinds, sizes, scenes : str
-        Names and words as `read_words` reads them; "" leaves the category out.
+    captions : sequence of n sequences of str
+        Some a picture.
+    kinds : str
+        Names and words as `read_words` reads them.
 
     Returns
     -------
-    DataFrame of bool
-        A row a picture, in the given order; columns (category, trait).
+    dict of kind to bool array of shape (n,)
     """
-    columns: dict[tuple[str, str], np.ndarray] = {}
-    for category, given in (("kind", kinds), ("size", sizes), ("scene", scenes)):
-        for name, words in read_words(given).items():
-            counts = _counts(captions, words)
-            columns[category, name] = np.array([np.mean(each > 0) >= 0.5 for each in counts])
-    if kinds:
-        every = [word for words in read_words(kinds).values() for word in words]
-        n = np.array([int(np.median(each)) for each in _counts(captions, every)])
-        columns |= {("things", str(count)): n == count for count in np.unique(n)}
-    table = pd.DataFrame(columns, index=range(len(captions)), dtype=bool)
-    return table.set_axis(pd.MultiIndex.from_tuples(columns, names=["category", "trait"]), axis=1)
-
-
-def _counts(captions: Sequence[Sequence[str]], words: Sequence[str]) -> list[np.ndarray]:
-    """How often whole words, or their plurals, occur in each picture's captions."""
-    pattern = re.compile(rf"\b(?:{'|'.join(map(re.escape, words))})s?\b")
-    counts = ([len(pattern.findall(text.lower())) for text in each] for each in captions)
-    return [np.array(each or [0]) for each in counts]
-
-
-def common_traits(
-    values: pd.DataFrame, stimulus_id: np.ndarray, attributes: pd.DataFrame, seed: int = 0
-) -> pd.DataFrame:
-    """Compare the pictures that have a trait with those that lack it.
-
-    Parameters
-    ----------
-    values : DataFrame
-        `stimulus_id, metric, value` of one method.
-    stimulus_id : int (n,)
-        Of the rows of `attributes`.
-    attributes : DataFrame of bool
-        From `attribute_table`.
-    seed : int
-
-    Returns
-    -------
-    DataFrame
-        `category, trait, metric, n, difference, low, high, p_holm`: n with the trait, difference of
-        the means with its 95 % bootstrap interval, and the p of a permutation test corrected for
-        all traits and metrics. Traits of fewer than three pictures, or that fewer than three lack,
-        are left out. The lowest difference comes first.
-    """
-    rows = []
-    for metric, group in values.groupby("metric", sort=False):
-        value = group.set_index("stimulus_id")["value"].reindex(stimulus_id).to_numpy()
-        for category, trait in attributes.columns:
-            has = attributes[category, trait].to_numpy()
-            if FEWEST <= has.sum() <= len(has) - FEWEST:
-                found = group_difference(value[has], value[~has], seed=seed)
-                row = {"category": category, "trait": trait, "metric": metric, "n": int(has.sum())}
-                rows.append(row | found)
-    columns = ["category", "trait", "metric", "n", "difference", "low", "high", "p"]
-    table = pd.DataFrame(rows, columns=columns)
-    table["p_holm"] = holm(table.pop("p"))
-    return table.sort_values(["metric", "difference"], kind="stable", ignore_index=True)
-
-
-def traits_table(traits: pd.DataFrame) -> pd.DataFrame:
-    """Write `common_traits` for people: a trait a row, a metric a column.
-
-    Returns
-    -------
-    DataFrame of str
-        The trait with the lowest difference in the first metric comes first.
-    """
-    if traits.empty:
-        table = pd.DataFrame(index=pd.Index([], name="trait"))
-        table.attrs["note"] = "Too few pictures show any of `kinds`, `sizes` or `scenes`."
-        return table
-    names = [as_markdown(f"{row.category}: {row.trait}") for row in traits.itertuples()]
-    texts = [
-        interval_text(row.difference, row.low, row.high, "+") + " *" * (row.p_holm < 0.05)
-        for row in traits.itertuples()
-    ]
-    return wide_table(
-        traits.assign(trait=names, text=texts),
-        ["trait"],
-        "Mean over the pictures that show it minus the mean over all others, with its 95\u00a0% "
-        "bootstrap interval; a star: p < 0.05 in a permutation test, corrected by Holm for all "
-        "cells of the table. n is the number of pictures that show it.",
-    )
+    found = {}
+    for kind, words in read_words(kinds).items():
+        pattern = re.compile(rf"\b(?:{'|'.join(map(re.escape, words))})s?\b")
+        told = ([bool(pattern.search(text.lower())) for text in each] for each in captions)
+        found[kind] = np.array([np.mean(each or [False]) >= 0.5 for each in told])
+    return found
 
 
 # --- near training pictures ----------------------------------------------------------------
@@ -278,58 +198,11 @@ def split_overlap(splits: Sequence[Split], features_path: str | Path, seed: int 
     return Overlap(test, distance, found[0].among_training)
 
 
-def overlap_trend(values: pd.DataFrame, found: Overlap, seed: int = 0) -> pd.DataFrame:
-    """Correlate each method's values with the distance to the nearest training picture.
-
-    Parameters
-    ----------
-    values : DataFrame
-        `method, stimulus_id, metric, value`.
-    found : Overlap
-    seed : int
-        Of the bootstrap over pictures.
-
-    Returns
-    -------
-    DataFrame
-        Methods as rows, metrics as columns: Spearman's correlation with its 95 % percentile
-        interval. Below zero: pictures further from the training set come out worse.
-    """
-    n = len(found.stimulus_id)
-    draws = np.random.default_rng(seed).integers(0, n, (4999, n))
-    rows = []
-    for (method, metric), group in groups_in_order(values, ["method", "metric"]):
-        value = group.set_index("stimulus_id")["value"].reindex(found.stimulus_id).to_numpy()
-        row = {"method": method, "metric": metric, "n": n}
-        rows.append(row | {"text": _trend(value, found.distance, draws)})
-    return wide_table(
-        pd.DataFrame(rows),
-        ["method"],
-        "Spearman's correlation of the score with the distance to the nearest training picture, "
-        "and its 95\u00a0% bootstrap interval over pictures. Below zero: pictures further from the "
-        "training set come out worse. A dash: fewer than four pictures, or all scores alike. n is "
-        "the number of pictures.",
-    )
-
-
-def _trend(value: np.ndarray, distance: np.ndarray, draws: np.ndarray) -> str:
-    if np.ptp(value) == 0 or len(value) < 4 or not np.isfinite(value).all():
-        return "–"
-    rho = stats.spearmanr(value, distance).statistic
-    x, y = (stats.rankdata(v)[draws] for v in (value, distance))
-    x, y = (v - v.mean(axis=1, keepdims=True) for v in (x, y))
-    norm = np.sqrt((x * x).sum(1) * (y * y).sum(1))
-    # A resample of one and the same picture has no correlation.
-    sampled = (x * y).sum(1)[norm > 0] / norm[norm > 0]
-    low, high = np.percentile(sampled, [2.5, 97.5])
-    return f"{rho:+.2f} [{low:+.2f},\u00a0{high:+.2f}]"
-
-
 # --- kinds of pictures that are left out of training ---------------------------------------
 
 
 def picture_groups(
-    features_path: str | Path, stimulus_ids: Ids, attributes: pd.DataFrame, seed: int = 0
+    features_path: str | Path, stimulus_ids: Ids, shown: Mapping[str, np.ndarray], seed: int = 0
 ) -> dict[str, np.ndarray]:
     """Group pictures by the kinds of thing they show; by their captions where none are named.
 
@@ -339,9 +212,8 @@ def picture_groups(
         From `write_features`; `c`, averaged over its tokens, stands for the captions, which k-means
         puts into clusters.
     stimulus_ids : sequence of n int
-        Of the rows of `attributes`.
-    attributes : DataFrame of bool
-        From `attribute_table`. A picture may show several kinds.
+    shown : mapping of kind to bool array of shape (n,)
+        From `kinds_shown`; a picture may show several.
     seed : int
 
     Returns
@@ -350,9 +222,8 @@ def picture_groups(
         A kind each, or "cluster_1" …: ten, or as many as half the pictures.
     """
     ids = np.asarray(stimulus_ids, np.int64)
-    kinds = [trait for category, trait in attributes.columns if category == "kind"]
-    if kinds:
-        return {kind: ids[attributes["kind", kind].to_numpy()] for kind in kinds}
+    if shown:
+        return {kind: ids[there] for kind, there in shown.items()}
     n_clusters = max(2, min(N_CLUSTERS, len(ids) // 2))
     rows = read_features(features_path, "c", ids).mean(axis=1)
     label = KMeans(n_clusters, n_init=4, random_state=seed).fit_predict(rows)
@@ -410,14 +281,12 @@ def hold_out_table(found: Mapping[str, pd.DataFrame], seed: int = 0) -> pd.DataF
         A group a row and all of them together, a metric a column: mean with a training set of the
         same size → mean without the group, and the paired difference with its 95 % interval.
     """
-    if not found:
-        table = pd.DataFrame(index=pd.Index([], name="left out"))
-        table.attrs["note"] = "No group of pictures was left out (parameter `n_holdouts`)."
-        return table
-    keys = ["method", "stimulus_id", "metric"]
-    everything = pd.concat(found.values()).groupby(keys, as_index=False)["value"].mean()
+    groups, keys = dict(found), ["method", "stimulus_id", "metric"]
+    if found:  # a picture that shows several of the groups counts once
+        everything = pd.concat(found.values()).groupby(keys, as_index=False)["value"].mean()
+        groups["all of them"] = everything
     rows = []
-    for name, part in {**found, "all of them": everything}.items():
+    for name, part in groups.items():
         by_metric = part.pivot(index="stimulus_id", columns=["metric", "method"], values="value")
         for metric in in_order(part["metric"], METRICS):
             matched, without = by_metric[metric, "matched"], by_metric[metric, "without"]
@@ -426,11 +295,5 @@ def hold_out_table(found: Mapping[str, pd.DataFrame], seed: int = 0) -> pd.DataF
             text += interval_text(drop["mean"], drop["low"], drop["high"], "+")
             row = {"left out": as_markdown(name), "metric": metric, "n": len(by_metric)}
             rows.append(row | {"text": text})
-    return wide_table(
-        pd.DataFrame(rows),
-        ["left out"],
-        "Mean of the full method on the test pictures of a group, its decoders trained on as many "
-        "pictures chosen at random → trained on no picture of the group; then the mean paired "
-        "difference with its 95\u00a0% bootstrap interval. n is the number of test pictures; one "
-        "that shows several of the groups counts once in the last row.",
-    )
+    none = "No group of pictures was left out (parameter `n_holdouts`)."
+    return wide_table(pd.DataFrame(rows), ["left out"], none=none)

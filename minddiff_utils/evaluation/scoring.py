@@ -196,19 +196,12 @@ class Control(NamedTuple):
 
 
 def make_controls(
-    name: str,
-    truth: Pictures,
-    made: Pictures,
-    embedded: Embedded,
-    training: Pictures | None = None,
-    known: Embedded | None = None,
-    seed: int = 0,
+    name: str, truth: Pictures, made: Pictures, embedded: Embedded, seed: int = 0
 ) -> list[Control]:
     """Make the controls of one method.
 
-    Its own pictures in wrong rows, none of which keeps its place; the truth blurred until it is as
-    smooth, unless the method is as sharp as the truth; and, where training pictures are given, the
-    one nearest to each reconstruction, which chooses it: the truth is not looked at.
+    Its own pictures in wrong rows, none of which keeps its place; and the truth blurred until it is
+    as smooth, unless the method is as sharp as the truth.
 
     Parameters
     ----------
@@ -217,11 +210,7 @@ def make_controls(
     truth, made : Pictures
         Row by row.
     embedded : dict of float (n, d)
-        Of `made`. The nearest is by the first metric.
-    training : Pictures, optional
-        In the size of the truth.
-    known : dict of float (m, d), optional
-        Their embeddings.
+        Of `made`.
     seed : int
         Of the order.
 
@@ -237,13 +226,33 @@ def make_controls(
         before, after = map(sharpness, powers)
         about = f"{100 * blur:.2g} % of the width, from {before:.3g} to {after:.3g} cycles a width"
         found.append(Control(BLURRED.format(name), soft, None, about))
-    if training is not None and known is not None:
-        metric = next(iter(embedded))
-        rows = (unit_rows(embedded[metric]) @ unit_rows(known[metric]).T).argmax(axis=1)
-        about = f"{len(np.unique(rows))} of {len(training)} stand for {len(rows)} reconstructions"
-        nearest = Control(NEAREST.format(name), training.take(rows), some_rows(known, rows), about)
-        found.append(nearest)
     return found
+
+
+def nearest_control(name: str, embedded: Embedded, training: Pictures, known: Embedded) -> Control:
+    """Put the training picture nearest to each reconstruction in its place.
+
+    The reconstruction chooses it, by the first metric: the truth is not looked at.
+
+    Parameters
+    ----------
+    name : str
+        Of the method.
+    embedded : dict of float (n, d)
+        Of its pictures.
+    training : Pictures
+        In the size of the truth.
+    known : dict of float (m, d)
+        Their embeddings.
+
+    Returns
+    -------
+    Control
+    """
+    metric = next(iter(embedded))
+    rows = (unit_rows(embedded[metric]) @ unit_rows(known[metric]).T).argmax(axis=1)
+    about = f"{len(np.unique(rows))} of {len(training)} stand for {len(rows)} reconstructions"
+    return Control(NEAREST.format(name), training.take(rows), some_rows(known, rows), about)
 
 
 # --- is the order right, are the pictures different? ------------------------------------------

@@ -15,7 +15,7 @@ from scipy import stats
 from minddiff_utils.evaluation import BLIND, FULL, METHODS, ROWS, full_method, in_order
 from minddiff_utils.evaluation.metrics import METRICS, main_metrics
 from minddiff_utils.evaluation.statistics import bootstrap_interval, finite, holm, paired_difference
-from minddiff_utils.io import atomic_path, method_file
+from minddiff_utils.io import atomic_path, method_file, write_text
 
 FLOOR = "floor"  # the best baseline of `evaluation.BLIND`, whichever it is for a subject and metric
 # (method, baseline): what stage 2 adds, by either solver, and what each decoded input contributes.
@@ -343,7 +343,9 @@ def seed_table(frame: pd.DataFrame) -> pd.DataFrame:
     -------
     DataFrame of str
         For each method and metric the number of `draws`, the `mean` over seeds and pictures, and
-        the standard deviations that the note explains; a dash where they need two draws or more.
+        standard deviations: over draws, of the mean over pictures ("SD of means"); over draws, for
+        one picture ("in a picture"); over pictures, of their mean over draws ("of pictures"). A
+        dash where they need two draws or more.
     """
     keys = ["method", "metric"]
     wide = frame.pivot(index=[*keys, "stimulus_id"], columns="seed", values="value")
@@ -357,13 +359,7 @@ def seed_table(frame: pd.DataFrame) -> pd.DataFrame:
     table = pd.DataFrame(numbers).loc[[names for names, _ in groups_in_order(frame, keys)]]
     table = table.map(lambda value: "–" if np.isnan(value) else _leading(f"{value:.3f}"))
     table.insert(0, "draws", str(wide.shape[1]))
-    table = table.reset_index("metric").rename(index=METHODS).replace({"metric": METRICS})
-    table.attrs["note"] = (
-        "SD of means: standard deviation, over draws of the noise, of the mean over pictures. SD "
-        "in a picture: over draws, for one picture. SD of pictures: over pictures, of their mean "
-        "over draws. A dash needs two draws or more."
-    )
-    return table
+    return table.reset_index("metric").rename(index=METHODS).replace({"metric": METRICS})
 
 
 def front_table(found: pd.DataFrame) -> pd.DataFrame:
@@ -440,9 +436,7 @@ def write_results(folder: str | Path, frame: pd.DataFrame, seed: int = 0) -> Pat
     for table in filter(len, tables):
         failed = failure_note(own, frame["method"].unique(), quiet=bool(texts))
         texts.append(markdown_table(table) + failed)
-    with atomic_path(folder / "results.md") as temporary:
-        temporary.write_text("\n".join(texts), encoding="utf-8")
-    return folder / "results.md"
+    return write_text(folder / "results.md", "\n".join(texts))
 
 
 # --- layout and text -----------------------------------------------------------------------
@@ -455,8 +449,8 @@ def _keys(frame: pd.DataFrame) -> list[str]:
 
 def groups_in_order(frame: pd.DataFrame, keys: list[str]) -> list[tuple[tuple, pd.DataFrame]]:
     """Return the groups of a tidy frame, methods and metrics in the order of the paper's table."""
-    known = {"subject": (), "method": METHODS, "metric": METRICS}
-    places = {key: in_order(frame[key], known[key]).index for key in keys}
+    known: dict[str, Iterable[str]] = {"method": METHODS, "metric": METRICS}
+    places = {key: in_order(frame[key], known.get(key, ())).index for key in keys}
     groups = list(frame.groupby(keys, sort=False))
     groups.sort(key=lambda group: [places[k](name) for k, name in zip(keys, group[0], strict=True)])
     return groups
@@ -470,7 +464,9 @@ def by_metric(frame: pd.DataFrame) -> Iterator[tuple[dict[str, str], pd.DataFram
         yield dict(zip(keys, names, strict=True)), with_floor(wide)
 
 
-def wide_table(numbers: pd.DataFrame, index: list[str], note: str = "") -> pd.DataFrame:
+def wide_table(
+    numbers: pd.DataFrame, index: list[str], note: str = "", none: str = ""
+) -> pd.DataFrame:
     """Write a tidy table for people: its `text`, a metric a column.
 
     Parameters
@@ -481,12 +477,18 @@ def wide_table(numbers: pd.DataFrame, index: list[str], note: str = "") -> pd.Da
         What the rows are; names of methods are written as people read them.
     note : str
         Goes below the table, as `attrs["note"]`.
+    none : str
+        The note where there are no numbers, and thus no rows.
 
     Returns
     -------
     DataFrame of str
         In the order that rows and metrics have in `numbers`, with `n` last.
     """
+    if numbers.empty:
+        table = pd.DataFrame()
+        table.attrs["note"] = none
+        return table
     numbers = numbers.replace({"method": METHODS, "metric": METRICS})
     groups = numbers.groupby(index, sort=False)["n"]
     table = numbers.pivot(index=index, columns="metric", values="text").fillna("–")

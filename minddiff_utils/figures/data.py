@@ -12,7 +12,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from minddiff_utils.datasets import Subject, noise_ceiling, single_trial_ncsnr, summarise
+from minddiff_utils.datasets import Subject, noise_ceiling, single_trial_ncsnr
 from minddiff_utils.figures import style
 from minddiff_utils.io import Ids
 
@@ -28,19 +28,18 @@ def example_ids(subject: Subject, n: int = 8) -> np.ndarray:
 
 def counts_table(subject: Subject) -> pd.DataFrame:
     """Return how much there is of everything: one row a quantity, one column "count"."""
-    counts = summarise(subject)
-    low, high = counts["repetitions"]
+    n_repetitions = np.unique(subject.n_repetitions(subject.stimulus_ids))
     rows = {
-        "sessions": counts["n_sessions"],
-        "trials": counts["n_trials"],
-        "different pictures": counts["n_stimuli"],
-        "repetitions of a picture": str(low) if low == high else f"{low} to {high}",
-        "voxels": counts["n_voxels"],
-        "voxels left out, they never change": counts["n_dropped_voxels"],
-        "train/test splits": len(counts["splits"]),
+        "sessions": len(np.unique(subject.session)),
+        "trials": len(subject.stimulus_id),
+        "different pictures": len(subject.stimulus_ids),
+        "repetitions of a picture": " to ".join(map(str, np.unique(n_repetitions[[0, -1]]))),
+        "voxels": subject.responses.shape[1],
+        "voxels left out, they never change": subject.n_dropped,
+        "train/test splits": len(subject.splits),
     }
     for part in ("train", "test"):
-        sizes = sorted({split[part] for split in counts["splits"].values()})
+        sizes = sorted({len(getattr(split, part)) for split in subject.splits})
         rows[f"{part} pictures in a split"] = " or ".join(map(str, sizes))
     return pd.DataFrame({"count": pd.Series(rows, dtype=object)})
 

@@ -366,10 +366,9 @@ def overlap_figure(found: "Overlap", values: pd.DataFrame, shown: Sequence[str] 
     """
     fig, ((left, right),) = style.canvases(3.3, 1, 2)
     distances = {"training pictures": found.among_training, "test pictures": found.distance}
-    distances = pd.concat({name: pd.Series(part) for name, part in distances.items()})
     sns.histplot(
-        x=distances, hue=distances.index.get_level_values(0), palette=[style.GREY, style.BLUE],
-        bins=24, stat="proportion", common_norm=False, alpha=0.5, linewidth=0, ax=left,
+        distances, palette=[style.GREY, style.BLUE], bins=24, stat="proportion",
+        common_norm=False, alpha=0.5, linewidth=0, ax=left,
     )  # fmt: skip
     near = pd.DataFrame({"stimulus_id": found.stimulus_id, "distance": found.distance})
     near["fifth"] = pd.qcut(near["distance"].rank(method="first"), 5, labels=False)

@@ -138,8 +138,6 @@ def _receptive_fields(
         shape = AREAS.get(str(name), AreaShape(0, 0, 0, 9.0, 0.2))
         for sign in (-1, 1):
             here = np.flatnonzero((area == name) & (side == sign))
-            if not here.size:
-                continue
             right, along, up = direction[here].T  # along: from the back pole forwards
             across = np.arctan2(up, right)
             u = _rank(along + 0.05 * rng.normal(size=here.size))

@@ -7,7 +7,7 @@ from a trained network, so decoding a network's features from these responses is
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import fft, sparse
@@ -24,9 +24,8 @@ ORIENTATIONS = np.arange(4) * np.pi / 4
 REFERENCE_IDS = range(2_000_000, 2_000_256)  # pictures that set each voxel's zero and unit
 CHUNK = 128  # pictures worked on at once
 FRAME = 96  # px; pictures are filtered inside a frame of grey, so that borders do not wrap
-PERSONAL = np.float32(
-    0.15
-)  # share of the reliable variance that no property of the picture explains
+# Share of the reliable variance that no property of the picture explains.
+PERSONAL = np.float32(0.15)
 BLUR_REACH = 5.0  # voxels; beyond it neighbours share less than half a per cent of their noise
 N_ASSOCIATIONS = 30  # dimensions of that part that many voxels share
 
@@ -83,6 +82,8 @@ class Brain:
 
     Attributes
     ----------
+    key : tuple of two int
+        The seed, and the place among the subjects: what all random numbers of this one start from.
     ijk : int array (n_voxels, 3)
     area, group : str arrays (n_voxels,)
         Kastner area and ROI group; "" outside the areas.
@@ -93,8 +94,8 @@ class Brain:
 
     def __init__(self, subject: str, seed: int = 0):
         index = int(subject.removeprefix("subj")) - 1
-        self._key = (seed, index)
-        rng = np.random.default_rng([*self._key, 1])
+        self.key = seed, index
+        rng = np.random.default_rng([*self.key, 1])
         self.ijk, self.area, self.prf = anatomy(rng, SIZES[index])
         group_of = {area: name for name, areas in KASTNER_GROUPS.items() for area in areas}
         self.group = np.array([group_of.get(str(area), "") for area in self.area])
@@ -135,19 +136,23 @@ class Brain:
         colour = 0.5 * grey.mean(axis=1, keepdims=True) * rng.gamma(1.0, 2.0, (n, 2))
         return np.concatenate([grey, colour], axis=1)
 
-    def _draw_tuning(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Return what each voxel prefers among things, scenes and patterns; rows are voxels."""
+    def _draw_tuning(self, rng: np.random.Generator) -> dict[str, Any]:
+        """Return what voxels prefer among things, scenes and patterns; float (n_voxels,) each."""
         n = len(self.group)
         share = np.array([AREAS[str(group)].tuning for group in self.group])
-        kind, colour, size, presence, setting, pattern = share.T[..., None]
+        kind, colour, size, presence, setting, pattern = share.T
+
+        def draw(share: np.ndarray, known: Sequence[str]) -> dict[str, np.ndarray]:
+            return dict(zip(known, share * rng.normal(size=(n, len(known))).T, strict=True))
+
         return {
-            "kind": kind * rng.normal(size=(n, len(world.KINDS))),
-            "colour": colour * rng.normal(size=(n, len(world.COLOURS))),
-            "size": size * rng.normal(size=(n, 1)),
-            "presence": presence * np.abs(rng.normal(size=(n, 1))),
-            "setting": setting * rng.normal(size=(n, len(world.SETTINGS) + 1)),
-            "pattern": pattern * rng.normal(size=(n, len(world.PATTERN_KINDS))),
-            "coverage": 2 * pattern * np.abs(rng.normal(size=(n, 1))),
+            "kind": draw(kind, world.KINDS),
+            "colour": draw(colour, tuple(world.COLOURS)),
+            "size": size * rng.normal(size=n),
+            "presence": presence * np.abs(rng.normal(size=n)),
+            "setting": draw(setting, (*world.SETTINGS, "pattern")),
+            "pattern": draw(pattern, world.PATTERN_KINDS),
+            "coverage": 2 * pattern * np.abs(rng.normal(size=n)),
         }
 
     def _draw_ceiling(self, rng: np.random.Generator, quality: float) -> np.ndarray:
@@ -179,7 +184,7 @@ class Brain:
         """Return what each picture evokes in this subject alone; float32 (n, n_voxels)."""
         out = np.empty((len(ids), len(self.area)), np.float32)
         for row, i in enumerate(ids):
-            rng = np.random.default_rng([*self._key, 2, int(i)])
+            rng = np.random.default_rng([*self.key, 2, int(i)])
             shared = rng.standard_normal(N_ASSOCIATIONS, np.float32) @ self._associations
             own = rng.standard_normal(len(self.area), np.float32)
             out[row] = np.sqrt(0.5, dtype=np.float32) * (shared + own)
@@ -248,13 +253,11 @@ class Brain:
         """
         tuning = self._tuning
         out = np.zeros((len(scenes), len(self.area)))
-        settings = (*world.SETTINGS, "pattern")
         for row, scene in enumerate(scenes):
-            out[row] = _liking(tuning["setting"], settings, scene.setting)
+            out[row] = tuning["setting"].get(scene.setting, 0)
             if scene.pattern is not None:
                 on = self._pooling_of_patches @ scene.pattern.ravel()
-                kind = world.PATTERN_KINDS.index(scene.pattern_kind)
-                out[row] += tuning["pattern"][:, kind] + tuning["coverage"][:, 0] * on
+                out[row] += tuning["pattern"][scene.pattern_kind] + tuning["coverage"] * on
             for thing in scene.things:
                 if thing.kind in world.KINDS:
                     out[row] += self._response_to(thing)
@@ -265,12 +268,8 @@ class Brain:
         distance2 = np.square(self.prf[:, 0] - thing.x) + np.square(self.prf[:, 1] - thing.y)
         near = np.exp(-distance2 / (2 * (np.square(self.prf[:, 2]) + np.square(thing.size / 3))))
         tuning = self._tuning
-        return near * (
-            _liking(tuning["kind"], world.KINDS, thing.kind)
-            + _liking(tuning["colour"], tuple(world.COLOURS), thing.colour)
-            + tuning["size"][:, 0] * (thing.size - 24) / 8
-            + tuning["presence"][:, 0]
-        )
+        liked = tuning["kind"][thing.kind] + tuning["colour"].get(thing.colour, 0)
+        return near * (liked + tuning["size"] * (thing.size - 24) / 8 + tuning["presence"])
 
     @cached_property
     def _pooling_of_patches(self) -> np.ndarray:
@@ -312,11 +311,6 @@ class Brain:
         gain = (1 + 0.06 * rng.standard_normal((n_voxels,))).astype(np.float32)
         offset = (0.15 * rng.standard_normal((n_voxels,))).astype(np.float32) * self.noise_sd
         return self.baseline + offset + gain * (self.signal_sd * signal + self.noise_sd * noise)
-
-
-def _liking(tuning: np.ndarray, known: Sequence[str], one: str) -> np.ndarray | float:
-    """Return the tuning (n_voxels, n_known) to one of what is known, to anything else zero."""
-    return tuning[:, known.index(one)] if one in known else 0.0
 
 
 def feature_maps(pictures: np.ndarray) -> np.ndarray:

@@ -16,12 +16,10 @@ import pandas as pd
 from PIL import Image
 from scipy.spatial import KDTree
 from sklearn.neighbors import NearestNeighbors
-from tqdm import tqdm
 
 from minddiff_utils.datasets import mean_repetitions, noise_ceiling
 from minddiff_utils.datasets.laion import GENERAL, N_SESSIONS, SUBJECTS, LaionTree
-from minddiff_utils.datasets.subject import estimate_ncsnr
-from minddiff_utils.io import atomic_path, open_to_write
+from minddiff_utils.io import atomic_path, open_to_write, write_text
 from minddiff_utils.phantom import nsd_writer, world
 from minddiff_utils.phantom.brain import Brain
 from minddiff_utils.phantom.nsd_writer import Experiment, write_map
@@ -47,7 +45,6 @@ def write_tree(
     n_test: int = 48,
     repetitions: int = 4,
     seed: int = 0,
-    progress: bool = True,
 ) -> Path:
     """Write the phantom's experiment in LAION-fMRI's layout, unless it is there.
 
@@ -67,8 +64,6 @@ def write_tree(
     repetitions : int
         How often each is shown at most; LAION-fMRI's file names speak of 4.
     seed : int
-    progress : bool
-        Show what is being written.
 
     Returns
     -------
@@ -82,20 +77,17 @@ def write_tree(
     """
     path = Path(path)
     size = {"n_train": n_train, "n_test": n_test, "repetitions": repetitions, "seed": seed}
-    nsd_writer.check_settings(subjects, SUBJECTS, size)
-    settings = {**size, "layout": "laion", "version": nsd_writer.VERSION}
-    subjects = nsd_writer.begin_tree(path, settings, subjects)
-    if not subjects:
-        return path
-    experiment = plan_experiment(1 + SUBJECTS.index(subjects[-1]), **size)
-    table = picture_table(experiment, subjects)
-    _write_pictures(LaionTree(path, subjects[0]), table)
-    for subject in subjects:
-        tree = LaionTree(path, subject)
-        _write_subject(tree, experiment, table, seed, progress)
-        _write_splits(tree, table[table["participant"].isin(("", subject))], n_test, seed)
-    nsd_writer.note_tree(path, settings, subjects)
-    return path
+
+    def write(subjects: list[str]) -> None:
+        experiment = plan_experiment(1 + SUBJECTS.index(subjects[-1]), **size)
+        table = picture_table(experiment, subjects)
+        _write_pictures(LaionTree(path, subjects[0]), table)
+        for subject in subjects:
+            tree = LaionTree(path, subject)
+            _write_subject(tree, experiment, table, seed)
+            _write_splits(tree, table[table["participant"].isin(("", subject))], n_test, seed)
+
+    return nsd_writer.write_once(path, {**size, "layout": "laion"}, SUBJECTS, subjects, write)
 
 
 def plan_experiment(
@@ -105,14 +97,15 @@ def plan_experiment(
 
     Of the shared pictures the second half comes from outside of the world, without noise, which
     LAION-fMRI does not have. Any other may test, so all contrast patterns differ from those that
-    the phantom's models were trained on.
+    the phantom's models were trained on. Trials fill no more sessions than LAION-fMRI has.
     """
     plan = nsd_writer.plan_experiment(n_subjects, n_train, 2 * n_test, repetitions, seed)
     pictures = nsd_writer.choose_pictures(np.arange(len(plan.pictures)), np.empty(0, np.int64))
     outside = range(world.FIRST_OUTSIDE_ID, world.FIRST_OUTSIDE_ID + 2 * n_test)
     outside = [i for i in outside if world.scene(i).outside != "noise"][:n_test]
     pictures[plan.subjectim[0, n_test : 2 * n_test] - 1] = outside
-    return plan._replace(pictures=pictures)
+    longest = max(plan.session_trials, -(-len(plan.masterordering) // N_SESSIONS))
+    return plan._replace(pictures=pictures, session_trials=longest)
 
 
 def picture_table(experiment: Experiment, subjects: Sequence[str]) -> pd.DataFrame:
@@ -139,8 +132,7 @@ def picture_table(experiment: Experiment, subjects: Sequence[str]) -> pd.DataFra
 
 def _write_pictures(tree: LaionTree, table: pd.DataFrame) -> None:
     """Write the table of pictures, the pictures as JPEG or PNG bytes, and their captions."""
-    with atomic_path(tree.metadata) as tmp:
-        table[COLUMNS].to_csv(tmp, index=False)
+    write_text(tree.metadata, table[COLUMNS].to_csv(index=False))
     captions: list[tuple[str, int, str, str]] = []
     with atomic_path(tree.pictures) as tmp, open_to_write(tmp) as file:
         images = file.create_dataset("images", len(table), h5py.vlen_dtype(np.uint8))
@@ -152,8 +144,7 @@ def _write_pictures(tree: LaionTree, table: pd.DataFrame) -> None:
                 captions.append((name, 0, "ai", f"A simple drawing: {texts[0]}."))
             some = enumerate(texts[:3] if owner else texts, start=1)
             captions += [(name, rank, "human", text) for rank, text in some]
-    with atomic_path(tree.captions) as tmp:
-        pd.DataFrame(captions, columns=CAPTION_COLUMNS).to_csv(tmp, index=False)
+    write_text(tree.captions, pd.DataFrame(captions, columns=CAPTION_COLUMNS).to_csv(index=False))
 
 
 def _encoded(picture: int, transparent: bool) -> bytes:
@@ -167,32 +158,26 @@ def _encoded(picture: int, transparent: bool) -> bytes:
     return buffer.getvalue()
 
 
-def _write_subject(
-    tree: LaionTree, experiment: Experiment, table: pd.DataFrame, seed: int, progress: bool
-) -> None:
+def _write_subject(tree: LaionTree, experiment: Experiment, table: pd.DataFrame, seed: int) -> None:
     """Write regions, betas, tables of trials and noise ceilings of one subject."""
     index = SUBJECTS.index(tree.subject)
     simulated = Brain(nsd_writer.SUBJECTS[index], seed)
     for name, mask in _masks(simulated).items():
         write_map(tree.rois / f"{name}.nii.gz", simulated.ijk, mask.astype(np.uint8))
-    trials = experiment.trials(nsd_writer.SUBJECTS[index])
-    length = max(experiment.session_trials, -(-len(trials) // N_SESSIONS))
-    session = np.arange(len(trials)) // length
-    seen, rows = np.unique(trials, return_inverse=True)
-    signal = simulated.signal(table["world_id"][seen].tolist())
-    responses = []
-    for number in tqdm(np.unique(session), tree.subject, disable=not progress):
-        here = session == number
-        counts = nsd_writer.simulate(simulated, signal[rows[here]], (seed, index, 5, number))
-        responses.append(counts / np.float32(nsd_writer.SCALE))
-        write_map(tree.betas(number + 1), simulated.ijk, responses[-1].T, level=1)
-        place = np.arange(here.sum())
-        shown = pd.DataFrame({"session": f"ses-{number + 1:02d}", "run": 1 + 12 * place // length})
-        shown = shown.assign(beta_index=place, label=table["image_name"][trials[here]].tolist())
-        with atomic_path(tree.trials(number + 1)) as tmp:
-            shown.to_csv(tmp, sep="\t", index=False)
-    ncsnr = estimate_ncsnr(np.concatenate(responses), trials, session)
-    for name, n in {"4rep": 4.0, "Allrep": mean_repetitions(np.bincount(rows))}.items():
+    trials = experiment.trials(index)
+
+    def write(number: int, betas: np.ndarray) -> None:
+        responses = betas.T / np.float32(nsd_writer.SCALE)
+        write_map(tree.betas(number), simulated.ijk, responses, level=1)
+        place = np.arange(len(betas))
+        run = 1 + 12 * place // experiment.session_trials
+        shown = {"session": f"ses-{number:02d}", "run": run, "beta_index": place}
+        shown["label"] = table["image_name"][trials[experiment.session == number - 1]].tolist()
+        write_text(tree.trials(number), pd.DataFrame(shown).to_csv(sep="\t", index=False))
+
+    ncsnr = nsd_writer.simulate_sessions(simulated, experiment, 5, tree.subject, write)
+    n_shown = np.unique(trials, return_counts=True)[1]
+    for name, n in {"4rep": 4.0, "Allrep": mean_repetitions(n_shown)}.items():
         file = tree.ceiling.with_name(f"{tree.ceilings}{name}_statmap.nii.gz")
         write_map(file, simulated.ijk, noise_ceiling(ncsnr, n).astype(np.float32))
 
@@ -225,8 +210,7 @@ def _write_splits(tree: LaionTree, table: pd.DataFrame, n_test: int, seed: int) 
         facts = {"name": name, "pool": f"{tree.subject} full pool", "splitter": "phantom"}
         sizes = {"n_train": len(parts["train_ids"]), "n_test": len(test)}
         whole = {**facts, **sizes, "variants": [{"variant_id": 0, **parts}]}
-        with atomic_path(tree.split(name)) as tmp:
-            tmp.write_text(json.dumps(whole))
+        write_text(tree.split(name), json.dumps(whole))
 
 
 def choose_tests(

@@ -11,7 +11,7 @@ import gzip
 import json
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -21,14 +21,12 @@ import numpy as np
 import pandas as pd
 import scipy.io
 from PIL import Image
-from tqdm import tqdm
 
-from minddiff_utils.datasets import load_subject, noise_ceiling, single_trial_ncsnr
-from minddiff_utils.datasets.nsd import NsdTree
-from minddiff_utils.datasets.subject import estimate_ncsnr
+from minddiff_utils.datasets import estimate_ncsnr, load_subject, noise_ceiling, single_trial_ncsnr
+from minddiff_utils.datasets.nsd.design import NsdTree, Synthetic
 from minddiff_utils.evaluation.tables import markdown_table
 from minddiff_utils.figures.reconstruction import mosaic
-from minddiff_utils.io import InputError, atomic_path, open_to_write
+from minddiff_utils.io import InputError, atomic_path, open_to_write, progress, write_text
 from minddiff_utils.phantom import world
 from minddiff_utils.phantom.anatomy import KASTNER_LABELS, SHAPE, affine
 from minddiff_utils.phantom.brain import AREAS, Brain
@@ -62,7 +60,7 @@ class Experiment(NamedTuple):
         Id in the phantom's world of each picture: see `choose_pictures`.
     n_test : int
     session_trials : int
-        Trials in each session; all are of the same length.
+        Trials in each session; in LAION-fMRI's layout the last may have fewer.
     """
 
     masterordering: np.ndarray
@@ -71,9 +69,14 @@ class Experiment(NamedTuple):
     n_test: int
     session_trials: int
 
-    def trials(self, subject: str) -> np.ndarray:
-        """Return the picture of each trial, from 0; int64 (n_trials,)."""
-        return self.subjectim[SUBJECTS.index(subject), self.masterordering - 1] - 1
+    def trials(self, row: int) -> np.ndarray:
+        """Return the picture of each trial of a row of `subjectim`, from 0; int64 (n_trials,)."""
+        return self.subjectim[row, self.masterordering - 1] - 1
+
+    @property
+    def session(self) -> np.ndarray:
+        """The session of each trial, from 0; int64 (n_trials,)."""
+        return np.arange(len(self.masterordering)) // self.session_trials
 
 
 def plan_experiment(
@@ -112,7 +115,6 @@ def plan_experiment(
     own = np.stack(own[:n_subjects])
     subjectim = np.concatenate([np.tile(shared, (n_subjects, 1)), own], axis=1)
     pictures = choose_pictures(shared - 1, own.ravel() - 1)
-    order, subjectim = order.astype(np.int64), subjectim.astype(np.int64)
     return Experiment(order, subjectim, pictures, n_test, session_trials)
 
 
@@ -135,24 +137,20 @@ def choose_pictures(test: np.ndarray, train: np.ndarray) -> np.ndarray:
         Of each stimulus, the id of its picture in the world.
     """
     chosen = np.arange(len(test) + len(train))
-    shown: set[bytes] = set()
-
-    def choose(ids: np.ndarray, others: np.ndarray) -> list[np.ndarray]:
-        patterns = []
-        for stimulus in np.sort(ids):
-            for picture in _candidates(int(stimulus)):
+    shown: dict[bytes, np.ndarray] = {}
+    others = trained_patterns()
+    for ids in (test, train):
+        for stimulus in np.sort(ids).tolist():
+            for picture in _candidates(stimulus):
                 pattern = world.scene(picture).pattern
                 if pattern is None:
                     break
-                if pattern.tobytes() not in shown and _far(pattern, others):
+                differs = (pattern.ravel() != others).sum(axis=1).min(initial=NEAR)
+                if pattern.tobytes() not in shown and differs >= NEAR:
                     chosen[stimulus] = picture
-                    shown.add(pattern.tobytes())
-                    patterns.append(pattern.ravel())
+                    shown[pattern.tobytes()] = pattern.ravel()
                     break
-        return patterns
-
-    tested = choose(test, trained_patterns())
-    choose(train, np.reshape(tested, (-1, 100)))
+        others = np.reshape(list(shown.values()), (-1, 100))
     return chosen
 
 
@@ -179,11 +177,6 @@ def trained_patterns() -> np.ndarray:
     return np.unique([each.ravel() for each in patterns if each is not None], axis=0)
 
 
-def _far(pattern: np.ndarray, others: np.ndarray) -> bool:
-    """Return whether a pattern differs from all `others`, bool (n, 100), in enough patches."""
-    return (pattern.ravel() != others).sum(axis=1).min(initial=pattern.size) >= NEAR
-
-
 def _candidates(stimulus: int) -> Iterator[int]:
     """Yield pictures that may be shown as a stimulus, best first."""
     yield stimulus
@@ -201,7 +194,6 @@ def write_tree(
     n_test: int = 64,
     repetitions: int = 3,
     seed: int = 0,
-    progress: bool = True,
     betas: str = "hdf5",
 ) -> Path:
     """Write the phantom's experiment in NSD's layout, unless it is there.
@@ -217,8 +209,6 @@ def write_tree(
         Some of "subj01" to "subj08".
     n_train, n_test, repetitions, seed
         As in `plan_experiment`.
-    progress : bool
-        Show what is being written.
     betas : {"hdf5", "nii.gz"}
         Format of the single-trial responses; NSD has both.
 
@@ -236,100 +226,96 @@ def write_tree(
     size = {"n_train": n_train, "n_test": n_test, "repetitions": repetitions, "seed": seed}
     if betas not in ("hdf5", "nii.gz"):
         raise InputError(f"betas={betas!r}: expected hdf5 or nii.gz")
-    check_settings(subjects, SUBJECTS, size)
-    settings = {**size, "betas": betas, "version": VERSION}
-    subjects = begin_tree(path, settings, subjects)
-    if not subjects:
-        return path
-    experiment = plan_experiment(1 + SUBJECTS.index(subjects[-1]), **size)
-    _write_shared(path, experiment)
-    _write_synthetic(path, subjects, seed)
-    for subject in subjects:
-        _write_subject(NsdTree(path, subject), experiment, seed, betas, progress)
-    note_tree(path, settings, subjects)
-    return path
+
+    def write(subjects: list[str]) -> None:
+        experiment = plan_experiment(1 + SUBJECTS.index(subjects[-1]), **size)
+        _write_shared(NsdTree(path, subjects[0]), experiment, seed)
+        for subject in subjects:
+            _write_subject(NsdTree(path, subject), experiment, seed, betas)
+
+    return write_once(path, {**size, "betas": betas}, SUBJECTS, subjects, write)
 
 
-def check_settings(subjects: Sequence[str], known: Sequence[str], settings: dict[str, int]) -> None:
-    """Raise InputError if a parameter is outside its range."""
+def write_once(
+    path: Path,
+    settings: dict,
+    known: Sequence[str],
+    subjects: Sequence[str],
+    write: Callable[[list[str]], None],
+) -> Path:
+    """Write a tree of either layout, unless it is there with these settings.
+
+    Parameters
+    ----------
+    path : Path
+    settings : dict
+        What to note in `phantom.json`; what `LIMITS` names has to be in its range.
+    known, subjects : sequence of str
+        Who may be asked for, and who is.
+    write : callable
+        Writes the files of these subjects, sorted; those that were there before are among them.
+
+    Returns
+    -------
+    Path
+        `path`.
+
+    Raises
+    ------
+    InputError
+        If a parameter is outside its range, or the folder holds files that no phantom wrote.
+    """
     if not subjects or not set(subjects) <= set(known):
         raise InputError(f"subjects={list(subjects)}: expected some of {', '.join(known)}")
     for name, (low, high) in LIMITS.items():
         if not low <= settings[name] <= high:
             raise InputError(f"{name}={settings[name]} is outside its range: {low} to {high}")
-
-
-def begin_tree(path: Path, settings: dict, subjects: Sequence[str]) -> list[str]:
-    """Make room for a tree of other settings, or of more subjects, than the one that is there.
-
-    Returns
-    -------
-    list of str
-        Of whom to write it, sorted; nobody if all are there.
-
-    Raises
-    ------
-    InputError
-        If the folder holds files that no phantom wrote.
-    """
+    settings = {**settings, "version": VERSION}
     there = _written(path, settings)
-    if set(subjects) <= set(there):
-        return []
-    for folder in FOLDERS:
-        shutil.rmtree(path / folder, ignore_errors=True)
-    note_tree(path, settings, [])
-    return sorted({*subjects, *there})
+    if not set(subjects) <= set(there):
+        # Of nobody while it is being written.
+        write_text(path / "phantom.json", json.dumps({**settings, "subjects": []}, indent=1))
+        for folder in FOLDERS:
+            shutil.rmtree(path / folder, ignore_errors=True)
+        everyone = sorted({*subjects, *there})
+        write(everyone)
+        write_text(path / "phantom.json", json.dumps({**settings, "subjects": everyone}, indent=1))
+    return path
 
 
 def _written(path: Path, settings: dict) -> list[str]:
-    """Return the subjects of whom `path` holds a tree of these settings.
-
-    Raises
-    ------
-    InputError
-        If the folder holds files that no phantom wrote, such as NSD itself.
-    """
+    """Return the subjects of whom `path` holds a tree of these settings."""
     marker = path / "phantom.json"
-    if marker.is_file():
-        found = json.loads(marker.read_text())
-        subjects = found.pop("subjects", [])
-        return subjects if found == settings else []
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    found = json.loads(marker.read_text()) if marker.is_file() else {}
+    if not found and path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise InputError(
             f"{path} holds files that the phantom did not write: give an empty or a new folder."
         )
-    return []
-
-
-def note_tree(path: Path, settings: dict, subjects: Sequence[str]) -> None:
-    """Write down of whom there is a tree; of nobody while it is being written."""
-    with atomic_path(path / "phantom.json") as tmp:
-        tmp.write_text(json.dumps({**settings, "subjects": subjects}, indent=1))
+    subjects = found.pop("subjects", [])
+    return subjects if found == settings else []
 
 
 # ---------------------------------------------------------------------- what all subjects share
 
 
-def _write_shared(path: Path, experiment: Experiment) -> None:
+def _write_shared(tree: NsdTree, experiment: Experiment, seed: int) -> None:
     """Write design, picture table, pictures, captions and label tables."""
-    tree = NsdTree(path, "subj01")
     # Integers, as MATLAB stores NSD's own, so that readers may index with them.
     design = {"masterordering": experiment.masterordering[None].astype(np.uint16)}
     design["subjectim"] = experiment.subjectim.astype(np.int32)
     design["sharedix"] = design["subjectim"][:1, : experiment.n_test]
     with atomic_path(tree.design) as tmp:
         scipy.io.savemat(tmp, design, do_compression=True)
-    with atomic_path(tree.stimulus_table) as tmp:
-        _stimulus_table(experiment).to_csv(tmp)
-    _write_pictures(tree.pictures, experiment.pictures)
+    write_text(tree.stimulus_table, _stimulus_table(experiment).to_csv())
+    _write_pictures(tree.pictures, np.stack([world.picture(i) for i in experiment.pictures]))
     in_val = experiment.pictures % 10 == 0
     for file, pictures in zip(tree.captions, (~in_val, in_val), strict=True):
         _write_captions(file, experiment.pictures[pictures].tolist())
     tables = {"Kastner2015": KASTNER_LABELS, "nsdgeneral": {"Unknown": 0, "nsdgeneral": 1}}
     for atlas, table in tables.items():
-        file = path / "nsddata/freesurfer/fsaverage/label" / f"{atlas}.mgz.ctab"
-        with atomic_path(file) as tmp:
-            tmp.write_text("".join(f"{number} {name}\n" for name, number in table.items()))
+        rows = "".join(f"{number} {name}\n" for name, number in table.items())
+        write_text(tree.labels(atlas), rows)
+    _write_synthetic(tree.synthetic, seed)
 
 
 def _stimulus_table(experiment: Experiment) -> pd.DataFrame:
@@ -350,45 +336,31 @@ def _stimulus_table(experiment: Experiment) -> pd.DataFrame:
     return table
 
 
-def _write_pictures(path: Path, pictures: np.ndarray) -> None:
-    """Write `imgBrick`, uint8 (n, 64, 64, 3)."""
-    shape = (len(pictures), world.SIZE, world.SIZE, 3)
-    with atomic_path(path) as tmp, open_to_write(tmp, "w", int(np.prod(shape))) as file:
-        packed = {"compression": "gzip", "compression_opts": 1, "chunks": (1, *shape[1:])}
-        brick = file.create_dataset("imgBrick", shape, np.uint8, **packed)
-        for start in range(0, len(pictures), 256):
-            some = pictures[start : start + 256]
-            brick[start : start + len(some)] = np.stack([world.picture(i) for i in some])
-
-
-def _write_synthetic(path: Path, subjects: Sequence[str], seed: int) -> None:
-    """Write design, table and pictures of the session of NSD-synthetic."""
-    folder = path / "nsddata/experiments/nsdsynthetic"
-    order, pictures = plan_synthetic(subjects[0], seed)
-    with atomic_path(folder / "nsdsynthetic_expdesign.mat") as tmp:
+def _write_synthetic(files: Synthetic, seed: int) -> None:
+    """Write design, table and shared pictures of the session of NSD-synthetic."""
+    order, pictures = plan_synthetic(SUBJECTS[0], seed)
+    with atomic_path(files.design) as tmp:
         scipy.io.savemat(tmp, {"masterordering": (order[None] + 1).astype(np.uint16)})
     kinds = [world.scene(i).outside for i in pictures]
     number = 1 + np.array([world.OUTSIDE_KINDS.index(kind) for kind in kinds])
     table = pd.DataFrame({"Image number": 1 + np.arange(len(pictures)), "Image": kinds})
     for name in ("Image subclass", "Image class"):
         table[f"{name} number"], table[name] = number, kinds
-    with atomic_path(folder / "nsdsyntheticimageinformation.csv") as tmp:
-        table.to_csv(tmp, index=False)
-    stimuli = path / "nsddata_stimuli/stimuli/nsdsynthetic"
-    _write_wide(stimuli / "nsdsynthetic_stimuli.hdf5", pictures[:N_SYNTHETIC])
-    for subject in subjects:
-        own = plan_synthetic(subject, seed)[1][N_SYNTHETIC:]
-        _write_wide(stimuli / f"nsdsynthetic_colorstimuli_{subject}.hdf5", own)
+    write_text(files.kinds, table.to_csv(index=False))
+    _write_pictures(files.pictures, _wide(pictures[:N_SYNTHETIC]))
 
 
-def _write_wide(path: Path, pictures: Sequence[int]) -> None:
-    """Write `imgBrick` as NSD-synthetic has it: linear in luminance, grey to the sides."""
+def _wide(pictures: Sequence[int]) -> np.ndarray:
+    """Draw pictures as NSD-synthetic has them: linear in luminance, grey to the sides."""
     drawn = np.stack([world.picture(i) for i in pictures])
     side = world.SIZE // 2
     wide = np.pad(drawn, ((0, 0), (0, 0), (side, side), (0, 0)), constant_values=128)
-    linear = np.rint(np.square(wide / 255) * 255).astype(np.uint8)
-    with atomic_path(path) as tmp, open_to_write(tmp, "w", linear.nbytes) as file:
-        file.create_dataset("imgBrick", data=linear, compression="gzip")
+    return np.rint(np.square(wide / 255) * 255).astype(np.uint8)
+
+
+def _write_pictures(path: Path, pictures: np.ndarray) -> None:
+    """Write `imgBrick`, uint8 (n, height, width, 3)."""
+    _write_array(path, "imgBrick", pictures, chunks=(1, *pictures.shape[1:]))
 
 
 def _write_captions(path: Path, pictures: Sequence[int]) -> None:
@@ -400,47 +372,72 @@ def _write_captions(path: Path, pictures: Sequence[int]) -> None:
     ]
     size = {"height": world.SIZE, "width": world.SIZE}
     images = [{"id": FIRST_COCO_ID + i, **size} for i in pictures]
-    with atomic_path(path) as tmp:
-        tmp.write_text(json.dumps({"images": images, "annotations": annotations}))
+    write_text(path, json.dumps({"images": images, "annotations": annotations}))
 
 
 # ------------------------------------------------------------------------------------ one subject
 
 
-def _write_subject(
-    tree: NsdTree, experiment: Experiment, seed: int, betas: str, progress: bool
-) -> None:
+def _write_subject(tree: NsdTree, experiment: Experiment, seed: int, suffix: str) -> None:
     """Write regions, betas, noise ceiling and behaviour of one subject."""
     simulated = Brain(tree.subject, seed)
     labels = np.array([KASTNER_LABELS.get(str(area), 0) for area in simulated.area])
     write_map(tree.roi("Kastner2015"), simulated.ijk, labels.astype(np.int16))
     write_map(tree.roi("nsdgeneral"), simulated.ijk, np.ones(len(labels), np.int16))
-    trials = experiment.trials(tree.subject)
-    session = np.arange(len(trials)) // experiment.session_trials
+
+    def write(number: int, betas: np.ndarray) -> None:
+        _write_betas(tree.session(number).with_suffix(f".{suffix}"), simulated.ijk, betas)
+
+    ncsnr = simulate_sessions(simulated, experiment, 3, tree.subject, write)
+    write_map(tree.ncsnr, simulated.ijk, ncsnr)
+    order, pictures = plan_synthetic(tree.subject, seed)
+    _write_pictures(tree.synthetic.own_pictures, _wide(pictures[N_SYNTHETIC:]))
+    answers = simulate(simulated, simulated.signal(pictures)[order], 4)
+    _write_betas(tree.synthetic.betas.with_suffix(f".{suffix}"), simulated.ijk, answers)
+    # Of NSD's table of behaviour, what was shown: the phantom presses nothing.
+    shown = {"SESSION": experiment.session + 1, "73KID": experiment.trials(simulated.key[1]) + 1}
+    shown["10KID"] = experiment.masterordering
+    write_text(tree.responses, pd.DataFrame(shown).to_csv(sep="\t", index=False))
+
+
+def simulate_sessions(
+    simulated: Brain,
+    experiment: Experiment,
+    stream: int,
+    name: str,
+    write: Callable[[int, np.ndarray], None],
+) -> np.ndarray:
+    """Simulate one subject's sessions and write each.
+
+    Parameters
+    ----------
+    simulated : Brain
+    experiment : Experiment
+    stream : int
+        Of random numbers; each layout has one of its own.
+    name : str
+        Of the subject, for the progress bar.
+    write : callable
+        Takes a session's number, from 1, and its betas, int16 (n_trials, n_voxels).
+
+    Returns
+    -------
+    float32 array of shape (n_voxels,)
+        The `ncsnr` of all trials.
+    """
+    trials, session = experiment.trials(simulated.key[1]), experiment.session
     seen, rows = np.unique(trials, return_inverse=True)
     signal = simulated.signal(experiment.pictures[seen].tolist())
-    key = (seed, SUBJECTS.index(tree.subject))
-    responses = []
-    for number in tqdm(np.unique(session), tree.subject, disable=not progress):
-        responses.append(simulate(simulated, signal[rows[session == number]], (*key, 3, number)))
-        file = tree.betas / f"betas_session{number + 1:02d}.{betas}"
-        _write_betas(file, simulated.ijk, responses[-1])
-    ncsnr = estimate_ncsnr(np.concatenate(responses) / np.float32(SCALE), trials, session)
-    write_map(tree.ncsnr, simulated.ijk, ncsnr.astype(np.float32))
-    order, pictures = plan_synthetic(tree.subject, seed)
-    file = tree.betas.with_name(f"nsdsynthetic{tree.betas.name}") / f"betas_nsdsynthetic.{betas}"
-    _write_betas(
-        file, simulated.ijk, simulate(simulated, simulated.signal(pictures)[order], (*key, 4))
-    )
-    # Of NSD's table of behaviour, what was shown: the phantom presses nothing.
-    shown = {"SESSION": session + 1, "73KID": trials + 1, "10KID": experiment.masterordering}
-    with atomic_path(tree.responses) as tmp:
-        pd.DataFrame(shown).to_csv(tmp, sep="\t", index=False)
+    betas = []
+    for number in progress(np.unique(session), name):
+        betas.append(simulate(simulated, signal[rows[session == number]], stream, number))
+        write(number + 1, betas[-1])
+    return estimate_ncsnr(np.concatenate(betas) / np.float32(SCALE), trials, session)
 
 
-def simulate(simulated: Brain, signal: np.ndarray, key: tuple[int, ...]) -> np.ndarray:
+def simulate(simulated: Brain, signal: np.ndarray, *stream: int) -> np.ndarray:
     """Return one session's betas as NSD stores them, `SCALE` to one per cent; int16."""
-    betas = simulated.betas(signal, np.random.default_rng(key))
+    betas = simulated.betas(signal, np.random.default_rng([*simulated.key, *stream]))
     return np.clip(np.rint(betas * SCALE), -32767, 32767).astype(np.int16)
 
 
@@ -466,23 +463,16 @@ def _write_betas(path: Path, ijk: np.ndarray, betas: np.ndarray) -> None:
         return write_map(path, ijk, betas.T)
     volume = np.zeros((len(betas), *SHAPE[::-1]), np.int16)
     volume[:, ijk[:, 2], ijk[:, 1], ijk[:, 0]] = betas
-    # Zeros, by far the most of it, take no room once they are packed.
-    packed = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
-    chunks = (len(betas), 1, *volume.shape[2:])
-    with atomic_path(path) as tmp, open_to_write(tmp, "w", betas.nbytes) as file:
-        file.create_dataset("betas", data=volume, chunks=chunks, **packed)
+    _write_array(path, "betas", volume, chunks=(len(betas), 1, *volume.shape[2:]))
+
+
+def _write_array(path: Path, name: str, values: np.ndarray, chunks: tuple[int, ...]) -> None:
+    """Write an HDF5 file of one array, packed fast."""
+    with atomic_path(path) as tmp, open_to_write(tmp, "w", values.nbytes) as file:
+        file.create_dataset(name, data=values, chunks=chunks, compression=1, shuffle=True)
 
 
 # --- for the page about the phantom --------------------------------------------------
-
-
-def caption_list(i: int = 1) -> str:
-    """The five captions of picture `i`, the second of the sheet, as a markdown list.
-
-    Punctuation is set as people set it.
-    """
-    captions = [re.sub(r" ([,:])", r"\1", caption) for caption in world.captions(i)]
-    return "\n".join(f"- {caption}" for caption in captions) + "\n"
 
 
 def ceiling_table(tree: str | Path, subjects: Sequence[str]) -> str:
@@ -528,8 +518,8 @@ def write_pieces(run: str | Path, tree: str | Path | None, subjects: Sequence[st
         rows = np.stack([world.picture(int(i)) for i in ids.ravel()]).reshape(-1, 8, 64, 64, 3)
         with atomic_path(run / f"{name}.png") as temporary:
             Image.fromarray(mosaic(rows, zoom=2, gap=8)).save(temporary)
+    # Five captions of the sheet's second picture; punctuation as people set it.
+    spoken = [re.sub(r" ([,:])", r"\1", caption) for caption in world.captions(1)]
+    write_text(run / "captions.md", "".join(f"- {caption}\n" for caption in spoken))
     elsewhere = "The table is in the phantom's own book.\n"
-    ceilings = ceiling_table(tree, subjects) if tree else elsewhere
-    for name, text in {"captions": caption_list(), "ceilings": ceilings}.items():
-        with atomic_path(run / f"{name}.md") as temporary:
-            temporary.write_text(text, encoding="utf-8")
+    write_text(run / "ceilings.md", ceiling_table(tree, subjects) if tree else elsewhere)

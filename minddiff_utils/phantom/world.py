@@ -62,9 +62,9 @@ class Scene(NamedTuple):
     horizon: float
     things: tuple[Thing, ...]
     pattern: np.ndarray | None = None
-    pattern_kind: str | None = None
-    pattern_word: str | None = None
-    outside: str | None = None
+    pattern_kind: str = ""
+    pattern_word: str = ""
+    outside: str = ""
 
 
 # ---------------------------------------------------------------------------------- what is shown
@@ -247,6 +247,11 @@ def _ray(degrees: float, radius: float) -> tuple[float, float]:
     return radius * math.cos(math.radians(degrees)), radius * math.sin(math.radians(degrees))
 
 
+def _regular(n: int, radius: float, turn: float) -> list[tuple[float, float]]:
+    """Return the corners of a regular polygon around the centre."""
+    return [_ray(360 / n * k + turn, radius) for k in range(n)]
+
+
 def _points(text: str) -> list[tuple[float, float]]:
     """Read corners written as in SVG: "x,y x,y …"."""
     return [(float(x), float(y)) for x, y in (pair.split(",") for pair in text.split())]
@@ -396,8 +401,7 @@ SHAPES: dict[str, list[Any]] = {
     "flower": [
         (STEM, False, _points("-.07,1 -.07,-.2 .07,-.2 .07,1")),
         (LEAF, False, _oval(0.28, 0.66, 0.5, 0.22)),
-        *(("main", True, _oval(x, y - 0.38, 0.52, 0.52))
-          for x, y in (_ray(60 * k + 30, 0.42) for k in range(6))),
+        *(("main", True, _oval(x, y - 0.38, 0.52, 0.52)) for x, y in _regular(6, 0.42, 30)),
         ("gold", True, _oval(0, -0.38, 0.5, 0.5)),
     ],
     "bird": [
@@ -439,10 +443,9 @@ SHAPES: dict[str, list[Any]] = {
         ("main", True, _oval(0, -0.3, 1.2, 1.4)),
         ("light", False, _oval(-0.22, -0.55, 0.3, 0.4)),
     ],
-    **{
-        name: [("main", False, [_ray(360 * k / n - 90, 1) for k in range(n)])]
-        for name, n in {"triangle": 3, "pentagon": 5, "hexagon": 6}.items()
-    },
+    "triangle": [("main", False, _regular(3, 1, -90))],
+    "pentagon": [("main", False, _regular(5, 1, -90))],
+    "hexagon": [("main", False, _regular(6, 1, -90))],
 }  # fmt: skip
 
 # ----------------------------------------------------------------------------------------- captions
@@ -460,7 +463,7 @@ def place(thing: Thing) -> tuple[str, str]:
 
 
 # Of a texture, the captions.
-WORDS: dict[str | None, tuple[str, ...]] = {
+WORDS: dict[str, tuple[str, ...]] = {
     "small": ("small", "little", "tiny"),
     "medium": ("medium", "medium", "middling"),
     "large": ("large", "big", "huge"),
@@ -500,7 +503,9 @@ def captions(i: int) -> tuple[str, ...]:
     what = scene(i)
     if what.outside in TEXTURES:
         return WORDS[what.outside]
-    return (_scene_captions if what.pattern is None else _pattern_captions)(what)
+    if what.pattern is None:
+        return _scene_captions(what)
+    return _pattern_captions(what.pattern, what.pattern_kind, what.pattern_word)
 
 
 def _scene_captions(what: Scene) -> tuple[str, ...]:
@@ -522,20 +527,18 @@ def _look(thing: Thing, wording: int) -> str:
     return f"{WORDS[size_word(thing.size)][wording]} {thing.colour} {thing.kind}"
 
 
-def _pattern_captions(what: Scene) -> tuple[str, ...]:
-    assert what.pattern is not None and what.pattern_word is not None
-    word, (rows, columns) = what.pattern_word, np.nonzero(what.pattern)
+def _pattern_captions(pattern: np.ndarray, kind: str, word: str) -> tuple[str, ...]:
+    rows, columns = np.nonzero(pattern)
     extent = max(np.ptp(rows), np.ptp(columns)) + 1
     size = "small" if extent < 6 else "medium" if extent < 8 else "large"
     across = columns.mean() - 4.5
     where = "left" if across < -0.6 else "right" if across > 0.6 else "middle"
-    if what.pattern_kind == "random":
+    if kind == "random":
         look = (f"{word} random patches", f"random pattern with {word} patches", f"{word} patches")
-    elif what.pattern_kind == "letter":
+    elif kind == "letter":
         look = (f"{size} letter {word}", f"letter {word} of patches", f"{word} as a letter")
     else:
-        name = {"plus": "plus sign", "cross": "diagonal cross"}.get(word, word)
-        look = (f"{size} {name}", f"{name} of patches", f"{name} as a figure")
+        look = (f"{size} {word}", f"{word} of patches", f"{word} as a figure")
     return (
         f"a {look[0]} in white {WORDS[where][0]} on grey",
         f"grey background with a {look[1]} {where} , {size}",

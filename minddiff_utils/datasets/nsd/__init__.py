@@ -73,7 +73,7 @@ def load_nsd(
         sets += (Split("synthetic", train, stimuli.shown),)
         stimulus_id = np.concatenate([stimulus_id, seen])
         session = np.concatenate([session, np.full_like(seen, numbers[-1] + 1)])
-    responses, keep = gather_responses(files, regions.ijk, cache, further=len(files) - len(numbers))
+    responses, keep = gather_responses(files, regions.ijk, cache, n_test=len(files) - len(numbers))
     return Subject(
         name=subject,
         dataset="nsd",

@@ -1,6 +1,5 @@
 """NSD's files and experiment: where each lies, what was shown when, pictures and captions."""
 
-import csv
 import json
 import re
 from collections import namedtuple
@@ -12,14 +11,13 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from minddiff_utils.datasets.reading import MAX_SIDE, open_hdf5, read_matlab, read_rows, reading
-from minddiff_utils.datasets.recording import Sessions, flat_pictures, parse_sessions
+from minddiff_utils.datasets import reading, recording
 from minddiff_utils.datasets.subject import check_ids
 from minddiff_utils.io import Ids, InputError
 
 SPACE = "func1pt8mm"
 BETAS = "betas_fithrf_GLMdenoise_RR"
-BETA_SUFFIXES = (".hdf5", ".nii.gz", ".nii")  # the first that is there is read
+HDF5 = ".hdf5"
 PART = ".part.h5"  # of a subject, a part of an HDF5 file: see `minddiff_utils.datasets.parts`
 # Test pictures of the two protocols in use, and the sessions that show them: 37 were public at
 # first, all 40 are now.
@@ -60,7 +58,8 @@ class NsdTree:
 
     def __init__(self, root: Path, subject: str):
         self.root, self.subject = root, subject
-        self.suffixes = (*BETA_SUFFIXES, f".{subject}{PART}")
+        # Of betas; the first that is there is read.
+        self.suffixes = (HDF5, ".nii.gz", ".nii", f".{subject}{PART}")
         self.design = root / "nsddata/experiments/nsd/nsd_expdesign.mat"
         self.stimulus_table = root / "nsddata/experiments/nsd/nsd_stim_info_merged.csv"
         self.pictures = root / "nsddata_stimuli/stimuli/nsd/nsd_stimuli.hdf5"
@@ -75,13 +74,18 @@ class NsdTree:
             root / "nsddata/experiments/nsdsynthetic/nsdsyntheticimageinformation.csv",
             root / "nsddata_stimuli/stimuli/nsdsynthetic/nsdsynthetic_stimuli.hdf5",
             root / f"nsddata_stimuli/stimuli/nsdsynthetic/nsdsynthetic_colorstimuli_{subject}.hdf5",
-            self._betas(self.betas.with_name(f"nsdsynthetic{BETAS}") / "betas_nsdsynthetic"),
+            self.held(self.betas.with_name(f"nsdsynthetic{BETAS}") / "betas_nsdsynthetic.hdf5"),
         )
 
     @property
     def atlases(self) -> list[str]:
         """Names of the atlases whose volume is there, sorted."""
         return sorted(path.name.removesuffix(".nii.gz") for path in self.rois.glob("*.nii.gz"))
+
+    @property
+    def subjects(self) -> list[str]:
+        """Names of the subjects who have a folder of betas, sorted."""
+        return sorted(path.name for path in self.betas.parents[2].glob("subj[0-9][0-9]"))
 
     @property
     def sessions(self) -> list[int]:
@@ -91,24 +95,20 @@ class NsdTree:
 
     def session(self, number: int) -> Path:
         """Betas of one session, from 1: the HDF5 file, or a NIfTI file if only that is there."""
-        return self._betas(self.betas / f"betas_session{number:02d}")
-
-    def _betas(self, path: Path) -> Path:
-        paths = [path.with_name(path.name + suffix) for suffix in self.suffixes]
-        return next((one for one in paths if one.exists()), paths[0])
+        return self.held(self.betas / f"betas_session{number:02d}.hdf5")
 
     def part(self, path: Path) -> Path:
         """What lies beside an HDF5 file, or in its place, when only a part of it was fetched."""
-        return path.with_name(self.whole(path).stem + self.suffixes[-1])
+        return path.with_name(path.name.removesuffix(HDF5) + self.suffixes[-1])
 
     def held(self, path: Path) -> Path:
-        """Return the file, or the part of it where only that is there."""
-        part = self.part(path)
-        return part if part.exists() and not path.exists() else path
+        """Return a file, or what lies in its place: of HDF5 a NIfTI file, or a part of it."""
+        paths = [path.with_name(path.name.removesuffix(HDF5) + end) for end in self.suffixes]
+        return next((one for one in paths if one.exists()), path)
 
     def whole(self, path: Path) -> Path:
         """The file that another is a part of, or the file itself."""
-        return path.with_name(path.name.replace(self.suffixes[-1], ".hdf5"))
+        return path.with_name(path.name.replace(self.suffixes[-1], HDF5))
 
     def roi(self, atlas: str) -> Path:
         """Volume of integer labels."""
@@ -122,7 +122,7 @@ class NsdTree:
         return own if own.exists() else folder / "fsaverage/label" / own.name
 
 
-def choose_sessions(tree: NsdTree, sessions: Sessions, protocol: int | None) -> list[int]:
+def choose_sessions(tree: NsdTree, sessions: recording.Sessions, protocol: int | None) -> list[int]:
     """Return the numbers of the sessions to read, sorted; the betas of each are there.
 
     Parameters
@@ -138,23 +138,13 @@ def choose_sessions(tree: NsdTree, sessions: Sessions, protocol: int | None) -> 
     InputError
         If there is no such tree or subject, a session is missing, or the parameters make no sense.
     """
-    found = tree.sessions
-    if not found:
-        folder = tree.root / "nsddata_betas/ppdata"
-        there = ", ".join(sorted(path.name for path in folder.glob("subj[0-9][0-9]"))) or "none"
-        what = "choose one of them, the folder that holds nsddata and nsddata_betas, or fetch betas"
-        raise InputError(f"{tree.betas} has no sessions; {folder} has {there}: {what}.")
     if protocol is not None and (protocol not in PROTOCOLS or sessions is not None):
         given = f"protocol={protocol!r} with sessions={sessions!r}"
         raise InputError(f"{given}: give protocol 982 or 1000 without sessions, or sessions alone")
-    chosen = found[-1] if sessions is None else sessions
-    wanted = parse_sessions(PROTOCOLS[protocol] if protocol else chosen)
-    missing = [number for number in wanted if number not in found]
-    if missing:
-        there = f"{tree.subject} has sessions {', '.join(map(str, found))}"
-        what = "leave out `protocol`" if protocol else "name the sessions to read with `sessions`"
-        raise InputError(f"{tree.session(missing[0])} is missing; {there}. Fetch it, or {what}.")
-    return wanted
+    chosen = max(tree.sessions, default=1) if sessions is None else sessions
+    wanted = recording.parse_sessions(PROTOCOLS[protocol] if protocol else chosen)
+    what = "leave out `protocol`" if protocol else "name the sessions to read with `sessions`"
+    return recording.present_sessions(wanted, tree.sessions, tree.subjects, tree.session, what)
 
 
 def read_design(tree: NsdTree) -> tuple[np.ndarray, np.ndarray]:
@@ -173,7 +163,7 @@ def read_design(tree: NsdTree) -> tuple[np.ndarray, np.ndarray]:
         If the file is missing or damaged, lacks a variable, or has no such subject.
     """
     names = ("masterordering", "subjectim", "sharedix")
-    content = read_matlab(tree.design, names, HINT)
+    content = reading.read_matlab(tree.design, names, HINT)
     order, pictures = (content[name].astype(np.int64) for name in names[:2])
     row = int(tree.subject[4:]) - 1
     if row >= len(pictures) or order.min() < 1 or order.max() > pictures.shape[1]:
@@ -236,7 +226,7 @@ def read_captions(path: Path) -> dict[int, list[str]]:
         If the file is missing or no such file, or an annotation is no caption.
     """
     found: dict[int, list[tuple[int, str]]] = {}
-    with reading(path, "COCO caption file", ANNOTATIONS):
+    with reading.reading(path, "COCO caption file", ANNOTATIONS):
         for place, item in enumerate(json.loads(path.read_bytes())["annotations"]):
             # Through text: 7 and "7" are numbers of a picture, 7.5 and null are not.
             picture, order = int(str(item["image_id"])), int(str(item.get("id", place)))
@@ -254,9 +244,9 @@ def open_pictures(path: Path) -> Iterator[h5py.Dataset]:
     InputError
         If the file is missing or damaged, or holds something else.
     """
-    with open_hdf5(path, "imgBrick") as brick:
-        if brick.ndim != 4 or brick.dtype != np.uint8 or max(brick.shape[1:3]) > MAX_SIDE:
-            expected = f"uint8 (n, height, width, 3), sides to {MAX_SIDE}. Fetch it again"
+    with reading.open_hdf5(path, "imgBrick") as brick:
+        if brick.ndim != 4 or brick.dtype != np.uint8 or max(brick.shape[1:3]) > reading.MAX_SIDE:
+            expected = f"uint8 (n, height, width, 3), sides to {reading.MAX_SIDE}. Fetch it again"
             found = f"{brick.dtype} {brick.shape}"
             raise InputError(f"{path}: imgBrick is {found}; expected {expected}.")
         yield brick
@@ -281,14 +271,12 @@ def held_rows(path: Path, name: str, wanted: Ids) -> np.ndarray:
     InputError
         If it lacks some.
     """
-    with open_hdf5(path, name) as stored:
+    with reading.open_hdf5(path, name) as stored:
         held = stored[()]
     rows = np.minimum(np.searchsorted(held, wanted), len(held) - 1)
     if lacking := int((held[rows] != wanted).sum()):
         lacks = f"has the rows of {len(held):,} {name}s and lacks {lacking:,} that are asked for"
-        what = (
-            "fetch them, by minddiff fetch nsd with --only-rois or --only-seen, or the whole file"
-        )
+        what = "fetch them (minddiff fetch nsd, --only-rois or --only-seen), or the whole file"
         raise InputError(f"{path} {lacks}: {what}.")
     return rows
 
@@ -325,8 +313,8 @@ class NsdStimuli:
         with open_pictures(path) as brick:
             partly = path != self.tree.pictures
             rows = held_rows(path, "stimulus_id", ids) if partly else check_ids(ids, len(brick))
-            found = read_rows(brick, rows)
-        flat = np.flatnonzero(flat_pictures(found))
+            found = reading.read_rows(brick, rows)
+        flat = np.flatnonzero(recording.flat_pictures(found))
         if flat.size:
             raise InputError(f"{path}: picture {ids[flat[0]]} has one colour: fetch it again")
         return found
@@ -357,9 +345,8 @@ class NsdStimuli:
 
     @cached_property
     def _coco_ids(self) -> dict[int, int]:
-        with reading(self.tree.stimulus_table, "table of nsdId and cocoId", HINT):
-            rows = csv.DictReader(self.tree.stimulus_table.read_text().splitlines())
-            return {int(row["nsdId"]): int(row["cocoId"]) for row in rows}
+        path, columns = self.tree.stimulus_table, ("nsdId", "cocoId")
+        return dict(reading.read_table(path, columns, HINT, kind=int))
 
     @cached_property
     def _texts(self) -> Mapping[int | None, list[str]]:

@@ -1,7 +1,7 @@
 """Regions of interest: which voxels of NSD's volume belong to which part of an atlas."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import nibabel as nib
 import numpy as np
@@ -25,6 +25,10 @@ KASTNER = "Kastner2015"
 GENERAL = "nsdgeneral"
 ROUNDING = 1e-3  # that labels may be off whole numbers
 SHIFT = 0.1  # voxels, that two headers may place a voxel apart; others mean half a voxel or more
+
+
+# Shape (X, Y, Z) of volumes, and affine (4, 4) from voxel indices to millimetres.
+Grid: TypeAlias = tuple[tuple[int, int, int], np.ndarray]
 
 
 class Regions(NamedTuple):
@@ -79,7 +83,7 @@ def read_regions(tree: NsdTree, rois: str) -> Regions:
     for part in map(str.strip, rois.split("+")):
         atlas, regions = _parse(tree, part)
         path = tree.roi(atlas)
-        volume = read_labels(path, ncsnr.shape, affine)
+        volume = read_labels(path, (ncsnr.shape, affine))
         for name, labels in regions.items():
             mask = np.isin(volume, labels)
             if mask.any():
@@ -95,21 +99,14 @@ def read_regions(tree: NsdTree, rois: str) -> Regions:
     return Regions(affine, ncsnr.shape, ijk, roi, ncsnr[place].astype(np.float32))
 
 
-def read_labels(
-    path: Path,
-    shape: tuple[int, ...],
-    grid: np.ndarray,
-    than: str = "ncsnr.nii.gz",
-    hint: str = HINT,
-) -> np.ndarray:
+def read_labels(path: Path, grid: Grid, than: str = "ncsnr.nii.gz", hint: str = HINT) -> np.ndarray:
     """Read a volume of labels that lies on the grid of the responses.
 
     Parameters
     ----------
     path : Path
-    shape : tuple of int
-    grid : array of shape (4, 4)
-        The affine of the responses.
+    grid : Grid
+        That of the responses.
     than : str
         The file that has this grid.
     hint : str
@@ -117,7 +114,7 @@ def read_labels(
 
     Returns
     -------
-    int64 array of `shape`
+    int64 array of shape (X, Y, Z)
         What is not a number belongs to no region, as label 0.
 
     Raises
@@ -125,8 +122,7 @@ def read_labels(
     InputError
         If the file is missing, damaged, of another shape or grid, or holds what is no label.
     """
-    volume, affine = read_nifti(path, hint, shape)
-    check_grid(path, shape, affine, grid, than)
+    volume = read_on_grid(path, grid, than, hint)
     volume = np.where(np.isnan(volume), 0, volume)
     labels = np.rint(volume)
     wrong = np.isinf(volume) | ~np.isclose(volume, labels, rtol=0, atol=ROUNDING)
@@ -136,17 +132,18 @@ def read_labels(
     return labels.astype(np.int64)
 
 
-def check_grid(
-    path: Path, shape: tuple[int, ...], affine: np.ndarray, grid: np.ndarray, than: str
-) -> None:
-    """Raise InputError if a volume's header puts its voxels elsewhere than that of `than`."""
-    corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(shape) - 1)
-    shift = nib.affines.apply_affine(affine, corners) - nib.affines.apply_affine(grid, corners)
-    apart = np.linalg.norm(shift, axis=1).max() / nib.affines.voxel_sizes(grid).min()
+def read_on_grid(path: Path, grid: Grid, than: str, hint: str) -> np.ndarray:
+    """Read a volume; InputError if its header puts the voxels elsewhere than that of `than`."""
+    volume, affine = read_nifti(path, hint, grid[0])
+    corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(grid[0]) - 1)
+    places, expected = (nib.affines.apply_affine(one, corners) for one in (affine, grid[1]))
+    shift = np.linalg.norm(places - expected, axis=1).max()
+    apart = shift / nib.affines.voxel_sizes(grid[1]).min()
     if not apart <= SHIFT:
-        axes = ["".join(nib.aff2axcodes(one)) for one in (affine, grid)]
+        axes = ["".join(nib.aff2axcodes(one)) for one in (affine, grid[1])]
         found = f"axes {axes[0]} against {axes[1]}, up to {apart:.3g} voxels apart"
         raise InputError(f"{path} is on another grid than {than}: {found}. Resample it.")
+    return volume
 
 
 def atlases_of(rois: str) -> list[str]:

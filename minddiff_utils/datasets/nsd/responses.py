@@ -10,7 +10,6 @@ session by session, so that memory holds one session's share and no more.
 import hashlib
 import json
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -20,12 +19,13 @@ import nibabel as nib
 import numpy as np
 
 from minddiff_utils.datasets.nsd.design import PART, held_rows
-from minddiff_utils.datasets.reading import open_file, open_hdf5, read_rows, reading
+from minddiff_utils.datasets.reading import open_hdf5, read_rows, reading
 from minddiff_utils.datasets.recording import partly_missing, trial_fault
-from minddiff_utils.io import Ids, InputError, atomic_path, open_to_write, progress
+from minddiff_utils.io import Ids, InputError, atomic_path, open_to_write, progress, rows_done
 
 BETA_SCALE = 300
 BLOCK_BYTES = 32 * 2**20  # how much of a session is held at once
+NIFTI = (".gz", ".nii")
 PLACE = np.array([10**6, 10**3, 1])  # in a part of a file, voxel (x, y, z) is xxxyyyzzz
 GATHERED = "betas.h5"  # in the folder of the cache
 
@@ -69,19 +69,17 @@ def inspect_betas(path: str | Path, shape: tuple[int, int, int]) -> BetaFile:
         If the file is missing or damaged, or of another shape or type.
     """
     path, plain = Path(path), True
-    if path.name.endswith(PART):
-        with open_hdf5(path, "betas") as betas:
-            volume = json.loads(betas.file.attrs["record"])["volume"]
-            found, dtype = (*volume, betas.shape[1]), betas.dtype
-    elif path.suffix == ".hdf5":
-        with open_hdf5(path, "betas") as betas:
-            found, dtype = betas.shape[::-1], betas.dtype
-    else:
+    if path.suffix in NIFTI:
         with reading(path, "NIfTI file", ""):
             image: Any = nib.load(path)
         found, dtype = image.shape, image.dataobj.dtype
         # A header that scales integers makes them per cent, not NSD's integers.
         plain = (image.dataobj.slope, image.dataobj.inter) == (1, 0)
+    else:
+        with open_hdf5(path, "betas") as betas:
+            found, dtype = betas.shape[::-1], betas.dtype
+            if path.name.endswith(PART):
+                found = (*json.loads(betas.file.attrs["record"])["volume"], found[0])
     known = dtype.kind == "f" or (dtype.kind, dtype.itemsize) == ("i", 2)
     if len(found) != 4 or found[:3] != tuple(shape) or not known:
         expected = f"{tuple(shape)}, the grid of the regions, by trials, int16 or float in per cent"
@@ -112,18 +110,17 @@ def read_stored(file: BetaFile, ijk: np.ndarray) -> np.ndarray:
     InputError
         If the file is damaged.
     """
-    if file.path.name.endswith(PART):
-        with open_hdf5(file.path, "betas") as betas:
-            found = read_rows(betas, rows_of_voxels(file.path, ijk))
-        return found.astype(stored_type(file.scale), copy=False).T
     # Voxel after voxel: NSD's files keep all trials of a voxel together.
     out = np.empty((len(ijk), file.n_trials), stored_type(file.scale))
-    if file.path.suffix != ".hdf5":
+    if file.path.suffix in NIFTI:
         with reading(file.path, "NIfTI file", ""):
             _fill_from_nifti(file.path, ijk, out)
         return out.T
     with open_hdf5(file.path, "betas") as betas:
-        (fill_from_columns if one_chunk_a_voxel(betas) else _fill_from_slabs)(betas, ijk, out)
+        if file.path.name.endswith(PART):
+            out[:] = read_rows(betas, rows_of_voxels(file.path, ijk))
+        else:
+            (fill_from_columns if one_chunk_a_voxel(betas) else _fill_from_slabs)(betas, ijk, out)
     return out.T
 
 
@@ -209,7 +206,7 @@ class StoredResponses:
         trials, voxels = np.arange(self.shape[0])[rows], self.voxels[columns]
         near = slice(voxels.min(), voxels.max() + 1)
         with open_hdf5(self.path, "responses") as stored:
-            if stored.file.attrs["key"] != self.key:
+            if stored.file.attrs["record"] != self.key:
                 why = "was gathered anew with other parameters since this subject was loaded"
                 raise InputError(f"{self.path} {why}: load it again.")
             found = read_rows(stored, np.atleast_1d(trials), (near,))
@@ -219,10 +216,7 @@ class StoredResponses:
 
 
 def gather_responses(
-    files: Mapping[int, BetaFile],
-    ijk: np.ndarray,
-    cache: str | Path | None = None,
-    further: int = 0,
+    files: Mapping[int, BetaFile], ijk: np.ndarray, cache: str | Path | None = None, n_test: int = 0
 ) -> tuple[np.ndarray | StoredResponses, np.ndarray]:
     """Read some voxels of several sessions, but for those that are of no use in one of them.
 
@@ -235,7 +229,7 @@ def gather_responses(
     cache : str or Path, optional
         A folder for the file `betas.h5`, which the next run takes as it is if it has the same
         voxels and files (by name, size and date). Without it, everything is read into memory.
-    further : int
+    n_test : int
         So many of the last sessions only test, and have no say in which voxels are kept.
 
     Returns
@@ -243,7 +237,7 @@ def gather_responses(
     responses : float32 array of shape (n_trials, n_kept), or StoredResponses
         In per cent signal change.
     keep : bool array of shape (n_voxels,)
-        Which voxels change in every session but the further ones, and are numbers.
+        Which voxels change in every session but those that only test, and are numbers.
 
     Raises
     ------
@@ -251,13 +245,13 @@ def gather_responses(
         If a file is damaged, a voxel is NaN in some trials only, or the disk is too full.
     """
     lengths = [file.n_trials for file in files.values()]
-    size, usual = (sum(lengths), len(ijk)), len(files) - further
+    size, usual = (sum(lengths), len(ijk)), len(files) - n_test
     if cache is None:
         responses = np.empty(size, np.float32)
         keep = ~np.any(_fill(files, ijk, responses, scale=1)[:usual], axis=0)
         return responses if keep.all() else responses[:, keep], keep
     path, key = Path(cache) / GATHERED, _key(files, ijk)
-    if not _is_whole(path, key):
+    if rows_done(path, key) != size[0]:
         # NSD's integers stay integers, if all sessions hold some: half the size, and exact.
         scale = min(file.scale for file in files.values())
         with atomic_path(path) as new, open_to_write(new, n_bytes=4 * size[0] * size[1]) as stored:
@@ -266,7 +260,7 @@ def gather_responses(
             stored["voxel_ijk"] = np.asarray(ijk, np.int64)
             stored["session"] = np.repeat(np.array(list(files), np.int64), lengths)
             stored["faults"] = _fill(files, ijk, responses, scale).astype(np.uint8)
-            stored.attrs["key"] = key
+            stored.attrs["record"], stored.attrs["done"] = key, size[0]
     with open_hdf5(path, "faults") as faults:
         keep = ~faults[:usual].any(axis=0)
     return StoredResponses(path, key, (size[0], int(keep.sum())), np.flatnonzero(keep)), keep
@@ -288,13 +282,6 @@ def _key(files: Mapping[int, BetaFile], ijk: np.ndarray) -> str:
     facts = [(number, file.path.absolute(), file.path.stat()) for number, file in files.items()]
     sessions = [(number, str(path), stat.st_size, stat.st_mtime_ns) for number, path, stat in facts]
     return hashlib.sha256(json.dumps([sessions, ijk.tolist()]).encode()).hexdigest()
-
-
-def _is_whole(path: Path, key: str) -> bool:
-    """Whether a file is there and was gathered from the same."""
-    with suppress(InputError, KeyError), open_file(path) as stored:
-        return stored.attrs["key"] == key
-    return False
 
 
 def _faulty(path: Path, values: np.ndarray) -> np.ndarray:

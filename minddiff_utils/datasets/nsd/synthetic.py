@@ -15,14 +15,13 @@ NSD-Imagery is not read: NSD's design gives the order of its runs, but no docume
 could read gives that of the 720 betas within a run, and public code disagrees about it.
 """
 
-import csv
 from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image
 
 from minddiff_utils.datasets.nsd.design import NsdStimuli, NsdTree, open_pictures
-from minddiff_utils.datasets.reading import read_matlab, reading
+from minddiff_utils.datasets.reading import read_matlab, read_table
 from minddiff_utils.datasets.recording import flat_pictures
 from minddiff_utils.io import Ids, InputError
 
@@ -76,8 +75,7 @@ class SyntheticStimuli:
         NSD has 16 words that lie wholly left or right of it.
         """
         ids = self.ids[self.ids >= FIRST_ID]
-        squares = self._squares(ids - FIRST_ID)
-        return ids[[not (_flat(one[::8, ::8]) and _flat(one)) for one in squares]]
+        return ids[[not flat_pictures(one[None]).all() for one in self._squares(ids - FIRST_ID)]]
 
     def _squares(self, rows: np.ndarray) -> Iterator[np.ndarray]:
         """Yield the middle squares as they are stored, uint8 (side, side, 3)."""
@@ -91,10 +89,6 @@ class SyntheticStimuli:
                 brick, row = (shared, row) if row < n else (own, row - n)
                 left = max(0, brick.shape[2] - brick.shape[1]) // 2
                 yield brick[row, :, left : left + brick.shape[1]]
-
-
-def _flat(picture: np.ndarray) -> bool:
-    return bool(flat_pictures(picture[None])[0])
 
 
 def read_synthetic(tree: NsdTree, n_trials: int) -> tuple[np.ndarray, dict[int, str]]:
@@ -120,9 +114,7 @@ def read_synthetic(tree: NsdTree, n_trials: int) -> tuple[np.ndarray, dict[int, 
     """
     files = tree.synthetic
     order = read_matlab(files.design, ("masterordering",), HINT)["masterordering"].ravel()
-    with reading(files.kinds, "table of `Image class`", HINT):
-        rows = csv.DictReader(files.kinds.read_text().splitlines())
-        kinds = [row["Image class"] for row in rows]
+    kinds = [kind for (kind,) in read_table(files.kinds, ("Image class",), HINT)]
     if len(order) != n_trials:
         expected = f"expected {len(order)}, as in {files.design}. Fetch it again."
         raise InputError(f"{files.betas} has {n_trials} trials; {expected}")
