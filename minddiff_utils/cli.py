@@ -101,7 +101,6 @@ def phantom(
     n_train: Annotated[int | None, typer.Option(min=1, help="Training pictures a subject.")] = None,
     n_test: Annotated[int | None, typer.Option(min=1, help="Test pictures, shared by all.")] = None,
     repetitions: Annotated[int | None, typer.Option(min=1, help="Trials a picture.")] = None,
-    betas: Annotated[str, typer.Option(help="Format of NSD's: hdf5 or nii.gz.")] = "hdf5",
 ) -> None:
     """Simulate a recording of brain activity and write it as a tree of NSD or of LAION-fMRI.
 
@@ -113,10 +112,8 @@ def phantom(
     given: dict[str, Any] = {"n_train": n_train, "n_test": n_test, "repetitions": repetitions}
     given["subjects"] = tuple(comma_separated(subjects))
     given = {name: value for name, value in given.items() if value}
-    if layout == "laion":
-        laion_writer.write_tree(out, **given)
-    else:
-        nsd_writer.write_tree(out, betas=betas, **given)
+    writer = laion_writer if layout == "laion" else nsd_writer
+    writer.write_tree(out, **given)
     print(out)
 
 
@@ -291,10 +288,10 @@ def _make_phantom(plan: "Plan") -> None:
         return
     from minddiff_utils.phantom.nsd_writer import write_pieces, write_tree
 
-    tree = resolve(plan.values["data_path"], plan.root) if asked is not None else None
-    if tree:
-        write_tree(tree, subjects=tuple(plan.subjects), **plan.values["phantom"])
-    write_pieces(plan.run, tree, plan.subjects)
+    if asked is not None:
+        tree = resolve(plan.values["data_path"], plan.root)
+        write_tree(tree, subjects=tuple(plan.subjects), **asked)
+    write_pieces(plan.run)
 
 
 @contextmanager

@@ -47,17 +47,6 @@ def test_roi_accuracy(rng, rois):
     assert shown[0, 0] == pytest.approx(cell) and shown.mask[1, 0]
 
 
-def test_component_reliability_counts_what_is_used_and_averages_far_ranks():
-    reliability = {"block_1": np.array([0.9, 0.5, 0.1, -0.2, np.nan]), "block_2": np.full(100, 0.3)}
-    fig = figures.component_reliability(reliability, 0.02, 0.8)
-    labels = [text.get_text() for text in fig.legends[0].get_texts()]
-    assert [label.split(": ")[1] for label in labels[:2]] == ["3 of 4", "100 of 100"]
-    first, second = fig.axes[0].get_lines()[:2]
-    np.testing.assert_allclose(first.get_xydata(), [[1, 0.9], [2, 0.5], [3, 0.1], [4, -0.2]])
-    np.testing.assert_allclose(second.get_ydata(), 0.3)
-    assert len(second.get_ydata()) < 25
-
-
 def test_shrinkage_is_the_ratio_of_the_spreads(rng):
     true = np.column_stack([rng.normal(size=(50, 3)), np.ones(50)])  # the last never varies
     decoded = 0.5 * true + 0.1 * rng.normal(size=true.shape)

@@ -66,49 +66,6 @@ def accuracy_and_reliability(
 
 
 @style.figure
-def component_reliability(
-    reliability: Mapping[str, np.ndarray], least: float, most: float
-) -> Figure:
-    """Draw how well the components of each block can be decoded, the largest component first.
-
-    Parameters
-    ----------
-    reliability : mapping of block name to float (n_components,)
-        Cross-validated R²; NaN where there is no such component.
-    least, most : float
-        Bounds that stage 2 works with.
-
-    Returns
-    -------
-    Figure
-        A line a block, averaged over a third of an octave of ranks, so that far ranks do not crowd
-        the logarithmic axis; the legend counts the components above `least`.
-    """
-    fig, axes = style.canvas(3.4)
-    for (name, values), colour in zip(
-        reliability.items(), sns.color_palette("viridis", len(reliability)), strict=True
-    ):
-        r2 = pd.Series(np.asarray(values, float)).dropna()
-        label = f"{style.space_name(name)}: {(r2 > least).sum()} of {len(r2)}"
-        rank = pd.Series(np.arange(len(r2)) + 1.0, r2.index)
-        middle = rank.groupby(np.round(3 * np.log2(rank))).transform("mean")
-        sns.lineplot(
-            x=middle, y=r2, errorbar=None, color=colour, label=label, marker="o", markersize=4,
-            markeredgewidth=0, legend=False,
-        )  # fmt: skip
-    axes.axhline(most, color=style.DARK, linewidth=0.8, linestyle="--", label="lowered to it above")
-    axes.axhline(least, color=style.DARK, linewidth=0.8, linestyle=":", label="left out below")
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(mpl.ticker.LogLocator(10, subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter("{x:.0f}")
-    axes.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
-    axes.set_ylim(min(-0.1, least - 0.1), 1.02)
-    axes.set(xlabel="component (1 varies most between pictures)", ylabel="cross-validated R²")
-    fig.legend(title="components used", fontsize=9, loc="outside right upper")
-    return fig
-
-
-@style.figure
 def decoded_latents(
     true: np.ndarray, decoded: np.ndarray, labels: Sequence[str] | None = None
 ) -> Figure:
