@@ -56,16 +56,6 @@ def test_shrinkage_is_the_ratio_of_the_spreads(rng):
     np.testing.assert_allclose(dots, np.column_stack([r, spread]))
 
 
-def test_region_loss_is_what_all_regions_have_over_the_others():
-    rows = [("z", "all", "", 0.5), ("z", "without", "V1", 0.2), ("z", "without", "V2", 0.6)]
-    rows += [("c", "all", "", 0.4), ("c", "without", "V1", 0.4), ("c", "without", "V2", 0.1)]
-    table = pd.DataFrame(rows, columns=["feature_space", "voxels", "roi", "correlation"])
-    panels = figures.region_loss(table).axes
-    assert [axes.get_title(loc="left") for axes in panels] == ["z", "c"]
-    widths = [[bar.get_width() for bar in axes.patches] for axes in panels]
-    np.testing.assert_allclose(widths, [[0.3, -0.1], [0, 0.3]], atol=1e-12)
-
-
 def test_patterns_are_drawn_or_it_is_said_why_not():
     rows = [("z", "V1", 1), ("c", "V1", 2), ("z", "V2", 3), ("c", "V2", 4)]
     table = pd.DataFrame(rows, columns=["feature_space", "roi", "density"])

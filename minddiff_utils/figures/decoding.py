@@ -56,7 +56,9 @@ def accuracy_and_reliability(
     axes.axhline(0, color=style.DARK, linewidth=0.8)
     for name, values in reliability.items():
         if np.isfinite(values).any():
-            place = frame["feature_space"].cat.categories.get_loc(style.space_name(name))
+            place = frame["feature_space"].cat.categories.get_loc(
+                style.FEATURE_SPACES.get(name, name)
+            )
             ends = [place - 0.42, place + 0.42]
             height = [np.nanmedian(values)] * 2
             axes.plot(ends, height, color=style.ORANGE, linewidth=2.2, label=RELIABILITY)
@@ -150,40 +152,6 @@ def roi_accuracy(frame: pd.DataFrame) -> Figure:
 
 
 @style.figure
-def region_loss(by_region: pd.DataFrame) -> Figure:
-    """Draw how much correlation each feature space loses when one region is left out.
-
-    Parameters
-    ----------
-    by_region : DataFrame
-        From `region_accuracies`.
-
-    Returns
-    -------
-    Figure
-        A panel a feature space: a bar a region, the mean over values; a sentence where there is but
-        one region.
-    """
-    frame = _in_words(by_region)
-    without = frame[frame["voxels"] == "without"]
-    if without.empty:
-        return style.sentence("This recording has one region only: none can be left out.")
-    every = frame[frame["voxels"] == "all"]
-    every = every.groupby("feature_space", observed=True)["correlation"].mean()
-    loss = every[without["feature_space"]].to_numpy() - without["correlation"]
-    grid = sns.catplot(
-        without.assign(loss=loss), kind="bar", x="loss", y="roi", col="feature_space",
-        errorbar=None, color=style.BLUE, saturation=1,
-    )  # fmt: skip
-    for axes in grid.axes.flat:
-        axes.axvline(0, color=style.DARK, linewidth=0.8)
-        axes.locator_params(axis="x", nbins=2)
-    fig = style.fit(grid, 0.9 + 0.2 * without["roi"].nunique(), "")
-    fig.supxlabel("loss of mean correlation without the region", fontsize=10)
-    return fig
-
-
-@style.figure
 def pattern_density(table: pd.DataFrame) -> Figure:
     """Draw how much the voxels of each region follow what is decoded, by feature space.
 
@@ -251,7 +219,7 @@ def pattern_maps(
             resampling_interpolation="nearest",
         )  # fmt: skip
         display.annotate(size=8)
-        axes.set_title(style.space_name(name), loc="left", fontweight="bold", pad=2)
+        axes.set_title(style.FEATURE_SPACES.get(name, name), loc="left", fontweight="bold", pad=2)
     return fig
 
 
