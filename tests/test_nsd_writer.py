@@ -249,7 +249,7 @@ def test_another_subject_joins(tiny, tmp_path):
 def test_other_settings_replace_the_tree(copy):
     write_tree(copy, ("subj01",), **TINY)
     assert len(read(copy).stimulus_id) == 120
-    refuses("has subj01: choose", load_subject, "nsd", copy, "subj02")
+    refuses("there are subjects subj01", load_subject, "nsd", copy, "subj02")
 
 
 WRITERS = pytest.mark.parametrize("writer", [nsd_writer, laion_writer])
