@@ -18,7 +18,7 @@ EVERY = ("all", "kastner2015")  # the latter is the notebooks' default
 # Files that may hold a recording's data.
 DATA = (".h5", ".hdf5", ".mat", ".nii", ".gz", ".npz", ".csv", ".tsv", ".json")
 BLOCK_BYTES = 32 * 2**20  # of pictures in memory at once
-FEW_VOXELS = 10
+FEW_VOXELS = 5
 
 
 @dataclass(frozen=True)
