@@ -36,12 +36,12 @@ Params = Annotated[
     str, typer.Argument(help="A name from notebooks/params, or the path of a YAML file.")
 ]
 Folder = Annotated[Path, typer.Argument(help="Folder to download into.")]
+Root = Annotated[Path, typer.Option(help="The project's folder.")]
 Changes = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Replace a value of the parameter file."),
 ]
 Rois = Annotated[str, typer.Option(help="As the parameter `rois` of the notebooks.")]
-Sessions = Annotated[int | None, typer.Option(min=1, help="Only the first so many; all without.")]
 Which = Annotated[str, typer.Option(help="The first so many, or which: 1-10,12; all without.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say how much there is to download.")]
 
@@ -51,13 +51,9 @@ def book(
     params: Params,
     cores: Annotated[int, typer.Option(min=0, help="CPU cores to use; 0: all there are.")] = 0,
     changes: Changes = None,
-    data: Annotated[
-        Path | None, typer.Option(help="Where the recording is: replaces data_path.")
-    ] = None,
-    root: Annotated[Path, typer.Option(help="The project's folder.")] = ROOT,
-    profile: Annotated[
-        str, typer.Option(help="For a cluster: a name from notebooks/profiles, or a full path.")
-    ] = "",
+    data: Annotated[Path | None, typer.Option(help="The recording: replaces data_path.")] = None,
+    root: Root = ROOT,
+    profile: Annotated[str, typer.Option(help="For a cluster: one of notebooks/profiles.")] = "",
 ) -> None:
     """Run every notebook for every subject and build the HTML; do only what is left to do."""
     started = time.monotonic()
@@ -101,7 +97,6 @@ def phantom(
     n_train: Annotated[int | None, typer.Option(min=1, help="Training pictures a subject.")] = None,
     n_test: Annotated[int | None, typer.Option(min=1, help="Test pictures, shared by all.")] = None,
     repetitions: Annotated[int | None, typer.Option(min=1, help="Trials a picture.")] = None,
-    betas: Annotated[str, typer.Option(help="Format of NSD's: hdf5 or nii.gz.")] = "hdf5",
 ) -> None:
     """Simulate a recording of brain activity and write it as a tree of NSD or of LAION-fMRI.
 
@@ -113,38 +108,25 @@ def phantom(
     given: dict[str, Any] = {"n_train": n_train, "n_test": n_test, "repetitions": repetitions}
     given["subjects"] = tuple(comma_separated(subjects))
     given = {name: value for name, value in given.items() if value}
-    if layout == "laion":
-        laion_writer.write_tree(out, **given)
-    else:
-        nsd_writer.write_tree(out, betas=betas, **given)
+    writer = laion_writer if layout == "laion" else nsd_writer
+    writer.write_tree(out, **given)
     print(out)
 
 
 @app.command()
 def evaluate(
     truth: Annotated[str, typer.Option(help="The pictures that were seen.")],
-    reconstructions: Annotated[
-        list[str],
-        typer.Option(metavar="NAME=PATH", help="A method's pictures; several may follow."),
-    ],
-    more: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME=PATH]...", help="Further methods.")
-    ] = None,
+    reconstructions: Annotated[list[str], typer.Option(metavar="NAME=PATH", help="Of a method.")],
+    more: Annotated[list[str] | None, typer.Argument(metavar="[NAME=PATH]...")] = None,
     training: Annotated[str, typer.Option(help="The pictures that were trained on.")] = "",
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("evaluation"),
-    protocol: Annotated[
-        int | None, typer.Option(help="The truth is NSD's: 982 (37 sessions) or 1000 (40).")
-    ] = None,
+    protocol: Annotated[int | None, typer.Option(help="Of a truth of NSD: 982 or 1000.")] = None,
     subject: Annotated[str, typer.Option(help="Whose pictures, of an NSD tree.")] = "subj01",
-    judge: Annotated[
-        str, typer.Option(help="CLIP that scores: folder or name; ViT-L/14 of OpenAI without.")
-    ] = "",
+    judge: Annotated[str, typer.Option(help="CLIP that scores; OpenAI's ViT-L/14 without.")] = "",
     guide: Annotated[str, typer.Option(help="CLIP that was fitted to, a column of its own.")] = "",
-    panel: Annotated[
-        str, typer.Option(help="The field's eight numbers: none, published or full.")
-    ] = "published",
+    panel: Annotated[str, typer.Option(help="none, published or full.")] = "published",
     seed: Annotated[int, typer.Option(help="Of intervals, tests and draws.")] = 0,
-    root: Annotated[Path, typer.Option(help="The project's folder.")] = ROOT,
+    root: Root = ROOT,
 ) -> None:
     """Score any method's reconstructions, beside controls: a page, tables and a gallery."""
     from minddiff_utils.book.evaluate import judge_pictures
@@ -170,9 +152,7 @@ def evaluate(
 def check(
     dataset: Annotated[str, typer.Argument(help="nsd, laion, miyawaki, kay or own.")],
     path: Annotated[Path, typer.Argument(help="The recording: its folder or file.")],
-    subject: Annotated[
-        str, typer.Option(help="Whose files, with commas between; those there without it.")
-    ] = "",
+    subject: Annotated[str, typer.Option(help="Whose files; those there without it.")] = "",
     rois: Rois = "kastner2015",
     sessions: Which = "",
 ) -> None:
@@ -192,16 +172,14 @@ def check(
 def nsd(
     path: Folder,
     subject: Annotated[str, typer.Option(help="subj01 to subj08, with commas between.")] = "subj01",
-    sessions: Sessions = None,
+    sessions: Which = "",
     rois: Rois = "kastner2015",
     i_have_signed: Annotated[
         bool, typer.Option("--i-have-signed", help="You have signed NSD's data-access agreement.")
     ] = False,
     synthetic: Annotated[bool, typer.Option("--synthetic", help="NSD-synthetic, too.")] = False,
     only_rois: Annotated[str, typer.Option(help="Regions; of betas fetch no other voxels.")] = "",
-    only_seen: Annotated[
-        bool, typer.Option("--only-seen", help="Fetch no pictures that others saw.")
-    ] = False,
+    only_seen: Annotated[bool, typer.Option("--only-seen", help="No pictures of others.")] = False,
     dry_run: DryRun = False,
 ) -> None:
     """The Natural Scenes Dataset: betas, regions, design and pictures; captions from COCO."""
@@ -209,7 +187,7 @@ def nsd(
     from minddiff_utils.datasets.parts import fetch_parts
 
     partly = ("betas_",) * bool(only_rois) + ("nsd_stimuli",) * only_seen
-    given = (path, comma_separated(subject), only_rois or rois, sessions)
+    given = (path, comma_separated(subject), only_rois or rois, _chosen(sessions))
     fetch_nsd(*given, signed=i_have_signed, synthetic=synthetic, partly=partly, dry_run=dry_run)
     fetch_parts(*given, partly, synthetic, dry_run)
 
@@ -217,9 +195,7 @@ def nsd(
 @fetch_app.command()
 def laion(
     path: Folder,
-    subject: Annotated[
-        str, typer.Option(help="sub-01, sub-03, …, with commas between.")
-    ] = "sub-01",
+    subject: Annotated[str, typer.Option(help="sub-01, …, with commas between.")] = "sub-01",
     sessions: Which = "",
     dry_run: DryRun = False,
 ) -> None:
@@ -291,10 +267,10 @@ def _make_phantom(plan: "Plan") -> None:
         return
     from minddiff_utils.phantom.nsd_writer import write_pieces, write_tree
 
-    tree = resolve(plan.values["data_path"], plan.root) if asked is not None else None
-    if tree:
-        write_tree(tree, subjects=tuple(plan.subjects), **plan.values["phantom"])
-    write_pieces(plan.run, tree, plan.subjects)
+    if asked is not None:
+        tree = resolve(plan.values["data_path"], plan.root)
+        write_tree(tree, subjects=tuple(plan.subjects), **asked)
+    write_pieces(plan.run)
 
 
 @contextmanager

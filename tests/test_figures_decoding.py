@@ -47,17 +47,6 @@ def test_roi_accuracy(rng, rois):
     assert shown[0, 0] == pytest.approx(cell) and shown.mask[1, 0]
 
 
-def test_component_reliability_counts_what_is_used_and_averages_far_ranks():
-    reliability = {"block_1": np.array([0.9, 0.5, 0.1, -0.2, np.nan]), "block_2": np.full(100, 0.3)}
-    fig = figures.component_reliability(reliability, 0.02, 0.8)
-    labels = [text.get_text() for text in fig.legends[0].get_texts()]
-    assert [label.split(": ")[1] for label in labels[:2]] == ["3 of 4", "100 of 100"]
-    first, second = fig.axes[0].get_lines()[:2]
-    np.testing.assert_allclose(first.get_xydata(), [[1, 0.9], [2, 0.5], [3, 0.1], [4, -0.2]])
-    np.testing.assert_allclose(second.get_ydata(), 0.3)
-    assert len(second.get_ydata()) < 25
-
-
 def test_shrinkage_is_the_ratio_of_the_spreads(rng):
     true = np.column_stack([rng.normal(size=(50, 3)), np.ones(50)])  # the last never varies
     decoded = 0.5 * true + 0.1 * rng.normal(size=true.shape)
@@ -65,16 +54,6 @@ def test_shrinkage_is_the_ratio_of_the_spreads(rng):
     spread = decoded.std(0)[:3] / true.std(0)[:3]
     r = [np.corrcoef(a, b)[0, 1] for a, b in zip(true.T[:3], decoded.T[:3], strict=True)]
     np.testing.assert_allclose(dots, np.column_stack([r, spread]))
-
-
-def test_region_loss_is_what_all_regions_have_over_the_others():
-    rows = [("z", "all", "", 0.5), ("z", "without", "V1", 0.2), ("z", "without", "V2", 0.6)]
-    rows += [("c", "all", "", 0.4), ("c", "without", "V1", 0.4), ("c", "without", "V2", 0.1)]
-    table = pd.DataFrame(rows, columns=["feature_space", "voxels", "roi", "correlation"])
-    panels = figures.region_loss(table).axes
-    assert [axes.get_title(loc="left") for axes in panels] == ["z", "c"]
-    widths = [[bar.get_width() for bar in axes.patches] for axes in panels]
-    np.testing.assert_allclose(widths, [[0.3, -0.1], [0, 0.3]], atol=1e-12)
 
 
 def test_patterns_are_drawn_or_it_is_said_why_not():

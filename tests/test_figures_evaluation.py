@@ -101,7 +101,6 @@ def test_floor_to_ceiling_has_a_line_a_metric_and_subject(subjects):
 def test_floor_to_ceiling_without_its_ends_says_no_share():
     fig = figures.floor_to_ceiling(frame(metrics=["ssim", "pcc"]).query("method != 'mean'"))
     assert texts(fig).count("–") == 2
-    refuses("lacks the columns", figures.floor_to_ceiling, frame().drop(columns="value"))
 
 
 def test_score_curves_draw_means_intervals_floor_and_ceiling():

@@ -58,7 +58,7 @@ def add_pieces(plan: Plan, book: Path, results: Path) -> None:
         "costs": cost_table(plan.run, plan.subjects),
     }
     card = (plan.place("models") or plan.run) / "MODEL_CARD.md"
-    for path in (card, plan.run / "captions.md", plan.run / "ceilings.md"):
+    for path in (card, plan.run / "captions.md"):
         pieces[path.stem] = path.read_text(encoding="utf-8") if path.is_file() else ""
     for name, text in pieces.items():
         (folder / f"{name}.md").write_text(text.strip() + "\n", encoding="utf-8")

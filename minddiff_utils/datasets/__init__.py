@@ -14,7 +14,6 @@ from minddiff_utils.datasets.subject import (
     Fold,
     Split,
     Subject,
-    describe_dropped,
     estimate_ncsnr,
     mean_repetitions,
     noise_ceiling,

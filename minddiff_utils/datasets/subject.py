@@ -366,12 +366,6 @@ def single_trial_ncsnr(subject: Subject) -> np.ndarray:
     return estimate_ncsnr(subject.responses[:], subject.stimulus_id, subject.session)
 
 
-def describe_dropped(subject: Subject) -> str:
-    """Say in one line how many voxels of the regions were left out."""
-    n_voxels = subject.responses.shape[1] + subject.n_dropped
-    return f"{subject.n_dropped:,} of {n_voxels:,} voxels left out"
-
-
 # --- early and higher areas, by the names of regions --------------------------------------
 
 EARLY_AREAS, HIGHER_AREAS = "early areas", "higher areas"

@@ -36,11 +36,7 @@ def counts_table(subject: Subject) -> pd.DataFrame:
         "repetitions of a picture": " to ".join(map(str, np.unique(n_repetitions[[0, -1]]))),
         "voxels": subject.responses.shape[1],
         "voxels left out, they never change": subject.n_dropped,
-        "train/test splits": len(subject.splits),
     }
-    for part in ("train", "test"):
-        sizes = sorted({len(getattr(split, part)) for split in subject.splits})
-        rows[f"{part} pictures in a split"] = " or ".join(map(str, sizes))
     return pd.DataFrame({"count": pd.Series(rows, dtype=object)})
 
 

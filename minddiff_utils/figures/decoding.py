@@ -56,55 +56,14 @@ def accuracy_and_reliability(
     axes.axhline(0, color=style.DARK, linewidth=0.8)
     for name, values in reliability.items():
         if np.isfinite(values).any():
-            place = frame["feature_space"].cat.categories.get_loc(style.space_name(name))
+            place = frame["feature_space"].cat.categories.get_loc(
+                style.FEATURE_SPACES.get(name, name)
+            )
             ends = [place - 0.42, place + 0.42]
             height = [np.nanmedian(values)] * 2
             axes.plot(ends, height, color=style.ORANGE, linewidth=2.2, label=RELIABILITY)
     axes.set(xlabel="", ylabel="correlation on test pictures")
     style.legend_above(2, axes)
-    return fig
-
-
-@style.figure
-def component_reliability(
-    reliability: Mapping[str, np.ndarray], least: float, most: float
-) -> Figure:
-    """Draw how well the components of each block can be decoded, the largest component first.
-
-    Parameters
-    ----------
-    reliability : mapping of block name to float (n_components,)
-        Cross-validated R²; NaN where there is no such component.
-    least, most : float
-        Bounds that stage 2 works with.
-
-    Returns
-    -------
-    Figure
-        A line a block, averaged over a third of an octave of ranks, so that far ranks do not crowd
-        the logarithmic axis; the legend counts the components above `least`.
-    """
-    fig, axes = style.canvas(3.4)
-    for (name, values), colour in zip(
-        reliability.items(), sns.color_palette("viridis", len(reliability)), strict=True
-    ):
-        r2 = pd.Series(np.asarray(values, float)).dropna()
-        label = f"{style.space_name(name)}: {(r2 > least).sum()} of {len(r2)}"
-        rank = pd.Series(np.arange(len(r2)) + 1.0, r2.index)
-        middle = rank.groupby(np.round(3 * np.log2(rank))).transform("mean")
-        sns.lineplot(
-            x=middle, y=r2, errorbar=None, color=colour, label=label, marker="o", markersize=4,
-            markeredgewidth=0, legend=False,
-        )  # fmt: skip
-    axes.axhline(most, color=style.DARK, linewidth=0.8, linestyle="--", label="lowered to it above")
-    axes.axhline(least, color=style.DARK, linewidth=0.8, linestyle=":", label="left out below")
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(mpl.ticker.LogLocator(10, subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter("{x:.0f}")
-    axes.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
-    axes.set_ylim(min(-0.1, least - 0.1), 1.02)
-    axes.set(xlabel="component (1 varies most between pictures)", ylabel="cross-validated R²")
-    fig.legend(title="components used", fontsize=9, loc="outside right upper")
     return fig
 
 
@@ -193,40 +152,6 @@ def roi_accuracy(frame: pd.DataFrame) -> Figure:
 
 
 @style.figure
-def region_loss(by_region: pd.DataFrame) -> Figure:
-    """Draw how much correlation each feature space loses when one region is left out.
-
-    Parameters
-    ----------
-    by_region : DataFrame
-        From `region_accuracies`.
-
-    Returns
-    -------
-    Figure
-        A panel a feature space: a bar a region, the mean over values; a sentence where there is but
-        one region.
-    """
-    frame = _in_words(by_region)
-    without = frame[frame["voxels"] == "without"]
-    if without.empty:
-        return style.sentence("This recording has one region only: none can be left out.")
-    every = frame[frame["voxels"] == "all"]
-    every = every.groupby("feature_space", observed=True)["correlation"].mean()
-    loss = every[without["feature_space"]].to_numpy() - without["correlation"]
-    grid = sns.catplot(
-        without.assign(loss=loss), kind="bar", x="loss", y="roi", col="feature_space",
-        errorbar=None, color=style.BLUE, saturation=1,
-    )  # fmt: skip
-    for axes in grid.axes.flat:
-        axes.axvline(0, color=style.DARK, linewidth=0.8)
-        axes.locator_params(axis="x", nbins=2)
-    fig = style.fit(grid, 0.9 + 0.2 * without["roi"].nunique(), "")
-    fig.supxlabel("loss of mean correlation without the region", fontsize=10)
-    return fig
-
-
-@style.figure
 def pattern_density(table: pd.DataFrame) -> Figure:
     """Draw how much the voxels of each region follow what is decoded, by feature space.
 
@@ -294,7 +219,7 @@ def pattern_maps(
             resampling_interpolation="nearest",
         )  # fmt: skip
         display.annotate(size=8)
-        axes.set_title(style.space_name(name), loc="left", fontweight="bold", pad=2)
+        axes.set_title(style.FEATURE_SPACES.get(name, name), loc="left", fontweight="bold", pad=2)
     return fig
 
 

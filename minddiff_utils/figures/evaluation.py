@@ -19,7 +19,6 @@ from minddiff_utils.io import InputError
 if TYPE_CHECKING:
     from minddiff_utils.evaluation.leakage import Overlap
 
-VALUES = ["subject", "method", "stimulus_id", "metric", "value"]
 SUBJECT_MARKERS = "osD^vP*X"
 # Method -> colour, marker and label, from the floor to the ceiling.
 STEPS = {
@@ -51,7 +50,6 @@ def metric_points(frame: pd.DataFrame) -> Figure:
         A panel a metric: mean with its 95 % bootstrap interval; of a single subject, strokes
         behind them are the pictures.
     """
-    style.need_columns(frame, VALUES, "metric_points")
     frame = frame.assign(method=style.in_words(frame["method"], METHODS))
     single = frame["subject"].nunique() == 1
     return _interval_panels(frame, "method", "value, with mean and interval", strokes=single)
@@ -72,7 +70,6 @@ def paired_differences(frame: pd.DataFrame) -> Figure:
         A panel a metric, with a row for each of `tables.PAIRS` whose methods are there. Right of
         the zero line, the first method of the pair is better.
     """
-    style.need_columns(frame, VALUES, "paired_differences")
     index = ["subject", "metric", "stimulus_id"]
     wide = frame.pivot(index=index, columns="method", values="value")
     pairs = tables.present_pairs(tables.PAIRS, wide)
@@ -125,7 +122,6 @@ def floor_to_ceiling(frame: pd.DataFrame) -> Figure:
         Markers: mean over pictures; bars: its 95 % bootstrap interval. At the right, the share of
         the way from floor to ceiling that both stages have come.
     """
-    style.need_columns(frame, VALUES, "floor_to_ceiling")
     several = frame["subject"].nunique() > 1
     lines = {}
     for (metric, subject), rows in tables.groups_in_order(frame, ["metric", "subject"]):
@@ -183,8 +179,6 @@ def score_curves(curve: pd.DataFrame, reference: pd.DataFrame, label: str) -> Fi
         A panel a metric: mean over pictures with its 95 % bootstrap interval, on a logarithmic
         axis; floor and ceiling as lines where they are known.
     """
-    for frame in (curve, reference):
-        style.need_columns(frame, VALUES[1:], "score_curves")
     sizes = sorted(curve["method"].unique())
     frame = curve.sort_values("method", kind="stable")
     frame = frame.assign(metric=style.in_words(curve["metric"], METRICS))
@@ -224,7 +218,6 @@ def generalisation(frame: pd.DataFrame) -> Figure:
     Figure
         A panel a metric: mean with its 95 % bootstrap interval, test sets from left to right.
     """
-    style.need_columns(frame, ["test_set", "scored_with", "metric", "value"], "generalisation")
     frame = frame.assign(metric=style.in_words(frame["metric"], METRICS))
     grid = sns.catplot(
         frame, kind="point", x="test_set", y="value", hue="scored_with", col="metric", col_wrap=2,

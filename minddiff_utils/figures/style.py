@@ -19,7 +19,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from minddiff_utils.evaluation.metrics import in_order
-from minddiff_utils.io import InputError
 
 WIDTH = 7.0  # inches; at 150 dpi about 1.5 pixels for each of the page's 700
 DPI = 150
@@ -84,23 +83,10 @@ def sentence(text: str) -> Figure:
     return fig
 
 
-def need_columns(frame: pd.DataFrame, columns: Sequence[str], what: str) -> None:
-    """Raise InputError unless a table has rows, and these columns."""
-    missing = [column for column in columns if column not in frame]
-    if missing or len(frame) == 0:
-        lack = f"lacks the columns {missing}" if missing else "is empty"
-        raise InputError(f"The table for {what} {lack}; it needs rows of {list(columns)}.")
-
-
 def in_words(values: pd.Series, names: Mapping[str, str]) -> pd.Series:
     """Return what people read, as categories in the order of `names`; unknown names stay."""
     words = {name: names.get(name, name) for name in in_order(values, names)}
     return values.map(words).astype(pd.CategoricalDtype(list(words.values())))
-
-
-def space_name(name: str) -> str:
-    """Return what people call a feature space: "block 1" for `block_1`."""
-    return FEATURE_SPACES.get(name, name)
 
 
 def canvas(height: float) -> tuple[Figure, Axes]:

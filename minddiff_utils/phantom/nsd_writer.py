@@ -22,14 +22,13 @@ import pandas as pd
 import scipy.io
 from PIL import Image
 
-from minddiff_utils.datasets import estimate_ncsnr, load_subject, noise_ceiling, single_trial_ncsnr
+from minddiff_utils.datasets import estimate_ncsnr
 from minddiff_utils.datasets.nsd.design import NsdTree, Synthetic
-from minddiff_utils.evaluation.tables import markdown_table
 from minddiff_utils.figures.reconstruction import mosaic
 from minddiff_utils.io import InputError, atomic_path, open_to_write, progress, write_text
 from minddiff_utils.phantom import world
 from minddiff_utils.phantom.anatomy import KASTNER_LABELS, SHAPE, affine
-from minddiff_utils.phantom.brain import AREAS, Brain
+from minddiff_utils.phantom.brain import Brain
 
 VERSION = 3  # one more whenever a tree's content changes: trees of other versions are made anew
 SUBJECTS = tuple(f"subj{number:02d}" for number in range(1, 9))
@@ -194,7 +193,6 @@ def write_tree(
     n_test: int = 64,
     repetitions: int = 3,
     seed: int = 0,
-    betas: str = "hdf5",
 ) -> Path:
     """Write the phantom's experiment in NSD's layout, unless it is there.
 
@@ -209,8 +207,6 @@ def write_tree(
         Some of "subj01" to "subj08".
     n_train, n_test, repetitions, seed
         As in `plan_experiment`.
-    betas : {"hdf5", "nii.gz"}
-        Format of the single-trial responses; NSD has both.
 
     Returns
     -------
@@ -224,16 +220,14 @@ def write_tree(
     """
     path = Path(path)
     size = {"n_train": n_train, "n_test": n_test, "repetitions": repetitions, "seed": seed}
-    if betas not in ("hdf5", "nii.gz"):
-        raise InputError(f"betas={betas!r}: expected hdf5 or nii.gz")
 
     def write(subjects: list[str]) -> None:
         experiment = plan_experiment(1 + SUBJECTS.index(subjects[-1]), **size)
         _write_shared(NsdTree(path, subjects[0]), experiment, seed)
         for subject in subjects:
-            _write_subject(NsdTree(path, subject), experiment, seed, betas)
+            _write_subject(NsdTree(path, subject), experiment, seed)
 
-    return write_once(path, {**size, "betas": betas}, SUBJECTS, subjects, write)
+    return write_once(path, size, SUBJECTS, subjects, write)
 
 
 def write_once(
@@ -378,7 +372,7 @@ def _write_captions(path: Path, pictures: Sequence[int]) -> None:
 # ------------------------------------------------------------------------------------ one subject
 
 
-def _write_subject(tree: NsdTree, experiment: Experiment, seed: int, suffix: str) -> None:
+def _write_subject(tree: NsdTree, experiment: Experiment, seed: int) -> None:
     """Write regions, betas, noise ceiling and behaviour of one subject."""
     simulated = Brain(tree.subject, seed)
     labels = np.array([KASTNER_LABELS.get(str(area), 0) for area in simulated.area])
@@ -386,14 +380,14 @@ def _write_subject(tree: NsdTree, experiment: Experiment, seed: int, suffix: str
     write_map(tree.roi("nsdgeneral"), simulated.ijk, np.ones(len(labels), np.int16))
 
     def write(number: int, betas: np.ndarray) -> None:
-        _write_betas(tree.session(number).with_suffix(f".{suffix}"), simulated.ijk, betas)
+        _write_betas(tree.session(number), simulated.ijk, betas)
 
     ncsnr = simulate_sessions(simulated, experiment, 3, tree.subject, write)
     write_map(tree.ncsnr, simulated.ijk, ncsnr)
     order, pictures = plan_synthetic(tree.subject, seed)
     _write_pictures(tree.synthetic.own_pictures, _wide(pictures[N_SYNTHETIC:]))
     answers = simulate(simulated, simulated.signal(pictures)[order], 4)
-    _write_betas(tree.synthetic.betas.with_suffix(f".{suffix}"), simulated.ijk, answers)
+    _write_betas(tree.synthetic.betas, simulated.ijk, answers)
     # Of NSD's table of behaviour, what was shown: the phantom presses nothing.
     shown = {"SESSION": experiment.session + 1, "73KID": experiment.trials(simulated.key[1]) + 1}
     shown["10KID"] = experiment.masterordering
@@ -455,12 +449,7 @@ def write_map(path: Path, ijk: np.ndarray, values: np.ndarray, level: int = 9) -
 
 
 def _write_betas(path: Path, ijk: np.ndarray, betas: np.ndarray) -> None:
-    """Write one session's `betas`, int16 (n_trials, n_voxels).
-
-    NIfTI has the axes X, Y, Z, trial; HDF5 the reverse.
-    """
-    if path.suffix == ".gz":
-        return write_map(path, ijk, betas.T)
+    """Write one session's `betas`, int16 (n_trials, n_voxels), as NSD's HDF5."""
     volume = np.zeros((len(betas), *SHAPE[::-1]), np.int16)
     volume[:, ijk[:, 2], ijk[:, 1], ijk[:, 0]] = betas
     _write_array(path, "betas", volume, chunks=(len(betas), 1, *volume.shape[2:]))
@@ -475,42 +464,8 @@ def _write_array(path: Path, name: str, values: np.ndarray, chunks: tuple[int, .
 # --- for the page about the phantom --------------------------------------------------
 
 
-def ceiling_table(tree: str | Path, subjects: Sequence[str]) -> str:
-    """Noise ceilings by area, aimed at and simulated, as a markdown table.
-
-    Parameters
-    ----------
-    tree : str or Path
-        Folder that `write_tree` wrote.
-    subjects : sequence of str
-
-    Returns
-    -------
-    str
-        One row an area: the mean aimed at for a subject of average quality, then each subject's
-        mean over voxels with their number. Per cent, for the mean of three repetitions.
-    """
-    table = {"aimed at": {roi: f"{area.ceiling:.0f} %" for roi, area in AREAS.items() if roi}}
-    for name in subjects:
-        subject = load_subject("nsd", tree, name)
-        ceiling = noise_ceiling(single_trial_ncsnr(subject), 3)
-        table[name] = {
-            roi: f"{ceiling[mask].mean():.0f} % ({mask.sum()} voxels)"
-            for roi, mask in subject.roi.items()
-        }
-    return markdown_table(pd.DataFrame(table).rename_axis("Area"))
-
-
-def write_pieces(run: str | Path, tree: str | Path | None, subjects: Sequence[str]) -> None:
-    """Write `world.png`, `outside.png`, `captions.md` and `ceilings.md` into the folder of a run.
-
-    Parameters
-    ----------
-    run : str or Path
-    tree : str or Path or None
-        The phantom's tree; None in a book about another recording, which has no table of it.
-    subjects : sequence of str
-    """
+def write_pieces(run: str | Path) -> None:
+    """Write `world.png`, `outside.png` and `captions.md` into the folder of a run."""
     run = Path(run)
     # Each kind from outside is a row: they come in turn.
     outside = world.FIRST_OUTSIDE_ID + np.arange(8 * len(world.OUTSIDE_KINDS)).reshape(8, -1).T
@@ -521,5 +476,3 @@ def write_pieces(run: str | Path, tree: str | Path | None, subjects: Sequence[st
     # Five captions of the sheet's second picture; punctuation as people set it.
     spoken = [re.sub(r" ([,:])", r"\1", caption) for caption in world.captions(1)]
     write_text(run / "captions.md", "".join(f"- {caption}\n" for caption in spoken))
-    elsewhere = "The table is in the phantom's own book.\n"
-    write_text(run / "ceilings.md", ceiling_table(tree, subjects) if tree else elsewhere)
