@@ -262,7 +262,7 @@ def summary_table(
     numbers["text"] = [_text(row) for row in numbers.itertuples()]
     if "subject" in numbers:
         mean = across_subjects(numbers)
-        mean["text"] = [_leading(f"{value:.3f}") for value in mean["mean"]]
+        mean["text"] = [leading(f"{value:.3f}") for value in mean["mean"]]
         numbers = pd.concat([numbers, mean], ignore_index=True)
     return wide_table(
         numbers,
@@ -292,10 +292,14 @@ def difference_table(
     )
 
 
+def short_name(method: str) -> str:
+    """Return what a method is called where two are compared."""
+    return ROWS[method].short or ROWS[method].label if method in ROWS else method
+
+
 def pair_name(method: str, baseline: str) -> str:
     """Return "both stages − no z" for the pair ("stage2", "no_z")."""
-    short = {name: row.short or row.label for name, row in ROWS.items()}
-    return " − ".join(short.get(name, name) for name in (method, baseline))
+    return f"{short_name(method)} − {short_name(baseline)}"
 
 
 def share_table(frame: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
@@ -357,7 +361,7 @@ def seed_table(frame: pd.DataFrame) -> pd.DataFrame:
         "SD of pictures": wide.mean(axis=1).groupby(keys).std(),
     }
     table = pd.DataFrame(numbers).loc[[names for names, _ in groups_in_order(frame, keys)]]
-    table = table.map(lambda value: "–" if np.isnan(value) else _leading(f"{value:.3f}"))
+    table = table.map(lambda value: "–" if np.isnan(value) else leading(f"{value:.3f}"))
     table.insert(0, "draws", str(wide.shape[1]))
     return table.reset_index("metric").rename(index=METHODS).replace({"metric": METRICS})
 
@@ -400,7 +404,7 @@ def _interval_or_each(rows: pd.DataFrame) -> str:
     if len(rows) == 1:
         return interval_text(*rows.iloc[0])
     each = f",{NBSP}".join(f"{value:.3f}" for value in rows["mean"])
-    return _leading(f"{rows['mean'].mean():.3f} ({each})")
+    return leading(f"{rows['mean'].mean():.3f} ({each})")
 
 
 def write_results(folder: str | Path, frame: pd.DataFrame, seed: int = 0) -> Path:
@@ -501,7 +505,7 @@ def wide_table(
 
 def interval_text(mean: float, low: float, high: float, sign: str = "") -> str:
     """Return ".765 [.701, .812]", or with the sign "+" "+.093 [+.031, +.159]"."""
-    return _leading(f"{mean:{sign}.3f} [{low:{sign}.3f},{NBSP}{high:{sign}.3f}]")
+    return leading(f"{mean:{sign}.3f} [{low:{sign}.3f},{NBSP}{high:{sign}.3f}]")
 
 
 def _text(row, sign: str = "") -> str:
@@ -515,7 +519,7 @@ def _percent_text(row) -> str:
     return f"{100 * row.mean:z.0f}{NBSP}%" + (interval if np.isfinite(row.low) else "")
 
 
-def _leading(text: str) -> str:
+def leading(text: str) -> str:
     return re.sub(r"(?<!\d)0\.", ".", text)  # .765, as the paper's table has it
 
 

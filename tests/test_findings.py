@@ -1,0 +1,68 @@
+"""Sentences about results, on several outcomes."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from minddiff_utils.evaluation import findings
+
+
+def values(gain, subjects=("subj01",), metrics=("clip_judge",), n=40):
+    """Scores of stage 1, and of both stages that lie `gain` above it, by subject and metric."""
+    rng, frames = np.random.default_rng(0), []
+    for subject in subjects:
+        for metric in metrics:
+            first = rng.normal(0.5, 0.1, n)
+            more = gain.get((subject, metric), gain.get(metric, 0.0)) + rng.normal(0, 0.05, n)
+            parts = {"stage1": first, "stage2": first + more, "retrieval": first + 0.1}
+            frame = pd.DataFrame(parts).assign(stimulus_id=range(n))
+            tidy = frame.melt("stimulus_id", var_name="method")
+            frames.append(tidy.assign(subject=subject, metric=metric))
+    return pd.concat(frames)
+
+
+PAIRS = [("stage2", "stage1"), ("stage2", "retrieval"), ("stage2", "absent")]
+
+
+@pytest.mark.parametrize(("gain", "outcome"), [(0.2, "above"), (-0.2, "below"), (0.0, "open")])
+def test_outcome_follows_from_interval_and_p(gain, outcome):
+    frame = values({"clip_judge": gain})
+    found = findings.compare(frame, PAIRS).set_index("baseline")
+    assert found.index.tolist() == ["stage1", "retrieval"]
+    row = found.loc["stage1"]
+    means = frame.groupby("method")["value"].mean()
+    assert row["outcome"] == outcome
+    assert row["after"] == pytest.approx(means["stage2"])
+    assert row["before"] == pytest.approx(means["stage1"])
+    assert row["after"] - row["before"] == pytest.approx(row["mean"])
+
+
+def test_sentences_name_subjects_metrics_and_what_is_not_shown():
+    gain = {("subj01", "ssim"): 0.3, ("subj02", "pcc"): -0.3}
+    frame = values(gain, ("subj01", "subj02"), ("ssim", "pcc"))
+    one, two = findings.sentences(findings.compare(frame, PAIRS[:1])).splitlines()
+    assert one.startswith("- subj01, **both stages**: above stage 1 in SSIM, .")
+    assert "It is not shown to differ from stage 1 in PCC" in one
+    assert "not shown to differ from stage 1 in SSIM" in two and "below stage 1 in PCC" in two
+    assert findings.sentences(findings.compare(frame, PAIRS[2:])) == ""
+
+
+@pytest.mark.parametrize(
+    ("gain", "said"),
+    [
+        (0.25, "Stage 2 raises CLIP (judge) from .* and beats the nearest training image"),
+        (-0.2, "Stage 2 lowers .* and falls short of the nearest training image"),
+        (0.1, "Stage 2 raises .* and is not shown to beat the nearest training image"),
+        (0.0, "Stage 2 is not shown to change CLIP"),
+    ],
+)
+def test_headline_tells_every_outcome(gain, said):
+    text = findings.headline(values({"clip_judge": gain}), "stage2")
+    assert pd.Series([text]).str.contains(said.replace("(", r"\(").replace(")", r"\)")).all(), text
+
+
+def test_headline_of_several_subjects_names_each():
+    text = findings.headline(values({"clip_judge": 0.2}, ("a", "b")), "stage2")
+    assert text.count("Stage 2 raises") == 2 and " in a." in text and " in b." in text
+    frame = values({"clip_judge": 0.2})
+    assert findings.headline(frame[frame["method"] != "stage1"], "stage2") == ""
