@@ -32,9 +32,7 @@ fetch_app = typer.Typer(
 )
 app.add_typer(fetch_app, name="fetch")
 
-Params = Annotated[
-    str, typer.Argument(help="A name from notebooks/params, or the path of a YAML file.")
-]
+Params = Annotated[str, typer.Argument(help="A name from notebooks/params, or a YAML file.")]
 Folder = Annotated[Path, typer.Argument(help="Folder to download into.")]
 Changes = Annotated[
     list[str] | None,
@@ -51,9 +49,7 @@ def book(
     params: Params,
     cores: Annotated[int, typer.Option(min=0, help="CPU cores to use; 0: all there are.")] = 0,
     changes: Changes = None,
-    data: Annotated[
-        Path | None, typer.Option(help="Where the recording is: replaces data_path.")
-    ] = None,
+    data: Annotated[Path | None, typer.Option(help="The recording: replaces data_path.")] = None,
     root: Annotated[Path, typer.Option(help="The project's folder.")] = ROOT,
     profile: Annotated[
         str, typer.Option(help="For a cluster: a name from notebooks/profiles, or a full path.")
@@ -110,8 +106,8 @@ def phantom(
     """
     from minddiff_utils.phantom import laion_writer, nsd_writer
 
-    given: dict[str, Any] = {"n_train": n_train, "n_test": n_test, "repetitions": repetitions}
-    given["subjects"] = tuple(comma_separated(subjects))
+    sizes = {"n_train": n_train, "n_test": n_test, "repetitions": repetitions}
+    given: dict[str, Any] = {**sizes, "subjects": tuple(comma_separated(subjects))}
     given = {name: value for name, value in given.items() if value}
     if layout == "laion":
         laion_writer.write_tree(out, **given)
@@ -170,9 +166,7 @@ def evaluate(
 def check(
     dataset: Annotated[str, typer.Argument(help="nsd, laion, miyawaki, kay or own.")],
     path: Annotated[Path, typer.Argument(help="The recording: its folder or file.")],
-    subject: Annotated[
-        str, typer.Option(help="Whose files, with commas between; those there without it.")
-    ] = "",
+    subject: Annotated[str, typer.Option(help="Names, with commas between; all without.")] = "",
     rois: Rois = "kastner2015",
     sessions: Which = "",
 ) -> None:
@@ -217,9 +211,7 @@ def nsd(
 @fetch_app.command()
 def laion(
     path: Folder,
-    subject: Annotated[
-        str, typer.Option(help="sub-01, sub-03, …, with commas between.")
-    ] = "sub-01",
+    subject: Annotated[str, typer.Option(help="Names, with commas between.")] = "sub-01",
     sessions: Which = "",
     dry_run: DryRun = False,
 ) -> None:
