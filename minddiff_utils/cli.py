@@ -32,9 +32,7 @@ fetch_app = typer.Typer(
 )
 app.add_typer(fetch_app, name="fetch")
 
-Params = Annotated[
-    str, typer.Argument(help="A name from notebooks/params, or the path of a YAML file.")
-]
+Params = Annotated[str, typer.Argument(help="A name from notebooks/params, or a YAML file.")]
 Folder = Annotated[Path, typer.Argument(help="Folder to download into.")]
 Root = Annotated[Path, typer.Option(help="The project's folder.")]
 Changes = Annotated[
@@ -105,8 +103,8 @@ def phantom(
     """
     from minddiff_utils.phantom import laion_writer, nsd_writer
 
-    given: dict[str, Any] = {"n_train": n_train, "n_test": n_test, "repetitions": repetitions}
-    given["subjects"] = tuple(comma_separated(subjects))
+    sizes = {"n_train": n_train, "n_test": n_test, "repetitions": repetitions}
+    given: dict[str, Any] = {**sizes, "subjects": tuple(comma_separated(subjects))}
     given = {name: value for name, value in given.items() if value}
     writer = laion_writer if layout == "laion" else nsd_writer
     writer.write_tree(out, **given)
@@ -152,7 +150,7 @@ def evaluate(
 def check(
     dataset: Annotated[str, typer.Argument(help="nsd, laion, miyawaki, kay or own.")],
     path: Annotated[Path, typer.Argument(help="The recording: its folder or file.")],
-    subject: Annotated[str, typer.Option(help="Whose files; those there without it.")] = "",
+    subject: Annotated[str, typer.Option(help="Names, with commas between; all without.")] = "",
     rois: Rois = "kastner2015",
     sessions: Which = "",
 ) -> None:

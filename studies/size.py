@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 BUDGETS = {
     "io": 150,
     "settings": 250,
-    "datasets": 1700,
+    "datasets": 2300,
     "models": 380,
     "decoding": 750,
     "reconstruction": 500,
@@ -22,7 +22,7 @@ BUDGETS = {
     "figures": 800,
     "phantom": 950,
     "book": 900,
-    "minddiff_utils": 8300,
+    "minddiff_utils": 9000,
     "studies": 1700,
     "tests": 9000,
 }

@@ -180,10 +180,8 @@ def load_plan(path: str | Path, root: Path, changes: Mapping[str, Any] | None = 
         raise InputError(f"{path}: {error}") from None
     data = plan.place("data_path")
     if values.get("dataset") == "own" and len(plan.subjects) > 1 and data and data.is_file():
-        raise InputError(
-            f"{values['data_path']} is one file for {len(plan.subjects)} subjects: expected a "
-            "folder with a file for each."
-        )
+        found = f"{values['data_path']} is one file for {len(plan.subjects)} subjects"
+        raise InputError(f"{found}: expected a folder with a file for each.")
     return plan
 
 
