@@ -4,10 +4,11 @@ document.addEventListener("input", (event) => {
   const box = event.target.closest(".compare");
   if (!box) return;
   if (event.target.matches("select")) {
-    const over = box.querySelector(".compare-over");
+    const [right, left] = box.querySelectorAll(".compare-images img");
+    const image = event.target.dataset.side === "right" ? right : left;
     const chosen = event.target.selectedOptions[0];
-    over.style.objectPosition = chosen.value;
-    over.alt = chosen.textContent;
+    image.style.objectPosition = chosen.value;
+    image.alt = chosen.textContent;
   } else {
     box.style.setProperty("--at", event.target.value + "%");
   }

@@ -79,8 +79,64 @@
       made);
   }
 
+  function stripOf(item, row) {
+    return item.strip || data.strips + String(row).padStart(4, "0") + ".jpg";
+  }
+
+  /* One picture, large: any two of its images with a border that moves, and all its numbers. */
+  function side(name, part) {
+    const select = element("select", { "data-side": name, "aria-label": "The " + name + " image" });
+    ["seen", ...data.shown].forEach((method, place) => {
+      const position = (100 * place) / (parts - 1) + "% 0";
+      const label = place ? data.methods[method] : "seen";
+      const option = element("option", { value: position }, label);
+      option.selected = place === part;
+      select.append(option);
+    });
+    return element("label", {}, name + ": ", select);
+  }
+
+  function large(item, row) {
+    const strip = stripOf(item, row);
+    const part = 1 + Math.max(0, data.shown.indexOf(full));
+    const over = picture(strip, 0, "seen");
+    over.classList.add("compare-over");
+    const slider = element("input", { type: "range", min: "0", max: "100", value: "50",
+      "aria-label": "How much of the left image is shown" });
+    const under = picture(strip, part, data.methods[data.shown[part - 1]]);
+    return [
+      element("figure", { class: "compare" },
+        element("div", { class: "compare-images" }, under, over, slider),
+        element("div", { class: "compare-sides" }, side("left", 0), side("right", part))),
+      table(item),
+    ];
+  }
+
+  const dialog = element("dialog", { class: "gallery-dialog", "aria-labelledby": "gallery-large" });
+  dialog.addEventListener("close", () => {
+    history.replaceState(null, "", location.pathname + location.search);
+  });
+
+  /* A picture has an address of its own, gallery.html#picture-12, which opens it. */
+  function openAddressed() {
+    const wanted = decodeURIComponent(location.hash).replace(/^#picture-/, "");
+    const row = data.pictures.findIndex((item) => "#picture-" + item.id === "#picture-" + wanted);
+    if (!location.hash.startsWith("#picture-") || row < 0) return;
+    const step = (by, label) => {
+      const other = data.pictures[(row + by + data.pictures.length) % data.pictures.length];
+      return element("a", { href: "#picture-" + encodeURIComponent(other.id) }, label);
+    };
+    const close = element("button", { type: "button" }, "Close");
+    close.addEventListener("click", () => dialog.close());
+    dialog.replaceChildren(
+      element("p", { class: "gallery-name", id: "gallery-large" }, "Picture " + data.pictures[row].id),
+      ...large(data.pictures[row], row),
+      element("p", { class: "gallery-steps" }, step(-1, "previous"), step(1, "next"), close));
+    if (!dialog.open) dialog.showModal();
+  }
+
   function card(item, row) {
-    const strip = item.strip || data.strips + String(row).padStart(4, "0") + ".jpg";
+    const strip = stripOf(item, row);
     const pictures = element("div", { class: "gallery-pictures" });
     ["seen", ...data.shown].forEach((method, part) => {
       const label = part ? data.methods[method] : "seen";
@@ -94,7 +150,8 @@
     more.addEventListener("toggle", () => {
       if (more.open && more.children.length === 1) more.append(table(item));
     });
-    const title = element("p", { class: "gallery-name" }, "Picture " + item.id);
+    const link = element("a", { href: "#picture-" + encodeURIComponent(item.id) }, "Picture " + item.id);
+    const title = element("p", { class: "gallery-name" }, link);
     return element("li", { "data-id": item.id }, title, pictures, more);
   }
 
@@ -156,7 +213,9 @@
     choice("Sort by", "metric", ofMetrics, refresh),
     choice("of", "method", ofMethods, refresh),
     choice("with the", "order", [["high", "highest first"], ["low", "lowest first"]], refresh),
-    boxes), status, list);
+    boxes), status, list, dialog);
+  window.addEventListener("hashchange", openAddressed);
   place.querySelector("form").addEventListener("submit", (event) => event.preventDefault());
   refresh();
+  openAddressed();
 })();

@@ -23,7 +23,7 @@ from PIL import Image
 
 from minddiff_utils.book import span
 from minddiff_utils.book.plan import Plan
-from minddiff_utils.evaluation import FULL, METHODS, full_method, in_order, tables
+from minddiff_utils.evaluation import FULL, METHODS, findings, full_method, in_order, tables
 from minddiff_utils.evaluation.metrics import METRICS, main_metrics, read_metrics
 from minddiff_utils.io import method_file, write_text
 
@@ -32,6 +32,7 @@ LABELS = METHODS | {"stage1": "stage 1", "stage2": "stage 2", "algorithm_1": "Al
 ORDER = dict.fromkeys(("stage1", *FULL, *METHODS))
 JUDGE = "clip_judge"
 SIDE, MANY, SMALL_SIDE = 128, 200, 80  # px a picture at most; smaller if there are many
+LARGE = 640  # px of the one on the first page
 N_FRONT = 8
 HEADING = re.compile(r"^#{1,6} +(.+?)[ \t]*$", re.MULTILINE)
 
@@ -55,6 +56,7 @@ def add_pieces(plan: Plan, book: Path, results: Path) -> None:
         "about": str(plan.values.get("about") or ""),
         "front": fronts[0] if fronts else "",
         "results": front_results(plan),
+        "headline": headline(plan),
         "costs": cost_table(plan.run, plan.subjects),
     }
     card = (plan.place("models") or plan.run) / "MODEL_CARD.md"
@@ -98,10 +100,13 @@ def add_gallery(run: Path, subject: str, book: Path) -> str:
     page = load_template(book, "gallery.md")
     text = page.render(gallery={**gallery, "strips": f"../_static/{place}/"}, subject=subject)
     (book / subject / "gallery.md").write_text(text, encoding="utf-8")
+    write_strips(run / subject, shown, book / "static" / place / "large", [middle(gallery)], LARGE)
     return front_page({**gallery, "strips": f"_static/{place}/"}, subject, book)
 
 
-def write_strips(run: Path, methods: Sequence[str], folder: Path) -> list[int]:
+def write_strips(
+    run: Path, methods: Sequence[str], folder: Path, rows: Sequence[int] = (), side: int = 0
+) -> list[int]:
     """Write one strip a test picture, `0000.jpg` and so on, in the order of the files.
 
     Parameters
@@ -112,20 +117,24 @@ def write_strips(run: Path, methods: Sequence[str], folder: Path) -> list[int]:
         Whose pictures follow the one that was seen.
     folder : Path
         Where the strips go.
+    rows : sequence of int
+        Which pictures; all by default.
+    side : int
+        Pixels of a picture, at most; by default as many as suit how many there are.
 
     Returns
     -------
     list of int
-        Ids of the pictures.
+        Ids of all pictures.
     """
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         paths = [method_file(run, name) for name in ("truth", *methods)]
         files = [stack.enter_context(h5py.File(path)) for path in paths]
-        rows = [file["pictures"] for file in files]
-        side = SIDE if len(rows[0]) <= MANY else SMALL_SIDE
-        for number in range(len(rows[0])):
-            pictures = [Image.fromarray(pictures[number]) for pictures in rows]
+        stacks = [file["pictures"] for file in files]
+        side = side or (SIDE if len(stacks[0]) <= MANY else SMALL_SIDE)
+        for number in rows or range(len(stacks[0])):
+            pictures = [Image.fromarray(stack[number]) for stack in stacks]
             for picture in pictures:
                 picture.thumbnail((side, side), Image.Resampling.LANCZOS)
             strip = Image.fromarray(np.concatenate([np.asarray(one) for one in pictures], axis=1))
@@ -240,8 +249,16 @@ def front_page(gallery: Mapping[str, Any], subject: str, book: Path) -> str:
         step=step,
         figures=list(filter(None, [chosen, _extremes(gallery, full)])),
         judged=LABELS[full],
+        middle=middle(gallery),
+        full=shown.index(full) + 1,
         rows=[("seen", 0), *((LABELS[name], shown.index(name) + 1) for name in stages)],
     )
+
+
+def middle(gallery: Mapping[str, Any]) -> int:
+    """Row of the median picture by the judge; without a judge, the one in the middle."""
+    found = _extremes(gallery, full_method(gallery["shown"]) or "stage1")
+    return found[1][0] if found else len(gallery["pictures"]) // 2
 
 
 def _extremes(gallery: Mapping[str, Any], method: str) -> list[tuple[int, str]]:
@@ -261,8 +278,8 @@ def front_results(plan: Plan) -> str:
     Returns
     -------
     str
-        Markdown with a heading; "" without the file. Below the table, what stage 2 adds: by this
-        book's solver, and by Algorithm 1 as published, where both ran.
+        Markdown with a heading; "" without the file. Below the table, in sentences, what stage 2
+        adds: by this book's solver, and by Algorithm 1 as published, where both ran.
     """
     path = plan.run / "results.csv"
     if not path.is_file():
@@ -272,12 +289,19 @@ def front_results(plan: Plan) -> str:
         {who: plan.run / who for who in plan.subjects}, tables.FRONT, quiet=True
     )
     values = main_metrics(read_metrics(plan.run, plan.subjects))
-    added = tables.difference_table(values, tables.STAGE_2_PAIRS)
-    text += f"\n{tables.markdown_table(added)}" if len(added) else ""
+    text += f"\n{findings.sentences(findings.compare(values, tables.STAGE_2_PAIRS))}\n"
     if plan.group:
         more = f"[]({plan.group[0].name}.ipynb)"
         text += f"\nEvery method and control, with intervals and paired tests: {more}.\n"
     return text
+
+
+def headline(plan: Plan) -> str:
+    """The result in one sentence a subject; "" where none has scores."""
+    scored = [name for name in plan.subjects if (plan.run / name / "metrics.csv").is_file()]
+    values = read_metrics(plan.run, scored) if scored else pd.DataFrame()
+    full = full_method(values["method"]) if scored else None
+    return findings.headline(values, full) if full else ""
 
 
 def cost_table(run: Path, subjects: Sequence[str]) -> str:
