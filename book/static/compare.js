@@ -8,7 +8,7 @@ document.addEventListener("input", (event) => {
     const image = event.target.dataset.side === "right" ? right : left;
     const chosen = event.target.selectedOptions[0];
     image.style.objectPosition = chosen.value;
-    image.alt = chosen.textContent;
+    image.alt = (image === right ? "Right" : "Left") + " image: " + chosen.textContent;
   } else {
     box.style.setProperty("--at", event.target.value + "%");
   }

@@ -99,11 +99,11 @@
   function large(item, row) {
     const strip = stripOf(item, row);
     const part = 1 + Math.max(0, data.shown.indexOf(full));
-    const over = picture(strip, 0, "seen");
+    const over = picture(strip, 0, "Left image: seen");
     over.classList.add("compare-over");
     const slider = element("input", { type: "range", min: "0", max: "100", value: "50",
       "aria-label": "How much of the left image is shown" });
-    const under = picture(strip, part, data.methods[data.shown[part - 1]]);
+    const under = picture(strip, part, "Right image: " + data.methods[data.shown[part - 1]]);
     return [
       element("figure", { class: "compare" },
         element("div", { class: "compare-images" }, under, over, slider),
@@ -152,7 +152,7 @@
     });
     const link = element("a", { href: "#picture-" + encodeURIComponent(item.id) }, "Picture " + item.id);
     const title = element("p", { class: "gallery-name" }, link);
-    return element("li", { "data-id": item.id }, title, pictures, more);
+    return element("li", { "data-id": item.id, id: "picture-" + item.id }, title, pictures, more);
   }
 
   const cards = data.pictures.map((item, row) => ({ item, row, node: card(item, row) }));
