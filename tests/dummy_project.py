@@ -69,6 +69,7 @@ def make_project(folder: Path) -> Path:
     (pages / "index.md").write_text("# Book\n\n```{include} generated/results.md\n```\n")
     (pages / "method.md").write_text("# Method\n\nSaid by {cite}`someone2020`.\n")
     (pages / "cost.md").write_text("# Cost\n\n```{include} generated/costs.md\n```\n")
+    (pages / "choices.md").write_text("# Choices\n")
     (pages / "glossary.md").write_text("# Glossary\n\n```{glossary}\nvoxel\n  A box.\n```\n")
     (pages / "references.md").write_text("# References\n\n```{bibliography}\n```\n")
     source = "@article{someone2020, author={One, Some}, title={It}, journal={J}, year={2020}}\n"

@@ -24,7 +24,7 @@ BUILDERS = ("jupyter-book", "sphinx", "myst-nb", "sphinx-book-theme")
 # Pages that tell how to run the book on other data; they stand after the chapters.
 GUIDES = ("run_nsd", "run_laion", "run_cluster", "own_data", "data_layouts", "evaluate")
 # Pages of every book; they stand last.
-REFERENCE = ("cost", "glossary", "references")
+REFERENCE = ("choices", "cost", "glossary", "references")
 PROMPT = "Parameters of this run that differ from the defaults"  # on the button that unfolds them
 
 
