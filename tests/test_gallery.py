@@ -89,7 +89,7 @@ def front(run, shown=SHOWN):
 
 
 def test_first_page_shows_what_its_rule_says(run):
-    regular, extremes = front(run)
+    border, regular, extremes = front(run)
     shown = [tag.text for tag in regular.select(".front-name")]
     assert shown == [f"no. {number}" for number in sorted(IDS)[:8]]
     assert "8 of 9 test pictures of subj01, in the order" in regular.figcaption.text
@@ -98,6 +98,13 @@ def test_first_page_shows_what_its_rule_says(run):
     ranked = judged.sort_values("value").stimulus_id.to_list()
     shown = [re.match(r"Picture (\d+)", image["alt"])[1] for image in extremes.select("img")[::3]]
     assert [int(number) for number in shown] == [ranked[-1], ranked[4], ranked[0]]
+    assert f"Image {ranked[4]} of subj01: of all 9 test images" in border.figcaption.text
+    full, seen = border.select("img")
+    assert full["src"] == seen["src"] == f"strips/large/{IDS.index(ranked[4]):04d}.jpg"
+    assert (full["style"], seen["style"]) == (
+        f"object-position:{200 / 3:.4g}% 0", "object-position:0% 0"
+    )  # fmt: skip
+    assert [option.text for option in border.select("option")] == ["seen", "stage 1"]
     names = [tag.text.split(",")[0] for tag in extremes.select(".front-name")]
     assert names == ["best", "median", "worst"]
     for image in [*regular.select("img"), *extremes.select("img")]:
@@ -111,7 +118,8 @@ def test_first_page_works_without_stage_2_or_judge(run):
     path = run / "subj01/metrics.csv"
     table = pd.read_csv(path)
     table[table.metric != "clip_judge"].to_csv(path, index=False)
-    (regular,) = front(run, ["stage1", "mean"])
+    border, regular = front(run, ["stage1", "mean"])
+    assert f"Image {IDS[4]} of subj01" in border.figcaption.text
     assert [tag.text for tag in regular.select(".front-label")][:2] == ["seen", "stage 1"]
 
 
@@ -121,7 +129,8 @@ def test_of_many_pictures_each_nth_is_taken():
     page = BeautifulSoup(pages.front_page(found, "subj01", BOOK), "html.parser")
     names = [tag.text for tag in page.select(".front-name")]
     assert names == [f"no. {4 * place}" for place in range(8)]
-    assert "8 of 20 test pictures of subj01, one in 2, in the order" in page.figcaption.text
+    caption = page.select(".front-pictures figcaption")[0].text
+    assert "8 of 20 test pictures of subj01, one in 2, in the order" in caption
 
 
 def test_costs_are_those_of_the_records(tmp_path):
