@@ -149,7 +149,7 @@ def assemble(plan: Plan) -> Path:
             shutil.copy(results, book / subject)
             files["results.csv"] = results.name
         links = chapter_links(address, sheet.name, files)
-        page.cells.append(nbformat.v4.new_markdown_cell(links))
+        page.cells.append(nbformat.v4.new_markdown_cell(links, id="take-away"))
         nbformat.write(page, book / subject / executed.name)
     add_pieces(plan, book, pages / "results")
     (book / "generated" / "clone.md").write_text(clone_lines(address), encoding="utf-8")
