@@ -66,3 +66,4 @@ def test_headline_of_several_subjects_names_each():
     assert text.count("Stage 2 raises") == 2 and " in a." in text and " in b." in text
     frame = values({"clip_judge": 0.2})
     assert findings.headline(frame[frame["method"] != "stage1"], "stage2") == ""
+    assert findings.headline(frame, "stage2", metric="pcc") == ""

@@ -88,9 +88,11 @@ def headline(frame: pd.DataFrame, method: str, seed: int = 0, metric: str = "cli
     Returns
     -------
     str
-        Markdown; "" where stage 1 is missing.
+        Markdown; "" where stage 1 or the metric is missing.
     """
     rows = frame[frame["metric"] == metric]
+    if rows.empty:
+        return ""
     found = compare(rows, [(method, "stage1"), (method, "retrieval")], seed)
     lines = []
     for subject, part in found.groupby(
