@@ -88,4 +88,4 @@ def chapter_links(address: Address, name: str, files: Mapping[str, str]) -> str:
             f"[Colab](https://colab.research.google.com/github/{own}/blob/HEAD/{notebook})"
         )
         parts.append(f"[Binder](https://mybinder.org/v2/gh/{own}/HEAD?labpath={notebook})")
-    return f"**Take it away:** {' · '.join(parts)} · [cite](#cite)"
+    return f"**Take it away:** {' · '.join(parts)} · [cite](/references.md)"
