@@ -60,8 +60,8 @@ def main(
     Settings are those of `Method` (how features are decoded), and `Settings` (both stages). Each
     --change is one comparison, of one setting or of several together; without any, those of the
     page on design choices are made. Compared are the correlation of decoded with true features,
-    and metrics of both stages, each by its difference to the defaults with the 95 % interval of that over
-    pictures. All of it is kept in `compare_<subject>.csv`, and `compare.md` has a short table.
+    and metrics of both stages, each by its difference to the defaults with the 95 % interval of
+    that over pictures. All of it is kept in `compare_<subject>.csv`, and `compare.md` has a short table.
     """
     variants = [{}, *map(parse_change, change or CHANGES)]
     held = open_held_out(data, subject, pictures, models, device, work / subject)
