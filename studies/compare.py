@@ -61,7 +61,8 @@ def main(
     --change is one comparison, of one setting or of several together; without any, those of the
     page on design choices are made. Compared are the correlation of decoded with true features,
     and metrics of both stages, each by its difference to the defaults with the 95 % interval of
-    that over pictures. All of it is kept in `compare_<subject>.csv`, and `compare.md` has a short table.
+    that over pictures. All of it is kept in `compare_<subject>.csv`, and `compare.md` has a short
+    table.
     """
     variants = [{}, *map(parse_change, change or CHANGES)]
     held = open_held_out(data, subject, pictures, models, device, work / subject)
