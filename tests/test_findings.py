@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from minddiff_utils.evaluation import findings
+from minddiff_utils.evaluation.tables import differences
 
 
 def values(gain, subjects=("subj01",), metrics=("clip_judge",), n=40):
@@ -27,7 +28,8 @@ PAIRS = [("stage2", "stage1"), ("stage2", "retrieval"), ("stage2", "absent")]
 @pytest.mark.parametrize(("gain", "outcome"), [(0.2, "above"), (-0.2, "below"), (0.0, "open")])
 def test_outcome_follows_from_interval_and_p(gain, outcome):
     frame = values({"clip_judge": gain})
-    found = findings.compare(frame, PAIRS).set_index("baseline")
+    found = differences(frame, PAIRS)
+    found = found.assign(outcome=findings.outcomes(found)).set_index("baseline")
     assert found.index.tolist() == ["stage1", "retrieval"]
     row = found.loc["stage1"]
     means = frame.groupby("method")["value"].mean()
@@ -40,11 +42,11 @@ def test_outcome_follows_from_interval_and_p(gain, outcome):
 def test_sentences_name_subjects_metrics_and_what_is_not_shown():
     gain = {("subj01", "ssim"): 0.3, ("subj02", "pcc"): -0.3}
     frame = values(gain, ("subj01", "subj02"), ("ssim", "pcc"))
-    one, two = findings.sentences(findings.compare(frame, PAIRS[:1])).splitlines()
+    one, two = findings.sentences(differences(frame, PAIRS[:1])).splitlines()
     assert one.startswith("- subj01, **both stages**: above stage 1 in SSIM, .")
     assert "It is not shown to differ from stage 1 in PCC" in one
     assert "not shown to differ from stage 1 in SSIM" in two and "below stage 1 in PCC" in two
-    assert findings.sentences(findings.compare(frame, PAIRS[2:])) == ""
+    assert findings.sentences(differences(frame, PAIRS[2:])) == ""
 
 
 @pytest.mark.parametrize(
@@ -57,13 +59,13 @@ def test_sentences_name_subjects_metrics_and_what_is_not_shown():
     ],
 )
 def test_headline_tells_every_outcome(gain, said):
-    text = findings.headline(values({"clip_judge": gain}), "stage2")
+    text = findings.headline(differences(values({"clip_judge": gain}), PAIRS))
     assert pd.Series([text]).str.contains(said.replace("(", r"\(").replace(")", r"\)")).all(), text
 
 
 def test_headline_of_several_subjects_names_each():
-    text = findings.headline(values({"clip_judge": 0.2}, ("a", "b")), "stage2")
+    text = findings.headline(differences(values({"clip_judge": 0.2}, ("a", "b")), PAIRS))
     assert text.count("Stage 2 raises") == 2 and " in a." in text and " in b." in text
     frame = values({"clip_judge": 0.2})
-    assert findings.headline(frame[frame["method"] != "stage1"], "stage2") == ""
-    assert findings.headline(frame, "stage2", metric="pcc") == ""
+    assert findings.headline(differences(frame[frame["method"] != "stage1"], PAIRS)) == ""
+    assert findings.headline(differences(frame, PAIRS), metric="pcc") == ""

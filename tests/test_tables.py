@@ -39,7 +39,7 @@ def test_difference_table_pairs_the_same_pictures():
     wide = ssim.pivot(index="stimulus_id", columns="method", values="value")
     row = found.query("metric == 'ssim' and baseline == 'stage1'").iloc[0]
     assert row["mean"] == pytest.approx((wide["stage2"] - wide["stage1"]).mean())
-    table = tables.difference_table(frame)
+    table = tables.difference_table(found)
     assert table.index[0] == "both stages − stage 1"
     # 2 of 2^10 flips, the smallest p there is, which all eight tests share.
     assert "p\u00a0=\u00a00.016" in table.iloc[0]["SSIM"]

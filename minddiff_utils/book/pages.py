@@ -55,10 +55,8 @@ def add_pieces(plan: Plan, book: Path, results: Path) -> None:
     pieces = {
         "about": str(plan.values.get("about") or ""),
         "front": fronts[0] if fronts else "",
-        "results": front_results(plan),
-        "headline": headline(plan),
         "costs": cost_table(plan.run, plan.subjects),
-    }
+    } | front_results(plan)
     card = (plan.place("models") or plan.run) / "MODEL_CARD.md"
     for path in (card, plan.run / "captions.md"):
         pieces[path.stem] = path.read_text(encoding="utf-8") if path.is_file() else ""
@@ -272,36 +270,30 @@ def _extremes(gallery: Mapping[str, Any], method: str) -> list[tuple[int, str]]:
     return [(ranked[place][1], f"{name}, {ranked[place][0]:.2f}") for name, place in places.items()]
 
 
-def front_results(plan: Plan) -> str:
-    """What came out, as the first page says it: a few rows of the run's `results.csv`.
+def front_results(plan: Plan) -> dict[str, str]:
+    """What came out, as the first page says it.
 
     Returns
     -------
-    str
-        Markdown with a heading; "" without the file. Below the table, in sentences, what stage 2
-        adds: by this book's solver, and by Algorithm 1 as published, where both ran.
+    dict of str
+        Markdown, "" without the run's `results.csv`. `headline`: what stage 2 adds, a sentence a
+        subject. `results`, with a heading: a few rows of that file, and in sentences what stage 2
+        adds, by this book's solver and by Algorithm 1 as published, where both ran.
     """
     path = plan.run / "results.csv"
     if not path.is_file():
-        return ""
+        return {"headline": "", "results": ""}
     text = f"## What came out\n\n{tables.markdown_table(tables.front_table(pd.read_csv(path)))}"
     text += tables.failure_note(
         {who: plan.run / who for who in plan.subjects}, tables.FRONT, quiet=True
     )
     values = main_metrics(read_metrics(plan.run, plan.subjects))
-    text += f"\n{findings.sentences(findings.compare(values, tables.STAGE_2_PAIRS))}\n"
+    found = tables.differences(values, (*tables.STAGE_2_PAIRS, ("stage2", "retrieval")))
+    text += f"\n{findings.sentences(found)}\n"
     if plan.group:
         more = f"[]({plan.group[0].name}.ipynb)"
         text += f"\nEvery method and control, with intervals and paired tests: {more}.\n"
-    return text
-
-
-def headline(plan: Plan) -> str:
-    """The result in one sentence a subject; "" where none has scores."""
-    scored = [name for name in plan.subjects if (plan.run / name / "metrics.csv").is_file()]
-    values = read_metrics(plan.run, scored) if scored else pd.DataFrame()
-    full = full_method(values["method"]) if scored else None
-    return findings.headline(values, full) if full else ""
+    return {"headline": findings.headline(found), "results": text}
 
 
 def cost_table(run: Path, subjects: Sequence[str]) -> str:

@@ -85,17 +85,20 @@ def differences(
     Returns
     -------
     DataFrame
-        Tidy, with (`subject`,) `method, baseline, metric, n, mean, low, high, p, p_holm`: `p` of
-        one test alone, and corrected by Holm for all tests of the same subject.
+        Tidy, with (`subject`,) `method, baseline, metric, n, before, after, mean, low, high, p,
+        p_holm`: the means of the baseline and of the method, and of their difference; `p` of one
+        test alone, and corrected by Holm for all tests of the same subject.
     """
     rows = []
     for names, wide in by_metric(frame):
         for method, baseline in present_pairs(pairs, wide):
+            after, before = wide[[method, baseline]].dropna().mean()
             found = paired_difference(wide[method], wide[baseline], seed=seed)
+            found |= {"before": before, "after": after}
             rows.append(names | {"method": method, "baseline": baseline} | found)
     several = _keys(frame)[:-2]
-    columns = [*several, "method", "baseline", "metric", "n", "mean", "low", "high", "p"]
-    found = pd.DataFrame(rows, columns=columns)
+    columns = [*several, "method", "baseline", "metric", "n", "before", "after"]
+    found = pd.DataFrame(rows, columns=[*columns, "mean", "low", "high", "p"])
     groups = found.groupby(several or np.zeros(len(found)))
     return found.assign(p_holm=groups["p"].transform(holm))
 
@@ -272,19 +275,19 @@ def summary_table(
     )
 
 
-def difference_table(
-    frame: pd.DataFrame, pairs: Sequence[tuple[str, str]] = PAIRS, seed: int = 0
-) -> pd.DataFrame:
-    """Paired differences, `mean [low, high]` and p-value, one pair of methods a row.
+def difference_table(found: pd.DataFrame) -> pd.DataFrame:
+    """Write `differences` for people: `mean [low, high]` and p-value, one pair of methods a row.
 
-    Parameters and order of the columns as in `differences` and `summary_table`.
+    Returns
+    -------
+    DataFrame of str
+        Columns in the order of `summary_table`.
     """
-    numbers = differences(frame, pairs, seed)
-    numbers["text"] = [f"{_text(row, '+')}, {p_text(row.p_holm)}" for row in numbers.itertuples()]
-    numbers["method"] = list(map(pair_name, numbers["method"], numbers["baseline"]))
+    texts = [f"{_text(row, '+')}, {p_text(row.p_holm)}" for row in found.itertuples()]
+    names = list(map(pair_name, found["method"], found["baseline"]))
     return wide_table(
-        numbers,
-        _keys(frame)[:-1],
+        found.assign(text=texts, method=names),
+        [name for name in ("subject", "method") if name in found],
         f"Mean paired difference over the test pictures, with its 95{NBSP}% bootstrap interval "
         "(BCa) over pictures in brackets and the two-sided p of a sign-flip permutation test, "
         "corrected by Holm for all comparisons of the table within a subject; n is the number of "
@@ -430,8 +433,8 @@ def write_results(folder: str | Path, frame: pd.DataFrame, seed: int = 0) -> Pat
         results(frame, seed).to_csv(temporary, index=False)
     tables = [
         summary_table(main, seed),
-        difference_table(main, PAIRS, seed),
-        difference_table(main, CONTROL_PAIRS, seed),
+        difference_table(differences(main, PAIRS, seed)),
+        difference_table(differences(main, CONTROL_PAIRS, seed)),
         share_table(main, seed),
     ]
     own = {who: folder / str(who) for who in frame["subject"].unique()}
