@@ -41,6 +41,7 @@ Changes = Annotated[
 ]
 Rois = Annotated[str, typer.Option(help="As the parameter `rois` of the notebooks.")]
 Which = Annotated[str, typer.Option(help="The first so many, or which: 1-10,12; all without.")]
+PANEL = typer.Option(help="The field's eight numbers: none, published rows, or all computed.")
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say how much there is to download.")]
 
 
@@ -51,7 +52,7 @@ def book(
     changes: Changes = None,
     data: Annotated[Path | None, typer.Option(help="The recording: replaces data_path.")] = None,
     root: Root = ROOT,
-    profile: Annotated[str, typer.Option(help="For a cluster: one of notebooks/profiles.")] = "",
+    profile: Annotated[str, typer.Option(help="For a cluster: a name or a path.")] = "",
 ) -> None:
     """Run every notebook for every subject and build the HTML; do only what is left to do."""
     started = time.monotonic()
@@ -114,15 +115,17 @@ def phantom(
 @app.command()
 def evaluate(
     truth: Annotated[str, typer.Option(help="The pictures that were seen.")],
-    reconstructions: Annotated[list[str], typer.Option(metavar="NAME=PATH", help="Of a method.")],
+    reconstructions: Annotated[
+        list[str], typer.Option(metavar="NAME=PATH", help="A method's; several may follow.")
+    ],
     more: Annotated[list[str] | None, typer.Argument(metavar="[NAME=PATH]...")] = None,
     training: Annotated[str, typer.Option(help="The pictures that were trained on.")] = "",
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("evaluation"),
-    protocol: Annotated[int | None, typer.Option(help="Of a truth of NSD: 982 or 1000.")] = None,
+    protocol: Annotated[int | None, typer.Option(help="If truth is NSD: 982 or 1000.")] = None,
     subject: Annotated[str, typer.Option(help="Whose pictures, of an NSD tree.")] = "subj01",
     judge: Annotated[str, typer.Option(help="CLIP that scores; OpenAI's ViT-L/14 without.")] = "",
     guide: Annotated[str, typer.Option(help="CLIP that was fitted to, a column of its own.")] = "",
-    panel: Annotated[str, typer.Option(help="none, published or full.")] = "published",
+    panel: Annotated[Literal["none", "published", "full"], PANEL] = "published",
     seed: Annotated[int, typer.Option(help="Of intervals, tests and draws.")] = 0,
     root: Root = ROOT,
 ) -> None:

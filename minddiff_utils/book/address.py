@@ -1,38 +1,32 @@
-"""Where the project and its book lie on the web; every page takes it from here."""
+"""Where the project lies on the web; every page takes it from here."""
 
 import re
 import subprocess
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
 GITHUB = "https://github.com/"
 
 
-class Address(NamedTuple):
-    """Addresses without a slash at the end; "" where there is none.
-
-    `repository`: of the project; `book`: of its published HTML.
-    """
-
-    repository: str
-    book: str
-
-
-def find_address(root: Path, settings: Mapping[str, object]) -> Address:
-    """Return the addresses that `_config.yml` gives, or that the checkout was cloned from.
+def find_repository(root: Path, settings: Mapping[str, object]) -> str:
+    """Return the address that `_config.yml` gives, or that the checkout was cloned from.
 
     Parameters
     ----------
     root : Path
         The project's folder.
     settings : mapping
-        Of `_config.yml`: `book_url`, and `url` in `repository`.
+        Of `_config.yml`, with `url` in `repository` if it names one.
+
+    Returns
+    -------
+    str
+        As `web_address` does.
     """
     given = settings.get("repository")
     url = given.get("url") if isinstance(given, Mapping) else ""
-    return Address(web_address(str(url or _origin(root))), str(settings.get("book_url") or ""))
+    return web_address(str(url or _origin(root)))
 
 
 def web_address(remote: str) -> str:
@@ -55,20 +49,26 @@ def _origin(root: Path) -> str:
     return ""
 
 
-def clone_lines(address: Address) -> str:
-    """Return what a reader types to make the book, as a block of markdown."""
-    url = address.repository
+def clone_lines(url: str) -> str:
+    """Return what a reader types to make the book, as a block of markdown.
+
+    Parameters
+    ----------
+    url : str
+        Of the repository; "" where it is not known.
+    """
     clone = f"git clone {url} && cd {url.rsplit('/', 1)[-1]}\n" if url else ""
     where = "" if url else "In the folder of the project:\n\n"
     return f"{where}```bash\n{clone}make book\n```\n"
 
 
-def chapter_links(address: Address, name: str, files: Mapping[str, str]) -> str:
+def chapter_links(url: str, name: str, files: Mapping[str, str]) -> str:
     """Return what can be done with a chapter's page: downloads, source, and where it can run.
 
     Parameters
     ----------
-    address : Address
+    url : str
+        Of the repository; "" where it is not known.
     name : str
         Of the notebook in `notebooks/`, without its ending.
     files : mapping of label to file beside the page
@@ -79,7 +79,7 @@ def chapter_links(address: Address, name: str, files: Mapping[str, str]) -> str:
         A line of markdown.
     """
     parts = [f"{{download}}`{label} <{file}>`" for label, file in files.items()]
-    notebook, url = f"notebooks/{name}.ipynb", address.repository
+    notebook = f"notebooks/{name}.ipynb"
     if url:
         parts.append(f"[source]({url}/blob/HEAD/{notebook})")
     if url.startswith(GITHUB):

@@ -13,7 +13,7 @@ import nbformat
 import yaml
 
 from minddiff_utils.book import BookError, say
-from minddiff_utils.book.address import chapter_links, clone_lines, find_address
+from minddiff_utils.book.address import chapter_links, clone_lines, find_repository
 from minddiff_utils.book.pages import HEADING, add_pieces, has_gallery
 from minddiff_utils.book.plan import Plan, Sheet
 from minddiff_utils.book.record import file_digest
@@ -133,7 +133,7 @@ def assemble(plan: Plan) -> Path:
     """
     pages, book = plan.root / "book", plan.run / "book"
     settings = yaml.safe_load((plan.root / "_config.yml").read_text(encoding="utf-8"))
-    address = find_address(plan.root, settings)
+    url = find_repository(plan.root, settings)
     shutil.rmtree(book, ignore_errors=True)
     for name in ("index", *REFERENCE, *plan.values["pages"]):
         if not (pages / f"{name}.md").is_file():
@@ -148,11 +148,11 @@ def assemble(plan: Plan) -> Path:
         if (results := plan.run / subject / "results.csv").is_file():
             shutil.copy(results, book / subject)
             files["results.csv"] = results.name
-        links = chapter_links(address, sheet.name, files)
+        links = chapter_links(url, sheet.name, files)
         page.cells.append(nbformat.v4.new_markdown_cell(links, id="take-away"))
         nbformat.write(page, book / subject / executed.name)
     add_pieces(plan, book, pages / "results")
-    (book / "generated" / "clone.md").write_text(clone_lines(address), encoding="utf-8")
+    (book / "generated" / "clone.md").write_text(clone_lines(url), encoding="utf-8")
     settings["title"] = title = str(plan.values.get("title") or plan.name)
     settings["sphinx"]["config"]["html_theme_options"]["logo"]["text"] = escape(title)
     for name, content in {"config": settings, "toc": table_of_contents(plan)}.items():

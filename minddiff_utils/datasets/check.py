@@ -136,14 +136,8 @@ def check_laion(
 
     Parameters
     ----------
-    path : Path
-        The folder that is, or will be, the parameter `data_path`; a phantom's too.
-    subjects : sequence of str
-        Whose files; none for those that are there, or the first.
-    rois : str
-        As the parameter `rois` of the notebooks.
-    sessions : int, str, sequence of int, or None
-        The first so many, exactly these, or all.
+    path, subjects, rois, sessions
+        As for `check_nsd`.
 
     Returns
     -------

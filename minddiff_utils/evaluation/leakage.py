@@ -1,11 +1,10 @@
 """Is it remembered from training?
 
 Near twins of a test picture among the training pictures are told by their pixels, and how far the
-nearest one is by CLIP. A decoder that only recognises a twin, or
-which of the familiar kinds was seen, fails on a kind it has not met. So a whole kind of pictures is
-left out of training, and its test pictures are decoded. Leaving pictures out costs something by
-itself; what is compared with is therefore a training set of the same size, from which as many
-pictures were left out at random.
+nearest one is by CLIP. A decoder that only recognises a twin, or which of the familiar kinds was
+seen, fails on a kind it has not met. So a whole kind of pictures is left out of training, and its
+test pictures are decoded. Leaving pictures out costs something by itself; what is compared with is
+therefore a training set of the same size, from which as many pictures were left out at random.
 """
 
 import re
