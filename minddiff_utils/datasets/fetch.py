@@ -501,10 +501,8 @@ def fetch_laion(
         Folder of the tree.
     subjects : sequence of str
         "sub-01", "sub-03", "sub-05", "sub-06", "sub-07".
-    sessions : int, str, sequence of int, or None
-        The first so many, exactly these, or all.
-    dry_run : bool
-        Only say how much there would be to download.
+    sessions, dry_run
+        As for `fetch_nsd`.
 
     Raises
     ------

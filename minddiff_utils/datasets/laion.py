@@ -131,15 +131,12 @@ def load_laion(
         "sub-01", "sub-03", "sub-05", "sub-06" or "sub-07".
     rois : str
         As in `read_masks`.
-    sessions : int, str, sequence of int, or None
-        The first so many; exactly these, from 1, also as text such as "1-10,12"; or all.
+    sessions, cache
+        As of `minddiff_utils.datasets.load_subject`; without `cache` the responses are in memory.
     protocol : None
         NSD's alone.
     split : str
         As in `split_names`.
-    cache : str or Path, optional
-        Folder for the file that the responses are gathered into and then read from; without it
-        they are held in memory.
 
     Returns
     -------

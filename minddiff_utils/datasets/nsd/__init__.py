@@ -37,9 +37,8 @@ def load_nsd(
     split : str
         "shared"; "shared,synthetic" adds NSD-synthetic as a further test set, and so does "" where
         its betas are there.
-    cache : str or Path, optional
-        Folder for the file that the responses are gathered into and then read from; without it
-        they are held in memory.
+    cache
+        As of `minddiff_utils.datasets.load_subject`; without it the responses are in memory.
 
     Returns
     -------
@@ -63,13 +62,14 @@ def load_nsd(
     files = {number: inspect_betas(tree.session(number), regions.shape) for number in numbers}
     stimulus_id, session, shared = read_trials(tree, {n: f.n_trials for n, f in files.items()})
     train, test = np.unique(stimulus_id[~shared]), np.unique(stimulus_id[shared])
-    stimuli: NsdStimuli | SyntheticStimuli = NsdStimuli(tree, stimulus_id)
+    photographs = NsdStimuli(tree, stimulus_id)
+    stimuli: NsdStimuli | SyntheticStimuli = photographs
     sets: tuple[Split, ...] = (Split("shared", train, test),)
     kind_of: dict[int, str] = {}
     if "synthetic" in split:
         files[numbers[-1] + 1] = last = inspect_betas(tree.synthetic.betas, regions.shape)
         seen, kind_of = read_synthetic(tree, last.n_trials)
-        stimuli = SyntheticStimuli(NsdStimuli(tree, stimulus_id), seen)
+        stimuli = SyntheticStimuli(photographs, seen)
         sets += (Split("synthetic", train, stimuli.shown),)
         stimulus_id = np.concatenate([stimulus_id, seen])
         session = np.concatenate([session, np.full_like(seen, numbers[-1] + 1)])
