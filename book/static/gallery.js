@@ -119,9 +119,9 @@
 
   /* A picture has an address of its own, gallery.html#picture-12, which opens it. */
   function openAddressed() {
-    const wanted = decodeURIComponent(location.hash).replace(/^#picture-/, "");
-    const row = data.pictures.findIndex((item) => "#picture-" + item.id === "#picture-" + wanted);
-    if (!location.hash.startsWith("#picture-") || row < 0) return;
+    const wanted = decodeURIComponent(location.hash);
+    const row = data.pictures.findIndex((item) => "#picture-" + item.id === wanted);
+    if (row < 0) return;
     const step = (by, label) => {
       const other = data.pictures[(row + by + data.pictures.length) % data.pictures.length];
       return element("a", { href: "#picture-" + encodeURIComponent(other.id) }, label);
