@@ -58,7 +58,7 @@ def test_copies_in_training_share_a_label_and_are_no_fault(made, monkeypatch):  
 
 
 @pytest.mark.parametrize("dtype", ["f4", "i2"])
-@pytest.mark.parametrize("n_voxels", [2, 4, 300])
+@pytest.mark.parametrize("n_voxels", [2, 5, 300])
 def test_trials_that_agree_by_chance_are_no_fault(dtype, n_voxels):
     rng = np.random.default_rng(0)
     counts = rng.poisson(0.5 if n_voxels < 10 else 5, (200, n_voxels)).astype(dtype)

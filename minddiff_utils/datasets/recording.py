@@ -18,7 +18,7 @@ EVERY = ("all", "kastner2015")  # the latter is the notebooks' default
 # Files that may hold a recording's data.
 DATA = (".h5", ".hdf5", ".mat", ".nii", ".gz", ".npz", ".csv", ".tsv", ".json")
 BLOCK_BYTES = 32 * 2**20  # of pictures in memory at once
-FEW_VOXELS = 5
+FEW_VOXELS = 6  # fewer may agree by chance in two trials
 
 
 @dataclass(frozen=True)
@@ -360,7 +360,7 @@ def partly_missing(x: np.ndarray) -> str:
 def trial_fault(x: np.ndarray) -> str:
     """Say which trials of `x` (n_trials, n_voxels) were not written, or written twice.
 
-    A few voxels may agree by chance, above all in counts: below `FEW_VOXELS` nothing is said.
+    Few voxels may agree by chance, above all in counts: below `FEW_VOXELS` nothing is said.
     """
     if x.shape[1] < FEW_VOXELS:
         return ""
