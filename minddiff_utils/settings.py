@@ -133,6 +133,7 @@ PARAMETERS: dict[str, Any] = {
     "step_size": Annotated[Number, Field(ge=0, le=100)],
     "gradient_steps": Annotated[Count, Field(le=1000)],
     "gradient_through": Literal["text", "both"],
+    "gradient_decoder": Literal["full", "tiny"],
     "guide_every": Annotated[Count, Field(le=1000)],
     "n_guided_steps": Annotated[CountOr0, Field(le=1000)],
     "z_evidence_weight": Annotated[Number, Field(ge=0, le=1000)],
@@ -183,6 +184,7 @@ ADVANCED: dict[str, dict[str, Any]] = {
     },
     "04_stage2": {
         "gradient_through": "text",  # the half under the text, or "both"
+        "gradient_decoder": "full",  # what paints for the gradient: "full", or "tiny", a small one
         "guide_every": 1,  # every so many steps one is guided (count)
         "n_guided_steps": 0,  # steps after the first so many are not guided; 0: no such end
         "learning_rate_decay": 0.999,  # Algorithm 1: factor on the rate after each iteration
@@ -414,6 +416,10 @@ class Settings(Chosen):
     gradient_through : str
         Guided solver: what the gradient is taken of and runs back through, "text": the prediction
         under the text condition alone; "both": the guided one, for twice the passes of the UNet.
+    gradient_decoder : str
+        Guided solver: what paints the image that the gradient is taken of, "full": the
+        autoencoder's decoder; "tiny": a small one made to paint the same, faster. The result is
+        painted by the full one.
     guide_every : int
         Guided solver: every so many steps one is guided, the first among them.
     n_guided_steps : int
@@ -444,6 +450,7 @@ class Settings(Chosen):
     step_size: float = 0.2
     gradient_steps: int = 2
     gradient_through: str = "text"
+    gradient_decoder: str = "full"
     guide_every: int = 1
     n_guided_steps: int = 0
     z_evidence_weight: float = 1.0

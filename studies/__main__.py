@@ -6,7 +6,7 @@ import typer
 
 from minddiff_utils.cli import main
 
-STUDIES = "betas compare cost decoders model_card needs published size stage2 training"
+STUDIES = "betas compare cost decoders model_card needs published size stage2 tiny_decoder training"
 
 app = typer.Typer(help="Measurements, comparisons, and training of the phantom's models.")
 for name in STUDIES.split():

@@ -7,7 +7,13 @@ weights; so nothing has to be downloaded to find out.
 """
 
 import torch
-from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from minddiff_utils.models.clip import Clip
@@ -132,4 +138,5 @@ def build_generator(
     for part in (pipeline.vae, pipeline.unet, pipeline.text_encoder, clip.model):
         # Not by the method of diffusers, which warns of layers to keep in float32: there are none.
         torch.nn.Module.to(part, device, dtype)
-    return Generator(pipeline, clip, n_tokens, save_memory)
+    # diffusers' defaults are TAESD's shape.
+    return Generator(pipeline, clip, n_tokens, save_memory, AutoencoderTiny)

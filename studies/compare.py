@@ -23,6 +23,8 @@ from minddiff_utils.models.stable_diffusion import Generator
 from minddiff_utils.reconstruction.results import read_pictures
 from minddiff_utils.reconstruction.stage2 import reconstruct
 from minddiff_utils.settings import Settings
+from studies.changes import CHANGES as DECODED
+from studies.changes import change_decoded
 from studies.held_out import METRICS, MODELS, TREE, HeldOut, open_held_out
 from studies.stored import DEFAULTS, compare_table
 
@@ -57,7 +59,8 @@ def main(
 ) -> None:
     """Compare settings with the defaults, on held-out training pictures.
 
-    Settings are those of `Method` (how features are decoded), and `Settings` (both stages). Each
+    Settings are those of `Method` (how features are decoded), of `changes.change_decoded` (what is
+    done to them then), and `Settings` (both stages). Each
     --change is one comparison, of one setting or of several together; without any, those of the
     page on design choices are made. Compared are the correlation of decoded with true features,
     and metrics of both stages, each by its difference to the defaults with the 95 % interval of
@@ -65,7 +68,8 @@ def main(
     table.
     """
     variants = [{}, *map(parse_change, change or CHANGES)]
-    held = open_held_out(data, subject, pictures, models, device, work / subject)
+    n_blocks = max(one.get("n_blocks", 6) for one in variants)
+    held = open_held_out(data, subject, pictures, models, device, work / subject, n_blocks)
     out.mkdir(parents=True, exist_ok=True)
     parts = []
     for part in compare_settings(held, variants, work / subject, batch):
@@ -87,8 +91,8 @@ def parse_change(text: str) -> dict:
     found = {}
     for part in text.split(","):
         name, _, value = part.partition("=")
-        if name not in (*DECODING, *STAGES) or not value:
-            known = ", ".join((*DECODING, *STAGES))
+        if name not in (*DECODING, *DECODED, *STAGES) or not value:
+            known = ", ".join((*DECODING, *DECODED, *STAGES))
             raise InputError(f"--change {text}: expected name=value,… with {known}.")
         found[name] = yaml.safe_load(value)
     return found
@@ -122,10 +126,13 @@ def compare_settings(
         known = str(decoding)
         if known not in decoded_by:
             decoded_by[known] = _decode(held, decoding, folder)
+        then = {name: value for name, value in changes.items() if name in DECODED}
+        train = held.subject.splits[0].train
+        decoded = change_decoded(decoded_by[known], held.features, train, then)
         settings = Settings(**{k: v for k, v in changes.items() if k in STAGES})
-        made, seconds = paint(held.generator, decoded_by[known], settings, batch)
-        rows = [*_rows_of_features(held, decoded_by[known], first)]
-        rows += _rows_of_pictures(held, decoded_by[known], made, first)
+        made, seconds = paint(held.generator, decoded, settings, batch)
+        rows = [*_rows_of_features(held, decoded, first)]
+        rows += _rows_of_pictures(held, decoded, made, first)
         rows.append({"of": "stage 2", "metric": "processor seconds", "value": seconds})
         text = ", ".join(f"{name}={value}" for name, value in changes.items()) or DEFAULTS
         print(text)
@@ -155,7 +162,7 @@ def paint(
 def _rows_of_features(held: HeldOut, decoded, first: dict) -> Iterator[dict]:
     """Compare decoded with true features, one feature space after the other."""
     ids = decoded["stimulus_id"]
-    for name in feature_spaces(held.features):
+    for name in (name for name in feature_spaces(held.features) if name in decoded):
         true, found = (
             values.reshape(len(ids), -1)
             for values in (read_features(held.features, name, ids), decoded[name])

@@ -34,6 +34,7 @@ PAPER_STEPS, PAPER_ITERATIONS = 35, 300
 def main(
     batches: Annotated[str, typer.Option(help="Run both stages, so many at a time: 1,4,8")] = "",
     solver: Annotated[str, typer.Option(help="Of stage 2: guided or algorithm_1.")] = "guided",
+    decoder: Annotated[str, typer.Option(help="For the gradient: full or tiny.")] = "full",
     steps: Annotated[int, typer.Option(min=1, help="Of the whole schedule.")] = 20,
     iterations: Annotated[int, typer.Option(min=1, help="Of Algorithm 1.")] = 2,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
@@ -56,6 +57,7 @@ def main(
         strength=0.7,
         guidance_scale=5.0,
         solver=solver,
+        gradient_decoder=decoder,
         structure_target="values",
         z_evidence_weight=0.0,
         gradient_steps=GRADIENT_STEPS,
@@ -140,7 +142,8 @@ def measure_parts(generator: Generator, settings: Settings) -> dict[str, float]:
 
     def painted() -> None:
         leaf = z.clone().requires_grad_(True)
-        torch.autograd.grad(loss_of(generator.decode(leaf)).sum(), leaf)
+        picture = generator.decode(leaf, settings.gradient_decoder)
+        torch.autograd.grad(loss_of(picture).sum(), leaf)
 
     return {
         "prediction": _seconds(plain, z.device),

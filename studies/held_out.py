@@ -67,7 +67,7 @@ def hold_out(subject: Subject, n: int, seed: int = 0) -> Subject:
 
 
 def open_held_out(
-    data: Path, subject: str, n: int, models: str, device: str, work: Path
+    data: Path, subject: str, n: int, models: str, device: str, work: Path, n_blocks: int = 6
 ) -> HeldOut:
     """Load a subject of a recording in NSD's layout, hold pictures out, and load the models.
 
@@ -82,10 +82,12 @@ def open_held_out(
     device : str
     work : Path
         Folder for the features, which stay for the next time.
+    n_blocks : int
+        Of the guide, among the features.
     """
     person = hold_out(load_subject("nsd", data, subject, cache=work), n)
     generator = load_generator(models, device, "float32")
-    features = write_features(work / "features.h5", person, generator)
+    features = write_features(work / "features.h5", person, generator, n_blocks)
     truth = generator.resize(person.stimuli.pictures(person.splits[0].test))
     return HeldOut(person, generator, features, truth, embeddings(generator, models, device))
 

@@ -34,6 +34,7 @@ BATCH = 32
 NOISE_SEED = 0
 PARTS = {
     "stable_diffusion/vae": "Autoencoder",
+    "tiny_decoder": "Small decoder, for gradients",
     "stable_diffusion/unet": "Denoising UNet",
     "stable_diffusion/text_encoder": "Text encoder",
     "clip_guide": "CLIP, the guide",
@@ -45,6 +46,7 @@ STAGE_NAMES = {
     "clip_guide": "CLIP, the guide",
     "clip_judge": "CLIP, the judge",
     "unet": "UNet and text encoder",
+    "tiny_decoder": "Small decoder",
 }
 RECOVERED = """
 \\* Trained before trainings wrote their settings down. Pictures, batch, rate and seed are read from
@@ -247,6 +249,8 @@ def _sizes_table(weights: Path) -> str:
 
 def _shape(folder: str, config: dict) -> str:
     widths = ", ".join(map(str, config.get("block_out_channels", ())))
+    if folder == "tiny_decoder":
+        return f"channels {', '.join(map(str, config['decoder_block_out_channels']))}"
     if folder.endswith("vae"):
         edge = world.SIZE // 2 ** (len(config["block_out_channels"]) - 1)
         return f"channels {widths}; latents {config['latent_channels']} × {edge} × {edge}"

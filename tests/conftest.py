@@ -42,13 +42,14 @@ def tiny_models(tmp_path_factory) -> Path:
 
     Their latents have Stable Diffusion's scale: one of 1 would not tell `*` from `/`.
 
-    The folder holds `stable_diffusion`, `clip_guide` and `clip_judge`. Copy it before
+    The folder holds `stable_diffusion`, `clip_guide`, `clip_judge`, `tiny_decoder`. Copy it before
     changing anything. Tests thus need no trained weights.
     """
     # Imported here, so that tests without models start fast.
     import torch
+    from diffusers import AutoencoderTiny
 
-    from studies import training
+    from studies import tiny_decoder, training
 
     folder = tmp_path_factory.mktemp("tiny_models")
     torch.manual_seed(0)
@@ -56,6 +57,7 @@ def tiny_models(tmp_path_factory) -> Path:
     parts["vae"].register_to_config(scaling_factor=0.18215)
     clips = {name: training.untrained(name) for name in ("clip_guide", "clip_judge")}
     training.save_models(folder, parts, clips)
+    AutoencoderTiny(**tiny_decoder.SHAPE).save_pretrained(folder / "tiny_decoder")
     return folder
 
 

@@ -15,7 +15,7 @@ from minddiff_utils.decoding.features import read_values
 from minddiff_utils.evaluation.decoding import chance_accuracies, chance_interval
 from minddiff_utils.evaluation.statistics import shuffled_rows
 
-METHODS = {"ridge": Method(), "values": Method(target_components=0)}
+METHODS = {"ridge": Method(target_components=0)}
 METHODS["paper"] = Method(decoder="voxel_selected", n_voxels_z=20, n_voxels_c=20)
 
 

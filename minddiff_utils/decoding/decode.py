@@ -12,8 +12,15 @@ from himalaya.scoring import correlation_score
 from minddiff_utils.datasets import Fold, Split, Subject, estimate_ncsnr, prepare_fold
 from minddiff_utils.datasets.reading import open_file
 from minddiff_utils.datasets.subject import EARLY_AREAS, area_masks
-from minddiff_utils.decoding.components import PrincipalComponents, evidence
-from minddiff_utils.decoding.decoders import Decoder, Design, Method, fit_decoders, make_design
+from minddiff_utils.decoding.components import evidence
+from minddiff_utils.decoding.decoders import (
+    Decoder,
+    Design,
+    Fitted,
+    Method,
+    fit_decoders,
+    make_design,
+)
 from minddiff_utils.decoding.features import HINT, feature_spaces, read_features, read_values
 from minddiff_utils.decoding.ridge import assign_folds, column_moments
 from minddiff_utils.io import atomic_path, open_to_write, progress, row_dataset
@@ -58,7 +65,8 @@ def decode_subject(
     decoded_path: str | Path,
     method: Method | None = None,
     *,
-    shuffle_seed: int | None = None,
+    shuffled: str | Path | None = None,
+    seed: int = 0,
     decoders: str | Path | None = None,
 ) -> Path:
     """Fit decoders on the training stimuli of every split; decode its test stimuli.
@@ -81,14 +89,17 @@ def decode_subject(
         its scores over the training stimuli.
     method : Method, optional
         How features are decoded; the defaults of `Method` if not given.
-    shuffle_seed : int, optional
-        Control: permute the training responses over the stimuli first.
+    shuffled : str or Path, optional
+        Where to write the same of a control: the training responses permuted over the stimuli.
+    seed : int
+        Of the permutation.
     decoders : str or Path, optional
         Folder to save the decoders in, `<split>/<feature space>.safetensors`.
 
     Returns
     -------
     Path
+        `decoded_path`.
 
     Raises
     ------
@@ -96,14 +107,18 @@ def decode_subject(
         If responses or features cannot be decoded, or there is no room on the disk.
     """
     method, path = method or Method(), Path(decoded_path)
-    given, settings = (method, shuffle_seed, decoders), {**asdict(method), "shuffle": shuffle_seed}
-    further = [] if shuffle_seed is not None else same_training(subject)
+    given = method, None if shuffled is None else seed, decoders
+    settings = {**asdict(method), "shuffle": None}
     first, *others = subject.splits
-    found, *of_sets = decode_tests(subject, features_path, [first, *further], *given)
-    for test_set, values in zip(further, of_sets, strict=True):
+    further = same_training(subject)
+    groups = [[first, *further], *([split] for split in others)]
+    found = [decode_tests(subject, features_path, splits, *given) for splits in groups]
+    for test_set, values in zip(further, found[0][1:], strict=False):
         _write_decoded(test_set_file(path.parent, test_set.name), values, settings)
-    parts = [decode_tests(subject, features_path, [split], *given)[0] for split in others]
-    return _write_decoded(path, join_splits([found, *parts]), settings)
+    if shuffled is not None:
+        controls = join_splits([parts[-1] for parts in found])
+        _write_decoded(Path(shuffled), controls, {**settings, "shuffle": seed})
+    return _write_decoded(path, join_splits([parts[0] for parts in found]), settings)
 
 
 def same_training(subject: Subject) -> list[Split]:
@@ -144,8 +159,11 @@ def decode_tests(
     features_path : str or Path
     splits : sequence of Split
         The same training stimuli in each; they need not be the subject's own splits.
-    method, shuffle_seed
-        As for `decode_subject`. Blocks of which nothing is kept are arrays of no columns.
+    method : Method
+        Blocks of which nothing is kept are arrays of no columns.
+    shuffle_seed : int, optional
+        Decode the first split again with the training responses permuted over the stimuli, as a
+        control.
     decoders : str or Path, optional
         Folder to save the decoders in, under the name of the first split.
     names : sequence of str
@@ -156,7 +174,8 @@ def decode_tests(
     Returns
     -------
     list of dict
-        For each split what `read_decoded` returns of it alone; see `join_splits`.
+        For each split, and then for the control, what `read_decoded` returns of it alone; see
+        `join_splits`.
 
     Raises
     ------
@@ -165,37 +184,47 @@ def decode_tests(
     """
     first, ids = splits[0], np.unique(np.concatenate([split.test for split in splits]))
     fold = prepare_fold(subject, replace(first, test=ids))
-    design = training_design(subject, first, fold, method, shuffle_seed, voxels)
-    tests = [np.searchsorted(ids, split.test) for split in splits]
-    tests_x = [fold.test_x[rows][:, voxels] for rows in tests]
-    found = [{"stimulus_id": fold.test_id[rows], "split": 0 * rows} for rows in tests]
+    rows = [np.searchsorted(ids, split.test) for split in splits]
+    designs = [(training_design(subject, first, fold, method, None, voxels), rows)]
+    if shuffle_seed is not None:
+        control = training_design(subject, first, fold, method, shuffle_seed, voxels)
+        designs.append((control, rows[:1]))
+    found = [
+        [{"stimulus_id": fold.test_id[some], "split": 0 * some} for some in of_design]
+        for _, of_design in designs
+    ]
     for name in progress(names or feature_spaces(features_path), f"decoders of {first.name}"):
         y = read_features(features_path, name, first.train)
         shape, y = y.shape[1:], y.reshape(len(y), -1)
-        decoder, of_components, components = fit_decoders(design, y, name, method)
-        if decoder is not None and decoders is not None:
-            path = Path(decoders) / first.name / f"{name}.safetensors"
-            decoder.save(path, {**asdict(method), "feature_space": name})
-        for part, test_x in zip(found, tests_x, strict=True):
-            part[name] = np.zeros((len(test_x), 0), np.float32)
-            if decoder is not None:
-                part[name] = decoder.predict(test_x).reshape(-1, *shape)
-            if of_components is not None and components is not None:
-                part |= _evidence(name, components, of_components, method, test_x)
-    return found
+        components = None
+        for number, (design, of_design) in enumerate(designs):
+            fitted = fit_decoders(design, y, name, method, components)
+            components = fitted[2]
+            if number == 0 and fitted[0] is not None and decoders is not None:
+                path = Path(decoders) / first.name / f"{name}.safetensors"
+                fitted[0].save(path, {**asdict(method), "feature_space": name})
+            for part, some in zip(found[number], of_design, strict=True):
+                part |= _decode_space(name, shape, fitted, method, fold.test_x[some][:, voxels])
+    return [part for parts in found for part in parts]
 
 
-def _evidence(
-    name: str, components: PrincipalComponents, decoder: Decoder, method: Method, x: np.ndarray
+def _decode_space(
+    name: str, shape: tuple[int, ...], fitted: Fitted, method: Method, x: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """What test responses say about the components of a feature space, and how sure that is."""
-    block, r2 = name.removeprefix("block_"), decoder.r2
-    believed = method.min_reliability, method.max_reliability
-    projection, value = evidence(components, decoder.predict(x), r2, *believed)
+    """What test responses say about a feature space, its components, and how sure that is."""
+    decoder, of_components, components = fitted
+    found = {name: np.zeros((len(x), 0), np.float32)}
+    if decoder is not None:
+        found[name] = decoder.predict(x).reshape(-1, *shape)
+    if of_components is None or components is None:
+        return found
+    r2, believed = of_components.r2, (method.min_reliability, method.max_reliability)
+    projection, value = evidence(components, of_components.predict(x), r2, *believed)
     spread = components.explained_variance_[: len(r2)]
-    found = {"evidence": value, "projection": projection[None]}
-    found |= {"reliability": r2[None], "variance": spread[None]}
-    return {f"{what}_{block}": values for what, values in found.items()}
+    more = {"evidence": value, "projection": projection[None]}
+    more |= {"reliability": r2[None], "variance": spread[None]}
+    block = name.removeprefix("block_")
+    return found | {f"{what}_{block}": values for what, values in more.items()}
 
 
 def training_design(

@@ -274,13 +274,16 @@ class _Fit(NamedTuple):
     right: np.ndarray | None = None
 
 
+Fitted = tuple[Decoder | None, Decoder | None, PrincipalComponents | None]
+
+
 def fit_decoders(
     design: Design,
     y: np.ndarray,
     space: str,
     method: Method,
     components: PrincipalComponents | None = None,
-) -> tuple[Decoder | None, Decoder | None, PrincipalComponents | None]:
+) -> Fitted:
     """Fit the decoder of a feature space, and of `z` and blocks that of the first components.
 
     Parameters

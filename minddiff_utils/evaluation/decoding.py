@@ -3,7 +3,7 @@
 Chance is what the same decoders reach with the responses permuted over the pictures.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,14 +15,13 @@ from scipy import stats
 from minddiff_utils.datasets import Split, Subject, prepare_fold
 from minddiff_utils.datasets.subject import EARLY_AREAS, HIGHER_AREAS, area_kind, area_masks
 from minddiff_utils.decoding import decode, ridge
-from minddiff_utils.decoding.components import PrincipalComponents
 from minddiff_utils.decoding.decoders import Method
 from minddiff_utils.decoding.features import feature_spaces, read_values
 from minddiff_utils.evaluation.statistics import resampled_correlation, shuffled_rows
 from minddiff_utils.io import progress
 
 # Every second penalty, chosen by few folds: mean accuracies need no finer choice.
-COARSE, N_FOLDS = ridge.PENALTIES[::2], 3
+COARSE, N_FOLDS = ridge.PENALTIES[::2], 2
 N_VALUES = 150  # of each feature space, drawn at random among those that vary
 LEVEL = 0.95  # of all intervals of chance together
 # Feature spaces that are decoded from regions. The first of a pair belongs to early areas.
@@ -225,7 +224,7 @@ def _values(path: str | Path, chosen: Mapping[str, np.ndarray], ids: np.ndarray)
 def chance_accuracies(
     subject: Subject, features_path: str | Path, method: Method, n_permutations: int, seed: int = 0
 ) -> pd.DataFrame:
-    """Decode every feature space from responses permuted over the pictures, again and again.
+    """Decode values of every feature space from responses permuted over the pictures, repeatedly.
 
     One permutation is not enough. It gives one wrong decoder, and what that makes of pictures with
     a lot in common agrees with them a little, or disagrees: for all values of a feature space
@@ -236,7 +235,8 @@ def chance_accuracies(
     subject : Subject
     features_path : str or Path
     method : Method
-        As for `decode_subject`; stretching is left out, for no correlation changes with it.
+        As for `decode_subject`, but each value is decoded by itself, not by way of components.
+        Stretching is left out, for no correlation changes with it.
     n_permutations : int
         At least 2.
     seed : int
@@ -262,30 +262,21 @@ def chance_accuracies(
         rng = np.random.default_rng([seed, number])
         orders = [shuffled_rows(len(split.train), rng) for _ in range(n_permutations)]
         for name in names:
-            places, y = chosen[name], read_values(features_path, name, split.train)
-            true[name].append(read_values(features_path, name, split.test)[:, places])
-            targets, values_of = _targets(y, places, method)
+            train, test = (
+                read_values(features_path, name, ids)[:, chosen[name]]
+                for ids in (split.train, split.test)
+            )
+            true[name].append(test)
             # Who has the wrong responses is the same thing as who has the wrong features; so what
-            # depends on responses alone, and the components of the values, are computed once.
-            models = (design.fit(targets[order], name, method) for order in orders)
-            found[name].append(np.stack([values_of(one.predict(fold.test_x)) for one in models]))
+            # depends on responses alone is computed once.
+            models = (design.fit(train[order], name, method) for order in orders)
+            found[name].append(np.stack([one.predict(fold.test_x) for one in models]))
     rows = []
     for name, parts in found.items():
         for number, decoded in enumerate(np.concatenate(parts, axis=1)):
             r = np.nanmean(decode.correlations(np.concatenate(true[name]), decoded))
             rows.append({"feature_space": name, "permutation": number, "correlation": r})
     return pd.DataFrame(rows)
-
-
-def _targets(
-    y: np.ndarray, places: np.ndarray, method: Method
-) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
-    """What a decoder is fitted to, and how some values follow from what it decodes."""
-    if method.decoder != "ridge" or method.target_components == 0:
-        return y[:, places], np.asarray
-    parts = PrincipalComponents(method.target_components).fit(y)
-    basis, mean = parts.components_[:, places], parts.mean_[places]
-    return parts.transform(y), lambda scores: scores @ basis + mean
 
 
 def chance_interval(accuracies: pd.DataFrame, decoded: Mapping[str, float]) -> pd.DataFrame:

@@ -20,13 +20,16 @@ REVISIONS = {
     # The hub's own conversion to safetensors, for the main branch has a pickle alone.
     "openai/clip-vit-base-patch32": "c237dc49a33fc61debc9276459120b7eac67e7ef",
     "openai/clip-vit-large-patch14": "32bd64288804d66eefd0ccbe215aa642df71cc41",
+    "madebyollin/taesd": "614f76814bbe30edbe2e627ace1c2234c81a2c0e",
 }
+TINY_DECODER = "madebyollin/taesd"  # of Stable Diffusion 1 and 2
 PAPER = {"guide": "openai/clip-vit-base-patch32", "judge": "openai/clip-vit-large-patch14"}
 
 # Files to download: without other formats and precisions of the weights.
 DIFFUSION_WEIGHTS = ("*/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors")
 DIFFUSION_FILES = ("*.json", "*.txt", *DIFFUSION_WEIGHTS)
 CLIP_FILES = ("*.json", "model.safetensors")
+TINY_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
 # What their folders must hold.
 PARTS = ("model_index.json", "vae", "unet", "text_encoder", "tokenizer", "scheduler")
 CLIP_PARTS = ("config.json", "preprocessor_config.json")
@@ -102,6 +105,18 @@ def clip_name(models: str | Path, role: str, name: str = "") -> str:
     """
     alone = diffusion_name(models) == str(models)
     return name or (PAPER[role] if alone else str(Path(models) / f"clip_{role}"))
+
+
+def tiny_name(models: str | Path) -> str:
+    """Return the folder or name of the small decoder that goes with `models`.
+
+    Parameters
+    ----------
+    models : str or Path
+        As for `clip_name`; a folder of models holds it as tiny_decoder/.
+    """
+    alone = diffusion_name(models) == str(models)
+    return TINY_DECODER if alone else str(Path(models) / "tiny_decoder")
 
 
 def revisions(models: str, guide: str = "", judge: str = "") -> dict[str, str]:

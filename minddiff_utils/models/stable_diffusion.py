@@ -5,7 +5,7 @@ no brain.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -57,14 +57,23 @@ class Generator:
         Length of the text condition `c`; 0 takes the tokenizer's own.
     save_memory : str
         As for `load_generator`.
+    load_tiny : callable
+        Returns the small decoder; called when it is first needed.
     """
 
-    def __init__(self, pipeline: Any, guide: clip.Clip, n_tokens: int, save_memory: str):
+    def __init__(
+        self,
+        pipeline: Any,
+        guide: clip.Clip,
+        n_tokens: int,
+        save_memory: str,
+        load_tiny: Callable[[], AutoencoderTiny],
+    ):
         self.vae, self.unet = pipeline.vae, pipeline.unet
         self.text_encoder, self.tokenizer = pipeline.text_encoder, pipeline.tokenizer
         # Stable Diffusion v1-4 comes with PNDM; the method samples with DDIM at the same levels.
         self.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
-        self.guide = guide
+        self.guide, self._load_tiny = guide, load_tiny
         self.n_tokens = n_tokens or self.tokenizer.model_max_length
         most = self.text_encoder.config.max_position_embeddings
         if self.n_tokens > most:
@@ -103,6 +112,25 @@ class Generator:
         return self.unet.config.sample_size * 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     @cached_property
+    def tiny(self) -> AutoencoderTiny:
+        """A small decoder of the same latents, fast and not quite exact: for gradients.
+
+        Raises
+        ------
+        InputError
+            If it is not there, and cannot be downloaded.
+        """
+        tiny = self._load_tiny().eval().requires_grad_(False)
+        channels_last = self.device.type == "cpu"
+        memory_format = torch.channels_last if channels_last else torch.preserve_format
+        return tiny.to(self.device, self.compute_dtype, memory_format=memory_format)
+
+    @cached_property
+    def tiny_fingerprint(self) -> str:
+        """Digest of the small decoder's weights in their precision, and of its settings."""
+        return _digest({"tiny": self.tiny}, {"tiny": _settings(self.tiny.config)})
+
+    @cached_property
     def fingerprint(self) -> str:
         """Digest of the weights in their precision, and of all settings that results depend on."""
         parts = {"vae": self.vae, "unet": self.unet}
@@ -116,16 +144,7 @@ class Generator:
             "n_tokens": self.n_tokens,
             "tiling": self.vae.use_tiling,
         }
-
-        # One at a time: on a GPU, each is copied. NumPy has no bfloat16, hence the bytes.
-        def arrays():
-            yield json.dumps(settings, sort_keys=True, default=str), np.empty(0)
-            for part, model in parts.items():
-                for name, values in model.state_dict().items():
-                    content = values.cpu().reshape(-1).view(torch.uint8)
-                    yield f"{part} {name} {values.dtype}", content
-
-        return content_hash(arrays())
+        return _digest(parts, settings)
 
     # ------------------------------------------------------------------------ pictures to features
 
@@ -211,10 +230,19 @@ class Generator:
 
     # ------------------------------------------------------------------------ features to pictures
 
-    def decode(self, z: Tensor) -> Tensor:
-        """Turn latents into pictures, differentiably: (n, 3, h, w), about in [-1, 1]."""
-        scaled = (z / self.vae.config.scaling_factor).to(self.compute_dtype)
-        return self.vae.decode(scaled).sample.to(z.dtype)
+    def decode(self, z: Tensor, decoder: str = "full") -> Tensor:
+        """Turn latents into pictures, differentiably: (n, 3, h, w), about in [-1, 1].
+
+        Parameters
+        ----------
+        z : Tensor, shape (n, channels, size / f, size / f)
+            In unit variance.
+        decoder : {"full", "tiny"}
+            The autoencoder's, or the small one that was made to paint the same.
+        """
+        vae = self.vae if decoder == "full" else self.tiny
+        scaled = (z / vae.config.scaling_factor).to(self.compute_dtype)
+        return vae.decode(scaled).sample.to(z.dtype)
 
     @torch.no_grad()
     def decode_pictures(self, z: np.ndarray) -> np.ndarray:
@@ -358,6 +386,20 @@ class Generator:
         return self._empty
 
 
+def _digest(parts: Mapping[str, torch.nn.Module], settings: Mapping[str, Any]) -> str:
+    """Digest of all weights of some models, and of settings."""
+
+    # One at a time: on a GPU, each is copied. NumPy has no bfloat16, hence the bytes.
+    def arrays():
+        yield json.dumps(settings, sort_keys=True, default=str), np.empty(0)
+        for part, model in parts.items():
+            for name, values in model.state_dict().items():
+                content = values.cpu().reshape(-1).view(torch.uint8)
+                yield f"{part} {name} {values.dtype}", content
+
+    return content_hash(arrays())
+
+
 def _settings(config) -> dict:
     """A configuration of diffusers or transformers without versions and paths."""
     values = config.to_dict() if hasattr(config, "to_dict") else config
@@ -378,7 +420,7 @@ def load_generator(
     Parameters
     ----------
     models : str or Path
-        A folder with stable_diffusion/ and clip_guide/, the folder of a diffusers pipeline, or a
+        A folder with stable_diffusion/, clip_guide/ and tiny_decoder/, the folder of a diffusers pipeline, or a
         repository of the Hugging Face hub such as "CompVis/stable-diffusion-v1-4", with
         "@revision" after it if another one than the pinned is wanted.
     device : str
@@ -415,7 +457,13 @@ def load_generator(
             folder, use_safetensors=True, dtype=dtype, safety_checker=None, feature_extractor=None
         )
     guiding = clip.load_clip(hub.clip_name(models, "guide", guide), device, dtype)
-    return Generator(pipeline.to(place), guiding, n_tokens, save_memory)
+    tiny = partial(_load_tiny, hub.tiny_name(models))
+    return Generator(pipeline.to(place), guiding, n_tokens, save_memory, tiny)
+
+
+def _load_tiny(name: str) -> AutoencoderTiny:
+    folder = hub.find_model(name, hub.TINY_FILES, hub.TINY_FILES)
+    return AutoencoderTiny.from_pretrained(folder, use_safetensors=True)
 
 
 def _save_memory(pipeline: Any, size: int, save_memory: str) -> None:

@@ -34,8 +34,9 @@ def guided_pass(
     z_0 : Tensor, shape (n, channels, h, w)
         The last latent.
     iterates : list of Tensor, shape (n, 3, H, W)
-        The picture predicted at each guided step, before it is corrected there; with
-        `settings.gradient_through` "text", under the text condition alone.
+        The picture predicted at each guided step, before it is corrected there, as
+        `settings.gradient_decoder` paints it; with `settings.gradient_through` "text", under the
+        text condition alone.
     losses : list of Tensor, shape (n, n_blocks)
         Of these pictures.
     """
@@ -94,7 +95,7 @@ def follow(
     pictures, losses, finite = [], [], z_t.new_ones(len(z_t), dtype=torch.bool)
     for _ in range(settings.gradient_steps):
         z_t = z_t.detach().requires_grad_(True)
-        picture = generator.decode(predict(z_t))
+        picture = generator.decode(predict(z_t), settings.gradient_decoder)
         loss = loss_of(picture)
         (gradient,) = torch.autograd.grad(loss.sum(), z_t)
         size = gradient.square().mean((1, 2, 3), keepdim=True).sqrt()

@@ -75,6 +75,8 @@ def describe(
     inputs = io.content_hash(sorted(decoded.items()))
     about = {"seed": seed, "kept": n_kept, "inputs": inputs, "models": generator.fingerprint}
     about["code"] = io.code_digest("models", "reconstruction")
+    if settings.solver == "guided" and settings.gradient_decoder == "tiny":
+        about["tiny"] = generator.tiny_fingerprint
     return json.dumps({**asdict(settings), **about})
 
 

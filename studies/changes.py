@@ -1,0 +1,89 @@
+"""Changes of decoded features that no setting of the book makes: where are images lost?
+
+Each is a function of what was decoded, of a file of true features and of the training stimuli, and
+looks at nothing of the held-out images but what its name says is true.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from minddiff_utils.decoding.components import PrincipalComponents
+from minddiff_utils.decoding.features import read_features
+from minddiff_utils.evaluation.baselines import true_features
+from minddiff_utils.evaluation.metrics import unit_rows
+
+N_COMPONENTS, N_NEAREST = 256, 5
+CHANGES = ("true", "c_stretch", "c_by_component", "c_nearest", "n_blocks")
+
+Arrays = Mapping[str, np.ndarray]
+
+
+def change_decoded(decoded: Arrays, features: Path, train: np.ndarray, change: Mapping) -> dict:
+    """Change decoded features.
+
+    Parameters
+    ----------
+    decoded : mapping of str to array
+        As `read_decoded` returns them.
+    features : Path
+        Of true features.
+    train : int array
+        Training stimuli.
+    change : mapping
+        `true`: parts that are true in the place of decoded, of "c", "z" and "structure", with "+"
+        between. `c_stretch`: power of the factor by which `c` is stretched about its mean to the
+        spread over training images. `c_by_component`: the same, each component by its own
+        factor. `c_nearest`: weight of the mean `c` of the five training images whose `c` is
+        nearest, in the mixture with the decoded one. `n_blocks`: blocks that stage 2 follows.
+
+    Returns
+    -------
+    dict
+        To call `reconstruct` with.
+    """
+    changed = dict(decoded)
+    if parts := change.get("true"):
+        true = true_features(changed, features)
+        own = {name for name in changed if name in ("c", "z")}
+        of_z = {"evidence_z", "projection_z"}
+        structure = set(true) - own - of_z
+        wanted = {"c": {"c"}, "z": {"z"} | of_z, "structure": structure}
+        names = set().union(*(wanted[part] for part in parts.split("+"))) & set(true)
+        changed |= {name: true[name] for name in names}
+    if power := change.get("c_stretch"):
+        known = read_features(features, "c", train)
+        mean = known.mean(0)
+        factor = (known.var(0).mean() / decoded["c"].var(0).mean()) ** (power / 2)
+        changed["c"] = mean + factor * (decoded["c"] - mean)
+    if power := change.get("c_by_component"):
+        changed["c"] = _by_component(decoded["c"], read_features(features, "c", train), power)
+    if weight := change.get("c_nearest"):
+        near = nearest_mean(decoded["c"], read_features(features, "c", train))
+        changed["c"] = (1 - weight) * decoded["c"] + weight * near
+    last = change.get("n_blocks", 6)
+    blocks = {name for name in changed if name.rpartition("_")[2].isdigit()}
+    return {
+        k: v for k, v in changed.items() if k not in blocks or int(k.rpartition("_")[2]) <= last
+    }
+
+
+def _by_component(decoded: np.ndarray, known: np.ndarray, power: float) -> np.ndarray:
+    """Stretch the components of `c` that are decoded at all, each to the spread it has."""
+    flat, train = decoded.reshape(len(decoded), -1), known.reshape(len(known), -1)
+    components = PrincipalComponents(N_COMPONENTS).fit(train)
+    scores = components.transform(flat)
+    spread = np.sqrt(components.explained_variance_)
+    # Not more than threefold: what is not decoded has no spread to stretch.
+    factor = np.clip(spread / scores.std(0), 1, 3) ** power
+    return (flat + (scores * (factor - 1)) @ components.components_).reshape(decoded.shape)
+
+
+def nearest_mean(decoded: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Return the mean `c` of the training images whose `c` correlates best with the decoded one."""
+    mean = known.mean(0)
+    flat = (unit_rows((values - mean).reshape(len(values), -1)) for values in (decoded, known))
+    likeness = np.matmul(next(flat), next(flat).T)
+    nearest = np.argsort(-likeness, axis=1)[:, :N_NEAREST]
+    return known[nearest].mean(1)
