@@ -25,19 +25,20 @@ from studies.training import FIRST_TRAINING_ID, TrainingSet, learning_rate, upda
 SHAPE = {
     "encoder_block_out_channels": (4, 4, 4),
     "num_encoder_blocks": (1, 1, 1),
-    "decoder_block_out_channels": (24, 24, 24),
-    "num_decoder_blocks": (3, 1, 1),
+    "decoder_block_out_channels": (16, 16, 16),
+    "num_decoder_blocks": (6, 3, 1),
 }
 BATCH, RATE = 32, 2e-3
 BLOCKS = range(1, 7)  # of the guide: what stage 2 compares
-LARGEST_JITTER = 0.3  # of the latents' deviation: early predictions are far from any image's
+LARGEST_JITTER = 0.3  # of the latents' deviation
+PIXELS_ALONE = 0.6  # of the time; then the guide looks too, which costs three times as much
 
 
 def main(
     out: Annotated[Path, typer.Option(help="Folder of models; the decoder goes there.")] = MODELS,
     work: Annotated[Path, typer.Option(help="For drawings.")] = Path("runs/training"),
     minutes: Annotated[float, typer.Option(help="Time to train.")] = 30,
-    pictures: Annotated[int, typer.Option(help="Of the training set.")] = 12_000,
+    pictures: Annotated[int, typer.Option(help="Of the training set.")] = 8_000,
     device: Annotated[str, typer.Option()] = "cuda" if torch.cuda.is_available() else "cpu",
     threads: Annotated[int, typer.Option(help="Processor cores; 0: all.")] = 0,
 ) -> None:
@@ -75,30 +76,33 @@ def record(out: Path, about: dict, losses: list[float]) -> None:
 def distil(
     generator: Generator, data: TrainingSet, minutes: float
 ) -> tuple[AutoencoderTiny, list[float]]:
-    """Train a small decoder to paint what the full one does, in pixels and in the guide's blocks.
+    """Train a small decoder to paint what the full one does, first in pixels, then for the guide.
 
     Returns
     -------
     tiny : AutoencoderTiny
         The running mean of its weights.
     losses : list of float
-        Of each step.
+        Of each step, in pixels.
     """
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
+    latents, painted = teach(generator, data)
     tiny = AutoencoderTiny(**SHAPE).to(generator.device, memory_format=torch.channels_last)
     learning = list(tiny.decoder.parameters())
     optimiser = torch.optim.AdamW(learning, betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
     ema = {name: value.clone() for name, value in tiny.state_dict().items()}
     losses, began, bar = [], time.monotonic(), tqdm(desc="tiny decoder", mininterval=20)
-    while (elapsed := time.monotonic() - began) < 60 * minutes:
-        rate = learning_rate("decoder", len(losses), elapsed / (60 * minutes)) * RATE / 1e-3
+    while (share := (time.monotonic() - began) / (60 * minutes)) < 1:
         for group in optimiser.param_groups:
-            group["lr"] = rate
-        rows = rng.choice(len(data), BATCH, replace=False)
-        loss = distillation_loss(generator, tiny, latents_of(generator, data.pictures, rows))
-        update(tiny, ema, optimiser, loss, len(losses))
+            group["lr"] = learning_rate("decoder", len(losses), share) * RATE / 1e-3
+        rows = rng.choice(len(data), min(BATCH, len(data)), replace=False)
+        found, wanted = tiny.decode(latents[rows]).sample, painted[rows].float()
+        loss = F.mse_loss(found, wanted) + 0.1 * F.l1_loss(found, wanted)
         losses.append(loss.item())
+        if share > PIXELS_ALONE:
+            loss = loss + 0.1 * guide_error(generator, found, wanted)
+        update(tiny, ema, optimiser, loss, len(losses))
         bar.update()
         if len(losses) % 100 == 0:
             bar.set_postfix(loss=float(np.mean(losses[-100:])))
@@ -106,28 +110,33 @@ def distil(
     return tiny.eval(), losses
 
 
-def latents_of(generator: Generator, pictures: np.ndarray, rows: np.ndarray) -> Tensor:
-    """Latents of some drawings, half of them mixed with another's, and all of them jittered."""
-    z = generator.encode_pictures(pictures[np.sort(rows)])
-    half = len(z) // 2
-    share = torch.rand(half, 1, 1, 1, device=z.device)
-    z[:half] = share * z[:half] + (1 - share) * z[half : 2 * half]
-    jitter = LARGEST_JITTER * torch.rand(len(z), 1, 1, 1, device=z.device) ** 2
-    return z + jitter * torch.randn_like(z)
+@torch.no_grad()
+def teach(generator: Generator, data: TrainingSet) -> tuple[Tensor, Tensor]:
+    """Return latents, and what the full decoder paints of them in half precision.
+
+    Every second latent is mixed with that of another drawing, and all are jittered: what the UNet
+    predicts early in a pass is far from any drawing's.
+    """
+    latents, painted = [], []
+    for rows in np.array_split(np.arange(len(data)), -(-len(data) // 64)):
+        z = generator.encode_pictures(data.pictures[rows])
+        share = torch.rand(len(z), 1, 1, 1, device=z.device)
+        share[::2] = 1
+        jitter = LARGEST_JITTER * torch.rand(len(z), 1, 1, 1, device=z.device) ** 2
+        z = share * z + (1 - share) * z.flip(0) + jitter * torch.randn_like(z)
+        latents.append(z)
+        painted.append(generator.decode(z).half())
+    return torch.cat(latents), torch.cat(painted)
 
 
-def distillation_loss(generator: Generator, tiny: AutoencoderTiny, z: Tensor) -> Tensor:
-    """Error in pixels, and in the guide's blocks as a share of their variance."""
+def guide_error(generator: Generator, found: Tensor, wanted: Tensor) -> Tensor:
+    """Error of the guide's blocks as a share of their variance, the mean over blocks."""
     with torch.no_grad():
-        full = generator.decode(z)
-        wanted = generator.structure(full, BLOCKS)
-    painted = tiny.decode(z).sample
-    found = generator.structure(painted, BLOCKS)
+        true = generator.structure(wanted, BLOCKS)
+    seen = generator.structure(found, BLOCKS)
     names = [f"block_{number}" for number in BLOCKS]
-    shares = [F.mse_loss(found[name], wanted[name]) / wanted[name].var(0).mean() for name in names]
-    return (
-        F.mse_loss(painted, full) + 0.1 * F.l1_loss(painted, full) + 0.1 * sum(shares) / len(names)
-    )
+    shares = [F.mse_loss(seen[name], true[name]) / true[name].var(0).mean() for name in names]
+    return torch.stack(shares).mean()
 
 
 def agreement(generator: Generator, tiny: AutoencoderTiny, n: int = 64) -> dict[str, float]:

@@ -15,6 +15,7 @@ from minddiff_utils.models.clip import to_pictures
 from minddiff_utils.models.stable_diffusion import load_generator, noise_like
 from minddiff_utils.reconstruction.stage1 import stage1
 from minddiff_utils.settings import Settings
+from studies.changes import change_decoded
 from studies.compare import parse_change
 from studies.held_out import hold_out
 
@@ -86,3 +87,27 @@ def test_values_are_those_of_the_chapters(compared, tree, tiny_models):
     noise = noise_like(z, 0, decoded["stimulus_id"])
     made = to_pictures(stage1(generator, z, c, noise, Settings(n_steps=3)))
     assert last["stage 1", "pcc"] == pytest.approx(pcc(truth, made).mean(), abs=1e-4)
+
+
+def test_decoded_features_are_changed_as_said(world):
+    path, ids, _ = world
+    train, some = ids[30:], ids[:8]
+    true = {name: read_features(path, name, some) for name in ("z", "c", "block_1", "block_2")}
+    decoded = {name: 0.5 * values for name, values in true.items()} | {"stimulus_id": some}
+    known = read_features(path, "c", train)
+
+    def changed(**change):
+        return change_decoded(decoded, path, train, change)
+
+    assert all(changed()[name] is values for name, values in decoded.items())
+    given = changed(true="c+structure")
+    for name in ("c", "block_1", "block_2"):
+        np.testing.assert_array_equal(given[name], true[name])
+    assert given["z"] is decoded["z"]
+    stretched = changed(c_stretch=1)["c"]
+    assert stretched.var(0).mean() == pytest.approx(known.var(0).mean(), rel=1e-4)
+    assert "block_2" not in changed(n_blocks=1) and "block_1" in changed(n_blocks=1)
+    own = change_decoded({**decoded, "c": known[:8]}, path, train, {"c_nearest": 1})["c"]
+    likeness = np.corrcoef((known - known.mean(0)).reshape(len(known), -1))[:8]
+    wanted = [known[np.argsort(-row)[:5]].mean(0) for row in likeness]
+    np.testing.assert_allclose(own, wanted, atol=1e-5)

@@ -420,9 +420,9 @@ def load_generator(
     Parameters
     ----------
     models : str or Path
-        A folder with stable_diffusion/, clip_guide/ and tiny_decoder/, the folder of a diffusers pipeline, or a
-        repository of the Hugging Face hub such as "CompVis/stable-diffusion-v1-4", with
-        "@revision" after it if another one than the pinned is wanted.
+        A folder with stable_diffusion/, clip_guide/ and tiny_decoder/, the folder of a diffusers
+        pipeline, or a repository of the Hugging Face hub such as "CompVis/stable-diffusion-v1-4",
+        with "@revision" after it if another one than the pinned is wanted.
     device : str
         "auto" (CUDA, else MPS, else the CPU) or a torch device.
     dtype : str or torch.dtype
