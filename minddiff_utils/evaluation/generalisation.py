@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 import pandas as pd
 
-from minddiff_utils.datasets import Split, Subject
+from minddiff_utils.datasets import Split
 from minddiff_utils.decoding.decode import decode_tests, read_decoded, same_training, test_set_file
 from minddiff_utils.evaluation import tables
 from minddiff_utils.evaluation.baselines import Bench
@@ -15,30 +15,16 @@ from minddiff_utils.evaluation.statistics import bootstrap_interval, finite, gro
 from minddiff_utils.io import require
 from minddiff_utils.reconstruction import pictures_of
 
-OWN, WRONG = "the picture that was seen", "another picture of the set"
+OWN, WRONG = "with its own stimulus", "with another stimulus of the set"
+NOTE = (
+    "Mean of the full method with its 95 % bootstrap interval; then how far it lies above the same "
+    "reconstructions scored with another stimulus of the set."
+)
 
 
 def set_name(split: str) -> str:
     """Return what the parts of a test set share: "random" for `random_0` to `random_4`."""
     return re.sub(r"_\d+$", "", split)
-
-
-def describe_sets(person: Subject) -> pd.DataFrame:
-    """List the test sets of a recording that has further ones: parts, test and training pictures.
-
-    Returns
-    -------
-    DataFrame of str
-        A row a set, the book's own first; none without further sets.
-    """
-    splits = [*person.splits, *person.test_sets] if person.test_sets else []
-    names = pd.Index([set_name(split.name) for split in splits], name="test set")
-    sizes = {"test pictures": [len(split.test) for split in splits]}
-    sizes["training pictures"] = [len(split.train) for split in splits]
-    groups = pd.DataFrame(sizes, names, dtype=float).groupby("test set", sort=False)
-    table = groups.agg({"test pictures": "sum", "training pictures": "mean"})
-    table.insert(0, "parts", groups.size())
-    return table.map("{:,.0f}".format).rename(index=tables.as_markdown)
 
 
 def decode_sets(bench: Bench, n: int) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
@@ -146,7 +132,7 @@ def generalisation_table(frame: pd.DataFrame, by: str = "test_set", seed: int = 
         text = tables.interval_text(own.mean(), *bootstrap_interval(own, seed=seed))
         text += "; " + tables.interval_text(gain.mean(), *bootstrap_interval(gain, seed=seed), "+")
         rows.append({head: tables.as_markdown(name), "metric": metric, "n": len(own), "text": text})
-    return tables.wide_table(pd.DataFrame(rows), [head])
+    return tables.wide_table(pd.DataFrame(rows), [head], NOTE)
 
 
 def _gains(frame: pd.DataFrame, by: str) -> Iterator[tuple[tuple[str, str], pd.DataFrame]]:
@@ -185,5 +171,5 @@ def fall_text(frame: pd.DataFrame, seed: int = 0) -> str:
             said = "less than" if found["high"] < 0 else "not shown to differ from"
             said = "more than" if found["low"] > 0 else said
             parts.append(f"{name} {said} {first} ({change}, {tables.p_text(found['p'])})")
-        lines.append(f"**{metric}**, above wrong pictures: {'; '.join(parts)}.")
+        lines.append(f"**{metric}**, above other stimuli of the set: {'; '.join(parts)}.")
     return "\n\n".join(lines)

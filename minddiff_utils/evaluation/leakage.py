@@ -22,10 +22,7 @@ from minddiff_utils.datasets import Split
 from minddiff_utils.datasets.recording import digests, stream_pictures
 from minddiff_utils.datasets.subject import Stimuli
 from minddiff_utils.decoding.features import read_features
-from minddiff_utils.evaluation import in_order
-from minddiff_utils.evaluation.metrics import METRICS, unit_rows
-from minddiff_utils.evaluation.statistics import paired_difference
-from minddiff_utils.evaluation.tables import as_markdown, interval_text, wide_table
+from minddiff_utils.evaluation.metrics import unit_rows
 from minddiff_utils.io import Ids, InputError
 
 MOST = 1000  # training pictures that are compared among themselves
@@ -263,36 +260,3 @@ def hold_out(
             matched = Split(f"matched_{word}", part, test)
             found[name] = Split(f"without_{word}", train, test), matched
     return found
-
-
-def hold_out_table(found: Mapping[str, pd.DataFrame], seed: int = 0) -> pd.DataFrame:
-    """Show the drop when a kind of pictures was never trained on.
-
-    Parameters
-    ----------
-    found : mapping of group to DataFrame
-        `method, stimulus_id, metric, value` with the methods "without" and "matched".
-    seed : int
-
-    Returns
-    -------
-    DataFrame of str
-        A group a row and all of them together, a metric a column: mean with a training set of the
-        same size → mean without the group, and the paired difference with its 95 % interval.
-    """
-    groups, keys = dict(found), ["method", "stimulus_id", "metric"]
-    if found:  # a picture that shows several of the groups counts once
-        everything = pd.concat(found.values()).groupby(keys, as_index=False)["value"].mean()
-        groups["all of them"] = everything
-    rows = []
-    for name, part in groups.items():
-        by_metric = part.pivot(index="stimulus_id", columns=["metric", "method"], values="value")
-        for metric in in_order(part["metric"], METRICS):
-            matched, without = by_metric[metric, "matched"], by_metric[metric, "without"]
-            drop = paired_difference(without, matched, seed=seed)
-            text = f"{matched.mean():.3f} → {without.mean():.3f}: "
-            text += interval_text(drop["mean"], drop["low"], drop["high"], "+")
-            row = {"left out": as_markdown(name), "metric": metric, "n": len(by_metric)}
-            rows.append(row | {"text": text})
-    none = "No group of pictures was left out (parameter `n_holdouts`)."
-    return wide_table(pd.DataFrame(rows), ["left out"], none=none)
