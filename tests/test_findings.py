@@ -84,6 +84,15 @@ def test_a_change_is_told_by_its_interval(gain, verb):
     assert text.startswith(f"It {verb} the loss: from .") and "difference " in text
 
 
+def test_regions_of_the_most_and_least_reliable_voxels_are_named():
+    roi = {"V1": np.array([True, True, False]), "LO": np.array([False, False, True])}
+    text = findings.noise_ceilings(np.array([60.0, 40.0, 10.0]), roi)
+    assert "of 40 %" in text and text.endswith(
+        "V1 \\(50 %\\) has the highest and LO \\(10 %\\) the lowest."
+    )
+    assert "unknown" in findings.noise_ceilings(np.full(3, np.nan), roi)
+
+
 def test_spaces_that_are_not_above_chance_are_named():
     table = pd.DataFrame({"decoded": [0.8, 0.1], "highest": [0.1, 0.0]}, ["c", "block_1"])
     text = findings.decoded_spaces(table)

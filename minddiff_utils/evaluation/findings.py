@@ -143,6 +143,25 @@ def change(what: str, measure: str, before: np.ndarray, after: np.ndarray, seed:
     return f"{what} {CHANGES[outcome]} {measure}: {means} (difference {text})."
 
 
+def noise_ceilings(ceiling: np.ndarray, roi: Mapping[str, np.ndarray]) -> str:
+    """Say how reliable the voxels are, and in which regions most and least.
+
+    Parameters
+    ----------
+    ceiling : float (n_voxels,)
+        Noise ceiling in per cent; NaN where it is unknown.
+    roi : mapping of region to bool (n_voxels,)
+    """
+    found = pd.Series({name: pd.Series(ceiling[mask]).median() for name, mask in roi.items()})
+    if found.isna().all():
+        return "The noise ceiling is unknown: no stimulus was shown twice."
+    ends = [f"{name} ({found[name]:.0f} %)" for name in (found.idxmax(), found.idxmin())]
+    text = (
+        f"The median voxel has a noise ceiling of {np.nanmedian(ceiling):.0f} %; of the regions, "
+    )
+    return text + "{} has the highest and {} the lowest.".format(*map(tables.as_markdown, ends))
+
+
 def decoded_spaces(chance: pd.DataFrame) -> str:
     """Say which feature spaces are decoded best and worst, and which not better than by chance.
 
