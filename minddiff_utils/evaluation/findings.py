@@ -136,6 +136,8 @@ def change(what: str, measure: str, before: np.ndarray, after: np.ndarray, seed:
     str
         A sentence with both means and the mean difference; its verb follows from the interval.
     """
+    known = np.isfinite(before) & np.isfinite(after)
+    before, after = before[known], after[known]
     found = paired_difference(after, before, seed)
     outcome = "above" if found["low"] > 0 else "below" if found["high"] < 0 else "open"
     text = tables.interval_text(found["mean"], found["low"], found["high"], "+")
