@@ -30,7 +30,7 @@ def test_accuracy_orders_feature_spaces_and_draws_their_median_reliability(rng):
     fig = figures.accuracy_and_reliability(frame, {"z": np.full(16, np.nan), "c": [0.5, 0.9]})
     axes = fig.axes[0]
     assert x_labels(fig) == ["z", "c", "block 2", "block 10", "embedding"]
-    assert axes.get_ylabel() == "correlation on test pictures"
+    assert axes.get_ylabel() == "correlation on test images"
     (line,) = [line for line in axes.lines if line.get_label() == figures.RELIABILITY]
     np.testing.assert_allclose([*line.get_ydata(), line.get_xdata().mean()], [0.7, 0.7, 1])
 

@@ -68,7 +68,7 @@ def test_the_page_holds_the_numbers_of_the_table(run, book):
     known = table.set_index(["stimulus_id", "method", "metric"])["value"]
     pages.add_gallery(run, "subj01", book)
     page = (book / "subj01/gallery.md").read_text()
-    assert "NaN" not in page and "All 9 test pictures" in page
+    assert "NaN" not in page and "All 9 test images" in page
     found = json.loads(re.search(r'id="gallery-data">(.*?)</script>', page)[1])
     assert [picture["id"] for picture in found["pictures"]] == IDS
     assert list(found["metrics"]) == ["clip_judge", "ssim", "pcc"]
@@ -92,7 +92,7 @@ def test_first_page_shows_what_its_rule_says(run):
     border, regular, extremes = front(run)
     shown = [tag.text for tag in regular.select(".front-name")]
     assert shown == [f"no. {number}" for number in sorted(IDS)[:8]]
-    assert "8 of 9 test pictures of subj01, in the order" in regular.figcaption.text
+    assert "8 of 9 test images of subj01, in the order" in regular.figcaption.text
     table = pd.read_csv(run / "subj01/metrics.csv")
     judged = table[(table.method == "stage2") & (table.metric == "clip_judge")]
     ranked = judged.sort_values("value").stimulus_id.to_list()
@@ -130,7 +130,7 @@ def test_of_many_pictures_each_nth_is_taken():
     names = [tag.text for tag in page.select(".front-name")]
     assert names == [f"no. {4 * place}" for place in range(8)]
     caption = page.select(".front-pictures figcaption")[0].text
-    assert "8 of 20 test pictures of subj01, one in 2, in the order" in caption
+    assert "8 of 20 test images of subj01, one in 2, in the order" in caption
 
 
 def test_costs_are_those_of_the_records(tmp_path):

@@ -477,13 +477,13 @@ def stored_pictures(path: str | Path, decoded: Arrays) -> tuple[np.ndarray | Non
         How they were made, or why there are none.
     """
     if not Path(path).is_file():
-        return None, "No pictures of Algorithm 1 are stored for this recording."
+        return None, "Nothing of Algorithm 1 is stored for this recording."
     with h5py.File(path, "r") as file:
         statistics, ours = file["statistics"][:], decoded_statistics(decoded)
         same = np.array_equal(file["stimulus_id"][:], decoded["stimulus_id"])
         same &= statistics.shape == ours.shape  # as many blocks
         if not same or not np.allclose(statistics, ours, rtol=0, atol=SAME * statistics.std()):
-            return None, "The stored pictures of Algorithm 1 follow from other decoded features."
+            return None, "What is stored of Algorithm 1 follows from other decoded features."
         return file["pictures"][:], f"Stored, not made here: {file.attrs['about']}"
 
 

@@ -286,7 +286,7 @@ def panel_table(
     heads = [f"{name} ↓" if name in ("Eff", "SwAV") else name for name in COLUMNS]
     table = pd.DataFrame.from_dict(lines, orient="index", columns=[*heads, "source"])
     table.attrs["note"] = (
-        "Published rows are means over the subjects 1, 2, 5 and 7, from 982 or 1,000 pictures. "
+        "Published rows are means over the subjects 1, 2, 5 and 7, from 982 or 1,000 images. "
         "Higher is better, but for ↓. Two-way identification in per cent, chance 50. A dash: not "
         "reported, or not computed (`panel = 'full'` needs torchvision)."
     )

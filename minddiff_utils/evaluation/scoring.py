@@ -30,16 +30,16 @@ THUMBNAIL = 72  # pixels a side, of the gallery
 COARSE = 8  # patches a side, of which the order test compares the colours
 SURE = 0.01  # p of the order test below which another order is believed
 BLURRED, WRONG = "{}: truth, as blurred", "{}: wrong rows"
-NEAREST = "{}: nearest training picture"
+NEAREST = "{}: nearest training image"
 # Control -> what is said of a method that is above it, and of one that is not shown to be.
 SAID = {
     WRONG: (
-        "its own rows score above wrong ones, so it tells which picture was seen",
+        "its own rows score above wrong ones, so it tells which image was seen",
         "its own rows are not shown to score above wrong ones",
     ),
     NEAREST: (
-        "above the training pictures nearest to it, so more than looking them up",
-        "not above the training pictures nearest to it: looking them up does as well",
+        "above the training images nearest to it, so more than looking them up",
+        "not above the training images nearest to it: looking them up does as well",
     ),
 }
 
@@ -312,7 +312,7 @@ def _coarse(thumbnails: np.ndarray) -> np.ndarray:
 def order_note(tests: Mapping[str, OrderTest]) -> str:
     """Warn of the methods whose order looks wrong; "" if none does."""
     return "\n".join(
-        f"WARNING: {name}: in another order {test.moved} of its pictures fit far better (two-way "
+        f"WARNING: {name}: in another order {test.moved} of its images fit far better (two-way "
         f"identification {test.given:.2f} as given, {test.best:.2f} at best, chance 0.50; the "
         f"colours agree, p = {test.p:.1g}). Either its rows are in another order than the truth's, "
         "and every number here is of the wrong pairs, or it says nothing of what was seen."
@@ -330,7 +330,7 @@ def flat_note(names: Sequence[str], seen: Look, looks: Mapping[str, Look]) -> st
             said = ", ".join(which[:LISTED]) + ", …" * (len(which) > LISTED)
             how = "left out of every method's PCC" if one is seen else "counted as 0 in its PCC"
             texts.append(f"{label}: {len(which)} ({said}), {how}")
-    return f"Pictures of one colour (PCC is NaN): {'; '.join(texts)}." if texts else ""
+    return f"Images of one colour (PCC is NaN): {'; '.join(texts)}." if texts else ""
 
 
 # --- what follows ------------------------------------------------------------------------------

@@ -270,8 +270,8 @@ def summary_table(
     return wide_table(
         numbers,
         _keys(frame)[:-1],
-        f"Mean over the test pictures, with its 95{NBSP}% bootstrap interval (BCa) over pictures "
-        "in brackets; n is the number of pictures.",
+        f"Mean over the test images, with its 95{NBSP}% bootstrap interval (BCa) over images "
+        "in brackets; n is the number of images.",
     )
 
 
@@ -288,10 +288,10 @@ def difference_table(found: pd.DataFrame) -> pd.DataFrame:
     return wide_table(
         found.assign(text=texts, method=names),
         [name for name in ("subject", "method") if name in found],
-        f"Mean paired difference over the test pictures, with its 95{NBSP}% bootstrap interval "
-        "(BCa) over pictures in brackets and the two-sided p of a sign-flip permutation test, "
+        f"Mean paired difference over the test images, with its 95{NBSP}% bootstrap interval "
+        "(BCa) over images in brackets and the two-sided p of a sign-flip permutation test, "
         "corrected by Holm for all comparisons of the table within a subject; n is the number of "
-        "pictures.",
+        "images.",
     )
 
 
@@ -321,7 +321,7 @@ def share_table(frame: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
         numbers,
         _keys(frame)[:-1],
         f"Share of the way from the floor (0{NBSP}%) to the ceiling (true features, 100{NBSP}%), "
-        f"with its 95{NBSP}% bootstrap interval (BCa) over pictures. A dash stands where the "
+        f"with its 95{NBSP}% bootstrap interval (BCa) over images. A dash stands where the "
         f"ceiling is not above the floor. {_floor_text(pd.DataFrame(floors))}",
     )
 
@@ -351,7 +351,7 @@ def seed_table(frame: pd.DataFrame) -> pd.DataFrame:
     DataFrame of str
         For each method and metric the number of `draws`, the `mean` over seeds and pictures, and
         standard deviations: over draws, of the mean over pictures ("SD of means"); over draws, for
-        one picture ("in a picture"); over pictures, of their mean over draws ("of pictures"). A
+        one picture ("in an image"); over pictures, of their mean over draws ("of images"). A
         dash where they need two draws or more.
     """
     keys = ["method", "metric"]
@@ -360,8 +360,8 @@ def seed_table(frame: pd.DataFrame) -> pd.DataFrame:
     numbers = {
         "mean": means.mean(axis=1),
         "SD of means": means.std(axis=1),
-        "SD in a picture": np.sqrt(wide.var(axis=1).groupby(keys).mean()),
-        "SD of pictures": wide.mean(axis=1).groupby(keys).std(),
+        "SD in an image": np.sqrt(wide.var(axis=1).groupby(keys).mean()),
+        "SD of images": wide.mean(axis=1).groupby(keys).std(),
     }
     table = pd.DataFrame(numbers).loc[[names for names, _ in groups_in_order(frame, keys)]]
     table = table.map(lambda value: "–" if np.isnan(value) else leading(f"{value:.3f}"))
@@ -394,9 +394,9 @@ def front_table(found: pd.DataFrame) -> pd.DataFrame:
     rows = [name for name in FRONT if name in table.index]
     table = table.loc[rows, in_order(table.columns, METRICS)]
     table = table.rename(index=FRONT, columns=METRICS).rename_axis(columns=None)
-    note = f"Mean over the test pictures with its 95{NBSP}% interval."
+    note = f"Mean over the test images with its 95{NBSP}% interval."
     if len(subjects) > 1:
-        note = "Mean over subjects of the mean over their test pictures; in parentheses that of "
+        note = "Mean over subjects of the mean over their test images; in parentheses that of "
         note += f"each, {', '.join(subjects)}."
     table.attrs["note"] = f"{note} {_floor_text(floor)}" if len(floor) else note
     return table
@@ -599,8 +599,8 @@ def failure_note(
                 parts.append(f"{subject}, {METHODS.get(method, method)}: {len(ids)} ({listed})")
     if parts:
         return (
-            "\n**Failed pictures** (values that are no numbers, or a loss that doubled; the "
+            "\n**Failed images** (values that are no numbers, or a loss that doubled; the "
             "iterate of least loss stands for them, grey where there is none): "
             f"{'; '.join(parts)}.\n"
         )
-    return "" if quiet or not any(found.values()) else "\nFailed pictures: none.\n"
+    return "" if quiet or not any(found.values()) else "\nFailed images: none.\n"

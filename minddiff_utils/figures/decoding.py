@@ -62,7 +62,7 @@ def accuracy_and_reliability(
             ends = [place - 0.42, place + 0.42]
             height = [np.nanmedian(values)] * 2
             axes.plot(ends, height, color=style.ORANGE, linewidth=2.2, label=RELIABILITY)
-    axes.set(xlabel="", ylabel="correlation on test pictures")
+    axes.set(xlabel="", ylabel="correlation on test images")
     style.legend_above(2, axes)
     return fig
 
@@ -120,7 +120,7 @@ def shrinkage(true: np.ndarray, decoded: np.ndarray) -> Figure:
     axes.axhline(1, color=style.GREY, linestyle="--", label="as the true values")
     top = max(1.2, float(np.percentile(spread, 99.5)) * 1.1)
     axes.set(xlim=(min(0, r.min()), 1.05), ylim=(0, top))
-    axes.set(xlabel="correlation on test pictures", ylabel="SD decoded / SD true")
+    axes.set(xlabel="correlation on test images", ylabel="SD decoded / SD true")
     axes.legend(loc="upper left")
     return fig
 

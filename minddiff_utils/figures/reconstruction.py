@@ -172,7 +172,7 @@ def loss_course(losses: np.ndarray, first: np.ndarray) -> Figure:
     draw = partial(
         sns.lineplot, frame, x="iterate", y="structure loss", estimator="median", color=style.BLUE
     )
-    for share, alpha, label in ((90, 0.15, "middle 90 % of pictures"), (50, 0.28, "middle half")):
+    for share, alpha, label in ((90, 0.15, "middle 90 % of images"), (50, 0.28, "middle half")):
         band = {"alpha": alpha, "linewidth": 0, "label": label}
         draw(errorbar=("pi", share), err_kws=band, linewidth=0)
     few = losses.shape[1] < 20
