@@ -1,6 +1,6 @@
 """What decoding knows: from each region alone and without it, and by chance.
 
-Chance is what the same decoders reach with the responses permuted over the pictures.
+Chance is what the same decoders reach with the responses permuted over the images.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -141,7 +141,7 @@ def area_contrasts(
     ----------
     regional : RegionDecoding
     n_resamples, seed : int
-        Of the bootstrap over pictures.
+        Of the bootstrap over images.
 
     Returns
     -------
@@ -225,11 +225,11 @@ def _values(path: str | Path, chosen: Mapping[str, np.ndarray], ids: np.ndarray)
 def chance_accuracies(
     subject: Subject, features_path: str | Path, method: Method, n_permutations: int, seed: int = 0
 ) -> pd.DataFrame:
-    """Decode every feature space from responses permuted over the pictures, again and again.
+    """Decode every feature space from responses permuted over the images, again and again.
 
-    One permutation is not enough. It gives one wrong decoder, and what that makes of pictures with
+    One permutation is not enough. It gives one wrong decoder, and what that makes of images with
     a lot in common agrees with them a little, or disagrees: for all values of a feature space
-    together, and with as many test pictures as one likes. Chance is the mean over permutations.
+    together, and with as many test images as one likes. Chance is the mean over permutations.
 
     Parameters
     ----------

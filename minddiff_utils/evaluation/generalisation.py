@@ -28,7 +28,7 @@ def set_name(split: str) -> str:
 
 
 def decode_sets(bench: Bench, n: int) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-    """Decode further test sets with the settings of the run, some pictures of each.
+    """Decode further test sets with the settings of the run, some images of each.
 
     Sets with the training stimuli of the book's split were decoded in chapter 02. Others need
     decoders of their own, which those with a training set in common share.
@@ -37,7 +37,7 @@ def decode_sets(bench: Bench, n: int) -> Iterator[tuple[str, dict[str, np.ndarra
     ----------
     bench : Bench
     n : int
-        Pictures of each set, at even distances; all if it has fewer.
+        Images of each set, at even distances; all if it has fewer.
 
     Yields
     ------
@@ -67,9 +67,9 @@ def spread(n: int, most: int) -> np.ndarray:
 def score_sets(
     bench: Bench, embed: Mapping[str, Callable], size: int | None, own: np.ndarray, n: int
 ) -> pd.DataFrame:
-    """Paint every test set by the full method and score it, with right and with wrong pictures.
+    """Paint every test set by the full method and score it, with right and with wrong images.
 
-    Pictures of one set may be more alike, or more blurred, than those of another, and score higher
+    Images of one set may be more alike, or more blurred, than those of another, and score higher
     whatever is decoded. So each reconstruction is also scored with two others of its set, the next
     and the one half the set further on.
 
@@ -79,9 +79,9 @@ def score_sets(
     embed, size
         As for `evaluate`.
     own : uint8 array, shape (n_test, H, W, 3)
-        What the full method painted of the book's own test pictures.
+        What the full method painted of the book's own test images.
     n : int
-        Pictures of each further set, as for `decode_sets`; 0 for nothing at all.
+        Images of each further set, as for `decode_sets`; 0 for nothing at all.
 
     Returns
     -------
@@ -110,14 +110,14 @@ def score_sets(
 
 
 def generalisation_table(frame: pd.DataFrame, by: str = "test_set", seed: int = 0) -> pd.DataFrame:
-    """Write the scores of each test set, and what they exceed those of wrong pictures by.
+    """Write the scores of each test set, and what they exceed those of wrong images by.
 
     Parameters
     ----------
     frame : DataFrame
         From `score_sets`.
     by : str
-        "test_set", or "kind" for the kinds of pictures that the recording names.
+        "test_set", or "kind" for the kinds of images that the recording names.
     seed : int
         Of the bootstrap.
 
@@ -136,7 +136,7 @@ def generalisation_table(frame: pd.DataFrame, by: str = "test_set", seed: int = 
 
 
 def _gains(frame: pd.DataFrame, by: str) -> Iterator[tuple[tuple[str, str], pd.DataFrame]]:
-    """Each metric and set (or kind), its pictures' scores with the right and a wrong picture."""
+    """Each metric and set (or kind), its images' scores with the right and a wrong image."""
     for names, part in tables.groups_in_order(frame, ["metric", by]):
         # A picture may be in several sets of its kind.
         yield names, part.pivot_table("value", "stimulus_id", "scored_with", dropna=False)
@@ -155,7 +155,7 @@ def fall_text(frame: pd.DataFrame, seed: int = 0) -> str:
     -------
     str
         A sentence of markdown a metric; "" without further sets. What is compared is the distance
-        to the score with wrong pictures.
+        to the score with wrong images.
     """
     gains: dict[str, dict[str, np.ndarray]] = {}
     for (metric, name), part in _gains(frame, "test_set"):

@@ -1,6 +1,6 @@
 """Tables of results: means with intervals, differences, and the way from floor to ceiling.
 
-Everything starts from the tidy table of `metrics.evaluate`, one row a picture, method and metric.
+Everything starts from the tidy table of `metrics.evaluate`, one row an image, method and metric.
 """
 
 import re
@@ -43,7 +43,7 @@ NBSP = "\u00a0"  # a narrow table breaks a line before an interval, not inside i
 def summary(
     frame: pd.DataFrame, seed: int = 0, interval: Callable = bootstrap_interval
 ) -> pd.DataFrame:
-    """Mean over pictures with its 95 % BCa interval for each (subject,) method and metric.
+    """Mean over images with its 95 % BCa interval for each (subject,) method and metric.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ def summary(
 def differences(
     frame: pd.DataFrame, pairs: Sequence[tuple[str, str]] = PAIRS, seed: int = 0
 ) -> pd.DataFrame:
-    """Paired differences between methods on the same pictures, for each (subject and) metric.
+    """Paired differences between methods on the same images, for each (subject and) metric.
 
     Parameters
     ----------
@@ -118,7 +118,7 @@ def with_floor(wide: pd.DataFrame) -> pd.DataFrame:
     Parameters
     ----------
     wide : DataFrame
-        One metric of one subject: a row a picture, a column a method.
+        One metric of one subject: a row an image, a column a method.
 
     Returns
     -------
@@ -138,9 +138,9 @@ def shares(frame: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
 
     .. math:: \mathrm{share} = \frac{\bar m - \bar f}{\bar c - \bar f}
 
-    with the means over pictures of the method, of the floor (the best baseline that knows nothing
+    with the means over images of the method, of the floor (the best baseline that knows nothing
     of what was seen, `with_floor`) and of the ceiling (the same chain from the true features).
-    Pictures are resampled whole for the interval, method, floor and ceiling together.
+    Images are resampled whole for the interval, method, floor and ceiling together.
 
     Parameters
     ----------
@@ -168,7 +168,7 @@ def shares(frame: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
 
 
 def _share(values: np.ndarray, seed: int) -> dict[str, float]:
-    """Share and interval from rows (method, floor, ceiling), one a picture."""
+    """Share and interval from rows (method, floor, ceiling), one an image."""
 
     def share(method, floor, ceiling, axis=-1):
         low, high = floor.mean(axis), ceiling.mean(axis)
@@ -257,7 +257,7 @@ def summary_table(
     Returns
     -------
     DataFrame of str
-        Rows in the order of `METHODS`, the judge's CLIP first, `n` pictures last. With several
+        Rows in the order of `METHODS`, the judge's CLIP first, `n` images last. With several
         subjects the rows are (subject, method), then the mean over subjects, without an interval:
         two or four people are no sample. `attrs["note"]` says what the intervals are over.
     """
@@ -339,7 +339,7 @@ def _floor_text(floor: pd.DataFrame) -> str:
 
 
 def seed_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """Tell the spread over generation seeds apart from the spread over pictures.
+    """Tell the spread over generation seeds apart from the spread over images.
 
     Parameters
     ----------
@@ -349,9 +349,9 @@ def seed_table(frame: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame of str
-        For each method and metric the number of `draws`, the `mean` over seeds and pictures, and
-        standard deviations: over draws, of the mean over pictures ("SD of means"); over draws, for
-        one picture ("in an image"); over pictures, of their mean over draws ("of images"). A
+        For each method and metric the number of `draws`, the `mean` over seeds and images, and
+        standard deviations: over draws, of the mean over images ("SD of means"); over draws, for
+        one image ("in an image"); over images, of their mean over draws ("of images"). A
         dash where they need two draws or more.
     """
     keys = ["method", "metric"]
@@ -426,7 +426,7 @@ def write_results(folder: str | Path, frame: pd.DataFrame, seed: int = 0) -> Pat
     -------
     Path
         Of `results.md`: the table, the differences, and the way from floor to ceiling, with the
-        pictures that failed below each.
+        images that failed below each.
     """
     folder, main = Path(folder), main_metrics(frame)
     with atomic_path(folder / "results.csv") as temporary:
@@ -464,7 +464,7 @@ def groups_in_order(frame: pd.DataFrame, keys: list[str]) -> list[tuple[tuple, p
 
 
 def by_metric(frame: pd.DataFrame) -> Iterator[tuple[dict[str, str], pd.DataFrame]]:
-    """Each (subject and) metric: its names, and a table of pictures by methods with the floor."""
+    """Each (subject and) metric: its names, and a table of images by methods with the floor."""
     keys = [key for key in _keys(frame) if key != "method"]
     for names, group in groups_in_order(frame, keys):
         wide = group.pivot(index="stimulus_id", columns="method", values="value")
@@ -550,7 +550,7 @@ def markdown_table(table: pd.DataFrame) -> str:
 
 
 def failed_pictures(folder: str | Path, methods: Iterable[str]) -> dict[str, list[int]]:
-    """Find the pictures that failed, as `Reconstruction` defines it.
+    """Find the images that failed, as `Reconstruction` defines it.
 
     Parameters
     ----------
@@ -575,7 +575,7 @@ def failed_pictures(folder: str | Path, methods: Iterable[str]) -> dict[str, lis
 def failure_note(
     folders: Mapping[str, str | Path], methods: Iterable[str], quiet: bool = False
 ) -> str:
-    """Say how many pictures of each method failed, and which.
+    """Say how many images of each method failed, and which.
 
     Parameters
     ----------
@@ -583,7 +583,7 @@ def failure_note(
     methods : iterable of str
         As for `failed_pictures`.
     quiet : bool
-        Say nothing where no picture failed.
+        Say nothing where no image failed.
 
     Returns
     -------
