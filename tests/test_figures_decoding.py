@@ -47,15 +47,6 @@ def test_roi_accuracy(rng, rois):
     assert shown[0, 0] == pytest.approx(cell) and shown.mask[1, 0]
 
 
-def test_shrinkage_is_the_ratio_of_the_spreads(rng):
-    true = np.column_stack([rng.normal(size=(50, 3)), np.ones(50)])  # the last never varies
-    decoded = 0.5 * true + 0.1 * rng.normal(size=true.shape)
-    dots = figures.shrinkage(true, decoded).axes[0].collections[0].get_offsets()
-    spread = decoded.std(0)[:3] / true.std(0)[:3]
-    r = [np.corrcoef(a, b)[0, 1] for a, b in zip(true.T[:3], decoded.T[:3], strict=True)]
-    np.testing.assert_allclose(dots, np.column_stack([r, spread]))
-
-
 def test_patterns_are_drawn_or_it_is_said_why_not():
     rows = [("z", "V1", 1), ("c", "V1", 2), ("z", "V2", 3), ("c", "V2", 4)]
     table = pd.DataFrame(rows, columns=["feature_space", "roi", "density"])
