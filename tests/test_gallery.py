@@ -96,7 +96,7 @@ def test_first_page_shows_what_its_rule_says(run):
     table = pd.read_csv(run / "subj01/metrics.csv")
     judged = table[(table.method == "stage2") & (table.metric == "clip_judge")]
     ranked = judged.sort_values("value").stimulus_id.to_list()
-    shown = [re.match(r"Picture (\d+)", image["alt"])[1] for image in extremes.select("img")[::3]]
+    shown = [re.match(r"Image (\d+)", image["alt"])[1] for image in extremes.select("img")[::3]]
     assert [int(number) for number in shown] == [ranked[-1], ranked[4], ranked[0]]
     assert f"Image {ranked[4]} of subj01: of all 9 test images" in border.figcaption.text
     full, seen = border.select("img")
@@ -108,7 +108,7 @@ def test_first_page_shows_what_its_rule_says(run):
     names = [tag.text.split(",")[0] for tag in extremes.select(".front-name")]
     assert names == ["best", "median", "worst"]
     for image in [*regular.select("img"), *extremes.select("img")]:
-        number, label = re.match(r"Picture (\d+): (.+)", image["alt"]).groups()
+        number, label = re.match(r"Image (\d+): (.+)", image["alt"]).groups()
         assert image["src"] == f"strips/{IDS.index(int(number)):04d}.jpg"
         part = {"as seen": 0, "stage 1": 1, "stage 2": 2}[label]
         assert image["style"] == f"object-position:{100 * part / 3:.4g}% 0"
