@@ -147,6 +147,23 @@ def test_pictures_have_alternative_texts(visit):
     assert mute == []
 
 
+MOST = 2000  # words of a page
+
+
+def test_page_is_read_in_one_sitting(visit):
+    """Prose, captions and tables count; code, formulas and what is folded away do not."""
+    words = visit.page.evaluate(
+        """() => {
+            const page = document.querySelector("article").cloneNode(true);
+            const rest = "pre, script, style, details, .dropdown, .math, mjx-container";
+            page.querySelectorAll(rest).forEach((one) => one.replaceWith(" "));
+            page.querySelectorAll("td, th, p, li, h1, h2").forEach((one) => one.append(" "));
+            return page.textContent.split(/\\s+/).length;
+        }"""
+    )
+    assert words <= MOST or visit.page.url.endswith("gallery.html")
+
+
 def test_page_is_not_wider_than_a_phone(visit):
     visit.page.set_viewport_size({"width": PHONE[0], "height": PHONE[1]})
     wide = visit.page.evaluate(

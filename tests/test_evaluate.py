@@ -110,7 +110,7 @@ def test_a_picture_of_one_colour_is_named_and_crashes_nothing(opened):
     values, seen, one = judged(opened, made)
     assert values["pcc"].iloc[3] == 0 and values.notna().all().all()
     names = [f"picture {n}" for n in range(N)]
-    said = "Pictures of one colour (PCC is NaN): mine: 1 (picture 3), counted as 0 in its PCC."
+    said = "Images of one colour (PCC is NaN): mine: 1 (picture 3), counted as 0 in its PCC."
     assert scoring.flat_note(names, seen, {"mine": one}) == said
     assert scoring.flat_note(names, seen, {}) == ""
 
@@ -190,9 +190,9 @@ def test_conclusions_follow_from_the_tests(opened):
         parts[control.method] = scoring.scores(truth, control.pictures, seen.embedded, embedded)
     values = pd.concat(parts, names=["method", None]).reset_index("method")
     said = scoring.conclusions(differences(values, scoring.all_pairs(["mine"])))
-    assert any("which picture was seen" in s and "SSIM, PCC" in s for s in said)
+    assert any("which image was seen" in s and "SSIM, PCC" in s for s in said)
     assert any("looking them up does as well" in s and "CLIP (judge)" in s for s in said)
-    assert summary_table(values).loc["mine: nearest training picture", "PCC"].startswith("1.000")
+    assert summary_table(values).loc["mine: nearest training image", "PCC"].startswith("1.000")
 
 
 def test_published_rows_stand_beside_nsd_alone():
@@ -254,7 +254,7 @@ def test_commands_of_the_page_do_what_it_says(line, files, monkeypatch, capfd):
     values = pd.read_csv(out / "values.csv")
     methods = [name for name in values["method"].unique() if ":" not in name]
     assert methods == re.findall(r" (\w+)=", line)
-    assert ("nearest training picture" in page.split("<table>")[2]) == ("--training" in line)
+    assert ("nearest training image" in page.split("<table>")[2]) == ("--training" in line)
     assert ("CLIP (guide)" in page) == ("--guide" in line)
     assert ("in another order " in capfd.readouterr().err) == ("WARNING: " in page)
 

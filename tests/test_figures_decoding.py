@@ -30,7 +30,7 @@ def test_accuracy_orders_feature_spaces_and_draws_their_median_reliability(rng):
     fig = figures.accuracy_and_reliability(frame, {"z": np.full(16, np.nan), "c": [0.5, 0.9]})
     axes = fig.axes[0]
     assert x_labels(fig) == ["z", "c", "block 2", "block 10", "embedding"]
-    assert axes.get_ylabel() == "correlation on test pictures"
+    assert axes.get_ylabel() == "correlation on test images"
     (line,) = [line for line in axes.lines if line.get_label() == figures.RELIABILITY]
     np.testing.assert_allclose([*line.get_ydata(), line.get_xdata().mean()], [0.7, 0.7, 1])
 
@@ -45,15 +45,6 @@ def test_roi_accuracy(rng, rois):
     cell = frame.query("feature_space == 'z' and roi == @rois[0]")["correlation"].mean()
     shown = fig.axes[0].collections[0].get_array()
     assert shown[0, 0] == pytest.approx(cell) and shown.mask[1, 0]
-
-
-def test_shrinkage_is_the_ratio_of_the_spreads(rng):
-    true = np.column_stack([rng.normal(size=(50, 3)), np.ones(50)])  # the last never varies
-    decoded = 0.5 * true + 0.1 * rng.normal(size=true.shape)
-    dots = figures.shrinkage(true, decoded).axes[0].collections[0].get_offsets()
-    spread = decoded.std(0)[:3] / true.std(0)[:3]
-    r = [np.corrcoef(a, b)[0, 1] for a, b in zip(true.T[:3], decoded.T[:3], strict=True)]
-    np.testing.assert_allclose(dots, np.column_stack([r, spread]))
 
 
 def test_patterns_are_drawn_or_it_is_said_why_not():

@@ -54,7 +54,7 @@ def test_metric_points_draw_the_means_and_intervals_of_the_table():
     assert titles == ["CLIP (judge)", "CLIP (guide)", "SSIM", "PCC"]
     methods = ["no_z", "stage1", "stage2", "mean"]
     solver = "both stages, this book's solver"
-    assert rows_of(fig.axes[0]) == ["no z", "no stage 2", solver, "mean picture"]
+    assert rows_of(fig.axes[0]) == ["no z", "no stage 2", solver, "mean image"]
     assert fig.axes[2].get_xlabel() == "value, with mean and interval"
     table = summary(values).set_index(["metric", "method"])
     for metric, axes in zip(METRICS, fig.axes, strict=True):

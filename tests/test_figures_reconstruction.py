@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from builders import refuses
 
-from minddiff_utils.evaluation.statistics import bootstrap_interval
 from minddiff_utils.figures import reconstruction as figures
 from minddiff_utils.io import InputError
 
@@ -62,18 +61,6 @@ def test_loss_course_shows_the_median_the_spread_and_where_stage_1_was(rng, shap
     for band, share in zip(bands, (90, 50), strict=shape[0] > 1):
         low = np.nanpercentile(losses[:, kept], 50 - share / 2, axis=0)
         assert band.get_datalim(fig.axes[0].transData).y0 == pytest.approx(low.min())
-
-
-def test_layer_contributions_are_means_with_their_intervals(rng):
-    before, after = rng.uniform(1, 2, (10, 3)), rng.uniform(0, 1, (10, 3))
-    before[0] = np.nan
-    fig = figures.layer_contributions(before, after, ["block_1", "block_2", "embedding"])
-    axes = fig.axes[0]
-    labels = [label.get_text() for label in axes.get_xticklabels()]
-    assert labels == ["block 1", "block 2", "embedding"]
-    heights = [bar.get_height() for part in axes.containers[:2] for bar in part]
-    np.testing.assert_allclose(heights, [*np.nanmean(before, axis=0), *after.mean(axis=0)])
-    np.testing.assert_allclose(axes.lines[3].get_ydata(), bootstrap_interval(after[:, 0]))
 
 
 def test_iterates_are_shown_with_the_truth_and_the_loss(rng):

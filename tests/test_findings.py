@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from minddiff_utils.evaluation import findings
+from minddiff_utils.evaluation.statistics import PermutationTest
 from minddiff_utils.evaluation.tables import differences
 
 
@@ -47,6 +48,8 @@ def test_sentences_name_subjects_metrics_and_what_is_not_shown():
     assert "It is not shown to differ from stage 1 in PCC" in one
     assert "not shown to differ from stage 1 in SSIM" in two and "below stage 1 in PCC" in two
     assert findings.sentences(differences(frame, PAIRS[2:])) == ""
+    short = findings.sentences(differences(frame, PAIRS[:1]), numbers=False).splitlines()[0]
+    assert short.endswith("above stage 1 in SSIM. It is not shown to differ from stage 1 in PCC.")
 
 
 @pytest.mark.parametrize(
@@ -69,3 +72,54 @@ def test_headline_of_several_subjects_names_each():
     frame = values({"clip_judge": 0.2})
     assert findings.headline(differences(frame[frame["method"] != "stage1"], PAIRS)) == ""
     assert findings.headline(differences(frame, PAIRS), metric="pcc") == ""
+
+
+@pytest.mark.parametrize(
+    ("gain", "verb"), [(0.2, "raises"), (-0.2, "lowers"), (0.0, "is not shown to change")]
+)
+def test_a_change_is_told_by_its_interval(gain, verb):
+    rng = np.random.default_rng(0)
+    before = rng.uniform(0.4, 0.6, 30)
+    text = findings.change("It", "the loss", before, before + gain + rng.normal(0, 0.02, 30))
+    assert text.startswith(f"It {verb} the loss: from .") and "difference " in text
+
+
+def test_regions_of_the_most_and_least_reliable_voxels_are_named():
+    roi = {"V1": np.array([True, True, False]), "LO": np.array([False, False, True])}
+    text = findings.noise_ceilings(np.array([60.0, 40.0, 10.0]), roi)
+    assert "of 40 %" in text and text.endswith(
+        "V1 \\(50 %\\) has the highest and LO \\(10 %\\) the lowest."
+    )
+    assert "unknown" in findings.noise_ceilings(np.full(3, np.nan), roi)
+
+
+def test_spaces_that_are_not_above_chance_are_named():
+    table = pd.DataFrame({"decoded": [0.8, 0.1], "highest": [0.1, 0.0]}, ["c", "block_1"])
+    text = findings.decoded_spaces(table)
+    assert "highest for `c` (0.80), lowest for `block_1` (0.10)" in text and "none." in text
+    text = findings.decoded_spaces(table.assign(highest=0.1))
+    assert text.endswith("Not above every permutation of the responses: block_1.")
+
+
+def test_the_fewest_that_do_as_well_as_all_are_named():
+    rng, all_scores = np.random.default_rng(0), np.linspace(0.4, 0.6, 30)
+    scores = {1: all_scores - 0.2, 5: all_scores, 20: all_scores}
+    frame = pd.DataFrame({k: v + rng.normal(0, 0.01, 30) for k, v in scores.items()})
+    frame = frame.rename_axis("stimulus_id").reset_index().melt("stimulus_id", var_name="method")
+    frame = frame.assign(metric="clip_judge")
+    assert findings.enough(frame, "sessions").startswith("5 of 20 sessions are not shown to score")
+    fewer = frame[frame["method"] != 5]
+    assert findings.enough(fewer, "sessions").startswith("No smaller number tried scores as high")
+
+
+def test_methods_nearer_to_permuted_stimuli_are_named_apart():
+    tests = {name: PermutationTest(0.5, np.zeros(3), p) for name, p in (("a", 0.01), ("b", 0.5))}
+    assert "(p < .05): a. Not shown for: b." in findings.matched(tests)
+    assert findings.matched({"b": tests["b"]}).startswith("More similar") and "none" in (
+        findings.matched({"b": tests["b"]})
+    )
+
+
+def test_a_box_holds_every_sentence():
+    text = findings.take_away("- one.\n- two.", "", "three.")
+    assert text.splitlines()[2:] == ["> - one.", "> - two.", "> - three."]

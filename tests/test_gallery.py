@@ -68,7 +68,7 @@ def test_the_page_holds_the_numbers_of_the_table(run, book):
     known = table.set_index(["stimulus_id", "method", "metric"])["value"]
     pages.add_gallery(run, "subj01", book)
     page = (book / "subj01/gallery.md").read_text()
-    assert "NaN" not in page and "All 9 test pictures" in page
+    assert "NaN" not in page and "All 9 test images" in page
     found = json.loads(re.search(r'id="gallery-data">(.*?)</script>', page)[1])
     assert [picture["id"] for picture in found["pictures"]] == IDS
     assert list(found["metrics"]) == ["clip_judge", "ssim", "pcc"]
@@ -92,11 +92,11 @@ def test_first_page_shows_what_its_rule_says(run):
     border, regular, extremes = front(run)
     shown = [tag.text for tag in regular.select(".front-name")]
     assert shown == [f"no. {number}" for number in sorted(IDS)[:8]]
-    assert "8 of 9 test pictures of subj01, in the order" in regular.figcaption.text
+    assert "8 of 9 test images of subj01, in the order" in regular.figcaption.text
     table = pd.read_csv(run / "subj01/metrics.csv")
     judged = table[(table.method == "stage2") & (table.metric == "clip_judge")]
     ranked = judged.sort_values("value").stimulus_id.to_list()
-    shown = [re.match(r"Picture (\d+)", image["alt"])[1] for image in extremes.select("img")[::3]]
+    shown = [re.match(r"Image (\d+)", image["alt"])[1] for image in extremes.select("img")[::3]]
     assert [int(number) for number in shown] == [ranked[-1], ranked[4], ranked[0]]
     assert f"Image {ranked[4]} of subj01: of all 9 test images" in border.figcaption.text
     full, seen = border.select("img")
@@ -108,7 +108,7 @@ def test_first_page_shows_what_its_rule_says(run):
     names = [tag.text.split(",")[0] for tag in extremes.select(".front-name")]
     assert names == ["best", "median", "worst"]
     for image in [*regular.select("img"), *extremes.select("img")]:
-        number, label = re.match(r"Picture (\d+): (.+)", image["alt"]).groups()
+        number, label = re.match(r"Image (\d+): (.+)", image["alt"]).groups()
         assert image["src"] == f"strips/{IDS.index(int(number)):04d}.jpg"
         part = {"as seen": 0, "stage 1": 1, "stage 2": 2}[label]
         assert image["style"] == f"object-position:{100 * part / 3:.4g}% 0"
@@ -130,7 +130,7 @@ def test_of_many_pictures_each_nth_is_taken():
     names = [tag.text for tag in page.select(".front-name")]
     assert names == [f"no. {4 * place}" for place in range(8)]
     caption = page.select(".front-pictures figcaption")[0].text
-    assert "8 of 20 test pictures of subj01, one in 2, in the order" in caption
+    assert "8 of 20 test images of subj01, one in 2, in the order" in caption
 
 
 def test_costs_are_those_of_the_records(tmp_path):

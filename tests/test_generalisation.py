@@ -115,8 +115,6 @@ def test_a_set_whose_pictures_are_painted_is_told_from_one_whose_are_not(bench, 
     assert kinds.index.tolist() == ["in two sets", "noise"] and kinds["n"].tolist() == ["1", "2"]
     said = generalisation.fall_text(scores)
     assert "near not shown to differ from usual" in said and "blind less than usual" in said
-    sets = generalisation.describe_sets(bench.person)
-    assert sets.loc["far"].tolist() == ["2", "20", "60"]
     names = [text.get_text() for text in figures.generalisation(scores).axes[-1].get_xticklabels()]
     assert names == ["usual", "near", "blind", "far"]
 
@@ -126,5 +124,4 @@ def test_a_recording_without_sets_says_nothing(bench):
     nothing = generalisation.score_sets(alone, {}, None, np.zeros((13, 16, 16, 3), np.uint8), 9)
     assert nothing.empty and generalisation.fall_text(nothing) == ""
     assert generalisation.generalisation_table(nothing).empty
-    assert generalisation.describe_sets(alone.person).empty
     assert isinstance(generalisation.score_sets(bench, {}, None, None, 0), pd.DataFrame)

@@ -16,9 +16,9 @@ def evaluated(n=10):
 def test_summary_table_has_the_layout_of_the_paper():
     table = tables.summary_table(evaluated())
     made = ["no z", "no stage 2", "both stages, this book's solver"]
-    assert list(table.index) == [*made, "mean picture", "mine"]
+    assert list(table.index) == [*made, "mean image", "mine"]
     assert table.loc["mine", "SSIM"] == "1.000 [1.000,\u00a01.000]"
-    assert "over pictures" in tables.markdown_table(table)
+    assert "over images" in tables.markdown_table(table)
 
 
 def test_summary_is_the_mean_with_its_interval():
@@ -92,7 +92,7 @@ def test_the_floor_is_the_best_control_that_knows_nothing():
     way = means["ceiling"] - means["mean"]
     assert found["stage2"] == pytest.approx((means["stage2"] - means["mean"]) / way)
     assert found["shuffled"] == pytest.approx((means["shuffled"] - means["mean"]) / way)
-    assert "mean picture (SSIM)" in tables.share_table(frame).attrs["note"]
+    assert "mean image (SSIM)" in tables.share_table(frame).attrs["note"]
     stage1 = frame.replace({"stage2": "stage1"})
     row = tables.differences(stage1, tables.ORDER_PAIRS).set_index("method").loc["stage1"]
     assert row["baseline"] == "floor"
@@ -162,7 +162,7 @@ def test_seed_spread_is_told_apart_from_the_spread_of_pictures():
     row = tables.seed_table(pd.concat(parts)).loc["both stages, this book's solver"]
     assert row["draws"] == "3" and row["metric"] == "SSIM"
     assert float(row["SD of means"]) == pytest.approx(0.1, rel=0.3)
-    assert float(row["SD in a picture"]) == pytest.approx(np.hypot(0.3, 0.1), rel=0.1)
-    assert float(row["SD of pictures"]) == pytest.approx(np.sqrt(1 + 0.09 / 3), rel=0.1)
+    assert float(row["SD in an image"]) == pytest.approx(np.hypot(0.3, 0.1), rel=0.1)
+    assert float(row["SD of images"]) == pytest.approx(np.sqrt(1 + 0.09 / 3), rel=0.1)
     row = tables.seed_table(parts[0]).loc["both stages, this book's solver"]
-    assert row["SD of means"] == "–" and float(row["SD of pictures"]) > 0
+    assert row["SD of means"] == "–" and float(row["SD of images"]) > 0

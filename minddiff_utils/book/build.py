@@ -32,9 +32,9 @@ def finish_page(notebook: nbformat.NotebookNode, subject: str = "") -> nbformat.
     """Make an executed notebook a page of the book.
 
     The parameters of this run are folded away, what stands in a cell with the tag "caption" becomes
-    the caption of the figure above it, figures have alternative text, their names carry the
-    subject's (two subjects share each notebook, and a name may occur only once in a book), and so
-    does the title.
+    the caption of the figure above it, cells with the tag "outcome" go up to the beginning, figures
+    have alternative text, their names carry the subject's (two subjects share each notebook, and a
+    name may occur only once in a book), and so does the title.
 
     Parameters
     ----------
@@ -47,7 +47,9 @@ def finish_page(notebook: nbformat.NotebookNode, subject: str = "") -> nbformat.
         if "caption" in below.metadata.get("tags", []):
             cell.metadata["mystnb"]["figure"]["caption"] = below.source
     kept = [cell for cell in notebook.cells if "caption" not in cell.metadata.get("tags", [])]
-    notebook.cells = _without_empty(kept)
+    first, *rest = _without_empty(kept)
+    rest.sort(key=lambda cell: "outcome" not in cell.metadata.get("tags", []))
+    notebook.cells = [first, *rest]
     for cell in notebook.cells:
         tags = cell.metadata.get("tags", [])
         if "parameters" in tags:

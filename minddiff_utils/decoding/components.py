@@ -81,10 +81,10 @@ def evidence(
     least: float = 0.02,
     most: float = 0.8,
 ) -> tuple[np.ndarray, np.ndarray]:
-    r"""Turn decoded scores into what the responses alone say about a picture's structure.
+    r"""Turn decoded scores into what the responses alone say about an image's structure.
 
     A ridge decoder returns the expected score given the responses, drawn towards the mean of the
-    training pictures: prior and data in one. The generator brings its own prior, so here that of
+    training images: prior and data in one. The generator brings its own prior, so here that of
     the decoder is taken out again. For a score :math:`s` of variance :math:`\lambda`, decoded as
     :math:`\hat s` with reliability :math:`R^2`, posterior over prior is again Gaussian,
 
@@ -103,14 +103,14 @@ def evidence(
     least : float
         Components below it are left out.
     most : float
-        What a higher R² is lowered to: a picture need not fit better than the generator can draw.
+        What a higher R² is lowered to: an image need not fit better than the generator can draw.
 
     Returns
     -------
     projection : float32 array, shape (n_values, n_components)
-        Columns scaled so that the squared distance between a projected picture and `value` is
+        Columns scaled so that the squared distance between a projected image and `value` is
         the mean over informative components of the squared error in units of its variance: one,
-        on average, for the picture that was seen. Zero in columns that say nothing.
+        on average, for the stimulus. Zero in columns that say nothing.
     value : float32 array, shape (n, n_components)
 
     Raises

@@ -269,7 +269,7 @@ def early_voxels(subject: Subject, voxels: np.ndarray | slice = slice(None)) -> 
 
 
 def training_folds(subject: Subject, ids: np.ndarray, n_folds: int = 5) -> np.ndarray:
-    """Assign training stimuli of a recording to folds; copies of one picture share a fold.
+    """Assign training stimuli of a recording to folds; copies of one image share a fold.
 
     Parameters
     ----------
@@ -440,11 +440,11 @@ def density_by_region(subject: Subject, shares: dict[str, np.ndarray]) -> pd.Dat
 def decoder_reliability(subject: Subject, decoders: str | Path, space: str) -> np.ndarray:
     r"""Return the highest correlation that noise in the test responses lets a decoder reach.
 
-    Not a noise ceiling of voxels: what repeats of a decoded value need not be the picture's.
+    Not a noise ceiling of voxels: what repeats of a decoded value need not be the image's.
 
-    The test pictures are decoded from each repetition alone. With the variance
-    :math:`\sigma^2_w` over the :math:`n` repetitions of a picture and :math:`\sigma^2_b` of their
-    means over pictures, a share :math:`\rho = 1 - \sigma^2_w / (n \sigma^2_b)` of what is decoded
+    The test images are decoded from each repetition alone. With the variance
+    :math:`\sigma^2_w` over the :math:`n` repetitions of an image and :math:`\sigma^2_b` of their
+    means over images, a share :math:`\rho = 1 - \sigma^2_w / (n \sigma^2_b)` of what is decoded
     from the mean response would come again. Noise correlates with nothing, so the correlation
     with the true value is :math:`\sqrt\rho` at most.
 
@@ -458,7 +458,7 @@ def decoder_reliability(subject: Subject, decoders: str | Path, space: str) -> n
     Returns
     -------
     float array, shape (n_decoded,)
-        NaN for values that do not vary; all NaN if not every test picture was repeated.
+        NaN for values that do not vary; all NaN if not every test image was repeated.
     """
     first = np.min(subject.n_repetitions(np.concatenate([s.test for s in subject.splits])))
     ids, parts = subject.stimulus_id, []

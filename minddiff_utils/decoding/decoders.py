@@ -41,7 +41,7 @@ class Method(Chosen, BaseEstimator):
         The penalty of the paper's decoder.
     rescale_z : {"none", "global", "target"}
         Whether decoded `z` is stretched about its mean towards the spread of the training
-        pictures', by one factor or by one for each value.
+        images', by one factor or by one for each value.
     rescale_power : float
         How far: the factor is raised to this power. 1 is all the way.
     early_band_scale : float

@@ -72,8 +72,8 @@ def write_features(
 ) -> Path:
     """Compute the features of all stimuli of a subject, block by block; go on where a run stopped.
 
-    A file that is there is taken only if it was computed with these models from these pictures,
-    pixel by pixel, and these captions. So all are read once before: of NSD 10,000 pictures of a
+    A file that is there is taken only if it was computed with these models from these images,
+    pixel by pixel, and these captions. So all are read once before: of NSD 10,000 images of a
     subject, or 5 GB, where its decoders take far longer.
 
     Parameters
@@ -81,12 +81,12 @@ def write_features(
     path : str or Path
         The HDF5 file; see `write_rows`.
     subject : Subject
-        Its `stimuli` give pictures and captions.
+        Its `stimuli` give images and captions.
     generator : Generator
     n_blocks : int
         Structure is taken from vision blocks 1 to `n_blocks` of the guide.
     batch : int
-        Pictures at a time.
+        Images at a time.
 
     Returns
     -------
@@ -115,7 +115,7 @@ def write_features(
 
 
 def _digest(subject: Subject) -> str:
-    """Digest of the ids, pictures and captions of all stimuli."""
+    """Digest of the ids, images and captions of all stimuli."""
     digest, ids = "", subject.stimulus_ids
     for start in range(0, len(ids), AT_ONCE):
         some = ids[start : start + AT_ONCE]

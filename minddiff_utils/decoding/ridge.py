@@ -22,7 +22,7 @@ FEWEST = 4  # stimuli: two in each of two folds
 def assign_folds(ids, n_folds=5, *, groups=None, session=None, seed=0) -> np.ndarray:
     """Assign stimuli to folds at random.
 
-    Recordings are often sorted, by kind of picture or by session; consecutive blocks of them would
+    Recordings are often sorted, by kind of image or by session; consecutive blocks of them would
     be folds of one kind each. The fold of a stimulus follows from the ids and the seed, not from
     the order in which they come.
 

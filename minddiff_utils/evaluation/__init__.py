@@ -1,4 +1,4 @@
-"""What the pictures are worth: metrics, controls, statistics, tables.
+"""What the images are worth: metrics, controls, statistics, tables.
 
 Below, what follows from `settings.ROWS`, the methods and baselines that the tables know.
 """

@@ -1,7 +1,7 @@
 """How good is a method without the brain, with perfect decoding, or as others do it?
 
-Every one is a function of the bench, the same brain, decoders and generator for all, and gives a
-picture for each test stimulus. Most go through the same two stages as the brain's features, from
+Every one is a function of the bench, the same brain, decoders and generator for all, and gives an
+image for each test stimulus. Most go through the same two stages as the brain's features, from
 other inputs; `retrieval` and `blur` paint nothing: they show what looking things up, and blur, are
 worth.
 """
@@ -42,7 +42,7 @@ class Bench:
 
     `first` and `full` are the settings that stage 1 and the full method ran with, `seed` that of
     their noise; `features` and `folder` are paths, `decoded` what `read_decoded` returns; `blur` is
-    the width of the baseline "blur", as a share of the picture's width.
+    the width of the baseline "blur", as a share of the image's width.
     """
 
     person: Subject
@@ -74,7 +74,7 @@ class Bench:
         return method.set_params(device=str(self.generator.device))
 
     def seen(self, stimulus_id: np.ndarray) -> np.ndarray:
-        """Pictures of the recording, of the size of painted ones."""
+        """Images of the recording, of the size of painted ones."""
         return self.generator.resize(self.person.stimuli.pictures(stimulus_id))
 
 
@@ -88,7 +88,7 @@ def open_bench(person: Subject, generator: Generator, folder: str | Path, batch:
     folder : str or Path
         Of the subject.
     batch : int
-        Pictures at a time in stage 2.
+        Images at a time in stage 2.
 
     Returns
     -------
@@ -109,7 +109,7 @@ def open_bench(person: Subject, generator: Generator, folder: str | Path, batch:
 
 
 def methods_of_stages(folder: str | Path) -> list[str]:
-    """Return the methods whose pictures chapters 03 and 04 have left of a subject.
+    """Return the methods whose images chapters 03 and 04 have left of a subject.
 
     Parameters
     ----------
@@ -175,7 +175,7 @@ def settings_of(path: str | Path) -> tuple[Settings, int]:
 
 
 def make_control(name: str, bench: Bench, blur: float = 0.06) -> np.ndarray:
-    """Make the pictures of one baseline, and keep them beside those of the other methods.
+    """Make the images of one baseline, and keep them beside those of the other methods.
 
     Parameters
     ----------
@@ -183,7 +183,7 @@ def make_control(name: str, bench: Bench, blur: float = 0.06) -> np.ndarray:
         One of `settings.CONTROLS`.
     bench : Bench
     blur : float
-        Width of the Gaussian of the baseline "blur", as a share of the picture's width.
+        Width of the Gaussian of the baseline "blur", as a share of the image's width.
 
     Returns
     -------
@@ -201,12 +201,12 @@ def make_control(name: str, bench: Bench, blur: float = 0.06) -> np.ndarray:
 
 
 def ceiling(bench: Bench) -> np.ndarray:
-    """Both stages from the true features of the test pictures: perfect decoding."""
+    """Both stages from the true features of the test images: perfect decoding."""
     return bench.run(true_features(bench.decoded, bench.features), bench.full, "ceiling")
 
 
 def from_mean_features(bench: Bench) -> np.ndarray:
-    """Both stages from the mean features of the training pictures."""
+    """Both stages from the mean features of the training images."""
     return bench.run(mean_features(bench), bench.full, "mean_features")
 
 
@@ -217,7 +217,7 @@ def prior(bench: Bench) -> np.ndarray:
 
 
 def true_features(decoded: dict[str, np.ndarray], path: str | Path) -> dict[str, np.ndarray]:
-    """Replace what was decoded by the true features of the test pictures.
+    """Replace what was decoded by the true features of the test images.
 
     Both stages then do what they would with a perfect decoder of the same features: of the blocks,
     the same values or components, each with the weight that its decoding gave it.
@@ -239,12 +239,12 @@ def true_features(decoded: dict[str, np.ndarray], path: str | Path) -> dict[str,
 
 
 def mean_features(bench: Bench) -> dict[str, np.ndarray]:
-    """Replace what was decoded by the mean over the training pictures of each split.
+    """Replace what was decoded by the mean over the training images of each split.
 
     Returns
     -------
     dict
-        To call `reconstruct` with. Only the noise differs between pictures of one split.
+        To call `reconstruct` with. Only the noise differs between images of one split.
     """
 
     def mean(name: str) -> np.ndarray:
@@ -288,7 +288,7 @@ def _mean(path: str | Path, name: str, ids: np.ndarray) -> np.ndarray:
 
 
 def mean_pictures(bench: Bench) -> np.ndarray:
-    """Return, for every test picture of every split, the mean of that split's training pictures.
+    """Return, for every test image of every split, the mean of that split's training images.
 
     It is blurred, and blur does well on SSIM and PCC, so it shows what those metrics reward.
     In the order of the splits and their test stimuli, as decoded features are.
@@ -303,15 +303,15 @@ def mean_pictures(bench: Bench) -> np.ndarray:
 
 
 def retrieval(bench: Bench) -> np.ndarray:
-    """The training picture whose features fit the decoded ones best."""
+    """The training image whose features fit the decoded ones best."""
     return bench.seen(nearest_training(bench))
 
 
 def nearest_training(bench: Bench) -> np.ndarray:
-    r"""Find for each test picture the training picture whose features fit the decoded ones best.
+    r"""Find for each test image the training image whose features fit the decoded ones best.
 
-    With the decoded features :math:`\hat y` and those of training picture j, :math:`y_j`, both
-    without the mean :math:`m` of the training pictures, the picture with the largest
+    With the decoded features :math:`\hat y` and those of training image j, :math:`y_j`, both
+    without the mean :math:`m` of the training images, the image with the largest
 
     .. math:: \sum_f \cos(\hat y_f - m_f,\; y_{jf} - m_f)
 
@@ -321,7 +321,7 @@ def nearest_training(bench: Bench) -> np.ndarray:
     Returns
     -------
     int64 array, shape (n_test,)
-        Stimulus ids, each from the training pictures of its split.
+        Stimulus ids, each from the training images of its split.
     """
     decoded = bench.decoded
     out = np.empty(len(decoded["stimulus_id"]), np.int64)
@@ -338,7 +338,7 @@ def nearest_training(bench: Bench) -> np.ndarray:
 
 
 def blurred_truth(bench: Bench) -> np.ndarray:
-    """The pictures that were seen, blurred."""
+    """The stimuli, blurred."""
     return blurred(bench.seen(bench.decoded["stimulus_id"]), bench.blur)
 
 
@@ -477,20 +477,20 @@ def stored_pictures(path: str | Path, decoded: Arrays) -> tuple[np.ndarray | Non
         How they were made, or why there are none.
     """
     if not Path(path).is_file():
-        return None, "No pictures of Algorithm 1 are stored for this recording."
+        return None, "Nothing of Algorithm 1 is stored for this recording."
     with h5py.File(path, "r") as file:
         statistics, ours = file["statistics"][:], decoded_statistics(decoded)
         same = np.array_equal(file["stimulus_id"][:], decoded["stimulus_id"])
         same &= statistics.shape == ours.shape  # as many blocks
         if not same or not np.allclose(statistics, ours, rtol=0, atol=SAME * statistics.std()):
-            return None, "The stored pictures of Algorithm 1 follow from other decoded features."
+            return None, "What is stored of Algorithm 1 follows from other decoded features."
         return file["pictures"][:], f"Stored, not made here: {file.attrs['about']}"
 
 
 def add_stored(
     folder: str | Path, pictures: np.ndarray, decoded: Arrays, seeds: Sequence[int]
 ) -> None:
-    """Put stored pictures of Algorithm 1 beside those that a subject's chapters make.
+    """Put stored images of Algorithm 1 beside those that a subject's chapters make.
 
     Parameters
     ----------
@@ -512,7 +512,7 @@ def add_stored(
 
 
 def decoded_statistics(decoded: Arrays) -> np.ndarray:
-    """Mean and standard deviation of each picture's decoded values; float32 (n, n_names, 2)."""
+    """Mean and standard deviation of each image's decoded values; float32 (n, n_names, 2)."""
     names = sorted(name for name in decoded if name in ("z", "c") or name.startswith("block_"))
     flat = [decoded[name].reshape(len(decoded[name]), -1).astype(np.float64) for name in names]
     found = [[np.nanmean(values, 1), np.nanstd(values, 1)] for values in flat]

@@ -1,6 +1,6 @@
 """What decoding knows: from each region alone and without it, and by chance.
 
-Chance is what the same decoders reach with the responses permuted over the pictures.
+Chance is what the same decoders reach with the responses permuted over the images.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -140,7 +140,7 @@ def area_contrasts(
     ----------
     regional : RegionDecoding
     n_resamples, seed : int
-        Of the bootstrap over pictures.
+        Of the bootstrap over images.
 
     Returns
     -------
@@ -224,11 +224,11 @@ def _values(path: str | Path, chosen: Mapping[str, np.ndarray], ids: np.ndarray)
 def chance_accuracies(
     subject: Subject, features_path: str | Path, method: Method, n_permutations: int, seed: int = 0
 ) -> pd.DataFrame:
-    """Decode values of every feature space from responses permuted over the pictures, repeatedly.
+    """Decode values of every feature space from responses permuted over the images, repeatedly.
 
-    One permutation is not enough. It gives one wrong decoder, and what that makes of pictures with
+    One permutation is not enough. It gives one wrong decoder, and what that makes of images with
     a lot in common agrees with them a little, or disagrees: for all values of a feature space
-    together, and with as many test pictures as one likes. Chance is the mean over permutations.
+    together, and with as many test images as one likes. Chance is the mean over permutations.
 
     Parameters
     ----------

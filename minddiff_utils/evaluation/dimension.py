@@ -1,9 +1,9 @@
-"""How many dimensions do features fill, and how much of the responses do the pictures rest on?
+"""How many dimensions do features fill, and how much of the responses do the images rest on?
 
-Where a few dimensions of the responses give what all of them give, the rest of a picture comes
+Where a few dimensions of the responses give what all of them give, the rest of an image comes
 from the generator (BrainBits: Mayo et al., NeurIPS 2024, arXiv 2411.02783). BrainBits learns the
 dimensions together with the decoder; here they are principal components of the responses, which
-know no pictures, so that as few learned ones might do better.
+know no images, so that as few learned ones might do better.
 """
 
 from collections.abc import Mapping, Sequence
@@ -46,7 +46,7 @@ def dimension_table(decoded: Mapping[str, np.ndarray], features_path: str | Path
     -------
     DataFrame of str
         A row a feature space: how many values, and both dimensions of `effective_dimension`,
-        decoded and true, over the test pictures.
+        decoded and true, over the test images.
     """
     rows = {}
     for space in feature_spaces(features_path):
@@ -64,7 +64,7 @@ def dimension_table(decoded: Mapping[str, np.ndarray], features_path: str | Path
 
 
 def decode_components(bench: Bench, counts: Sequence[int] = COMPONENTS) -> dict[int, Features]:
-    r"""Decode the test pictures from the first principal components of the responses alone.
+    r"""Decode the test images from the first principal components of the responses alone.
 
     Responses are standardised and averaged as in the run. With their mean :math:`m` and the
     reliability :math:`s` of each voxel, both of training responses alone, the components are those
@@ -84,7 +84,7 @@ def decode_components(bench: Bench, counts: Sequence[int] = COMPONENTS) -> dict[
     Returns
     -------
     dict of int to dict
-        For each k `z` and `c` of the test pictures, float32 (n_test, …).
+        For each k `z` and `c` of the test images, float32 (n_test, …).
 
     Raises
     ------
@@ -164,7 +164,7 @@ def session_counts(person: Subject, shares: Sequence[float] = SHARES) -> list[in
     Returns
     -------
     list of int
-        Fewer than all, ascending, each with 20 training pictures or more in every split. None for
+        Fewer than all, ascending, each with 20 training images or more in every split. None for
         a recording of one session, which does not tell in which order its trials were recorded.
     """
     n = len(person.sessions)
@@ -191,7 +191,7 @@ def first_sessions(person: Subject, split: Split, n: int) -> tuple[Subject, Spli
         Later training trials have no stimulus of the split. Later test trials count for the last
         session that is left, since a session needs training trials to be standardised.
     split : Split
-        With the training pictures that are left.
+        With the training images that are left.
     """
     last = person.sessions[n - 1]
     later = (person.session > last) & ~np.isin(person.stimulus_id, split.test)
@@ -201,7 +201,7 @@ def first_sessions(person: Subject, split: Split, n: int) -> tuple[Subject, Spli
 
 
 def decode_sessions(bench: Bench, counts: Sequence[int]) -> dict[int, Features]:
-    """Decode the test pictures by decoders of the first sessions' training trials.
+    """Decode the test images by decoders of the first sessions' training trials.
 
     Repetitions, reliability of voxels, folds and penalties are those of these trials alone. Test
     trials are the same for all, standardised as in the run by mean and deviation of the training
@@ -241,7 +241,7 @@ def decode_sessions(bench: Bench, counts: Sequence[int]) -> dict[int, Features]:
 def paint_each(
     bench: Bench, decoded: Mapping[int, Features], rows: slice, name: str
 ) -> dict[int, np.ndarray]:
-    """Paint stage 1 of some test pictures from each of several decodings.
+    """Paint stage 1 of some test images from each of several decodings.
 
     Parameters
     ----------
@@ -249,7 +249,7 @@ def paint_each(
     decoded : mapping of int to dict
         From `decode_components` or `decode_sessions`.
     rows : slice
-        Of the test pictures, in the order of `bench.decoded`.
+        Of the test images, in the order of `bench.decoded`.
     name : str
         Of the files, `<name>_<number>`.
 

@@ -1,14 +1,17 @@
 """What came out, in sentences that follow from the numbers alone, whatever these are."""
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import pandas as pd
 
 from minddiff_utils.evaluation import tables
 from minddiff_utils.evaluation.metrics import METRICS
+from minddiff_utils.evaluation.statistics import PermutationTest, paired_difference
 
 ALPHA = 0.05  # of a p-value after Holm's correction
 SAID = {"above": "above", "below": "below", "open": "not shown to differ from"}
-STAGE_2 = {"above": "raises", "below": "lowers", "open": "is not shown to change"}
+CHANGES = {"above": "raises", "below": "lowers", "open": "is not shown to change"}
 RIVAL = {"above": "beats", "below": "falls short of", "open": "is not shown to beat"}
 
 
@@ -31,13 +34,15 @@ def outcomes(found: pd.DataFrame) -> np.ndarray:
     return np.select([above, below], ["above", "below"], "open")
 
 
-def sentences(found: pd.DataFrame) -> str:
+def sentences(found: pd.DataFrame, numbers: bool = True) -> str:
     """Write differences between methods as a list of markdown, a line a subject and pair.
 
     Parameters
     ----------
     found : DataFrame
         From `tables.differences`.
+    numbers : bool
+        False names the metrics alone.
 
     Returns
     -------
@@ -51,17 +56,19 @@ def sentences(found: pd.DataFrame) -> str:
         *subject, method, baseline = names
         parts = []
         for outcome, same in rows.groupby("outcome", sort=False):
-            numbers = "; ".join(_numbers(row) for row in same.itertuples())
-            parts.append(f"{SAID[str(outcome)]} {tables.short_name(baseline)} in {numbers}")
+            which = [_label(row, numbers) for row in same.itertuples()]
+            listed = ("; " if numbers else ", ").join(which)
+            parts.append(f"{SAID[str(outcome)]} {tables.short_name(baseline)} in {listed}")
         begin = f"{tables.as_markdown(str(subject[0]))}, " if subject else ""
         lines.append(f"- {begin}**{tables.short_name(method)}**: {'. It is '.join(parts)}.")
     return "\n".join(lines)
 
 
-def _numbers(row) -> str:
+def _label(row, numbers: bool) -> str:
+    label = METRICS.get(row.metric, row.metric)
     change = tables.interval_text(row.mean, row.low, row.high, "+")
     means = tables.leading(f"{row.before:.3f} → {row.after:.3f}")
-    return f"{METRICS.get(row.metric, row.metric)}, {means} ({change})"
+    return f"{label}, {means} ({change})" if numbers else label
 
 
 def headline(found: pd.DataFrame, metric: str = "clip_judge") -> str:
@@ -92,9 +99,119 @@ def headline(found: pd.DataFrame, metric: str = "clip_judge") -> str:
         row = rows["stage1"]
         change = tables.interval_text(row.mean, row.low, row.high, "+")
         means = tables.leading(f"{row.before:.3f} to {row.after:.3f}")
-        text = f"Stage 2 {STAGE_2[row.outcome]} {METRICS[metric]} from {means}"
+        text = f"Stage 2 {CHANGES[row.outcome]} {METRICS[metric]} from {means}"
         text += f" (difference {change})"
         if "retrieval" in rows:
             text += f" and {RIVAL[rows['retrieval'].outcome]} the nearest training image"
         lines.append(f"{text}{f' in {subject}' if subject else ''}.")
     return " ".join(lines)
+
+
+def take_away(*texts: str) -> str:
+    """Put sentences, or lists of them, into the box that ends a chapter; empty ones are left out.
+
+    Returns
+    -------
+    str
+        Markdown that JupyterLab and the book show alike.
+    """
+    lines = [line.removeprefix("- ") for text in texts for line in text.splitlines() if line]
+    return "\n".join(["> **To take away**", ">", *(f"> - {line}" for line in lines)])
+
+
+def change(what: str, measure: str, before: np.ndarray, after: np.ndarray, seed: int = 0) -> str:
+    """Say what something does to a measure.
+
+    Parameters
+    ----------
+    what, measure : str
+        "Stage 2" and "the loss".
+    before, after : float (n,)
+        One value an image.
+    seed : int
+        Of the bootstrap.
+
+    Returns
+    -------
+    str
+        A sentence with both means and the mean difference; its verb follows from the interval.
+    """
+    known = np.isfinite(before) & np.isfinite(after)
+    before, after = before[known], after[known]
+    found = paired_difference(after, before, seed)
+    outcome = "above" if found["low"] > 0 else "below" if found["high"] < 0 else "open"
+    text = tables.interval_text(found["mean"], found["low"], found["high"], "+")
+    means = tables.leading(f"from {np.mean(before):.3f} to {np.mean(after):.3f}")
+    return f"{what} {CHANGES[outcome]} {measure}: {means} (difference {text})."
+
+
+def noise_ceilings(ceiling: np.ndarray, roi: Mapping[str, np.ndarray]) -> str:
+    """Say how reliable the voxels are, and in which regions most and least.
+
+    Parameters
+    ----------
+    ceiling : float (n_voxels,)
+        Noise ceiling in per cent; NaN where it is unknown.
+    roi : mapping of region to bool (n_voxels,)
+    """
+    found = pd.Series({name: pd.Series(ceiling[mask]).median() for name, mask in roi.items()})
+    if found.isna().all():
+        return "The noise ceiling is unknown: no stimulus was shown twice."
+    ends = [f"{name} ({found[name]:.0f} %)" for name in (found.idxmax(), found.idxmin())]
+    text = (
+        f"The median voxel has a noise ceiling of {np.nanmedian(ceiling):.0f} %; of the regions, "
+    )
+    return text + "{} has the highest and {} the lowest.".format(*map(tables.as_markdown, ends))
+
+
+def decoded_spaces(chance: pd.DataFrame) -> str:
+    """Say which feature spaces are decoded best and worst, and which not better than by chance.
+
+    Parameters
+    ----------
+    chance : DataFrame
+        From `decoding.chance_interval`.
+    """
+    best, worst = chance["decoded"].idxmax(), chance["decoded"].idxmin()
+    means = [f"`{name}` ({chance['decoded'][name]:.2f})" for name in (best, worst)]
+    text = "Mean test correlation: highest for {}, lowest for {}. ".format(*means)
+    within = chance.index[~(chance["decoded"] > chance["highest"])]
+    return f"{text}Not above every permutation of the responses: {_names(within)}."
+
+
+def enough(frame: pd.DataFrame, unit: str, metric: str = "clip_judge", seed: int = 0) -> str:
+    """Say how few of something do as well as all, as far as can be shown.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Tidy scores; `method` is the number of components or sessions.
+    unit : str
+        What is counted.
+    metric : str
+    seed : int
+        Of the bootstrap.
+    """
+    wide = frame[frame["metric"] == metric].pivot(
+        index="stimulus_id", columns="method", values="value"
+    )
+    *fewer, every = sorted(wide)
+    for number in fewer:
+        less = paired_difference(wide[number], wide[every], seed)
+        if not less["high"] < 0:
+            text = tables.interval_text(less["mean"], less["low"], less["high"], "+")
+            said = f"{number} of {every} {unit} are not shown to score lower than all by"
+            return f"{said} {METRICS[metric]}: difference {text}."
+    return f"No smaller number tried scores as high as all {every} {unit} by {METRICS[metric]}."
+
+
+def matched(tests: Mapping[str, PermutationTest]) -> str:
+    """Say which methods' reconstructions are nearer to their own stimuli than to permuted ones."""
+    sure = [name for name, test in tests.items() if test.p < ALPHA]
+    rest = [name for name in tests if name not in sure]
+    text = f"More similar to their own stimuli than to permuted ones (p < .05): {_names(sure)}. "
+    return text + f"Not shown for: {_names(rest)}."
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(names) or "none"

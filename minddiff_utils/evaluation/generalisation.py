@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 import pandas as pd
 
-from minddiff_utils.datasets import Split, Subject
+from minddiff_utils.datasets import Split
 from minddiff_utils.decoding.decode import decode_tests, read_decoded, same_training, test_set_file
 from minddiff_utils.evaluation import tables
 from minddiff_utils.evaluation.baselines import Bench
@@ -15,7 +15,11 @@ from minddiff_utils.evaluation.statistics import bootstrap_interval, finite, gro
 from minddiff_utils.io import require
 from minddiff_utils.reconstruction import pictures_of
 
-OWN, WRONG = "the picture that was seen", "another picture of the set"
+OWN, WRONG = "with its own stimulus", "with another stimulus of the set"
+NOTE = (
+    "Mean of the full method with its 95 % bootstrap interval; then how far it lies above the same "
+    "reconstructions scored with another stimulus of the set."
+)
 
 
 def set_name(split: str) -> str:
@@ -23,26 +27,8 @@ def set_name(split: str) -> str:
     return re.sub(r"_\d+$", "", split)
 
 
-def describe_sets(person: Subject) -> pd.DataFrame:
-    """List the test sets of a recording that has further ones: parts, test and training pictures.
-
-    Returns
-    -------
-    DataFrame of str
-        A row a set, the book's own first; none without further sets.
-    """
-    splits = [*person.splits, *person.test_sets] if person.test_sets else []
-    names = pd.Index([set_name(split.name) for split in splits], name="test set")
-    sizes = {"test pictures": [len(split.test) for split in splits]}
-    sizes["training pictures"] = [len(split.train) for split in splits]
-    groups = pd.DataFrame(sizes, names, dtype=float).groupby("test set", sort=False)
-    table = groups.agg({"test pictures": "sum", "training pictures": "mean"})
-    table.insert(0, "parts", groups.size())
-    return table.map("{:,.0f}".format).rename(index=tables.as_markdown)
-
-
 def decode_sets(bench: Bench, n: int) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-    """Decode further test sets with the settings of the run, some pictures of each.
+    """Decode further test sets with the settings of the run, some images of each.
 
     Sets with the training stimuli of the book's split were decoded in chapter 02. Others need
     decoders of their own, which those with a training set in common share.
@@ -51,7 +37,7 @@ def decode_sets(bench: Bench, n: int) -> Iterator[tuple[str, dict[str, np.ndarra
     ----------
     bench : Bench
     n : int
-        Pictures of each set, at even distances; all if it has fewer.
+        Images of each set, at even distances; all if it has fewer.
 
     Yields
     ------
@@ -81,9 +67,9 @@ def spread(n: int, most: int) -> np.ndarray:
 def score_sets(
     bench: Bench, embed: Mapping[str, Callable], size: int | None, own: np.ndarray, n: int
 ) -> pd.DataFrame:
-    """Paint every test set by the full method and score it, with right and with wrong pictures.
+    """Paint every test set by the full method and score it, with right and with wrong images.
 
-    Pictures of one set may be more alike, or more blurred, than those of another, and score higher
+    Images of one set may be more alike, or more blurred, than those of another, and score higher
     whatever is decoded. So each reconstruction is also scored with two others of its set, the next
     and the one half the set further on.
 
@@ -93,9 +79,9 @@ def score_sets(
     embed, size
         As for `evaluate`.
     own : uint8 array, shape (n_test, H, W, 3)
-        What the full method painted of the book's own test pictures.
+        What the full method painted of the book's own test images.
     n : int
-        Pictures of each further set, as for `decode_sets`; 0 for nothing at all.
+        Images of each further set, as for `decode_sets`; 0 for nothing at all.
 
     Returns
     -------
@@ -124,14 +110,14 @@ def score_sets(
 
 
 def generalisation_table(frame: pd.DataFrame, by: str = "test_set", seed: int = 0) -> pd.DataFrame:
-    """Write the scores of each test set, and what they exceed those of wrong pictures by.
+    """Write the scores of each test set, and what they exceed those of wrong images by.
 
     Parameters
     ----------
     frame : DataFrame
         From `score_sets`.
     by : str
-        "test_set", or "kind" for the kinds of pictures that the recording names.
+        "test_set", or "kind" for the kinds of images that the recording names.
     seed : int
         Of the bootstrap.
 
@@ -146,11 +132,11 @@ def generalisation_table(frame: pd.DataFrame, by: str = "test_set", seed: int = 
         text = tables.interval_text(own.mean(), *bootstrap_interval(own, seed=seed))
         text += "; " + tables.interval_text(gain.mean(), *bootstrap_interval(gain, seed=seed), "+")
         rows.append({head: tables.as_markdown(name), "metric": metric, "n": len(own), "text": text})
-    return tables.wide_table(pd.DataFrame(rows), [head])
+    return tables.wide_table(pd.DataFrame(rows), [head], NOTE)
 
 
 def _gains(frame: pd.DataFrame, by: str) -> Iterator[tuple[tuple[str, str], pd.DataFrame]]:
-    """Each metric and set (or kind), its pictures' scores with the right and a wrong picture."""
+    """Each metric and set (or kind), its images' scores with the right and a wrong image."""
     for names, part in tables.groups_in_order(frame, ["metric", by]):
         # A picture may be in several sets of its kind.
         yield names, part.pivot_table("value", "stimulus_id", "scored_with", dropna=False)
@@ -169,7 +155,7 @@ def fall_text(frame: pd.DataFrame, seed: int = 0) -> str:
     -------
     str
         A sentence of markdown a metric; "" without further sets. What is compared is the distance
-        to the score with wrong pictures.
+        to the score with wrong images.
     """
     gains: dict[str, dict[str, np.ndarray]] = {}
     for (metric, name), part in _gains(frame, "test_set"):
@@ -185,5 +171,5 @@ def fall_text(frame: pd.DataFrame, seed: int = 0) -> str:
             said = "less than" if found["high"] < 0 else "not shown to differ from"
             said = "more than" if found["low"] > 0 else said
             parts.append(f"{name} {said} {first} ({change}, {tables.p_text(found['p'])})")
-        lines.append(f"**{metric}**, above wrong pictures: {'; '.join(parts)}.")
+        lines.append(f"**{metric}**, above other stimuli of the set: {'; '.join(parts)}.")
     return "\n\n".join(lines)

@@ -1,4 +1,4 @@
-"""Can a reconstruction tell which picture was seen? Identification, with its chance level."""
+"""Can a reconstruction tell which image was seen? Identification, with its chance level."""
 
 from collections.abc import Mapping, Sequence
 from math import comb
@@ -18,18 +18,18 @@ SAME = 1e-6  # cosines closer than this are a tie: equal pictures in batches of 
 def similarity_matrix(predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
     """Cosine similarity of every predicted row (n, d) with every true row (n, d): float64 (n, n).
 
-    Row i is reconstruction i; its own picture is on the diagonal.
+    Row i is reconstruction i; its own image is on the diagonal.
     """
     check_rows(predicted, true)
     return unit_rows(predicted) @ unit_rows(true).T
 
 
 def identification_accuracy(predicted: np.ndarray, true: np.ndarray, n_way: int = 2) -> np.ndarray:
-    """Probability that a reconstruction is matched with its own picture among `n_way` candidates.
+    """Probability that a reconstruction is matched with its own image among `n_way` candidates.
 
-    The candidates are the picture that was seen and `n_way - 1` others drawn at random, without
-    repetition, from the other pictures; the one with the largest cosine wins. The expectation
-    over all draws is computed exactly, so there is no sampling noise. With `w` other pictures less
+    The candidates are the stimulus and `n_way - 1` others drawn at random, without
+    repetition, from the other images; the one with the largest cosine wins. The expectation
+    over all draws is computed exactly, so there is no sampling noise. With `w` other images less
     similar than the right one, `e` equally similar (a tie is drawn by lot) and `k = n_way - 1`,
 
         P = [C(w + e + 1, k + 1) - C(w, k + 1)] / [(e + 1) C(n - 1, k)]
@@ -37,14 +37,14 @@ def identification_accuracy(predicted: np.ndarray, true: np.ndarray, n_way: int 
     Parameters
     ----------
     predicted, true : float (n, d)
-        Embeddings of the reconstructions and of the pictures seen, in the same order.
+        Embeddings of the reconstructions and of the images seen, in the same order.
     n_way : int
         Number of candidates, 2 to n. Chance is `1 / n_way`.
 
     Returns
     -------
     float64 (n,)
-        Between 0 and 1 for every picture; NaN where its embedding is not finite.
+        Between 0 and 1 for every image; NaN where its embedding is not finite.
     """
     similarity = similarity_matrix(predicted, true)
     n, k = len(similarity), n_way - 1
@@ -63,8 +63,8 @@ def identification_accuracy(predicted: np.ndarray, true: np.ndarray, n_way: int 
 def pairwise_identification(predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
     r"""Two-alternative forced choice as the Kamitani laboratory's bdpy defines it.
 
-    Every other picture is the alternative once. With the Pearson correlation :math:`r_{ij}` over
-    the features between prediction i and picture j,
+    Every other image is the alternative once. With the Pearson correlation :math:`r_{ij}` over
+    the features between prediction i and image j,
 
     .. math:: P_i = \frac{1}{n - 1} \sum_{j \ne i} [\, r_{ij} < r_{ii} \,] .
 
@@ -97,9 +97,9 @@ def pairwise_identification(predicted: np.ndarray, true: np.ndarray) -> np.ndarr
 def zero_shot_accuracy(
     predicted: np.ndarray, true: np.ndarray, extra: np.ndarray, ks: Sequence[int]
 ) -> np.ndarray:
-    r"""Probability that the right picture is among the `k` most similar of all candidates.
+    r"""Probability that the right image is among the `k` most similar of all candidates.
 
-    Candidates are the n test pictures and m more, by cosine. With `w` candidates more similar than
+    Candidates are the n test images and m more, by cosine. With `w` candidates more similar than
     the right one and `e` equally similar (a tie is drawn by lot),
 
     .. math:: P = \min(1, \max(0, \tfrac{k - w}{e + 1})) .
@@ -107,7 +107,7 @@ def zero_shot_accuracy(
     Parameters
     ----------
     predicted, true : float (n, d)
-        Embeddings of the reconstructions and of the pictures seen, in the same order.
+        Embeddings of the reconstructions and of the images seen, in the same order.
     extra : float (m, d)
         Embeddings of the extra candidates, none of which was seen in the test; m may be 0.
     ks : sequence of int
@@ -131,17 +131,17 @@ def zero_shot_accuracy(
 def retrieval_accuracy(
     predicted: np.ndarray, true: np.ndarray, n_way: int = 300, n_draws: int = 30, seed: int = 0
 ) -> np.ndarray:
-    """Share of pictures that are retrieved first among `n_way`, as MindEye reports it.
+    """Share of images that are retrieved first among `n_way`, as MindEye reports it.
 
-    `n_way` pictures are drawn at random, without repetition, `n_draws` times. Forward: of each
-    reconstruction, is its own picture the nearest of those drawn? Backward: of each picture, is its
+    `n_way` images are drawn at random, without repetition, `n_draws` times. Forward: of each
+    reconstruction, is its own image the nearest of those drawn? Backward: of each image, is its
     own reconstruction? By cosine; a tie is no hit. Scotti et al. 2023 do this with embeddings that
     are predicted from the responses; here it is the embedding of the reconstruction.
 
     Parameters
     ----------
     predicted, true : float (n, d)
-        Embeddings of the reconstructions and of the pictures seen, in the same order.
+        Embeddings of the reconstructions and of the images seen, in the same order.
     n_way : int
         At most n; chance is `1 / n_way`.
     n_draws : int
@@ -173,7 +173,7 @@ def identification_table(
     embedded : dict of float (n, d)
         Method -> embeddings of its reconstructions.
     true : float (n, d)
-        Embeddings of the pictures seen.
+        Embeddings of the images seen.
     n_ways : sequence of int
         Numbers of candidates, a column each; those above n are left out.
     seed : int
@@ -224,7 +224,7 @@ def zero_shot_table(
 
 
 def _table_of_hits(values: Mapping[tuple[str, str], np.ndarray], seed: int) -> pd.DataFrame:
-    """Table of chances to be right, from those of every picture by (method, metric)."""
+    """Table of chances to be right, from those of every image by (method, metric)."""
     frames = {names: pd.DataFrame({"value": column}) for names, column in values.items()}
     frame = pd.concat(frames, names=["method", "metric", "stimulus_id"]).reset_index()
     return summary_table(frame, seed, hit_interval)

@@ -1,10 +1,10 @@
 """Is it remembered from training?
 
-Near twins of a test picture among the training pictures are told by their pixels, and how far the
+Near twins of a test image among the training images are told by their pixels, and how far the
 nearest one is by CLIP. A decoder that only recognises a twin, or which of the familiar kinds was
-seen, fails on a kind it has not met. So a whole kind of pictures is left out of training, and its
-test pictures are decoded. Leaving pictures out costs something by itself; what is compared with is
-therefore a training set of the same size, from which as many pictures were left out at random.
+seen, fails on a kind it has not met. So a whole kind of images is left out of training, and its
+test images are decoded. Leaving images out costs something by itself; what is compared with is
+therefore a training set of the same size, from which as many images were left out at random.
 """
 
 import re
@@ -22,10 +22,7 @@ from minddiff_utils.datasets import Split
 from minddiff_utils.datasets.recording import digests, stream_pictures
 from minddiff_utils.datasets.subject import Stimuli
 from minddiff_utils.decoding.features import read_features
-from minddiff_utils.evaluation import in_order
-from minddiff_utils.evaluation.metrics import METRICS, unit_rows
-from minddiff_utils.evaluation.statistics import paired_difference
-from minddiff_utils.evaluation.tables import as_markdown, interval_text, wide_table
+from minddiff_utils.evaluation.metrics import unit_rows
 from minddiff_utils.io import Ids, InputError
 
 MOST = 1000  # training pictures that are compared among themselves
@@ -73,15 +70,15 @@ def read_words(text: str) -> dict[str, tuple[str, ...]]:
 
 
 def kinds_shown(captions: Sequence[Sequence[str]], kinds: str) -> dict[str, np.ndarray]:
-    """Tell from its captions which kinds of thing each picture shows.
+    """Tell from its captions which kinds of thing each image shows.
 
-    A picture shows a kind if at least half of its captions hold one of the kind's words, or their
+    An image shows a kind if at least half of its captions hold one of the kind's words, or their
     plurals.
 
     Parameters
     ----------
     captions : sequence of n sequences of str
-        Some a picture.
+        Some an image.
     kinds : str
         Names and words as `read_words` reads them.
 
@@ -101,22 +98,22 @@ def kinds_shown(captions: Sequence[Sequence[str]], kinds: str) -> dict[str, np.n
 
 
 def count_copies(stimuli: Stimuli, splits: Sequence[Split]) -> pd.DataFrame:
-    """Count by their pixels the training pictures that a test picture may be recognised from.
+    """Count by their pixels the training images that a test image may be recognised from.
 
-    Near twins are pictures of which, shrunk to 10 by 10 patches, fewer than 10 patches differ by
-    more than a tenth of the range in one of the colours. Pictures are read once, some at a time.
+    Near twins are images of which, shrunk to 10 by 10 patches, fewer than 10 patches differ by
+    more than a tenth of the range in one of the colours. Images are read once, some at a time.
 
     Parameters
     ----------
     stimuli : Stimuli
     splits : sequence of Split
-        Each test picture is compared with the training pictures of its split.
+        Each test image is compared with the training images of its split.
 
     Returns
     -------
     DataFrame
-        A row a test picture, in the order of the splits: `stimulus_id`, and the numbers of training
-        pictures that have the same pixels (`exact`), or are near twins but no copies (`near`).
+        A row a test image, in the order of the splits: `stimulus_id`, and the numbers of training
+        images that have the same pixels (`exact`), or are near twins but no copies (`near`).
     """
     ids = np.unique(np.concatenate([part for s in splits for part in (s.train, s.test)]))
     keys, small = [], []
@@ -137,10 +134,10 @@ def count_copies(stimuli: Stimuli, splits: Sequence[Split]) -> pd.DataFrame:
 
 
 class Overlap(NamedTuple):
-    """Distances to the nearest training picture, 1 - cosine of two embeddings.
+    """Distances to the nearest training image, 1 - cosine of two embeddings.
 
     `stimulus_id` (n_test,), `distance` float64 (n_test,) and, for comparison, `among_training`
-    float64 (n,): the same for training pictures, each to the nearest other one.
+    float64 (n,): the same for training images, each to the nearest other one.
     """
 
     stimulus_id: np.ndarray
@@ -149,16 +146,16 @@ class Overlap(NamedTuple):
 
 
 def overlap(test: np.ndarray, train: np.ndarray, stimulus_id: Ids, seed: int = 0) -> Overlap:
-    """Compare test pictures with training pictures.
+    """Compare test images with training images.
 
     Parameters
     ----------
     test, train : float (n_test, d), (n_train, d)
         Their embeddings.
     stimulus_id : sequence of n_test
-        Number or name of each test picture.
+        Number or name of each test image.
     seed : int
-        Of the choice among many training pictures, of which at most 1,000 are compared among
+        Of the choice among many training images, of which at most 1,000 are compared among
         themselves.
 
     Returns
@@ -176,7 +173,7 @@ def overlap(test: np.ndarray, train: np.ndarray, stimulus_id: Ids, seed: int = 0
 
 
 def split_overlap(splits: Sequence[Split], features_path: str | Path, seed: int = 0) -> Overlap:
-    """Compare the test pictures of every split with its training pictures.
+    """Compare the test images of every split with its training images.
 
     Parameters
     ----------
@@ -189,7 +186,7 @@ def split_overlap(splits: Sequence[Split], features_path: str | Path, seed: int 
     Returns
     -------
     Overlap
-        Test pictures in the order of the splits; training pictures of the first.
+        Test images in the order of the splits; training images of the first.
     """
     read = partial(read_features, features_path, "embedding")
     found = [overlap(read(s.test), read(s.train), s.test, seed) for s in splits]
@@ -203,7 +200,7 @@ def split_overlap(splits: Sequence[Split], features_path: str | Path, seed: int 
 def picture_groups(
     features_path: str | Path, stimulus_ids: Ids, shown: Mapping[str, np.ndarray], seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """Group pictures by the kinds of thing they show; by their captions where none are named.
+    """Group images by the kinds of thing they show; by their captions where none are named.
 
     Parameters
     ----------
@@ -212,13 +209,13 @@ def picture_groups(
         puts into clusters.
     stimulus_ids : sequence of n int
     shown : mapping of kind to bool array of shape (n,)
-        From `kinds_shown`; a picture may show several.
+        From `kinds_shown`; an image may show several.
     seed : int
 
     Returns
     -------
     dict of name to int64 array of stimulus ids
-        A kind each, or "cluster_1" …: ten, or as many as half the pictures.
+        A kind each, or "cluster_1" …: ten, or as many as half the images.
     """
     ids = np.asarray(stimulus_ids, np.int64)
     if shown:
@@ -232,10 +229,10 @@ def picture_groups(
 def hold_out(
     split: Split, groups: Mapping[str, np.ndarray], n: int, seed: int = 0
 ) -> dict[str, tuple[Split, Split]]:
-    """Make the splits that leave a group of pictures out of training.
+    """Make the splits that leave a group of images out of training.
 
-    Taken are the `n` groups with the most test pictures, among those with at least three that
-    leave half of the training pictures or more.
+    Taken are the `n` groups with the most test images, among those with at least three that
+    leave half of the training images or more.
 
     Parameters
     ----------
@@ -244,13 +241,13 @@ def hold_out(
     n : int
         How many groups, at most; 0 for none.
     seed : int
-        Of the pictures that are left out at random for comparison.
+        Of the images that are left out at random for comparison.
 
     Returns
     -------
     dict of group to (without, matched)
-        Both test the group's test pictures. `without` trains on no picture of the group, `matched`
-        on as many pictures, a random part of all.
+        Both test the group's test images. `without` trains on no image of the group, `matched`
+        on as many images, a random part of all.
     """
     rng = np.random.default_rng(seed)
     found: dict[str, tuple[Split, Split]] = {}
@@ -263,36 +260,3 @@ def hold_out(
             matched = Split(f"matched_{word}", part, test)
             found[name] = Split(f"without_{word}", train, test), matched
     return found
-
-
-def hold_out_table(found: Mapping[str, pd.DataFrame], seed: int = 0) -> pd.DataFrame:
-    """Show the drop when a kind of pictures was never trained on.
-
-    Parameters
-    ----------
-    found : mapping of group to DataFrame
-        `method, stimulus_id, metric, value` with the methods "without" and "matched".
-    seed : int
-
-    Returns
-    -------
-    DataFrame of str
-        A group a row and all of them together, a metric a column: mean with a training set of the
-        same size → mean without the group, and the paired difference with its 95 % interval.
-    """
-    groups, keys = dict(found), ["method", "stimulus_id", "metric"]
-    if found:  # a picture that shows several of the groups counts once
-        everything = pd.concat(found.values()).groupby(keys, as_index=False)["value"].mean()
-        groups["all of them"] = everything
-    rows = []
-    for name, part in groups.items():
-        by_metric = part.pivot(index="stimulus_id", columns=["metric", "method"], values="value")
-        for metric in in_order(part["metric"], METRICS):
-            matched, without = by_metric[metric, "matched"], by_metric[metric, "without"]
-            drop = paired_difference(without, matched, seed=seed)
-            text = f"{matched.mean():.3f} → {without.mean():.3f}: "
-            text += interval_text(drop["mean"], drop["low"], drop["high"], "+")
-            row = {"left out": as_markdown(name), "metric": metric, "n": len(by_metric)}
-            rows.append(row | {"text": text})
-    none = "No group of pictures was left out (parameter `n_holdouts`)."
-    return wide_table(pd.DataFrame(rows), ["left out"], none=none)

@@ -1,6 +1,6 @@
-"""How close is a reconstruction to the picture that was seen?
+"""How close is a reconstruction to the stimulus?
 
-Every metric compares pictures pairwise and gives one number a picture, so that intervals, paired
+Every metric compares images pairwise and gives one number an image, so that intervals, paired
 differences and permutation tests all work on the same tidy table
 (`subject, method, stimulus_id, metric, value`).
 """
@@ -27,7 +27,7 @@ from minddiff_utils.io import InputError, method_file, require
 def ssim(
     a: np.ndarray, b: np.ndarray, size: int | None = None, channel: int | None = None
 ) -> np.ndarray:
-    r"""Structural similarity of pictures, by the recipe of the NSD literature.
+    r"""Structural similarity of images, by the recipe of the NSD literature.
 
     Wang et al. 2004. With the mean, variance and covariance in a window around each pixel,
     averaged over the pixels,
@@ -41,25 +41,25 @@ def ssim(
     Parameters
     ----------
     a, b : uint8 (n, h, w, 3)
-        Pictures, pair by pair. At least 11 pixels high and wide.
+        Images, pair by pair. At least 11 pixels high and wide.
     size : int, optional
         Both are resized to `size` × `size` pixels first. Published NSD numbers use 425; None keeps
-        the pictures' own size, which is what 64-pixel pictures need. The two are not comparable,
-        because the window then covers another share of the picture.
+        the images' own size, which is what 64-pixel images need. The two are not comparable,
+        because the window then covers another share of the image.
     channel : int, optional
-        0, 1 or 2: of the red, green or blue channel as a grey picture of its own. Two pictures of
+        0, 1 or 2: of the red, green or blue channel as a grey image of its own. Two images of
         equal grey and other colours have an SSIM of 1 by the field's recipe; by channel they have
         not.
 
     Returns
     -------
     float64 (n,)
-        Between -1 and 1; 1 for equal pictures.
+        Between -1 and 1; 1 for equal images.
 
     Raises
     ------
     InputError
-        If the arrays are not uint8 pictures of one shape.
+        If the arrays are not uint8 images of one shape.
     """
     check_pictures(a, b)
     pairs = ([_grey(picture, size, channel) for picture in pair] for pair in zip(a, b, strict=True))
@@ -67,7 +67,7 @@ def ssim(
 
 
 def _grey(picture: np.ndarray, size: int | None, channel: int | None) -> np.ndarray:
-    """Luminance or one channel of a picture, float64 (h, w) in [0, 1]."""
+    """Luminance or one channel of an image, float64 (h, w) in [0, 1]."""
     if channel is not None:
         picture = picture[..., channel]
     if size is None:
@@ -79,9 +79,9 @@ def _grey(picture: np.ndarray, size: int | None, channel: int | None) -> np.ndar
 
 
 def ssim_grey(x: np.ndarray, y: np.ndarray) -> float:
-    """Structural similarity of two grey pictures, float (h, w) in [0, 1].
+    """Structural similarity of two grey images, float (h, w) in [0, 1].
 
-    Gaussian window of sigma 1.5 pixels, population covariance, mean over the picture without a
+    Gaussian window of sigma 1.5 pixels, population covariance, mean over the image without a
     5-pixel border, as Wang et al. 2004 and the papers on NSD have it.
     """
     return structural_similarity(
@@ -90,7 +90,7 @@ def ssim_grey(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def pcc(truth: np.ndarray, reconstruction: np.ndarray) -> np.ndarray:
-    r"""Pearson correlation of all pixel values (height × width × colour) of two pictures.
+    r"""Pearson correlation of all pixel values (height × width × colour) of two images.
 
     The paper's PCC. With the pixel values :math:`x_i` and :math:`y_i`,
 
@@ -98,8 +98,8 @@ def pcc(truth: np.ndarray, reconstruction: np.ndarray) -> np.ndarray:
               {\sqrt{\sum_i (x_i - \bar x)^2 \sum_i (y_i - \bar y)^2}} .
 
     A reconstruction of one flat value has no correlation. It counts as 0, not as missing: left
-    out, a method would gain by giving up on the hard pictures. A flat *truth* gives NaN, since no
-    reconstruction could correlate with it; every method loses that picture alike.
+    out, a method would gain by giving up on the hard images. A flat *truth* gives NaN, since no
+    reconstruction could correlate with it; every method loses that image alike.
 
     Parameters
     ----------
@@ -126,7 +126,7 @@ def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
     .. math:: \cos(a, b) = \frac{a \cdot b}{\lVert a \rVert \, \lVert b \rVert}
 
-    The paper's CLIP metric, if the rows are a CLIP's embeddings of two pictures.
+    The paper's CLIP metric, if the rows are a CLIP's embeddings of two images.
 
     Parameters
     ----------
@@ -157,7 +157,7 @@ def check_rows(a: np.ndarray, b: np.ndarray) -> None:
 
 
 def check_pictures(a: np.ndarray, b: np.ndarray) -> None:
-    """Refuse pictures that are not two uint8 (n, h, w, 3) arrays of one shape."""
+    """Refuse images that are not two uint8 (n, h, w, 3) arrays of one shape."""
     if not (a.dtype == b.dtype == np.uint8 and a.ndim == 4 and a.shape == b.shape):
         raise InputError(
             "Pictures must be two uint8 (n, h, w, 3) arrays of the same stimuli, not "
@@ -166,7 +166,7 @@ def check_pictures(a: np.ndarray, b: np.ndarray) -> None:
 
 
 def blurred(pictures: np.ndarray, share: float) -> np.ndarray:
-    """Blur pictures with a Gaussian: what SSIM and PCC give to a picture that shows no thing.
+    """Blur images with a Gaussian: what SSIM and PCC give to an image that shows no thing.
 
     Parameters
     ----------
@@ -216,12 +216,12 @@ def evaluate(
     embed: Mapping[str, Callable[[np.ndarray], np.ndarray]],
     size: int | None = None,
 ) -> pd.DataFrame:
-    """Every metric of every method for every picture.
+    """Every metric of every method for every image.
 
     Parameters
     ----------
     truth : uint8 (n, h, w, 3)
-        The pictures that were seen.
+        The stimuli.
     reconstructions : dict of uint8 (n, h, w, 3)
         One entry a method, for example `{"stage1": …, "stage2": …}`.
     stimulus_id : int (n,)
@@ -229,7 +229,7 @@ def evaluate(
         Metric name -> function from uint8 (n, h, w, 3) to embeddings (n, d), for example
         `{"clip_judge": judge.embed}`. The metric is the cosine of the two embeddings.
     size : int, optional
-        Side in pixels that pictures are resized to for SSIM; see `ssim`.
+        Side in pixels that images are resized to for SSIM; see `ssim`.
 
     Returns
     -------
@@ -258,7 +258,7 @@ def main_metrics(frame: pd.DataFrame) -> pd.DataFrame:
 def read_reconstructions(
     folder: str | Path, methods: Iterable[str], seed: int | None = None
 ) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
-    """Read the pictures that were seen and the reconstructions of them by some methods.
+    """Read the stimuli and the reconstructions of them by some methods.
 
     Parameters
     ----------

@@ -3,7 +3,7 @@
 PixCorr, SSIM, two-way identification by AlexNet (two layers), Inception v3 and CLIP ViT-L/14, and
 the distance by EfficientNet-B1 and SwAV, as MindEye's published code computes them
 (`src/Reconstruction_Metrics.py` of MedARC-AI/fMRI-reconstruction-NSD; MindEye2's
-`final_evaluations.ipynb` does the same). There every picture, seen or made, is first resized to
+`final_evaluations.ipynb` does the same). There every image, seen or made, is first resized to
 256 × 256 pixels, and only then to the side that a measure wants; both times linearly and without
 smoothing, which was torchvision's default for tensors then. The networks need torchvision, the
 extra `panel`.
@@ -35,7 +35,7 @@ HUB = "https://dl.fbaipublicfiles.com/deepcluster/swav_800ep_pretrain.pth.tar"
 class Network(NamedTuple):
     """How one network of the panel is used.
 
-    `model` is its name; `layer` the node whose output counts; `side` the pixels that pictures
+    `model` is its name; `layer` the node whose output counts; `side` the pixels that images
     are resized to; `normal` mean and deviation of the colours; `measure` "two-way" (per cent,
     higher is better) or "distance" (lower is better).
     """
@@ -92,7 +92,7 @@ def load_networks(
     Returns
     -------
     dict of name in `NETWORKS` to function
-        From normalised pictures (n, 3, side, side) to features (n, …).
+        From normalised images (n, 3, side, side) to features (n, …).
 
     Raises
     ------
@@ -142,7 +142,7 @@ def _clip_embedding(clip: Clip, pictures: torch.Tensor) -> torch.Tensor:
 def network_features(
     pictures: np.ndarray, network: Network, function: NetworkFunction, batch: int = 32
 ) -> np.ndarray:
-    """Features of pictures by one network: resized as published, then normalised.
+    """Features of images by one network: resized as published, then normalised.
 
     Parameters
     ----------
@@ -151,7 +151,7 @@ def network_features(
     function : function
         From `load_networks`.
     batch : int
-        Pictures at a time.
+        Images at a time.
 
     Returns
     -------
@@ -166,7 +166,7 @@ def network_features(
 
 
 def _resized(pictures: np.ndarray, side: int) -> torch.Tensor:
-    """Pictures float32 (n, 3, side, side) in [0, 1], by way of `FIRST` pixels."""
+    """Images float32 (n, 3, side, side) in [0, 1], by way of `FIRST` pixels."""
     rgb = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 255
     for size in (FIRST, side):
         if rgb.shape[-2:] != (size, size):
@@ -184,7 +184,7 @@ def pixcorr(truth: np.ndarray, made: np.ndarray) -> np.ndarray:
     Returns
     -------
     float64 (n,)
-        Between -1 and 1; 0 where a picture is flat.
+        Between -1 and 1; 0 where an image is flat.
     """
     found = np.zeros(len(truth))
     for row, pair in enumerate(zip(truth, made, strict=True)):
@@ -195,7 +195,7 @@ def pixcorr(truth: np.ndarray, made: np.ndarray) -> np.ndarray:
 
 
 def panel_ssim(truth: np.ndarray, made: np.ndarray) -> np.ndarray:
-    """Structural similarity of the grey pictures at 425 × 425 pixels, as in published rows.
+    """Structural similarity of the grey images at 425 × 425 pixels, as in published rows.
 
     `metrics.ssim` with `size=425` differs in that it goes there directly.
 
@@ -213,7 +213,7 @@ def panel_ssim(truth: np.ndarray, made: np.ndarray) -> np.ndarray:
 
 
 def _pixels(picture: np.ndarray) -> np.ndarray:
-    """One picture float64 (425, 425, 3) in [0, 1]."""
+    """One image float64 (425, 425, 3) in [0, 1]."""
     return _resized(picture[None], SIDE)[0].permute(1, 2, 0).double().numpy()
 
 
@@ -237,7 +237,7 @@ def correlation_distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def panel(
     truth: np.ndarray, made: np.ndarray, networks: Mapping[str, NetworkFunction]
 ) -> dict[str, np.ndarray]:
-    """Compute the panel of one method, a value a picture.
+    """Compute the panel of one method, a value an image.
 
     Parameters
     ----------
@@ -248,7 +248,7 @@ def panel(
     Returns
     -------
     dict of float64 (n,)
-        Two-way identification in per cent: of each picture against all others.
+        Two-way identification in per cent: of each image against all others.
     """
     found = {"PixCorr": pixcorr(truth, made), "SSIM": panel_ssim(truth, made)}
     for name, function in networks.items():
@@ -270,7 +270,7 @@ def panel_table(
     ----------
     rows : mapping of method to what `panel` returns
     published : bool
-        False leaves the published rows out: they mean something beside pictures of NSD alone.
+        False leaves the published rows out: they mean something beside images of NSD alone.
 
     Returns
     -------
@@ -286,7 +286,7 @@ def panel_table(
     heads = [f"{name} ↓" if name in ("Eff", "SwAV") else name for name in COLUMNS]
     table = pd.DataFrame.from_dict(lines, orient="index", columns=[*heads, "source"])
     table.attrs["note"] = (
-        "Published rows are means over the subjects 1, 2, 5 and 7, from 982 or 1,000 pictures. "
+        "Published rows are means over the subjects 1, 2, 5 and 7, from 982 or 1,000 images. "
         "Higher is better, but for ↓. Two-way identification in per cent, chance 50. A dash: not "
         "reported, or not computed (`panel = 'full'` needs torchvision)."
     )

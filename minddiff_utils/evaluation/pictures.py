@@ -1,6 +1,6 @@
-"""Pictures as people have them: folders, arrays, tensors, HDF5 files. Read when asked for, noted.
+"""Images as people have them: folders, arrays, tensors, HDF5 files. Read when asked for, noted.
 
-Whatever is done to a picture on its way (grey to three channels, transparency onto white, floats to
+Whatever is done to an image on its way (grey to three channels, transparency onto white, floats to
 whole numbers, another size) is written down in `Pictures.notes`; nothing is guessed in silence.
 """
 
@@ -36,7 +36,7 @@ USUAL = {
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures of one size, each read when it is asked for: `pictures[3]`, `pictures[8:16]`.
+    """Images of one size, each read when it is asked for: `pictures[3]`, `pictures[8:16]`.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ class Pictures:
     size : tuple of int
         Height and width that they are returned in, resized where they are stored in another.
     read : function
-        From a place to one picture as stored, uint8 (h, w, 3).
+        From a place to one image as stored, uint8 (h, w, 3).
     notes : tuple of str
         What is done to them.
     named : bool
@@ -70,7 +70,7 @@ class Pictures:
         return (len(self), *self.size, 3)
 
     def __getitem__(self, rows: Any) -> np.ndarray:
-        """Return one picture uint8 (h, w, 3) for a number, else uint8 (n, h, w, 3)."""
+        """Return one image uint8 (h, w, 3) for a number, else uint8 (n, h, w, 3)."""
         places = np.arange(len(self))[rows]
         found = [resized(self.read(int(place)), self.size) for place in np.atleast_1d(places)]
         return np.stack(found) if np.ndim(places) else found[0]
@@ -87,7 +87,7 @@ class Pictures:
 
 
 def resized(picture: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    """Return a picture uint8 (h, w, 3) in another size, bicubic, smoothed where it shrinks."""
+    """Return an image uint8 (h, w, 3) in another size, bicubic, smoothed where it shrinks."""
     if picture.shape[:2] == size:
         return picture
     height, width = size
@@ -97,7 +97,7 @@ def resized(picture: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
 def open_pictures(
     path: str, subject: str = "subj01", protocol: int | None = None, train: bool = False
 ) -> Pictures:
-    """Open pictures in any of the forms that they come in.
+    """Open images in any of the forms that they come in.
 
     Parameters
     ----------
@@ -107,15 +107,15 @@ def open_pictures(
         are (n, h, w), (n, h, w, c) or (n, c, h, w) of 1, 3 or 4 channels, uint8, other whole
         numbers to 255, or floats in 0 to 1 or 0 to 255.
     subject : str
-        Whose test pictures of an NSD tree.
+        Whose test images of an NSD tree.
     protocol : {982, 1000, None}
-        Of an NSD tree: sessions whose shared pictures are taken; all that were planned without.
+        Of an NSD tree: sessions whose shared images are taken; all that were planned without.
     train : bool
-        Of an NSD tree: the pictures that are not shared, instead of those that are.
+        Of an NSD tree: the images that are not shared, instead of those that are.
 
     Returns
     -------
-    Pictures
+    Images
 
     Raises
     ------
@@ -159,7 +159,7 @@ def _folder(folder: Path) -> Pictures:
 
 
 def _header(path: Path) -> tuple[tuple[int, ...], str]:
-    """Height and width of a picture, and what its colours need; without decoding it."""
+    """Height and width of an image, and what its colours need; without decoding it."""
     with reading(path, "PNG or JPEG picture", ""), Image.open(path) as image:
         if image.mode.startswith(("I", "F")):
             raise InputError(f"{path} has {image.mode} values; expected 8 bits a channel.")
@@ -173,7 +173,7 @@ def _decoded(path: Path) -> np.ndarray:
 
 
 def _rgb(picture: np.ndarray) -> np.ndarray:
-    """Three channels of a uint8 picture (h, w, c) of one, three or four."""
+    """Three channels of a uint8 image (h, w, c) of one, three or four."""
     if picture.shape[2] == 4:
         alpha = picture[..., 3:] / 255
         return np.rint(picture[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
@@ -232,7 +232,7 @@ def _nsd(tree: NsdTree, protocol: int | None, train: bool) -> Pictures:
 
 
 def _stack(path: str, shape: tuple[int, ...], fetch: Callable[[Any], np.ndarray]) -> Pictures:
-    """Pictures of one array: which of its axes are what, and what its values mean."""
+    """Images of one array: which of its axes are what, and what its values mean."""
     axis = next((k for k in (1, 3) if len(shape) == 4 and shape[k] in (1, 3, 4)), None)
     if 0 in shape or (len(shape) != 3 and axis is None):
         expected = "(n, h, w), (n, h, w, c) or (n, c, h, w) with 1, 3 or 4 channels c"
@@ -280,7 +280,7 @@ def _scale(path: str, n: int, fetch: Callable[[Any], np.ndarray]) -> tuple[int, 
 
 
 def matched(truth: Pictures, made: Pictures, label: str) -> Pictures:
-    """Put a method's pictures into the order and size of those that were seen.
+    """Put a method's images into the order and size of those that were seen.
 
     By their names where both have some: the same stems, or the same numbers in them. By their
     place where not; `order_test` then tells whether that can be.
@@ -293,7 +293,7 @@ def matched(truth: Pictures, made: Pictures, label: str) -> Pictures:
 
     Returns
     -------
-    Pictures
+    Images
         `notes` say how they were matched.
 
     Raises

@@ -1,7 +1,7 @@
-"""What any method's pictures are worth: their scores, and what blur, chance and lookup would score.
+"""What any method's images are worth: their scores, and what blur, chance and lookup would score.
 
-Nothing here knows how the pictures were made. Large sets are read some at a time, so that memory
-holds embeddings, thumbnails and a few pictures, whatever their number and size.
+Nothing here knows how the images were made. Large sets are read some at a time, so that memory
+holds embeddings, thumbnails and a few images, whatever their number and size.
 """
 
 import math
@@ -30,25 +30,25 @@ THUMBNAIL = 72  # pixels a side, of the gallery
 COARSE = 8  # patches a side, of which the order test compares the colours
 SURE = 0.01  # p of the order test below which another order is believed
 BLURRED, WRONG = "{}: truth, as blurred", "{}: wrong rows"
-NEAREST = "{}: nearest training picture"
+NEAREST = "{}: nearest training image"
 # Control -> what is said of a method that is above it, and of one that is not shown to be.
 SAID = {
     WRONG: (
-        "its own rows score above wrong ones, so it tells which picture was seen",
+        "its own rows score above wrong ones, so it tells which image was seen",
         "its own rows are not shown to score above wrong ones",
     ),
     NEAREST: (
-        "above the training pictures nearest to it, so more than looking them up",
-        "not above the training pictures nearest to it: looking them up does as well",
+        "above the training images nearest to it, so more than looking them up",
+        "not above the training images nearest to it: looking them up does as well",
     ),
 }
 
 
 class Look(NamedTuple):
-    """What is kept of pictures once they have been read.
+    """What is kept of images once they have been read.
 
     `embedded`: metric -> embeddings float (n, d); `thumbnails`: uint8 (n, side, side, 3); `flat`:
-    bool (n,), whether a picture is of one colour.
+    bool (n,), whether an image is of one colour.
     """
 
     embedded: Embedded
@@ -57,7 +57,7 @@ class Look(NamedTuple):
 
 
 def look(pictures: Pictures, embed: Mapping[str, Callable], label: str = "") -> Look:
-    """Read pictures once, and keep their embeddings and thumbnails.
+    """Read images once, and keep their embeddings and thumbnails.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ def look(pictures: Pictures, embed: Mapping[str, Callable], label: str = "") -> 
 def scores(
     truth: Pictures, made: Pictures, seen: Embedded, embedded: Embedded, size: int | None = None
 ) -> pd.DataFrame:
-    """Score each picture as chapter 05 does: cosine of embeddings, SSIM and PCC.
+    """Score each image as chapter 05 does: cosine of embeddings, SSIM and PCC.
 
     Parameters
     ----------
@@ -100,7 +100,7 @@ def scores(
     Returns
     -------
     DataFrame
-        Tidy: `stimulus_id, metric, value`, where the first is the name of the picture.
+        Tidy: `stimulus_id, metric, value`, where the first is the name of the image.
     """
 
     def pixels(start: int) -> list[np.ndarray]:
@@ -120,15 +120,15 @@ def scores(
 
 
 def power_spectrum(pictures: Pictures) -> np.ndarray:
-    """Mean power of grey pictures at each spatial frequency.
+    """Mean power of grey images at each spatial frequency.
 
-    By the cosine transform (its mirrored edges add no power), each picture's power divided by its
-    sum, so that contrast does not count; a picture of one colour has none.
+    By the cosine transform (its mirrored edges add no power), each image's power divided by its
+    sum, so that contrast does not count; an image of one colour has none.
 
     Returns
     -------
     float64 (h, w)
-        At frequency (y/2, x/2) in cycles a picture.
+        At frequency (y/2, x/2) in cycles an image.
     """
     total = np.zeros(pictures.size)
     for row in range(len(pictures)):
@@ -139,7 +139,7 @@ def power_spectrum(pictures: Pictures) -> np.ndarray:
 
 
 def sharpness(power: np.ndarray, blur: float = 0.0) -> float:
-    r"""Root mean square spatial frequency of a power spectrum, in cycles a picture's width.
+    r"""Root mean square spatial frequency of a power spectrum, in cycles an image's width.
 
     With the power :math:`P(f)` and a Gaussian blur of standard deviation :math:`\sigma` (a share
     of the width), which multiplies power by :math:`e^{-(2 \pi f \sigma)^2}`,
@@ -157,7 +157,7 @@ def sharpness(power: np.ndarray, blur: float = 0.0) -> float:
 
 
 def matched_blur(truth: np.ndarray, made: np.ndarray) -> float:
-    """Find the blur that leaves the truth as sharp as a method's pictures.
+    """Find the blur that leaves the truth as sharp as a method's images.
 
     Parameters
     ----------
@@ -183,7 +183,7 @@ def some_rows(embedded: Embedded, rows: np.ndarray) -> Embedded:
 
 
 class Control(NamedTuple):
-    """Pictures in the place of a method's, for the same rows.
+    """Images in the place of a method's, for the same rows.
 
     `method` is its name in tables, `pictures` what it shows, `embedded` their embeddings if they
     are known already, `about` what there is to tell of how it was made.
@@ -200,7 +200,7 @@ def make_controls(
 ) -> list[Control]:
     """Make the controls of one method.
 
-    Its own pictures in wrong rows, none of which keeps its place; and the truth blurred until it is
+    Its own images in wrong rows, none of which keeps its place; and the truth blurred until it is
     as smooth, unless the method is as sharp as the truth.
 
     Parameters
@@ -230,7 +230,7 @@ def make_controls(
 
 
 def nearest_control(name: str, embedded: Embedded, training: Pictures, known: Embedded) -> Control:
-    """Put the training picture nearest to each reconstruction in its place.
+    """Put the training image nearest to each reconstruction in its place.
 
     The reconstruction chooses it, by the first metric: the truth is not looked at.
 
@@ -239,7 +239,7 @@ def nearest_control(name: str, embedded: Embedded, training: Pictures, known: Em
     name : str
         Of the method.
     embedded : dict of float (n, d)
-        Of its pictures.
+        Of its images.
     training : Pictures
         In the size of the truth.
     known : dict of float (m, d)
@@ -312,7 +312,7 @@ def _coarse(thumbnails: np.ndarray) -> np.ndarray:
 def order_note(tests: Mapping[str, OrderTest]) -> str:
     """Warn of the methods whose order looks wrong; "" if none does."""
     return "\n".join(
-        f"WARNING: {name}: in another order {test.moved} of its pictures fit far better (two-way "
+        f"WARNING: {name}: in another order {test.moved} of its images fit far better (two-way "
         f"identification {test.given:.2f} as given, {test.best:.2f} at best, chance 0.50; the "
         f"colours agree, p = {test.p:.1g}). Either its rows are in another order than the truth's, "
         "and every number here is of the wrong pairs, or it says nothing of what was seen."
@@ -322,7 +322,7 @@ def order_note(tests: Mapping[str, OrderTest]) -> str:
 
 
 def flat_note(names: Sequence[str], seen: Look, looks: Mapping[str, Look]) -> str:
-    """Name the pictures of one colour, whose correlation is not a number; "" if there are none."""
+    """Name the images of one colour, whose correlation is not a number; "" if there are none."""
     texts = []
     for label, one in {"truth": seen, **looks}.items():
         if one.flat.any():
@@ -330,7 +330,7 @@ def flat_note(names: Sequence[str], seen: Look, looks: Mapping[str, Look]) -> st
             said = ", ".join(which[:LISTED]) + ", …" * (len(which) > LISTED)
             how = "left out of every method's PCC" if one is seen else "counted as 0 in its PCC"
             texts.append(f"{label}: {len(which)} ({said}), {how}")
-    return f"Pictures of one colour (PCC is NaN): {'; '.join(texts)}." if texts else ""
+    return f"Images of one colour (PCC is NaN): {'; '.join(texts)}." if texts else ""
 
 
 # --- what follows ------------------------------------------------------------------------------

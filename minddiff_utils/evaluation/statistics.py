@@ -1,4 +1,4 @@
-"""How sure is a mean over pictures? Bootstrap intervals, permutation tests, Holm's correction."""
+"""How sure is a mean over images? Bootstrap intervals, permutation tests, Holm's correction."""
 
 from typing import NamedTuple
 
@@ -17,14 +17,14 @@ ROUNDING = 1e-12  # variance below this share of the mean square is rounding: al
 def bootstrap_interval(
     values: np.ndarray, level: float = 0.95, n_resamples: int = 9999, seed: int = 0
 ) -> tuple[float, float]:
-    """Interval of the mean over pictures: bias-corrected and accelerated bootstrap.
+    """Interval of the mean over images: bias-corrected and accelerated bootstrap.
 
     Efron 1987, through `scipy.stats.bootstrap`. NaN values are left out.
 
     Parameters
     ----------
     values : float (n,)
-        One value a picture.
+        One value an image.
     level : float
         Confidence level, between 0 and 1.
     n_resamples : int
@@ -50,11 +50,11 @@ def bootstrap_interval(
 
 
 def hit_interval(values: np.ndarray, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
-    r"""Interval of a mean over pictures of chances to be right, each from 0 to 1.
+    r"""Interval of a mean over images of chances to be right, each from 0 to 1.
 
-    As `bootstrap_interval`, but for the case that no picture was right, or every one: resampling
+    As `bootstrap_interval`, but for the case that no image was right, or every one: resampling
     equal values cannot tell how sure that is. There it is Clopper & Pearson's exact interval
-    (1934), which for none of n pictures reaches up to :math:`1 - ((1 - \text{level}) / 2)^{1/n}`.
+    (1934), which for none of n images reaches up to :math:`1 - ((1 - \text{level}) / 2)^{1/n}`.
 
     Parameters
     ----------
@@ -77,16 +77,16 @@ def hit_interval(values: np.ndarray, level: float = 0.95, seed: int = 0) -> tupl
 
 
 def paired_difference(a: np.ndarray, b: np.ndarray, seed: int = 0) -> dict[str, float]:
-    """Mean of `a - b` over pictures, its 95 % BCa interval and a sign-flip permutation p-value.
+    """Mean of `a - b` over images, its 95 % BCa interval and a sign-flip permutation p-value.
 
-    Under the null hypothesis that the two methods are exchangeable, each picture's difference is
+    Under the null hypothesis that the two methods are exchangeable, each image's difference is
     as likely as its negative. All 2^n flips are tried if there are at most 9,999 of them, else that
     many random ones.
 
     Parameters
     ----------
     a, b : float (n,)
-        Values of two methods for the same pictures. Pairs with a NaN are left out.
+        Values of two methods for the same images. Pairs with a NaN are left out.
     seed : int
         Same seed, same numbers.
 
@@ -110,9 +110,9 @@ def paired_difference(a: np.ndarray, b: np.ndarray, seed: int = 0) -> dict[str, 
 
 
 def group_difference(a: np.ndarray, b: np.ndarray, seed: int = 0) -> dict[str, float]:
-    """Difference of the means of two groups of pictures, its 95 % interval and a permutation p.
+    """Difference of the means of two groups of images, its 95 % interval and a permutation p.
 
-    Pictures are resampled within each group (BCa bootstrap); for the p-value they are assigned to
+    Images are resampled within each group (BCa bootstrap); for the p-value they are assigned to
     the two groups at random.
 
     Parameters
@@ -183,17 +183,17 @@ class PermutationTest(NamedTuple):
 def permutation_test(
     similarity: np.ndarray, n_permutations: int = 9999, seed: int = 0
 ) -> PermutationTest:
-    """Test whether reconstructions are closer to their own pictures than to others.
+    """Test whether reconstructions are closer to their own images than to others.
 
     The statistic is the mean similarity of matched pairs (the diagonal). Under the null
-    hypothesis the reconstructions carry no information about *which* picture was seen, so every
-    assignment of reconstructions to pictures is equally likely. A method that draws the same
-    pleasant picture every time gets p = 1, however high its similarity.
+    hypothesis the reconstructions carry no information about *which* image was seen, so every
+    assignment of reconstructions to images is equally likely. A method that draws the same
+    pleasant image every time gets p = 1, however high its similarity.
 
     Parameters
     ----------
     similarity : float (n, n)
-        Row i: similarity of reconstruction i to each picture that was seen.
+        Row i: similarity of reconstruction i to each stimulus.
     n_permutations : int
         Random assignments.
     seed : int
@@ -208,7 +208,7 @@ def permutation_test(
     Raises
     ------
     InputError
-        If the matrix is not square, has fewer than two pictures, or holds a NaN.
+        If the matrix is not square, has fewer than two images, or holds a NaN.
     """
     similarity = np.asarray(similarity, dtype=np.float64)
     n = len(similarity)
@@ -252,10 +252,10 @@ def shuffled_rows(n: int, rng: np.random.Generator) -> np.ndarray:
 def resampled_correlation(
     true: np.ndarray, predicted: np.ndarray, n_resamples: int = 1000, seed: int = 0
 ) -> np.ndarray:
-    """Draw pictures with replacement, and average the correlations of all values over them.
+    """Draw images with replacement, and average the correlations of all values over them.
 
-    Values of one picture belong together, so that their number says nothing about how sure their
-    mean is; the number of pictures does.
+    Values of one image belong together, so that their number says nothing about how sure their
+    mean is; the number of images does.
 
     Parameters
     ----------
@@ -263,7 +263,7 @@ def resampled_correlation(
         Values that do not vary, or were not predicted (NaN), are left out.
     n_resamples : int
     seed : int
-        Same seed, same pictures: two predictions are compared draw by draw.
+        Same seed, same images: two predictions are compared draw by draw.
 
     Returns
     -------

@@ -1,6 +1,6 @@
 """Tables of results: means with intervals, differences, and the way from floor to ceiling.
 
-Everything starts from the tidy table of `metrics.evaluate`, one row a picture, method and metric.
+Everything starts from the tidy table of `metrics.evaluate`, one row an image, method and metric.
 """
 
 import re
@@ -43,7 +43,7 @@ NBSP = "\u00a0"  # a narrow table breaks a line before an interval, not inside i
 def summary(
     frame: pd.DataFrame, seed: int = 0, interval: Callable = bootstrap_interval
 ) -> pd.DataFrame:
-    """Mean over pictures with its 95 % BCa interval for each (subject,) method and metric.
+    """Mean over images with its 95 % BCa interval for each (subject,) method and metric.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ def summary(
 def differences(
     frame: pd.DataFrame, pairs: Sequence[tuple[str, str]] = PAIRS, seed: int = 0
 ) -> pd.DataFrame:
-    """Paired differences between methods on the same pictures, for each (subject and) metric.
+    """Paired differences between methods on the same images, for each (subject and) metric.
 
     Parameters
     ----------
@@ -118,7 +118,7 @@ def with_floor(wide: pd.DataFrame) -> pd.DataFrame:
     Parameters
     ----------
     wide : DataFrame
-        One metric of one subject: a row a picture, a column a method.
+        One metric of one subject: a row an image, a column a method.
 
     Returns
     -------
@@ -138,9 +138,9 @@ def shares(frame: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
 
     .. math:: \mathrm{share} = \frac{\bar m - \bar f}{\bar c - \bar f}
 
-    with the means over pictures of the method, of the floor (the best baseline that knows nothing
+    with the means over images of the method, of the floor (the best baseline that knows nothing
     of what was seen, `with_floor`) and of the ceiling (the same chain from the true features).
-    Pictures are resampled whole for the interval, method, floor and ceiling together.
+    Images are resampled whole for the interval, method, floor and ceiling together.
 
     Parameters
     ----------
@@ -168,7 +168,7 @@ def shares(frame: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
 
 
 def _share(values: np.ndarray, seed: int) -> dict[str, float]:
-    """Share and interval from rows (method, floor, ceiling), one a picture."""
+    """Share and interval from rows (method, floor, ceiling), one an image."""
 
     def share(method, floor, ceiling, axis=-1):
         low, high = floor.mean(axis), ceiling.mean(axis)
@@ -257,7 +257,7 @@ def summary_table(
     Returns
     -------
     DataFrame of str
-        Rows in the order of `METHODS`, the judge's CLIP first, `n` pictures last. With several
+        Rows in the order of `METHODS`, the judge's CLIP first, `n` images last. With several
         subjects the rows are (subject, method), then the mean over subjects, without an interval:
         two or four people are no sample. `attrs["note"]` says what the intervals are over.
     """
@@ -270,8 +270,8 @@ def summary_table(
     return wide_table(
         numbers,
         _keys(frame)[:-1],
-        f"Mean over the test pictures, with its 95{NBSP}% bootstrap interval (BCa) over pictures "
-        "in brackets; n is the number of pictures.",
+        f"Mean over the test images, with its 95{NBSP}% bootstrap interval (BCa) over images "
+        "in brackets; n is the number of images.",
     )
 
 
@@ -288,10 +288,10 @@ def difference_table(found: pd.DataFrame) -> pd.DataFrame:
     return wide_table(
         found.assign(text=texts, method=names),
         [name for name in ("subject", "method") if name in found],
-        f"Mean paired difference over the test pictures, with its 95{NBSP}% bootstrap interval "
-        "(BCa) over pictures in brackets and the two-sided p of a sign-flip permutation test, "
+        f"Mean paired difference over the test images, with its 95{NBSP}% bootstrap interval "
+        "(BCa) over images in brackets and the two-sided p of a sign-flip permutation test, "
         "corrected by Holm for all comparisons of the table within a subject; n is the number of "
-        "pictures.",
+        "images.",
     )
 
 
@@ -321,7 +321,7 @@ def share_table(frame: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
         numbers,
         _keys(frame)[:-1],
         f"Share of the way from the floor (0{NBSP}%) to the ceiling (true features, 100{NBSP}%), "
-        f"with its 95{NBSP}% bootstrap interval (BCa) over pictures. A dash stands where the "
+        f"with its 95{NBSP}% bootstrap interval (BCa) over images. A dash stands where the "
         f"ceiling is not above the floor. {_floor_text(pd.DataFrame(floors))}",
     )
 
@@ -339,7 +339,7 @@ def _floor_text(floor: pd.DataFrame) -> str:
 
 
 def seed_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """Tell the spread over generation seeds apart from the spread over pictures.
+    """Tell the spread over generation seeds apart from the spread over images.
 
     Parameters
     ----------
@@ -349,9 +349,9 @@ def seed_table(frame: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame of str
-        For each method and metric the number of `draws`, the `mean` over seeds and pictures, and
-        standard deviations: over draws, of the mean over pictures ("SD of means"); over draws, for
-        one picture ("in a picture"); over pictures, of their mean over draws ("of pictures"). A
+        For each method and metric the number of `draws`, the `mean` over seeds and images, and
+        standard deviations: over draws, of the mean over images ("SD of means"); over draws, for
+        one image ("in an image"); over images, of their mean over draws ("of images"). A
         dash where they need two draws or more.
     """
     keys = ["method", "metric"]
@@ -360,8 +360,8 @@ def seed_table(frame: pd.DataFrame) -> pd.DataFrame:
     numbers = {
         "mean": means.mean(axis=1),
         "SD of means": means.std(axis=1),
-        "SD in a picture": np.sqrt(wide.var(axis=1).groupby(keys).mean()),
-        "SD of pictures": wide.mean(axis=1).groupby(keys).std(),
+        "SD in an image": np.sqrt(wide.var(axis=1).groupby(keys).mean()),
+        "SD of images": wide.mean(axis=1).groupby(keys).std(),
     }
     table = pd.DataFrame(numbers).loc[[names for names, _ in groups_in_order(frame, keys)]]
     table = table.map(lambda value: "–" if np.isnan(value) else leading(f"{value:.3f}"))
@@ -394,9 +394,9 @@ def front_table(found: pd.DataFrame) -> pd.DataFrame:
     rows = [name for name in FRONT if name in table.index]
     table = table.loc[rows, in_order(table.columns, METRICS)]
     table = table.rename(index=FRONT, columns=METRICS).rename_axis(columns=None)
-    note = f"Mean over the test pictures with its 95{NBSP}% interval."
+    note = f"Mean over the test images with its 95{NBSP}% interval."
     if len(subjects) > 1:
-        note = "Mean over subjects of the mean over their test pictures; in parentheses that of "
+        note = "Mean over subjects of the mean over their test images; in parentheses that of "
         note += f"each, {', '.join(subjects)}."
     table.attrs["note"] = f"{note} {_floor_text(floor)}" if len(floor) else note
     return table
@@ -426,7 +426,7 @@ def write_results(folder: str | Path, frame: pd.DataFrame, seed: int = 0) -> Pat
     -------
     Path
         Of `results.md`: the table, the differences, and the way from floor to ceiling, with the
-        pictures that failed below each.
+        images that failed below each.
     """
     folder, main = Path(folder), main_metrics(frame)
     with atomic_path(folder / "results.csv") as temporary:
@@ -464,7 +464,7 @@ def groups_in_order(frame: pd.DataFrame, keys: list[str]) -> list[tuple[tuple, p
 
 
 def by_metric(frame: pd.DataFrame) -> Iterator[tuple[dict[str, str], pd.DataFrame]]:
-    """Each (subject and) metric: its names, and a table of pictures by methods with the floor."""
+    """Each (subject and) metric: its names, and a table of images by methods with the floor."""
     keys = [key for key in _keys(frame) if key != "method"]
     for names, group in groups_in_order(frame, keys):
         wide = group.pivot(index="stimulus_id", columns="method", values="value")
@@ -550,7 +550,7 @@ def markdown_table(table: pd.DataFrame) -> str:
 
 
 def failed_pictures(folder: str | Path, methods: Iterable[str]) -> dict[str, list[int]]:
-    """Find the pictures that failed, as `Reconstruction` defines it.
+    """Find the images that failed, as `Reconstruction` defines it.
 
     Parameters
     ----------
@@ -575,7 +575,7 @@ def failed_pictures(folder: str | Path, methods: Iterable[str]) -> dict[str, lis
 def failure_note(
     folders: Mapping[str, str | Path], methods: Iterable[str], quiet: bool = False
 ) -> str:
-    """Say how many pictures of each method failed, and which.
+    """Say how many images of each method failed, and which.
 
     Parameters
     ----------
@@ -583,7 +583,7 @@ def failure_note(
     methods : iterable of str
         As for `failed_pictures`.
     quiet : bool
-        Say nothing where no picture failed.
+        Say nothing where no image failed.
 
     Returns
     -------
@@ -599,8 +599,8 @@ def failure_note(
                 parts.append(f"{subject}, {METHODS.get(method, method)}: {len(ids)} ({listed})")
     if parts:
         return (
-            "\n**Failed pictures** (values that are no numbers, or a loss that doubled; the "
+            "\n**Failed images** (values that are no numbers, or a loss that doubled; the "
             "iterate of least loss stands for them, grey where there is none): "
             f"{'; '.join(parts)}.\n"
         )
-    return "" if quiet or not any(found.values()) else "\nFailed pictures: none.\n"
+    return "" if quiet or not any(found.values()) else "\nFailed images: none.\n"

@@ -1,4 +1,4 @@
-"""Figures of chapter 01: what was seen, when, where the voxels are, and how clean they are."""
+"""Figures of chapter 01: what was seen, when, where the voxels are, and their noise ceiling."""
 
 import textwrap
 from collections.abc import Sequence
@@ -32,8 +32,8 @@ def counts_table(subject: Subject) -> pd.DataFrame:
     rows = {
         "sessions": len(np.unique(subject.session)),
         "trials": len(subject.stimulus_id),
-        "different pictures": len(subject.stimulus_ids),
-        "repetitions of a picture": " to ".join(map(str, np.unique(n_repetitions[[0, -1]]))),
+        "different stimuli": len(subject.stimulus_ids),
+        "repetitions of a stimulus": " to ".join(map(str, np.unique(n_repetitions[[0, -1]]))),
         "voxels": subject.responses.shape[1],
         "voxels left out, they never change": subject.n_dropped,
     }
@@ -88,7 +88,7 @@ def trial_raster(subject: Subject) -> Figure:
     for start in np.flatnonzero(np.diff(subject.session)):
         axes.axvline(start + 1.5, color="#cccccc", linewidth=0.6, zorder=0)
     axes.grid(False)
-    axes.set_ylabel("picture, by first appearance")
+    axes.set_ylabel("stimulus, by first appearance")
     sns.move_legend(axes, "center left", bbox_to_anchor=(1, 0.5), markerscale=2)
     return fig
 
@@ -192,7 +192,7 @@ def ceiling_by_roi(subject: Subject, n_repetitions: float) -> Figure:
             medianprops={"color": style.ORANGE, "linewidth": 2.2},
         )  # fmt: skip
     else:  # seaborn draws no box of nothing
-        text = "not known: no picture was shown twice"
+        text = "not known: no stimulus was shown twice"
         axes.text(0.5, 0.5, text, ha="center", transform=axes.transAxes)
     averaged = f"mean of {n_repetitions:.3g} trials" if n_repetitions > 1 else "single trial"
     axes.set(xlabel="", ylim=(0, 100), ylabel=f"noise ceiling, %\n({averaged})")
@@ -233,15 +233,15 @@ def voxel_responses(subject: Subject, voxel: int, n_pictures: int = 5) -> Figure
     )  # fmt: skip
     sns.lineplot(
         frame, x="rank", y="response", errorbar=None, color=style.BLUE, linewidth=2.2,
-        label="mean of a picture", ax=axes,
+        label="mean of a stimulus", ax=axes,
     )  # fmt: skip
-    axes.set_xlabel("picture, by mean response")
+    axes.set_xlabel("stimulus, by mean response")
     sns.move_legend(axes, "upper left", markerscale=2)
     n_pictures = min(n_pictures, len(mean) // 2)
-    ends = {"least": mean.index[:n_pictures], "most": mean.index[-n_pictures:]}
+    ends = {"weakest": mean.index[:n_pictures], "strongest": mean.index[-n_pictures:]}
     for half, (title, ids) in zip(above.subfigures(1, 2), ends.items(), strict=True):
         grid = half.subplots(1, n_pictures, squeeze=False)[0]
-        grid[0].set_title(f"answered {title}", fontsize=10, loc="left")
+        grid[0].set_title(f"{title} response", fontsize=10, loc="left")
         for small, picture in zip(grid, subject.stimuli.pictures(ids), strict=True):
             small.imshow(picture)
             small.set_axis_off()

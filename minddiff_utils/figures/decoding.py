@@ -62,7 +62,7 @@ def accuracy_and_reliability(
             ends = [place - 0.42, place + 0.42]
             height = [np.nanmedian(values)] * 2
             axes.plot(ends, height, color=style.ORANGE, linewidth=2.2, label=RELIABILITY)
-    axes.set(xlabel="", ylabel="correlation on test pictures")
+    axes.set(xlabel="", ylabel="correlation on test images")
     style.legend_above(2, axes)
     return fig
 
@@ -93,35 +93,6 @@ def decoded_latents(
     bar = fig.add_axes((0.3, 0.45 / height, 0.4, 0.11 / height))
     mappable = mpl.cm.ScalarMappable(scale, "RdBu_r")
     fig.colorbar(mappable, cax=bar, orientation="horizontal", label="latent value (SD)")
-    return fig
-
-
-@style.figure
-def shrinkage(true: np.ndarray, decoded: np.ndarray) -> Figure:
-    """Draw how much decoded values vary beside the true ones, against how well they are decoded.
-
-    Parameters
-    ----------
-    true, decoded : float arrays, shape (n_pictures, …)
-
-    Returns
-    -------
-    Figure
-        A dot a value. On the diagonal, the spread is what the correlation warrants.
-    """
-    true, decoded = (part.reshape(len(part), -1).astype(float) for part in (true, decoded))
-    varied = np.ptp(true, axis=0) > 0
-    true, decoded = (part[:, varied] - part[:, varied].mean(0) for part in (true, decoded))
-    spread = decoded.std(0) / true.std(0)
-    r = (true * decoded).mean(0) / np.maximum(true.std(0) * decoded.std(0), 1e-12)
-    fig, axes = style.canvas(3.6)
-    sns.scatterplot(x=r, y=spread, color=style.BLUE, alpha=0.4, s=9, linewidth=0)
-    axes.axline((0, 0), slope=1, color=style.ORANGE, label="spread = correlation")
-    axes.axhline(1, color=style.GREY, linestyle="--", label="as the true values")
-    top = max(1.2, float(np.percentile(spread, 99.5)) * 1.1)
-    axes.set(xlim=(min(0, r.min()), 1.05), ylim=(0, top))
-    axes.set(xlabel="correlation on test pictures", ylabel="SD decoded / SD true")
-    axes.legend(loc="upper left")
     return fig
 
 

@@ -23,7 +23,7 @@ SUBJECT_MARKERS = "osD^vP*X"
 # Method -> colour, marker and label, from the floor to the ceiling.
 STEPS = {
     tables.FLOOR: (style.GREY, "v", "best blind control (floor)"),
-    "retrieval": (style.ORANGE, "D", "nearest training picture"),
+    "retrieval": (style.ORANGE, "D", "nearest training image"),
     "stage1": (style.SKY, "s", "stage 1"),
     "algorithm_1": (style.RED, "o", "Algorithm 1"),
     "stage2": (style.BLUE, "o", "stage 2"),
@@ -142,7 +142,7 @@ def floor_to_ceiling(frame: pd.DataFrame) -> Figure:
     for place, wide in enumerate(lines.values()):
         _mark_way(axes, place, wide)
     axes.grid(axis="y", visible=False)
-    axes.set(xlabel="mean over test pictures", ylabel="")
+    axes.set(xlabel="mean over test images", ylabel="")
     title = "stage 2's share\nof the way"
     axes.text(1.02, 1.01, title, transform=axes.transAxes, va="bottom", fontsize=9)
     style.legend_above(3, axes)
@@ -249,7 +249,7 @@ def permutation_null(test: statistics.PermutationTest, label: str) -> Figure:
     fig, axes = style.canvas(2.8)
     name = f"{len(test.null):,} permutations"
     sns.histplot(x=test.null, bins=40, color=style.GREY, alpha=0.6, linewidth=0, label=name)
-    axes.axvline(test.observed, color=style.RED, linewidth=2.2, label="matched pictures")
+    axes.axvline(test.observed, color=style.RED, linewidth=2.2, label="matched stimuli")
     axes.set_title(tables.p_text(test.p), loc="left")
     axes.set(xlabel=label, ylabel="permutations")
     axes.legend(loc="lower right", bbox_to_anchor=(1, 0.97), ncols=2)
@@ -358,7 +358,7 @@ def overlap_figure(found: "Overlap", values: pd.DataFrame, shown: Sequence[str] 
         picture's value against its distance, with the mean of every fifth of the pictures.
     """
     fig, ((left, right),) = style.canvases(3.3, 1, 2)
-    distances = {"training pictures": found.among_training, "test pictures": found.distance}
+    distances = {"training images": found.among_training, "test images": found.distance}
     sns.histplot(
         distances, palette=[style.GREY, style.BLUE], bins=24, stat="proportion",
         common_norm=False, alpha=0.5, linewidth=0, ax=left,
@@ -379,8 +379,8 @@ def overlap_figure(found: "Overlap", values: pd.DataFrame, shown: Sequence[str] 
         means, x="distance", y="value", hue="method", palette=colours, style="method",
         markers=markers, dashes=False, ax=right,
     )  # fmt: skip
-    left.set(xlabel="distance to the nearest\ntraining picture (1 − cosine)")
-    left.set_ylabel("share of pictures")
+    left.set(xlabel="distance to the nearest\ntraining image (1 − cosine)")
+    left.set_ylabel("share of images")
     style.legend_above(2, left, right)
     right.set(xlabel=left.get_xlabel(), ylabel="CLIP cosine (judge)")
     return fig

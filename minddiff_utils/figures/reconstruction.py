@@ -11,7 +11,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from skimage.transform import resize
 
-from minddiff_utils.evaluation.statistics import bootstrap_interval
 from minddiff_utils.figures import style
 from minddiff_utils.io import InputError
 
@@ -172,7 +171,7 @@ def loss_course(losses: np.ndarray, first: np.ndarray) -> Figure:
     draw = partial(
         sns.lineplot, frame, x="iterate", y="structure loss", estimator="median", color=style.BLUE
     )
-    for share, alpha, label in ((90, 0.15, "middle 90 % of pictures"), (50, 0.28, "middle half")):
+    for share, alpha, label in ((90, 0.15, "middle 90 % of images"), (50, 0.28, "middle half")):
         band = {"alpha": alpha, "linewidth": 0, "label": label}
         draw(errorbar=("pi", share), err_kws=band, linewidth=0)
     few = losses.shape[1] < 20
@@ -180,37 +179,6 @@ def loss_course(losses: np.ndarray, first: np.ndarray) -> Figure:
     axes.axhline(np.nanmedian(first), color=style.RED, ls="--", lw=1, label="stage 1, median")
     axes.locator_params("x", integer=True)
     style.legend_above(4, axes)
-    return fig
-
-
-@style.figure
-def layer_contributions(before: np.ndarray, after: np.ndarray, labels: Sequence[str]) -> Figure:
-    """Draw what each CLIP layer adds to the structure loss, before and after stage 2.
-
-    Parameters
-    ----------
-    before, after : float (n_pictures, n_layers)
-        Weighted loss of each layer.
-    labels : sequence of n_layers str
-        Names of the layers, such as "block_1".
-
-    Returns
-    -------
-    Figure
-        Bars: mean over pictures; lines: its 95 % bootstrap interval.
-    """
-    parts = {"before (stage 1)": before, "after (stage 2)": after}
-    frames = {name: pd.DataFrame(part, columns=labels) for name, part in parts.items()}
-    frame = pd.concat(frames, names=["when", "picture"])
-    frame = frame.melt(ignore_index=False, var_name="layer").reset_index()
-    frame["layer"] = style.in_words(frame["layer"], style.FEATURE_SPACES)
-    fig, axes = style.canvas(3.2)
-    sns.barplot(
-        frame, x="layer", y="value", hue="when", errorbar=bootstrap_interval, saturation=1,
-        palette=[style.SKY, style.BLUE], err_kws={"color": "#333333", "linewidth": 1.2},
-    )  # fmt: skip
-    axes.set(xlabel="", ylabel="weighted structure loss")
-    style.legend_above(2, axes)
     return fig
 
 
