@@ -48,6 +48,7 @@ CHANGES = (
 
 def main(
     change: Annotated[list[str] | None, typer.Option(help="name=value,…; repeat.")] = None,
+    base: Annotated[str, typer.Option(help="name=value,… of all, the first too.")] = "",
     subject: Annotated[str, typer.Option(help="Whose brain.")] = "subj01",
     data: Annotated[Path, typer.Option(help="A recording in NSD's layout.")] = TREE,
     pictures: Annotated[int, typer.Option(min=2, help="Held-out training pictures.")] = 48,
@@ -67,7 +68,8 @@ def main(
     that over pictures. All of it is kept in `compare_<subject>.csv`, and `compare.md` has a short
     table.
     """
-    variants = [{}, *map(parse_change, change or CHANGES)]
+    shared = parse_change(base) if base else {}
+    variants = [shared, *({**shared, **parse_change(one)} for one in change or CHANGES)]
     n_blocks = max(one.get("n_blocks", 6) for one in variants)
     held = open_held_out(data, subject, pictures, models, device, work / subject, n_blocks)
     out.mkdir(parents=True, exist_ok=True)
