@@ -136,7 +136,8 @@ def compare_settings(
         rows = [*_rows_of_features(held, decoded, first)]
         rows += _rows_of_pictures(held, decoded, made, first)
         rows.append({"of": "stage 2", "metric": "processor seconds", "value": seconds})
-        text = ", ".join(f"{name}={value}" for name, value in changes.items()) or DEFAULTS
+        own = {name: value for name, value in changes.items() if variants[0].get(name) != value}
+        text = ", ".join(f"{name}={value}" for name, value in own.items()) or DEFAULTS
         print(text)
         yield pd.DataFrame(rows).assign(settings=text)
 
