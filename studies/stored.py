@@ -69,7 +69,7 @@ def solver_table(folder: str | Path) -> str:
     }
     columns = ["Algorithm 1 as published", "this book's solver", "share"]
     frame = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
-    return markdown_table(frame.rename_axis("a picture"))
+    return markdown_table(frame.rename_axis("an image"))
 
 
 def course_table(folder: str | Path) -> str:

@@ -44,12 +44,23 @@ def test_sentences_name_subjects_metrics_and_what_is_not_shown():
     gain = {("subj01", "ssim"): 0.3, ("subj02", "pcc"): -0.3}
     frame = values(gain, ("subj01", "subj02"), ("ssim", "pcc"))
     one, two = findings.sentences(differences(frame, PAIRS[:1])).splitlines()
-    assert one.startswith("- subj01, **both stages**: above stage 1 in SSIM, .")
-    assert "It is not shown to differ from stage 1 in PCC" in one
+    assert one.startswith("- subj01, **both stages**: above stage 1 in SSIM. It is not shown to")
+    assert one.endswith("differ from stage 1 in PCC.")
     assert "not shown to differ from stage 1 in SSIM" in two and "below stage 1 in PCC" in two
     assert findings.sentences(differences(frame, PAIRS[2:])) == ""
-    short = findings.sentences(differences(frame, PAIRS[:1]), numbers=False).splitlines()[0]
-    assert short.endswith("above stage 1 in SSIM. It is not shown to differ from stage 1 in PCC.")
+
+
+def test_baselines_of_the_same_outcomes_are_told_together():
+    frame = values({"ssim": 0.3, "pcc": 0.3}, ("subj01", "subj02"), ("ssim", "pcc"))
+    lines = findings.sentences(differences(frame, PAIRS)).splitlines()
+    said = "above stage 1, nearest training image in SSIM, PCC."
+    assert lines == [f"- {who}, **both stages**: {said}" for who in ("subj01", "subj02")]
+    one = findings.sentences(differences(values({"ssim": 0.1}, metrics=("ssim",)), PAIRS))
+    assert one.splitlines() == [
+        "- **both stages**: above stage 1 in SSIM. It is not shown to differ from nearest training "
+        "image in SSIM."
+    ]
+    assert findings.sentences(differences(frame, PAIRS[2:])) == ""
 
 
 @pytest.mark.parametrize(
@@ -98,7 +109,7 @@ def test_spaces_that_are_not_above_chance_are_named():
     text = findings.decoded_spaces(table)
     assert "highest for `c` (0.80), lowest for `block_1` (0.10)" in text and "none." in text
     text = findings.decoded_spaces(table.assign(highest=0.1))
-    assert text.endswith("Not above every permutation of the responses: block_1.")
+    assert text.endswith("Not above all permutations of the responses: block_1.")
 
 
 def test_the_fewest_that_do_as_well_as_all_are_named():
@@ -107,7 +118,9 @@ def test_the_fewest_that_do_as_well_as_all_are_named():
     frame = pd.DataFrame({k: v + rng.normal(0, 0.01, 30) for k, v in scores.items()})
     frame = frame.rename_axis("stimulus_id").reset_index().melt("stimulus_id", var_name="method")
     frame = frame.assign(metric="clip_judge")
-    assert findings.enough(frame, "sessions").startswith("5 of 20 sessions are not shown to score")
+    assert findings.enough(frame, "sessions").startswith(
+        "With 5 of 20 sessions, CLIP (judge) is not"
+    )
     fewer = frame[frame["method"] != 5]
     assert findings.enough(fewer, "sessions").startswith("No smaller number tried scores as high")
 

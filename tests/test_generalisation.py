@@ -113,7 +113,7 @@ def test_a_set_whose_pictures_are_painted_is_told_from_one_whose_are_not(bench, 
     assert table.loc["near", "PCC"].startswith("1.000 [1.000,\xa01.000]; +")
     kinds = generalisation.generalisation_table(scores, "kind")
     assert kinds.index.tolist() == ["in two sets", "noise"] and kinds["n"].tolist() == ["1", "2"]
-    said = generalisation.fall_text(scores)
+    said = generalisation.fall_text(scores, "pcc")
     assert "near not shown to differ from usual" in said and "blind less than usual" in said
     names = [text.get_text() for text in figures.generalisation(scores).axes[-1].get_xticklabels()]
     assert names == ["usual", "near", "blind", "far"]
@@ -122,6 +122,6 @@ def test_a_set_whose_pictures_are_painted_is_told_from_one_whose_are_not(bench, 
 def test_a_recording_without_sets_says_nothing(bench):
     alone = replace(bench, person=replace(bench.person, test_sets=()))
     nothing = generalisation.score_sets(alone, {}, None, np.zeros((13, 16, 16, 3), np.uint8), 9)
-    assert nothing.empty and generalisation.fall_text(nothing) == ""
+    assert nothing.empty and generalisation.fall_text(nothing, "pcc") == ""
     assert generalisation.generalisation_table(nothing).empty
     assert isinstance(generalisation.score_sets(bench, {}, None, None, 0), pd.DataFrame)

@@ -34,41 +34,32 @@ def outcomes(found: pd.DataFrame) -> np.ndarray:
     return np.select([above, below], ["above", "below"], "open")
 
 
-def sentences(found: pd.DataFrame, numbers: bool = True) -> str:
-    """Write differences between methods as a list of markdown, a line a subject and pair.
+def sentences(found: pd.DataFrame) -> str:
+    """Write differences between methods as a list of markdown, a line a subject and method.
 
     Parameters
     ----------
     found : DataFrame
         From `tables.differences`.
-    numbers : bool
-        False names the metrics alone.
 
     Returns
     -------
     str
-        Empty where there is nothing to compare.
+        Baselines and metrics of the same outcome are told together. Empty where there is nothing
+        to compare.
     """
-    found = found.assign(outcome=outcomes(found))
-    keys = [name for name in ("subject", "method", "baseline") if name in found]
+    found = found.assign(outcome=outcomes(found)).replace({"metric": METRICS})
+    found["baseline"] = found["baseline"].map(tables.short_name)
+    keys = [name for name in ("subject", "method", "outcome") if name in found]
+    for one, other in (("baseline", "metric"), ("metric", "baseline")):
+        found = found.groupby([*keys, one], sort=False)[other].agg(", ".join).reset_index()
     lines = []
-    for names, rows in found.groupby(keys, sort=False):
-        *subject, method, baseline = names
-        parts = []
-        for outcome, same in rows.groupby("outcome", sort=False):
-            which = [_label(row, numbers) for row in same.itertuples()]
-            listed = ("; " if numbers else ", ").join(which)
-            parts.append(f"{SAID[str(outcome)]} {tables.short_name(baseline)} in {listed}")
+    for who, rows in found.groupby(keys[:-1], sort=False):
+        *subject, method = who
         begin = f"{tables.as_markdown(str(subject[0]))}, " if subject else ""
+        parts = [f"{SAID[row.outcome]} {row.baseline} in {row.metric}" for row in rows.itertuples()]
         lines.append(f"- {begin}**{tables.short_name(method)}**: {'. It is '.join(parts)}.")
     return "\n".join(lines)
-
-
-def _label(row, numbers: bool) -> str:
-    label = METRICS.get(row.metric, row.metric)
-    change = tables.interval_text(row.mean, row.low, row.high, "+")
-    means = tables.leading(f"{row.before:.3f} → {row.after:.3f}")
-    return f"{label}, {means} ({change})" if numbers else label
 
 
 def headline(found: pd.DataFrame, metric: str = "clip_judge") -> str:
@@ -99,7 +90,8 @@ def headline(found: pd.DataFrame, metric: str = "clip_judge") -> str:
         row = rows["stage1"]
         change = tables.interval_text(row.mean, row.low, row.high, "+")
         means = tables.leading(f"{row.before:.3f} to {row.after:.3f}")
-        text = f"Stage 2 {CHANGES[row.outcome]} {METRICS[metric]} from {means}"
+        colon = ":" * (row.outcome == "open")
+        text = f"Stage 2 {CHANGES[row.outcome]} {METRICS[metric]}{colon} from {means}"
         text += f" (difference {change})"
         if "retrieval" in rows:
             text += f" and {RIVAL[rows['retrieval'].outcome]} the nearest training image"
@@ -176,7 +168,7 @@ def decoded_spaces(chance: pd.DataFrame) -> str:
     means = [f"`{name}` ({chance['decoded'][name]:.2f})" for name in (best, worst)]
     text = "Mean test correlation: highest for {}, lowest for {}. ".format(*means)
     within = chance.index[~(chance["decoded"] > chance["highest"])]
-    return f"{text}Not above every permutation of the responses: {_names(within)}."
+    return f"{text}Not above all permutations of the responses: {_names(within)}."
 
 
 def enough(frame: pd.DataFrame, unit: str, metric: str = "clip_judge", seed: int = 0) -> str:
@@ -200,8 +192,8 @@ def enough(frame: pd.DataFrame, unit: str, metric: str = "clip_judge", seed: int
         less = paired_difference(wide[number], wide[every], seed)
         if not less["high"] < 0:
             text = tables.interval_text(less["mean"], less["low"], less["high"], "+")
-            said = f"{number} of {every} {unit} are not shown to score lower than all by"
-            return f"{said} {METRICS[metric]}: difference {text}."
+            said = f"With {number} of {every} {unit}, {METRICS[metric]} is not shown to be lower"
+            return f"{said} than with all (difference {text})."
     return f"No smaller number tried scores as high as all {every} {unit} by {METRICS[metric]}."
 
 
@@ -214,4 +206,4 @@ def matched(tests: Mapping[str, PermutationTest]) -> str:
 
 
 def _names(names: Sequence[str]) -> str:
-    return ", ".join(names) or "none"
+    return "; ".join(names) or "none"

@@ -142,34 +142,32 @@ def _gains(frame: pd.DataFrame, by: str) -> Iterator[tuple[tuple[str, str], pd.D
         yield names, part.pivot_table("value", "stimulus_id", "scored_with", dropna=False)
 
 
-def fall_text(frame: pd.DataFrame, seed: int = 0) -> str:
+def fall_text(frame: pd.DataFrame, metric: str = "clip_judge", seed: int = 0) -> str:
     """Say by how much less is decoded of the further sets than of the book's own.
 
     Parameters
     ----------
     frame : DataFrame
         From `score_sets`.
+    metric : str
     seed : int
 
     Returns
     -------
     str
-        A sentence of markdown a metric; "" without further sets. What is compared is the distance
-        to the score with wrong images.
+        A sentence of markdown; "" without further sets. What is compared is the distance to the
+        score with other stimuli.
     """
-    gains: dict[str, dict[str, np.ndarray]] = {}
-    for (metric, name), part in _gains(frame, "test_set"):
-        gain = finite(part[OWN] - part[WRONG])
-        gains.setdefault(METRICS[metric], {})[tables.as_markdown(name)] = gain
-    lines = []
-    for metric, sets in gains.items():
-        (first, own), *others = sets.items()
-        parts = []
-        for name, gain in others:
-            found = group_difference(gain, own, seed)
-            change = tables.interval_text(found["difference"], found["low"], found["high"], "+")
-            said = "less than" if found["high"] < 0 else "not shown to differ from"
-            said = "more than" if found["low"] > 0 else said
-            parts.append(f"{name} {said} {first} ({change}, {tables.p_text(found['p'])})")
-        lines.append(f"**{metric}**, above other stimuli of the set: {'; '.join(parts)}.")
-    return "\n\n".join(lines)
+    sets = {
+        tables.as_markdown(name): finite(part[OWN] - part[WRONG])
+        for (_, name), part in _gains(frame[frame["metric"] == metric], "test_set")
+    }
+    parts, first = [], next(iter(sets), "")
+    for name in [*sets][1:]:
+        found = group_difference(sets[name], sets[first], seed)
+        change = tables.interval_text(found["difference"], found["low"], found["high"], "+")
+        said = "less than" if found["high"] < 0 else "not shown to differ from"
+        said = "more than" if found["low"] > 0 else said
+        parts.append(f"{name} {said} {first} ({change}, {tables.p_text(found['p'])})")
+    text = f"**{METRICS[metric]}**, above other stimuli of the set: {'; '.join(parts)}."
+    return text if parts else ""
