@@ -1,7 +1,5 @@
 """The book's machinery on a small project: order, changes, failures, kills, pages."""
 
-import contextlib
-import errno
 import functools
 import json
 import os
@@ -22,7 +20,7 @@ from nbformat.v4 import new_markdown_cell, new_notebook, new_output
 
 from minddiff_utils.book import BookError, build, known_environment, record, run
 from minddiff_utils.book.plan import declared_parameters, load_plan
-from minddiff_utils.io import claim_run, code_digest, lock_file
+from minddiff_utils.io import code_digest
 
 # What a user's shell may hold: none of it may show in a book.
 SURROUNDINGS = {"MPLBACKEND": "Agg", "SNAKEMAKE_PROFILE": "/nowhere", "HOME": "/proc/nohome"}
@@ -337,15 +335,6 @@ def test_surroundings_of_a_job(tmp_path, monkeypatch, writable):
         assert found["HF_HOME"] == str(tmp_path / ".cache/huggingface")  # models are found again
 
 
-def test_a_disk_without_locks_guards_nothing_and_stops_nothing(tmp_path, monkeypatch):
-    def no_locks(*_):
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr("minddiff_utils.io.fcntl.flock", no_locks)
-    with open(tmp_path / "lock", "a") as file:
-        assert lock_file(file)
-
-
 def test_of_bars_single_lines_are_told(capsys):
     progress = run.Progress("subj01 · 04_stage2")
     for text in ("a warning\n\rstage 2:   0%|     | 0/30", "\rstage 2:  10%|█    | 3/30 [00:10]"):
@@ -392,16 +381,6 @@ def test_page_has_title_folded_parameters_and_alternative_text():
     assert len(page.cells) == 3
 
 
-def test_contents_have_a_part_a_subject_and_guides_stand_after_the_chapters(tmp_path):
-    plan = plan_of(make_project(tmp_path), pages=["method", "own_data", "data_layouts"])
-    parts = {part["caption"]: part["chapters"] for part in build.table_of_contents(plan)["parts"]}
-    subjects = ["Subject subj01", "Subject subj02", "Subjects compared"]
-    assert list(parts) == ["The idea", *subjects, "Run it on other data", "Reference"]
-    assert parts["Subject subj01"][1] == {"file": "subj01/02_second", "title": "Second"}
-    assert parts["The idea"] == [{"file": "method"}]
-    assert parts["Run it on other data"] == [{"file": "own_data"}, {"file": "data_layouts"}]
-
-
 def test_a_chapter_whose_figure_was_not_drawn_fails(tmp_path):
     page = notebook("T", "a = 1", "figure", "figure")
     for cell, kind in zip(page.cells[2:], ("image/png", "text/plain"), strict=True):
@@ -410,22 +389,3 @@ def test_a_chapter_whose_figure_was_not_drawn_fails(tmp_path):
     nbformat.write(page, tmp_path / "running.ipynb")
     with pytest.raises(BookError, match="the cell of fig-text has drawn no figure"):
         run._need_figures(tmp_path / "running.ipynb")
-
-
-@pytest.mark.parametrize(("n_failures", "works"), [(2, True), (3, False)])
-def test_a_kernel_that_does_not_start_is_started_again(tmp_path, monkeypatch, n_failures, works):
-    """As where two of them chose the same port."""
-    left = [RuntimeError("Kernel died before replying to kernel_info")] * n_failures
-
-    def execute(source, output, **given):
-        if left:
-            raise left.pop()
-        Path(output).write_bytes(Path(source).read_bytes())
-
-    monkeypatch.setattr(run.papermill, "execute_notebook", execute)
-    plan = plan_of(make_project(tmp_path))
-    claim_run(plan.run)
-    expected = contextlib.nullcontext() if works else pytest.raises(RuntimeError, match="replying")
-    with expected:
-        run.run_notebook(plan.sheets[0].path, tmp_path / "out.ipynb", {})
-    assert (tmp_path / "out.ipynb").exists() == works

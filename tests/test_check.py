@@ -12,9 +12,8 @@ import pytest
 import test_kay
 from builders import refuses, run_cli
 from test_nsd import DESIGN, FILES, NCSNR, PICTURES, ROI, SESSION, STIMULI, wrong
-from test_nsd_responses import as_nifti
 
-from minddiff_utils.datasets.check import check_nsd, is_ready, report
+from minddiff_utils.datasets.check import check_nsd, is_ready
 from minddiff_utils.datasets.nsd import NsdTree
 from minddiff_utils.datasets.nsd.regions import atlases_of
 
@@ -98,26 +97,6 @@ def test_files_of_another_shape_are_named(tree, file):
     found = wrong(tree)
     assert {file, ROI} & set(found) and {state for state, _ in found.values()} == {"damaged"}
     assert len(found) == 1 or file != PICTURES
-
-
-def test_sessions_as_nifti_count_as_there(tree):
-    as_nifti(tree / SESSION.format(2), np.array, ".nii.gz")
-    assert wrong(tree) == {}
-
-
-def test_a_file_left_open_by_its_writer_is_not_fetched_again(tree):
-    path = tree / SESSION.format(1)
-    rewrite(path, lambda betas: betas[()])
-    copy = path.with_name("open.h5")
-    with h5py.File(copy, "w", libver="latest") as file:
-        file["betas"] = np.zeros((4, 2, 2, 2), "i2")
-        file.swmr_mode = True
-        shutil.copy(copy, path)
-    (entry,) = [entry for entry in check_nsd(tree) if entry.state != "present"]
-    assert entry.path == path and entry.state == "unreadable"
-    assert "is open for writing elsewhere" in entry.note
-    said = report([entry], tree)
-    assert "about 0.00B to download" in said and "minddiff fetch" not in said
 
 
 def test_other_regions_subjects_and_sessions_need_other_files(three_sessions, tmp_path):

@@ -9,9 +9,8 @@ from builders import refuses, write_hdf5
 from test_own import made  # noqa: F401
 
 from minddiff_utils.datasets import check_own, load_subject, recording
-from minddiff_utils.datasets.reading import open_hdf5
 from minddiff_utils.datasets.recording import trial_fault
-from minddiff_utils.io import InputError, UnreadableError, unreadable
+from minddiff_utils.io import UnreadableError, unreadable
 
 RNG = np.random.default_rng(0)
 PICTURES = RNG.integers(0, 256, (12, 8, 8, 3), np.uint8)
@@ -155,33 +154,3 @@ def test_declared_size_is_looked_at_before_memory_is_taken(made):  # noqa: F811
         file.create_dataset("captions", (10**11,), h5py.string_dtype(), chunks=True)
     faults = check_own(path)
     assert sum("GB in memory; this machine has" in fault for fault in faults) == 2
-
-
-@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
-@pytest.mark.parametrize("dtype", ["S9", h5py.string_dtype("ascii"), h5py.string_dtype("utf-8")])
-def test_texts_in_any_form(made, encoding, dtype):  # noqa: F811
-    path, whole = made
-    write_hdf5(path, {**whole, "captions": None, "roi": None})
-    with h5py.File(path, "a") as file:
-        for name, n in (("captions", 12), ("roi", 10)):
-            data = file.create_dataset(name, (n,), dtype)
-            data[:] = np.array(["café  ".encode(encoding)] * n, "S9" if dtype == "S9" else object)
-    subject = load_subject("own", path, "S1")
-    assert subject.stimuli.captions([3]) == [("café",)] and list(subject.roi) == ["café"]
-
-
-@pytest.mark.parametrize("value", ["S1", np.bytes_("S1"), np.array([b"S1  "]), [np.bytes_("S1")]])
-def test_subject_as_matlab_r_and_julia_write_it(made, value):  # noqa: F811
-    path, whole = made
-    with h5py.File(write_hdf5(path, whole), "a") as file:
-        file.attrs["subject"] = value
-    assert check_own(path) == [] and load_subject("own", path, "S1").name == "S1"
-
-
-@pytest.mark.parametrize("name", ["betas", "other"])
-def test_a_dataset_that_is_a_group_or_not_there(tmp_path, name):
-    with h5py.File(tmp_path / "x.h5", "w") as file:
-        file["betas/inner"] = 1
-    said = pytest.raises(InputError, match="no dataset 'other'; it has betas|`betas` is a group")
-    with said, open_hdf5(tmp_path / "x.h5", name):
-        pass

@@ -93,21 +93,6 @@ def test_no_room_is_said_before_anything_is_written(tmp_path, monkeypatch):
     assert not path.exists()
 
 
-def test_a_file_can_be_written_and_gone_on_with(tmp_path):
-    path = tmp_path / "file.h5"
-    with open_to_write(path) as file:
-        file["a"] = np.arange(5)
-    with open_to_write(path, "r+") as file:
-        file["a"][1] = 7
-        file.create_dataset("b", data=np.ones((3, 4)), compression="gzip")
-    with h5py.File(path, "r") as file:
-        assert file["a"][:].tolist() == [0, 7, 2, 3, 4] and file["b"][:].sum() == 12
-    with open_to_write(path) as file:
-        assert not list(file)
-    with pytest.raises(OSError):
-        open_to_write(tmp_path / "none.h5", "r+")
-
-
 def test_what_cannot_be_read_now_is_not_taken_for_undone(tmp_path, monkeypatch):
     (tmp_path / "file.h5").write_text("damaged")
     assert io.rows_done(tmp_path / "file.h5", "r") == 0

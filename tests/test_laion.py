@@ -7,7 +7,6 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -360,11 +359,6 @@ def test_pictures_that_are_absent_or_damaged(copy):
     refuses("has no human caption of .*; expected one at least", subject.stimuli.captions, [3])
 
 
-def test_without_a_noise_ceiling(copy):
-    (copy / CEILING.format("sub-01")).unlink()
-    assert load(copy).ncsnr is None
-
-
 # ------------------------------------------------------------------------- the real split files
 
 
@@ -519,51 +513,6 @@ def test_fetch_then_check_then_load(web, tree, tmp_path, call):
     save(to / CEILING.format("sub-01"), np.full(SHAPE, 120, np.float32))
     code, said = call("check", "laion", to)
     assert code == 1 and said.count("damaged   ") == 3 and "no split file" in said
-
-
-def assert_same(folder, tree):
-    assert files_in(folder)
-    for name in files_in(folder):
-        assert (folder / name).read_bytes() == (tree / name).read_bytes(), name
-
-
-def test_after_a_kill_the_same_command_goes_on(web, tree, tmp_path):
-    """The server stands still in the first betas; the process that waits for it is killed."""
-    web.cuts, web.cut_after, web.stall = -1, 15_000, 30.0
-    code = "import sys; from minddiff_utils.datasets import fetch; "
-    code += f"fetch.LAION_BUCKET = fetch.LAION_PACKAGE = {web.url!r}; "
-    code += "fetch.fetch_laion(sys.argv[1], ['sub-01'], 3)"
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "to")])
-    try:
-        deadline, come = time.monotonic() + 60, 0
-        while come < web.cut_after:
-            assert time.monotonic() < deadline and process.poll() is None
-            time.sleep(0.05)
-            parts = (tmp_path / "to").rglob("*ses-01*Betas_statmap*.partial")
-            come = max((path.stat().st_size for path in parts), default=0)
-    finally:
-        process.kill()
-        process.wait()
-    assert not (tmp_path / "to" / BETAS.format("sub-01", 1)).exists()
-    web.cuts = 0
-    web.asked.clear()
-    fetch.fetch_laion(tmp_path / "to", ["sub-01"], 3)
-    assert "bytes=15000-" in web.asked
-    assert_same(tmp_path / "to", tree)
-
-
-def test_a_slow_server_and_a_truncated_object(web, tree, tmp_path, monkeypatch):
-    monkeypatch.setattr(fetch, "PATIENCE", 0.3)
-    web.cuts, web.cut_after, web.stall = 4, 15_000, 0.6
-    fetch.fetch_laion(tmp_path / "slow", ["sub-01"], 3)
-    assert_same(tmp_path / "slow", tree)
-    betas = BETAS.format("sub-01", 2)
-    web.files["/" + betas] = web.files["/" + betas][:-1000]
-    said = "ses-02.*nii.gz: Compressed file ended .*Nothing was kept"
-    refuses(said, fetch.fetch_laion, tmp_path / "short", ["sub-01"], 3)
-    came = files_in(tmp_path / "short")
-    assert BETAS.format("sub-01", 1) in came
-    assert not [name for name in came if "ses-02_" in name and "nii" in name]
 
 
 @pytest.mark.parametrize(

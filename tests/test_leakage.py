@@ -3,7 +3,6 @@
 from types import SimpleNamespace
 
 import numpy as np
-import pandas as pd
 import pytest
 from builders import write_hdf5
 
@@ -25,12 +24,6 @@ def test_split_overlap_keeps_to_their_training_pictures(tmp_path):
         assert found.distance[place] == pytest.approx(1 - max(cosines), abs=1e-6)
     assert found.among_training.shape == (8,)
     assert (found.among_training > 1e-6).all()  # none is its own neighbour
-
-
-def tidy(ids, **values):
-    """PCC of each method."""
-    table = pd.DataFrame(values).assign(stimulus_id=ids)
-    return table.melt("stimulus_id", var_name="method").assign(metric="pcc")
 
 
 @pytest.mark.parametrize("side", [40, 64])
@@ -98,20 +91,3 @@ def test_groups_are_kinds_or_else_clusters(tmp_path, monkeypatch):
     found = picture_groups(path, range(30), {})
     expected = sorted(np.flatnonzero(label == k).tolist() for k in range(3))
     assert sorted(ids.tolist() for ids in found.values()) == expected
-
-
-def test_table_shows_the_drop():
-    rng = np.random.default_rng(0)
-
-    def values(ids, drop):
-        matched = rng.normal(0.6, 0.1, len(ids))
-        without = matched - drop + 0.01 * rng.normal(size=len(ids))
-        return tidy(ids, matched=matched, without=without)
-
-    found = {"cat": values(np.arange(8), 0.2), "sun": values(np.arange(5, 12), 0.0)}
-    table = leakage.hold_out_table(found)
-    assert list(table.index) == ["cat", "sun", "all of them"]
-    assert table["n"].tolist() == ["8", "7", "12"]  # three pictures are in both groups
-    assert ": -.2" in table.loc["cat", "PCC"] or ": -.1" in table.loc["cat", "PCC"]
-    empty = leakage.hold_out_table({})
-    assert empty.empty and "n_holdouts" in empty.attrs["note"]

@@ -221,24 +221,6 @@ def test_pictures_go_on_where_they_stopped(server, bucket, tmp_path, monkeypatch
         np.testing.assert_array_equal(file["imgBrick"][()], whole["imgBrick"][()][ids])
 
 
-def test_another_layout_than_nsds_is_refused_and_pictures_in_chunks_are_not(server, tmp_path):
-    with h5py.File(tmp_path / "slabs.h5", "w") as file:
-        file.create_dataset("betas", (8, *SHAPE[::-1]), "int16", chunks=(8, 1, 20, 24))
-    values = np.random.default_rng(0).integers(0, 256, (9, 70, 70, 3), np.uint8)
-    with h5py.File(tmp_path / "chunked.h5", "w") as file:
-        file.create_dataset("imgBrick", data=values, chunks=(1, 70, 35, 3), compression="gzip")
-    for name in ("slabs.h5", "chunked.h5"):
-        server.files[f"/{name}"] = (tmp_path / name).read_bytes()
-    slabs, chunked = (look_up(f"{server.url}/{name}") for name in ("slabs.h5", "chunked.h5"))
-    one = Regions(np.eye(4), SHAPE, np.zeros((1, 3), int), {}, np.ones(1, np.float32))
-    refuses(
-        r"chunks \(8, 1, 20, 24\): fetch it whole", fetch_voxels, slabs, tmp_path / "c.part.h5", one
-    )
-    path = fetch_pictures(chunked, tmp_path / "d.part.h5", np.array([2, 7]))
-    with h5py.File(path) as file:
-        np.testing.assert_array_equal(file["imgBrick"][()], values[[2, 7]])
-
-
 def areas_on_folds(shape, n):
     """Voxels of the phantom's areas, on a folded shell that fills a volume; bool (X, Y, Z)."""
     voxels = np.indices(shape).reshape(3, -1).T

@@ -87,17 +87,6 @@ def dry_run(project, count, cores=1, profile=None):
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def test_without_shards_no_job_computes_one(tmp_path):
-    assert "rule shard:" not in dry_run(make_project(tmp_path), 1)
-
-
-def test_shards_change_no_input(tmp_path):
-    project = make_project(tmp_path)
-    plans = [plan_of(project, shards=n) for n in (1, 4)]
-    for sheet in plans[0].chapters:
-        assert len({record.inputs_digest(plan, sheet, "subj01") for plan in plans}) == 1
-
-
 def test_what_is_kept_counts_where_a_chapter_shows_it(tmp_path):
     project = make_project(tmp_path)
     (project / record.KEPT).unlink()  # a link to the real one

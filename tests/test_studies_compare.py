@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from builders import make_subject, refuses, study
+from builders import make_subject, study
 
 from minddiff_utils.datasets import load_subject
 from minddiff_utils.datasets.subject import Split
@@ -15,7 +15,6 @@ from minddiff_utils.models.clip import to_pictures
 from minddiff_utils.models.stable_diffusion import load_generator, noise_like
 from minddiff_utils.reconstruction.stage1 import stage1
 from minddiff_utils.settings import Settings
-from studies.compare import parse_change
 from studies.held_out import hold_out
 
 CHANGE = "n_steps=3,rescale_z=none"
@@ -34,16 +33,6 @@ def test_no_test_stimulus_is_touched(n):
     assert len(split.test) == n
     assert set(split.train) | set(split.test) == set(subject.splits[0].train)
     assert not set(split.train) & set(split.test)
-
-
-@pytest.mark.parametrize("n", [0, 9])
-def test_too_many_or_none_held_out(n):
-    refuses(f"n={n}", hold_out, person(), n)
-
-
-@pytest.mark.parametrize("text", ["colour=1", "strength", "strength="])
-def test_unknown_settings_are_named(text):
-    refuses("--change", parse_change, text)
 
 
 @pytest.fixture(scope="module")
