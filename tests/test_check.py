@@ -7,15 +7,13 @@ from pathlib import Path
 import h5py
 import miyawaki_tree
 import nibabel as nib
-import numpy as np
 import pytest
 import test_kay
 from builders import refuses, run_cli
-from test_nsd import DESIGN, FILES, NCSNR, PICTURES, ROI, SESSION, STIMULI, wrong
+from test_nsd import DESIGN, FILES, ROI, SESSION, STIMULI, wrong
 
 from minddiff_utils.datasets.check import check_nsd, is_ready
 from minddiff_utils.datasets.nsd import NsdTree
-from minddiff_utils.datasets.nsd.regions import atlases_of
 
 SYNTHETIC = [str(path) for path in NsdTree(Path(), "subj01").synthetic]
 
@@ -86,19 +84,6 @@ def test_one_removed_one_truncated_one_of_wrong_shape(capsys, monkeypatch, tree)
     assert lines[-1].startswith("Not ready: 13 of 16 files of ") and "about 2." in lines[-1]
 
 
-@pytest.mark.parametrize("file", [ROI, NCSNR, PICTURES])
-def test_files_of_another_shape_are_named(tree, file):
-    if file == PICTURES:
-        with h5py.File(tree / PICTURES, "w") as stored:
-            stored["imgBrick"] = np.zeros((10, 8, 8, 3), np.uint8)
-    else:
-        volume = (np.arange(210, dtype=np.int16) % 25 + 1).reshape(5, 6, 7)
-        nib.save(nib.Nifti1Image(volume, nib.load(tree / file).affine), tree / file)
-    found = wrong(tree)
-    assert {file, ROI} & set(found) and {state for state, _ in found.values()} == {"damaged"}
-    assert len(found) == 1 or file != PICTURES
-
-
 def test_other_regions_subjects_and_sessions_need_other_files(three_sessions, tmp_path):
     entries = check_nsd(three_sessions, ("subj01",), rois="nsdgeneral")
     names = {entry.path.name for entry in entries}
@@ -116,12 +101,6 @@ def test_other_regions_subjects_and_sessions_need_other_files(three_sessions, tm
     names = [str(entry.path) for entry in check_nsd(tmp_path)]
     assert sum("subj07" in name for name in names) == 42
     assert not any("subj01" in name for name in names)
-
-
-def test_atlases_of_regions():
-    assert atlases_of("V1, hV4") == ["Kastner2015"]
-    several = ["nsdgeneral", "floc-faces", "Kastner2015"]
-    assert atlases_of("nsdgeneral+floc-faces:1,2+kastner2015") == several
 
 
 # ------------------------------------------------------------------------------ other recordings

@@ -144,13 +144,3 @@ def test_pictures_in_a_file_beside_are_read(made, link):  # noqa: F811
     assert check_own(path) == []
     stimuli = load_subject("own", path, "S1").stimuli
     np.testing.assert_array_equal(stimuli.pictures([3, 1]), PICTURES[[3, 1]])
-
-
-def test_declared_size_is_looked_at_before_memory_is_taken(made):  # noqa: F811
-    path, whole = made
-    write_hdf5(path, {**whole, "responses": None, "captions": None})
-    with h5py.File(path, "a") as file:
-        file.create_dataset("responses", (10**7, 10**7), "f4", chunks=True)
-        file.create_dataset("captions", (10**11,), h5py.string_dtype(), chunks=True)
-    faults = check_own(path)
-    assert sum("GB in memory; this machine has" in fault for fault in faults) == 2

@@ -17,7 +17,7 @@ from minddiff_utils.datasets import Split, prepare_fold
 from minddiff_utils.decoding import decode as decoding
 from minddiff_utils.decoding import decoders
 from minddiff_utils.decoding.components import PrincipalComponents, evidence
-from minddiff_utils.decoding.decode import training_design, training_folds, voxel_weights
+from minddiff_utils.decoding.decode import training_folds, voxel_weights
 from minddiff_utils.decoding.decoders import Decoder, Method, fit_decoders, make_design, rescaling
 from minddiff_utils.decoding.ridge import (
     PENALTIES,
@@ -238,19 +238,6 @@ def test_early_areas_have_less_weight_where_that_predicts_better(loud_early):
         less = loud_early and space != "z"
         wanted = fit_decoder(x, y, weights=np.where(early & less, 0.5, 1))
         np.testing.assert_allclose(decoder.predict(x), wanted.predict(x), atol=1e-5)
-
-
-def test_without_two_kinds_of_areas_every_voxel_keeps_its_weight():
-    x, y, early = two_areas(True)
-    assert len(make_design(x, early=early, method=Method(early_band_scale=1)).models) == 1
-    assert len(make_design(x).models) == 1
-    subject, split = repeated(np.ones(6))
-    fold = prepare_fold(subject, split)
-    assert len(training_design(subject, split, fold, Method()).models) == 1
-    both = dataclasses.replace(subject, roi={"V1": np.arange(6) < 3, "VO": np.arange(6) >= 3})
-    plain, other = training_design(both, split, fold, Method()).models
-    ratio = other[0].scale_ / plain[0].scale_
-    np.testing.assert_allclose(ratio[:3] / ratio[3:], 0.5, rtol=1e-5)
 
 
 # --- a whole recording ----------------------------------------------------------------------------

@@ -21,7 +21,6 @@ from minddiff_utils.evaluation.identification import (
     retrieval_accuracy,
 )
 from minddiff_utils.evaluation.metrics import blurred
-from minddiff_utils.evaluation.panel import PUBLISHED, panel_table
 from minddiff_utils.evaluation.pictures import open_pictures
 from minddiff_utils.evaluation.statistics import effective_dimension
 from minddiff_utils.evaluation.tables import differences, summary_table
@@ -192,17 +191,6 @@ def test_conclusions_follow_from_the_tests(opened):
     assert any("which picture was seen" in s and "SSIM, PCC" in s for s in said)
     assert any("looking them up does as well" in s and "CLIP (judge)" in s for s in said)
     assert summary_table(values).loc["mine: nearest training picture", "PCC"].startswith("1.000")
-
-
-def test_published_rows_stand_beside_nsd_alone():
-    ours = {"mine": {"PixCorr": np.array([0.3]), "SSIM": np.array([0.4])}}
-    table = panel_table(ours)
-    assert list(table.index) == [*PUBLISHED, "mine"] and len(PUBLISHED) == 8
-    assert table.loc["MindTuner 2025"].tolist()[:2] == [".322", ".421"]
-    assert table.loc["Brain-IT, one hour"].tolist()[:3] == [".331", ".473", "–"]
-    papers = {"arXiv 2403.11207", "arXiv 2404.12630", "arXiv 2510.25976"}
-    assert set(table["source"]) == papers | {"this run"}
-    assert list(panel_table(ours, published=False).index) == ["mine"]
 
 
 # --- the command ----------------------------------------------------------------------------------

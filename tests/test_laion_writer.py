@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-from builders import assert_follows_signal, run_cli, stamps
+from builders import assert_follows_signal, run_cli
 
 from minddiff_utils.datasets import load_subject, prepare_fold
 from minddiff_utils.phantom import laion_writer, nsd_writer, world
@@ -119,38 +119,7 @@ def test_no_picture_that_may_test_is_one_that_the_models_were_trained_on(plan):
     assert len(np.unique(shown, axis=0)) == len(shown)
 
 
-def test_regions_have_the_phantoms_areas_and_sectors_partition_cortex(tree, brains):
-    brain = brains("subj01", 0)
-    folder = tree / "derivatives/atlases/sub-01/rois"
-    volume = {path.name[:-7]: nib.load(path) for path in folder.glob("*.nii.gz")}
-    affine = volume["EVC"].affine
-    masks = {name: np.asarray(one.dataobj)[tuple(brain.ijk.T)] for name, one in volume.items()}
-    for name, mask in masks.items():
-        assert np.asarray(volume[name].dataobj).sum() == mask.sum() > 0
-        np.testing.assert_array_equal(volume[name].affine, affine)
-        if not name.startswith(("laion", "EVC")):
-            np.testing.assert_array_equal(mask, brain.area == name)
-    sectors = [masks[f"laion-{name}"] for name in ("EVC", "dorsal", "lateral", "ventral")]
-    assert (np.sum(sectors, axis=0) == 1).all() and (masks["laion-general"] == 1).all()
-    assert (masks["laion-EVC"] >= masks["V1v"]).all() and (masks["laion-EVC"] >= masks["EVC"]).all()
-    some = load_subject("laion", tree, "sub-01", rois="laion-general,V1v,V1d")
-    assert some.roi["V1v"].sum() == (brain.area == "V1v").sum()
-
-
 # ------------------------------------------------------------------------------------- writing
-
-
-def test_second_call_does_nothing_and_other_settings_replace_the_tree(brains, tmp_path):
-    tiny = {"n_train": 20, "n_test": 5}
-    write_tree(tmp_path, ("sub-01",), **tiny)
-    before = stamps(tmp_path)
-    write_tree(tmp_path, ("sub-01",), **tiny)
-    assert stamps(tmp_path) == before
-    write_tree(tmp_path, ("sub-03",), **tiny)
-    assert load_subject("laion", tmp_path, "sub-01").name == "sub-01"
-    assert len(load_subject("laion", tmp_path, "sub-03").splits[0].test) == 5
-    nsd_writer.write_tree(tmp_path, ("subj01",), 20, 5, 2)
-    assert not (tmp_path / "derivatives").exists() and not (tmp_path / "splits").exists()
 
 
 def test_command(brains, tmp_path, monkeypatch, capsys):

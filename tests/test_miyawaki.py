@@ -13,7 +13,7 @@ from builders import refuses
 from miyawaki_tree import response_of
 
 from minddiff_utils.datasets import load_subject, prepare_fold
-from minddiff_utils.datasets.miyawaki import CAPTIONS, block_means, pattern_picture
+from minddiff_utils.datasets.miyawaki import CAPTIONS, pattern_picture
 from minddiff_utils.phantom import world
 
 DEFAULT = Path(__file__).parents[2] / "shared/data/miyawaki2008/V1_mean_figure.mat"
@@ -165,24 +165,6 @@ def test_captions_name_known_figures_and_count_patches(whole):
     assert ("many" in texts[0][0]) == (share >= 0.45)
     assert {w for five in texts for t in five for w in t.split()} <= WORDS
     assert all(len(five) == 5 for five in texts)
-
-
-def test_block_means_shift_and_average():
-    labels = -np.ones((12, 10, 10), int)
-    labels[3:6] = 1
-    labels[6:8] = 0  # a second pattern right after the first
-    series = np.full((12, 2), 100.0)
-    series[5:8, 0] += [1, 2, 3]
-    series[8:10, 0] += 10
-    series[:, 1] = np.nan
-    patterns, responses = block_means(series, labels)
-    assert patterns.shape == (2, 10, 10) and patterns[0].all() and not patterns[1].any()
-    time = np.arange(12) - 5.5
-    flat = series[:, 0] - time * (time @ series[:, 0]) / (time @ time)
-    base = flat[[2, 3, 4, 10, 11]].mean()
-    expected = [100 * (flat[5:8].mean() / base - 1), 100 * (flat[8:10].mean() / base - 1)]
-    np.testing.assert_allclose(responses[:, 0], expected, rtol=1e-5)
-    assert np.isnan(responses[:, 1]).all()
 
 
 DAMAGES = [

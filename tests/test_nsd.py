@@ -1,6 +1,5 @@
 """Bad input to the reader of NSD's layout: one clear error each, naming the thing."""
 
-import json
 import shutil
 
 import h5py
@@ -223,38 +222,6 @@ def test_captions_missing_or_damaged(tree):
         refuses(said, stimuli_of(tree).captions, [1])
     (tree / STIMULI).write_text("nsdId\n1\n")
     refuses("no table of nsdId and cocoId", stimuli_of(tree).captions, [1])
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (lambda item: item.pop("image_id"), "no COCO caption file"),
-        (lambda item: item.pop("caption"), "no COCO caption file"),
-        (lambda item: item.update(caption=None), "has 4 captions"),
-        (lambda item: item.update(caption=" "), "has 4 captions"),
-        (lambda item: item.update(caption=["a tree"]), "no COCO caption file"),
-        (lambda item: item.update(image_id=None), "no COCO caption file"),
-        (lambda item: item.update(image_id=1.5), "no COCO caption file"),
-        (lambda item: item.update(image_id=1), "has 4 captions"),
-        (lambda item: item.update(id="first"), "no COCO caption file"),
-        (lambda item: item.pop("id"), ""),
-        (lambda item: item.update(id=str(item["id"]), image_id=str(item["image_id"])), ""),
-    ],
-)
-def test_check_and_reader_agree_on_odd_captions(tree, change, said):
-    before = stimuli_of(tree)
-    texts = before.captions(before.ids)
-    content = json.loads((tree / CAPTIONS).read_text())
-    change(content["annotations"][3])
-    (tree / CAPTIONS).write_bytes(json.dumps(content).encode("utf-8-sig"))
-    stimuli = stimuli_of(tree)
-    if not said:
-        found = stimuli.captions(stimuli.ids)
-        assert not wrong(tree) and list(map(set, found)) == list(map(set, texts))
-        return
-    refuses(said, stimuli.captions, stimuli.ids)
-    ((name, (_, note)),) = wrong(tree).items()
-    assert name == CAPTIONS and said in note
 
 
 @pytest.mark.parametrize("chunks", [None, (1, 5, 6, 7), (7, 1, 6, 7), (4, 2, 3, 3)])

@@ -2,7 +2,6 @@
 
 import gzip
 import hashlib
-import json
 import re
 import shutil
 
@@ -204,18 +203,6 @@ def test_killed_midway_and_run_again(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(nsd_writer, "_write_betas", write)
     write_tree(tmp_path, SUBJECTS, **TINY)
     assert contents(tmp_path) == contents(tiny)
-
-
-def test_killed_while_the_old_tree_goes(copy, monkeypatch):
-    """What is left of it is nobody's, whoever asks for it again."""
-
-    def killed(*given, **named):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(nsd_writer.shutil, "rmtree", killed)
-    with pytest.raises(KeyboardInterrupt):
-        write_tree(copy, **TINY)
-    assert json.loads((copy / "phantom.json").read_text())["subjects"] == []
 
 
 def test_other_settings_replace_the_tree(copy):

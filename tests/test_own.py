@@ -177,14 +177,6 @@ def test_a_folder_has_a_file_a_subject(made):
     refuses("one brain, two subjects", load_subject, "own", folder, "anna")
 
 
-def test_a_file_that_names_its_subject_is_no_one_elses(made):
-    path, content = made
-    with h5py.File(write_hdf5(path, content), "a") as file:
-        file.attrs["subject"] = "anna"
-    assert load_subject("own", path, "anna").name == "anna"
-    refuses("is of subject 'anna', not 'S1'.*subjects=anna", load_subject, "own", path, "S1")
-
-
 # --- faults ---------------------------------------------------------------------------------------
 
 PICTURES = np.zeros((12, 8, 8, 3), np.uint8)

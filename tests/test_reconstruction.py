@@ -218,17 +218,6 @@ def test_stage2_fits_the_evidence_of_each_pictures_own_split(generator, tmp_path
     np.testing.assert_allclose(whole[0][:, 0], wanted, rtol=1e-3)
 
 
-def test_no_evidence_leaves_stage_1_as_it_is(generator, tmp_path):
-    arrays = arrays_with_evidence(generator)
-    for name in arrays:
-        if name.startswith(("evidence", "projection")):
-            arrays[name] = np.zeros_like(arrays[name])
-    settings = dataclasses.replace(QUICK, structure_target="components")
-    path = reconstruct(generator, arrays, settings, tmp_path / "a.h5", batch=N, n_kept=N)
-    _, iterates, last = read_trace(path)
-    np.testing.assert_array_equal(last, iterates[:, 0])
-
-
 def test_lack_of_evidence_is_named(generator, tmp_path):
     given, path = decoded(generator), tmp_path / "a.h5"
     settings = dataclasses.replace(QUICK, structure_target="components")

@@ -11,7 +11,6 @@ import threading
 import time
 from pathlib import Path
 
-import nbformat
 import pytest
 from dummy_project import make_project
 
@@ -85,22 +84,6 @@ def dry_run(project, count, cores=1, profile=None):
     config = plan.state / "plan.json"
     config.write_text(config.read_text().replace("04_stage2", "02_second"))
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
-def test_what_is_kept_counts_where_a_chapter_shows_it(tmp_path):
-    project = make_project(tmp_path)
-    (project / record.KEPT).unlink()  # a link to the real one
-    (project / record.KEPT).mkdir()
-    plan = plan_of(project)
-    shown, other = plan.chapters[0], plan.chapters[1]
-    page = nbformat.read(shown.path, 4)
-    page.cells[-1].source += f'\nprint(open("{record.KEPT}/a.md").read())'
-    nbformat.write(page, shown.path)
-    (project / record.KEPT / "a.md").write_text("1")
-    before = [record.inputs_digest(plan, sheet, "subj01") for sheet in (shown, other)]
-    (project / record.KEPT / "a.md").write_text("2")
-    after = [record.inputs_digest(plan, sheet, "subj01") for sheet in (shown, other)]
-    assert before[0] != after[0] and before[1] == after[1]
 
 
 THREADS = [("", 1, {1}), ("", 4, {1, 2}), ("", 16, {2, 8}), ("3", 16, {3})]

@@ -17,7 +17,7 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from minddiff_utils.models.clip import load_clip, resolve_dtype, to_pictures, to_rgb
+from minddiff_utils.models.clip import load_clip, to_pictures, to_rgb
 from minddiff_utils.models.stable_diffusion import load_generator, noise_like
 from minddiff_utils.phantom import world
 from studies import architecture
@@ -132,15 +132,6 @@ def test_fingerprint_tells_models_apart_under_the_same_path(tiny_models, tmp_pat
     found |= {fingerprint(n_tokens=15), fingerprint(dtype="bfloat16")}
     found.add(fingerprint(save_memory="tiling"))
     assert len(found) == 8
-
-
-def test_length_of_the_condition_can_be_chosen(tiny_models, generator):
-    short = load_generator(tiny_models, "cpu", n_tokens=15)
-    assert short.encode_captions([world.captions(1)]).shape == (1, 15, 128)
-    assert short.empty_condition().shape == (1, 15, 128)
-    # No token is told of those behind it.
-    both = (one.encode_captions([("a red house",)])[:, :15] for one in (short, generator))
-    torch.testing.assert_close(*both)
 
 
 # ----------------------------------------------------------------------------- against transformers
@@ -329,16 +320,6 @@ def test_bfloat16_leaves_latents_in_float32(generator, tiny_models, pictures, ca
     gradients = torch.autograd.grad(sum(values.sum() for values in found.values()), (z, c))
     for values in (rgb, *found.values(), *gradients):
         assert values.dtype == torch.float32 and torch.isfinite(values).all()
-
-
-def test_dtype_follows_the_device(monkeypatch):
-    assert resolve_dtype("auto", torch.device("cpu")) == torch.float32
-    assert resolve_dtype("auto", torch.device("mps")) == torch.float32
-    for supported, dtype in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda value=supported: value)
-        assert resolve_dtype("auto", torch.device("cuda")) == dtype
-    assert resolve_dtype("float16", torch.device("cpu")) == torch.float16
-    refuses("dtype='int8': expected", resolve_dtype, "int8", torch.device("cpu"))
 
 
 @pytest.mark.parametrize("word", ["attention", "checkpointing"])
