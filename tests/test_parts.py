@@ -148,9 +148,6 @@ def test_what_is_not_held_is_named(server, bucket, fetched, tmp_path):
     refuses(said, read_stored, inspect_betas(few, SHAPE), more.ijk)
     every = NsdStimuli(tree, np.arange(30))
     refuses("lacks 1 .*--only-seen", every.pictures, [others(bucket)[0]])
-    refuses(
-        r"betas are int16 \(24, 20, 18, 40\); expected \(4, 4, 4", inspect_betas, part, (4, 4, 4)
-    )
     # Other regions are added to those that are there.
     fetch_voxels(remote_of(server, bucket.session(1)), few, more)
     file = inspect_betas(few, SHAPE)
@@ -187,9 +184,7 @@ def test_broken_connections_and_other_versions(server, bucket, tmp_path):
     expected = read_stored(whole, regions.ijk)
     np.testing.assert_array_equal(read_stored(inspect_betas(part, SHAPE), regions.ijk), expected)
     part.unlink()
-    server.cuts, server.cut_after = -1, 0
-    refuses("6 connections in a row brought nothing", fetch_voxels, remote, part, regions)
-    server.cuts, server.shift = 0, 10
+    server.shift = 10
     refuses("another part than asked", fetch_voxels, remote, part, regions)
     server.shift, server.ranges = 0, False
     refuses("sends no parts of files. Fetch it whole", fetch_voxels, remote, part, regions)
