@@ -258,20 +258,6 @@ def test_decoded_again_is_what_the_run_decoded(tmp_path, brain):
     np.testing.assert_allclose(found["z"], wanted["z"], atol=1e-5)
 
 
-def test_regions_are_told_apart_by_name():
-    masks = np.eye(4, dtype=bool)
-    named = dict(zip(["V1v", "early", "hV4", "IPS"], masks, strict=True))
-    early, higher = baselines.early_and_higher(named)
-    assert early.tolist() == [True, True, False, False]
-    assert higher.tolist() == [False, False, True, True]
-    # A voxel in both counts as early.
-    early, higher = baselines.early_and_higher({"V2": masks[0], "ventral": masks[0] | masks[1]})
-    assert higher.tolist() == [False, True, False, False]
-    for names, lacking in ((["V1", "V2"], "higher"), (["LO", "IPS"], "early")):
-        named = dict(zip(names, masks, strict=False))
-        refuses(f"no voxel of {lacking}", baselines.early_and_higher, named)
-
-
 @pytest.mark.parametrize(("steps", "guided"), [(37, 7), (35, 7), (5, 1), (1, 1), (50, 9)])
 def test_neuraldiffuser_guides_seven_of_thirty_seven(steps, guided):
     ours = Settings(step_size=0.4, gradient_steps=3, guide_every=2, z_evidence_weight=2.0)

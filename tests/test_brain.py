@@ -38,17 +38,6 @@ def test_early_voxels_see_only_their_receptive_field(subjects):
     assert (np.abs(near - blank)[1] > 20 * np.abs(far - blank)[1] + 1e-3).all()
 
 
-def test_energy_prefers_its_orientation_and_wavelength():
-    x, y = np.meshgrid(np.arange(64), np.arange(64))
-    for w, wavelength in enumerate(brain.WAVELENGTHS):
-        for o, angle in enumerate(brain.ORIENTATIONS):
-            along = x * np.cos(angle) + y * np.sin(angle)
-            grating = 128 + 60 * np.sin(2 * np.pi * along / wavelength)
-            picture = np.repeat(grating[None, :, :, None], 3, axis=3).astype(np.uint8)
-            energy = feature_maps(picture)[:12, 0].reshape(12, 32, 32)[:, 8:24, 8:24].mean((1, 2))
-            assert energy.argmax() == 4 * w + o
-
-
 def test_higher_areas_follow_content(subjects):
     """The voxels of VO tell red from blue things better than those of IPS tell them."""
     subject = subjects[0]
