@@ -247,17 +247,6 @@ def test_words_that_are_no_method_are_named(word, files, monkeypatch):
     refuses(re.escape(f"{word}: expected NAME=PATH"), minddiff, words)
 
 
-@pytest.mark.slow
-def test_what_the_notebook_refuses_is_told_in_one_sentence(files, monkeypatch, tmp_path):
-    """A count that differs, found before any network is loaded; nothing is left behind."""
-    monkeypatch.chdir(files)
-    np.save(tmp_path / "few.npy", PAINTED[:9])
-    words = ["evaluate", "--truth", "seen", "--reconstructions", f"mine={tmp_path / 'few.npy'}"]
-    words += ["--out", str(tmp_path / "out")]
-    refuses("^mine has 9 pictures, the truth 16 pictures", minddiff, words)
-    assert [path.name for path in (tmp_path / "out").iterdir()] == [".minddiff-run"]
-
-
 def test_the_page_names_every_option():
     options = typer.main.get_command(app).commands["evaluate"].params
     assert {o.opts[0] for o in options if o.opts[0] not in TEXT} <= {"more", "--root"}

@@ -6,7 +6,6 @@ import h5py
 import nibabel as nib
 import numpy as np
 import pytest
-import scipy.io
 from builders import refuses
 from test_nsd_writer import BETAS
 
@@ -173,29 +172,6 @@ def test_regions_on_another_grid_or_resampled_are_refused_by_reader_and_check(tr
     fails(tree, f"Kastner2015.nii.gz.*{said}")
     ((name, (_, note)),) = wrong(tree).items()
     assert name == ROI and said in note
-
-
-def test_label_tables(tree):
-    fails(tree, "'FFA' is unknown; give kastner2015, nsdgeneral or some of V1,V2", rois="V1,FFA")
-    # With colours, and the subject's own.
-    lines = [f"{line} 10 20 30 0" for line in (tree / TABLE).read_text().splitlines()]
-    own = tree / "nsddata/freesurfer/subj01/label/Kastner2015.mgz.ctab"
-    own.parent.mkdir(parents=True)
-    own.write_text("# colours\n\n" + "\n".join(lines))
-    (tree / TABLE).unlink()
-    assert list(load(tree).roi)[0] == "V1"
-    own.write_text("0 Unknown\n1 FFA\n")
-    fails(tree, "has no label V1v or V1d; it has FFA")
-    own.write_text("V1v one\n")
-    fails(tree, "no label table")
-
-
-def test_design_of_another_experiment(tree):
-    scipy.io.savemat(tree / DESIGN, {"masterordering": np.ones((1, 5))})
-    fails(tree, "lacks subjectim, sharedix")
-    bad = {"masterordering": [[1, 7]], "subjectim": np.ones((1, 5)), "sharedix": [[1]]}
-    scipy.io.savemat(tree / DESIGN, bad)
-    fails(tree, r"subjectim is \(1, 5\); .* a row for subj01, columns 1 to 7")
 
 
 def test_pictures_missing_or_damaged(tree):

@@ -11,10 +11,8 @@ from builders import ROOT, refuses, write_hdf5
 from test_book import minddiff
 
 from minddiff_utils.book.plan import load_plan
-from minddiff_utils.datasets import check_own, load_subject, noise_ceiling, prepare_fold
+from minddiff_utils.datasets import check_own, load_subject, prepare_fold
 from minddiff_utils.datasets.own import LAYOUT, REQUIRED
-from minddiff_utils.datasets.subject import single_trial_ncsnr
-from minddiff_utils.figures.data import ceiling_by_roi, clearest_voxel
 from minddiff_utils.phantom.world import captions
 
 PAGE = ROOT / "book" / "own_data.md"
@@ -144,18 +142,6 @@ def test_dead_voxels_are_left_out_and_counted(made):
     subject = load_subject("own", path, "S1", rois="all")
     assert subject.n_dropped == 2 and subject.responses.shape == (48, 7)
     assert np.isfinite(prepare_fold(subject, subject.splits[0]).test_x).all()
-
-
-def test_pictures_shown_once_have_no_noise_ceiling_but_a_chapter(made):
-    path, content = made
-    once = {"responses": content["responses"][:12], "stimulus_id": np.arange(12)}
-    write_hdf5(path, {**content, **once, "session": None, "ncsnr": None})
-    assert check_own(path) == []
-    subject = load_subject("own", path, "S1", rois="all")
-    assert np.isnan(noise_ceiling(single_trial_ncsnr(subject), 1)).all()
-    (axis,) = ceiling_by_roi(subject, 1).axes
-    assert "no picture was shown twice" in axis.texts[0].get_text()
-    assert clearest_voxel(subject) == subject.responses.std(axis=0).argmax()
 
 
 def test_a_folder_has_a_file_a_subject(made):

@@ -6,7 +6,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from builders import read_hdf5, refuses
+from builders import read_hdf5
 
 from minddiff_utils.io import InputError
 from minddiff_utils.models.clip import to_pictures
@@ -216,16 +216,6 @@ def test_stage2_fits_the_evidence_of_each_pictures_own_split(generator, tmp_path
         found = generator.structure(first, [1, 2])
     wanted = evidence_loss(found, evidence_of(generator)[1])
     np.testing.assert_allclose(whole[0][:, 0], wanted, rtol=1e-3)
-
-
-def test_lack_of_evidence_is_named(generator, tmp_path):
-    given, path = decoded(generator), tmp_path / "a.h5"
-    settings = dataclasses.replace(QUICK, structure_target="components")
-    said = "no evidence_1.*run 02_decoding again"
-    refuses(said, reconstruct, generator, given, settings, path)
-    settings = dataclasses.replace(QUICK, solver="guided")
-    said = "no evidence_z.*again, or set z_evidence_weight=0"
-    refuses(said, reconstruct, generator, given, settings, path)
 
 
 # --- a whole recording ----------------------------------------------------------------------------

@@ -7,7 +7,6 @@ Needs moto, which the other tests do not, so it runs only when asked for:
 """
 
 import pytest
-from test_laion import PICTURES, call, tree  # noqa: F401  (fixtures)
 
 from minddiff_utils.datasets import fetch
 
@@ -45,24 +44,6 @@ def upload(client, name, body):
         parts.append({"ETag": tag, "PartNumber": len(parts) + 1})
     given = {"UploadId": number, "MultipartUpload": {"Parts": parts}, **place}
     client.complete_multipart_upload(**given)
-
-
-def test_a_subject_comes_from_s3_byte_for_byte(bucket, tree, tmp_path, call, monkeypatch):  # noqa: F811
-    client, url = bucket
-    for path in tree.rglob("*"):
-        name = path.relative_to(tree).as_posix()
-        if path.is_file() and name != PICTURES:
-            package = f"{fetch.LAION_COMMIT}/laion_fmri/splits/data/"
-            upload(client, name.replace("splits/", package, 1), path.read_bytes())
-    monkeypatch.setattr(fetch, "LAION_BUCKET", url)
-    monkeypatch.setattr(fetch, "LAION_PACKAGE", url)
-    to = tmp_path / "to"
-    code, said = call("fetch", "laion", to, "--subject", "sub-01", "--sessions", "1-2")
-    assert code == 0, said
-    made = [path for path in to.rglob("*") if path.is_file() and path.name[0] != "."]
-    assert len(made) == 25
-    for path in made:
-        assert path.read_bytes() == (tree / path.relative_to(to)).read_bytes()
 
 
 def test_checksums_of_files_in_parts_are_checked(bucket, tmp_path):
