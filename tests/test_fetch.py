@@ -112,16 +112,6 @@ def test_what_cannot_be_fetched_is_said_before_anything_comes(fetch_tree, tmp_pa
         assert sum("betas_session" in path.name for path in files) == count
 
 
-def test_damaged_captions_are_refused(fetch_tree, web, tmp_path, monkeypatch):
-    broken = bytearray(web.files["/captions.zip"])
-    broken[200] ^= 1
-    for content in (bytes(broken), test_kay.make(tmp_path)[0].read_bytes()):  # or another archive
-        with serve({"/captions.zip": content}) as server:
-            monkeypatch.setattr(fetch, "CAPTIONS_URL", server.url + "/captions.zip")
-            refuses("annotations_trainval2017.zip is damaged", fetch_tree, tmp_path / "nsd")
-    assert not [name for name in files_in(tmp_path / "nsd") if name.startswith("coco")]
-
-
 # ----------------------------------------------------------------------------------- command line
 
 

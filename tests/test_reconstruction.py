@@ -248,18 +248,6 @@ def test_result_has_its_shapes_and_begins_with_stage_1(generator, whole, tmp_pat
     np.testing.assert_array_equal(read_pictures(path), first)
 
 
-def test_stage_1_is_algorithm_1_before_its_first_update(generator, tmp_path):
-    given, none = decoded(generator), dataclasses.replace(QUICK, iterations=0)
-    guided = dataclasses.replace(QUICK, solver="guided", z_evidence_weight=0.0)
-    for settings in (QUICK, guided):
-        one = content(reconstruct_stage1(generator, given, settings, tmp_path / "a.h5", batch=2))
-        settings = dataclasses.replace(none, z_evidence_weight=settings.z_evidence_weight)
-        other = content(reconstruct(generator, given, settings, tmp_path / "b.h5", batch=2))
-        assert one[1] == other[1] and one[0].keys() == other[0].keys()
-        for name, values in one[0].items():
-            np.testing.assert_array_equal(values, other[0][name])
-
-
 def test_batch_and_order_change_nothing_but_rounding(generator, whole, tmp_path):
     arrays, order = decoded(generator), [2, 0, 1]
     given = {name: values[order] for name, values in arrays.items()}
