@@ -16,7 +16,7 @@ from minddiff_utils.io import InputError, method_file
 from minddiff_utils.models.stable_diffusion import load_generator
 from minddiff_utils.reconstruction.results import read_pictures, write_pictures
 from minddiff_utils.reconstruction.stage2 import reconstruct
-from minddiff_utils.settings import CONTROLS, Settings
+from minddiff_utils.settings import Settings
 
 
 def make_bench(folder, decoded, splits=(), generator=None, settings=None, person=None):
@@ -25,10 +25,6 @@ def make_bench(folder, decoded, splits=(), generator=None, settings=None, person
     settings = settings or Settings(structure_target="values")
     features = folder / "features.h5"
     return baselines.Bench(person, generator, decoded, features, folder, settings, settings)
-
-
-def test_every_control_has_its_function():
-    assert set(baselines.FUNCTIONS) == set(CONTROLS)
 
 
 class Drawn:
@@ -114,15 +110,6 @@ def test_nearest_training_picture_is_found_and_never_a_test_picture(recording):
         decoded[name] = values[name][:6]  # exactly the test pictures, which are not to be had
     found = baselines.nearest_training(bench)
     assert all(i in splits[k].train for i, k in zip(found, decoded["split"], strict=True))
-
-
-def test_blur_keeps_brightness_and_takes_away_detail():
-    pictures = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
-    found = baselines.blurred(pictures, 0.1)
-    assert found.shape == pictures.shape and found.dtype == np.uint8
-    assert found.std() < 0.3 * pictures.std()
-    assert found.mean() == pytest.approx(pictures.mean(), rel=0.02)
-    np.testing.assert_array_equal(baselines.blurred(pictures, 1e-4), pictures)
 
 
 def test_settings_are_read_back_and_the_prior_knows_nothing(tiny_models, tmp_path):
@@ -269,20 +256,6 @@ def test_decoded_again_is_what_the_run_decoded(tmp_path, brain):
     found = baselines.decode_again(bench, other, n_folds=2)
     assert found["block_1"].shape == (6, 0)
     np.testing.assert_allclose(found["z"], wanted["z"], atol=1e-5)
-
-
-def test_regions_are_told_apart_by_name():
-    masks = np.eye(4, dtype=bool)
-    named = dict(zip(["V1v", "early", "hV4", "IPS"], masks, strict=True))
-    early, higher = baselines.early_and_higher(named)
-    assert early.tolist() == [True, True, False, False]
-    assert higher.tolist() == [False, False, True, True]
-    # A voxel in both counts as early.
-    early, higher = baselines.early_and_higher({"V2": masks[0], "ventral": masks[0] | masks[1]})
-    assert higher.tolist() == [False, True, False, False]
-    for names, lacking in ((["V1", "V2"], "higher"), (["LO", "IPS"], "early")):
-        named = dict(zip(names, masks, strict=False))
-        refuses(f"no voxel of {lacking}", baselines.early_and_higher, named)
 
 
 @pytest.mark.parametrize(("steps", "guided"), [(37, 7), (35, 7), (5, 1), (1, 1), (50, 9)])

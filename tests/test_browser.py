@@ -9,12 +9,10 @@ Needs built books, Chromium and axe-core, so it runs only when asked for:
 """
 
 import functools
-import http.server
 import json
 import os
 import re
 import shutil
-import threading
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -368,30 +366,3 @@ def test_every_entry_of_the_search_leads_somewhere(book):
         (pages[n].name, place) for n, place in places if place and place not in anchors(pages[n])
     ]
     assert lost == []
-
-
-@pytest.mark.parametrize("book", BOOKS, ids=name)
-@pytest.mark.parametrize("words", ["voxel", "noise ceiling", "gallery"])
-def test_search_finds_pages_that_exist(book, words, context):
-    handler = functools.partial(Quiet, directory=book)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        root = f"http://127.0.0.1:{server.server_port}"
-        visit = Visit(context, f"{root}/search.html?q={words.replace(' ', '+')}")
-        links = visit.page.locator("#search-results li a")
-        links.first.wait_for(timeout=20_000)
-        found = links.evaluate_all("(links) => links.map((link) => link.href)")
-        found = [book.as_uri() + address.removeprefix(root) for address in found]
-        assert [
-            dead(address.split("?")[0]) for address in found if dead(address.split("?")[0])
-        ] == []
-        assert visit.errors == []
-        visit.page.close()
-        server.shutdown()
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    """A file server that keeps its log to itself."""
-
-    def log_message(self, *_):
-        pass

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from minddiff_utils.datasets import Split, prepare_fold
+from minddiff_utils.datasets import prepare_fold
 from minddiff_utils.decoding.decode import correlations, training_design
 from minddiff_utils.decoding.decoders import Method, fit_decoders
 from minddiff_utils.decoding.features import read_values
@@ -44,16 +44,6 @@ def test_chance_is_at_zero_where_decoding_is_not(world):
     table = chance_interval(chance_accuracies(subject, features, Method(), 10), reached)
     assert table.at_chance.all(), table
     assert (table.low < table.chance).all() and (table.highest < 0.3).all()
-
-
-def test_several_splits_are_judged_together(world):
-    features, ids, subject = world
-    splits = (Split("a", ids[30:], ids[:30]), Split("b", ids[:100], ids[100:]))
-    both = dataclasses.replace(subject, splits=splits)
-    found = chance_accuracies(both, features, Method(), 3)
-    assert len(found) == 5 * 3 and found.correlation.notna().all()
-    assert found.equals(chance_accuracies(both, features, Method(), 3))
-    assert not found.equals(chance_accuracies(both, features, Method(), 3, seed=1))
 
 
 def test_interval_is_students_over_permutations_for_all_feature_spaces_together():

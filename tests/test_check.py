@@ -7,16 +7,13 @@ from pathlib import Path
 import h5py
 import miyawaki_tree
 import nibabel as nib
-import numpy as np
 import pytest
 import test_kay
 from builders import refuses, run_cli
-from test_nsd import DESIGN, FILES, NCSNR, PICTURES, ROI, SESSION, STIMULI, wrong
-from test_nsd_responses import as_nifti
+from test_nsd import DESIGN, FILES, ROI, SESSION, STIMULI, wrong
 
-from minddiff_utils.datasets.check import check_nsd, is_ready, report
+from minddiff_utils.datasets.check import check_nsd, is_ready
 from minddiff_utils.datasets.nsd import NsdTree
-from minddiff_utils.datasets.nsd.regions import atlases_of
 
 SYNTHETIC = [str(path) for path in NsdTree(Path(), "subj01").synthetic]
 
@@ -87,40 +84,7 @@ def test_one_removed_one_truncated_one_of_wrong_shape(capsys, monkeypatch, tree)
     assert lines[-1].startswith("Not ready: 13 of 16 files of ") and "about 2." in lines[-1]
 
 
-@pytest.mark.parametrize("file", [ROI, NCSNR, PICTURES])
-def test_files_of_another_shape_are_named(tree, file):
-    if file == PICTURES:
-        with h5py.File(tree / PICTURES, "w") as stored:
-            stored["imgBrick"] = np.zeros((10, 8, 8, 3), np.uint8)
-    else:
-        volume = (np.arange(210, dtype=np.int16) % 25 + 1).reshape(5, 6, 7)
-        nib.save(nib.Nifti1Image(volume, nib.load(tree / file).affine), tree / file)
-    found = wrong(tree)
-    assert {file, ROI} & set(found) and {state for state, _ in found.values()} == {"damaged"}
-    assert len(found) == 1 or file != PICTURES
-
-
-def test_sessions_as_nifti_count_as_there(tree):
-    as_nifti(tree / SESSION.format(2), np.array, ".nii.gz")
-    assert wrong(tree) == {}
-
-
-def test_a_file_left_open_by_its_writer_is_not_fetched_again(tree):
-    path = tree / SESSION.format(1)
-    rewrite(path, lambda betas: betas[()])
-    copy = path.with_name("open.h5")
-    with h5py.File(copy, "w", libver="latest") as file:
-        file["betas"] = np.zeros((4, 2, 2, 2), "i2")
-        file.swmr_mode = True
-        shutil.copy(copy, path)
-    (entry,) = [entry for entry in check_nsd(tree) if entry.state != "present"]
-    assert entry.path == path and entry.state == "unreadable"
-    assert "is open for writing elsewhere" in entry.note
-    said = report([entry], tree)
-    assert "about 0.00B to download" in said and "minddiff fetch" not in said
-
-
-def test_other_regions_subjects_and_sessions_need_other_files(three_sessions, tmp_path):
+def test_other_regions_subjects_and_sessions_need_other_files(three_sessions):
     entries = check_nsd(three_sessions, ("subj01",), rois="nsdgeneral")
     names = {entry.path.name for entry in entries}
     assert "nsdgeneral.nii.gz" in names and is_ready(entries)
@@ -132,17 +96,6 @@ def test_other_regions_subjects_and_sessions_need_other_files(three_sessions, tm
     assert len(missing) == 6 and all("subj05" in name for name in missing)
     assert not wrong(three_sessions, subjects=("subj01",), sessions=2)
     refuses("'subj09' is unknown", check_nsd, three_sessions, ("subj09",))
-    # Without a choice, subjects that are there.
-    (tmp_path / "nsddata_betas/ppdata/subj07").mkdir(parents=True)
-    names = [str(entry.path) for entry in check_nsd(tmp_path)]
-    assert sum("subj07" in name for name in names) == 42
-    assert not any("subj01" in name for name in names)
-
-
-def test_atlases_of_regions():
-    assert atlases_of("V1, hV4") == ["Kastner2015"]
-    several = ["nsdgeneral", "floc-faces", "Kastner2015"]
-    assert atlases_of("nsdgeneral+floc-faces:1,2+kastner2015") == several
 
 
 # ------------------------------------------------------------------------------ other recordings

@@ -29,13 +29,6 @@ def test_its_defaults_are_those_of_the_phantom(colab):
     assert given["n_train"] == plan.values["phantom"]["n_train"]
 
 
-def test_without_a_project_it_says_what_to_set(colab):
-    sources = [cell.source for cell in colab.cells]
-    source = next(source for source in sources if "git" in source and "run(" in source)
-    with pytest.raises(ValueError, match="Set `repository`"):
-        exec(source, {"repository": ""})
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="cloning needs a git checkout")
 def test_it_fetches_installs_and_shows_pictures(tmp_path, tiny_models, monkeypatch):

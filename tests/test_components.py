@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from builders import refuses
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.base import clone
@@ -37,14 +36,6 @@ def test_components_are_those_of_scikit_learn(monkeypatch, shape, exact):
     np.testing.assert_allclose(found.transform(values).var(0), found.explained_variance_, rtol=1e-3)
     again, best = (one.inverse_transform(one.transform(values)) for one in (found, wanted))
     assert np.square(again - values).sum() < 1.1 * np.square(best - values).sum()
-
-
-def test_directions_without_variance_are_left_out():
-    rng = np.random.default_rng(0)
-    for shape in [(30, 50), (50, 30)]:
-        values = rng.standard_normal((shape[0], 4)) @ rng.standard_normal((4, shape[1]))
-        assert PrincipalComponents(20).fit(values.astype(np.float64)).explained_variance_.size == 4
-    assert PrincipalComponents(128).fit(low_rank(n=7)).explained_variance_.size <= 6
 
 
 @given(r2=st.floats(0.05, 0.75), variance=st.floats(0.1, 9), score=st.floats(-4, 4))
@@ -84,12 +75,3 @@ def test_what_cannot_be_decoded_says_nothing():
     np.testing.assert_array_equal(value[0, 1:4], 0)
     projection, value = evidence(components, scores, np.full(5, np.nan))
     assert not projection.any() and not value.any()
-
-
-def test_reliability_is_bounded_and_its_bounds_are_checked():
-    components, scores = PrincipalComponents(2).fit(low_rank()), np.ones((1, 2))
-    found, bound = (evidence(components, scores, np.array([0.3, most])) for most in (0.99, 0.8))
-    np.testing.assert_array_equal(found[0], bound[0])
-    np.testing.assert_array_equal(found[1], bound[1])
-    for least, most in [(0, 0.5), (0.5, 0.5), (0.1, 1)]:
-        refuses("least < most", evidence, components, scores, np.zeros(2), least, most)

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from builders import SHAPES, make_subject, refuses
 from safetensors import safe_open
-from safetensors.numpy import save_file
 from sklearn.base import clone
 from sklearn.compose import TransformedTargetRegressor
 from sklearn.model_selection import PredefinedSplit
@@ -17,7 +16,7 @@ from minddiff_utils.datasets import Split, prepare_fold
 from minddiff_utils.decoding import decode as decoding
 from minddiff_utils.decoding import decoders
 from minddiff_utils.decoding.components import PrincipalComponents, evidence
-from minddiff_utils.decoding.decode import training_design, training_folds, voxel_weights
+from minddiff_utils.decoding.decode import training_folds, voxel_weights
 from minddiff_utils.decoding.decoders import Decoder, Method, fit_decoders, make_design, rescaling
 from minddiff_utils.decoding.ridge import (
     PENALTIES,
@@ -117,15 +116,6 @@ def test_saved_decoder_predicts_the_same(tmp_path, n_components):
     np.testing.assert_allclose(again.predict(x), decoder.predict(x), atol=1e-4)
     with safe_open(path, "np") as file:
         assert json.loads(file.metadata()["about"]) == {"decoder": "ridge"}
-
-
-def test_foreign_damaged_and_missing_files_are_named(tmp_path):
-    x, y = regression()
-    path = fit_decoder(x, y).save(tmp_path / "z.safetensors")
-    path.write_bytes(path.read_bytes()[:-50])
-    save_file({"a": x}, tmp_path / "other.safetensors")
-    for name in ("z", "other", "none"):
-        refuses(f"{name}.safetensors is no decoder", Decoder.load, tmp_path / f"{name}.safetensors")
 
 
 # --- options of a method --------------------------------------------------------------------------
@@ -238,19 +228,6 @@ def test_early_areas_have_less_weight_where_that_predicts_better(loud_early):
         less = loud_early and space != "z"
         wanted = fit_decoder(x, y, weights=np.where(early & less, 0.5, 1))
         np.testing.assert_allclose(decoder.predict(x), wanted.predict(x), atol=1e-5)
-
-
-def test_without_two_kinds_of_areas_every_voxel_keeps_its_weight():
-    x, y, early = two_areas(True)
-    assert len(make_design(x, early=early, method=Method(early_band_scale=1)).models) == 1
-    assert len(make_design(x).models) == 1
-    subject, split = repeated(np.ones(6))
-    fold = prepare_fold(subject, split)
-    assert len(training_design(subject, split, fold, Method()).models) == 1
-    both = dataclasses.replace(subject, roi={"V1": np.arange(6) < 3, "VO": np.arange(6) >= 3})
-    plain, other = training_design(both, split, fold, Method()).models
-    ratio = other[0].scale_ / plain[0].scale_
-    np.testing.assert_allclose(ratio[:3] / ratio[3:], 0.5, rtol=1e-5)
 
 
 # --- a whole recording ----------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from builders import make_subject, refuses, write_hdf5
+from builders import make_subject, write_hdf5
 
 from minddiff_utils.datasets import Split, prepare_fold
 from minddiff_utils.decoding import decode
@@ -36,17 +36,6 @@ def test_both_numbers_follow_from_the_spectrum(eigenvalues):
     assert effective_dimension(7 * np.concatenate([rows, rows])) == pytest.approx(found)
     assert found.participation_ratio == pytest.approx(1 / np.sum(p**2))
     assert found.entropy == pytest.approx(np.prod(p**-p))
-
-
-def test_the_same_row_for_all_is_one_dimension():
-    row = np.random.default_rng(0).normal(size=30).astype(np.float32)
-    assert effective_dimension(np.tile(row, (50, 1))) == (1, 1)
-    assert effective_dimension(np.zeros((5, 3))) == (1, 1)
-
-
-def test_what_has_no_spectrum_is_an_error():
-    refuses("1 rows", effective_dimension, np.ones((1, 3)))
-    refuses("1 values", effective_dimension, np.array([[1.0], [np.nan]]))
 
 
 def test_decoded_features_are_compared_with_the_same_true_ones(tmp_path):
@@ -165,14 +154,6 @@ def test_test_responses_have_no_part_in_the_components(bench):
     assert not np.allclose(before[:5], after[:5])
 
 
-def test_the_papers_decoder_sees_the_components_too(bench, tmp_path):
-    method = Method(decoder="voxel_selected", n_voxels_z=5, n_voxels_c=5, n_folds=3)
-    found = dimension.decode_components(with_run(bench.person, tmp_path, method), (1, 3))
-    first = found[1]["z"][: N_TEST // 2].reshape(N_TEST // 2, -1)  # of one split
-    assert np.linalg.matrix_rank(first - first[0], tol=1e-3) == 1
-    assert accuracy(bench, found[3]) > accuracy(bench, found[1]) + 0.2
-
-
 # --- few sessions ---
 
 
@@ -195,29 +176,3 @@ def test_no_session_sees_a_later_one(bench):
     for n in (1, 3):
         assert_same(before[n], after[n], 1e-6)
     assert not np.allclose(before[4]["z"], after[4]["z"], atol=1e-3)
-
-
-def test_sessions_are_whole_and_none_is_too_small(bench):
-    person, split = bench.person, bench.person.splits[0]
-    assert dimension.session_counts(person) == [1, 2, 3]
-    assert dimension.session_counts(person, (0.01, 0.9, 1)) == [1]
-    assert dimension.session_counts(replace(person, session=np.ones(2 * N, int))) == []
-    small = replace(person, session=np.arange(2 * N) // 10 + 1)
-    assert dimension.session_counts(small) == [5, 9]  # the first two are of 10 and 20 trials
-    _, part = dimension.first_sessions(person, split, 2)
-    seen = np.intersect1d(person.stimulus_id[person.session <= 2], split.train)
-    np.testing.assert_array_equal(part.train, seen)
-    np.testing.assert_array_equal(part.test, split.test)
-
-
-# --- both ---
-
-
-def test_each_is_painted_by_the_settings_of_stage_1(bench, monkeypatch):
-    monkeypatch.setattr(Bench, "run", lambda self, *given: given)
-    found = dimension.decode_components(bench, (1, 2))
-    painted = dimension.paint_each(bench, found, slice(None, None, 2), "components")
-    for k, (given, settings, name) in painted.items():
-        np.testing.assert_array_equal(given["z"], found[k]["z"][::2])
-        np.testing.assert_array_equal(given["stimulus_id"], np.arange(0, N_TEST, 2))
-        assert settings is bench.first and name == f"components_{k}"

@@ -115,14 +115,6 @@ def test_passwords_and_keys_are_used_and_never_shown(server, tmp_path, bar):
     assert "://…@127.0.0.1" in remote.name and remote.name.endswith("/file.bin?…")
 
 
-def test_server_without_ranges_starts_again(server, tmp_path, bar):
-    server.ranges = False
-    remote = look(server)
-    server.cuts, server.cut_after = 1, 1_500_000
-    assert fetch_file(remote, tmp_path / "file.bin", bar).read_bytes() == BODY
-    assert bar.n == len(BODY)
-
-
 def test_wrong_checksum_leaves_nothing_and_keeps_the_old_file(server, tmp_path, bar):
     """As of a partial file that a power cut has damaged, or one damaged at its source."""
     remote, path = look(server), tmp_path / "file.bin"

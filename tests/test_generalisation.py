@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import h5py
 import numpy as np
-import pandas as pd
 import pytest
 
 from minddiff_utils.datasets import Split, Subject
@@ -117,11 +116,3 @@ def test_a_set_whose_pictures_are_painted_is_told_from_one_whose_are_not(bench, 
     assert "near not shown to differ from usual" in said and "blind less than usual" in said
     names = [text.get_text() for text in figures.generalisation(scores).axes[-1].get_xticklabels()]
     assert names == ["usual", "near", "blind", "far"]
-
-
-def test_a_recording_without_sets_says_nothing(bench):
-    alone = replace(bench, person=replace(bench.person, test_sets=()))
-    nothing = generalisation.score_sets(alone, {}, None, np.zeros((13, 16, 16, 3), np.uint8), 9)
-    assert nothing.empty and generalisation.fall_text(nothing, "pcc") == ""
-    assert generalisation.generalisation_table(nothing).empty
-    assert isinstance(generalisation.score_sets(bench, {}, None, None, 0), pd.DataFrame)

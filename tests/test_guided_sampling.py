@@ -11,7 +11,7 @@ from test_reconstruction import decoded, inputs, plain_loss
 from minddiff_utils.decoding.components import PrincipalComponents, evidence
 from minddiff_utils.models.clip import to_pictures
 from minddiff_utils.models.stable_diffusion import load_generator
-from minddiff_utils.reconstruction.guided_sampling import add_z_evidence, follow
+from minddiff_utils.reconstruction.guided_sampling import add_z_evidence
 from minddiff_utils.reconstruction.losses import Evidence
 from minddiff_utils.reconstruction.results import choose_iterates, read_pictures, read_trace
 from minddiff_utils.reconstruction.stage1 import stage1
@@ -113,13 +113,6 @@ def test_the_guided_pass_is_that_of_a_plain_transcription(tiny_models, changes):
     assert (found.pictures[row] - wanted).norm() < 1e-5 * wanted.norm()
 
 
-def test_with_steps_of_no_size_the_pass_is_stage_1(generator):
-    given = inputs(generator)
-    found = stage2(generator, given, dataclasses.replace(QUICK, step_size=0.0))
-    first = stage1(generator, given.z, given.c, given.noise, QUICK)
-    torch.testing.assert_close(found.pictures, first, rtol=0, atol=1e-4)
-
-
 def test_the_loss_ends_below_that_of_stage_1(generator, tmp_path):
     arrays = decoded(generator)
     settings = dataclasses.replace(QUICK, step_size=0.6)
@@ -147,19 +140,6 @@ def test_batch_and_order_change_nothing_but_rounding(generator):
     given = given._replace(z=z[rows], c=c[rows], target=part, noise=noise[rows], z_evidence=about)
     found = stage2(generator, given, settings).pictures
     torch.testing.assert_close(found, whole[rows], rtol=0, atol=1e-4)
-
-
-def test_a_step_moves_every_picture_by_its_size(generator):
-    z = inputs(generator).z
-    settings = dataclasses.replace(QUICK, step_size=0.4, gradient_steps=1)
-
-    def loss_of(pictures):
-        scale = torch.tensor([1.0, 1e3, 1e-3]).view(-1, 1)
-        return scale * pictures.square().flatten(1).mean(1, keepdim=True)
-
-    moved, _, _ = follow(generator, z, lambda z_t: z_t, loss_of, 3.0, settings)
-    length = (moved - z).square().mean((1, 2, 3)).sqrt()
-    torch.testing.assert_close(length, torch.full((N,), 0.4 * (3 / 4) ** 0.5))
 
 
 # --- what the responses say about z -------------------------------------------------------------

@@ -178,21 +178,6 @@ def test_a_refused_connection_is_told_at_once(tmp_path):
     assert "Retrying" not in said.stderr  # as huggingface_hub does by itself, for half a minute
 
 
-def test_what_the_hub_refuses_is_passed_on(hub, tmp_path):
-    said = find(environment(tmp_path, hub.url), f"{GUIDE}@0123abc")
-    assert said.returncode == 1 and "not found" in said.stderr.lower()
-    assert "Traceback" not in said.stderr
-
-
-def test_a_download_that_was_cut_short_is_no_model(cache, tmp_path):
-    home = tmp_path / "home"
-    shutil.copytree(cache, home, symlinks=True)
-    (weights,) = home.rglob(f"unet/{WEIGHTS}")
-    weights.unlink()
-    said = find(environment(home, "http://127.0.0.1:9", offline="1"), DIFFUSION)
-    assert said.returncode == 1 and f"hf download {DIFFUSION}" in said.stderr
-
-
 # ------------------------------------------------------------------------------------------- names
 
 

@@ -74,17 +74,6 @@ def test_voxels_of_no_region_or_without_data_are_left_out(tmp_path):
     refuses("kay_images.npz: every voxel of region V2", load, path)
 
 
-@pytest.mark.parametrize(("low", "high"), [(-0.5, 0.5), (0, 255), (-40, 90)])
-def test_other_scales_of_luminance(tmp_path, low, high):
-    rng = np.random.default_rng(1)
-    pictures = rng.uniform(low, high, (N_TRAIN + N_TEST, 8, 8)).astype(np.float32)
-    pictures[0, 0, :2] = low, high
-    path, _ = make(tmp_path, stimuli=pictures[:N_TRAIN], stimuli_test=pictures[N_TRAIN:])
-    shown = load(path).stimuli.pictures(range(len(pictures)))[..., 0]
-    assert shown.min() == 0 and shown.max() == 255
-    np.testing.assert_allclose(shown, 255 * (pictures - low) / (high - low), atol=0.51)
-
-
 def test_captions_from_a_file_beside(tmp_path):
     path, _ = make(tmp_path)
     texts = {str(i): [f"photograph {i}", "in grey"] for i in range(36)}

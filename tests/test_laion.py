@@ -7,7 +7,6 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -296,7 +295,7 @@ def split_into(name, **parts):
 
 def faults():
     betas, trials = BETAS.format("sub-01", 2), TRIALS.format("sub-01", 2)
-    first, strange = "ses-02\t1\t0\t", "ses-02\t1\t99\t"
+    first = "ses-02\t1\t0\t"
     tau, mask = "splits/sub-01/tau.json", ROIS.format("sub-01") + "retinotopy/V1v.nii.gz"
     ceiling, high = CEILING.format("sub-01"), np.full(SHAPE, 120, np.float32)
     own, other = (f"unique_LAION_initial_cluster_3_i0_{who}.jpg" for who in PEOPLE.values())
@@ -311,9 +310,7 @@ def faults():
     yield fault("1 to 30; 31 to 34 are held out", sessions="1,31")
     yield fault("protocol=982 is for NSD; .* `split`", protocol=982)
     yield fault("ses-02.*nii.gz is truncated, damaged", cut(betas))
-    yield fault("trials.tsv is missing. minddiff fetch", gone(trials))
     yield fault(table.format(30), edited(trials, first, f"ses-02\t1\t3\tx\n{first}"))
-    yield fault(table.format(29), edited(trials, first, strange))
     said = "trials.tsv names 'strange_.*expected an image_name of task-images_metadata.csv"
     yield fault(said, edited(trials, "unique_", "strange_"))
     yield fault("V9.nii.gz is missing. The masks there", rois="V9")
@@ -323,15 +320,11 @@ def faults():
     yield fault(grid, saved(mask, ones, moved), rois="V1v")
     yield fault("statmap.nii.gz holds 120 .*; expected 0 to 100 per cent", saved(ceiling, high))
     yield fault("'nsd' is unknown; .* stand for all", split="nsd")
-    yield fault("tau.json is missing. minddiff", gone(tau))
     yield fault("tau.json is .* no split file", lambda r: (r / tau).write_text("{}"))
     yield fault(theirs, edited(tau, own, other))
     yield fault(both, split_into(tau, train_ids=[own], test_ids=[own]))
-    yield fault("tau.json names 'x.jpg'; expected an ima", edited(tau, own, "x.jpg"))
     yield fault("0 test stimuli; load more sessions", split_into(tau, test_ids=[]))
     yield fault("metadata.csv is missing. minddiff", gone(METADATA))
-    said = "metadata.csv is truncated, damaged or no table of image_name and participant"
-    yield fault(said, edited(METADATA, "participant", "who"))
 
 
 @pytest.mark.parametrize(("change", "given", "said"), list(faults()))
@@ -344,25 +337,12 @@ def test_pictures_that_are_absent_or_damaged(copy):
     subject, path = load(copy), copy / PICTURES
     with h5py.File(path, "r+") as file:
         file["images"][0] = np.frombuffer(encoded(0, False)[0][:-300], np.uint8)
-        file["images"][1] = np.zeros(0, np.uint8)
-        file["more"] = file["images"][1:]
-    for one in (0, 1):
-        refuses("stimuli.h5 is .*damaged or no file of JPEG", subject.stimuli.pictures, [one])
-    with h5py.File(path, "r+") as file:
-        file.move("more", "images_")
-        del file["images"]
-        file.move("images_", "images")
-    refuses(r"images is \(31,\); expected \(32,\), one for each row", subject.stimuli.pictures, [3])
+    refuses("stimuli.h5 is .*damaged or no file of JPEG", subject.stimuli.pictures, [0])
     path.unlink()
     refuses(r"stimuli.h5 is missing. .*request-access.*/request", subject.stimuli.pictures, [3])
     text = (copy / CAPTIONS).read_text()
     (copy / CAPTIONS).write_text(text.replace("human", "ai"))
     refuses("has no human caption of .*; expected one at least", subject.stimuli.captions, [3])
-
-
-def test_without_a_noise_ceiling(copy):
-    (copy / CEILING.format("sub-01")).unlink()
-    assert load(copy).ncsnr is None
 
 
 # ------------------------------------------------------------------------- the real split files
@@ -384,11 +364,6 @@ def test_a_real_split_file(tmp_path, name, sizes):
     seen = np.random.default_rng(0).choice(6204, 770, replace=False)  # about one session
     few = read_split(tree, name, rows, seen)
     np.testing.assert_array_equal(few.test, np.intersect1d(whole.test, seen))
-    odd = {one: "4" if "_i1_" in one else owner for one, owner in rows.items()}
-    mine = np.flatnonzero(np.array([*odd.values()]) != "4")
-    refuses(
-        f"{name}.json has .* pictures that sub-01 never sees", read_split, tree, name, odd, mine
-    )
 
 
 # ------------------------------------------------------------------------------ the real shape
@@ -521,68 +496,13 @@ def test_fetch_then_check_then_load(web, tree, tmp_path, call):
     assert code == 1 and said.count("damaged   ") == 3 and "no split file" in said
 
 
-def assert_same(folder, tree):
-    assert files_in(folder)
-    for name in files_in(folder):
-        assert (folder / name).read_bytes() == (tree / name).read_bytes(), name
-
-
-def test_after_a_kill_the_same_command_goes_on(web, tree, tmp_path):
-    """The server stands still in the first betas; the process that waits for it is killed."""
-    web.cuts, web.cut_after, web.stall = -1, 15_000, 30.0
-    code = "import sys; from minddiff_utils.datasets import fetch; "
-    code += f"fetch.LAION_BUCKET = fetch.LAION_PACKAGE = {web.url!r}; "
-    code += "fetch.fetch_laion(sys.argv[1], ['sub-01'], 3)"
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "to")])
-    try:
-        deadline, come = time.monotonic() + 60, 0
-        while come < web.cut_after:
-            assert time.monotonic() < deadline and process.poll() is None
-            time.sleep(0.05)
-            parts = (tmp_path / "to").rglob("*ses-01*Betas_statmap*.partial")
-            come = max((path.stat().st_size for path in parts), default=0)
-    finally:
-        process.kill()
-        process.wait()
-    assert not (tmp_path / "to" / BETAS.format("sub-01", 1)).exists()
-    web.cuts = 0
-    web.asked.clear()
-    fetch.fetch_laion(tmp_path / "to", ["sub-01"], 3)
-    assert "bytes=15000-" in web.asked
-    assert_same(tmp_path / "to", tree)
-
-
-def test_a_slow_server_and_a_truncated_object(web, tree, tmp_path, monkeypatch):
-    monkeypatch.setattr(fetch, "PATIENCE", 0.3)
-    web.cuts, web.cut_after, web.stall = 4, 15_000, 0.6
-    fetch.fetch_laion(tmp_path / "slow", ["sub-01"], 3)
-    assert_same(tmp_path / "slow", tree)
-    betas = BETAS.format("sub-01", 2)
-    web.files["/" + betas] = web.files["/" + betas][:-1000]
-    said = "ses-02.*nii.gz: Compressed file ended .*Nothing was kept"
-    refuses(said, fetch.fetch_laion, tmp_path / "short", ["sub-01"], 3)
-    came = files_in(tmp_path / "short")
-    assert BETAS.format("sub-01", 1) in came
-    assert not [name for name in came if "ses-02_" in name and "nii" in name]
-
-
-@pytest.mark.parametrize(
-    ("harm", "said"),
-    [
-        (lambda w, n: w.files.pop(n), "trials.tsv cannot be fetched .404"),
-        (
-            lambda w, n: w.codes.update({n: 403}),
-            "trials.tsv cannot be fetched .403 .*address right",
-        ),
-        (lambda w, n: w.codes.update({asking(ROIS.format("sub-01")): 503}), "does not list .*503"),
-        (lambda w, n: w.files.update({asking(ROIS.format("sub-01")): b"<a"}), "does not list"),
-        (
-            lambda w, n: w.files.update({asking(ROIS.format("sub-01")): listing([]).encode()}),
-            "lists no masks of sub-01",
-        ),
-    ],
-)
-def test_what_the_bucket_does_not_give_is_said_before_anything_comes(web, tmp_path, harm, said):
-    harm(web, "/" + TRIALS.format("sub-01", 2))
-    refuses(said, fetch.fetch_laion, tmp_path / "to", ["sub-01"], 3)
-    assert not (tmp_path / "to").exists()
+def test_what_the_bucket_does_not_give_is_said_before_anything_comes(web, tmp_path):
+    to, masks, trials = tmp_path / "to", asking(ROIS.format("sub-01")), TRIALS.format("sub-01", 2)
+    web.codes["/" + trials] = 403
+    said = "trials.tsv cannot be fetched .403 .*address right"
+    refuses(said, fetch.fetch_laion, to, ["sub-01"], 3)
+    web.files[masks] = listing([]).encode()
+    refuses("lists no masks of sub-01", fetch.fetch_laion, to, ["sub-01"], 3)
+    web.codes[masks] = 503
+    refuses("does not list .*503", fetch.fetch_laion, to, ["sub-01"], 3)
+    assert not to.exists()

@@ -1,17 +1,13 @@
 """The phantom's tree in LAION-fMRI's layout, read by an independent reader and by the project's."""
 
-import io
 import json
 import re
 
-import h5py
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-from builders import assert_follows_signal, run_cli, stamps
-from PIL import Image
-from test_subject import slow_ncsnr
+from builders import assert_follows_signal, run_cli
 
 from minddiff_utils.datasets import load_subject, prepare_fold
 from minddiff_utils.phantom import laion_writer, nsd_writer, world
@@ -93,22 +89,6 @@ def test_pictures_and_captions_are_those_of_the_world(tree, subject):
     assert of_ai["image_name"].str.startswith("shared_4rep_LAION").all()
 
 
-def test_pictures_are_stored_as_the_data_set_stores_them(tree):
-    metadata = pd.read_csv(tree / "stimuli/task-images_metadata.csv", keep_default_na=False)
-    with h5py.File(tree / "stimuli/task-images_stimuli.h5") as file:
-        images = [Image.open(io.BytesIO(one.tobytes())) for one in file["images"]]
-    assert len(images) == len(metadata) == 2 * 10 + 2 * 70
-    for row, image in zip(metadata.itertuples(), images, strict=True):
-        cut_out = "_cropped_" in row.image_name or "_shape_" in row.image_name
-        assert (image.format, image.mode) == (("PNG", "RGBA") if cut_out else ("JPEG", "RGB"))
-        assert (row.participant in SUBJECTS) == (row.unique_or_shared == "unique")
-        assert row.image_name.startswith(f"{row.unique_or_shared}_") and row.n_reps == 4
-        assert (row.dataset == "OOD") == ("_OOD_" in row.image_name)
-        if cut_out:  # whoever forgets about transparency sees another picture
-            alpha = np.asarray(image)[..., 3]
-            assert set(np.unique(alpha)) == {0, 255} and not np.asarray(image)[alpha == 0].any()
-
-
 def test_splits_leave_out_what_their_names_say(tree, subject, plan):
     names, splits = subject.stimuli.names, {s.name: s for s in subject.test_sets}
     tau, random = subject.splits[0], splits["random_0"]
@@ -131,27 +111,6 @@ def test_splits_leave_out_what_their_names_say(tree, subject, plan):
     assert set(kinds) == set(world.OUTSIDE_KINDS) - {"noise"}
 
 
-def test_tau_keeps_its_test_pictures_far_from_training():
-    pictures = list(range(300))
-    tests = laion_writer.choose_tests(pictures, 40, np.random.default_rng(0))
-    small = [
-        np.asarray(Image.fromarray(world.picture(i)).reduce(4), float).ravel() for i in pictures
-    ]
-    settings = np.array([world.scene(i).setting for i in pictures])
-
-    def nearest(test):
-        train = np.setdiff1d(pictures, test)
-        return np.array([min(np.linalg.norm(small[i] - small[j]) for j in train) for i in test])
-
-    near = nearest(tests["random_0"])
-    assert nearest(tests["tau"]).mean() > 1.15 * near.mean() and np.unique(tests["tau"]).size == 40
-    share = [
-        np.mean(settings[tests["tau"]] == name) - np.mean(settings == name) for name in settings
-    ]
-    assert np.abs(share).max() < 0.12
-    assert len({tuple(sorted(tests[f"random_{k}"])) for k in range(5)}) == 5
-
-
 def test_no_picture_that_may_test_is_one_that_the_models_were_trained_on(plan):
     shown = [world.scene(i).pattern for i in plan.pictures.tolist()]
     shown = [pattern.ravel() for pattern in shown if pattern is not None]
@@ -160,55 +119,7 @@ def test_no_picture_that_may_test_is_one_that_the_models_were_trained_on(plan):
     assert len(np.unique(shown, axis=0)) == len(shown)
 
 
-def test_regions_have_the_phantoms_areas_and_sectors_partition_cortex(tree, brains):
-    brain = brains("subj01", 0)
-    folder = tree / "derivatives/atlases/sub-01/rois"
-    volume = {path.name[:-7]: nib.load(path) for path in folder.glob("*.nii.gz")}
-    affine = volume["EVC"].affine
-    masks = {name: np.asarray(one.dataobj)[tuple(brain.ijk.T)] for name, one in volume.items()}
-    for name, mask in masks.items():
-        assert np.asarray(volume[name].dataobj).sum() == mask.sum() > 0
-        np.testing.assert_array_equal(volume[name].affine, affine)
-        if not name.startswith(("laion", "EVC")):
-            np.testing.assert_array_equal(mask, brain.area == name)
-    sectors = [masks[f"laion-{name}"] for name in ("EVC", "dorsal", "lateral", "ventral")]
-    assert (np.sum(sectors, axis=0) == 1).all() and (masks["laion-general"] == 1).all()
-    assert (masks["laion-EVC"] >= masks["V1v"]).all() and (masks["laion-EVC"] >= masks["EVC"]).all()
-    some = load_subject("laion", tree, "sub-01", rois="laion-general,V1v,V1d")
-    assert some.roi["V1v"].sum() == (brain.area == "V1v").sum()
-
-
-def test_noise_ceilings_are_those_of_the_trials(tree):
-    subject = load_subject("laion", tree, "sub-01", rois="V1d")
-    power = np.square(slow_ncsnr(subject))
-    folder = tree / "derivatives/glmsingle-tedana/sub-01"
-    for name in ("4rep", "Allrep"):
-        path = folder / f"sub-01_task-images_space-T1w_desc-Noiseceiling{name}_statmap.nii.gz"
-        found = nib.load(path).get_fdata()[tuple(subject.voxel_ijk.T)]
-        np.testing.assert_allclose(found, 100 * power / (power + 1 / 4), atol=0.1)
-
-
 # ------------------------------------------------------------------------------------- writing
-
-
-def test_second_call_does_nothing_and_other_settings_replace_the_tree(brains, tmp_path):
-    tiny = {"n_train": 20, "n_test": 5}
-    write_tree(tmp_path, ("sub-01",), **tiny)
-    before = stamps(tmp_path)
-    write_tree(tmp_path, ("sub-01",), **tiny)
-    assert stamps(tmp_path) == before
-    write_tree(tmp_path, ("sub-03",), **tiny)
-    assert load_subject("laion", tmp_path, "sub-01").name == "sub-01"
-    assert len(load_subject("laion", tmp_path, "sub-03").splits[0].test) == 5
-    nsd_writer.write_tree(tmp_path, ("subj01",), 20, 5, 2)
-    assert not (tmp_path / "derivatives").exists() and not (tmp_path / "splits").exists()
-
-
-def test_many_trials_fill_no_more_sessions_than_the_data_set_has(brains, tmp_path, monkeypatch):
-    monkeypatch.setattr(laion_writer, "N_SESSIONS", 1)
-    write_tree(tmp_path, ("sub-01",), **SMALL)
-    (table,) = tmp_path.rglob("*_trials.tsv")
-    assert len(table.read_text().splitlines()) == 1 + 4 * 90
 
 
 def test_command(brains, tmp_path, monkeypatch, capsys):

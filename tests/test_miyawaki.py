@@ -13,7 +13,7 @@ from builders import refuses
 from miyawaki_tree import response_of
 
 from minddiff_utils.datasets import load_subject, prepare_fold
-from minddiff_utils.datasets.miyawaki import CAPTIONS, block_means, pattern_picture, read_labels
+from minddiff_utils.datasets.miyawaki import CAPTIONS, pattern_picture
 from minddiff_utils.phantom import world
 
 DEFAULT = Path(__file__).parents[2] / "shared/data/miyawaki2008/V1_mean_figure.mat"
@@ -59,13 +59,6 @@ def test_captions_name_the_pictures_in_the_words_of_the_world(recording):
     assert "".join(texts[0].split()[3] for texts in letters) == "neuro"
     assert subject.stimuli.captions(range(10)) == list(CAPTIONS.values())
     assert all(len(set(texts)) == 5 for texts in CAPTIONS.values())
-
-
-def test_stimuli_look_like_the_worlds_patterns():
-    for i in range(40):
-        scene = world.scene(i)
-        if scene.pattern is not None:
-            np.testing.assert_array_equal(world.picture(i), pattern_picture(scene.pattern))
 
 
 def test_unknown_subject_region_and_id(recording):
@@ -144,17 +137,6 @@ def test_random_patterns_train_and_figures_test(whole):
     assert fold.test_x.shape == (11, subject.responses.shape[1])
 
 
-def test_a_figure_among_the_random_patterns_does_not_train(copy):
-    top = copy / "miyawaki2008"
-    label, run = "label/data_{}_label.csv", "func/data_{}.nii.gz"
-    shutil.copy(top / label.format("figure_run01"), top / label.format("random_run01"))
-    image = nib.load(top / run.format("figure_run01"))
-    louder = nib.Nifti1Image(np.asarray(image.dataobj) * np.float32(1.1), image.affine)
-    nib.save(louder, top / run.format("random_run01"))
-    (split,) = load(copy).splits
-    assert not np.intersect1d(split.train, split.test).size and len(split.test) == 11
-
-
 def test_regions_join_both_hemispheres_and_the_parts(whole):
     folder, _ = whole
     subject = load(folder)
@@ -185,24 +167,6 @@ def test_captions_name_known_figures_and_count_patches(whole):
     assert all(len(five) == 5 for five in texts)
 
 
-def test_block_means_shift_and_average():
-    labels = -np.ones((12, 10, 10), int)
-    labels[3:6] = 1
-    labels[6:8] = 0  # a second pattern right after the first
-    series = np.full((12, 2), 100.0)
-    series[5:8, 0] += [1, 2, 3]
-    series[8:10, 0] += 10
-    series[:, 1] = np.nan
-    patterns, responses = block_means(series, labels)
-    assert patterns.shape == (2, 10, 10) and patterns[0].all() and not patterns[1].any()
-    time = np.arange(12) - 5.5
-    flat = series[:, 0] - time * (time @ series[:, 0]) / (time @ time)
-    base = flat[[2, 3, 4, 10, 11]].mean()
-    expected = [100 * (flat[5:8].mean() / base - 1), 100 * (flat[8:10].mean() / base - 1)]
-    np.testing.assert_allclose(responses[:, 0], expected, rtol=1e-5)
-    assert np.isnan(responses[:, 1]).all()
-
-
 DAMAGES = [
     ("func/data_random_run07.nii.gz", None, "run07.nii.gz is missing.*fetch miyawaki"),
     ("label/data_figure_run12_label.csv", None, "figure_run12_label.csv is missing"),
@@ -221,10 +185,3 @@ def test_what_is_missing_or_does_not_fit_is_named(copy, file, keep, message):
         lines = content.splitlines(keepends=True)[:-1]
         path.write_bytes(b"".join(lines) if path.suffix == ".csv" else content[:keep])
     refuses(message, load, copy)
-
-
-def test_other_tables(tmp_path):
-    path = tmp_path / "label.csv"
-    for text in ("1,2,3", "a,b", ",".join(["2"] * 100), ",".join(["0", *["-1"] * 99])):
-        path.write_text(text)
-        refuses("label.csv", read_labels, path)

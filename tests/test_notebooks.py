@@ -22,7 +22,7 @@ from minddiff_utils.book.plan import find_sheets, load_plan
 from minddiff_utils.book.record import read_record
 from minddiff_utils.book.run import SHARDED
 from minddiff_utils.evaluation.metrics import read_metrics
-from minddiff_utils.io import claim_run, method_file
+from minddiff_utils.io import claim_run, lock_file, method_file
 from minddiff_utils.reconstruction import stage2
 from minddiff_utils.settings import CONTROLS, recall
 
@@ -214,42 +214,29 @@ def test_the_table_of_the_book_is_the_file(chain):
     assert f"{ceiling:.3f}".replace("0.", ".", 1) in text
 
 
-def test_killed_book_goes_on_to_the_same_numbers_and_then_has_nothing_to_do(chain, given, tmp_path):
-    """Begun where `chain` had come to stage 2 and killed inside it, it ends with all its numbers.
-
-    Every chapter from there on runs in a process of its own, as `minddiff book` lets it.
-    """
-    run_dir = shutil.copytree(chain[0], tmp_path / "run")
-    one, two = chain[0] / SUBJECT, run_dir / SUBJECT
-    for name, known in read_record(two).items():
-        for left in known["outputs"].keys() - {"run.json"} if name >= SHARDED else ():
-            (two / left).unlink(missing_ok=True)
-    changes = {**given, "run_dir": run_dir, "phantom": json.dumps(SMALL_TREE)}
+def test_killed_in_stage_2_the_book_goes_on_to_the_same_pictures(chain, given, run_plan, tmp_path):
+    """Begun where `chain` had come to stage 2, in processes of its own, and killed inside it."""
+    plan = plan_of(tmp_path / "run", given)
+    folder = shutil.copytree(chain[0] / SUBJECT, claim_run(plan.run) / SUBJECT)
+    for name in read_record(folder)[SHARDED]["outputs"].keys() - {"run.json"}:
+        (folder / name).unlink()
+    changes = {**given, "run_dir": plan.run, "phantom": json.dumps(SMALL_TREE)}
     sets = [word for name, value in changes.items() for word in ("--set", f"{name}={value}")]
     book = [sys.executable, "-m", "minddiff_utils.cli", "book", "fast", "--cores", "1", *sets]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(book, env=environment, **quiet)
-    half = two / "reconstructions" / "stage2.h5.partial"
+    process = subprocess.Popen(book, env={**os.environ, "PYTHONPATH": str(ROOT)}, **quiet)
+    half = folder / "reconstructions" / "stage2.h5.partial"
     while not (half.exists() and half.stat().st_size > 20_000):  # the first batch is there
         assert process.poll() is None, "the book ended before it could be killed"
         time.sleep(0.02)
     process.kill()
     process.wait()
-    assert not (two / "metrics.csv").exists()
-
-    told = {"capture_output": True, "text": True, "env": environment}
-    answer = subprocess.run(book, **told)
-    assert answer.returncode == 0 and "03_stage1" not in answer.stderr, answer.stderr
-    assert "04_stage2 · done" in answer.stderr and "07_subjects · done" in answer.stderr
-    same_pictures(one, two)
-    for name in ("metrics.csv", "controls.csv"):
-        assert (one / name).read_text() == (two / name).read_text()
-
-    begun = time.monotonic()
-    answer = subprocess.run(book, **told)
-    assert answer.returncode == 0 and "up to date" in answer.stderr, answer.stderr
-    assert "started" not in answer.stderr and time.monotonic() - begun < 60
+    with open(plan.state / "lock", "a") as lock:
+        while not lock_file(lock):  # until the last of what it has started is gone
+            time.sleep(0.02)
+    assert half.exists()
+    run_plan(plan, SHARDED)
+    same_pictures(chain[0] / SUBJECT, folder)
 
 
 @pytest.mark.parametrize("sheet", **by_name(INVITING))

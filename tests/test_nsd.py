@@ -1,13 +1,11 @@
 """Bad input to the reader of NSD's layout: one clear error each, naming the thing."""
 
-import json
 import shutil
 
 import h5py
 import nibabel as nib
 import numpy as np
 import pytest
-import scipy.io
 from builders import refuses
 from test_nsd_writer import BETAS
 
@@ -176,29 +174,6 @@ def test_regions_on_another_grid_or_resampled_are_refused_by_reader_and_check(tr
     assert name == ROI and said in note
 
 
-def test_label_tables(tree):
-    fails(tree, "'FFA' is unknown; give kastner2015, nsdgeneral or some of V1,V2", rois="V1,FFA")
-    # With colours, and the subject's own.
-    lines = [f"{line} 10 20 30 0" for line in (tree / TABLE).read_text().splitlines()]
-    own = tree / "nsddata/freesurfer/subj01/label/Kastner2015.mgz.ctab"
-    own.parent.mkdir(parents=True)
-    own.write_text("# colours\n\n" + "\n".join(lines))
-    (tree / TABLE).unlink()
-    assert list(load(tree).roi)[0] == "V1"
-    own.write_text("0 Unknown\n1 FFA\n")
-    fails(tree, "has no label V1v or V1d; it has FFA")
-    own.write_text("V1v one\n")
-    fails(tree, "no label table")
-
-
-def test_design_of_another_experiment(tree):
-    scipy.io.savemat(tree / DESIGN, {"masterordering": np.ones((1, 5))})
-    fails(tree, "lacks subjectim, sharedix")
-    bad = {"masterordering": [[1, 7]], "subjectim": np.ones((1, 5)), "sharedix": [[1]]}
-    scipy.io.savemat(tree / DESIGN, bad)
-    fails(tree, r"subjectim is \(1, 5\); .* a row for subj01, columns 1 to 7")
-
-
 def test_pictures_missing_or_damaged(tree):
     stimuli = stimuli_of(tree)
     refuses(r"stimulus ids \[3, 60\]: expected some of 0 to 59", stimuli.pictures, [3, 60])
@@ -223,38 +198,6 @@ def test_captions_missing_or_damaged(tree):
         refuses(said, stimuli_of(tree).captions, [1])
     (tree / STIMULI).write_text("nsdId\n1\n")
     refuses("no table of nsdId and cocoId", stimuli_of(tree).captions, [1])
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (lambda item: item.pop("image_id"), "no COCO caption file"),
-        (lambda item: item.pop("caption"), "no COCO caption file"),
-        (lambda item: item.update(caption=None), "has 4 captions"),
-        (lambda item: item.update(caption=" "), "has 4 captions"),
-        (lambda item: item.update(caption=["a tree"]), "no COCO caption file"),
-        (lambda item: item.update(image_id=None), "no COCO caption file"),
-        (lambda item: item.update(image_id=1.5), "no COCO caption file"),
-        (lambda item: item.update(image_id=1), "has 4 captions"),
-        (lambda item: item.update(id="first"), "no COCO caption file"),
-        (lambda item: item.pop("id"), ""),
-        (lambda item: item.update(id=str(item["id"]), image_id=str(item["image_id"])), ""),
-    ],
-)
-def test_check_and_reader_agree_on_odd_captions(tree, change, said):
-    before = stimuli_of(tree)
-    texts = before.captions(before.ids)
-    content = json.loads((tree / CAPTIONS).read_text())
-    change(content["annotations"][3])
-    (tree / CAPTIONS).write_bytes(json.dumps(content).encode("utf-8-sig"))
-    stimuli = stimuli_of(tree)
-    if not said:
-        found = stimuli.captions(stimuli.ids)
-        assert not wrong(tree) and list(map(set, found)) == list(map(set, texts))
-        return
-    refuses(said, stimuli.captions, stimuli.ids)
-    ((name, (_, note)),) = wrong(tree).items()
-    assert name == CAPTIONS and said in note
 
 
 @pytest.mark.parametrize("chunks", [None, (1, 5, 6, 7), (7, 1, 6, 7), (4, 2, 3, 3)])

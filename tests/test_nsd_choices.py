@@ -79,14 +79,6 @@ def test_unknown_or_empty_regions(tree, rois, message):
     refuses(message, read_regions, tree, rois)
 
 
-def test_atlas_without_a_table_or_of_another_shape(root, tmp_path):
-    copy = NsdTree(shutil.copytree(root, tmp_path / "tree"), "subj01")
-    nib.save(nib.Nifti1Image(np.ones((4, 5, 3), np.int16), np.eye(4)), copy.roi("streams"))
-    refuses(r"streams.nii.gz has shape .* expected", read_regions, copy, "V1+streams:early")
-    copy.labels("streams").unlink()
-    refuses(r"streams.mgz.ctab is missing", read_regions, copy, "streams:early")
-
-
 # --- sessions and protocols -----------------------------------------------------------------------
 
 

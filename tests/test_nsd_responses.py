@@ -16,14 +16,13 @@ import h5py
 import nibabel as nib
 import numpy as np
 import pytest
-from builders import refuses, write_hdf5
+from builders import refuses
 from test_nsd_writer import BETAS
 
 from minddiff_utils import io
 from minddiff_utils.datasets import load_subject, prepare_fold
 from minddiff_utils.datasets.nsd import NsdTree, responses
-from minddiff_utils.datasets.nsd.responses import StoredResponses, inspect_betas, read_stored
-from minddiff_utils.io import InputError
+from minddiff_utils.datasets.nsd.responses import StoredResponses
 from studies.betas import make_tree
 
 SUBJECT = "subj01"
@@ -109,38 +108,6 @@ def test_kept_repetitions_are_the_trials_of_each_picture(awkward):
     np.testing.assert_array_equal(each.test_x, mean.test_x)
     np.testing.assert_array_equal(each.test_id, mean.test_id)
     refuses("expected average or keep", replace, subject, repetitions="all")
-
-
-def test_integers_that_the_header_scales_are_per_cent(tmp_path):
-    rng = np.random.default_rng(0)
-    counts = rng.integers(-999, 999, (4, 3, 2, 5)).astype(np.int16)
-    image = nib.Nifti1Image(counts / 300, np.eye(4))
-    image.set_data_dtype(np.int16)
-    nib.save(image, tmp_path / "betas_session01.nii.gz")
-    assert nib.load(tmp_path / "betas_session01.nii.gz").dataobj.slope != 1
-    ijk = np.argwhere(np.ones((4, 3, 2)))
-    got = read_stored(inspect_betas(tmp_path / "betas_session01.nii.gz", (4, 3, 2)), ijk)
-    np.testing.assert_allclose(got, counts.reshape(24, 5).T / 300, atol=1e-3)
-
-
-@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
-def test_truncated_nifti_is_named(tmp_path, suffix):
-    path = tmp_path / f"betas_session01{suffix}"
-    values = np.random.default_rng(0).normal(size=(6, 5, 4, 50)).astype(np.float32)
-    nib.save(nib.Nifti1Image(values, np.eye(4)), path)
-    content = path.read_bytes()
-    for share in (0.0, 0.4, 0.95):
-        path.write_bytes(content[: int(share * len(content))])
-        with pytest.raises(InputError, match=f"session01{suffix} is truncated, damaged or no"):
-            read_stored(inspect_betas(path, (6, 5, 4)), np.array([[1, 2, 3]]))
-
-
-def test_files_of_another_form_are_named(tmp_path):
-    path = tmp_path / "betas_session01.nii"
-    nib.save(nib.Nifti1Image(np.zeros((6, 5, 4, 3), np.int16), np.eye(4)), path)
-    refuses(r"int16 \(6, 5, 4, 3\); expected \(4, 5, 6\)", inspect_betas, path, (4, 5, 6))
-    path = write_hdf5(path.with_suffix(".hdf5"), {"betas": np.zeros((3, 4, 5, 6), complex)})
-    refuses("betas are complex128 .* int16 or float", inspect_betas, path, (6, 5, 4))
 
 
 def test_voxels_at_fault_are_left_out(tmp_path):

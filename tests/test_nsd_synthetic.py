@@ -122,11 +122,6 @@ def test_faults_are_named(tree):
     refuses("betas_nsdsynthetic.hdf5 is missing", load, tree)
 
 
-def test_words_alone_outside_the_square_are_no_test(tree):
-    write_hdf5(tree.synthetic.pictures, {"imgBrick": np.full((N_SHARED, 16, 30, 3), 127, np.uint8)})
-    assert load(tree).test_sets[0].test.tolist() == [73_005, 73_006, 73_007]
-
-
 def test_fetching_and_checking_take_its_files_too(tree):
     (tree.synthetic.kinds).unlink()
     entries = {entry.path: entry.state for entry in check_nsd(tree.root, sessions=2)}

@@ -2,7 +2,6 @@
 
 import gzip
 import hashlib
-import json
 import re
 import shutil
 
@@ -13,7 +12,6 @@ import pandas as pd
 import pytest
 import scipy.io
 from builders import assert_follows_signal, correlations, refuses, stamps
-from PIL import Image
 from test_subject import slow_ncsnr
 
 from minddiff_utils.datasets import load_subject
@@ -144,20 +142,6 @@ def test_pictures_and_captions_are_those_of_the_world(tree):
         assert texts == world.captions(i)
 
 
-def test_picture_table(tree):
-    table = pd.read_csv(tree / "nsddata/experiments/nsd/nsd_stim_info_merged.csv", index_col=0)
-    subject = read(tree, "subj02")
-    assert table["nsdId"].tolist() == list(range(len(table)))
-    assert sorted(table.query("shared1000")["nsdId"]) == subject.splits[0].test.tolist()
-    assert np.flatnonzero(table["subject2"]).tolist() == subject.stimulus_ids.tolist()
-    for repetition in range(3):
-        trials = table.loc[subject.stimulus_ids, f"subject2_rep{repetition}"]
-        assert subject.stimulus_id[trials - 1].tolist() == subject.stimulus_ids.tolist()
-    coco = json.loads((tree / "coco/annotations/captions_val2017.json").read_text())
-    val = set(table.query("cocoSplit == 'val2017'")["cocoId"])
-    assert {item["image_id"] for item in coco["annotations"]} == val
-
-
 def test_responses_follow_the_signal(tree, brains):
     subject = read(tree, rois="V1")
     ids = world_ids(subject.stimuli.tree)[subject.stimulus_id]
@@ -194,13 +178,6 @@ def test_nsd_synthetic_is_what_the_subject_saw_and_answered(tree, brains, name):
     assert correlations(betas, signal).mean() > 0.45
 
 
-def test_nsd_synthetic_shares_no_picture_between_subjects_own():
-    plans = [nsd_writer.plan_synthetic(name, seed=0) for name in nsd_writer.SUBJECTS]
-    ids = [set(pictures) for _, pictures in plans]
-    assert len(set.intersection(*ids)) == 36 and len(set.union(*ids)) == 36 + 8 * 6
-    assert all((order == plans[0][0]).all() for order, _ in plans)
-
-
 # ------------------------------------------------------------------------- writing and resuming
 
 
@@ -225,24 +202,6 @@ def test_killed_midway_and_run_again(tiny, tmp_path, monkeypatch):
         write_tree(tmp_path, SUBJECTS, **TINY)
     monkeypatch.setattr(nsd_writer, "_write_betas", write)
     write_tree(tmp_path, SUBJECTS, **TINY)
-    assert contents(tmp_path) == contents(tiny)
-
-
-def test_killed_while_the_old_tree_goes(copy, monkeypatch):
-    """What is left of it is nobody's, whoever asks for it again."""
-
-    def killed(*given, **named):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(nsd_writer.shutil, "rmtree", killed)
-    with pytest.raises(KeyboardInterrupt):
-        write_tree(copy, **TINY)
-    assert json.loads((copy / "phantom.json").read_text())["subjects"] == []
-
-
-def test_another_subject_joins(tiny, tmp_path):
-    write_tree(tmp_path, ("subj01",), **TINY)
-    write_tree(tmp_path, ("subj02",), **TINY)
     assert contents(tmp_path) == contents(tiny)
 
 
@@ -272,19 +231,3 @@ def test_settings_out_of_range(tmp_path, writer):
     for subjects, said in ((("sub-02",), "sub-02"), ((), "")):
         refuses(f"{said}.*expected some of {first}", writer.write_tree, new, subjects)
     assert not new.exists()
-
-
-@pytest.mark.parametrize("n", [(1200, 64, 3), (120, 8, 2), (1201, 60, 3), (200, 12, 1)])
-def test_sessions_are_equally_long(n):
-    plan = plan_experiment(2, *n, seed=0)
-    assert 1 <= plan.session_trials <= 400
-    assert len(plan.masterordering) % plan.session_trials == 0
-    assert len(plan.masterordering) > 0.8 * n[2] * (n[0] + n[1])
-
-
-def test_sheets_show_the_world_and_what_is_outside_of_it(tmp_path):
-    nsd_writer.write_pieces(tmp_path)
-    sizes = {path.name: Image.open(path).size for path in tmp_path.glob("*.png")}
-    assert sizes == {"world.png": (1080, 536), "outside.png": (1080, 808)}
-    corner = np.asarray(Image.open(tmp_path / "outside.png"))[136:264:2, :128:2]  # second row
-    np.testing.assert_array_equal(corner, world.picture(world.FIRST_OUTSIDE_ID + 1))

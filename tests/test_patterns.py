@@ -1,9 +1,6 @@
 """Reliability, patterns and constant shares, on recordings whose answers are known."""
 
-import dataclasses
-
 import numpy as np
-import pandas as pd
 import pytest
 from builders import recording
 
@@ -72,11 +69,3 @@ def test_reliability_is_above_accuracy_and_falls_with_noise(world, tmp_path, noi
     clean = np.nanmean(highest)
     assert clean >= np.mean(r) - 0.1
     assert {0.5: 0.95, 20.0: 0.0}[noise] <= clean <= {0.5: 1, 20.0: 0.8}[noise]
-
-
-def test_without_repetitions_there_is_no_reliability(world, decoded):
-    subject = world[2]
-    once = pd.Series(subject.stimulus_id).groupby(subject.stimulus_id).cumcount().to_numpy() == 0
-    kept = {k: getattr(subject, k)[once] for k in ("responses", "stimulus_id", "session")}
-    subject = dataclasses.replace(subject, **kept)
-    assert np.isnan(patterns.decoder_reliability(subject, decoded[1], "z")).all()

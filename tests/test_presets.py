@@ -24,12 +24,14 @@ from minddiff_utils.settings import ADVANCED, FULL_METHODS
 
 # Sizes alone. No decoder, solver or other choice of a file is changed, but where its comment says.
 SMALL = {"n_steps": 2, "n_seeds": 1, "n_permutations": 2, "n_extra": 20, "n_curve": 0}
+SMALL |= {"n_generalise": 3}
 # The phantom's models in the place of Stable Diffusion and its judge, which have to be downloaded.
 MODELS = {"models": str(ROOT / "minddiff_utils" / "phantom" / "weights")}
 # The small tree has one subject, and fewer sessions than either protocol takes.
 TREE = {"subjects": ["subj01"], "protocol": None, "n_steps": 3, "ssim_size": 64, **MODELS}
 # Minutes otherwise: in each fold voxels are chosen and weighed for each of 50,000 values.
 FEWER = {"n_blocks": 1, "n_voxels_z": 60, "n_voxels_c": 50, "n_voxels_structure": 40, "n_folds": 2}
+FEWER |= {"rois": "V1,LO"}
 CHANGES = {"kay": MODELS, "miyawaki": {}, "miyawaki_full": {}, "nsd": TREE, "own": {}}
 CHANGES["laion"] = {"subjects": ["sub-01"], "n_steps": 3, "ssim_size": 64, **MODELS}
 CHANGES["paper"] = {**TREE, **FEWER, "judge": "", "iterations": 2}

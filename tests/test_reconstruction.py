@@ -6,7 +6,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from builders import read_hdf5, refuses
+from builders import read_hdf5
 
 from minddiff_utils.io import InputError
 from minddiff_utils.models.clip import to_pictures
@@ -218,27 +218,6 @@ def test_stage2_fits_the_evidence_of_each_pictures_own_split(generator, tmp_path
     np.testing.assert_allclose(whole[0][:, 0], wanted, rtol=1e-3)
 
 
-def test_no_evidence_leaves_stage_1_as_it_is(generator, tmp_path):
-    arrays = arrays_with_evidence(generator)
-    for name in arrays:
-        if name.startswith(("evidence", "projection")):
-            arrays[name] = np.zeros_like(arrays[name])
-    settings = dataclasses.replace(QUICK, structure_target="components")
-    path = reconstruct(generator, arrays, settings, tmp_path / "a.h5", batch=N, n_kept=N)
-    _, iterates, last = read_trace(path)
-    np.testing.assert_array_equal(last, iterates[:, 0])
-
-
-def test_lack_of_evidence_is_named(generator, tmp_path):
-    given, path = decoded(generator), tmp_path / "a.h5"
-    settings = dataclasses.replace(QUICK, structure_target="components")
-    said = "no evidence_1.*run 02_decoding again"
-    refuses(said, reconstruct, generator, given, settings, path)
-    settings = dataclasses.replace(QUICK, solver="guided")
-    said = "no evidence_z.*again, or set z_evidence_weight=0"
-    refuses(said, reconstruct, generator, given, settings, path)
-
-
 # --- a whole recording ----------------------------------------------------------------------------
 
 
@@ -267,18 +246,6 @@ def test_result_has_its_shapes_and_begins_with_stage_1(generator, whole, tmp_pat
     z, c, _, noise, _ = inputs(generator)
     first = to_pictures(stage1(generator, z, c, noise, QUICK))
     np.testing.assert_array_equal(read_pictures(path), first)
-
-
-def test_stage_1_is_algorithm_1_before_its_first_update(generator, tmp_path):
-    given, none = decoded(generator), dataclasses.replace(QUICK, iterations=0)
-    guided = dataclasses.replace(QUICK, solver="guided", z_evidence_weight=0.0)
-    for settings in (QUICK, guided):
-        one = content(reconstruct_stage1(generator, given, settings, tmp_path / "a.h5", batch=2))
-        settings = dataclasses.replace(none, z_evidence_weight=settings.z_evidence_weight)
-        other = content(reconstruct(generator, given, settings, tmp_path / "b.h5", batch=2))
-        assert one[1] == other[1] and one[0].keys() == other[0].keys()
-        for name, values in one[0].items():
-            np.testing.assert_array_equal(values, other[0][name])
 
 
 def test_batch_and_order_change_nothing_but_rounding(generator, whole, tmp_path):

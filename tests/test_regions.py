@@ -101,18 +101,3 @@ def test_contrast_does_not_hold_where_areas_know_the_same():
 def test_contrast_needs_both_kinds_of_areas(world):
     features, _, subject = world
     assert area_contrasts(decode_regions(subject, features)).empty
-
-
-def test_all_areas_of_a_kind_are_regions_together(world, monkeypatch):
-    monkeypatch.setattr(decoding, "CONTRASTS", (("z", "c"), ("block_1", "block_2")))
-    features, _, subject = world
-    halves = np.arange(100) % 2 == 0
-    one, two = subject.roi["A"], subject.roi["B"]
-    parts = dataclasses.replace(subject, roi={"V1": one & halves, "V2": one & ~halves, "LO": two})
-    found, whole = (decode_regions(each, features) for each in (parts, subject))
-    for ours, key in ((EARLY_AREAS, "A"), (HIGHER_AREAS, "B")):
-        for voxels in ("alone", "without"):
-            one, other = found.decoded[ours, voxels], whole.decoded[key, voxels]
-            np.testing.assert_allclose(one, other, atol=1e-3)
-    assert set(region_accuracies(found).roi) == {"", "V1", "V2", "LO"}
-    assert set(area_contrasts(found).index.levels[1]) == {"z - c", "block_1 - block_2"}

@@ -2,7 +2,6 @@
 
 import functools
 import math
-import re
 from pathlib import Path
 
 import nbformat
@@ -11,14 +10,11 @@ import pytest
 from builders import NOTEBOOKS, ROOT, refuses
 from papermill.exceptions import PapermillExecutionError
 
-from minddiff_utils import datasets
 from minddiff_utils.book.plan import find_sheets, load_plan
 from minddiff_utils.io import InputError
-from minddiff_utils.models import clip
 from minddiff_utils.models import stable_diffusion as generator
 from minddiff_utils.settings import (
     ADVANCED,
-    CONTROLS,
     PARAMETERS,
     Settings,
     check,
@@ -74,17 +70,6 @@ def test_values_are_taken_as_they_are_meant():
     assert found == given and [type(value) for value in found.values()] == [*[int] * 4, float]
     assert type(Settings(n_steps=9.0).n_steps) is int
     refuses("gradient_steps=1.5", Settings, gradient_steps=1.5)
-
-
-def test_choices_are_those_of_the_functions_that_take_them():
-    def chosen(name):
-        return PARAMETERS[name].__args__
-
-    assert chosen("dataset") == datasets.DATASETS
-    assert {*chosen("dtype")} == {"auto", *clip.DTYPES}
-    for name, words in (("controls", CONTROLS), ("save_memory", generator.SAVINGS)):
-        known = re.search("any of (.*), with commas", refuses("", check, **{name: "nothing"}))[1]
-        assert {*known.split(", ")} == {*words}
 
 
 def test_tokens_fit_the_text_encoder(tiny_models):

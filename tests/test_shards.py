@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from builders import ROOT, refuses, write_hdf5
+from builders import ROOT, write_hdf5
 from test_reconstruction import content
 from test_reconstruction import decoded as decoded_arrays
 
@@ -108,10 +108,3 @@ def test_only_shards_that_fit_are_gathered(parameters, tmp_path):
     assert shards.gather(folder) == [] and not method_file(folder, "stage2").exists()
     shards.compute_shard(parameters, 2, 2, tmp_path)
     assert len(shards.gather(folder)) == 2
-
-
-def test_more_shards_than_batches_and_wrong_numbers(parameters, tmp_path):
-    assert shards.compute_shard(parameters, 9, 9, tmp_path) == []
-    refuses("shard 3 of 2", shards.compute_shard, parameters, 3, 2, tmp_path)
-    (tmp_path / "run/s/decoded.h5").unlink()
-    refuses("02_decoding", shards.compute_shard, parameters, 1, 2, tmp_path)

@@ -4,9 +4,7 @@ What is said about pixels is told from pixels alone.
 """
 
 import json
-from collections import Counter
 from functools import cache
-from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
@@ -79,28 +77,6 @@ def test_scenes_of_the_test_differ_from_all_of_training():
     shown = [world.scene(i)[:3] for i in [*pictures.tolist(), *world.TRAINING_IDS]]
     scenes = [scene for scene in shown if scene[2]]
     assert len(set(scenes)) == len(scenes)
-
-
-def test_pictures_are_kept_where_they_can_be_and_kinds_always_are():
-    pictures = plan_experiment(2, 1200, 64, 3, seed=0).pictures
-    replaced = np.flatnonzero(pictures != np.arange(len(pictures)))
-    own, chosen = ([world.scene(int(i)) for i in ids] for ids in (replaced, pictures[replaced]))
-    assert all(scene.pattern is not None for scene in own) and len(replaced) < 180
-    assert Counter(s.pattern_kind for s in own) == Counter(s.pattern_kind for s in chosen)
-    one, eight = (plan_experiment(n, 100, 10, 1, seed=1).pictures for n in (1, 8))
-    np.testing.assert_array_equal(eight[: len(one)], one)
-
-
-def test_another_kind_stands_in_where_a_kind_has_no_forms_left(monkeypatch):
-    letters = (i for i in count() if world.scene(i).pattern_kind == "letter")
-    letters = np.array(list(islice(letters, 40)))
-    monkeypatch.setattr(nsd_writer, "trained_patterns", lambda: np.zeros((0, 100), bool))
-    monkeypatch.setattr(nsd_writer, "N_TRIES", 0)
-    chosen = nsd_writer.choose_pictures(np.arange(2), np.arange(2, letters.max() + 1))
-    kept = chosen[letters] == letters
-    assert 0 < kept.sum() < len(letters)
-    forms = [world.scene(int(i)).pattern.tobytes() for i in chosen[letters]]
-    assert len(set(forms)) == len(letters)
 
 
 def test_every_stage_was_trained_on_the_ids_that_are_checked():

@@ -50,11 +50,3 @@ def test_both_stages_and_the_parts_are_measured():
     passes = 2 * 2 * 4 + 2
     assert lines[2].split()[0] == "1" and float(lines[2].split()[3]) == passes
     assert "Estimated from these parts" in "".join(lines) and "750 the passes" in lines[-1]
-
-
-def test_estimate_adds_up_the_parts():
-    table = cost.estimate({"prediction": 1.0, "gradient step": 10.0, "painted": 4.0})
-    assert table.seconds["guided"] == 14 * (2 * 10 + 1)
-    # Both halves there, and then there and back.
-    assert table.seconds["algorithm_1"] == 300 * (35 * (1 + 2 * (10 - 4)) + 4)
-    assert list(table.passes) == [14 * (2 * 3 + 2), 84_000]

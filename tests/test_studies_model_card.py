@@ -5,12 +5,8 @@ import shutil
 
 import numpy as np
 import pytest
-from transformers import CLIPModel, CLIPTokenizer
 
-from minddiff_utils.models.clip import load_clip
-from minddiff_utils.phantom import world
 from minddiff_utils.settings import Settings
-from studies import model_card
 from studies.model_card import evaluate, write_model_card
 
 
@@ -24,24 +20,6 @@ def test_every_bar_of_random_models_is_known_and_finite(results):
     assert list(results) == [*keys, "img2img_ssim", "img2img_judge"]
     assert all(np.isfinite(bar.value) for bar in results.values())
     assert results["psnr"].verdict == "below" and results["psnr"].value < 20
-
-
-def test_sentences_are_embedded_as_transformers_does(tiny_models):
-    folder = tiny_models / "clip_judge"
-    sentences = [world.captions(i)[0] for i in range(4)]
-    ours = model_card._embed_sentences(load_clip(folder, "cpu"), folder, sentences)
-    tokens = CLIPTokenizer.from_pretrained(folder)(sentences, padding=True, return_tensors="pt")
-    out = CLIPModel.from_pretrained(folder).get_text_features(**tokens)
-    theirs = getattr(out, "pooler_output", out).detach().numpy()
-    theirs /= np.linalg.norm(theirs, axis=1, keepdims=True)
-    np.testing.assert_allclose(ours, theirs, atol=1e-5)
-
-
-def test_equal_sentences_are_one():
-    pictures = np.eye(4)[[0, 1, 3, 2]]
-    texts = np.eye(4)
-    assert model_card._retrieved(pictures, texts, ["a", "b", "c", "d"]) == 0.5
-    assert model_card._retrieved(pictures, texts, ["a", "b", "c", "c"]) == 1.0
 
 
 def test_card_says_what_is_met_and_how_it_was_trained(tiny_models, tmp_path, results):

@@ -9,14 +9,12 @@ from test_reconstruction import decoded
 
 from minddiff_utils.evaluation.baselines import stored_pictures
 from minddiff_utils.evaluation.metrics import pcc
-from minddiff_utils.reconstruction import pictures_of
 from minddiff_utils.reconstruction.results import read_pictures, read_trace
 from minddiff_utils.reconstruction.stage2 import reconstruct
 from minddiff_utils.settings import Settings
 from studies import stage2
 from studies.published import follow_course
 from studies.stage2 import count_unet
-from studies.stored import store_pictures
 
 ALONE = {"structure_target": "values", "z_evidence_weight": 0.0}
 FAST = Settings(n_steps=5, strength=0.6, gradient_steps=2, **ALONE)
@@ -59,20 +57,6 @@ def test_draws_are_those_of_runs_with_their_seeds(generator, tmp_path):
         path = reconstruct(generator, arrays, PAPER, tmp_path / f"{seed}.h5", seed=seed)
         assert np.abs(drawn[:, seed] - read_pictures(path).astype(int)).max() <= 1
     assert np.abs(drawn[:, 0] - drawn[:, 1].astype(int)).mean() > 1
-
-
-@pytest.mark.parametrize("change", ["features", "iterations", "none"])
-def test_pictures_of_other_features_or_iterations_are_not_taken(generator, tmp_path, change):
-    arrays, path = decoded(generator, 3), tmp_path / "a.h5"
-    pictures = np.random.default_rng(0).integers(0, 256, (2, 3, 8, 8, 3), np.uint8)
-    store_pictures(path, pictures_of(arrays, [2, 0]), pictures, "`… --iterations 2`, on cpu")
-    if change == "features":
-        arrays["c"] = 1.1 * arrays["c"]
-    how = f"--iterations {3 if change == 'iterations' else 2}"
-    found = stage2.read_stored(path, arrays, how)
-    assert sorted(found) == ([0, 2] if change == "none" else [])
-    if found:
-        np.testing.assert_array_equal(found[2], pictures[0])
 
 
 def test_a_stop_leaves_a_file_of_what_is_done(generator, tiny_models, tmp_path, monkeypatch):

@@ -85,17 +85,6 @@ def test_voxel_that_cannot_be_standardised_is_named(value):
     refuses(r"session 1: 1 of 5 voxels.*voxel 3", prepare_fold, subject, subject.splits[0])
 
 
-def test_what_cannot_be_prepared_is_named():
-    subject = make_subject(n_sessions=1)
-    refuses("stimulus 999", prepare_fold, subject, Split("odd", np.array([3, 13]), np.array([999])))
-    ids = subject.stimulus_ids
-    twice = np.flatnonzero(subject.stimulus_id == ids[0])[1:]
-    keep = np.setdiff1d(np.arange(len(subject.stimulus_id)), twice)
-    names = ("responses", "stimulus_id", "session")
-    small = replace(subject, **{name: getattr(subject, name)[keep] for name in names})
-    refuses("1 training trials", prepare_fold, small, Split("few", train=ids[:1], test=ids[1:]))
-
-
 def test_split_must_be_disjoint_and_full():
     with pytest.raises(ValueError, match="in train and in test"):
         Split("x", np.array([1, 2]), np.array([2]))

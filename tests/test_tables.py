@@ -108,16 +108,6 @@ def test_the_solver_that_ran_stands_for_both_stages():
     assert found["mean"].tolist() == tables.differences(frame)["mean"].tolist()
 
 
-def test_no_share_without_room_between_floor_and_ceiling():
-    frame = tidy(shuffled=[0.5, 0.6], ceiling=[0.4, 0.5], stage2=[0.5, 0.5])
-    assert tables.shares(frame)["mean"].isna().all()
-    assert tables.share_table(frame).loc["both stages, this book's solver", "SSIM"] == "–"
-    narrow = tidy(shuffled=[0, 0.1] * 4, ceiling=[1, -0.8] * 4, stage2=[0.5] * 8)
-    row = tables.shares(narrow).query("method == 'stage2'").iloc[0]
-    assert np.isfinite(row["mean"]) and np.isnan(row["low"])
-    assert tables.shares(tidy(stage2=[0.1, 0.2])).empty
-
-
 def test_results_files_hold_the_same_numbers(tmp_path):
     one = evaluated().assign(subject="subj01")
     two = evaluated(8).assign(subject="subj02")
