@@ -58,7 +58,11 @@ def finish_page(notebook: nbformat.NotebookNode, subject: str = "") -> nbformat.
         settings = cell.metadata.get("mystnb", {})
         if figure := settings.get("figure"):
             caption = figure.get("caption", figure.get("name", ""))
-            settings.setdefault("image", {}).setdefault("alt", caption)
+            image = settings.setdefault("image", {})
+            image.setdefault("alt", caption)
+            for output in cell.get("outputs", []):  # a PNG has more pixels than it is wide
+                if size := output.get("metadata", {}).get("image/png"):
+                    image["width"] = f"{size['width']}px"
     if subject:
         _add_subject(notebook, subject)
     return notebook
@@ -71,7 +75,8 @@ def _without_empty(cells: list[nbformat.NotebookNode]) -> list[nbformat.Notebook
     for cell in reversed(cells):
         if cell.cell_type == "code":
             shown = [output.get("data", {}) for output in cell.get("outputs", [])]
-            said = "".join(data.get("text/markdown", data.get("image/png", "")) for data in shown)
+            kinds = ("text/markdown", "image/png", "image/svg+xml")
+            said = "".join(data.get(kind, "") for data in shown for kind in kinds)
         if said.strip() or "optional" not in cell.metadata.get("tags", []):
             kept.insert(0, cell)
     return kept
