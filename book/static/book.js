@@ -42,7 +42,9 @@
       link.removeAttribute("title");
       ["mouseenter", "focus"].forEach((name) => link.addEventListener(name, () => explain(link)));
       ["mouseleave", "blur"].forEach((name) => link.addEventListener(name, close));
-      link.addEventListener("pointerdown", () => (link.dataset.first = tip.hidden));
+      link.addEventListener("pointerdown", () => {
+        link.dataset.first = tip.hidden || tip.textContent !== link.dataset.said;
+      });
       link.addEventListener("click", (event) => {
         if (event.pointerType === "touch" && link.dataset.first === "true") event.preventDefault();
       });

@@ -58,11 +58,7 @@ def finish_page(notebook: nbformat.NotebookNode, subject: str = "") -> nbformat.
         settings = cell.metadata.get("mystnb", {})
         if figure := settings.get("figure"):
             caption = figure.get("caption", figure.get("name", ""))
-            image = settings.setdefault("image", {})
-            image.setdefault("alt", caption)
-            for output in cell.get("outputs", []):  # a PNG has more pixels than it is wide
-                if size := output.get("metadata", {}).get("image/png"):
-                    image["width"] = f"{size['width']}px"
+            settings.setdefault("image", {}).setdefault("alt", caption)
     if subject:
         _add_subject(notebook, subject)
     return notebook

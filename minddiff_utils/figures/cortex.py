@@ -5,7 +5,6 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 from matplotlib.patches import Wedge
 from matplotlib.patheffects import withStroke
 from scipy.spatial import KDTree
@@ -65,25 +64,27 @@ def flat_maps(subject: Subject, values: Mapping[str, np.ndarray], label: str) ->
     Returns
     -------
     Figure
-        With one scale from 0 to the 98th percentile of all. Where places or values are not known,
-        a figure that says so.
+        With one scale from 0 to the 98th percentile of what is drawn. Where places or values are
+        not known, a figure that says so.
     """
-    known = np.concatenate([part[np.isfinite(part)] for part in values.values()])
     places = flat_places(subject)
-    if places is None or not len(known):
+    if places is None or not all(np.isfinite(part).any() for part in values.values()):
         return style.sentence("Not known: the voxels' places, or their values.")
-    top = float(np.percentile(known, 98))
     fig, grid = style.canvases(4.4 * len(values), len(values), 1)
     for axes, (title, part) in zip(grid[:, 0], values.items(), strict=True):
-        image = _draw_sheet(axes, subject.roi, places, part, top)
+        _draw_sheet(axes, subject.roi, places, part)
         axes.set_title(title, loc="left", fontweight="bold")
+    images = [axes.images[0] for axes in fig.axes]
+    top = np.percentile(np.concatenate([one.get_array().compressed() for one in images]), 98)
+    for image in images:
+        image.set_clim(0, top)
     fig.colorbar(image, ax=grid[:, 0], label=label, extend="max", shrink=0.6, aspect=30)
     return fig
 
 
 def _draw_sheet(
-    axes: Axes, roi: Mapping[str, np.ndarray], places: np.ndarray, values: np.ndarray, top: float
-) -> AxesImage:
+    axes: Axes, roi: Mapping[str, np.ndarray], places: np.ndarray, values: np.ndarray
+) -> None:
     """Draw the means of the voxels nearest to each point of the map, and the regions."""
     known = np.isfinite(values)
     n = min(DEPTH, known.sum())
@@ -93,12 +94,11 @@ def _draw_sheet(
     distance, nearest = KDTree(places[known]).query(points, n)
     means = values[known][nearest].reshape(*points.shape[:2], n).mean(axis=2)
     means[distance.reshape(means.shape + (n,))[..., 0] > NEAR] = np.nan
-    for side, ends in ((-1, (90, 270)), (1, (-90, 90))):
-        axes.add_patch(Wedge((side * GAP / 2, 0), far, *ends, color=SHEET, zorder=-1))
-    image = axes.imshow(
-        means, "cividis", origin="lower", extent=(-far, far, -far, far), vmin=0, vmax=top,
-        interpolation="nearest",
-    )  # fmt: skip
+    for side, first in ((-1, 90), (1, -90)):
+        half = Wedge((side * GAP / 2, 0), far, first, first + 180, color=SHEET, zorder=-1)
+        axes.add_patch(half)
+    ends = (-far, far, -far, far)
+    axes.imshow(means, "cividis", origin="lower", extent=ends, interpolation="nearest")
     distance, nearest = KDTree(places).query(points)
     for name, mask in roi.items():
         inside = mask[nearest] & (distance < NEAR)
@@ -110,7 +110,6 @@ def _draw_sheet(
     axes.set_axis_off()
     for word, place in {"left": 0.0, "right": 1.0}.items():
         axes.text(place, 0, f"{word} hemisphere", ha=word, transform=axes.transAxes, fontsize=11)
-    return image
 
 
 def _name(axes: Axes, places: np.ndarray, name: str) -> None:

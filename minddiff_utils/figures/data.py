@@ -72,7 +72,7 @@ def trial_raster(subject: Subject) -> Figure:
     frame = pd.DataFrame({"picture": pd.factorize(subject.stimulus_id)[0] + 1})
     frame["trial"] = np.arange(len(frame)) + 1
     frame["repetition"] = frame.groupby("picture").cumcount() + 1
-    colours = sns.color_palette("viridis", frame["repetition"].max())
+    colours = sns.color_palette("cividis", frame["repetition"].max())
     fig, axes = style.canvas(4.0)
     sns.scatterplot(
         frame, x="trial", y="picture", hue="repetition", palette=colours, legend="full",

@@ -52,7 +52,7 @@ def accuracy_and_reliability(
     fig, axes = style.canvas(1.4 + 0.55 * len(spaces))
     sns.violinplot(
         frame, x="correlation", y="feature_space", hue="kind", hue_order=list(kinds.values()),
-        palette=[style.BLUE, style.GREY], density_norm="width", cut=0, linewidth=0.6, alpha=0.4,
+        palette=[style.BLUE, style.GREY], density_norm="width", cut=0, linewidth=0.6, alpha=0.55,
         inner_kws={"box_width": 4, "whis_width": 0, "marker": "o"},
     )  # fmt: skip
     axes.axvline(0, color=style.DARK, linewidth=0.8)
