@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
@@ -56,7 +57,7 @@ def test_shrinkage_is_the_ratio_of_the_spreads(rng):
     np.testing.assert_allclose(dots, np.column_stack([r, spread]))
 
 
-def test_patterns_are_drawn_or_it_is_said_why_not():
+def test_patterns_are_drawn_or_it_is_said_why_not(tmp_path):
     rows = [("z", "V1", 1), ("c", "V1", 2), ("z", "V2", 3), ("c", "V2", 4)]
     table = pd.DataFrame(rows, columns=["feature_space", "roi", "density"])
     fig = figures.pattern_density(table)
@@ -64,6 +65,9 @@ def test_patterns_are_drawn_or_it_is_said_why_not():
     assert [line.get_xdata().tolist() for line in fig.axes[0].lines[:2]] == [[1, 3], [2, 4]]
     subject = make_subject(places=True)
     share = {"z": np.linspace(0, 0.02, 30), "c": np.full(30, 0.01)}
-    assert len(figures.pattern_maps(subject, share).axes) > 2
+    assert len(figures.pattern_maps(subject, share).axes) == 3  # two maps and their scale
+    nib.save(nib.Nifti1Image(np.ones((4, 5, 6), np.float32), np.eye(4)), tmp_path / "t1.nii")
+    fig = figures.pattern_maps(subject, share, tmp_path / "t1.nii")
+    assert len([axes for axes in fig.axes if axes.images]) > 4  # slices
     subject = dataclasses.replace(subject, voxel_ijk=None)
     assert "Not known" in figures.pattern_maps(subject, share).axes[0].texts[0].get_text()

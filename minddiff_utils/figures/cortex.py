@@ -71,21 +71,20 @@ def flat_maps(subject: Subject, values: Mapping[str, np.ndarray], label: str) ->
     if places is None or not all(np.isfinite(part).any() for part in values.values()):
         return style.sentence("Not known: the voxels' places, or their values.")
     fig, grid = style.canvases(4.4 * len(values), len(values), 1)
+    shown = []
     for axes, (title, part) in zip(grid[:, 0], values.items(), strict=True):
-        _draw_sheet(axes, subject.roi, places, part)
+        shown.append(_draw_sheet(axes, subject.roi, places, part))
         axes.set_title(title, loc="left", fontweight="bold")
-    images = [axes.images[0] for axes in fig.axes]
-    top = np.percentile(np.concatenate([one.get_array().compressed() for one in images]), 98)
-    for image in images:
-        image.set_clim(0, top)
-    fig.colorbar(image, ax=grid[:, 0], label=label, extend="max", shrink=0.6, aspect=30)
+    for axes in fig.axes:
+        axes.images[0].set_clim(0, np.nanpercentile(shown, 98))
+    fig.colorbar(axes.images[0], ax=grid[:, 0], label=label, extend="max", shrink=0.6, aspect=30)
     return fig
 
 
 def _draw_sheet(
     axes: Axes, roi: Mapping[str, np.ndarray], places: np.ndarray, values: np.ndarray
-) -> None:
-    """Draw the means of the voxels nearest to each point of the map, and the regions."""
+) -> np.ndarray:
+    """Draw regions, and the mean of the voxels nearest to each point; return these means."""
     known = np.isfinite(values)
     n = min(DEPTH, known.sum())
     far = np.abs(places).max() + 8
@@ -95,10 +94,9 @@ def _draw_sheet(
     means = values[known][nearest].reshape(*points.shape[:2], n).mean(axis=2)
     means[distance.reshape(means.shape + (n,))[..., 0] > NEAR] = np.nan
     for side, first in ((-1, 90), (1, -90)):
-        half = Wedge((side * GAP / 2, 0), far, first, first + 180, color=SHEET, zorder=-1)
-        axes.add_patch(half)
-    ends = (-far, far, -far, far)
-    axes.imshow(means, "cividis", origin="lower", extent=ends, interpolation="nearest")
+        middle = side * GAP / 2, 0
+        axes.add_patch(Wedge(middle, far, first, first + 180, color=SHEET, zorder=-1))
+    axes.imshow(means, "cividis", origin="lower", extent=(-far, far, -far, far))
     distance, nearest = KDTree(places).query(points)
     for name, mask in roi.items():
         inside = mask[nearest] & (distance < NEAR)
@@ -110,6 +108,7 @@ def _draw_sheet(
     axes.set_axis_off()
     for word, place in {"left": 0.0, "right": 1.0}.items():
         axes.text(place, 0, f"{word} hemisphere", ha=word, transform=axes.transAxes, fontsize=11)
+    return means
 
 
 def _name(axes: Axes, places: np.ndarray, name: str) -> None:

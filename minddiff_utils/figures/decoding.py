@@ -198,29 +198,28 @@ def pattern_maps(
     Returns
     -------
     Figure
-        Five slices from above on the anatomy; without one, the cortex spread flat.
+        Four slices from above on the anatomy; without one, the cortex spread flat.
     """
     density = {name: share * len(share) for name, share in shares.items()}
     titles = {style.FEATURE_SPACES.get(name, name): part for name, part in density.items()}
     if anatomy is None or subject.voxel_ijk is None or subject.volume_shape is None:
         return flat_maps(subject, titles, "variance with what is decoded\n(1: the average voxel's)")
-    affine = np.eye(4) if subject.affine is None else subject.affine
-    heights = nib.affines.apply_affine(affine, subject.voxel_ijk)[:, 2]
-    cuts = np.unique(np.round(np.percentile(heights, [8, 28, 48, 68, 88]), 1))
+    heights = nib.affines.apply_affine(subject.affine, subject.voxel_ijk)[:, 2]
+    cuts = np.unique(np.round(np.percentile(heights, [15, 40, 60, 85]), 1))
     top = float(np.percentile(np.concatenate([*density.values()]), 98))
-    size = style.WIDTH, 1.75 * len(shares)
+    size = style.WIDTH, 2.1 * len(shares)
     fig, panels = plt.subplots(len(shares), 1, figsize=size, squeeze=False)
     fig.subplots_adjust(left=0.01, right=0.99, bottom=0.02, top=0.95, hspace=0.2)
     for axes, (name, values) in zip(panels[:, 0], titles.items(), strict=True):
         volume = np.zeros(subject.volume_shape, np.float32)
         volume[tuple(subject.voxel_ijk.T)] = values
         display = plotting.plot_stat_map(
-            nib.Nifti1Image(volume, affine), bg_img=str(anatomy),
-            display_mode="z", cut_coords=cuts, axes=axes, cmap="YlGnBu", symmetric_cbar=False,
+            nib.Nifti1Image(volume, subject.affine), bg_img=str(anatomy),
+            display_mode="z", cut_coords=cuts, axes=axes, cmap="cividis", symmetric_cbar=False,
             vmin=0, vmax=top, threshold=1e-6, annotate=False, draw_cross=False, black_bg=False,
             resampling_interpolation="nearest",
         )  # fmt: skip
-        display.annotate(size=8)
+        display.annotate(size=11)
         axes.set_title(name, loc="left", fontweight="bold", pad=2)
     return fig
 
