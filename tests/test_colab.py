@@ -53,7 +53,7 @@ def test_it_fetches_installs_and_shows_pictures(tmp_path, tiny_models, monkeypat
     subprocess.run(known, cwd=ROOT, check=True)  # what was cloned is a commit of this project
     assert (site / "minddiff_utils" / "cli.py").is_file()
     shown = [out for cell in nbformat.read(output, 4).cells for out in cell.get("outputs", [])]
-    assert any("image/svg+xml" in out.get("data", {}) for out in shown)
+    assert any("image/png" in out.get("data", {}) for out in shown)
     assert "CLIP (judge)" in json.dumps(shown)
     folder = tmp_path / "minddiffuser" / "runs" / "colab" / "subj01"
     assert len(os.listdir(folder / "notebooks")) >= 5 and (folder / "metrics.csv").is_file()
