@@ -67,7 +67,7 @@ def make_project(folder: Path) -> Path:
         (pages / "static" / name).write_text("")
     (pages / "static" / "logo.svg").write_text((ROOT / "book" / "static" / "logo.svg").read_text())
     (pages / "index.md").write_text("# Book\n\n```{include} generated/results.md\n```\n")
-    (pages / "method.md").write_text("# Method\n\nSaid by {cite}`someone2020`.\n")
+    (pages / "method.md").write_text("# Method\n\nA {term}`voxel`. Said by {cite}`someone2020`.\n")
     (pages / "cost.md").write_text("# Cost\n\n```{include} generated/costs.md\n```\n")
     (pages / "choices.md").write_text("# Choices\n")
     (pages / "glossary.md").write_text("# Glossary\n\n```{glossary}\nvoxel\n  A box.\n```\n")

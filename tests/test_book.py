@@ -76,7 +76,8 @@ def test_book_is_built_and_its_path_is_printed(built):
     assert ".500 (.500,\u00a0.500)" in index.read_text()  # the results' table
     page = (project / "runs/tiny/html/subj02/01_first.html").read_text()
     assert "First — subj02" in page and 'id="fig-first-subj02"' in page
-    assert 'alt="A line."' in page
+    assert 'alt="A line."' in page and page.count("Figure 1.1") == 2  # its caption, and cited
+    assert 'title="A box."' in (index.parent / "method.html").read_text()
 
 
 def test_terminal_names_subject_and_notebook_and_nothing_of_snakemake(built):
@@ -309,10 +310,13 @@ def test_parameters_cell_must_hold_plain_values():
 
 def test_a_notebook_run_by_hand_holds_its_figures(tmp_path, monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "Agg")
-    drawing = "from minddiff_utils.figures.style import sentence\nsentence('x')"
-    nbformat.write(notebook("T", "a = 1", drawing), tmp_path / "in.ipynb")
+    lines = "from minddiff_utils.figures.style import sentence\nsentence('x')"
+    grid = "import numpy as np\nfrom minddiff_utils.figures.reconstruction import picture_grid\n"
+    grid += "picture_grid({'seen': np.zeros((2, 8, 8, 3), np.uint8)})"
+    nbformat.write(notebook("T", "a = 1", lines, grid), tmp_path / "in.ipynb")
     done = papermill.execute_notebook(tmp_path / "in.ipynb", None, kernel_name="python3")
-    assert "image/png" in done.cells[-1].outputs[-1].data
+    kinds = [{*cell.outputs[-1].data} - {"text/plain"} for cell in done.cells[-2:]]
+    assert kinds == [{"image/svg+xml"}, {"image/png"}]
 
 
 def test_surroundings_of_a_job(tmp_path, monkeypatch):

@@ -36,7 +36,7 @@ def texts(fig):
 
 
 def rows_of(axes):
-    return [label.get_text() for label in axes.get_yticklabels()]
+    return [label.get_text().replace("\n", " ") for label in axes.get_yticklabels()]
 
 
 def drawn(axes):
@@ -55,7 +55,7 @@ def test_metric_points_draw_the_means_and_intervals_of_the_table():
     methods = ["no_z", "stage1", "stage2", "mean"]
     solver = "both stages, this book's solver"
     assert rows_of(fig.axes[0]) == ["no z", "no stage 2", solver, "mean image"]
-    assert fig.axes[2].get_xlabel() == "value, with mean and interval"
+    assert fig.axes[2].get_xlabel().split() == "value, with mean and interval".split()
     table = summary(values).set_index(["metric", "method"])
     for metric, axes in zip(METRICS, fig.axes, strict=True):
         expected = table.loc[[(metric, name) for name in methods]]

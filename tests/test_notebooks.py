@@ -154,7 +154,7 @@ def test_notebook_runs_and_shows_something(chain, sheet):
     _, executed = chain
     cells = [cell for cell in executed[sheet.name].cells if cell.cell_type == "code"]
     shown = [output for cell in cells for output in cell.outputs]
-    assert any("image/png" in output.get("data", {}) for output in shown)
+    assert any({"image/png", "image/svg+xml"} & {*output.get("data", {})} for output in shown)
     text = json.dumps(shown)
     assert "vnd.jupyter.widget" not in text and "Traceback" not in text
 

@@ -73,7 +73,8 @@ def _without_empty(cells: list[nbformat.NotebookNode]) -> list[nbformat.Notebook
     for cell in reversed(cells):
         if cell.cell_type == "code":
             shown = [output.get("data", {}) for output in cell.get("outputs", [])]
-            said = "".join(data.get("text/markdown", data.get("image/png", "")) for data in shown)
+            kinds = ("text/markdown", "image/png", "image/svg+xml")
+            said = "".join(data.get(kind, "") for data in shown for kind in kinds)
         if said.strip() or "optional" not in cell.metadata.get("tags", []):
             kept.insert(0, cell)
     return kept

@@ -427,7 +427,7 @@ def early_and_higher(roi: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndar
 
 
 def neuraldiffuser(bench: Bench) -> np.ndarray:
-    """Guide as NeuralDiffuser (Li et al. 2024) does: the first few steps alone, one gradient each.
+    """Guide as NeuralDiffuser (Li et al. 2025) does: the first few steps alone, one gradient each.
 
     Their published code guides the first 7 of 37 denoising steps by the same six CLIP layers. What
     the gradient is taken of, its step size and the decoders stay this book's, so that what differs

@@ -14,6 +14,7 @@ from nilearn import plotting
 
 from minddiff_utils.datasets import Subject
 from minddiff_utils.figures import style
+from minddiff_utils.figures.cortex import flat_maps
 from minddiff_utils.figures.reconstruction import picture_bands
 
 RELIABILITY = "highest that the decoder's reliability allows"
@@ -47,23 +48,22 @@ def accuracy_and_reliability(
     """
     kinds = {False: "decoded from the brain", True: "shuffled training responses"}
     frame = _in_words(accuracy.assign(kind=accuracy["control"].map(kinds)))
-    fig, axes = style.canvas(3.4)
+    spaces = frame["feature_space"].cat.categories
+    fig, axes = style.canvas(1.4 + 0.55 * len(spaces))
     sns.violinplot(
-        frame, x="feature_space", y="correlation", hue="kind", hue_order=list(kinds.values()),
-        palette=[style.BLUE, style.GREY], density_norm="width", cut=0, linewidth=0.6, alpha=0.4,
+        frame, x="correlation", y="feature_space", hue="kind", hue_order=list(kinds.values()),
+        palette=[style.BLUE, style.GREY], density_norm="width", cut=0, linewidth=0.6, alpha=0.55,
         inner_kws={"box_width": 4, "whis_width": 0, "marker": "o"},
     )  # fmt: skip
-    axes.axhline(0, color=style.DARK, linewidth=0.8)
+    axes.axvline(0, color=style.DARK, linewidth=0.8)
     for name, values in reliability.items():
         if np.isfinite(values).any():
-            place = frame["feature_space"].cat.categories.get_loc(
-                style.FEATURE_SPACES.get(name, name)
-            )
+            place = spaces.get_loc(style.FEATURE_SPACES.get(name, name))
             ends = [place - 0.42, place + 0.42]
-            height = [np.nanmedian(values)] * 2
-            axes.plot(ends, height, color=style.ORANGE, linewidth=2.2, label=RELIABILITY)
-    axes.set(xlabel="", ylabel="correlation on test images")
-    style.legend_above(2, axes)
+            reached = [np.nanmedian(values)] * 2
+            axes.plot(reached, ends, color=style.ORANGE, linewidth=2.2, label=RELIABILITY)
+    axes.set(xlabel="correlation on test images", ylabel="")
+    style.legend_above(axes)
     return fig
 
 
@@ -112,13 +112,14 @@ def roi_accuracy(frame: pd.DataFrame) -> Figure:
     """
     groups = _in_words(frame).groupby(["feature_space", "roi"], sort=False, observed=False)
     means = groups["correlation"].mean().unstack().sort_index()[frame["roi"].unique()]
-    fig, axes = style.canvas(1.1 + 0.34 * len(means))
+    fig, axes = style.canvas(1.7 + 0.38 * len(means))
     sns.heatmap(
-        means, annot=True, fmt=".2f", annot_kws={"fontsize": 8.5}, cmap="cividis",
-        vmin=min(0, np.nanmin(means)), cbar_kws={"label": "mean correlation"},
+        means, annot=True, fmt=".2f", annot_kws={"fontsize": 10}, cmap="cividis",
+        cbar_kws={"label": "mean correlation", "location": "bottom", "aspect": 40, "pad": 0.02},
     )  # fmt: skip
     axes.tick_params(length=0, rotation=0)
-    axes.set(xlabel="region of interest", ylabel="")
+    axes.xaxis.tick_top()
+    axes.set(xlabel="", ylabel="")
     return fig
 
 
@@ -138,16 +139,16 @@ def pattern_density(table: pd.DataFrame) -> Figure:
     table = _in_words(table)
     n = table["feature_space"].nunique()
     colours = [style.BLUE, style.ORANGE, style.GREY, style.RED]
-    fig, axes = style.canvas(3.0)
+    fig, axes = style.canvas(1.5 + 0.33 * table["roi"].nunique())
     sns.pointplot(
-        table, x="roi", y="density", hue="feature_space", dodge=0.16 * (n - 1) or False,
+        table, x="density", y="roi", hue="feature_space", dodge=0.16 * (n - 1) or False,
         errorbar=None, linestyle="none", palette=colours[:n], markers=list("oDs^")[:n],
         markersize=7, markeredgewidth=0,
     )  # fmt: skip
-    axes.axhline(1, color=style.DARK, linewidth=0.8)
-    axes.set(ylim=(0, None), ylabel="variance with what is decoded\n(1: the average voxel's)")
-    axes.set_xlabel("")
-    style.legend_above(n, axes)
+    axes.axvline(1, color=style.DARK, linewidth=0.8)
+    axes.set(xlim=(0, None), xlabel="variance with what is decoded (1: the average voxel's)")
+    axes.set_ylabel("")
+    style.legend_above(axes)
     return fig
 
 
@@ -155,7 +156,7 @@ def pattern_density(table: pd.DataFrame) -> Figure:
 def pattern_maps(
     subject: Subject, shares: Mapping[str, np.ndarray], anatomy: str | Path | None = None
 ) -> Figure:
-    """Draw where in the volume the patterns lie, five slices from above for each feature space.
+    """Draw where in the brain the patterns lie, for each feature space.
 
     Parameters
     ----------
@@ -168,29 +169,29 @@ def pattern_maps(
     Returns
     -------
     Figure
-        Without a known place of the voxels, a figure that says so.
+        Four slices from above on the anatomy; without one, the cortex spread flat.
     """
-    if subject.voxel_ijk is None or subject.volume_shape is None:
-        return style.sentence("The recording does not say where its voxels are.")
-    affine = np.eye(4) if subject.affine is None else subject.affine
-    heights = nib.affines.apply_affine(affine, subject.voxel_ijk)[:, 2]
-    cuts = np.unique(np.round(np.percentile(heights, [8, 28, 48, 68, 88]), 1))
     density = {name: share * len(share) for name, share in shares.items()}
+    titles = {style.FEATURE_SPACES.get(name, name): part for name, part in density.items()}
+    if anatomy is None or subject.voxel_ijk is None or subject.volume_shape is None:
+        return flat_maps(subject, titles, "variance with what is decoded\n(1: the average voxel's)")
+    heights = nib.affines.apply_affine(subject.affine, subject.voxel_ijk)[:, 2]
+    cuts = np.unique(np.round(np.percentile(heights, [15, 40, 60, 85]), 1))
     top = float(np.percentile(np.concatenate([*density.values()]), 98))
-    size = style.WIDTH, 1.75 * len(shares)
+    size = style.WIDTH, 2.1 * len(shares)
     fig, panels = plt.subplots(len(shares), 1, figsize=size, squeeze=False)
     fig.subplots_adjust(left=0.01, right=0.99, bottom=0.02, top=0.95, hspace=0.2)
-    for axes, (name, values) in zip(panels[:, 0], density.items(), strict=True):
+    for axes, (name, values) in zip(panels[:, 0], titles.items(), strict=True):
         volume = np.zeros(subject.volume_shape, np.float32)
         volume[tuple(subject.voxel_ijk.T)] = values
         display = plotting.plot_stat_map(
-            nib.Nifti1Image(volume, affine), bg_img=None if anatomy is None else str(anatomy),
-            display_mode="z", cut_coords=cuts, axes=axes, cmap="YlGnBu", symmetric_cbar=False,
+            nib.Nifti1Image(volume, subject.affine), bg_img=str(anatomy),
+            display_mode="z", cut_coords=cuts, axes=axes, cmap="cividis", symmetric_cbar=False,
             vmin=0, vmax=top, threshold=1e-6, annotate=False, draw_cross=False, black_bg=False,
             resampling_interpolation="nearest",
         )  # fmt: skip
-        display.annotate(size=8)
-        axes.set_title(style.FEATURE_SPACES.get(name, name), loc="left", fontweight="bold", pad=2)
+        display.annotate(size=11)
+        axes.set_title(name, loc="left", fontweight="bold", pad=2)
     return fig
 
 

@@ -1,6 +1,8 @@
 """Figures of what the numbers mean: metrics, differences, floor to ceiling, failures, overlap."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
@@ -87,7 +89,8 @@ def paired_differences(frame: pd.DataFrame) -> Figure:
 def _interval_panels(frame: pd.DataFrame, row: str, what: str, strokes: bool = False) -> Figure:
     """Draw means over pictures and their 95 % intervals: a panel a metric, a marker a subject."""
     n = frame["subject"].nunique()
-    frame = frame.assign(metric=style.in_words(frame["metric"], METRICS))
+    names = frame[row].map(partial(textwrap.fill, width=24))
+    frame = frame.assign(metric=style.in_words(frame["metric"], METRICS), **{row: names})
     grid = sns.catplot(
         frame, kind="point", x="value", y=row, hue="subject", col="metric", col_wrap=2,
         sharex=False, errorbar=statistics.bootstrap_interval, linestyle="none",
@@ -98,12 +101,12 @@ def _interval_panels(frame: pd.DataFrame, row: str, what: str, strokes: bool = F
     if strokes:
         grid.map_dataframe(
             sns.stripplot, x="value", y=row, jitter=False, marker="|", s=11, color=style.BLUE,
-            linewidth=1, alpha=0.35, zorder=1,
+            linewidth=1, alpha=0.35, zorder=1, rasterized=True,
         )  # fmt: skip
     for axes in grid.axes.flat:
         axes.grid(axis="y", visible=False)
-        axes.locator_params(axis="x", nbins=5)
-    height = 0.95 + 0.3 * max(frame[row].nunique(), 2)
+        axes.locator_params(axis="x", nbins=4)
+    height = 1.0 + 0.42 * max(frame[row].nunique(), 2)
     return style.fit(grid, height * -(-len(grid.axes) // 2), what, n_columns=6)
 
 
@@ -133,7 +136,7 @@ def floor_to_ceiling(frame: pd.DataFrame) -> Figure:
     steps = {name: step for name, step in STEPS.items() if name in set(tidy["method"])}
     colours, markers, labels = zip(*steps.values(), strict=True)
     tidy["method"] = tidy["method"].map(dict(zip(steps, labels, strict=True)))
-    fig, axes = style.canvas(1.5 + (0.5 if several else 0.65) * len(lines))
+    fig, axes = style.canvas(2.0 + (0.6 if several else 0.75) * len(lines))
     sns.pointplot(
         tidy, x="value", y="line", hue="method", hue_order=labels, dodge=0.5, linestyle="none",
         errorbar=statistics.bootstrap_interval, palette=colours, markers=list(markers),
@@ -144,8 +147,8 @@ def floor_to_ceiling(frame: pd.DataFrame) -> Figure:
     axes.grid(axis="y", visible=False)
     axes.set(xlabel="mean over test images", ylabel="")
     title = "stage 2's share\nof the way"
-    axes.text(1.02, 1.01, title, transform=axes.transAxes, va="bottom", fontsize=9)
-    style.legend_above(3, axes)
+    axes.text(1.02, 1.01, title, transform=axes.transAxes, va="bottom", fontsize=11)
+    style.legend_above(axes)
     return fig
 
 
@@ -157,7 +160,7 @@ def _mark_way(axes: Axes, place: int, wide: pd.DataFrame) -> None:
         floor, reached, ceiling = wide[ends].dropna().mean()
         axes.barh(place, ceiling - floor, 0.55, left=floor, color="#e8e8e8", zorder=0.5)
         text = f"{(reached - floor) / (ceiling - floor):.0%}".replace("%", " %")
-    axes.text(1.02, place, text, transform=axes.get_yaxis_transform(), va="center", fontsize=9.5)
+    axes.text(1.02, place, text, transform=axes.get_yaxis_transform(), va="center", fontsize=11.5)
 
 
 @style.figure
@@ -194,13 +197,12 @@ def score_curves(curve: pd.DataFrame, reference: pd.DataFrame, label: str) -> Fi
         for name in [name for name in (tables.FLOOR, "ceiling") if name in means and axes]:
             colour, _, text = STEPS[name]
             axes.axhline(means[name], color=colour, linestyle="--", label=text)
-    fig = style.fit(grid, 2.3 * -(-len(grid.axes) // 2), label)
-    fig.set_figwidth(5)  # narrow: on a phone, letters stay large enough
+    fig = style.fit(grid, 2.7 * -(-len(grid.axes) // 2), label)
     for axes in grid.axes:
         axes.set_xscale("log")
         axes.set_xticks(sizes, [*(f"{size:,}" for size in sizes[:-1]), f"all\n{sizes[-1]:,}"])
         axes.set_xticks([], minor=True)
-    style.legend_above(2, *grid.axes)
+    style.legend_above(*grid.axes)
     return fig
 
 
@@ -227,7 +229,7 @@ def generalisation(frame: pd.DataFrame) -> Figure:
     )  # fmt: skip
     for axes in grid.axes.flat:
         axes.tick_params(axis="x", rotation=20)
-    height = 2.7 * -(-len(grid.axes) // 2) + 0.5
+    height = 3.0 * -(-len(grid.axes) // 2) + 0.5
     return style.fit(grid, height, "", n_columns=2)
 
 
@@ -246,7 +248,7 @@ def permutation_null(test: statistics.PermutationTest, label: str) -> Figure:
     Figure
         The title gives the one-sided p-value.
     """
-    fig, axes = style.canvas(2.8)
+    fig, axes = style.canvas(3.4)
     name = f"{len(test.null):,} permutations"
     sns.histplot(x=test.null, bins=40, color=style.GREY, alpha=0.6, linewidth=0, label=name)
     axes.axvline(test.observed, color=style.RED, linewidth=2.2, label="matched stimuli")
@@ -306,8 +308,8 @@ def failures(
         In each corner two pairs, seen above reconstructed; their dots are ringed and named.
     """
     fig, panels = plt.subplot_mosaic(
-        [["A", "all", "B"], ["C", "all", "D"]], figsize=(style.WIDTH, 4.9), layout="constrained",
-        width_ratios=[1, 1.9, 1],
+        [["all", "all"], ["A", "B"], ["C", "D"]], figsize=(style.WIDTH, 9.0), layout="constrained",
+        height_ratios=[1.5, 1, 1],
     )  # fmt: skip
     axes = panels["all"]
     sns.scatterplot(x=clip, y=pcc, color=style.BLUE, alpha=0.5, s=25, linewidth=0, ax=axes)
@@ -320,14 +322,14 @@ def failures(
         gap = truth.shape[2] // 12
         both = ["seen", "made"], names
         show_mosaic(panels[name], mosaic(pair, 1, gap), pair.shape[:2], gap, both)
-        panels[name].tick_params(labelsize=8.5)
+        panels[name].tick_params(labelsize=11)
         panels[name].tick_params("y", labelrotation=90)
         panels[name].set_aspect("equal")
         axes.plot(clip[chosen], pcc[chosen], "o", mfc="none", color=style.RED, markersize=9)
         for i, text in zip(chosen, names, strict=True):
             axes.annotate(
                 text.split(":")[0], (clip[i], pcc[i]), (5, 4), textcoords="offset points",
-                fontsize=9, color=style.RED,
+                fontsize=11, color=style.RED,
             )  # fmt: skip
     axes.set_xlabel("CLIP cosine (judge): is it the same thing?")
     axes.set_ylabel("PCC: do the pixels agree?")
@@ -357,7 +359,7 @@ def overlap_figure(found: "Overlap", values: pd.DataFrame, shown: Sequence[str] 
         Left: distances of test pictures, and of training pictures to one another. Right: each
         picture's value against its distance, with the mean of every fifth of the pictures.
     """
-    fig, ((left, right),) = style.canvases(3.3, 1, 2)
+    fig, ((left, right),) = style.canvases(4.0, 1, 2)
     distances = {"training images": found.among_training, "test images": found.distance}
     sns.histplot(
         distances, palette=[style.GREY, style.BLUE], bins=24, stat="proportion",
@@ -381,7 +383,7 @@ def overlap_figure(found: "Overlap", values: pd.DataFrame, shown: Sequence[str] 
     )  # fmt: skip
     left.set(xlabel="distance to the nearest\ntraining image (1 − cosine)")
     left.set_ylabel("share of images")
-    style.legend_above(2, left, right)
+    style.legend_above(left, right)
     right.set(xlabel=left.get_xlabel(), ylabel="CLIP cosine (judge)")
     return fig
 
@@ -408,12 +410,12 @@ def dimensions(embedded: Mapping[str, np.ndarray]) -> Figure:
         lines[label] = np.cumsum(spectrum) / max(spectrum.sum(), 1e-12)
     tidy = pd.DataFrame(lines).assign(components=lambda frame: frame.index + 1)
     tidy = tidy.melt("components", var_name="name", value_name="share of the variance")
-    fig, axes = style.canvas(3.4)
+    fig, axes = style.canvas(4.4)
     colours = ["#111111", *style.PALETTE][: len(lines)]
     sns.lineplot(
         tidy, x="components", y="share of the variance", hue="name", palette=colours, style="name"
     )
     axes.set(xscale="log", xlabel="principal components")
     axes.xaxis.set_major_formatter("{x:g}")
-    style.legend_above(3, axes)
+    style.legend_above(axes)
     return fig

@@ -1,5 +1,6 @@
 """Figures of pictures and of stage 2: what was seen and reconstructed, and how the loss falls."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -19,7 +20,7 @@ from minddiff_utils.io import InputError
 
 @style.figure
 def picture_grid(
-    rows: Mapping[str, np.ndarray], columns: int = 8, captions: Sequence[str] | None = None
+    rows: Mapping[str, np.ndarray], columns: int = 4, captions: Sequence[str] | None = None
 ) -> Figure:
     """Draw pictures under each other, a method a row: what was seen above what was reconstructed.
 
@@ -28,7 +29,7 @@ def picture_grid(
     rows : dict of uint8 (n, h, w, 3)
         Label at the left -> its pictures, in the same order in every row.
     columns : int
-        Pictures side by side, at most; more go into further bands below.
+        Pictures side by side, at most; more go into further bands below, of the same length.
     captions : sequence of n str, optional
         A few letters above each picture, for example its stimulus id.
 
@@ -42,7 +43,9 @@ def picture_grid(
             f"Every row of the grid needs the same pictures (n, h, w, 3); got {sorted(shapes)}."
         )
     stack = np.stack(list(rows.values()))
-    parts = [slice(start, start + columns) for start in range(0, stack.shape[1], columns)]
+    n = stack.shape[1]
+    columns = -(-n // -(-n // columns))
+    parts = [slice(start, start + columns) for start in range(0, n, columns)]
     names = [list(captions[part]) if captions is not None else [] for part in parts]
     return picture_bands([stack[:, part] for part in parts], list(rows), names)
 
@@ -74,15 +77,18 @@ def picture_bands(
 
     The first band fills the page; `below` is free space at the foot of the figure, in inches.
     """
+    row_labels = [textwrap.fill(label, 14) for label in row_labels]
     longest = max((len(line) for label in row_labels for line in label.split("\n")), default=0)
-    left = 0.08 + 0.085 * longest  # inches
-    zoom, gap = _zoom(bands[0].shape[3], (style.WIDTH - left) * style.DPI / bands[0].shape[1])
+    left = 0.08 + 0.1 * longest  # inches
+    room = (style.WIDTH - left) / bands[0].shape[1]
+    high = max(0.6, 12 / sum(len(band) for band in bands))  # rows of all bands fit on two screens
+    zoom, gap = _zoom(bands[0].shape[3], min(room, high, 1.2) * style.DPI)
     mosaics = [mosaic(band, zoom, gap) for band in bands]
     # A page shrinks what is wider than itself and leaves the rest: letters come out the same size.
-    letters = max(left + mosaics[0].shape[1] / style.DPI, 700 / style.DPI) / style.WIDTH
+    letters = max(1.0, (left + mosaics[0].shape[1] / style.DPI) / style.WIDTH)
     left *= letters
     lines = [max((name.count("\n") + 1 for name in names), default=0) for names in column_labels]
-    above = [letters * (0.06 + 0.17 * n) if n else 0 for n in lines]
+    above = [letters * (0.06 + 0.2 * n) if n else 0 for n in lines]
     space = 0.12  # inches between bands
     width = left + mosaics[0].shape[1] / style.DPI
     pictures = sum(whole.shape[0] for whole in mosaics) / style.DPI
@@ -94,7 +100,7 @@ def picture_bands(
         top -= room + height
         axes = fig.add_axes(np.array([left, top, whole.shape[1] / style.DPI, height]) / scale)
         show_mosaic(axes, whole, band.shape[:2], gap, (row_labels, names))
-        axes.tick_params(labelsize=9.5 * letters)
+        axes.tick_params(labelsize=11 * letters)
         top -= space
     return fig
 
@@ -106,7 +112,7 @@ def _zoom(pixels: int, room: float) -> tuple[float, int]:
     figure gets somewhat wider than the page; large ones shrink to the room there is.
     """
     gap = max(3, round(room * 0.05))
-    room = min(room - gap, 1.6 * style.DPI)  # a lone picture need not fill the page
+    room -= gap
     return (max(1, int(room / pixels + 0.75)) if pixels <= 128 else min(1.0, room / pixels)), gap
 
 
@@ -167,7 +173,7 @@ def loss_course(losses: np.ndarray, first: np.ndarray) -> Figure:
     frame = losses.melt(var_name="iterate", value_name="structure loss").dropna()
     if frame.empty:
         raise InputError("loss_course: no loss is finite; expected (n_pictures, n_iterates).")
-    fig, axes = style.canvas(3.2)
+    fig, axes = style.canvas(3.8)
     draw = partial(
         sns.lineplot, frame, x="iterate", y="structure loss", estimator="median", color=style.BLUE
     )
@@ -178,7 +184,7 @@ def loss_course(losses: np.ndarray, first: np.ndarray) -> Figure:
     draw(errorbar=None, marker="o" if few else None, label="median", legend=False)
     axes.axhline(np.nanmedian(first), color=style.RED, ls="--", lw=1, label="stage 1, median")
     axes.locator_params("x", integer=True)
-    style.legend_above(4, axes)
+    style.legend_above(axes)
     return fig
 
 
@@ -201,7 +207,7 @@ def iterate_rows(
     Figure
     """
     ratios = [1] * (len(shown) + 1) + [1.9]
-    height = style.WIDTH / (sum(ratios) + 0.5) * len(pictures) + 0.6
+    height = style.WIDTH / (sum(ratios) + 0.5) * len(pictures) + 0.9
     fig, grid = style.canvases(height, len(pictures), len(ratios), ratios)
     for row, cells in enumerate(grid):
         strip = [*pictures[row][list(shown)], truth[row]]
@@ -211,10 +217,10 @@ def iterate_rows(
         curve = cells[-1]
         line = "o-" if losses.shape[1] < 20 else "-"
         curve.plot(losses[row], line, color=style.BLUE, markersize=3)
-        curve.tick_params(labelsize=7, labelbottom=row == len(pictures) - 1)
+        curve.tick_params(labelsize=9.5, labelbottom=row == len(pictures) - 1)
         curve.xaxis.get_major_locator().set_params(integer=True)
         curve.yaxis.set_ticks_position("right")
-    curve.set_xlabel("iterate", fontsize=8)
+    curve.set_xlabel("iterate", fontsize=11)
     titles = [f"iterate {shown[0]}", *map(str, shown[1:]), "seen", "structure loss"]
     for axes, title in zip(grid[0], titles, strict=True):
         axes.set_title(title)

@@ -1,13 +1,15 @@
-"""The style that all figures share: sizes for a page 700 pixels wide, colours, names in words.
+"""The style that all figures share: sizes for a phone and a desk, colours, names in words.
 
-Colours are Okabe and Ito's, which colour-blind readers can tell apart. The ground is white, also
-where a page is dark: pictures and colours look the same on both.
+Colours are Okabe and Ito's, which colour-blind readers can tell apart. Lines and points are shown
+as SVG, which a dark page inverts; what holds pictures is PNG on white, two pixels for each of the
+page's.
 """
 
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import matplotlib as mpl
@@ -20,8 +22,8 @@ from matplotlib.figure import Figure
 
 from minddiff_utils.evaluation.metrics import in_order
 
-WIDTH = 7.0  # inches; at 150 dpi about 1.5 pixels for each of the page's 700
-DPI = 150
+WIDTH = 6.3  # inches; a phone shrinks them to 3.7, and 12 points to 7
+DPI = 192  # two pixels for each of the page's, 96 to the inch
 BLUE, RED, GREEN, PINK, ORANGE, SKY = "#0072B2 #D55E00 #009E73 #CC79A7 #E69F00 #56B4E9".split()
 GREY = "#737373"
 PALETTE = (BLUE, ORANGE, SKY, "#882255", GREEN, RED, "#F0E442", "#332288", GREY, PINK, "#1b5e20")
@@ -29,11 +31,11 @@ DARK = "#555555"  # lines of reference, and what is written beside them
 STYLE: dict[Any, Any] = {
     "figure.dpi": DPI,
     "figure.facecolor": "white",
-    "font.size": 10,
-    "axes.titlesize": 10.5,
-    "xtick.labelsize": 9.5,
-    "ytick.labelsize": 9.5,
-    "legend.fontsize": 9.5,
+    "font.size": 12,
+    "axes.titlesize": 12,
+    "xtick.labelsize": 11.5,
+    "ytick.labelsize": 11.5,
+    "legend.fontsize": 11.5,
     "legend.frameon": False,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -45,15 +47,32 @@ STYLE: dict[Any, Any] = {
     "lines.linewidth": 1.6,
     # Captions and names of regions are text: a `$` in them is a `$`.
     "text.parse_math": False,
+    "svg.hashsalt": "a figure drawn again is the same file",
 }
 SPACES = ("z", "c", *(f"block_{number}" for number in range(1, 13)), "embedding")
 FEATURE_SPACES = {name: name.replace("_", " ") for name in SPACES}
+INLINE = "module://matplotlib_inline.backend_inline"
+
+
+def _shown(fig: Figure, kind: str) -> Any:
+    """Return what a notebook holds of a figure: PNG if there are pictures in it, else SVG."""
+    from IPython.core.pylabtools import print_figure, retina_figure
+
+    if kind != ("png" if any(axes.images for axes in fig.axes) else "svg"):
+        return None
+    if kind == "png":
+        return retina_figure(fig, base64=True, dpi=DPI)  # and says that it is half as wide
+    with mpl.rc_context(STYLE):
+        return print_figure(fig, kind, metadata={"Date": None})
 
 
 # A notebook holds its figures, whatever MPLBACKEND the shell has set for other programs.
 SHELL: Any = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-if hasattr(SHELL, "kernel") and not os.environ.get("MPLBACKEND", "").startswith("module:"):
+BACKEND = os.environ.get("MPLBACKEND", INLINE)
+if hasattr(SHELL, "kernel") and (BACKEND == INLINE or not BACKEND.startswith("module:")):
     SHELL.enable_matplotlib("inline")
+    for kind, mime in {"svg": "image/svg+xml", "png": "image/png"}.items():
+        SHELL.display_formatter.formatters[mime].for_type(Figure, partial(_shown, kind=kind))
 
 
 def figure(draw: Callable[..., Figure]) -> Callable[..., Figure]:
@@ -119,7 +138,7 @@ def fit(grid: sns.FacetGrid, height: float, what: str, n_columns: int = 1) -> Fi
     -------
     Figure
     """
-    grid.set_axis_labels(what, "")
+    grid.set_axis_labels(textwrap.fill(what, 22), "")
     for name, axes in grid.axes_dict.items():
         axes.set_title("")
         axes.set_title(name, loc="left", fontweight="bold")
@@ -129,8 +148,8 @@ def fit(grid: sns.FacetGrid, height: float, what: str, n_columns: int = 1) -> Fi
     return grid.figure
 
 
-def legend_above(n_columns: int, *axes: Axes) -> None:
-    """Put one legend above the figure for what is drawn in `axes`."""
+def legend_above(*axes: Axes) -> None:
+    """Put one legend above the figure for what is drawn in `axes`, as wide as fits."""
     entries: dict[Any, Any] = {}
     for each in axes:
         legend = each.get_legend()
@@ -139,4 +158,6 @@ def legend_above(n_columns: int, *axes: Axes) -> None:
             entries |= dict(zip(texts, legend.legend_handles, strict=True))
             legend.remove()
         entries |= {h.get_label(): h for h in each.get_legend_handles_labels()[0]}
-    each.figure.legend(entries.values(), entries, loc="outside upper center", ncols=n_columns)
+    longest = max(map(len, entries), default=0)
+    columns = max(1, int(WIDTH / (0.6 + 0.085 * longest)))  # inches of a key and of a letter
+    each.figure.legend(entries.values(), entries, loc="outside upper center", ncols=columns)
