@@ -155,7 +155,7 @@ def test_pictures_shown_once_have_no_noise_ceiling_but_a_chapter(made):
     subject = load_subject("own", path, "S1", rois="all")
     assert np.isnan(noise_ceiling(single_trial_ncsnr(subject), 1)).all()
     (axis,) = ceiling_by_roi(subject, 1).axes
-    assert "no picture was shown twice" in axis.texts[0].get_text()
+    assert "no stimulus was shown twice" in axis.texts[0].get_text()
     assert clearest_voxel(subject) == subject.responses.std(axis=0).argmax()
 
 
