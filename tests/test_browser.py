@@ -152,7 +152,7 @@ def test_page_is_read_in_one_sitting(visit):
     """Prose, captions and tables count; code, formulas and what is folded away do not."""
     words = visit.page.evaluate(
         """() => {
-            const page = document.querySelector("article").cloneNode(true);
+            const page = (document.querySelector("article") ?? document.body).cloneNode(true);
             const rest = "pre, script, style, details, .dropdown, .math, mjx-container";
             page.querySelectorAll(rest).forEach((one) => one.replaceWith(" "));
             page.querySelectorAll("td, th, p, li, h1, h2").forEach((one) => one.append(" "));

@@ -108,7 +108,7 @@ def take_away(*texts: str) -> str:
         Markdown that JupyterLab and the book show alike.
     """
     lines = [line.removeprefix("- ") for text in texts for line in text.splitlines() if line]
-    return "\n".join(["> **To take away**", ">", *(f"> - {line}" for line in lines)])
+    return "\n".join(["> **In short**", ">", *(f"> - {line}" for line in lines)])
 
 
 def change(what: str, measure: str, before: np.ndarray, after: np.ndarray, seed: int = 0) -> str:

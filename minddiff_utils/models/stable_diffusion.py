@@ -69,7 +69,8 @@ class Generator:
         save_memory: str,
         load_tiny: Callable[[], AutoencoderTiny],
     ):
-        self.vae, self.unet = pipeline.vae, pipeline.unet
+        self.vae: Any = pipeline.vae
+        self.unet = pipeline.unet
         self.text_encoder, self.tokenizer = pipeline.text_encoder, pipeline.tokenizer
         # Stable Diffusion v1-4 comes with PNDM; the method samples with DDIM at the same levels.
         self.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
@@ -112,7 +113,7 @@ class Generator:
         return self.unet.config.sample_size * 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     @cached_property
-    def tiny(self) -> AutoencoderTiny:
+    def tiny(self) -> Any:
         """A small decoder of the same latents, fast and not quite exact: for gradients.
 
         Raises
@@ -120,9 +121,10 @@ class Generator:
         InputError
             If it is not there, and cannot be downloaded.
         """
-        tiny = self._load_tiny().eval().requires_grad_(False)
+        tiny: Any = self._load_tiny()
         channels_last = self.device.type == "cpu"
         memory_format = torch.channels_last if channels_last else torch.preserve_format
+        tiny.eval().requires_grad_(False)
         return tiny.to(self.device, self.compute_dtype, memory_format=memory_format)
 
     @cached_property
