@@ -115,6 +115,7 @@ PARAMETERS: dict[str, Any] = {
     "n_voxels_structure": Count,
     "alpha": Annotated[Number, Field(ge=1e-12)],
     "rescale_z": Literal["none", "global", "target"],
+    "rescale_c": Literal["component", "none"],
     "rescale_power": Annotated[Number, Field(ge=0, le=1)],
     "early_band_scale": Share,
     "select_by": Literal["correlation", "r2"],
@@ -174,6 +175,7 @@ ADVANCED: dict[str, dict[str, Any]] = {
         "n_voxels_structure": 850,  # … of the structure and the embedding (count)
         "alpha": 0.15,  # penalty, the same for all values
         "rescale_power": 0.7,  # how far z is stretched: power of the factor, 0 to 1
+        "rescale_c": "component",  # stretch components of decoded c to their spread, or "none"
         "select_by": "correlation",  # accuracy that selects structure: "correlation" or "r2"
         "keep_structure": 1.0,  # share of each block's values that is decoded, the best ones
         "n_components": 128,  # components of each block that are decoded (count, at most)

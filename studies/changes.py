@@ -9,13 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from minddiff_utils.decoding.components import PrincipalComponents
 from minddiff_utils.decoding.features import read_features
 from minddiff_utils.evaluation.baselines import true_features
 from minddiff_utils.evaluation.metrics import unit_rows
 
-N_COMPONENTS, N_NEAREST = 256, 5
-CHANGES = ("true", "c_stretch", "c_by_component", "c_nearest", "n_blocks")
+N_NEAREST = 5
+CHANGES = ("true", "c_stretch", "c_nearest", "n_blocks")
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -34,9 +33,9 @@ def change_decoded(decoded: Arrays, features: Path, train: np.ndarray, change: M
     change : mapping
         `true`: parts that are true in the place of decoded, of "c", "z" and "structure", with "+"
         between. `c_stretch`: power of the factor by which `c` is stretched about its mean to the
-        spread over training images. `c_by_component`: the same, each component by its own
-        factor. `c_nearest`: weight of the mean `c` of the five training images whose `c` is
-        nearest, in the mixture with the decoded one. `n_blocks`: blocks that stage 2 follows.
+        spread over training images. `c_nearest`: weight of the mean `c` of the five training images
+        whose `c` is nearest, in the mixture with the decoded one. `n_blocks`: blocks that stage 2
+        follows.
 
     Returns
     -------
@@ -57,8 +56,6 @@ def change_decoded(decoded: Arrays, features: Path, train: np.ndarray, change: M
         mean = known.mean(0)
         factor = (known.var(0).mean() / decoded["c"].var(0).mean()) ** (power / 2)
         changed["c"] = mean + factor * (decoded["c"] - mean)
-    if power := change.get("c_by_component"):
-        changed["c"] = _by_component(decoded["c"], read_features(features, "c", train), power)
     if weight := change.get("c_nearest"):
         near = nearest_mean(decoded["c"], read_features(features, "c", train))
         changed["c"] = (1 - weight) * decoded["c"] + weight * near
@@ -67,17 +64,6 @@ def change_decoded(decoded: Arrays, features: Path, train: np.ndarray, change: M
     return {
         k: v for k, v in changed.items() if k not in blocks or int(k.rpartition("_")[2]) <= last
     }
-
-
-def _by_component(decoded: np.ndarray, known: np.ndarray, power: float) -> np.ndarray:
-    """Stretch the components of `c` that are decoded at all, each to the spread it has."""
-    flat, train = decoded.reshape(len(decoded), -1), known.reshape(len(known), -1)
-    components = PrincipalComponents(N_COMPONENTS).fit(train)
-    scores = components.transform(flat)
-    spread = np.sqrt(components.explained_variance_)
-    # Not more than threefold: what is not decoded has no spread to stretch.
-    factor = np.clip(spread / scores.std(0), 1, 3) ** power
-    return (flat + (scores * (factor - 1)) @ components.components_).reshape(decoded.shape)
 
 
 def nearest_mean(decoded: np.ndarray, known: np.ndarray) -> np.ndarray:

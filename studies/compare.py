@@ -31,6 +31,14 @@ from studies.stored import DEFAULTS, compare_table
 STAGES = tuple(signature(Settings).parameters)
 DECODING = tuple(signature(Method).parameters)
 CHANGES = (
+    "rescale_c=none",
+    "true=c",
+    "true=z+structure",
+    "c_stretch=1",
+    "c_nearest=0.25",
+    "n_blocks=8",
+    "guidance_scale=5",
+    "gradient_decoder=tiny",
     "early_band_scale=1",
     "target_components=0",
     "rescale_z=none",

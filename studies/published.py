@@ -79,8 +79,10 @@ def main(
 def decoded_targets(held: HeldOut, folder: Path) -> dict[str, dict[str, np.ndarray]]:
     """Decode the held-out pictures: all values, the best quarter; and true values of structure."""
     person, features = held.subject, held.features
-    decoded = read_decoded(decode_subject(person, features, folder / "decoded.h5"))
-    quarter = decode_subject(person, features, folder / "quarter.h5", Method(keep_structure=0.25))
+    plain = Method(rescale_c="none")
+    decoded = read_decoded(decode_subject(person, features, folder / "decoded.h5", plain))
+    plain = Method(rescale_c="none", keep_structure=0.25)
+    quarter = decode_subject(person, features, folder / "quarter.h5", plain)
     true = {**true_features(decoded, features), "z": decoded["z"], "c": decoded["c"]}
     return {"decoded": decoded, "quarter": read_decoded(quarter), "true": true}
 

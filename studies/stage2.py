@@ -100,6 +100,7 @@ def main(
     """
     generator = load_generator(models, device, "float32")
     decoded = read_decoded(require(run / "decoded.h5", "02_decoding"))
+    decoded["c"] = decoded.pop("c_unstretched", decoded["c"])  # as published
     out.mkdir(parents=True, exist_ok=True)
     if timed:
         few = pictures_of(decoded, slice(timed))

@@ -82,7 +82,8 @@ def decode_subject(
         From `write_features`.
     decoded_path : str or Path
         HDF5: `stimulus_id` int64 (n_test,), `split` int64 (n_test,), and each feature space,
-        float32 (n_test, …), NaN where a value was not selected. For `z` and each block `i` also
+        float32 (n_test, …), NaN where a value was not selected, and `c_unstretched` where
+        `rescale_c` has stretched `c`. For `z` and each block `i` also
         what `evidence` returns, `evidence_<i>` float32 (n_test, n_components) and `projection_<i>`
         float32 (n_splits, n_values, n_components); and, float32 (n_splits, n_components),
         `reliability_<i>`, the cross-validated R² of each component, and `variance_<i>`, that of
@@ -216,6 +217,9 @@ def _decode_space(
     found = {name: np.zeros((len(x), 0), np.float32)}
     if decoder is not None:
         found[name] = decoder.predict(x).reshape(-1, *shape)
+        if decoder.stretch is not None:
+            plain = replace(decoder, stretch=None).predict(x)
+            found[f"{name}_unstretched"] = plain.reshape(-1, *shape)
     if of_components is None or components is None:
         return found
     r2, believed = of_components.r2, (method.min_reliability, method.max_reliability)

@@ -1,7 +1,7 @@
 """Linear decoders from voxels to the values of one feature space: fitted, kept, read."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ from minddiff_utils.settings import Chosen, check
 
 # What a picture means; early areas may have less weight in it.
 SEMANTIC = ("c", "embedding")
+MOST_STRETCH = 3.0  # of a component: what is hardly decoded has no spread to stretch
 
 
 @dataclass(kw_only=True)
@@ -44,6 +45,9 @@ class Method(Chosen, BaseEstimator):
         images', by one factor or by one for each value.
     rescale_power : float
         How far: the factor is raised to this power. 1 is all the way.
+    rescale_c : {"component", "none"}
+        Whether each decoded component of `c` is stretched to the spread that it has over the
+        training stimuli; see `component_stretch`.
     early_band_scale : float
         Ridge regression decodes `c` and the embedding also with voxels of early visual areas
         scaled by this, next to 1 for all others, and keeps what predicts held-out training
@@ -76,6 +80,7 @@ class Method(Chosen, BaseEstimator):
     alpha: float = 0.15
     rescale_z: str = "global"
     rescale_power: float = 0.7
+    rescale_c: str = "component"
     early_band_scale: float = 0.5
     keep_structure: float = 1.0
     select_by: str = "correlation"
@@ -99,7 +104,7 @@ class Method(Chosen, BaseEstimator):
 class Decoder:
     r"""A fitted linear map from voxels to the selected values of one feature space.
 
-    .. math:: \hat Y = (X - m) L R + \bar y
+    .. math:: \hat Y = (X - m) L \operatorname{diag}(s) R + \bar y
 
     Parameters
     ----------
@@ -113,6 +118,8 @@ class Decoder:
         Cross-validated accuracy inside the training stimuli; NaN where a value is constant.
     right : float32 array, shape (n_components, n_selected), or None
         From components to the selected values.
+    stretch : float32 array, shape (n_components,), or None
+        What each component is stretched by.
     """
 
     left: np.ndarray
@@ -122,6 +129,7 @@ class Decoder:
     r2: np.ndarray
     correlation: np.ndarray
     right: np.ndarray | None = None
+    stretch: np.ndarray | None = None
 
     def predict(self, x: np.ndarray) -> np.ndarray:
         """Decode responses.
@@ -137,6 +145,7 @@ class Decoder:
         """
         out = np.full((len(x), len(self.selected)), np.nan, np.float32)
         found = (x - self.mean_x) @ self.left
+        found = found if self.stretch is None else found * self.stretch
         found = found if self.right is None else found @ self.right
         out[:, self.selected] = found + self.mean_y[self.selected]
         return out
@@ -157,7 +166,7 @@ class Decoder:
         """
         parts = vars(self).items()
         arrays = {name: np.ascontiguousarray(part) for name, part in parts if part is not None}
-        header = {"format": "minddiff-decoder", "version": "3", "about": json.dumps(about or {})}
+        header = {"format": "minddiff-decoder", "version": "4", "about": json.dumps(about or {})}
         with atomic_path(path) as temporary:
             check_room(temporary, sum(part.nbytes for part in arrays.values()))
             save_file(arrays, temporary, metadata=header)
@@ -334,6 +343,8 @@ def fit_decoders(
         how = method.rescale_z if space == "z" else "none"
         factor = rescaling(y, whole.held_out, how, method.rescale_power)
         decoder = _select(whole, design, y, keep, method.select_by, factor)
+        if whole.right is not None and space == "c" and method.rescale_c == "component":
+            decoder = replace(decoder, stretch=component_stretch(scores, parts.held_out))
     return decoder, of_components, components
 
 
@@ -374,6 +385,29 @@ def _select(
     else:
         left, right = fit.left, fit.right[:, selected] * factor
     return Decoder(left, fit.mean_x, mean_y, selected, r2, correlation, right)
+
+
+def component_stretch(scores: np.ndarray, held_out: np.ndarray) -> np.ndarray:
+    r"""Return what to stretch each decoded component by, to the spread of its true scores.
+
+    .. math:: f_k = \min\bigl(3,\; \max(1,\; \mathrm{sd}(s_k) / \mathrm{sd}(\hat s_k))\bigr)
+
+    A component that is decoded with the reliability :math:`R^2` has the spread :math:`R` of the
+    true one: what is decoded of `c` is drawn to the mean scene, and the less reliable components,
+    which tell kinds of things apart, most. Stretching makes correlations lower and images better.
+
+    Parameters
+    ----------
+    scores, held_out : float32 arrays, shape (n_stimuli, n_components)
+        True scores of the training stimuli, and predicted ones of each from other stimuli.
+
+    Returns
+    -------
+    float32 array, shape (n_components,)
+    """
+    true, predicted = scores.std(0), held_out.std(0)
+    factor = np.divide(true, predicted, where=predicted > 0, out=np.ones_like(true))
+    return np.clip(factor, 1, MOST_STRETCH)
 
 
 def rescaling(y: np.ndarray, held_out: np.ndarray, how: str, power: float = 1.0) -> np.ndarray:

@@ -514,6 +514,8 @@ def add_stored(
 def decoded_statistics(decoded: Arrays) -> np.ndarray:
     """Mean and standard deviation of each image's decoded values; float32 (n, n_names, 2)."""
     names = sorted(name for name in decoded if name in ("z", "c") or name.startswith("block_"))
-    flat = [decoded[name].reshape(len(decoded[name]), -1).astype(np.float64) for name in names]
+    # Algorithm 1 as published starts from `c` as it is decoded.
+    plain = [decoded.get(f"{name}_unstretched", decoded[name]) for name in names]
+    flat = [values.reshape(len(values), -1).astype(np.float64) for values in plain]
     found = [[np.nanmean(values, 1), np.nanstd(values, 1)] for values in flat]
     return np.transpose(found, (2, 0, 1)).astype(np.float32)
