@@ -157,7 +157,7 @@ def test_it_is_a_pipeline_of_scikit_learn(repetitions):
         transformer=PrincipalComponents(10),
         check_inverse=False,
     ).fit(x, y)
-    method = clone(Method()).set_params(target_components=10)
+    method = clone(Method()).set_params(target_components=10, rescale_c="none")
     decoder = fit_decoders(make_design(x, folds, reliability, stimulus), y, "c", method)[0]
     np.testing.assert_allclose(composed.predict(x), decoder.predict(x), atol=1e-4)
 
@@ -203,8 +203,23 @@ def test_rescaled_predictions_vary_as_the_training_values(how):
     part = fit_decoders(make_design(x), y, "z", Method(rescale_z=how, rescale_power=0.3))[0]
     less = (part.predict(x) - y.mean(0)) / (plain.predict(x) - y.mean(0))
     np.testing.assert_allclose(np.median(less, 0), np.median(ratio, 0) ** 0.3, rtol=1e-4)
-    untouched = fit_decoders(make_design(x), y, "c", Method(rescale_z=how))[0]
+    untouched = fit_decoders(make_design(x), y, "c", Method(rescale_z=how, rescale_c="none"))[0]
     np.testing.assert_array_equal(untouched.predict(x), plain.predict(x))
+
+
+def test_components_of_c_are_stretched_to_their_spread_by_what_is_held_out():
+    x, y = low_rank()
+    x = x + 3 * np.random.default_rng(2).standard_normal(x.shape).astype("f4")
+    design = make_design(x)
+    plain = fit_decoders(design, y, "c", Method(rescale_c="none"))[0]
+    stretched, _, components = fit_decoders(design, y, "c", Method())
+    scores = components.transform(y)
+    held_out = design.fit(scores, "c", Method())[-1].held_out_
+    wanted = np.clip(scores.std(0) / held_out.std(0), 1, 3)
+    before, after = (components.transform(one.predict(x)) for one in (plain, stretched))
+    centre = components.transform(plain.mean_y[None])
+    np.testing.assert_allclose(after - centre, (before - centre) * wanted, atol=1e-3)
+    assert wanted.max() > 1.5 and wanted.min() >= 1
 
 
 def two_areas(loud_early):
@@ -240,7 +255,7 @@ def test_decoded_file_holds_every_feature_space_and_marks_what_was_not_kept(worl
     found = decoding.read_decoded(path)
     parts = ("evidence", "projection", "reliability", "variance")
     evidence = {f"{part}_{name}" for name in "z12" for part in parts}
-    assert set(found) == {*SHAPES, *evidence, "stimulus_id", "split"}
+    assert set(found) == {*SHAPES, *evidence, "c_unstretched", "stimulus_id", "split"}
     np.testing.assert_array_equal(found["stimulus_id"], ids[:30])
     for name, shape in SHAPES.items():
         assert found[name].shape == (30, *shape) and found[name].dtype == np.float32

@@ -42,7 +42,7 @@ def test_they_are_decoders_fitted_to_those_voxels(world, repetitions):
         x = fold.train_x[:, mask] * weights[mask]
         x, test = x - x.mean(0), fold.test_x[:, mask] * weights[mask] - x.mean(0)
         penalties = np.square(weights[mask]).sum() * decoding.COARSE
-        folds = training_folds(subject, split.train, 3)
+        folds = training_folds(subject, split.train, decoding.N_FOLDS)
         ridge = CrossValidatedRidge(penalties, folds, np.array(stimulus)).fit(x, y)
         wanted = correlations(true, ridge.predict(test))
         np.testing.assert_allclose(found[voxels, roi], wanted, atol=1e-3)
