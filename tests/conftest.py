@@ -3,6 +3,7 @@
 import os
 from functools import cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -120,6 +121,7 @@ def run_plan():
     import nbformat
     import papermill
 
+    from minddiff_utils.book import record
     from minddiff_utils.book.plan import Plan
     from minddiff_utils.book.run import execute
     from minddiff_utils.io import claim_run
@@ -127,8 +129,10 @@ def run_plan():
     def run(plan: Plan, *names: str) -> dict[str, nbformat.NotebookNode]:
         executed = {}
         with pytest.MonkeyPatch.context() as patch:
-            in_kernel = partial(papermill.execute_notebook, km=kernel)
-            patch.setattr(papermill, "execute_notebook", in_kernel)
+            # Saved once, not after each cell; and no list of packages, which takes as long.
+            how = {"km": kernel, "request_save_on_cell_execute": False}
+            patch.setattr(papermill, "execute_notebook", partial(papermill.execute_notebook, **how))
+            patch.setattr(record, "metadata", SimpleNamespace(distributions=tuple))
             claim_run(plan.run)
             for sheet in [sheet for sheet in plan.sheets if not names or sheet.name in names]:
                 empty()

@@ -24,7 +24,7 @@ from minddiff_utils.settings import ADVANCED, FULL_METHODS
 
 # Sizes alone. No decoder, solver or other choice of a file is changed, but where its comment says.
 SMALL = {"n_steps": 2, "n_seeds": 1, "n_permutations": 2, "n_extra": 20, "n_curve": 0}
-SMALL |= {"n_generalise": 3}
+SMALL |= {"n_generalise": 2, "gradient_steps": 1}
 # The phantom's models in the place of Stable Diffusion and its judge, which have to be downloaded.
 MODELS = {"models": str(ROOT / "minddiff_utils" / "phantom" / "weights")}
 # The small tree has one subject, and fewer sessions than either protocol takes.
@@ -42,7 +42,7 @@ def kay(folder: Path) -> Path:
 
 
 def laion(folder: Path) -> Path:
-    return test_laion.write_tree(folder / "tree", n_own=24, people=("sub-01",))
+    return test_laion.write_tree(folder / "tree", n_own=16, people=("sub-01",))
 
 
 def miyawaki(folder: Path) -> Path:

@@ -33,7 +33,7 @@ def compared(tree, tiny_models, tmp_path_factory):
     """Folder and table of a comparison of the defaults, which stretch `z`, with no stretching."""
     work = tmp_path_factory.mktemp("compare")
     options = ["--data", tree, "--models", tiny_models, "--work", work, "--device", "cpu"]
-    study("compare", *options, "--pictures", 6, "--out", work, "--change", CHANGE)
+    study("compare", *options, "--pictures", 4, "--out", work, "--change", CHANGE)
     table = pd.read_csv(work / "compare_subj01.csv")
     assert (work / "compare.md").read_text("utf-8").count("\n| ") == 3
     return work / "subj01", table.set_index(["settings", "of", "metric"])

@@ -16,7 +16,7 @@ from studies.model_card import FIRST_HELD_OUT_ID
 from studies.training import STAGES, TrainingSet, train_stage
 
 N_PICTURES = 260
-SECONDS = 0.5
+SECONDS = 0.2
 
 
 @pytest.fixture(scope="module")
