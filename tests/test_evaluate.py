@@ -1,6 +1,7 @@
 """`minddiff evaluate`: known truths, oracles, the order test, and the commands of its page."""
 
 import re
+import resource
 import shlex
 
 import numpy as np
@@ -21,6 +22,7 @@ from minddiff_utils.evaluation.identification import (
     retrieval_accuracy,
 )
 from minddiff_utils.evaluation.metrics import blurred
+from minddiff_utils.evaluation.panel import PUBLISHED, panel_table
 from minddiff_utils.evaluation.pictures import open_pictures
 from minddiff_utils.evaluation.statistics import effective_dimension
 from minddiff_utils.evaluation.tables import differences, summary_table
@@ -250,3 +252,57 @@ def test_words_that_are_no_method_are_named(word, files, monkeypatch):
 def test_the_page_names_every_option():
     options = typer.main.get_command(app).commands["evaluate"].params
     assert {o.opts[0] for o in options if o.opts[0] not in TEXT} <= {"more", "--root"}
+
+
+def test_published_rows_stand_beside_nsd_alone():
+    ours = {"mine": {"PixCorr": np.array([0.3]), "SSIM": np.array([0.4])}}
+    table = panel_table(ours)
+    assert list(table.index) == [*PUBLISHED, "mine"] and len(PUBLISHED) == 8
+    assert table.loc["MindTuner 2025"].tolist()[:2] == [".322", ".421"]
+    assert table.loc["Brain-IT, one hour"].tolist()[:3] == [".331", ".473", "–"]
+    papers = {"arXiv 2403.11207", "arXiv 2404.12630", "arXiv 2510.25976"}
+    assert set(table["source"]) == papers | {"this run"}
+    assert list(panel_table(ours, published=False).index) == ["mine"]
+
+
+@pytest.mark.slow
+def test_what_the_notebook_refuses_is_told_in_one_sentence(files, monkeypatch, tmp_path):
+    """A count that differs, found before any network is loaded; nothing is left behind."""
+    monkeypatch.chdir(files)
+    np.save(tmp_path / "few.npy", PAINTED[:9])
+    words = ["evaluate", "--truth", "seen", "--reconstructions", f"mine={tmp_path / 'few.npy'}"]
+    words += ["--out", str(tmp_path / "out")]
+    refuses("^mine has 9 pictures, the truth 16 pictures", minddiff, words)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".minddiff-run"]
+
+
+@pytest.mark.slow
+def test_a_thousand_pictures_of_three_methods_fit_into_time_and_memory(tmp_path, monkeypatch):
+    """Of 64 to 512 pixels: two processors for four minutes, 3 GiB, and a gallery of 20 MB."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    sides, stacks = {"truth": 425, "large": 512, "middle": 256, "small": 64}, {}
+    for name, side in sides.items():
+        (tmp_path / name).mkdir()
+        stacks[name] = np.empty((1000 if side < 425 else 0, side, side, 3), np.uint8)
+    for number in range(1000):
+        patches = rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)
+        for name, side in sides.items():
+            patches[rng.integers(12)] = rng.integers(256)
+            picture = Image.fromarray(patches).resize((side, side), Image.Resampling.BICUBIC)
+            if len(stacks[name]):
+                stacks[name][number] = np.asarray(picture)
+            else:
+                picture.save(tmp_path / name / f"{number}.{'png' if side == 425 else 'jpg'}")
+    np.save("small.npy", stacks["small"])
+    torch.save(torch.tensor(stacks["middle"].transpose(0, 3, 1, 2) / np.float32(255)), "middle.pt")
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    judge = ROOT / "minddiff_utils" / "phantom" / "weights" / "clip_judge"
+    words = "evaluate --truth truth --reconstructions large=large middle=middle.pt small=small.npy"
+    minddiff([*words.split(), "--judge", str(judge), "--out", "out"])
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime
+    size = (tmp_path / "out" / "gallery.html").stat().st_size
+    memory = used.ru_maxrss / 2**20
+    print(f"{seconds:.0f} processor s, {memory:.2f} GiB, gallery {size / 1e6:.1f} MB")
+    assert seconds < 480 and used.ru_maxrss < 3 * 2**20 and size < 20e6

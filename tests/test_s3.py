@@ -7,8 +7,11 @@ Needs moto, which the other tests do not, so it runs only when asked for:
 """
 
 import pytest
+from test_laion import PICTURES, call, tree  # noqa: F401  (fixtures)
+from tqdm import tqdm
 
 from minddiff_utils.datasets import fetch
+from minddiff_utils.io import InputError
 
 pytestmark = pytest.mark.slow
 PART = 5 * 2**20  # bytes, the least of a part that S3 takes
@@ -46,6 +49,24 @@ def upload(client, name, body):
     client.complete_multipart_upload(**given)
 
 
+def test_a_subject_comes_from_s3_byte_for_byte(bucket, tree, tmp_path, call, monkeypatch):  # noqa: F811
+    client, url = bucket
+    for path in tree.rglob("*"):
+        name = path.relative_to(tree).as_posix()
+        if path.is_file() and name != PICTURES:
+            package = f"{fetch.LAION_COMMIT}/laion_fmri/splits/data/"
+            upload(client, name.replace("splits/", package, 1), path.read_bytes())
+    monkeypatch.setattr(fetch, "LAION_BUCKET", url)
+    monkeypatch.setattr(fetch, "LAION_PACKAGE", url)
+    to = tmp_path / "to"
+    code, said = call("fetch", "laion", to, "--subject", "sub-01", "--sessions", "1-2")
+    assert code == 0, said
+    made = [path for path in to.rglob("*") if path.is_file() and path.name[0] != "."]
+    assert len(made) == 25
+    for path in made:
+        assert path.read_bytes() == (tree / path.relative_to(to)).read_bytes()
+
+
 def test_checksums_of_files_in_parts_are_checked(bucket, tmp_path):
     client, url = bucket
     body = bytes(range(256)) * (PART * 5 // 2 // 256)
@@ -66,3 +87,21 @@ def test_listing_goes_on_from_page_to_page(bucket):
     for name in [*names, "rois/README"]:
         client.put_object(Bucket="laion-fmri", Key=name, Body=b"")
     assert fetch.list_bucket(url, "rois/") == names
+
+
+def test_a_stopped_download_goes_on_and_a_spoilt_one_is_not_kept(bucket, tmp_path):
+    client, url = bucket
+    body = bytes(range(256)) * (PART * 3 // 2 // 256)
+    upload(client, "large.bin", body)
+    remote, path = fetch.look_up(f"{url}/large.bin", bucket=True), tmp_path / "large.bin"
+    remote.partial(path).write_bytes(b"spoilt" + body[6:PART])
+    with tqdm(disable=True) as bar, pytest.raises(InputError, match="checksum .*Nothing was kept"):
+        fetch.fetch_file(remote, path, bar)
+    assert not list(tmp_path.iterdir())
+    remote.partial(path).write_bytes(body[:PART])  # a process was killed here
+    with tqdm() as bar:
+        assert fetch.fetch_file(remote, path, bar).read_bytes() == body
+        assert bar.n == len(body) - PART  # no byte came twice
+    upload(client, "large.bin", body[: PART // 2])  # another, shorter version meanwhile
+    with tqdm(disable=True) as bar, pytest.raises(InputError, match="has changed meanwhile"):
+        fetch.fetch_file(remote, tmp_path / "again.bin", bar)

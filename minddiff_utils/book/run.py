@@ -268,6 +268,7 @@ def run_notebook(source: Path, output: Path, parameters: Mapping[str, Any]) -> N
                 cwd=str(source.parent),
                 progress_bar={"desc": "cells"},
                 stderr_file=sys.stderr,
+                request_save_on_cell_execute=False,  # megabytes, for every cell; once is enough
             )
             return
         except RuntimeError as error:
