@@ -247,13 +247,13 @@ def test_killed_run_goes_on(copy, monkeypatch):
     path, run_dir = copy / "notebooks" / "02_second.ipynb", copy / "runs/tiny"
     slow = nbformat.read(path, 4)
     # So slow that it cannot end before the signal works, until it may go on.
-    allowed = copy / "go"
-    waiting = f"import os, time\nos.path.exists({str(allowed)!r}) or time.sleep(50)\n"
+    allowed, running = copy / "go", copy / "running"
+    waiting = f"import os, time\nopen({str(running)!r}, 'w').close()\n"
+    waiting += f"os.path.exists({str(allowed)!r}) or time.sleep(50)\n"
     slow.cells[2].source = waiting + slow.cells[2].source
     nbformat.write(slow, path)
     command = [sys.executable, "-m", "minddiff_utils.cli", "book", "tiny", "--root", str(copy)]
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    running = run_dir / "subj01/notebooks/.02_second.running.ipynb"
     (run_dir / "subj01/notebooks/02_second.ipynb").unlink()  # to see it appear
     before = stamps(run_dir)
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}

@@ -40,7 +40,7 @@ def test_failed_pictures_are_counted_and_listed(tmp_path):
     folders, methods = {"a": tmp_path}, ["stage2", "ceiling"]
     assert failure_note(folders, methods) == ""
     write(tmp_path, "stage2", [False])
-    assert failure_note(folders, methods) == "\nFailed pictures: none.\n"
+    assert failure_note(folders, methods) == "\nFailed images: none.\n"
     assert failure_note(folders, methods, quiet=True) == ""
     write(tmp_path, "stage2", [False, True, True])
     write(tmp_path, "ceiling", [True] * 12)
@@ -84,10 +84,10 @@ def test_the_tables_file_and_the_first_page_name_them(tmp_path):
     plan = SimpleNamespace(run=tmp_path, subjects=("a", "b"), group=())
     assert "b, no stage 2: 1 (12)" in front_results(plan)["results"]
     text = write_results(tmp_path / "a", values[values.subject == "a"]).read_text("utf-8")
-    assert text.count("Failed pictures: none.\n") == 1
+    assert text.count("Failed images: none.\n") == 1
 
 
-@pytest.mark.parametrize("chapter", ["05_metrics", "06_controls", "07_subjects", "colab"])
+@pytest.mark.parametrize("chapter", ["05_metrics", "06_controls", "colab"])
 def test_no_table_of_a_notebook_is_without_the_note(chapter):
     cells = nbformat.read(ROOT / "notebooks" / f"{chapter}.ipynb", as_version=4).cells
     lines = [line for c in cells if c.cell_type == "code" for line in c.source.splitlines()]
