@@ -67,7 +67,7 @@ class Generator:
         guide: clip.Clip,
         n_tokens: int,
         save_memory: str,
-        load_tiny: Callable[[], AutoencoderTiny],
+        load_tiny: Callable[[], Any],
     ):
         self.vae: Any = pipeline.vae
         self.unet = pipeline.unet
@@ -121,11 +121,12 @@ class Generator:
         InputError
             If it is not there, and cannot be downloaded.
         """
-        tiny: Any = self._load_tiny()
-        channels_last = self.device.type == "cpu"
-        memory_format = torch.channels_last if channels_last else torch.preserve_format
-        tiny.eval().requires_grad_(False)
-        return tiny.to(self.device, self.compute_dtype, memory_format=memory_format)
+        tiny: Any = self._load_tiny().eval()
+        tiny.requires_grad_(False)
+        if self.device.type == "cpu":
+            tiny.to(memory_format=torch.channels_last)
+        # Not by the method of diffusers, which warns of layers to keep in float32: there are none.
+        return torch.nn.Module.to(tiny, self.device, self.compute_dtype)
 
     @cached_property
     def tiny_fingerprint(self) -> str:
