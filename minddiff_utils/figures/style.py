@@ -98,7 +98,7 @@ def sentence(text: str) -> Figure:
     """Stand where a figure would, and say why there is none."""
     fig, axes = plt.subplots(figsize=(WIDTH, 0.6))  # IPython shows no figure without axes
     axes.set_axis_off()
-    axes.text(0.5, 0.5, text, ha="center", va="center")
+    axes.text(0.5, 0.5, textwrap.fill(text, 60), ha="center", va="center")
     return fig
 
 
