@@ -40,11 +40,8 @@ def main(
     minutes: Annotated[float, typer.Option(help="Time to train.")] = 30,
     pictures: Annotated[int, typer.Option(help="Of the training set.")] = 8_000,
     device: Annotated[str, typer.Option()] = "cuda" if torch.cuda.is_available() else "cpu",
-    threads: Annotated[int, typer.Option(help="Processor cores; 0: all.")] = 0,
 ) -> None:
     """Train it until the time is spent, save it, and say how well gradients agree."""
-    if threads:
-        torch.set_num_threads(threads)
     work.mkdir(parents=True, exist_ok=True)
     generator = load_generator(out, device, "float32")
     data = TrainingSet(work, pictures)

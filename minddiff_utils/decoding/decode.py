@@ -114,7 +114,7 @@ def decode_subject(
     further = same_training(subject)
     groups = [[first, *further], *([split] for split in others)]
     found = [decode_tests(subject, features_path, splits, *given) for splits in groups]
-    for test_set, values in zip(further, found[0][1:], strict=False):
+    for test_set, values in zip(further, found[0][1 : 1 + len(further)], strict=True):
         _write_decoded(test_set_file(path.parent, test_set.name), values, settings)
     if shuffled is not None:
         controls = join_splits([parts[-1] for parts in found])

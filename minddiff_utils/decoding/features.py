@@ -55,10 +55,11 @@ def read_features(path: str | Path, space: str, stimulus_ids: Ids) -> np.ndarray
         for wrong in ids[~np.isin(ids, known)]:
             raise InputError(f"{path} lacks features of stimulus {wrong}; run 02_decoding again.")
         rows, inverse = np.unique(np.searchsorted(known, ids), return_inverse=True)
-        span = slice(rows[0], rows[-1] + 1) if len(rows) else slice(0)
         # Many single rows take four times as long as the whole that they lie in.
-        dense = 2 * len(rows) > span.stop - (span.start or 0)
-        found = file[space][span][rows - rows[0]] if dense else file[space][rows]
+        if len(rows) and 2 * len(rows) > rows[-1] - rows[0]:
+            found = file[space][rows[0] : rows[-1] + 1][rows - rows[0]]
+        else:
+            found = file[space][rows]
         return found.astype(np.float32)[inverse]
 
 
