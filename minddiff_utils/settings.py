@@ -188,7 +188,7 @@ ADVANCED: dict[str, dict[str, Any]] = {
         "gradient_through": "text",  # the half under the text, or "both"
         "gradient_decoder": "full",  # what paints for the gradient: "full", or "tiny", a small one
         "guide_every": 1,  # every so many steps one is guided (count)
-        "n_guided_steps": 0,  # steps after the first so many are not guided; 0: no such end
+        "n_guided_steps": 0,  # the first so many steps are guided; 0: all that have noise left
         "learning_rate_decay": 0.999,  # Algorithm 1: factor on the rate after each iteration
         "optimise": "zc",  # Algorithm 1: what is changed, "zc", "z" or "c"
         "recompute": False,  # Algorithm 1: compute steps again on the way back: less memory
@@ -425,7 +425,8 @@ class Settings(Chosen):
     guide_every : int
         Guided solver: every so many steps one is guided, the first among them.
     n_guided_steps : int
-        Guided solver: steps after the first so many are not guided; 0 sets no such end.
+        Guided solver: steps after the first so many are not guided; 0 guides all that have noise
+        left, which the last one of a schedule has not.
     z_evidence_weight : float
         Guided solver: how often the evidence about `z` itself is counted; 0 leaves it out.
     iterations : int

@@ -27,7 +27,7 @@ GIB = 2**30
 PICTURE = 425  # px, side of the pictures of NSD
 CAPTION = "a dog lies on a red sofa beside a window"
 # As notebooks/params/nsd.yaml and paper.yaml have them.
-GUIDED_STEPS, GRADIENT_STEPS = 14, 2
+STEPS, GUIDED_STEPS, GRADIENT_STEPS = 14, 13, 2
 PAPER_STEPS, PAPER_ITERATIONS = 35, 300
 
 
@@ -155,7 +155,8 @@ def measure_parts(generator: Generator, settings: Settings) -> dict[str, float]:
 def estimate(parts: dict[str, float]) -> pd.DataFrame:
     """Add up what `measure_parts` found, to seconds and passes of the UNet a picture.
 
-    The guided pass has 14 steps with two gradient steps each, and a prediction for the step itself.
+    The guided pass has 14 steps with a prediction each, and two gradient steps before all but the
+    last.
     In the paper's solver every iteration has 35 steps; each is predicted, and on the way back
     predicted again with its gradient. The decoder's last picture is small beside either and left
     out. A pass with its gradient counts as three.
@@ -168,11 +169,11 @@ def estimate(parts: dict[str, float]) -> pd.DataFrame:
     prediction, gradient_step, painted = parts.values()
     step = prediction + 2 * (gradient_step - painted)  # both halves, there and then there and back
     seconds = {
-        "guided": GUIDED_STEPS * (GRADIENT_STEPS * gradient_step + prediction),
+        "guided": GUIDED_STEPS * GRADIENT_STEPS * gradient_step + STEPS * prediction,
         "algorithm_1": PAPER_ITERATIONS * (PAPER_STEPS * step + painted),
     }
     passes = {
-        "guided": GUIDED_STEPS * (3 * GRADIENT_STEPS + 2),
+        "guided": GUIDED_STEPS * 3 * GRADIENT_STEPS + STEPS * 2,
         "algorithm_1": PAPER_ITERATIONS * PAPER_STEPS * 2 * 4,
     }
     return pd.DataFrame({"seconds": seconds, "passes": passes})

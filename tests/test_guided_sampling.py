@@ -67,7 +67,7 @@ def plain_pass(generator, given, row, settings, basis, variance, score, spread):
                 return clean_of(x)
             return a.sqrt() * x - (1 - a).sqrt() * generator.unet(x, step, c).sample
 
-        guided = number % settings.guide_every == 0
+        guided = number % settings.guide_every == 0 and (1 - a) / a > 0.01
         guided = guided and number < (settings.n_guided_steps or len(steps))
         for _ in range(settings.gradient_steps * guided):
             x = x.detach().requires_grad_(True)
@@ -96,7 +96,8 @@ def plain_pass(generator, given, row, settings, basis, variance, score, spread):
     return generator.vae.decode(x / generator.vae.config.scaling_factor).sample
 
 
-CHANGES = [{"n_guided_steps": 2}, {"guide_every": 2, "gradient_through": "both"}]
+# The last step of three is not guided.
+CHANGES = [{}, {"n_steps": 7, "guide_every": 2, "gradient_through": "both"}]
 CHANGES += [{"n_guided_steps": 1, "gradient_decoder": "tiny"}]
 
 

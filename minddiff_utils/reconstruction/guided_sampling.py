@@ -17,6 +17,10 @@ from minddiff_utils.reconstruction import Inputs
 from minddiff_utils.reconstruction.losses import Evidence, Loss, structure_losses
 from minddiff_utils.settings import Settings
 
+# Steps with less noise than this, as variance around the clean latent, are not guided: a tenth of
+# the step size is all that it leaves open.
+LEAST_NOISE = 0.01
+
 
 def guided_pass(
     generator: Generator, inputs: Inputs, settings: Settings
@@ -43,7 +47,8 @@ def guided_pass(
     z, c, target, noise, z_evidence = inputs
     loss_of = partial(structure_losses, generator, target=target, settings=settings)
     timesteps = generator.timesteps(settings.n_steps, settings.strength)
-    guided = timesteps[: settings.n_guided_steps or None : settings.guide_every].tolist()
+    noisy = [int(step) for step in timesteps if generator.noise_variance(step) > LEAST_NOISE]
+    guided = noisy[: settings.n_guided_steps or None : settings.guide_every]
     # Without guidance by text only the half under the text is computed.
     through = 1.0 if settings.gradient_through == "text" else settings.guidance_scale
     z_t = generator.add_noise(z, noise, timesteps[:1])
