@@ -44,6 +44,7 @@ ROWS = {
     "ceiling": Row("true features", "truth", "06_controls", "ceiling"),
     "blur": Row("blurred truth", "truth", "06_controls"),
     "retrieval": Row("nearest training image", "brain", "06_controls"),
+    "neighbour": Row("training image nearest the stimulus", "truth", "06_controls"),
     "mean": Row("mean image", "nothing", "06_controls"),
     "mean_features": Row("mean features", "nothing", "06_controls"),
     "shuffled": Row("shuffled responses", "nothing", "04_stage2"),

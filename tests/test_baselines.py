@@ -98,7 +98,7 @@ def test_mean_features_are_those_of_each_split(recording, monkeypatch, block):
     assert np.isnan(found["block_2"][:, 0, 0]).all()
 
 
-def test_nearest_training_picture_is_found_and_never_a_test_picture(recording):
+def test_nearest_training_picture_is_found_and_never_a_test_picture(recording, monkeypatch):
     bench, values = recording
     decoded, splits = bench.decoded, bench.person.splits
     wanted = np.array([12, 20, 30, 9, 44, 13])  # rows of training pictures
@@ -110,6 +110,10 @@ def test_nearest_training_picture_is_found_and_never_a_test_picture(recording):
         decoded[name] = values[name][:6]  # exactly the test pictures, which are not to be had
     found = baselines.nearest_training(bench)
     assert all(i in splits[k].train for i, k in zip(found, decoded["split"], strict=True))
+    # The neighbours of the stimuli themselves, whatever was decoded.
+    decoded |= {name: np.zeros_like(decoded[name]) for name in ("z", "c", "embedding")}
+    monkeypatch.setattr(baselines.Bench, "seen", lambda self, ids: ids)
+    np.testing.assert_array_equal(baselines.neighbour(bench), found)
 
 
 def test_settings_are_read_back_and_the_prior_knows_nothing(tiny_models, tmp_path):

@@ -325,7 +325,7 @@ def test_each_picture_has_an_address_that_opens_it(gallery):
     here = page.url.split("#")[0]
     page.evaluate("(number) => { location.hash = 'picture-' + number; }", wanted)
     dialog = page.locator(".gallery-dialog")
-    assert dialog.is_visible() and f"Picture {wanted}" in dialog.inner_text()
+    assert dialog.is_visible() and f"Image {wanted}" in dialog.inner_text()
     page.focus(".gallery-dialog input[type=range]")
     page.keyboard.press("ArrowRight")
     place = dialog.locator(".compare").evaluate("(box) => box.style.getPropertyValue('--at')")

@@ -29,7 +29,7 @@
     return row ? row[metrics.indexOf(metric)] : null;
   }
 
-  /* What a picture is sorted by: a number, or null if there is none. */
+  /* What an image is sorted by: a number, or null if there is none. */
   function key(picture) {
     if (state.metric === "id") return picture.id;
     if (state.method !== GAIN) return number(picture, state.method, state.metric);
@@ -74,7 +74,7 @@
     });
     const made = element("table", {}, element("thead", {}, head), element("tbody", {}, ...rows));
     // Wider than a phone: it scrolls, also with the keyboard.
-    const name = "Numbers of picture " + item.id;
+    const name = "Numbers of image " + item.id;
     return element("div", { class: "gallery-table", tabindex: "0", role: "group", "aria-label": name },
       made);
   }
@@ -83,7 +83,7 @@
     return item.strip || data.strips + String(row).padStart(4, "0") + ".jpg";
   }
 
-  /* One picture, large: any two of its images with a border that moves, and all its numbers. */
+  /* One test image, large: two of its pictures with a border that moves, and all its numbers. */
   function side(name, part) {
     const select = element("select", { "data-side": name, "aria-label": "The " + name + " image" });
     ["seen", ...data.shown].forEach((method, place) => {
@@ -117,7 +117,7 @@
     history.replaceState(null, "", location.pathname + location.search);
   });
 
-  /* A picture has an address of its own, gallery.html#picture-12, which opens it. */
+  /* An image has an address of its own, gallery.html#picture-12, which opens it. */
   function openAddressed() {
     const wanted = decodeURIComponent(location.hash);
     const row = data.pictures.findIndex((item) => "#picture-" + item.id === wanted);
@@ -129,7 +129,7 @@
     const close = element("button", { type: "button" }, "Close");
     close.addEventListener("click", () => dialog.close());
     dialog.replaceChildren(
-      element("p", { class: "gallery-name", id: "gallery-large" }, "Picture " + data.pictures[row].id),
+      element("p", { class: "gallery-name", id: "gallery-large" }, "Image " + data.pictures[row].id),
       ...large(data.pictures[row], row),
       element("p", { class: "gallery-steps" }, step(-1, "previous"), step(1, "next"), close));
     if (!dialog.open) dialog.showModal();
@@ -140,17 +140,17 @@
     const pictures = element("div", { class: "gallery-pictures" });
     ["seen", ...data.shown].forEach((method, part) => {
       const label = part ? data.methods[method] : "seen";
-      const words = "Picture " + item.id + (part ? ", reconstructed: " + label : ", as seen");
+      const words = "Image " + item.id + (part ? ", reconstructed: " + label : ", as seen");
       const value = element("span", { class: "gallery-value" });
       const made = element("figure", { "data-method": method }, picture(strip, part, words),
         element("figcaption", {}, label, " ", value));
       pictures.append(made);
     });
-    const more = element("details", {}, element("summary", {}, "All numbers of picture " + item.id));
+    const more = element("details", {}, element("summary", {}, "All numbers of image " + item.id));
     more.addEventListener("toggle", () => {
       if (more.open && more.children.length === 1) more.append(table(item));
     });
-    const link = element("a", { href: "#picture-" + encodeURIComponent(item.id) }, "Picture " + item.id);
+    const link = element("a", { href: "#picture-" + encodeURIComponent(item.id) }, "Image " + item.id);
     const title = element("p", { class: "gallery-name" }, link);
     return element("li", { "data-id": item.id, id: "picture-" + item.id }, title, pictures, more);
   }
@@ -188,16 +188,16 @@
   }
 
   function say() {
-    const what = state.metric === "id" ? "number of the picture"
+    const what = state.metric === "id" ? "number of the image"
       : data.metrics[state.metric] + " of " +
         (state.method === GAIN ? "stage 2 minus stage 1" : data.methods[state.method]);
     const order = state.order === "high" ? "highest" : "lowest";
-    status.textContent = cards.length + " pictures by " + what + ", " + order + " first.";
+    status.textContent = cards.length + " images by " + what + ", " + order + " first.";
   }
 
   const ofMethods = data.shown.map((name) => [name, data.methods[name]]);
   if (firstShown.length === 2) ofMethods.push([GAIN, "stage 2 minus stage 1"]);
-  const ofMetrics = [...metrics.map((name) => [name, data.metrics[name]]), ["id", "picture's number"]];
+  const ofMetrics = [...metrics.map((name) => [name, data.metrics[name]]), ["id", "image's number"]];
   const boxes = element("fieldset", {}, element("legend", {}, "Show"));
   data.shown.forEach((name) => {
     const box = element("input", { type: "checkbox", id: "gallery-show-" + name });

@@ -33,6 +33,7 @@ from minddiff_utils.settings import FULL_METHODS, Settings, recall
 
 SAME = 1e-3  # of the spread of statistics: what rounding leaves
 BLOCK = 256  # pictures read at a time: those of a big recording do not fit into memory
+LOOKED_UP = ("z", "c", "embedding")  # feature spaces by which training images are found
 GUIDED, OF = 7, 37  # NeuralDiffuser: steps that are guided, the first ones, and steps in all
 
 
@@ -328,13 +329,20 @@ def nearest_training(bench: Bench) -> np.ndarray:
     for number, split in enumerate(bench.person.splits):
         rows = np.flatnonzero(decoded["split"] == number)
         fit = np.zeros((len(rows), len(split.train)))
-        for name in ("z", "c", "embedding"):
+        for name in LOOKED_UP:
             mean = _mean(bench.features, name, split.train).ravel()
             wanted = unit_rows(decoded[name][rows].reshape(len(rows), -1) - mean)
             for place, y in _blocks(bench.features, name, split.train):
                 fit[:, place] += wanted @ unit_rows(y.reshape(len(y), -1) - mean).T
         out[rows] = split.train[fit.argmax(axis=1)]
     return out
+
+
+def neighbour(bench: Bench) -> np.ndarray:
+    """The training image whose features fit the true ones best: `retrieval`, decoded perfectly."""
+    ids = bench.decoded["stimulus_id"]
+    true = {name: read_features(bench.features, name, ids) for name in LOOKED_UP}
+    return bench.seen(nearest_training(replace(bench, decoded=bench.decoded | true)))
 
 
 def blurred_truth(bench: Bench) -> np.ndarray:
@@ -450,11 +458,12 @@ FUNCTIONS: dict[str, Callable[[Bench], np.ndarray]] = {
     "ceiling": ceiling,
     "blur": blurred_truth,
     "retrieval": retrieval,
+    "neighbour": neighbour,
     "mean": mean_pictures,
     "mean_features": from_mean_features,
     "prior": prior,
 }
-UNPAINTED = ("blur", "retrieval", "mean")  # which go through no stage
+UNPAINTED = ("blur", "retrieval", "neighbour", "mean")  # which go through no stage
 
 
 # --- pictures that were made once, in hours ---------------------------------------------------
