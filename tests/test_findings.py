@@ -1,5 +1,7 @@
 """Sentences about results, on several outcomes."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -48,6 +50,17 @@ def test_sentences_name_subjects_metrics_and_what_is_not_shown():
     assert one.endswith("differ from stage 1 in PCC.")
     assert "not shown to differ from stage 1 in SSIM" in two and "below stage 1 in PCC" in two
     assert findings.sentences(differences(frame, PAIRS[2:])) == ""
+
+
+@pytest.mark.parametrize(
+    ("slope", "said"), [(-1, "higher where"), (1, "lower where"), (0, "not shown to depend")]
+)
+def test_nearness_follows_the_rank_correlation(slope, said):
+    rng = np.random.default_rng(0)
+    near = SimpleNamespace(stimulus_id=np.arange(50), distance=rng.random(50))
+    frame = pd.DataFrame({"stimulus_id": near.stimulus_id, "value": rng.random(50)})
+    frame["value"] += slope * near.distance
+    assert said in findings.nearness(near, frame.sample(frac=1, random_state=0))
 
 
 def test_baselines_of_the_same_outcomes_are_told_together():

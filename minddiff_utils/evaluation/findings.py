@@ -1,13 +1,18 @@
 """What came out, in sentences that follow from the numbers alone, whatever these are."""
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from minddiff_utils.evaluation import tables
 from minddiff_utils.evaluation.metrics import METRICS
 from minddiff_utils.evaluation.statistics import PermutationTest, paired_difference
+
+if TYPE_CHECKING:
+    from minddiff_utils.evaluation.leakage import Overlap
 
 ALPHA = 0.05  # of a p-value after Holm's correction
 SAID = {"above": "above", "below": "below", "open": "not shown to differ from"}
@@ -203,6 +208,24 @@ def matched(tests: Mapping[str, PermutationTest]) -> str:
     rest = [name for name in tests if name not in sure]
     text = f"More similar to their own stimuli than to permuted ones (p < .05): {_names(sure)}. "
     return text + f"Not shown for: {_names(rest)}."
+
+
+def nearness(near: "Overlap", values: pd.DataFrame) -> str:
+    """Say whether images with a training image near them score higher.
+
+    Parameters
+    ----------
+    near : Overlap
+    values : DataFrame
+        `stimulus_id, value` of one method and metric.
+    """
+    scores = values.set_index("stimulus_id")["value"].reindex(near.stimulus_id)
+    found = stats.spearmanr(near.distance, scores, nan_policy="omit")
+    said = "is not shown to depend on how near a training image is"
+    if found.pvalue < ALPHA:
+        said = f"is {'higher' if found.statistic < 0 else 'lower'} where a training image is near"
+    text = tables.leading(f"{found.statistic:+.2f}") + f", {tables.p_text(found.pvalue)}"
+    return f"The score {said} (rank correlation with the distance {text})."
 
 
 def _names(names: Sequence[str]) -> str:
