@@ -10,7 +10,6 @@ from studies import decoders
 def test_both_studies_in_small(tmp_path, monkeypatch):
     monkeypatch.setattr(decoders, "PAIR", (40, 30, 6, 9))
     monkeypatch.setattr(decoders, "NSD", (40, 50))
-    monkeypatch.setattr(decoders, "has_fastl2lir", lambda folder: False)
     options = ["--share", 0.002, "--rounds", 1, "--threads", 1, "--folder", tmp_path]
     shown = study("decoders", *options)
     assert re.search(r"this book in float32: +[\d.]+ s", shown)

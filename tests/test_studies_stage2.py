@@ -13,6 +13,7 @@ from minddiff_utils.reconstruction.results import read_pictures, read_trace
 from minddiff_utils.reconstruction.stage2 import reconstruct
 from minddiff_utils.settings import Settings
 from studies import stage2
+from studies.held_out import HeldOut
 from studies.published import follow_course
 from studies.stage2 import count_unet
 
@@ -89,10 +90,11 @@ def test_a_stop_leaves_a_file_of_what_is_done(generator, tiny_models, tmp_path, 
 
 def test_the_course_begins_at_stage_1_and_ends_at_the_result(generator, truth, embed, tmp_path):
     arrays = decoded(generator, 3)
-    course = follow_course(generator, arrays, truth, embed, PAPER, [0, 2], batch=2)
+    held = HeldOut(None, generator, None, truth, embed)
+    course = follow_course(held, arrays, PAPER, [0, 2], tmp_path / "course.h5")
     for iteration in (0, 2):
         settings = dataclasses.replace(PAPER, iterations=iteration)
-        path = reconstruct(generator, arrays, settings, tmp_path / f"{iteration}.h5", batch=2)
+        path = reconstruct(generator, arrays, settings, tmp_path / f"{iteration}.h5")
         found = course[course.iteration == iteration].set_index("metric").value
         np.testing.assert_allclose(found["pcc"], pcc(truth, read_pictures(path)), atol=1e-9)
         losses = read_trace(path)[0][:, -1].sum(1)
