@@ -142,3 +142,17 @@ def study(*words: object) -> str:
     shown = CliRunner().invoke(app, [str(word) for word in words])
     assert shown.exit_code == 0, shown.output + repr(shown.exception)
     return shown.output
+
+
+def counted(monkeypatch, module: Any, name: str, n: int | None = None) -> list[tuple]:
+    """What a function is called with from now on; after `n` calls it stops, as a kill would."""
+    calls, function = [], getattr(module, name)
+
+    def call(*given):
+        if len(calls) == n:
+            raise KeyboardInterrupt
+        calls.append(given)
+        return function(*given)
+
+    monkeypatch.setattr(module, name, call)
+    return calls

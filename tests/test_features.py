@@ -6,7 +6,7 @@ import builders
 import numpy as np
 import pytest
 import torch
-from builders import read_hdf5, refuses
+from builders import counted, read_hdf5, refuses
 from safetensors.torch import load_file, save_file
 
 from minddiff_utils.datasets import Split
@@ -81,20 +81,12 @@ def test_rows_come_in_the_order_asked_for(whole):
 
 @pytest.mark.parametrize("n_done", [0, 2])
 def test_after_a_kill_the_result_is_the_same(generator, whole, tmp_path, monkeypatch, n_done):
-    path, compute, calls = tmp_path / "features.h5", features._compute, []
-
-    def killed(*arguments):
-        if len(calls) == n_done:
-            raise KeyboardInterrupt
-        calls.append(1)
-        return compute(*arguments)
-
-    monkeypatch.setattr(features, "_compute", killed)
-    with pytest.raises(KeyboardInterrupt):
+    path = tmp_path / "features.h5"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        counted(patch, features, "_compute", n_done)
         write_features(path, make_subject(), generator, batch=4)
     assert not path.exists()
-    calls.clear()
-    monkeypatch.setattr(features, "_compute", lambda *a: calls.append(1) or compute(*a))
+    calls = counted(monkeypatch, features, "_compute")
     write_features(path, make_subject(), generator, batch=4)
     assert len(calls) == 3 - n_done
     assert_equal(read_hdf5(path), read_hdf5(whole))

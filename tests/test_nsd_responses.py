@@ -16,7 +16,7 @@ import h5py
 import nibabel as nib
 import numpy as np
 import pytest
-from builders import refuses
+from builders import counted, refuses
 from test_nsd_writer import BETAS
 
 from minddiff_utils import io
@@ -149,15 +149,8 @@ def load_small(tree, cache, **more):
 
 @pytest.fixture
 def reads(monkeypatch):
-    """The names of the files that are read from now on."""
-    names, read = [], responses.read_stored
-
-    def counted(file, *rest):
-        names.append(file.path.name)
-        return read(file, *rest)
-
-    monkeypatch.setattr(responses, "read_stored", counted)
-    return names
+    """The reads of files from now on."""
+    return counted(monkeypatch, responses, "read_stored")
 
 
 def test_gathered_once_and_again_when_something_changed(small, tmp_path, reads):
@@ -188,7 +181,8 @@ def test_nothing_is_left_of_a_gathering_that_stopped(small, tmp_path, reads, mon
     monkeypatch.setattr(responses, "_faulty", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
     with pytest.raises(OSError, match="full"):
         load_small(small, cache)
-    assert reads == ["betas_session01.hdf5"] and not list(cache.iterdir())
+    assert [file.path.name for file, *_ in reads] == ["betas_session01.hdf5"]
+    assert not list(cache.iterdir())
 
 
 PEAK = """

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from builders import refuses, write_hdf5
+from builders import counted, refuses, write_hdf5
 from test_reconstruction import decoded
 
 from minddiff_utils.evaluation.baselines import stored_pictures
@@ -65,20 +65,15 @@ def test_a_stop_leaves_a_file_of_what_is_done(generator, tiny_models, tmp_path, 
     arrays, run, out = decoded(generator, 3), tmp_path / "subj01", tmp_path / "out"
     write_hdf5(run / "decoded.h5", arrays)
     monkeypatch.setattr(stage2, "solver_settings", lambda iterations: SOLVERS)
-    draw, asked = stage2.draw, []
-
-    def counted(generator, decoded, *given):
-        asked.append(decoded["stimulus_id"].tolist())
-        if asked == [[0, 1], [2]]:
-            raise KeyboardInterrupt
-        return draw(generator, decoded, *given)
-
-    monkeypatch.setattr(stage2, "draw", counted)
     given = {"run": run, "seeds": 2, "batch": 2, "models": tiny_models, "device": "cpu", "out": out}
-    with pytest.raises(KeyboardInterrupt):
+    draw = stage2.draw
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        first = counted(patch, stage2, "draw", 1)
         stage2.main(**given)
+    later = counted(monkeypatch, stage2, "draw")
     stage2.main(**given)
-    assert asked == [[0, 1], [2], [2]]
+    asked = [decoded["stimulus_id"].tolist() for _, decoded, *_ in (*first, *later)]
+    assert asked == [[0, 1], [2]]
     pictures, note = stored_pictures(out / "algorithm_1_subj01.h5", arrays)
     np.testing.assert_allclose(pictures, draw(generator, arrays, PAPER, 2), atol=1)
     assert "--seeds 2 --iterations 300`, on a processor" in note
