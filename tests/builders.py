@@ -46,6 +46,13 @@ def read_hdf5(path: Path) -> dict[str, np.ndarray]:
         return {name: file[name][()] for name in file}
 
 
+def assert_same(some: Mapping[str, np.ndarray], others: Mapping, atol: float = 0.0) -> None:
+    """Assert that two mappings have the same names, and under each the same values."""
+    assert some.keys() == others.keys()
+    for name, values in some.items():
+        np.testing.assert_allclose(values, others[name], rtol=0, atol=atol, err_msg=name)
+
+
 def make_subject(
     responses: np.ndarray, stimulus_id: np.ndarray, splits: Iterable[Split], **more: Any
 ) -> Subject:

@@ -2,12 +2,13 @@
 
 import dataclasses
 
-import h5py
 import numpy as np
 import pytest
 import torch
-from test_reconstruction import decoded, inputs, plain_loss
+from builders import read_hdf5
+from test_reconstruction import decoded, inputs, plain_loss, plain_schedule
 
+from minddiff_utils.decoding.components import PrincipalComponents, evidence
 from minddiff_utils.models.clip import to_pictures
 from minddiff_utils.models.stable_diffusion import load_generator
 from minddiff_utils.reconstruction.guided_sampling import add_z_evidence
@@ -47,9 +48,7 @@ def plain_pass(generator, given, row, settings, basis, variance, score, spread):
     """One picture; what the responses say about z comes as Gaussians."""
     z, c, noise = given.z[row], given.c[row], given.noise[row]
     target = {name: value[row] for name, value in given.target.items()}
-    alphas = generator.scheduler.alphas_cumprod
-    stride = 1000 // settings.n_steps
-    steps = [k * stride + 1 for k in range(round(settings.n_steps * settings.strength))][::-1]
+    steps, stride, alphas = plain_schedule(generator, settings)
     empty = generator.empty_condition()
     x = alphas[steps[0]].sqrt() * z + (1 - alphas[steps[0]]).sqrt() * noise
     for number, step in enumerate(steps):
@@ -159,6 +158,29 @@ def test_evidence_enters_by_bayes_rule_for_gaussians():
         torch.testing.assert_close(found[row].flatten(), wanted, rtol=0, atol=1e-5)
 
 
+def test_what_a_decoder_says_moves_z_and_components_without_reliability_do_not():
+    """Component k is said to be s / R² above the mean, with variance λ (1 - R²) / R²."""
+    rng = np.random.default_rng(0)
+    basis = np.linalg.qr(rng.standard_normal((32, 4)))[0].astype(np.float32)
+    spread = np.array([4, 3, 2, 1], np.float32)
+    components = PrincipalComponents(4)
+    components.mean_, components.components_ = rng.standard_normal(32).astype("f4"), basis.T
+    components.explained_variance_ = spread
+    r2, scores = np.array([0.5, 0.0, 0.2, -0.3]), rng.standard_normal((2, 4)).astype(np.float32)
+    projection, value = evidence(components, scores, r2)
+    split, spread = torch.zeros(2).long(), torch.from_numpy(spread)[None]
+    held = Evidence(torch.from_numpy(value), torch.from_numpy(projection)[None], split, spread)
+    z = rng.standard_normal((2, 32)).astype(np.float32)
+    found = add_z_evidence(torch.from_numpy(z.reshape(2, 2, 4, 4)), held, 1.0, 1.0).flatten(1)
+    moved = (found.numpy() - z) @ basis
+    for k, variance in ((0, 4.0), (2, 8.0)):
+        known = components.explained_variance_[k] / (1 + components.explained_variance_[k])
+        said = scores[:, k] / r2[k] + components.mean_ @ basis[:, k]
+        wanted = known / (known + variance) * (said - z @ basis[:, k])
+        np.testing.assert_allclose(moved[:, k], wanted, rtol=1e-3, atol=1e-5)
+    assert (np.abs(moved[:, [1, 3]]) < 1e-5).all()
+
+
 # --- pictures that go astray --------------------------------------------------------------------
 
 
@@ -170,8 +192,7 @@ def test_a_picture_without_a_number_falls_back_and_leaves_the_others(generator, 
     arrays["block_1"] = arrays["block_1"].copy()
     arrays["block_1"][1, 0, :3] = 1e30  # its square is beyond float32
     path = reconstruct(generator, arrays, settings, tmp_path / "astray.h5")
-    with h5py.File(path) as file:
-        np.testing.assert_array_equal(file["failed"], [False, True, False])
+    assert read_hdf5(path)["failed"].tolist() == [False, True, False]
     np.testing.assert_array_equal(read_pictures(path)[[0, 2]], whole[[0, 2]])
 
 

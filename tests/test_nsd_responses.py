@@ -16,7 +16,7 @@ import h5py
 import nibabel as nib
 import numpy as np
 import pytest
-from builders import counted, refuses
+from builders import counted, read_hdf5, refuses, write_hdf5
 from test_nsd_writer import BETAS
 
 from minddiff_utils import io
@@ -31,16 +31,14 @@ SUBJECT = "subj01"
 def volumes(path):
     """A session as nibabel or h5py gives it, in per cent, (X, Y, Z, trial)."""
     if path.name.endswith(".hdf5"):
-        with h5py.File(path) as file:
-            return file["betas"][()].transpose(3, 2, 1, 0) / 300
+        return read_hdf5(path)["betas"].transpose(3, 2, 1, 0) / 300
     image = nib.load(path)
     return image.get_fdata() / (1 if image.get_data_dtype().kind == "f" else 300)
 
 
 def as_nifti(path, change, suffix):
     """Turn a session's HDF5 file into a NIfTI file of what `change` makes of its integers."""
-    with h5py.File(path) as file:
-        betas = change(file["betas"][()].transpose(3, 2, 1, 0))
+    betas = change(read_hdf5(path)["betas"].transpose(3, 2, 1, 0))
     nib.save(nib.Nifti1Image(betas, np.eye(4)), path.with_name(path.stem + suffix))
     path.unlink()
 
@@ -120,8 +118,7 @@ def test_voxels_at_fault_are_left_out(tmp_path):
     betas[:, z[:2], y[:2], x[:2]] = 0
     betas[:, z[2], y[2], x[2]] = np.nan
     betas[:, z[3], y[3], x[3]] = 1.5
-    with h5py.File(tree.session(2), "w") as file:
-        file["betas"] = betas
+    write_hdf5(tree.session(2), {"betas": betas})
     for cache in (None, tmp_path / "cache"):
         subject = load_subject("nsd", tree.root, "subj01", rois="nsdgeneral", cache=cache)
         assert (subject.n_dropped, subject.responses.shape[1]) == (4, 36)

@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import pytest
 import scipy.io
-from builders import counted, refuses, run_cli
+from builders import counted, refuses, run_cli, write_hdf5
 from loopback import serve
 
 from minddiff_utils.datasets import fetch as module
@@ -51,9 +51,8 @@ def bucket(tmp_path_factory):
     design = scipy.io.loadmat(tree.design, variable_names=names)
     design = {name: design[name] for name in names}
     scipy.io.savemat(tree.design, {**design, "subjectim": mine[None] + 1})
-    tree.pictures.parent.mkdir(parents=True)
-    with h5py.File(tree.pictures, "w") as file:
-        file["imgBrick"] = np.random.default_rng(4).integers(0, 256, (30, 40, 40, 3), np.uint8)
+    brick = np.random.default_rng(4).integers(0, 256, (30, 40, 40, 3), np.uint8)
+    write_hdf5(tree.pictures, {"imgBrick": brick})
     write_captions(tree)
     return tree
 

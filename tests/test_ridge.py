@@ -7,6 +7,7 @@ from himalaya.scoring import r2_score
 from sklearn.base import clone
 from sklearn.linear_model import Ridge
 from sklearn.model_selection import PredefinedSplit, cross_val_predict
+from test_decoding import regression
 
 from minddiff_utils.decoding import ridge
 from minddiff_utils.decoding.ridge import CrossValidatedRidge, assign_folds
@@ -16,12 +17,9 @@ FOLDS = assign_folds(np.arange(60))
 CV = PredefinedSplit(FOLDS)
 
 
-def recording(n=60, n_voxels=90, n_targets=25, seed=0):
+def recording(n=60, n_voxels=90):
     """Centred responses and targets; the signal fades from the first target to the last."""
-    rng = np.random.default_rng(seed)
-    x = rng.standard_normal((n, n_voxels)).astype(np.float32)
-    weights = rng.standard_normal((n_voxels, n_targets)) * np.linspace(2, 0, n_targets)
-    y = (x @ weights + 3 * rng.standard_normal((n, n_targets))).astype(np.float32)
+    x, y = regression(n, n_voxels)
     return x - x.mean(0), y - y.mean(0)
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from builders import ROOT, counted, write_hdf5
+from builders import ROOT, assert_same, counted, write_hdf5
 from test_reconstruction import content
 from test_reconstruction import decoded as decoded_arrays
 
@@ -51,10 +51,9 @@ def compute(parameters, folder, count):
 
 def same(one, two):
     (a, attributes), (b, others) = content(one), content(two)
-    assert list(a) == list(b) and attributes == others
-    for name in a:
-        assert a[name].dtype == b[name].dtype
-        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+    assert attributes == others
+    assert [values.dtype for values in a.values()] == [values.dtype for values in b.values()]
+    assert_same(a, b)
 
 
 # --- the same result ------------------------------------------------------------------------------

@@ -23,16 +23,6 @@ PAPER = dataclasses.replace(FAST, solver="algorithm_1", iterations=2)
 SOLVERS = {"guided": FAST, "algorithm_1": PAPER}
 
 
-@pytest.fixture(scope="module")
-def truth():
-    return np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
-
-
-@pytest.fixture(scope="module")
-def embed(generator):
-    return {"clip_judge": generator.guide.embed, "clip_guide": generator.guide.embed}
-
-
 @pytest.mark.parametrize(
     ("settings", "forward", "backward"),
     [
@@ -83,8 +73,9 @@ def test_a_stop_leaves_a_file_of_what_is_done(generator, tiny_models, tmp_path, 
     refuses("02_decoding", stage2.main, **given)
 
 
-def test_the_course_begins_at_stage_1_and_ends_at_the_result(generator, truth, embed, tmp_path):
-    arrays = decoded(generator, 3)
+def test_the_course_begins_at_stage_1_and_ends_at_the_result(generator, tmp_path):
+    arrays, embed = decoded(generator, 3), {"clip_judge": generator.guide.embed}
+    truth = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
     held = HeldOut(None, generator, None, truth, embed)
     course = follow_course(held, arrays, PAPER, [0, 2], tmp_path / "course.h5")
     for iteration in (0, 2):
