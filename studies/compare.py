@@ -128,7 +128,8 @@ def prepare(held: HeldOut, changes: Mapping, folder: Path) -> tuple[dict, Settin
         {name: value for name, value in changes.items() if name in known}
         for known in (DECODING, DECODED, STAGES)
     )
-    path = folder / f"decoded {method}.h5"
+    how = ",".join(f"{name}={value}" for name, value in method.items())
+    path = folder / f"decoded {how}.h5"
     if not path.exists():
         decode_subject(held.subject, held.features, path, Method(**method))
     train = held.subject.splits[0].train

@@ -238,6 +238,9 @@ def train_stage(stage: str, work: Path, minutes: float, n_pictures: int, device:
     Path
         The checkpoint.
     """
+    path = work / f"{stage}.pt"
+    if path.exists() and read_checkpoint(path)["progress"]["seconds"] >= 60 * minutes:
+        return path
     torch.manual_seed(STAGES.index(stage))
     data = TrainingSet(work, n_pictures)
     model, loss_of = _prepare(stage, work, data, device)
@@ -255,8 +258,6 @@ def train(
     """Lower a loss, a function of the model and of rows of `data`; otherwise as `train_stage`."""
     seed, path, device = LEARNT.index(stage), work / f"{stage}.pt", next(model.parameters()).device
     kept = read_checkpoint(path) if path.exists() else {}
-    if kept and kept["progress"]["seconds"] >= 60 * minutes:
-        return path
     decay = 0.1 if stage.startswith("clip") else 1e-4
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(learning, betas=(0.9, 0.99), weight_decay=decay, fused=True)
