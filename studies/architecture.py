@@ -27,12 +27,7 @@ VAE = {
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,
 }
-TEXT = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_attention_heads": 12,
-    "projection_dim": 768,
-}
+TEXT = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12}
 PREPROCESSING = {
     "size": 224,
     "crop_size": 224,
@@ -43,7 +38,6 @@ NOISE_LEVELS = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
-    "num_train_timesteps": 1000,
     "set_alpha_to_one": False,
     "skip_prk_steps": True,
     "steps_offset": 1,
@@ -118,7 +112,6 @@ def build_generator(
     small: bool = False,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-    n_tokens: int = 15,
     save_memory: str = "",
 ) -> Generator:
     """Return the generator that `load_generator` would, with random weights.
@@ -129,8 +122,6 @@ def build_generator(
         Take a miniature of the same layers.
     device : torch.device or str
     dtype : torch.dtype
-    n_tokens : int
-        Length of the text condition.
     save_memory : str
         As for `load_generator`.
     """
@@ -139,4 +130,4 @@ def build_generator(
         # Not by the method of diffusers, which warns of layers to keep in float32: there are none.
         torch.nn.Module.to(part, device, dtype)
     # diffusers' defaults are TAESD's shape.
-    return Generator(pipeline, clip, n_tokens, save_memory, AutoencoderTiny)
+    return Generator(pipeline, clip, 15, save_memory, AutoencoderTiny)

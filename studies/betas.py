@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import h5py
 import nibabel as nib
@@ -21,18 +21,10 @@ import scipy.io
 import typer
 
 from minddiff_utils.datasets.nsd import NsdTree, load_nsd
-from minddiff_utils.io import InputError
 
 SUBJECT = "subj01"
 SHAPE = (81, 104, 83)  # X, Y, Z of subj01 at 1.8 mm
 MIB = 2**20
-
-
-class Measurement(NamedTuple):
-    """Seconds on the clock, and bytes of memory at the most."""
-
-    seconds: float
-    memory: int
 
 
 def main(
@@ -50,11 +42,7 @@ def main(
     """
     shape, trials, voxels = ((12, 14, 10), 60, 200) if small else (SHAPE, 750, 15_000)
     cached = sessions > 1 or not hasattr(os, "posix_fadvise")
-    needed = 1.3 * 2 * trials * int(np.prod(shape)) + 2 * trials * sessions * voxels
-    parent = folder or Path(tempfile.gettempdir())
-    if not parent.is_dir() or shutil.disk_usage(parent).free < needed:
-        raise InputError(f"--folder {parent}: needs a folder with {needed / 1e9:.1f} GB free")
-    with tempfile.TemporaryDirectory(dir=parent, prefix="minddiff-bench-") as scratch:
+    with tempfile.TemporaryDirectory(dir=folder, prefix="minddiff-bench-") as scratch:
         tree = NsdTree(Path(scratch) / "tree", SUBJECT)
         print("writing the files …", file=sys.stderr, flush=True)
         make_tree(tree, shape, trials, voxels, sessions)
@@ -62,18 +50,18 @@ def main(
         size = sum(path.stat().st_size for path in paths)
         print(f"{sessions} × {trials} trials × {' × '.join(map(str, shape))} voxels in int16, one")
         print(f"HDF5 chunk a voxel: {size / 1e9:.2f} GB; a region of {voxels:,} voxels")
-        plain, gathered = measure(tree, paths, Path(scratch) / "cache", rounds, cached)
-    for name, found in (("plain reading", plain), ("gathering", gathered)):
-        print(f"{name:>14}: {found.seconds:8.2f} s, {size / found.seconds / 1e6:8.0f} MB/s")
-    print(f"gathering has {plain.seconds / gathered.seconds:.0%} of the speed of plain reading")
-    print(f"memory of gathering: {gathered.memory / MIB:.0f} MiB, libraries included")
+        plain, gathered, memory = measure(tree, paths, Path(scratch) / "cache", rounds, cached)
+    for name, seconds in (("plain reading", plain), ("gathering", gathered)):
+        print(f"{name:>14}: {seconds:8.2f} s, {size / seconds / 1e6:8.0f} MB/s")
+    print(f"gathering has {plain / gathered:.0%} of the speed of plain reading")
+    print(f"memory of gathering: {memory / MIB:.0f} MiB, libraries included")
     print(f"both read from {'the cache of the system' if cached else 'the disk'}")
 
 
 def measure(
     tree: NsdTree, paths: Sequence[Path], cache: Path, rounds: int, cached: bool
-) -> tuple[Measurement, Measurement]:
-    """Read the files plainly and gather a region from them, taking turns at going first.
+) -> tuple[float, float, float]:
+    """Read the files plainly and gather a region from them, in turns.
 
     Parameters
     ----------
@@ -88,43 +76,40 @@ def measure(
 
     Returns
     -------
-    plain, gathered : Measurement
-        Medians.
+    plain, gathered, memory : float
+        Medians: seconds of either, and bytes of memory that gathering held at the most.
     """
-    found: dict[str, list[Measurement]] = {"plain": [], "gathered": []}
+    plain, gathered = [], []
     prepare = read_plainly if cached else _forget
-    for number in range(rounds):
-        for what in ("plain", "gathered") if number % 2 == 0 else ("gathered", "plain"):
-            prepare(paths)
-            if what == "plain":
-                found[what].append(read_plainly(paths))
-                continue
-            # A fresh process, so that its memory is its own.
-            context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(1, mp_context=context) as pool:
-                found[what].append(pool.submit(gather_once, tree, cache).result())
-            shutil.rmtree(cache)
-    plain, gathered = (Measurement(*np.median(each, axis=0)) for each in found.values())
-    return plain, gathered
+    for _ in range(rounds):
+        prepare(paths)
+        plain.append(read_plainly(paths))
+        prepare(paths)
+        # A fresh process, so that its memory is its own.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            gathered.append(pool.submit(gather_once, tree, cache).result())
+        shutil.rmtree(cache)
+    return np.median(plain), *np.median(gathered, axis=0)
 
 
-def read_plainly(paths: Sequence[Path]) -> Measurement:
-    """Read files from front to end, 4 MiB at a time, and do nothing with them."""
+def read_plainly(paths: Sequence[Path]) -> float:
+    """Read files from front to end, 4 MiB at a time, do nothing with them; return seconds."""
     buffer = bytearray(4 * MIB)
     started = time.perf_counter()
     for path in paths:
         with open(path, "rb", buffering=0) as file:
             while file.readinto(buffer):
                 pass
-    return Measurement(time.perf_counter() - started, len(buffer))
+    return time.perf_counter() - started
 
 
-def gather_once(tree: NsdTree, cache: Path) -> Measurement:
-    """Load the subject, its responses gathered into `cache`."""
+def gather_once(tree: NsdTree, cache: Path) -> tuple[float, int]:
+    """Load the subject, its responses gathered into `cache`; return seconds and peak memory."""
     started = time.perf_counter()
     with contextlib.redirect_stderr(io.StringIO()):  # its progress would come between ours
         load_nsd(tree.root, tree.subject, rois="nsdgeneral", cache=cache)
-    return Measurement(time.perf_counter() - started, peak_memory())
+    return time.perf_counter() - started, peak_memory()
 
 
 def peak_memory() -> int:

@@ -21,6 +21,7 @@ from minddiff_utils.reconstruction.stage2 import stage2
 from minddiff_utils.settings import Settings
 from studies import betas
 from studies.architecture import build_generator
+from studies.needs import PASSES
 from studies.stage2 import count_unet
 
 GIB = 2**30
@@ -49,7 +50,7 @@ def main(
     """
     place = resolve_device(device)
     precision = resolve_dtype(dtype, place)
-    generator = build_generator(small, place, precision, 15, save_memory)
+    generator = build_generator(small, place, precision, save_memory)
     print(f"pictures of {generator.size} × {generator.size}, on {place} in {precision}, ", end="")
     print(f"{torch.get_num_threads()} threads")
     settings = Settings(
@@ -172,10 +173,8 @@ def estimate(parts: dict[str, float]) -> pd.DataFrame:
         "guided": GUIDED_STEPS * GRADIENT_STEPS * gradient_step + STEPS * prediction,
         "algorithm_1": PAPER_ITERATIONS * (PAPER_STEPS * step + painted),
     }
-    passes = {
-        "guided": GUIDED_STEPS * 3 * GRADIENT_STEPS + STEPS * 2,
-        "algorithm_1": PAPER_ITERATIONS * PAPER_STEPS * 2 * 4,
-    }
+    paper, guided = (with_gradients for _, with_gradients, _ in PASSES.values())
+    passes = {"guided": guided, "algorithm_1": paper}
     return pd.DataFrame({"seconds": seconds, "passes": passes})
 
 

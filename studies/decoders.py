@@ -19,36 +19,34 @@ from minddiff_utils.io import InputError
 from studies.betas import peak_memory
 
 ALPHA = 0.15
-# It runs in a process of its own, for it fails with newer NumPy.
-GET = "fastl2lir is not there: `pip install --target FOLDER fastl2lir 'numpy<2.4'`, and give FOLDER"
-# What the processes run: load, fit, tell seconds on the clock and of the processor. Ours has fitted
-# before, for the first fit reserves memory, and on a GPU loads libraries.
-OURS = """
+GET = "without FastL2LiR: `pip install --target FOLDER fastl2lir 'numpy<2.4'`, and give FOLDER"
+# Each runs in a process of its own, for FastL2LiR fails with newer NumPy: load, fit, tell seconds
+# on the clock and of the processor. Ours has fitted before, for the first fit reserves memory, and
+# on a GPU loads libraries.
+PROGRAM = """
 import sys, time
-import numpy as np, torch
-from minddiff_utils.decoding.voxel_selected_ridge import VoxelSelectedRidge
-x, y = (np.load(path).astype(sys.argv[4]) for path in sys.argv[1:3])
-torch.set_num_threads(int(sys.argv[6]))
-for _ in range(2):
+import numpy as np
+{module}
+*paths, k, dtype, alpha, device = sys.argv[1:]
+x, y = (np.load(path).astype(dtype) for path in paths)
+for _ in range({times}):
     started, worked = time.perf_counter(), time.process_time()
-    model = VoxelSelectedRidge(
-        int(sys.argv[3]), float(sys.argv[5]), dtype=sys.argv[4], device=sys.argv[7]
-    ).fit(x, y)
+    {fit}
     spent = time.perf_counter() - started, time.process_time() - worked
 print(*spent)
 """
-THEIRS = """
-import sys, time
-import numpy as np
-from fastl2lir import FastL2LiR
-x, y = (np.load(path).astype(sys.argv[4]) for path in sys.argv[1:3])
-started, worked = time.perf_counter(), time.process_time()
-model = FastL2LiR().fit(
-    x, y, alpha=float(sys.argv[5]), n_feat=int(sys.argv[3]), dtype=np.dtype(sys.argv[4])
-)
-print(time.perf_counter() - started, time.process_time() - worked)
-np.savez(sys.argv[1] + ".npz", weights=model.W.T)
-"""
+PROGRAMS = {
+    "this book": {
+        "module": "from minddiff_utils.decoding.voxel_selected_ridge import VoxelSelectedRidge",
+        "fit": "VoxelSelectedRidge(int(k), float(alpha), dtype=dtype, device=device).fit(x, y)",
+        "times": 2,
+    },
+    "FastL2LiR": {
+        "module": "from fastl2lir import FastL2LiR",
+        "fit": "FastL2LiR().fit(x, y, alpha=float(alpha), n_feat=int(k), dtype=np.dtype(dtype))",
+        "times": 1,
+    },
+}
 # Values of NSD's feature spaces: z, c without its constant token, the best quarter of six blocks.
 SIZES = {"z": 16384, "c": 14 * 768, **{f"block_{i}": 9600 for i in range(1, 7)}}
 # Samples, voxels, targets and voxels for each of them, where two programs are compared.
@@ -87,57 +85,42 @@ def compare_programs(
     n, n_voxels, n_targets, k = PAIR
     print(f"{n:,} samples × {n_voxels:,} voxels, {n_targets} targets on {k} voxels each,")
     print(f"{threads} thread(s), {device}; medians of {rounds} round(s), taking turns")
-    places = make_recording(scratch, n, n_voxels, n_targets)
-    programs = ["this book", "FastL2LiR"]
-    if not has_fastl2lir(fastl2lir):
+    rng, places = np.random.default_rng(0), (scratch / "x.npy", scratch / "y.npy")
+    x = rng.standard_normal((n, n_voxels), np.float32)
+    for path, values in zip(places, (x, make_targets(x, n_targets, rng)), strict=True):
+        np.save(path, values)
+    folders = {"this book": None, **({"FastL2LiR": fastl2lir} if fastl2lir else {})}
+    if not fastl2lir:
         print(GET)
-        programs.remove("FastL2LiR")
-    spent = {(name, dtype): [] for name in programs for dtype in ("float32", "float64")}
+    spent = {(name, dtype): [] for name in folders for dtype in ("float32", "float64")}
     for _ in range(rounds):
         for (name, dtype), found in spent.items():
-            if name == "FastL2LiR":
-                found.append(run_program(THEIRS, [*places, k, dtype, ALPHA], threads, fastl2lir))
-            else:
-                found.append(
-                    run_program(OURS, [*places, k, dtype, ALPHA, threads, device], threads)
-                )
+            program = PROGRAM.format(**PROGRAMS[name])
+            given = [*places, k, dtype, ALPHA, device]
+            found.append(run_program(program, given, threads, folders[name]))
     for (name, dtype), found in spent.items():
         seconds, worked = np.median(found, axis=0)
         print(f"{name:>10} in {dtype}: {seconds:7.2f} s, {worked:7.2f} s of the processor")
 
 
-def make_recording(folder: Path, n: int, n_voxels: int, n_targets: int) -> tuple[Path, Path]:
-    """Write random responses (n, n_voxels) and targets (n, n_targets), float32, to `.npy` files.
-
-    Each target follows twenty of the voxels, and noise.
-    """
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((n, n_voxels), np.float32)
-    y = 4 * rng.standard_normal((n, n_targets), np.float32)
-    for target in range(n_targets):
-        y[:, target] += x[:, rng.integers(0, n_voxels, 20)].sum(1)
-    np.save(folder / "x.npy", x)
-    np.save(folder / "y.npy", y)
-    return folder / "x.npy", folder / "y.npy"
-
-
-def has_fastl2lir(folder: Path | None) -> bool:
-    """Tell whether another process can import fastl2lir from a folder, or anyway."""
-    command = [sys.executable, "-c", "import fastl2lir"]
-    return not subprocess.run(command, env=_environment(1, folder), capture_output=True).returncode
+def make_targets(x: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+    """Return random values that follow from 300 of the voxels; float32 (n_samples, n)."""
+    known = x[:, :300] * np.geomspace(3, 0.1, min(300, x.shape[1]), dtype=np.float32)
+    y = known @ rng.standard_normal((known.shape[1], n), np.float32)
+    return y + rng.standard_normal(y.shape, np.float32)
 
 
 def run_program(
     program: str, arguments: list, threads: int = 1, folder: Path | None = None
 ) -> tuple[float, float]:
-    """Run `OURS` or `THEIRS` in a process of its own; return seconds, on the clock and worked.
+    """Run a program in a process of its own; return seconds, on the clock and worked.
 
     Parameters
     ----------
     program : str
+        Whose last line says both.
     arguments : list
-        Files of responses and of targets, voxels for each target, precision, penalty; for `OURS`
-        also threads and device.
+        Files of responses and of targets, voxels for each target, precision, penalty, device.
     threads : int
     folder : Path, optional
         Where FastL2LiR is installed, with a NumPy that it runs with.
@@ -148,7 +131,10 @@ def run_program(
         If the program fails.
     """
     command = [sys.executable, "-c", program, *map(str, arguments)]
-    environment = _environment(threads, folder)
+    given = {name: str(threads) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    if folder:
+        given["PYTHONPATH"] = str(folder.resolve())
+    environment = {**KEEP_MEMORY, **os.environ, **given}
     shown = subprocess.run(command, env=environment, capture_output=True, text=True)
     if shown.returncode:
         raise InputError(f"a fit failed: {shown.stderr.strip().splitlines()[-1]}")
@@ -156,19 +142,16 @@ def run_program(
     return float(seconds), float(worked)
 
 
-def _environment(threads: int, folder: Path | None) -> dict[str, str]:
-    given = {name: str(threads) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-    path = {"PYTHONPATH": str(folder.resolve())} if folder else {}
-    return {**KEEP_MEMORY, **os.environ, **given, **path}
-
-
 def fit_at_nsds_size(scratch: Path, share: float, device: str) -> None:
     """Fit this book's decoder to one random feature space after the other; print what it takes."""
     n, n_voxels = NSD
     sizes = {name: max(1, round(share * size)) for name, size in SIZES.items()}
     print(f"{n:,} stimuli × {n_voxels:,} voxels → {sum(sizes.values()):,} targets, {device}")
-    x = np.random.default_rng(0).standard_normal((n, n_voxels), np.float32)
-    features = write_targets(scratch / "features.h5", x, sizes)
+    rng, features = np.random.default_rng(0), scratch / "features.h5"
+    x = rng.standard_normal((n, n_voxels), np.float32)
+    with h5py.File(features, "w") as file:
+        for name, size in sizes.items():
+            file[name] = make_targets(x, size, rng).astype(np.float16)
     before = _now()
     # Four voxels of ten are in early areas, which have two band scales to try.
     early = np.arange(n_voxels) < 0.4 * n_voxels
@@ -190,17 +173,6 @@ def fit_at_nsds_size(scratch: Path, share: float, device: str) -> None:
     print(f"memory {peak_memory() / 2**30:.1f} GiB at the most")
     if share < 1:
         _print("all targets, if each costs the same", shared + (spent - shared) / share)
-
-
-def write_targets(path: Path, x: np.ndarray, sizes: dict[str, int]) -> Path:
-    """Write random features that follow from 300 of the voxels, float16 in HDF5."""
-    rng = np.random.default_rng(1)
-    known = x[:, :300] * np.geomspace(3, 0.1, min(300, x.shape[1]), dtype=np.float32)
-    with h5py.File(path, "w") as file:
-        for name, size in sizes.items():
-            y = known @ rng.standard_normal((known.shape[1], size), np.float32)
-            file[name] = (y + rng.standard_normal(y.shape, np.float32)).astype(np.float16)
-    return path
 
 
 def _now() -> np.ndarray:

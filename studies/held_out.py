@@ -36,7 +36,7 @@ class HeldOut(NamedTuple):
     embed: Mapping[str, Callable]
 
 
-def hold_out(subject: Subject, n: int, seed: int = 0) -> Subject:
+def hold_out(subject: Subject, n: int) -> Subject:
     """Return the subject with some of its training stimuli in the place of the test stimuli.
 
     Parameters
@@ -44,7 +44,6 @@ def hold_out(subject: Subject, n: int, seed: int = 0) -> Subject:
     subject : Subject
     n : int
         How many training stimuli to hold out.
-    seed : int
 
     Returns
     -------
@@ -60,7 +59,7 @@ def hold_out(subject: Subject, n: int, seed: int = 0) -> Subject:
     train = subject.splits[0].train
     if not 1 <= n <= len(train) - 4:
         raise InputError(f"n={n}: expected from 1 to {len(train) - 4} held-out training pictures.")
-    held_out = np.random.default_rng(seed).choice(np.sort(train), n, replace=False)
+    held_out = np.random.default_rng(0).choice(np.sort(train), n, replace=False)
     copies = np.isin(subject.picture_of(train), subject.picture_of(held_out))
     split = Split("tuning", np.sort(train[~copies]), held_out)
     return replace(subject, splits=(split,))
@@ -89,10 +88,6 @@ def open_held_out(
     generator = load_generator(models, device, "float32")
     features = write_features(work / "features.h5", person, generator, n_blocks)
     truth = generator.resize(person.stimuli.pictures(person.splits[0].test))
-    return HeldOut(person, generator, features, truth, embeddings(generator, models, device))
-
-
-def embeddings(generator: Generator, models: str, device: str) -> dict[str, Callable]:
-    """Return the embeddings that `metrics.evaluate` compares pictures by, of judge and guide."""
     judge = load_clip(clip_name(models, "judge"), device, "float32")
-    return {"clip_judge": judge.embed, "clip_guide": generator.guide.embed}
+    embed = {"clip_judge": judge.embed, "clip_guide": generator.guide.embed}
+    return HeldOut(person, generator, features, truth, embed)

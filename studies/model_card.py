@@ -4,6 +4,7 @@ The models are loaded and used as the notebooks do, so the bars test what the no
 """
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from string import Template
@@ -30,15 +31,29 @@ from studies.held_out import MODELS
 FIRST_HELD_OUT_ID = 900_000
 CAPTION = 0  # which of the five captions stands for a picture in retrieval and generation
 CAPTION_STEPS, CAPTION_GUIDANCE = 50, 5.0  # pictures from a caption alone
-BATCH = 32
 NOISE_SEED = 0
+# Name of each part, and its shape by the entries of its `config.json`.
+CLIP_SHAPE = (
+    "pictures {vision_config[image_size]} px, patches {vision_config[patch_size]} px, "
+    "{vision_config[num_hidden_layers]} blocks of {vision_config[hidden_size]}; "
+    "text {text_config[num_hidden_layers]} blocks of {text_config[hidden_size]}"
+)
 PARTS = {
-    "stable_diffusion/vae": "Autoencoder",
-    "tiny_decoder": "Small decoder, for gradients",
-    "stable_diffusion/unet": "Denoising UNet",
-    "stable_diffusion/text_encoder": "Text encoder",
-    "clip_guide": "CLIP, the guide",
-    "clip_judge": "CLIP, the judge",
+    "stable_diffusion/vae": (
+        "Autoencoder",
+        "channels {block_out_channels}; latents {latent_channels} × 16 × 16",
+    ),
+    "tiny_decoder": ("Small decoder, for gradients", "channels {decoder_block_out_channels}"),
+    "stable_diffusion/unet": (
+        "Denoising UNet",
+        "channels {block_out_channels}; text of width {cross_attention_dim}",
+    ),
+    "stable_diffusion/text_encoder": (
+        "Text encoder",
+        "{num_hidden_layers} blocks of {hidden_size}; {max_position_embeddings} tokens",
+    ),
+    "clip_guide": ("CLIP, the guide", CLIP_SHAPE),
+    "clip_judge": ("CLIP, the judge", CLIP_SHAPE),
 }
 STAGE_NAMES = {
     "autoencoder": "Autoencoder",
@@ -108,9 +123,7 @@ def evaluate(
     ids = range(FIRST_HELD_OUT_ID, FIRST_HELD_OUT_ID + n_pictures)
     found: dict[str, Bar] = {}
     for key, bar in _measure(weights, device, ids, settings or Settings()):
-        digits = 1 if bar.unit else 3
-        value, least = f"{bar.value:.{digits}f}", f"{bar.least:.{digits}f}"
-        print(f"{bar.name:<66} {value:>6} ≥ {least:>5} {bar.unit:<2} {bar.verdict}", flush=True)
+        print(*_bar_row(bar), flush=True)
         found[key] = bar
     return found
 
@@ -139,16 +152,14 @@ def _measure(
     share = _retrieved(clip.embed(drawn), texts, sentences)
     what = f"Picture made from a caption finds it, judge's {among}"
     yield "caption_to_picture", Bar(what, share, 0.60)
-    again = _image_to_image(generator, ids, pictures, settings)
+    z = generator.encode_pictures(pictures)
+    c = generator.encode_captions([world.captions(i) for i in ids])
+    again = to_pictures(stage1(generator, z, c, noise_like(z, NOISE_SEED, ids), settings))
     where = f"True z, c, {settings.n_steps} steps, strength {settings.strength:g}"
     where += f", guidance {settings.guidance_scale:g}"
     yield "img2img_ssim", Bar(f"{where}: SSIM", ssim(pictures, again).mean(), 0.80)
     alike = cosine(clip.embed(pictures), clip.embed(again)).mean()
     yield "img2img_judge", Bar(f"{where}: judge", alike, 0.85)
-
-
-def _batches(n: int) -> list[slice]:
-    return [slice(start, start + BATCH) for start in range(0, n, BATCH)]
 
 
 @torch.no_grad()
@@ -169,27 +180,12 @@ def _retrieved(pictures: np.ndarray, texts: np.ndarray, sentences: list[str]) ->
 @torch.no_grad()
 def _drawn_from_captions(generator: Generator, ids: range, sentences: list[str]) -> np.ndarray:
     """Pictures made of pure noise under one caption each, uint8 (n, h, w, 3)."""
-    edge, channels = generator.unet.config.sample_size, generator.unet.config.in_channels
-    drawn = []
-    for rows in _batches(len(ids)):
-        c = generator.encode_captions([(sentence,) for sentence in sentences[rows]])
-        z = noise_like(c.new_empty(len(c), channels, edge, edge), NOISE_SEED, ids[rows])
-        z = z * generator.scheduler.init_noise_sigma
-        steps = generator.timesteps(CAPTION_STEPS, 1.0)
-        z_0 = generator.denoise(z, c, steps, CAPTION_GUIDANCE)
-        drawn.append(to_pictures(generator.decode(z_0)))
-    return np.concatenate(drawn)
-
-
-def _image_to_image(generator: Generator, ids: range, pictures, settings: Settings) -> np.ndarray:
-    """Stage 1 from the true features of pictures, uint8 (n, h, w, 3)."""
-    made = []
-    for rows in _batches(len(ids)):
-        z = generator.encode_pictures(pictures[rows])
-        c = generator.encode_captions([world.captions(i) for i in ids[rows]])
-        noise = noise_like(z, NOISE_SEED, ids[rows])
-        made.append(to_pictures(stage1(generator, z, c, noise, settings)))
-    return np.concatenate(made)
+    c = generator.encode_captions([(sentence,) for sentence in sentences])
+    unet = generator.unet.config
+    empty = c.new_empty(len(c), unet.in_channels, unet.sample_size, unet.sample_size)
+    z = noise_like(empty, NOISE_SEED, ids) * generator.scheduler.init_noise_sigma
+    z_0 = generator.denoise(z, c, generator.timesteps(CAPTION_STEPS, 1.0), CAPTION_GUIDANCE)
+    return to_pictures(generator.decode(z_0))
 
 
 # ------------------------------------------------------------------------------------ model card
@@ -237,57 +233,31 @@ def _bar_row(bar: Bar) -> tuple[str, ...]:
 
 def _sizes_table(weights: Path) -> str:
     rows, total = [], 0
-    for folder, name in PARTS.items():
+    for folder, (name, shape) in PARTS.items():
         (path,) = (weights / folder).glob("*.safetensors")
         size, n_numbers = path.stat().st_size, sum(v.numel() for v in load_file(path).values())
         total += size
         config = json.loads((weights / folder / "config.json").read_text(encoding="utf-8"))
-        rows.append((name, _shape(folder, config), f"{n_numbers:,}", f"{size / 1e6:.1f} MB"))
+        shape = re.sub(r"[\[\]]", "", shape.format_map(config))
+        rows.append((name, shape, f"{n_numbers:,}", f"{size / 1e6:.1f} MB"))
     rows.append(("Together", "", "", f"{total / 1e6:.1f} MB"))
     return _table(("Part", "shape", "parameters", "on disk"), rows)
-
-
-def _shape(folder: str, config: dict) -> str:
-    widths = ", ".join(map(str, config.get("block_out_channels", ())))
-    if folder == "tiny_decoder":
-        return f"channels {', '.join(map(str, config['decoder_block_out_channels']))}"
-    if folder.endswith("vae"):
-        edge = world.SIZE // 2 ** (len(config["block_out_channels"]) - 1)
-        return f"channels {widths}; latents {config['latent_channels']} × {edge} × {edge}"
-    if folder.endswith("unet"):
-        return f"channels {widths}; text of width {config['cross_attention_dim']}"
-    if folder.endswith("text_encoder"):
-        blocks = f"{config['num_hidden_layers']} blocks of {config['hidden_size']}"
-        return f"{blocks}; {config['max_position_embeddings']} tokens"
-    vision, text = config["vision_config"], config["text_config"]
-    return (
-        f"pictures {vision['image_size']} px, patches {vision['patch_size']} px, "
-        f"{vision['num_hidden_layers']} blocks of {vision['hidden_size']}; text "
-        f"{text['num_hidden_layers']} blocks of {text['hidden_size']}"
-    )
 
 
 def _training_table(weights: Path) -> str:
     settings = json.loads((weights / "training.json").read_text(encoding="utf-8"))
     curves = pd.read_csv(weights / "curves.csv")
     rows = []
-    for stage, name in STAGE_NAMES.items():
-        known = settings.get(stage, {})
+    keys = ("pictures", "batch", "learning_rate", "steps", "minutes", "seed")
+    for stage, known in settings.items():
         losses = curves.loss[curves.stage == stage].to_numpy()
         at = [losses[int(share * (len(losses) - 1))] for share in (0, 0.1, 0.5, 1) if len(losses)]
-        keys = ("pictures", "batch", "learning_rate", "steps", "minutes", "seed")
-        row = [name + " \\*" * known.get("recovered", False)]
-        row += [_entry(known.get(key)) for key in keys]
-        row += [known.get("device", "not noted")]
-        rows.append((*row, " → ".join(f"{loss:.3g}" for loss in at) or "not noted"))
+        name = STAGE_NAMES[stage] + " \\*" * known.get("recovered", False)
+        numbers = [f"{known[key]:,g}" for key in keys]
+        course = " → ".join(f"{loss:.3g}" for loss in at)
+        rows.append((name, *numbers, known["device"], course))
     heads = ("Stage", "pictures", "batch", "rate", "steps", "minutes", "seed", "device", "loss")
     return _table(heads, rows)
-
-
-def _entry(value) -> str:
-    if value is None:
-        return "not noted"
-    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
 
 def _table(heads: tuple[str, ...], rows) -> str:

@@ -51,10 +51,9 @@ def room_sizes(root: Path) -> dict[str, int]:
         for path in sorted((root / top).rglob("*.py")):
             lines = code_lines(path.read_text(encoding="utf-8"))
             rooms = [top]
-            if top == "minddiff_utils" and path.parent == root / top:
-                rooms.append(BESIDE.get(path.stem, path.stem))
-            elif top == "minddiff_utils":
-                rooms.append(path.relative_to(root / top).parts[0])
+            if top == "minddiff_utils":
+                room = path.relative_to(root / top).with_suffix("").parts[0]
+                rooms.append(BESIDE.get(room, room))
             for room in rooms:
                 sizes[room] = sizes.get(room, 0) + lines
     return {room: lines for room, lines in sizes.items() if room != "__init__"}

@@ -57,12 +57,8 @@ def count_unet(unet: torch.nn.Module) -> Iterator[UnetCount]:
         if out.sample.requires_grad:
             out.sample.register_hook(back)
 
-    handles = [unet.register_forward_pre_hook(begin), unet.register_forward_hook(end)]
-    try:
+    with unet.register_forward_pre_hook(begin), unet.register_forward_hook(end):
         yield count
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def solver_settings(iterations: int = 300, steps: int = 50) -> dict[str, Settings]:
@@ -72,11 +68,7 @@ def solver_settings(iterations: int = 300, steps: int = 50) -> dict[str, Setting
     keeps what its way back needs: computing it again would take a third longer.
     """
     paper = Settings(
-        n_steps=steps,
-        solver="algorithm_1",
-        structure_target="values",
-        iterations=iterations,
-        learning_rate=0.01,
+        n_steps=steps, solver="algorithm_1", structure_target="values", iterations=iterations
     )
     return {"guided": Settings(), "algorithm_1": paper}
 
@@ -173,14 +165,12 @@ def read_stored(path: Path, decoded: Mapping[str, np.ndarray], how: str) -> dict
     if not path.exists():
         return {}
     with h5py.File(path) as file:
-        ids = file["stimulus_id"][:]
-    known = {int(number): row for row, number in enumerate(decoded["stimulus_id"])}
-    rows = [known[number] for number in ids.tolist() if number in known]
+        rows = np.flatnonzero(np.isin(decoded["stimulus_id"], file["stimulus_id"]))
     pictures, note = stored_pictures(path, pictures_of(decoded, rows))
     if pictures is None or how not in note:
         print(f"{path} is not used: {note}")
         return {}
-    return dict(zip(rows, pictures, strict=True))
+    return dict(zip(rows.tolist(), pictures, strict=True))
 
 
 def time_solvers(
@@ -210,5 +200,4 @@ def time_solvers(
             taken = time.process_time() - worked, time.perf_counter() - began
         table[name] = [count.equivalents / n, *(s / n for s in taken), peak_memory() / 2**30]
     columns = ["equivalents", "processor_seconds", "seconds", "peak_gib"]
-    frame = pd.DataFrame.from_dict(table, orient="index", columns=columns)
-    return frame.rename_axis("solver")
+    return pd.DataFrame.from_dict(table, "index", columns=columns).rename_axis("solver")

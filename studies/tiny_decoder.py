@@ -1,24 +1,19 @@
 """Distil a small decoder from the phantom's autoencoder: for the gradient of stage 2."""
 
-import json
 import time
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 import typer
 from diffusers import AutoencoderTiny
 from torch import Tensor
-from tqdm import tqdm
 
-from minddiff_utils.io import atomic_path
 from minddiff_utils.models.stable_diffusion import Generator, load_generator
-from minddiff_utils.phantom import world
 from studies.held_out import MODELS
-from studies.training import FIRST_TRAINING_ID, TrainingSet, learning_rate, update
+from studies.training import LEARNT, TrainingSet, load_ema, record, train
 
 # The shape of TAESD, thinner and two levels less deep: 4 × 16 × 16 to 64 × 64 pixels. Its encoder,
 # which nothing uses, comes along because diffusers loads both.
@@ -28,7 +23,6 @@ SHAPE = {
     "decoder_block_out_channels": (16, 16, 16),
     "num_decoder_blocks": (6, 3, 1),
 }
-BATCH, RATE = 32, 2e-3
 BLOCKS = range(1, 7)  # of the guide: what stage 2 compares
 LARGEST_JITTER = 0.3  # of the latents' deviation
 PIXELS_ALONE = 0.6  # of the time; then the guide looks too, which costs three times as much
@@ -41,70 +35,44 @@ def main(
     pictures: Annotated[int, typer.Option(help="Of the training set.")] = 8_000,
     device: Annotated[str, typer.Option()] = "cuda" if torch.cuda.is_available() else "cpu",
 ) -> None:
-    """Train it until the time is spent, save it, and say how well gradients agree."""
+    """Train it until the time is spent, save it, and say how large it is.
+
+    What its gradients are worth, `compare --change gradient_decoder=tiny` shows.
+    """
     work.mkdir(parents=True, exist_ok=True)
     generator = load_generator(out, device, "float32")
     data = TrainingSet(work, pictures)
-    tiny, losses = distil(generator, data, minutes)
+    tiny = distil(generator, data, work, minutes)
     tiny.half().save_pretrained(out / "tiny_decoder")
-    cuda, n = generator.device.type == "cuda", torch.get_num_threads()
-    about = {"pictures": pictures, "batch": BATCH, "learning_rate": RATE, "seed": 0}
-    about["device"] = torch.cuda.get_device_name(device) if cuda else f"CPU, {n} core(s)"
-    record(out, {**about, "steps": len(losses), "minutes": minutes}, losses)
-    found = agreement(generator, tiny.float())
-    print(pd.Series(found).to_string(float_format="{:.3f}".format))
+    record(["tiny_decoder"], work, out)
+    print(f"{sum(value.numel() for value in tiny.decoder.parameters()):,} weights in the decoder")
 
 
-def record(out: Path, about: dict, losses: list[float]) -> None:
-    """Put settings and losses beside those of the other models, for the model card."""
-    path, curves = out / "training.json", out / "curves.csv"
-    known = json.loads(path.read_text(encoding="utf-8"))
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps({**known, "tiny_decoder": about}, indent=1) + "\n")
-    step = np.arange(50, len(losses) + 1, 50)
-    means = [np.mean(losses[end - 50 : end]).round(6) for end in step]
-    mine = {"stage": "tiny_decoder", "step": step, "loss": means}
-    mine["minutes"] = (step * about["minutes"] / len(losses)).round(2)
-    others = pd.read_csv(curves).query("stage != 'tiny_decoder'")
-    with atomic_path(curves) as temporary:
-        pd.concat([others, pd.DataFrame(mine)]).to_csv(temporary, index=False)
-
-
-def distil(
-    generator: Generator, data: TrainingSet, minutes: float
-) -> tuple[AutoencoderTiny, list[float]]:
+def distil(generator: Generator, data: TrainingSet, work: Path, minutes: float) -> AutoencoderTiny:
     """Train a small decoder to paint what the full one does, first in pixels, then for the guide.
 
     Returns
     -------
-    tiny : AutoencoderTiny
-        The running mean of its weights.
-    losses : list of float
-        Of each step, in pixels.
+    AutoencoderTiny
+        With the running mean of its weights. The noted loss is that in pixels.
     """
-    torch.manual_seed(0)
-    rng = np.random.default_rng(0)
+    torch.manual_seed(LEARNT.index("tiny_decoder"))
     latents, painted = teach(generator, data)
     tiny = AutoencoderTiny(**SHAPE).to(generator.device, memory_format=torch.channels_last)
-    learning = list(tiny.decoder.parameters())
-    optimiser = torch.optim.AdamW(learning, betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
-    ema = {name: value.clone() for name, value in tiny.state_dict().items()}
-    losses, began, bar = [], time.monotonic(), tqdm(desc="tiny decoder", mininterval=20)
-    while (share := (time.monotonic() - began) / (60 * minutes)) < 1:
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate("decoder", len(losses), share) * RATE / 1e-3
-        rows = rng.choice(len(data), min(BATCH, len(data)), replace=False)
-        found, wanted = tiny.decode(latents[rows]).sample, painted[rows].float()
-        loss = F.mse_loss(found, wanted) + 0.1 * F.l1_loss(found, wanted)
-        losses.append(loss.item())
-        if share > PIXELS_ALONE:
-            loss = loss + 0.1 * guide_error(generator, found, wanted)
-        update(tiny, ema, optimiser, loss, len(losses))
-        bar.update()
-        if len(losses) % 100 == 0:
-            bar.set_postfix(loss=float(np.mean(losses[-100:])))
-    tiny.load_state_dict(ema)
-    return tiny.eval(), losses
+    tiny.encoder.requires_grad_(False)
+    began = time.monotonic()
+
+    def loss_of(tiny: AutoencoderTiny, rows: np.ndarray) -> Tensor:
+        with torch.autocast(generator.device.type, enabled=False):
+            found, wanted = tiny.decode(latents[rows]).sample, painted[rows].float()
+            loss = F.mse_loss(found, wanted) + 0.1 * F.l1_loss(found, wanted)
+            if time.monotonic() - began > PIXELS_ALONE * 60 * minutes:
+                error = 0.1 * guide_error(generator, found, wanted)
+                loss = loss + error - error.detach()  # its gradient alone
+            return loss
+
+    (work / "tiny_decoder.pt").unlink(missing_ok=True)  # of another autoencoder, perhaps
+    return load_ema(tiny, train("tiny_decoder", tiny, loss_of, data, work, minutes))
 
 
 @torch.no_grad()
@@ -134,32 +102,3 @@ def guide_error(generator: Generator, found: Tensor, wanted: Tensor) -> Tensor:
     names = [f"block_{number}" for number in BLOCKS]
     shares = [F.mse_loss(seen[name], true[name]) / true[name].var(0).mean() for name in names]
     return torch.stack(shares).mean()
-
-
-def agreement(generator: Generator, tiny: AutoencoderTiny, n: int = 64) -> dict[str, float]:
-    """Compare both decoders on drawings that neither was trained on.
-
-    Returns
-    -------
-    dict of str to float
-        Weights of the decoder; its PSNR against the full one in dB; mean cosine of the gradients,
-        with respect to the latents, of the distance of the guide's blocks to another drawing's.
-    """
-    ids = range(FIRST_TRAINING_ID - n, FIRST_TRAINING_ID)
-    pictures = np.stack([world.picture(number) for number in ids])
-    z = generator.encode_pictures(pictures)
-    target = generator.structure(generator.prepare(pictures[::-1].copy()), BLOCKS)
-    gradients, painted = [], []
-    for decode in (generator.decode, lambda z: tiny.decode(z).sample):
-        leaf = z.clone().requires_grad_(True)
-        rgb = decode(leaf)
-        found = generator.structure(rgb, BLOCKS)
-        loss = sum((found[f"block_{k}"] - target[f"block_{k}"]).square().sum() for k in BLOCKS)
-        gradients.append(torch.autograd.grad(loss, leaf)[0].flatten(1))
-        painted.append(rgb.detach().clamp(-1, 1))
-    error = (painted[0] - painted[1]).square().mean()
-    return {
-        "weights of the decoder": sum(value.numel() for value in tiny.decoder.parameters()),
-        "PSNR, dB": float(10 * torch.log10(4 / error)),
-        "cosine of the gradients": F.cosine_similarity(*gradients).mean().item(),
-    }

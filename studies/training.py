@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +19,7 @@ from tqdm import tqdm
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from minddiff_utils.io import atomic_path
+from minddiff_utils.models.clip import to_rgb
 from minddiff_utils.phantom import world
 from studies.architecture import pipeline_of
 from studies.held_out import MODELS
@@ -26,8 +28,9 @@ FIRST_TRAINING_ID = world.TRAINING_IDS.start
 STAGES = ("autoencoder", "decoder", "clip_guide", "clip_judge", "unet")
 # Share of the time budget, pictures a step, peak learning rate of each stage.
 SHARES = dict(zip(STAGES, (0.15, 0.1, 0.125, 0.125, 0.5), strict=True))
-BATCH = dict(zip(STAGES, (16, 16, 192, 128, 48), strict=True))
-LEARNING_RATE = dict(zip(STAGES, (1.5e-3, 1e-3, 1e-3, 1e-3, 1e-3), strict=True))
+LEARNT = (*STAGES, "tiny_decoder")  # the last by a study of its own
+BATCH = dict(zip(LEARNT, (16, 16, 192, 128, 48, 32), strict=True))
+LEARNING_RATE = dict(zip(LEARNT, (1.5e-3, 1e-3, 1e-3, 1e-3, 1e-3, 2e-3), strict=True))
 CHECKPOINT_SECONDS = 60
 WARM_UP_STEPS = 150
 EMA_DECAY = 0.998
@@ -106,13 +109,7 @@ class TrainingSet:
 
     def rgb(self, rows: np.ndarray, device) -> torch.Tensor:
         """Return pictures as float32 in [-1, 1], shape (len(rows), 3, 64, 64)."""
-        return to_rgb(self.pictures[np.sort(rows)], device)
-
-
-def to_rgb(pictures: np.ndarray, device) -> torch.Tensor:
-    """Turn uint8 (n, h, w, 3) into float32 (n, 3, h, w) in [-1, 1]."""
-    tensor = torch.from_numpy(np.ascontiguousarray(pictures)).to(device)
-    return tensor.permute(0, 3, 1, 2).float() / 127.5 - 1
+        return to_rgb(self.pictures[rows], device)
 
 
 def tokenize(sentences: list[str]) -> torch.Tensor:
@@ -135,8 +132,7 @@ def autoencoder_loss(model: nn.Module, data: TrainingSet, rows, device) -> torch
 
 def decoder_loss(model: nn.Module, data: TrainingSet, latents, rows, device) -> torch.Tensor:
     """Squared and absolute error of pictures decoded from fixed latents, slightly jittered."""
-    rows = np.sort(rows)
-    z = latents[rows].to(device)
+    z = latents[rows]
     out = model.decode(z + DECODER_JITTER * torch.randn_like(z)).sample.float()
     rgb = data.rgb(rows, device)
     return F.mse_loss(out, rgb) + 0.1 * F.l1_loss(out, rgb)
@@ -144,29 +140,16 @@ def decoder_loss(model: nn.Module, data: TrainingSet, latents, rows, device) -> 
 
 def clip_loss(model: nn.Module, data: TrainingSet, rows, device) -> torch.Tensor:
     """Symmetric contrastive loss of pictures and one of their five captions (CLIP, 2103.00020)."""
-    rows = np.sort(rows)
     which = torch.randint(0, 5, (len(rows),))
     edge = model.config.vision_config.image_size
-    rgb = clip_normalise(data.rgb(rows, device), edge)
+    rgb = data.rgb(rows, device)
+    if rgb.shape[-1] != edge:
+        rgb = F.interpolate(rgb, (edge, edge), mode="bicubic", antialias=True)
+    rgb = (rgb.clamp(-1, 1) / 2 + 0.5 - CLIP_MEAN) / CLIP_STD
     tokens = data.tokens[rows, which].to(device)
     logits = model(input_ids=tokens, pixel_values=rgb).logits_per_image.float()
     target = torch.arange(len(rows), device=device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
-
-
-def clip_normalise(rgb: torch.Tensor, edge: int) -> torch.Tensor:
-    """Resize pictures in [-1, 1] to `edge` and apply the phantom CLIPs' mean and deviation."""
-    if rgb.shape[-1] != edge:
-        rgb = F.interpolate(rgb, (edge, edge), mode="bicubic", antialias=True, align_corners=False)
-    return (rgb.clamp(-1, 1) / 2 + 0.5 - CLIP_MEAN) / CLIP_STD
-
-
-class ConditionedUNet(nn.Module):
-    """The UNet and the text encoder that learns with it, as one thing to optimise."""
-
-    def __init__(self, unet: nn.Module, text: nn.Module):
-        super().__init__()
-        self.unet, self.text = unet, text
 
 
 def conditions(text: nn.Module, tokens: torch.Tensor, empty: torch.Tensor) -> torch.Tensor:
@@ -195,7 +178,7 @@ def conditions(text: nn.Module, tokens: torch.Tensor, empty: torch.Tensor) -> to
     return torch.cat([averaged, others])
 
 
-def unet_loss(model: ConditionedUNet, batch, levels: torch.Tensor) -> torch.Tensor:
+def unet_loss(model: nn.ModuleDict, batch, levels: torch.Tensor) -> torch.Tensor:
     """Error of the predicted velocity, weighted by min(SNR, 5) (Hang et al. 2303.09556)."""
     latents, tokens, empty = batch
     step = torch.sigmoid(torch.randn(len(latents), device=latents.device) * 1.2 + 0.2)
@@ -204,7 +187,8 @@ def unet_loss(model: ConditionedUNet, batch, levels: torch.Tensor) -> torch.Tens
     noise = torch.randn_like(latents)
     noised = signal.sqrt() * latents + (1 - signal).sqrt() * noise
     velocity = signal.sqrt() * noise - (1 - signal).sqrt() * latents
-    out = model.unet(noised, step, conditions(model.text, tokens, empty)).sample.float()
+    c = conditions(model["text"], tokens, empty)
+    out = model["unet"](noised, step, c).sample.float()
     snr = signal / (1 - signal)
     weight = snr.clamp(max=MIN_SNR_GAMMA) / (snr + 1)
     return (weight * (out - velocity).square()).mean() / weight.mean()
@@ -225,90 +209,95 @@ def read_checkpoint(path: Path) -> dict:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def load_checkpoint(path: Path, model, optimiser) -> tuple[dict, dict]:
-    """Restore what `save_checkpoint` wrote; return the running mean and the progress."""
-    kept = read_checkpoint(path)
-    model.load_state_dict(kept["model"])
-    optimiser.load_state_dict(kept["optimiser"])
-    return kept["ema"], kept["progress"]
-
-
 def learning_rate(stage: str, step: int, share: float) -> float:
     """Return the rate: a linear warm-up, then half a cosine over the `share` of time spent."""
     warm = min(1.0, (step + 1) / WARM_UP_STEPS)
     return LEARNING_RATE[stage] * warm * (0.02 + 0.98 * (1 + math.cos(math.pi * share)) / 2)
 
 
-def train_stage(
-    stage: str, work: Path, minutes: float, n_pictures: int, device: str, seed: int = 0
-) -> Path:
+def train_stage(stage: str, work: Path, minutes: float, n_pictures: int, device: str) -> Path:
     """Train one model until its time is spent; go on from its checkpoint where there is one.
 
     Parameters
     ----------
     stage : {"autoencoder", "decoder", "clip_guide", "clip_judge", "unet"}
-        "decoder" goes on with the decoding half alone, so that the latents stay as they are and
-        the UNet can learn beside it. It and "unet" need the checkpoint of "autoencoder"; "unet"
-        starts its text encoder from the guide's text tower where that has been trained.
+        "decoder" goes on with the decoding half alone, so that the latents stay as they are. It and
+        "unet" need the checkpoint of "autoencoder"; "unet" starts its text encoder from the guide's
+        text tower.
     work : Path
-        Folder of checkpoints, logs and cached pictures.
+        Folder of checkpoints and cached pictures.
     minutes : float
         Time to train in all, earlier runs counted in.
     n_pictures : int
         Size of the training set.
     device : str
         A torch device.
-    seed : int
-        Seed of initial weights and batches.
 
     Returns
     -------
     Path
         The checkpoint.
     """
-    torch.manual_seed(seed + STAGES.index(stage))
+    path = work / f"{stage}.pt"
+    if path.exists() and read_checkpoint(path)["progress"]["seconds"] >= 60 * minutes:
+        return path
+    torch.manual_seed(STAGES.index(stage))
     data = TrainingSet(work, n_pictures)
     model, loss_of = _prepare(stage, work, data, device)
+    return train(stage, model, loss_of, data, work, minutes)
+
+
+def train(
+    stage: str,
+    model: nn.Module,
+    loss_of: Callable[[nn.Module, np.ndarray], torch.Tensor],
+    data: TrainingSet,
+    work: Path,
+    minutes: float,
+) -> Path:
+    """Lower a loss, a function of the model and of rows of `data`; otherwise as `train_stage`."""
+    seed, path, device = LEARNT.index(stage), work / f"{stage}.pt", next(model.parameters()).device
+    kept = read_checkpoint(path) if path.exists() else {}
     decay = 0.1 if stage.startswith("clip") else 1e-4
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(learning, betas=(0.9, 0.99), weight_decay=decay, fused=True)
-    path = work / f"{stage}.pt"
-    ema = {k: v.clone() for k, v in model.state_dict().items()}
-    progress = {"step": 0, "seconds": 0.0}
-    if path.exists():
-        ema, progress = load_checkpoint(path, model, optimiser)
-        ema = {k: v.to(device) for k, v in ema.items()}
-    if progress["seconds"] < 60 * minutes:
-        cuda, n = torch.device(device).type == "cuda", torch.get_num_threads()
-        progress["settings"] = {
-            "pictures": n_pictures,
-            "batch": BATCH[stage],
-            "learning_rate": LEARNING_RATE[stage],
-            "seed": seed + STAGES.index(stage),
-            "device": torch.cuda.get_device_name(device) if cuda else f"CPU, {n} core(s)",
-        }
-    torch.manual_seed(seed + 1000 + progress["step"])
-    rng = np.random.default_rng(seed + progress["step"])
+    progress = {"seconds": 0.0, "losses": []}
+    if kept:
+        model.load_state_dict(kept["model"])
+        optimiser.load_state_dict(kept["optimiser"])
+        progress = kept["progress"]
+    ema = {k: v.to(device, copy=True) for k, v in kept.get("ema", model.state_dict()).items()}
+    place = f"CPU, {torch.get_num_threads()} core(s)"
+    if device.type == "cuda":
+        place = torch.cuda.get_device_name(device)
+    progress["settings"] = {
+        "pictures": len(data),
+        "batch": BATCH[stage],
+        "learning_rate": LEARNING_RATE[stage],
+        "seed": seed,
+        "device": place,
+    }
+    losses = progress["losses"]
+    torch.manual_seed(1000 + len(losses))
+    rng = np.random.default_rng(len(losses))
 
-    started, saved, losses = time.monotonic() - progress["seconds"], time.monotonic(), []
-    bar = tqdm(desc=stage, initial=progress["step"], mininterval=20, unit=" steps")
+    started, saved = time.monotonic() - progress["seconds"], time.monotonic()
+    bar = tqdm(desc=stage, initial=len(losses), mininterval=20, unit=" steps")
     while (elapsed := time.monotonic() - started) < 60 * minutes:
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate(stage, progress["step"], elapsed / (60 * minutes))
-        with torch.autocast(torch.device(device).type, torch.bfloat16):
-            loss = loss_of(model, rng.choice(len(data), BATCH[stage], replace=False))
-        update(model, ema, optimiser, loss, progress["step"])
-        progress["step"] += 1
+            group["lr"] = learning_rate(stage, len(losses), elapsed / (60 * minutes))
+        rows = np.sort(rng.choice(len(data), min(BATCH[stage], len(data)), replace=False))
+        with torch.autocast(device.type, torch.bfloat16):
+            loss = loss_of(model, rows)
+        update(model, ema, optimiser, loss, len(losses))
         losses.append(loss.item())
-        bar.update()
         progress["seconds"] = time.monotonic() - started
-        if progress["step"] % 50 == 0:
-            _log(path.with_suffix(".csv"), progress, float(np.mean(losses)))
-            losses.clear()
+        bar.update()
+        bar.set_postfix(loss=np.mean(losses[-50:]), refresh=False)
         if time.monotonic() - saved > CHECKPOINT_SECONDS:
             save_checkpoint(path, model, ema, optimiser, progress)
             saved = time.monotonic()
-    progress["seconds"] = max(progress["seconds"], time.monotonic() - started)
+    progress["seconds"] = time.monotonic() - started
     save_checkpoint(path, model, ema, optimiser, progress)
     return path
 
@@ -324,12 +313,6 @@ def update(model: nn.Module, ema: dict, optimiser, loss: torch.Tensor, step: int
         for name, value in model.state_dict().items():
             if value.is_floating_point():
                 ema[name].lerp_(value, 1 - decay)
-
-
-def _log(path: Path, progress: dict, loss: float) -> None:
-    minutes = round(progress["seconds"] / 60, 2)
-    row = pd.DataFrame({"step": [progress["step"]], "minutes": minutes, "loss": round(loss, 6)})
-    row.to_csv(path, mode="a", index=False, header=not path.exists())
 
 
 def _prepare(stage: str, work: Path, data: TrainingSet, device: str):
@@ -349,14 +332,13 @@ def _prepare(stage: str, work: Path, data: TrainingSet, device: str):
         model.set_attn_implementation("eager")
         return model, lambda m, rows: clip_loss(m, data, rows, device)
     text = untrained("text_encoder")
-    if (work / "clip_guide.pt").exists():
-        ema = read_checkpoint(work / "clip_guide.pt")["ema"]
-        tower = {k.removeprefix("text_model."): v for k, v in ema.items() if "text_model." in k}
-        text.load_state_dict(tower, strict=False)
+    ema = read_checkpoint(work / "clip_guide.pt")["ema"]
+    tower = {k.removeprefix("text_model."): v for k, v in ema.items() if "text_model." in k}
+    text.load_state_dict(tower, strict=False)
     text.set_attn_implementation("eager")
-    model = ConditionedUNet(untrained("unet"), text).to(device)
-    model.unet.set_attn_processor(AttnProcessor())
-    latents, tokens = encode_latents(work, data, device).to(device), data.tokens.to(device)
+    model = nn.ModuleDict({"unet": untrained("unet"), "text": text}).to(device)
+    model["unet"].set_attn_processor(AttnProcessor())
+    latents, tokens = encode_latents(work, data, device), data.tokens.to(device)
     levels = load_scheduler().alphas_cumprod.to(device)
     empty = tokenize([""]).to(device)
     return model, lambda m, rows: unet_loss(m, (latents[rows], tokens[rows], empty), levels)
@@ -365,23 +347,20 @@ def _prepare(stage: str, work: Path, data: TrainingSet, device: str):
 @torch.no_grad()
 def encode_latents(work: Path, data: TrainingSet, device: str) -> torch.Tensor:
     """Return the latents of all training pictures in unit variance, float32 (n, 4, 16, 16)."""
-    path, trained = work / f"latents-{len(data)}.npy", work / "autoencoder.pt"
-    if not path.exists() or path.stat().st_mtime < trained.stat().st_mtime:
-        model = trained_autoencoder(work).to(device)
-        with torch.autocast(torch.device(device).type, torch.bfloat16):
-            latents = [
-                model.encode(data.rgb(rows, device)).latent_dist.mean.float().cpu()
-                for rows in np.array_split(np.arange(len(data)), max(1, len(data) // 256))
-            ]
-        with atomic_path(path) as temporary:
-            np.save(temporary, (torch.cat(latents) * model.config.scaling_factor).numpy())
-    return torch.from_numpy(np.load(path))
+    model = trained_autoencoder(work).to(device)
+    with torch.autocast(torch.device(device).type, torch.bfloat16):
+        latents = [
+            model.encode(data.rgb(rows, device)).latent_dist.mean.float()
+            for rows in np.array_split(np.arange(len(data)), max(1, len(data) // 256))
+        ]
+    return torch.cat(latents) * model.config.scaling_factor
 
 
 # ------------------------------------------------------------------------------------------- export
 
 
-def _load_ema(model: nn.Module, path: Path) -> nn.Module:
+def load_ema(model: nn.Module, path: Path) -> nn.Module:
+    """Give a model the running mean of the weights that a checkpoint holds."""
     model.load_state_dict(read_checkpoint(path)["ema"])
     return model.eval()
 
@@ -390,7 +369,7 @@ def trained_autoencoder(work: Path):
     """Return the autoencoder as far as it is, its `scaling_factor` set for unit variance."""
     paths = [work / f"{stage}.pt" for stage in ("decoder", "autoencoder")]
     path = next(path for path in paths if path.exists() or path == paths[-1])
-    model = _load_ema(untrained("vae"), path)
+    model = load_ema(untrained("vae"), path)
     ids = range(FIRST_TRAINING_ID, FIRST_TRAINING_ID + 256)
     rgb = to_rgb(np.stack([world.picture(i) for i in ids]), "cpu")
     with torch.no_grad():
@@ -402,14 +381,14 @@ def trained_autoencoder(work: Path):
 def export(work: Path, out: Path) -> None:
     """Save what has been trained as folders that diffusers and transformers load, in float16."""
     names = ("clip_guide", "clip_judge")
-    clips = {name: _load_ema(untrained(name), work / f"{name}.pt").half() for name in names}
-    both = ConditionedUNet(untrained("unet"), untrained("text_encoder"))
-    both = _load_ema(both, work / "unet.pt").half()
+    clips = {name: load_ema(untrained(name), work / f"{name}.pt").half() for name in names}
+    both = nn.ModuleDict({"unet": untrained("unet"), "text": untrained("text_encoder")})
+    both = load_ema(both, work / "unet.pt").half()
     vae = trained_autoencoder(work).half()
-    save_models(out, {"vae": vae, "unet": both.unet, "text_encoder": both.text}, clips)
+    save_models(out, {"vae": vae, "unet": both["unet"], "text_encoder": both["text"]}, clips)
     for name in (*names, "stable_diffusion/text_encoder"):
         _open_as_float32(out / name)
-    _export_records(work, out)
+    record(STAGES, work, out)
 
 
 def _open_as_float32(folder: Path) -> None:
@@ -424,27 +403,24 @@ def _open_as_float32(folder: Path) -> None:
         temporary.write_text(json.dumps({**config, "dtype": "float32"}, indent=2) + "\n")
 
 
-def _export_records(work: Path, out: Path) -> None:
-    """Write the settings and loss curves of all stages, for the model card."""
-    settings, curves = {}, []
-    for stage in [name for name in STAGES if (work / f"{name}.pt").exists()]:
-        progress = read_checkpoint(work / f"{stage}.pt")["progress"]
-        minutes = round(progress["seconds"] / 60, 1)
-        known = progress.get("settings", {})
-        settings[stage] = {**known, "steps": progress["step"], "minutes": minutes}
-        curves.append(read_log(work / f"{stage}.csv").assign(stage=stage))
-    with atomic_path(out / "training.json") as temporary:
+def record(stages: Iterable[str], work: Path, out: Path) -> None:
+    """Put settings and losses of some stages beside those of the others, for the model card."""
+    path, curves = out / "training.json", out / "curves.csv"
+    settings = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    known = pd.read_csv(curves) if curves.exists() else pd.DataFrame({"stage": []})
+    tables = [known[~known.stage.isin(stages)]]
+    for stage in stages:
+        its = read_checkpoint(work / f"{stage}.pt")["progress"]
+        losses, minutes = its["losses"], round(its["seconds"] / 60, 1)
+        settings[stage] = {**its["settings"], "steps": len(losses), "minutes": minutes}
+        ends = np.arange(50, len(losses) + 1, 50)
+        curve = {"stage": stage, "step": ends, "minutes": (ends * minutes / len(losses)).round(2)}
+        curve["loss"] = [np.mean(losses[end - 50 : end]).round(6) for end in ends]
+        tables.append(pd.DataFrame(curve))
+    with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(settings, indent=1) + "\n")
-    with atomic_path(out / "curves.csv") as temporary:
-        columns = ["stage", "step", "minutes", "loss"]
-        pd.concat(curves).to_csv(temporary, columns=columns, index=False)
-
-
-def read_log(path: Path) -> pd.DataFrame:
-    """Read the losses of a stage, without lines that a run after a kill has written again."""
-    if not path.exists():  # fewer than 50 steps
-        return pd.DataFrame(columns=["step", "minutes", "loss"])
-    return pd.read_csv(path).drop_duplicates("step", keep="last").sort_values("step")
+    with atomic_path(curves) as temporary:
+        pd.concat(tables).to_csv(temporary, index=False)
 
 
 # ------------------------------------------------------------------------------------- command line
@@ -452,19 +428,13 @@ def read_log(path: Path) -> pd.DataFrame:
 
 def main(
     out: Annotated[Path, typer.Option(help="For the models; then run model_card.")] = MODELS,
-    work: Annotated[Path, typer.Option(help="For checkpoints and logs.")] = Path("runs/training"),
+    work: Annotated[Path, typer.Option(help="For checkpoints.")] = Path("runs/training"),
     minutes: Annotated[float, typer.Option(help="Time for all stages together.")] = 240,
-    stages: Annotated[str, typer.Option(help="Those to train, in order.")] = ",".join(STAGES),
     pictures: Annotated[int, typer.Option(help="Of the training set.")] = len(world.TRAINING_IDS),
     device: Annotated[str, typer.Option()] = "cuda" if torch.cuda.is_available() else "cpu",
-    threads: Annotated[int, typer.Option(help="Processor cores; 0: all.")] = 0,
 ) -> None:
-    """Train the phantom's models, or go on after a stop; export them once all stages are there."""
-    if threads:
-        torch.set_num_threads(threads)
+    """Train the phantom's models, or go on after a stop; then export them."""
     work.mkdir(parents=True, exist_ok=True)
-    for stage in [name for name in stages.split(",") if name]:
+    for stage in STAGES:
         train_stage(stage, work, minutes * SHARES[stage], pictures, device)
-    needed = [name for name in STAGES if name != "decoder"]
-    if all((work / f"{name}.pt").exists() for name in needed):
-        export(work, out)
+    export(work, out)

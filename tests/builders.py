@@ -46,6 +46,13 @@ def read_hdf5(path: Path) -> dict[str, np.ndarray]:
         return {name: file[name][()] for name in file}
 
 
+def assert_same(some: Mapping[str, np.ndarray], others: Mapping, atol: float = 0.0) -> None:
+    """Assert that two mappings have the same names, and under each the same values."""
+    assert some.keys() == others.keys()
+    for name, values in some.items():
+        np.testing.assert_allclose(values, others[name], rtol=0, atol=atol, err_msg=name)
+
+
 def make_subject(
     responses: np.ndarray, stimulus_id: np.ndarray, splits: Iterable[Split], **more: Any
 ) -> Subject:
@@ -142,3 +149,17 @@ def study(*words: object) -> str:
     shown = CliRunner().invoke(app, [str(word) for word in words])
     assert shown.exit_code == 0, shown.output + repr(shown.exception)
     return shown.output
+
+
+def counted(monkeypatch, module: Any, name: str, n: int | None = None) -> list[tuple]:
+    """What a function is called with from now on; after `n` calls it stops, as a kill would."""
+    calls, function = [], getattr(module, name)
+
+    def call(*given):
+        if len(calls) == n:
+            raise KeyboardInterrupt
+        calls.append(given)
+        return function(*given)
+
+    monkeypatch.setattr(module, name, call)
+    return calls

@@ -54,8 +54,8 @@ def _write_run(top: Path, name: str, patterns: list, block: int, rng) -> None:
     for pattern in patterns:
         screen += [pattern] * block + [rest] * PAUSE
     # MATLAB's order: columns one after the other.
-    rows = [",".join(str(value) for value in image.T.ravel()) for image in screen]
-    (top / "label" / f"data_{name}_label.csv").write_text("\n".join(rows) + "\n")
+    rows = [image.T.ravel() for image in screen]
+    np.savetxt(top / "label" / f"data_{name}_label.csv", rows, "%d", ",")
     n, voxels = len(screen), int(np.prod(SHAPE))
     change = np.zeros((n + LAG, voxels))
     for volume, image in enumerate(screen):

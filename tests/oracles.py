@@ -10,16 +10,11 @@ from PIL import Image
 
 def img2img(generator, z, c, seeds, n_steps, strength, guidance):
     """Latents by diffusers' own pipeline, for the same condition and noise; and the pipeline."""
-    pipeline = StableDiffusionImg2ImgPipeline(
-        vae=generator.vae,
-        unet=generator.unet,
-        text_encoder=generator.text_encoder,
-        tokenizer=generator.tokenizer,
-        scheduler=copy.deepcopy(generator.scheduler),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    names = ("vae", "unet", "text_encoder", "tokenizer")
+    parts = {name: getattr(generator, name) for name in names}
+    parts["scheduler"] = copy.deepcopy(generator.scheduler)
+    parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    pipeline = StableDiffusionImg2ImgPipeline(**parts)
     pipeline.set_progress_bar_config(disable=True)
     latents = pipeline(
         image=z,

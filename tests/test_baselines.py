@@ -12,7 +12,7 @@ from minddiff_utils.datasets import Split
 from minddiff_utils.decoding.decode import decode_subject, decode_tests, read_decoded
 from minddiff_utils.decoding.decoders import Method
 from minddiff_utils.evaluation import baselines
-from minddiff_utils.io import InputError, method_file
+from minddiff_utils.io import method_file
 from minddiff_utils.models.stable_diffusion import load_generator
 from minddiff_utils.reconstruction.results import read_pictures, write_pictures
 from minddiff_utils.reconstruction.stage2 import reconstruct
@@ -162,8 +162,8 @@ def test_what_an_earlier_run_left_does_not_count_and_what_does_not_fit_is_named(
     paint("stage2", strength=0.9)
     assert baselines.methods_of_stages(folder) == ["stage1", "algorithm_1"]
     paint("algorithm_1", strength=0.9)
-    with pytest.raises(InputError, match=r"strength=0.56, stage 2 with 0.9. Run 04_stage2 again"):
-        baselines.methods_of_stages(folder)
+    said = r"strength=0.56, stage 2 with 0.9. Run 04_stage2 again"
+    refuses(said, baselines.methods_of_stages, folder)
     method_file(folder, "algorithm_1").unlink()
     refuses(r"algorithm_1.h5 is missing. Notebook 04_stage2", baselines.methods_of_stages, folder)
 

@@ -38,14 +38,6 @@ def test_it_is_the_decoder_of_features_in_the_wrong_order(world, method):
         assert found[space, permutation] == pytest.approx(wanted, abs=1e-3)
 
 
-def test_chance_is_at_zero_where_decoding_is_not(world):
-    features, _, subject = world
-    reached = dict.fromkeys(("z", "c", "block_1", "block_2", "embedding"), 0.8)
-    table = chance_interval(chance_accuracies(subject, features, Method(), 10), reached)
-    assert table.at_chance.all(), table
-    assert (table.low < table.chance).all() and (table.highest < 0.3).all()
-
-
 def test_interval_is_students_over_permutations_for_all_feature_spaces_together():
     rng = np.random.default_rng(0)
     values = {"z": rng.standard_normal(8), "c": 5 + rng.standard_normal(8)}

@@ -4,13 +4,12 @@ import re
 import shutil
 from pathlib import Path
 
-import h5py
 import miyawaki_tree
 import nibabel as nib
 import pytest
 import test_kay
 from builders import refuses, run_cli
-from test_nsd import DESIGN, FILES, ROI, SESSION, STIMULI, wrong
+from test_nsd import DESIGN, FILES, ROI, SESSION, STIMULI, edit_betas, wrong
 
 from minddiff_utils.datasets.check import check_nsd, is_ready
 from minddiff_utils.datasets.nsd import NsdTree
@@ -32,14 +31,6 @@ def check(capsys, monkeypatch, *arguments):
 def cut(path, share=0.6):
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
-
-
-def rewrite(path, change):
-    """Write the betas of a session anew."""
-    with h5py.File(path) as file:
-        betas = change(file["betas"])
-    with h5py.File(path, "w") as file:
-        file["betas"] = betas
 
 
 def test_whole_tree_is_ready(capsys, monkeypatch, three_sessions):
@@ -71,7 +62,7 @@ def test_one_removed_one_truncated_one_of_wrong_shape(capsys, monkeypatch, tree)
     """The three are named with what is wrong with them, and nothing else is."""
     (tree / STIMULI).unlink()
     cut(tree / SESSION.format(2))
-    rewrite(tree / SESSION.format(3), lambda betas: betas[:, :-1])
+    edit_betas(tree, lambda betas: betas[:, :-1], number=3)
     code, lines = check(capsys, monkeypatch, "nsd", tree)
     assert code == 1
     wrong = [line for line in lines[1 : lines.index("")] if not line.startswith("present")]

@@ -136,14 +136,6 @@ def test_few_components_are_the_run_on_projected_voxels(bench, k):
         np.testing.assert_allclose(first, wanted, atol=2e-3)
 
 
-def test_a_signal_of_three_dimensions_needs_three(bench):
-    found = dimension.decode_components(bench, (1, 3, N_VOXELS))
-    scores = {k: accuracy(bench, each) for k, each in found.items()}
-    assert scores[N_VOXELS] > 0.8
-    assert scores[3] == pytest.approx(scores[N_VOXELS], abs=0.03)
-    assert scores[1] < scores[3] - 0.2
-
-
 def test_test_responses_have_no_part_in_the_components(bench):
     person = bench.person
     changed = np.isin(person.stimulus_id, np.arange(5))

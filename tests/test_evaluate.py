@@ -281,21 +281,18 @@ def test_a_thousand_pictures_of_three_methods_fit_into_time_and_memory(tmp_path,
     """Of 64 to 512 pixels: two processors for four minutes, 3 GiB, and a gallery of 20 MB."""
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
-    sides, stacks = {"truth": 425, "large": 512, "middle": 256, "small": 64}, {}
-    for name, side in sides.items():
+
+    def drawn(side):
+        patches = Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8))
+        return patches.resize((side, side), Image.Resampling.BICUBIC)
+
+    for name, side, suffix in (("truth", 425, "png"), ("large", 512, "jpg")):
         (tmp_path / name).mkdir()
-        stacks[name] = np.empty((1000 if side < 425 else 0, side, side, 3), np.uint8)
-    for number in range(1000):
-        patches = rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)
-        for name, side in sides.items():
-            patches[rng.integers(12)] = rng.integers(256)
-            picture = Image.fromarray(patches).resize((side, side), Image.Resampling.BICUBIC)
-            if len(stacks[name]):
-                stacks[name][number] = np.asarray(picture)
-            else:
-                picture.save(tmp_path / name / f"{number}.{'png' if side == 425 else 'jpg'}")
-    np.save("small.npy", stacks["small"])
-    torch.save(torch.tensor(stacks["middle"].transpose(0, 3, 1, 2) / np.float32(255)), "middle.pt")
+        for number in range(1000):
+            drawn(side).save(tmp_path / name / f"{number}.{suffix}")
+    small, middle = (np.stack([drawn(side) for _ in range(1000)]) for side in (64, 256))
+    np.save("small.npy", small)
+    torch.save(torch.tensor(middle.transpose(0, 3, 1, 2) / np.float32(255)), "middle.pt")
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     judge = ROOT / "minddiff_utils" / "phantom" / "weights" / "clip_judge"
     words = "evaluate --truth truth --reconstructions large=large middle=middle.pt small=small.npy"

@@ -8,7 +8,6 @@ from PIL import Image
 
 from minddiff_utils.datasets.nsd.design import NsdTree, read_design
 from minddiff_utils.evaluation.pictures import matched, open_pictures
-from minddiff_utils.io import InputError
 
 RNG = np.random.default_rng(0)
 STACK = RNG.integers(0, 256, (12, 20, 24, 3), np.uint8)
@@ -100,8 +99,8 @@ def test_a_tree_of_nsd_is_its_shared_pictures(tree):
     test, train = open_pictures(str(tree)), open_pictures(str(tree), train=True)
     assert test.names == tuple(map(str, np.unique(ids[shared])))
     assert set(train.names) == set(map(str, ids[~shared])) and train[0].shape == (64, 64, 3)
-    with pytest.raises(InputError, match="pictures, not the 982 of the protocol"):
-        open_pictures(write(tree.parent / "few.npy", STACK), protocol=982)
+    few = write(tree.parent / "few.npy", STACK)
+    refuses("pictures, not the 982 of the protocol", open_pictures, few, protocol=982)
 
 
 def faults(tmp_path):

@@ -6,7 +6,7 @@ import builders
 import numpy as np
 import pytest
 import torch
-from builders import read_hdf5, refuses
+from builders import assert_same, counted, read_hdf5, refuses
 from safetensors.torch import load_file, save_file
 
 from minddiff_utils.datasets import Split
@@ -54,12 +54,6 @@ def whole(generator, tmp_path_factory):
     return write_features(path, make_subject(), generator, batch=4)
 
 
-def assert_equal(a, b):
-    assert a.keys() == b.keys()
-    for name in a:
-        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
-
-
 def test_values_are_the_generators_own(generator, whole):
     pictures, captions = Drawn().pictures(IDS), Drawn().captions(IDS)
     assert feature_spaces(whole) == NAMES and not whole.with_name("features.h5.partial").exists()
@@ -81,23 +75,15 @@ def test_rows_come_in_the_order_asked_for(whole):
 
 @pytest.mark.parametrize("n_done", [0, 2])
 def test_after_a_kill_the_result_is_the_same(generator, whole, tmp_path, monkeypatch, n_done):
-    path, compute, calls = tmp_path / "features.h5", features._compute, []
-
-    def killed(*arguments):
-        if len(calls) == n_done:
-            raise KeyboardInterrupt
-        calls.append(1)
-        return compute(*arguments)
-
-    monkeypatch.setattr(features, "_compute", killed)
-    with pytest.raises(KeyboardInterrupt):
+    path = tmp_path / "features.h5"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        counted(patch, features, "_compute", n_done)
         write_features(path, make_subject(), generator, batch=4)
     assert not path.exists()
-    calls.clear()
-    monkeypatch.setattr(features, "_compute", lambda *a: calls.append(1) or compute(*a))
+    calls = counted(monkeypatch, features, "_compute")
     write_features(path, make_subject(), generator, batch=4)
     assert len(calls) == 3 - n_done
-    assert_equal(read_hdf5(path), read_hdf5(whole))
+    assert_same(read_hdf5(path), read_hdf5(whole))
 
 
 def test_a_whole_file_outlives_a_failure(generator, whole, tmp_path, monkeypatch):
@@ -111,7 +97,7 @@ def test_a_whole_file_outlives_a_failure(generator, whole, tmp_path, monkeypatch
     write_features(path, make_subject(), generator, batch=5)  # other than it was made with
     with pytest.raises(OSError, match="No space left"):
         write_features(path, make_subject(), generator, n_blocks=3)
-    assert_equal(read_hdf5(path), read_hdf5(whole))
+    assert_same(read_hdf5(path), read_hdf5(whole))
 
 
 def test_other_weights_in_the_same_folder_make_the_file_again(tiny_models, tmp_path):
@@ -142,7 +128,7 @@ def test_other_contents_under_the_same_ids_are_noticed(generator, whole, tmp_pat
     path, subject = tmp_path / "features.h5", make_subject(stimuli=Relabelled(part, order))
     write_features(path, subject, generator, batch=4)
     anew = write_features(tmp_path / "anew.h5", subject, generator, batch=4)
-    assert_equal(read_hdf5(path), read_hdf5(anew))
+    assert_same(read_hdf5(path), read_hdf5(anew))
     before = read_hdf5(whole)
     changed = {name for name, values in read_hdf5(anew).items() if (values != before[name]).any()}
     assert changed == ({"c"} if part == "captions" else {*NAMES} - {"c"})

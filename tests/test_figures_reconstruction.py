@@ -5,7 +5,6 @@ import pytest
 from builders import refuses
 
 from minddiff_utils.figures import reconstruction as figures
-from minddiff_utils.io import InputError
 
 
 @pytest.fixture
@@ -42,9 +41,8 @@ def test_picture_grid_shows_every_pixel_sharp(rng):
 
 
 def test_picture_grid_names_rows_that_do_not_fit(rng):
-    with pytest.raises(InputError, match="same pictures"):
-        figures.picture_grid({"seen": pictures(rng, 3), "stage 1": pictures(rng, 4)})
-    refuses("same pictures", figures.picture_grid, {})
+    for rows in ({"seen": pictures(rng, 3), "stage 1": pictures(rng, 4)}, {}):
+        refuses("same pictures", figures.picture_grid, rows)
 
 
 @pytest.mark.parametrize("shape", [(64, 30), (10, 5), (1, 3)])

@@ -3,17 +3,16 @@
 from dataclasses import replace
 from types import SimpleNamespace
 
-import h5py
 import numpy as np
 import pytest
+from builders import assert_same, make_subject, refuses, write_hdf5
 
-from minddiff_utils.datasets import Split, Subject
+from minddiff_utils.datasets import Split
 from minddiff_utils.decoding import decode
 from minddiff_utils.decoding.decoders import Method
 from minddiff_utils.evaluation import generalisation
 from minddiff_utils.evaluation.baselines import Bench
 from minddiff_utils.figures import evaluation as figures
-from minddiff_utils.io import InputError
 from minddiff_utils.settings import Settings
 
 N, N_VOXELS, SHAPES = 80, 12, {"z": (2, 2, 2), "c": (3, 4), "block_1": (2, 3)}
@@ -34,11 +33,9 @@ def bench(tmp_path):
     What "blind" shows, in a session of its own, the responses do not tell.
     """
     rng = np.random.default_rng(0)
-    with h5py.File(tmp_path / "features.h5", "w") as file:
-        file["stimulus_id"] = np.arange(N)
-        for name, shape in SHAPES.items():
-            file[name] = rng.normal(size=(N, *shape)).astype("f4")
-        features = np.concatenate([file[name][:].reshape(N, -1) for name in SHAPES], axis=1)
+    spaces = {k: rng.normal(size=(N, *shape)).astype("f4") for k, shape in SHAPES.items()}
+    write_hdf5(tmp_path / "features.h5", {"stimulus_id": np.arange(N), **spaces})
+    features = np.concatenate([values.reshape(N, -1) for values in spaces.values()], axis=1)
     ids = np.concatenate([rng.permutation(np.repeat(np.arange(N), 2)), np.repeat(np.arange(8), 2)])
     seen = features[ids] @ rng.normal(size=(features.shape[1], N_VOXELS))
     seen[-16:] = rng.normal(size=(16, N_VOXELS))
@@ -48,11 +45,10 @@ def bench(tmp_path):
     sets = [Split("near", train[::-1], np.arange(13, 20))]
     sets += [Split(f"far_{i}", np.arange(20, N), np.arange(20)[i::2]) for i in (0, 1)]
     sets += [Split("blind", train, np.arange(1000, 1008))]
-    person = Subject(
-        "S", "own", seen.astype("f4"), ids, session, {"V1": early, "LO": ~early},
-        (Split("usual", train, np.arange(13)),), Pictures(), test_sets=tuple(sets),
-        kind_of={13: "in two sets", 1000: "noise", 1001: "noise"},
-    )  # fmt: skip
+    splits, roi = [Split("usual", train, np.arange(13))], {"V1": early, "LO": ~early}
+    more = {"session": session, "roi": roi, "stimuli": Pictures(), "test_sets": tuple(sets)}
+    kinds = {13: "in two sets", 1000: "noise", 1001: "noise"}
+    person = make_subject(seen, ids, splits, kind_of=kinds, **more)
     path = decode.decode_subject(person, tmp_path / "features.h5", tmp_path / "decoded.h5", METHOD)
     generator = SimpleNamespace(device="cpu", resize=np.uint8)
     decoded, settings = decode.read_decoded(path), Settings()
@@ -62,9 +58,7 @@ def bench(tmp_path):
 def test_sets_change_nothing_in_what_the_book_decodes(bench, tmp_path):
     alone = replace(bench.person, test_sets=())
     (wanted,) = decode.decode_tests(alone, bench.features, alone.splits, METHOD)
-    assert wanted.keys() == bench.decoded.keys()
-    for name, values in wanted.items():
-        np.testing.assert_array_equal(bench.decoded[name], values, err_msg=name)
+    assert_same(bench.decoded, wanted)
     names = {path.stem for path in (tmp_path / "test_sets").iterdir()}
     assert names == {"near", "blind"}
 
@@ -81,8 +75,7 @@ def test_each_set_is_decoded_as_a_split_of_its_own(bench):
     some = dict(generalisation.decode_sets(bench, 3))["near"]
     assert some["stimulus_id"].tolist() == [13, 16, 19] and some["z"].shape == (3, 2, 2, 2)
     (bench.folder / "test_sets" / "near.h5").unlink()
-    with pytest.raises(InputError, match="02_decoding"):
-        list(generalisation.decode_sets(bench, 3))
+    refuses("02_decoding", lambda: list(generalisation.decode_sets(bench, 3)))
 
 
 @pytest.fixture

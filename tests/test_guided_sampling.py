@@ -2,11 +2,11 @@
 
 import dataclasses
 
-import h5py
 import numpy as np
 import pytest
 import torch
-from test_reconstruction import decoded, inputs, plain_loss
+from builders import read_hdf5
+from test_reconstruction import decoded, inputs, plain_loss, plain_schedule
 
 from minddiff_utils.decoding.components import PrincipalComponents, evidence
 from minddiff_utils.models.clip import to_pictures
@@ -48,9 +48,7 @@ def plain_pass(generator, given, row, settings, basis, variance, score, spread):
     """One picture; what the responses say about z comes as Gaussians."""
     z, c, noise = given.z[row], given.c[row], given.noise[row]
     target = {name: value[row] for name, value in given.target.items()}
-    alphas = generator.scheduler.alphas_cumprod
-    stride = 1000 // settings.n_steps
-    steps = [k * stride + 1 for k in range(round(settings.n_steps * settings.strength))][::-1]
+    steps, stride, alphas = plain_schedule(generator, settings)
     empty = generator.empty_condition()
     x = alphas[steps[0]].sqrt() * z + (1 - alphas[steps[0]]).sqrt() * noise
     for number, step in enumerate(steps):
@@ -195,8 +193,7 @@ def test_a_picture_without_a_number_falls_back_and_leaves_the_others(generator, 
     arrays["block_1"] = arrays["block_1"].copy()
     arrays["block_1"][1, 0, :3] = 1e30  # its square is beyond float32
     path = reconstruct(generator, arrays, settings, tmp_path / "astray.h5")
-    with h5py.File(path) as file:
-        np.testing.assert_array_equal(file["failed"], [False, True, False])
+    assert read_hdf5(path)["failed"].tolist() == [False, True, False]
     np.testing.assert_array_equal(read_pictures(path)[[0, 2]], whole[[0, 2]])
 
 

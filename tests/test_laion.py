@@ -1,6 +1,5 @@
 """LAION-fMRI: the reader against a naive one, the real split files, and what is refused."""
 
-import csv
 import gzip
 import io
 import json
@@ -13,6 +12,7 @@ from urllib.parse import urlencode
 import h5py
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 from builders import files_in, refuses, run_cli
 from loopback import serve
@@ -24,12 +24,11 @@ from minddiff_utils.datasets.recording import recording_files
 
 SHAPE, SIDE = (7, 6, 5), 24
 AFFINE = np.diag([1.778, 1.778, 1.778, 1.0])
-BETAS = "derivatives/glmsingle-tedana/{0}/ses-{1:02d}/func/{0}_ses-{1:02d}_task-images_"
-BETAS += "space-T1w_stat-effect_desc-SingletrialBetas_statmap.nii.gz"
-TRIALS = "derivatives/glmsingle-tedana/{0}/ses-{1:02d}/func/{0}_ses-{1:02d}_task-images_"
-TRIALS += "desc-SingletrialBetas_trials.tsv"
-CEILING = "derivatives/glmsingle-tedana/{0}/{0}_task-images_space-T1w_"
-CEILING += "desc-Noiseceiling4rep_statmap.nii.gz"
+GLM = "derivatives/glmsingle-tedana/{0}/"
+SESSION = GLM + "ses-{1:02d}/func/{0}_ses-{1:02d}_task-images_"
+BETAS = SESSION + "space-T1w_stat-effect_desc-SingletrialBetas_statmap.nii.gz"
+TRIALS = SESSION + "desc-SingletrialBetas_trials.tsv"
+CEILING = GLM + "{0}_task-images_space-T1w_desc-Noiseceiling4rep_statmap.nii.gz"
 ROIS, METADATA = "derivatives/atlases/{0}/rois/", "stimuli/task-images_metadata.csv"
 CAPTIONS, PICTURES = "stimuli/task-images_desc-captions.csv", "stimuli/task-images_stimuli.h5"
 # Where each person's own pictures carry another number than the person: as in the real files.
@@ -64,22 +63,22 @@ def encoded(k, transparent):
     return stored.getvalue(), colours
 
 
+def two_lines(name, place):
+    return f'caption {place} of "{name}",\u2028 two lines'
+
+
 def write_stimuli(root, rows):
-    folder = root / "stimuli"
-    folder.mkdir(parents=True)
-    with open(root / METADATA, "w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["image_name", "dataset", "participant", "unique_or_shared", "n_reps"])
-        for name, owner in rows:
-            use = "shared" if owner == "all" else "unique"
-            table.writerow([name, "LAION", owner, use, 4])
-    with open(root / CAPTIONS, "w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["image_name", "caption_idx", "source", "caption", "n_words"])
-        for name, _ in rows:
-            for place in (2, 0, 1, 3):
-                text = f'caption {place} of "{name}",\u2028 two lines' * (place != 3)
-                table.writerow([name, place, "human" if place else "ai", text, 3])
+    (root / "stimuli").mkdir(parents=True)
+    table = pd.DataFrame(rows, columns=["image_name", "participant"])
+    use = np.where(table.participant == "all", "shared", "unique")
+    table.assign(dataset="LAION", unique_or_shared=use).to_csv(root / METADATA, index=False)
+    texts = [
+        (name, place, "human" if place else "ai", two_lines(name, place) * (place != 3))
+        for name, _ in rows
+        for place in (2, 0, 1, 3)
+    ]
+    columns = ["image_name", "caption_idx", "source", "caption"]
+    pd.DataFrame(texts, columns=columns).to_csv(root / CAPTIONS, index=False)
     with h5py.File(root / PICTURES, "w") as file:
         images = file.create_dataset("images", len(rows), h5py.vlen_dtype(np.uint8))
         for k, (name, _) in enumerate(rows):
@@ -140,6 +139,10 @@ def load(path, **more):
     return load_subject("laion", path, "sub-01", **more)
 
 
+def sets_of(subject):
+    return [*subject.splits, *subject.test_sets]
+
+
 def naive(root, masks, numbers=(1, 2, 3)):
     """Betas of the union of some masks, whole arrays at once, and the label of each row."""
     folder = root / ROIS.format("sub-01")
@@ -148,16 +151,14 @@ def naive(root, masks, numbers=(1, 2, 3)):
     for number in numbers:
         whole = nib.load(root / BETAS.format("sub-01", number)).get_fdata(dtype=np.float32)
         x.append(whole[inside].T)
-        with open(root / TRIALS.format("sub-01", number)) as file:
-            rows = sorted(csv.DictReader(file, delimiter="\t"), key=lambda r: int(r["beta_index"]))
-        labels += [row["label"] for row in rows]
+        shown = pd.read_csv(root / TRIALS.format("sub-01", number), sep="\t")
+        labels += shown.sort_values("beta_index").label.tolist()
     x = np.concatenate(x)
     return x, np.isfinite(x).all(axis=0), labels
 
 
 def names_of(root):
-    with open(root / METADATA) as file:
-        return [row["image_name"] for row in csv.DictReader(file)]
+    return pd.read_csv(root / METADATA).image_name.tolist()
 
 
 # ----------------------------------------------------------------------------------- the reader
@@ -208,7 +209,7 @@ def test_pictures_and_captions(tree):
     np.testing.assert_allclose(found[0], expected, atol=1)
     assert alpha.max() < 1 and (found[0] == found[2]).all()
     (texts,) = subject.stimuli.captions([jpeg])
-    assert texts == tuple(f'caption {k} of "{names[jpeg]}",\u2028 two lines' for k in (1, 2))
+    assert texts == tuple(two_lines(names[jpeg], place) for place in (1, 2))
 
 
 def test_the_first_split_and_further_test_sets(tree):
@@ -217,7 +218,7 @@ def test_the_first_split_and_further_test_sets(tree):
     assert [split.name for split in subject.splits] == ["tau"]
     clusters = [f"cluster_k5_{k}" for k in range(5)]
     assert [split.name for split in subject.test_sets] == ["random_0", *clusters, "ood"]
-    for split in (*subject.splits, *subject.test_sets):
+    for split in sets_of(subject):
         file = json.loads((tree / f"splits/sub-01/{split.name}.json").read_text())["variants"][0]
         for part in ("train", "test"):
             ids = getattr(split, part)
@@ -226,7 +227,7 @@ def test_the_first_split_and_further_test_sets(tree):
     assert set(odd) == subject.kind_of.keys() and not set(odd) & set(subject.stimulus_ids)
     kinds = [names[one].split("_")[3] for one in odd]
     assert [subject.kind_of[one] for one in odd] == kinds and len(set(kinds)) == 2
-    for split in (*subject.splits, *subject.test_sets):
+    for split in sets_of(subject):
         fold = prepare_fold(subject, split)
         assert fold.test_x.shape == (len(split.test), subject.responses.shape[1])
     assert load(tree, split="ood").splits[0].test.tolist() == odd.tolist()
@@ -236,11 +237,7 @@ def test_few_sessions_leave_out_what_they_did_not_show(tree):
     subject = load(tree, sessions="2", split="tau,ood")
     assert set(subject.session) == {2}
     everything = load(tree, split="tau,ood")
-    for few, all_of in zip(
-        (*subject.splits, *subject.test_sets),
-        (*everything.splits, *everything.test_sets),
-        strict=True,
-    ):
+    for few, all_of in zip(sets_of(subject), sets_of(everything), strict=True):
         for part in ("train", "test"):
             seen = np.intersect1d(getattr(all_of, part), subject.stimulus_id)
             np.testing.assert_array_equal(getattr(few, part), seen)

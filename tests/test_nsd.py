@@ -6,7 +6,7 @@ import h5py
 import nibabel as nib
 import numpy as np
 import pytest
-from builders import refuses
+from builders import read_hdf5, refuses, write_hdf5
 from test_nsd_writer import BETAS
 
 from minddiff_utils.datasets import load_subject
@@ -57,10 +57,7 @@ def fails(tree, message, **more):
 def edit_betas(tree, change, number=1):
     """Replace a session's betas by what `change` makes of them, as float32."""
     path = tree / SESSION.format(number)
-    with h5py.File(path) as file:
-        betas = file["betas"][()].astype(np.float32)
-    with h5py.File(path, "w") as file:
-        file["betas"] = change(betas)
+    write_hdf5(path, {"betas": change(read_hdf5(path)["betas"].astype(np.float32))})
 
 
 def test_not_a_tree_unknown_subject_or_no_sessions(tree, tmp_path):
@@ -183,8 +180,7 @@ def test_pictures_missing_or_damaged(tree):
         ("imgBrick", black, "picture 6 has one colour"),
         ("other", 1, "no dataset 'imgBrick'; it has other"),
     ):
-        with h5py.File(tree / PICTURES, "w") as file:
-            file[name] = value
+        write_hdf5(tree / PICTURES, {name: value})
         refuses(said, stimuli.pictures, [1, 6] if value is black else [1])
 
 

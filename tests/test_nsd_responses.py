@@ -16,7 +16,7 @@ import h5py
 import nibabel as nib
 import numpy as np
 import pytest
-from builders import refuses
+from builders import counted, read_hdf5, refuses, write_hdf5
 from test_nsd_writer import BETAS
 
 from minddiff_utils import io
@@ -31,16 +31,14 @@ SUBJECT = "subj01"
 def volumes(path):
     """A session as nibabel or h5py gives it, in per cent, (X, Y, Z, trial)."""
     if path.name.endswith(".hdf5"):
-        with h5py.File(path) as file:
-            return file["betas"][()].transpose(3, 2, 1, 0) / 300
+        return read_hdf5(path)["betas"].transpose(3, 2, 1, 0) / 300
     image = nib.load(path)
     return image.get_fdata() / (1 if image.get_data_dtype().kind == "f" else 300)
 
 
 def as_nifti(path, change, suffix):
     """Turn a session's HDF5 file into a NIfTI file of what `change` makes of its integers."""
-    with h5py.File(path) as file:
-        betas = change(file["betas"][()].transpose(3, 2, 1, 0))
+    betas = change(read_hdf5(path)["betas"].transpose(3, 2, 1, 0))
     nib.save(nib.Nifti1Image(betas, np.eye(4)), path.with_name(path.stem + suffix))
     path.unlink()
 
@@ -120,8 +118,7 @@ def test_voxels_at_fault_are_left_out(tmp_path):
     betas[:, z[:2], y[:2], x[:2]] = 0
     betas[:, z[2], y[2], x[2]] = np.nan
     betas[:, z[3], y[3], x[3]] = 1.5
-    with h5py.File(tree.session(2), "w") as file:
-        file["betas"] = betas
+    write_hdf5(tree.session(2), {"betas": betas})
     for cache in (None, tmp_path / "cache"):
         subject = load_subject("nsd", tree.root, "subj01", rois="nsdgeneral", cache=cache)
         assert (subject.n_dropped, subject.responses.shape[1]) == (4, 36)
@@ -149,15 +146,8 @@ def load_small(tree, cache, **more):
 
 @pytest.fixture
 def reads(monkeypatch):
-    """The names of the files that are read from now on."""
-    names, read = [], responses.read_stored
-
-    def counted(file, *rest):
-        names.append(file.path.name)
-        return read(file, *rest)
-
-    monkeypatch.setattr(responses, "read_stored", counted)
-    return names
+    """The reads of files from now on."""
+    return counted(monkeypatch, responses, "read_stored")
 
 
 def test_gathered_once_and_again_when_something_changed(small, tmp_path, reads):
@@ -188,7 +178,8 @@ def test_nothing_is_left_of_a_gathering_that_stopped(small, tmp_path, reads, mon
     monkeypatch.setattr(responses, "_faulty", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
     with pytest.raises(OSError, match="full"):
         load_small(small, cache)
-    assert reads == ["betas_session01.hdf5"] and not list(cache.iterdir())
+    assert [file.path.name for file, *_ in reads] == ["betas_session01.hdf5"]
+    assert not list(cache.iterdir())
 
 
 PEAK = """

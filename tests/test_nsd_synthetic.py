@@ -1,12 +1,10 @@
 """NSD-synthetic as a further test set, against a naive reader of the files."""
 
-import csv
-
-import h5py
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.io
-from builders import refuses, write_hdf5
+from builders import read_hdf5, refuses, write_hdf5
 from PIL import Image
 
 from minddiff_utils.datasets import load_subject, prepare_fold
@@ -25,14 +23,11 @@ def tree(tmp_path):
     tree = NsdTree(tmp_path / "tree", "subj01")
     make_tree(tree, (7, 6, 5), 20, 60, 2)
     files, rng = tree.synthetic, np.random.default_rng(1)
-    for path in (tree.pictures, *files):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    files.design.parent.mkdir(parents=True, exist_ok=True)
     shown = rng.permutation(np.repeat(np.arange(1, 9), 3))
     scipy.io.savemat(files.design, {"masterordering": shown[None], "stimpattern": 1})
-    with open(files.kinds, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["Image number", "Image", "Image subclass number", "Image class"])
-        writer.writerows([n + 1, f"picture_{n}", n, kind] for n, kind in enumerate(KINDS))
+    kinds = pd.DataFrame({"Image number": range(1, 9), "Image class": KINDS})
+    kinds.to_csv(files.kinds, index=False)
     for path, n in ((files.pictures, N_SHARED), (files.own_pictures, N_OWN)):
         brick = rng.integers(0, 256, (n, 16, 30, 3), np.uint8)
         brick[FLAT, :, 7:23] = 127 if path == files.pictures else brick[FLAT, :, 7:23]
@@ -55,15 +50,13 @@ def load(tree, cache=None, split="shared, synthetic"):
 def naive(tree):
     """Responses in per cent, ids, and pictures, by plain slicing."""
     files, (x, y, z) = tree.synthetic, load(tree, split="").voxel_ijk.T
-    with h5py.File(files.betas) as file:
-        betas = file["betas"][()][:, z, y, x] / 300
+    betas = read_hdf5(files.betas)["betas"][:, z, y, x] / 300
     pictures = []
     for path in (files.pictures, files.own_pictures):
-        with h5py.File(path) as file:
-            for wide in file["imgBrick"][()]:
-                looks = (np.sqrt(wide / 255) * 255).astype(np.uint8)
-                square = Image.fromarray(looks).crop((7, 0, 23, 16))
-                pictures.append(np.asarray(square.resize((SIDE, SIDE), Image.Resampling.BICUBIC)))
+        for wide in read_hdf5(path)["imgBrick"]:
+            looks = (np.sqrt(wide / 255) * 255).astype(np.uint8)
+            square = Image.fromarray(looks).crop((7, 0, 23, 16))
+            pictures.append(np.asarray(square.resize((SIDE, SIDE), Image.Resampling.BICUBIC)))
     order = scipy.io.loadmat(files.design)["masterordering"].ravel()
     return betas, 73_000 + order.astype(int) - 1, np.stack(pictures)
 

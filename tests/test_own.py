@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from builders import ROOT, refuses, write_hdf5
-from test_book import minddiff
 
 from minddiff_utils.book.plan import load_plan
 from minddiff_utils.datasets import check_own, load_subject, prepare_fold
@@ -28,8 +27,7 @@ def example() -> str:
 def written(tmp_path_factory) -> Path:
     """The file that the page's example writes, run as a reader runs it."""
     folder = tmp_path_factory.mktemp("own")
-    (folder / "example.py").write_text(example())
-    subprocess.run([sys.executable, "example.py"], cwd=folder, check=True)
+    subprocess.run([sys.executable, "-c", example()], cwd=folder, check=True)
     return folder / "own.h5"
 
 
@@ -77,17 +75,6 @@ def test_page_describes_every_dataset_and_no_other():
     known = set(" ".join(text for i in range(3000) for text in captions(i)).split())
     forms = re.findall(r"^- \*(.*)\*$", PAGE.read_text("utf-8"), flags=re.MULTILINE)
     assert len(forms) == 5 and {word for form in forms for word in form.split()} <= known
-
-
-@pytest.mark.slow
-def test_make_book_from_the_pages_own_example(written, tmp_path):
-    changes = ["n_steps=5", "iterations=2", "n_curve=0", f"run_dir={tmp_path / 'run'}"]
-    sets = [word for change in changes for word in ("--set", change)]
-    answer = minddiff("book", "own", "--data", written, *sets)
-    assert answer.returncode == 0, answer.stderr
-    pages = {page.name for page in (tmp_path / "run/html").glob("*.html")}
-    assert {"own_data.html", "data_layouts.html", "run_nsd.html"} <= pages
-    assert (tmp_path / "run/html/S1/05_metrics.html").is_file()
 
 
 # --- the reader -----------------------------------------------------------------------------------

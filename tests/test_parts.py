@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import pytest
 import scipy.io
-from builders import refuses, run_cli
+from builders import counted, refuses, run_cli, write_hdf5
 from loopback import serve
 
 from minddiff_utils.datasets import fetch as module
@@ -51,9 +51,8 @@ def bucket(tmp_path_factory):
     design = scipy.io.loadmat(tree.design, variable_names=names)
     design = {name: design[name] for name in names}
     scipy.io.savemat(tree.design, {**design, "subjectim": mine[None] + 1})
-    tree.pictures.parent.mkdir(parents=True)
-    with h5py.File(tree.pictures, "w") as file:
-        file["imgBrick"] = np.random.default_rng(4).integers(0, 256, (30, 40, 40, 3), np.uint8)
+    brick = np.random.default_rng(4).integers(0, 256, (30, 40, 40, 3), np.uint8)
+    write_hdf5(tree.pictures, {"imgBrick": brick})
     write_captions(tree)
     return tree
 
@@ -197,21 +196,14 @@ def test_broken_connections_and_other_versions(server, bucket, tmp_path):
 def test_pictures_go_on_where_they_stopped(server, bucket, tmp_path, monkeypatch):
     monkeypatch.setattr(parts, "BATCH", 4)
     remote, part = remote_of(server, bucket.pictures), tmp_path / "b.subj01.part.h5"
-    ids, read = np.arange(1, 30, 3), parts.read_rows
-    calls = []
-
-    def stopped(brick, rows):
-        calls.append(rows)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return read(brick, rows)
-
-    monkeypatch.setattr(parts, "read_rows", stopped)
-    with pytest.raises(KeyboardInterrupt):
+    ids = np.arange(1, 30, 3)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        counted(patch, parts, "read_rows", 1)
         fetch_pictures(remote, part, ids)
     assert [path.name for path in tmp_path.iterdir()] == [part.name + ".partial"]
+    calls = counted(monkeypatch, parts, "read_rows")
     fetch_pictures(remote, part, ids)
-    assert [rows.tolist() for rows in calls[2:]] == [ids[4:8].tolist(), ids[8:].tolist()]
+    assert [rows.tolist() for _, rows in calls] == [ids[4:8].tolist(), ids[8:].tolist()]
     with h5py.File(part) as file, h5py.File(bucket.pictures) as whole:
         np.testing.assert_array_equal(file["imgBrick"][()], whole["imgBrick"][()][ids])
 

@@ -4,6 +4,8 @@
 """
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import h5py
@@ -13,7 +15,8 @@ import pytest
 import scipy.io
 import test_kay
 import test_laion
-from builders import NOTEBOOKS, ROOT, write_hdf5
+import test_own
+from builders import NOTEBOOKS, ROOT
 
 from minddiff_utils.book.plan import load_plan
 from minddiff_utils.datasets.miyawaki import FIGURES
@@ -61,20 +64,9 @@ def miyawaki_full(folder: Path) -> Path:
 
 
 def own(folder: Path) -> Path:
-    """Two colours a picture, and voxels that answer to them; two trials each, no optional part."""
-    rng = np.random.default_rng(0)
-    colours = rng.integers(0, 256, (30, 2, 3), np.uint8)
-    stimulus = rng.permutation(np.repeat(np.arange(30), 2))
-    seen = colours.reshape(30, -1)[stimulus] @ rng.normal(size=(6, 12))
-    content = {
-        "responses": seen + rng.normal(0, 50, seen.shape),
-        "stimulus_id": stimulus,
-        "pictures": np.repeat(np.repeat(colours[:, :, None], 32, 1), 64, 2),
-        "captions": [[f"a picture of {i} colours"] for i in range(30)],
-        "split": ["train"] * 26 + ["test"] * 4,
-        "roi": ["V1"] * 6 + ["LO"] * 6,
-    }
-    return write_hdf5(folder / "own.h5", content)
+    """What the example of the page writes."""
+    subprocess.run([sys.executable, "-c", test_own.example()], cwd=folder, check=True)
+    return folder / "own.h5"
 
 
 def test_no_parameter_file_is_left_out():

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from builders import ROOT, write_hdf5
+from builders import ROOT, assert_same, counted, write_hdf5
 from test_reconstruction import content
 from test_reconstruction import decoded as decoded_arrays
 
@@ -51,10 +51,9 @@ def compute(parameters, folder, count):
 
 def same(one, two):
     (a, attributes), (b, others) = content(one), content(two)
-    assert list(a) == list(b) and attributes == others
-    for name in a:
-        assert a[name].dtype == b[name].dtype
-        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+    assert attributes == others
+    assert [values.dtype for values in a.values()] == [values.dtype for values in b.values()]
+    assert_same(a, b)
 
 
 # --- the same result ------------------------------------------------------------------------------
@@ -79,24 +78,15 @@ def test_shards_leave_what_one_process_leaves(parameters, inputs, generator, tmp
 
 def test_a_stopped_shard_goes_on_and_a_whole_one_is_left(parameters, tmp_path, monkeypatch):
     parameters = {**parameters, "ablations": False, "n_seeds": 1}
-    calls = []
-    original = shards.stage2
-
-    def stopping(*arguments):
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return original(*arguments)
-
-    monkeypatch.setattr(shards, "stage2", stopping)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        counted(patch, shards, "stage2", 1)
         shards.compute_shard(parameters, 1, 2, tmp_path)
     kept = tmp_path / "run/s/shards/stage2-1-of-2.h5.partial"
     assert content(kept)[1]["done"] == 2
-    shards.compute_shard(parameters, 1, 2, tmp_path)
-    assert len(calls) == 2 + 1 + 2  # the second batch again, and the two of the control
-    shards.compute_shard(parameters, 1, 2, tmp_path)
-    assert len(calls) == 5
+    calls = counted(monkeypatch, shards, "stage2")
+    for _ in range(2):
+        shards.compute_shard(parameters, 1, 2, tmp_path)
+        assert len(calls) == 1 + 2  # the second batch, and the two of the control
 
 
 def test_only_shards_that_fit_are_gathered(parameters, tmp_path):

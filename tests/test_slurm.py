@@ -6,12 +6,11 @@ import subprocess
 import sys
 import time
 
-import h5py
-import numpy as np
 import pytest
 import slurm_node
 import yaml
 from builders import ROOT
+from test_shards import same
 
 from minddiff_utils.io import method_file
 
@@ -23,14 +22,10 @@ SHARDS = 4
 # The quick look at the phantom, with two batches a shard.
 CHANGES = {"batch": 1, "n_curve": 2}
 # What a small node does not have, or does sooner, than the repository's profile says.
-NODE = {
-    "set-resources": {"chapter": {"gpu": 0}, "shard": {"gpu": 0}},
-    "set-threads": {"chapter": 1, "shard": 1},
-    "default-resources": {"mem_mb": 1500, "runtime": 60},
-    "latency-wait": 10,
-    "slurm-status-command": "squeue",
-    "slurm-init-seconds-before-status-checks": 5,
-}
+NODE = {"set-resources": {"chapter": {"gpu": 0}, "shard": {"gpu": 0}}, "latency-wait": 10}
+NODE |= {"set-threads": {"chapter": 1, "shard": 1}, "slurm-status-command": "squeue"}
+NODE |= {"default-resources": {"mem_mb": 1500, "runtime": 60}}
+NODE |= {"slurm-init-seconds-before-status-checks": 5}
 
 
 def book(folder, *more, **changes):
@@ -90,10 +85,7 @@ def test_book_through_slurm_is_that_of_one_machine(local):
 
     one, four = local / "subj01", folder / "subj01"
     for name in ("stage2", "stage2_seed_1", "no_z", "shuffled"):
-        with h5py.File(method_file(one, name)) as a, h5py.File(method_file(four, name)) as b:
-            assert set(a) == set(b) and dict(a.attrs) == dict(b.attrs), name
-            for key in a:
-                np.testing.assert_array_equal(a[key][:], b[key][:], err_msg=f"{name}: {key}")
+        same(method_file(one, name), method_file(four, name))
     assert (one / "metrics.csv").read_bytes() == (four / "metrics.csv").read_bytes()
     assert (folder / "html" / "index.html").is_file()
     record = json.loads((four / "provenance.json").read_text())

@@ -8,7 +8,7 @@ import torch
 from builders import refuses
 from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline, UNet2DConditionModel
 from oracles import img2img, pixels_by_pillow, structure_by_hooks
-from safetensors.torch import load_file, save_file
+from safetensors import torch as safetensors
 from transformers import (
     CLIPImageProcessorPil,
     CLIPModel,
@@ -101,34 +101,30 @@ def test_fingerprint_tells_models_apart_under_the_same_path(tiny_models, tmp_pat
     def fingerprint(**how):
         return load_generator(folder, "cpu", **how).fingerprint
 
-    def edit(name, change):
-        file = folder / name
-        kept = file.read_bytes()
-        change(file)
-        found = fingerprint()
-        file.write_bytes(kept)
-        return found
-
-    def swap_weights(file):
-        weights = load_file(file)
+    def flipped(content):
+        weights = safetensors.load(content)
         name = max(weights, key=lambda name: weights[name].numel())
         weights[name] = weights[name].flip(0).contiguous()  # no sum tells it
-        save_file(weights, file, {"format": "pt"})
-
-    def replace(old, new):
-        return lambda file: file.write_text(file.read_text().replace(old, new, 1))
+        return safetensors.save(weights, {"format": "pt"})
 
     folder = shutil.copytree(tiny_models, tmp_path / "models")
     used = load_generator(folder, "cpu")
     used.encode_captions([("a red house",)])
     found = {fingerprint(), used.fingerprint}
     assert len(found) == 1
-    parts = ("stable_diffusion/vae/diffusion_pytorch_model", "clip_guide/model")
-    found |= {edit(f"{part}.safetensors", swap_weights) for part in parts}
-    factor = replace('"scaling_factor": 0.18215', '"scaling_factor": 0.5')
-    found.add(edit("stable_diffusion/vae/config.json", factor))
-    noise = replace('"beta_end": 0.012', '"beta_end": 0.02')
-    found.add(edit("stable_diffusion/scheduler/scheduler_config.json", noise))
+    for name, change in (
+        ("stable_diffusion/vae/diffusion_pytorch_model.safetensors", flipped),
+        ("clip_guide/model.safetensors", flipped),
+        ("stable_diffusion/vae/config.json", lambda text: text.replace(b"0.18215", b"0.5")),
+        (
+            "stable_diffusion/scheduler/scheduler_config.json",
+            lambda t: t.replace(b"0.012", b"0.02"),
+        ),
+    ):
+        kept = (folder / name).read_bytes()
+        (folder / name).write_bytes(change(kept))
+        found.add(fingerprint())
+        (folder / name).write_bytes(kept)
     found |= {fingerprint(n_tokens=15), fingerprint(dtype="bfloat16")}
     found.add(fingerprint(save_memory="tiling"))
     assert len(found) == 8

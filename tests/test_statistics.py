@@ -8,20 +8,8 @@ from builders import refuses
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
-from scipy.stats import binomtest
 
 from minddiff_utils.evaluation import statistics
-
-
-def test_bootstrap_interval_covers_the_mean_as_often_as_it_says():
-    rng = np.random.default_rng(0)
-    hits = 0
-    for seed in range(200):
-        values = rng.exponential(size=40)
-        low, high = statistics.bootstrap_interval(values, n_resamples=599, seed=seed)
-        hits += low <= 1 <= high
-    # 40 skewed values are few: allow what BCa is known to lose there (about 0.93).
-    assert binomtest(hits, 200, 0.93).pvalue > 0.01
 
 
 def test_bootstrap_interval_is_repeatable_and_survives_odd_values():
@@ -41,13 +29,6 @@ def test_interval_of_hits_is_exact_where_resampling_says_nothing():
     some = np.random.default_rng(0).uniform(size=30)
     assert statistics.hit_interval(some) == statistics.bootstrap_interval(some)
     assert np.isnan(statistics.hit_interval([0.0])).all()
-    # A guesser among 1,000 candidates: chance lies inside as often as the interval says, or more.
-    rng = np.random.default_rng(0)
-    inside = 0
-    for _ in range(200):
-        low, high = statistics.hit_interval(rng.uniform(size=64) < 0.001)
-        inside += low <= 0.001 <= high
-    assert inside >= 190
 
 
 def test_paired_difference_of_few_pictures_is_exact():

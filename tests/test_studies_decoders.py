@@ -1,4 +1,4 @@
-"""The bench of decoders, in small."""
+"""The benches of decoders, and of gathering voxels, in small."""
 
 import re
 
@@ -10,7 +10,6 @@ from studies import decoders
 def test_both_studies_in_small(tmp_path, monkeypatch):
     monkeypatch.setattr(decoders, "PAIR", (40, 30, 6, 9))
     monkeypatch.setattr(decoders, "NSD", (40, 50))
-    monkeypatch.setattr(decoders, "has_fastl2lir", lambda folder: False)
     options = ["--share", 0.002, "--rounds", 1, "--threads", 1, "--folder", tmp_path]
     shown = study("decoders", *options)
     assert re.search(r"this book in float32: +[\d.]+ s", shown)
@@ -24,3 +23,14 @@ def test_both_studies_in_small(tmp_path, monkeypatch):
 
 def test_a_program_that_fails_is_told():
     refuses("a fit failed: KeyError: 'x'", decoders.run_program, "raise KeyError('x')", [])
+
+
+def test_both_speeds_stand_side_by_side(tmp_path):
+    shown = study("betas", "--small", "--rounds", 1, "--folder", tmp_path, "--sessions", 2)
+    assert "2 × 60 trials × 12 × 14 × 10 voxels in int16" in shown
+    names = "plain reading", "gathering"
+    plain, gathered = (float(re.search(rf"{k}: +([\d.]+) s", shown)[1]) for k in names)
+    share = int(re.search(r"gathering has (\d+)% of the speed", shown)[1])
+    assert share <= 100 * (plain + 0.005) / (gathered - 0.005) + 1
+    assert int(re.search(r"memory of gathering: (\d+) MiB", shown)[1]) > 20
+    assert not list(tmp_path.iterdir())

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from builders import refuses, write_hdf5
+from builders import counted, refuses, write_hdf5
 from test_reconstruction import decoded
 
 from minddiff_utils.evaluation.baselines import stored_pictures
@@ -13,6 +13,7 @@ from minddiff_utils.reconstruction.results import read_pictures, read_trace
 from minddiff_utils.reconstruction.stage2 import reconstruct
 from minddiff_utils.settings import Settings
 from studies import stage2
+from studies.held_out import HeldOut
 from studies.published import follow_course
 from studies.stage2 import count_unet
 
@@ -20,16 +21,6 @@ ALONE = {"structure_target": "values", "z_evidence_weight": 0.0}
 FAST = Settings(n_steps=5, strength=0.6, gradient_steps=2, **ALONE)
 PAPER = dataclasses.replace(FAST, solver="algorithm_1", iterations=2)
 SOLVERS = {"guided": FAST, "algorithm_1": PAPER}
-
-
-@pytest.fixture(scope="module")
-def truth():
-    return np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
-
-
-@pytest.fixture(scope="module")
-def embed(generator):
-    return {"clip_judge": generator.guide.embed, "clip_guide": generator.guide.embed}
 
 
 @pytest.mark.parametrize(
@@ -64,20 +55,15 @@ def test_a_stop_leaves_a_file_of_what_is_done(generator, tiny_models, tmp_path, 
     arrays, run, out = decoded(generator, 3), tmp_path / "subj01", tmp_path / "out"
     write_hdf5(run / "decoded.h5", arrays)
     monkeypatch.setattr(stage2, "solver_settings", lambda iterations: SOLVERS)
-    draw, asked = stage2.draw, []
-
-    def counted(generator, decoded, *given):
-        asked.append(decoded["stimulus_id"].tolist())
-        if asked == [[0, 1], [2]]:
-            raise KeyboardInterrupt
-        return draw(generator, decoded, *given)
-
-    monkeypatch.setattr(stage2, "draw", counted)
     given = {"run": run, "seeds": 2, "batch": 2, "models": tiny_models, "device": "cpu", "out": out}
-    with pytest.raises(KeyboardInterrupt):
+    draw = stage2.draw
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        first = counted(patch, stage2, "draw", 1)
         stage2.main(**given)
+    later = counted(monkeypatch, stage2, "draw")
     stage2.main(**given)
-    assert asked == [[0, 1], [2], [2]]
+    asked = [decoded["stimulus_id"].tolist() for _, decoded, *_ in (*first, *later)]
+    assert asked == [[0, 1], [2]]
     pictures, note = stored_pictures(out / "algorithm_1_subj01.h5", arrays)
     np.testing.assert_allclose(pictures, draw(generator, arrays, PAPER, 2), atol=1)
     assert "--seeds 2 --iterations 300`, on a processor" in note
@@ -87,12 +73,14 @@ def test_a_stop_leaves_a_file_of_what_is_done(generator, tiny_models, tmp_path, 
     refuses("02_decoding", stage2.main, **given)
 
 
-def test_the_course_begins_at_stage_1_and_ends_at_the_result(generator, truth, embed, tmp_path):
-    arrays = decoded(generator, 3)
-    course = follow_course(generator, arrays, truth, embed, PAPER, [0, 2], batch=2)
+def test_the_course_begins_at_stage_1_and_ends_at_the_result(generator, tmp_path):
+    arrays, embed = decoded(generator, 3), {"clip_judge": generator.guide.embed}
+    truth = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+    held = HeldOut(None, generator, None, truth, embed)
+    course = follow_course(held, arrays, PAPER, [0, 2], tmp_path / "course.h5")
     for iteration in (0, 2):
         settings = dataclasses.replace(PAPER, iterations=iteration)
-        path = reconstruct(generator, arrays, settings, tmp_path / f"{iteration}.h5", batch=2)
+        path = reconstruct(generator, arrays, settings, tmp_path / f"{iteration}.h5")
         found = course[course.iteration == iteration].set_index("metric").value
         np.testing.assert_allclose(found["pcc"], pcc(truth, read_pictures(path)), atol=1e-9)
         losses = read_trace(path)[0][:, -1].sum(1)

@@ -1,7 +1,5 @@
 """Standardising, averaging and noise ceilings, against loops a reader can check by eye."""
 
-from dataclasses import replace
-
 import builders
 import numpy as np
 import pytest
@@ -34,26 +32,6 @@ def slow_fold(subject, split):
             z[i] = (subject.responses[i] - mean) / sd
     means = {i: z[subject.stimulus_id == i].mean(axis=0) for i in subject.stimulus_ids}
     return [np.stack([means[i] for i in ids]) for ids in (split.train, split.test)]
-
-
-def test_a_further_test_set_alone_in_its_session_is_standardised_by_itself():
-    subject = make_subject()
-    other = np.array([900, 901])
-    x = np.concatenate([subject.responses, 5 + 3 * subject.responses[:4]])
-    more = replace(
-        subject,
-        responses=x,
-        stimulus_id=np.concatenate([subject.stimulus_id, np.repeat(other, 2)]),
-        session=np.concatenate([subject.session, np.full(4, 3)]),
-        test_sets=(Split("other", train=subject.splits[0].train, test=other),),
-    )
-    np.testing.assert_array_equal(more.stimulus_ids, subject.stimulus_ids)
-    np.testing.assert_array_equal(more.sessions, [1, 2])
-    fold = prepare_fold(more, more.test_sets[0])
-    own = (x[-4:] - x[-4:].mean(axis=0)) / x[-4:].std(axis=0)
-    np.testing.assert_allclose(fold.test_x, own.reshape(2, 2, -1).mean(axis=1), atol=1e-5)
-    usual = prepare_fold(subject, subject.splits[0])
-    np.testing.assert_array_equal(fold.train_x, usual.train_x)
 
 
 @settings(deadline=None, max_examples=20)
