@@ -14,7 +14,7 @@ from minddiff_utils.evaluation.baselines import true_features
 from minddiff_utils.evaluation.metrics import unit_rows
 
 N_NEAREST = 5
-CHANGES = ("true", "c_stretch", "c_nearest", "n_blocks")
+CHANGES = ("true", "c_stretch", "c_nearest", "n_blocks", "negative")
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -35,7 +35,8 @@ def change_decoded(decoded: Arrays, features: Path, train: np.ndarray, change: M
         between. `c_stretch`: power of the factor by which `c` is stretched about its mean to the
         spread over training images. `c_nearest`: weight of the mean `c` of the five training images
         whose `c` is nearest, in the mixture with the decoded one. `n_blocks`: blocks that stage 2
-        follows.
+        follows. `negative`, weight of the mean training `c` beside the empty caption's in guidance
+        by text, is left to the caller.
 
     Returns
     -------

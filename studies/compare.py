@@ -10,6 +10,7 @@ from typing import Annotated
 
 import numpy as np
 import pandas as pd
+import torch
 import typer
 import yaml
 
@@ -32,8 +33,8 @@ STAGES = tuple(signature(Settings).parameters)
 DECODING = tuple(signature(Method).parameters)
 # Those of the page on design choices.
 CHANGES = """
-rescale_c=none true=c true=z+structure c_stretch=1 c_nearest=0.25 n_blocks=8
-guidance_scale=5 gradient_decoder=tiny early_band_scale=1 target_components=0
+rescale_c=none true=c true=z+structure c_stretch=1 c_nearest=0.25 n_blocks=8 negative=1
+guidance_scale=5 n_guided_steps=3 gradient_decoder=tiny early_band_scale=1 target_components=0
 rescale_z=none rescale_power=1 rescale_z=target structure_target=values z_evidence_weight=0
 gradient_through=both gradient_steps=1 gradient_steps=3 step_size=0.1 step_size=0.4
 """.split()
@@ -107,9 +108,12 @@ def compare_settings(held: HeldOut, variants: Sequence[Mapping]) -> Iterator[pd.
         interval over pictures. Costs and the spread of decoded `z` have a value alone.
     """
     first: dict[tuple[str, str], tuple] = {}
+    empty, train = held.generator.empty_condition(), held.subject.splits[0].train
+    mean = torch.from_numpy(read_features(held.features, "c", train).mean(0)).to(empty)
     with tempfile.TemporaryDirectory() as folder:
         for changes in variants:
             decoded, settings = prepare(held, changes, Path(folder))
+            held.generator._empty = torch.lerp(empty, mean, changes.get("negative", 0.0))
             made, seconds = paint(held.generator, decoded, settings)
             rows = [*_rows_of_features(held, decoded, first)]
             rows += _rows_of_pictures(held, decoded, made, first)
