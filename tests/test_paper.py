@@ -22,7 +22,6 @@ PUBLISHED = {
     "n_voxels_c": 450,
     "n_voxels_structure": 850,
     "alpha": 0.15,
-    "select_by": "correlation",
     "n_steps": 50,
     "guidance_scale": 5.0,
     "iterations": 300,
