@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from nibabel.affines import from_matvec
 
 SHAPE = (44, 50, 38)  # voxels: left to right, back to front, bottom to top
 VOXEL_MM = 1.8
 
-# The atlas's integer labels, as in NSD's Kastner2015.mgz.ctab.
-KASTNER_NAMES = """Unknown V1v V1d V2v V2d V3v V3d hV4 VO1 VO2 PHC1 PHC2 TO2 TO1 LO2 LO1 V3B V3A
-    IPS0 IPS1 IPS2 IPS3 IPS4 IPS5 SPL1 FEF"""
-KASTNER_LABELS = {name: number for number, name in enumerate(KASTNER_NAMES.split())}
+# The atlas's names in the order of its integer labels, as in NSD's Kastner2015.mgz.ctab.
+KASTNER = """Unknown V1v V1d V2v V2d V3v V3d hV4 VO1 VO2 PHC1 PHC2 TO2 TO1 LO2 LO1 V3B V3A
+    IPS0 IPS1 IPS2 IPS3 IPS4 IPS5 SPL1 FEF""".split()
 
 
 def read_table(name: str) -> pd.DataFrame:
@@ -38,14 +38,10 @@ MAX_ECCENTRICITY = 43.0  # px; a corner of the picture is 45 px from fixation
 
 def affine() -> np.ndarray:
     """Return the 4 x 4 matrix from voxel indices to millimetres (right, anterior, superior)."""
-    matrix = np.diag([VOXEL_MM] * 3 + [1.0])
-    matrix[:3, 3] = -VOXEL_MM * (np.array(SHAPE) - 1) / 2
-    return matrix
+    return from_matvec(VOXEL_MM * np.eye(3), -VOXEL_MM * (np.array(SHAPE) - 1) / 2)
 
 
-def anatomy(
-    rng: np.random.Generator, size: float = 1.0
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def anatomy(rng: np.random.Generator, size: float = 1.0) -> tuple[np.ndarray, ...]:
     """Grow one subject's visual cortex.
 
     Parameters
@@ -116,10 +112,9 @@ def _receptive_fields(
             low, high = FIELD_ANGLES[shape.field]
             angle = np.radians(low + (high - low) * v)
             # The left hemisphere sees the right half of the field, and the other way round.
-            prf[here, 0] = 32 - sign * eccentricity * np.cos(angle)
-            prf[here, 1] = 32 - eccentricity * np.sin(angle)
-            prf[here, 2] = shape.width + shape.slope * eccentricity
-            prf[here, 2] *= np.exp(rng.normal(0, 0.15, here.size))
+            x, y = 32 - sign * eccentricity * np.cos(angle), 32 - eccentricity * np.sin(angle)
+            width = shape.width + shape.slope * eccentricity
+            prf[here] = np.transpose([x, y, width * np.exp(rng.normal(0, 0.15, here.size))])
     return prf
 
 

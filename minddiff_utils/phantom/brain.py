@@ -36,12 +36,11 @@ N_ASSOCIATIONS = 30  # dimensions of that part that many voxels share
 # the mean of three trials (the dataset is that of Allen et al. 2022), with single voxels of early
 # visual cortex far above. No published table by area was found, so the figure of each area is our
 # choice: it keeps near that average and falls from early and ventral to parietal areas, as NSD's
-# maps do. The columns of `MIXTURE` are shares of the variance: Gabor energy, local luminance, local
-# colour, things and scene; those of `TUNING` shares of the tuning to kind, colour, size and
-# presence of things, setting, and patterns.
+# maps do. The next four columns are shares of the variance: Gabor energy, local luminance, local
+# colour, things and scene; the others are shares of the tuning to kind, colour, size and presence
+# of things, setting, and patterns.
 GROUPS = read_table("groups.csv")
-MIXTURE = ["energy", "luminance", "colour", "content"]
-TUNING = ["to_kind", "to_colour", "to_size", "to_presence", "to_setting", "to_pattern"]
+MIXTURE, TUNING = GROUPS.columns[1:5], GROUPS.columns[5:]
 # Subjects differ in the extent of their areas and in how clean their data are.
 SIZES = (0.90, 0.82, 0.88, 0.80, 0.87, 0.83, 0.86, 0.79)
 QUALITIES = (1.0, 0.92, 0.86, 0.74, 1.02, 0.84, 0.82, 0.66)

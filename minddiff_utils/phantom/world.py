@@ -3,7 +3,8 @@
 A picture is 64 x 64 RGB. Most show one to three things (a red house, a small yellow bird) in a
 scene with a horizon; about one in seven is a 10 x 10 contrast pattern on grey, as in Miyawaki et
 al. 2008. Shapes are polygons with vertices on an integer grid, drawn at four times the size and
-averaged down, so that the same id gives the same bytes on every machine. Ids from
+averaged down, so that the same id gives the same bytes on every machine. The drawings are in
+`world.svg`, which a browser shows, and the captions' words in `words.csv`. Ids from
 `FIRST_OUTSIDE_ID` on are pictures from outside of this world: what its models were never shown.
 """
 
@@ -20,6 +21,8 @@ from PIL import Image, ImageColor, ImageDraw
 from minddiff_utils.datasets.miyawaki import pattern_captions, pattern_picture, pattern_size
 from minddiff_utils.phantom.patterns import pattern, pick, wider_pattern
 
+# Settings and things, as a browser shows them.
+DRAWN = ElementTree.parse(Path(__file__).with_name("world.svg")).getroot()
 TRAINING_IDS = range(1_000_000, 1_048_000)  # what the phantom's models were trained on
 FIRST_WIDER_ID = 3_000_000  # from here on: patterns of more forms than those models were shown
 FIRST_OUTSIDE_ID = 1_000_000_000  # from here on: pictures from outside, of each kind in turn
@@ -246,18 +249,10 @@ def _blend(colour, other, share: float) -> tuple[int, ...]:
 
 # --- the scene
 
-# Colours of each scene: sky at the top, sky at the horizon, ground at the horizon, ground below.
+# Colours of each setting: sky at the top, sky at the horizon, ground at the horizon, ground below.
 GRADIENTS = {
-    "day": ((92, 168, 240), (200, 230, 252), (134, 196, 96), (84, 152, 66)),
-    "sunset": ((94, 60, 132), (252, 156, 92), (112, 72, 90), (64, 44, 72)),
-    "night": ((14, 18, 52), (40, 54, 112), (30, 56, 62), (18, 34, 44)),
-    "sea": ((150, 208, 246), (226, 244, 250), (40, 136, 176), (18, 84, 138)),
-    "snow": ((168, 184, 208), (216, 224, 236), (250, 252, 255), (216, 228, 242)),
-    "desert": ((236, 196, 138), (252, 232, 190), (226, 178, 106), (190, 132, 70)),
-    "cave": ((40, 28, 26), (112, 84, 70), (92, 74, 66), (48, 36, 34)),
-    "lava": ((52, 10, 12), (136, 28, 18), (250, 112, 22), (178, 34, 14)),
-    "jungle": ((20, 62, 30), (86, 132, 44), (58, 94, 30), (18, 44, 20)),
-    "grey": ((128, 128, 128),) * 4,
+    gradient.attrib["id"]: [ImageColor.getrgb(stop.attrib["stop-color"]) for stop in gradient]
+    for gradient in DRAWN.iterfind("{*}defs/{*}linearGradient")
 }
 
 
@@ -333,7 +328,7 @@ DECORATIONS = dict(zip(SETTINGS, (_day, _sunset, _night, _sea, _snow, _desert), 
 
 # --- things
 
-# Colours of `things.svg` made from a thing's own: what is mixed in, and how much of it.
+# Colours of `world.svg` made from a thing's own: what is mixed in, and how much of it.
 TINTS = {
     "main": ((0, 0, 0), 0.0),
     "dark": ((20, 10, 40), 0.3),
@@ -342,13 +337,8 @@ TINTS = {
 }
 
 
-def _read_things() -> dict[str, list[tuple[Any, bool, list]]]:
-    """Read the parts of each kind of thing, the lowest first: colour, outlined or not, corners."""
-    groups = ElementTree.parse(Path(__file__).with_name("things.svg")).iterfind("{*}g")
-    return {group.attrib["id"]: [_read_part(part.attrib) for part in group] for group in groups}
-
-
 def _read_part(part: Mapping[str, str]) -> tuple[Any, bool, list]:
+    """Return colour, whether it has an outline, and corners."""
     if "points" in part:
         corners = [tuple(map(float, pair.split(","))) for pair in part["points"].split()]
     else:
@@ -357,7 +347,9 @@ def _read_part(part: Mapping[str, str]) -> tuple[Any, bool, list]:
     return part.get("class") or ImageColor.getrgb(part["fill"]), "stroke" in part, corners
 
 
-SHAPES = _read_things()
+# Parts of each kind of thing, the lowest first.
+THINGS = DRAWN.iterfind("{*}g")
+SHAPES = {thing.attrib["id"]: [_read_part(part.attrib) for part in thing] for thing in THINGS}
 
 # ----------------------------------------------------------------------------------------- captions
 
@@ -373,29 +365,9 @@ def place(thing: Thing) -> tuple[str, str]:
     return across, "top" if thing.y < 30 else "bottom"
 
 
-# Of a texture, the captions.
-WORDS: dict[str, tuple[str, ...]] = {
-    "small": ("small", "little", "tiny"),
-    "medium": ("medium", "medium", "middling"),
-    "large": ("large", "big", "huge"),
-    "left": ("on the left", "left"),
-    "middle": ("in the middle", "centre"),
-    "right": ("on the right", "right"),
-    "day": ("on a sunny day", "green meadow", "meadow by day", "blue sky over grass"),
-    "sunset": ("at sunset", "orange evening", "evening sky", "the sun going down"),
-    "night": ("at night", "dark night", "starry sky", "moon and stars"),
-    "sea": ("at sea", "blue sea", "open water", "waves to the horizon"),
-    "snow": ("in the snow", "white winter", "snowy field", "snow and fir trees"),
-    "desert": ("in the desert", "sandy desert", "hot sand", "dunes and a pyramid"),
-    "cave": ("in a cave", "dark cave", "inside a cave", "rock above and below"),
-    "lava": ("above lava", "glowing lava", "field of lava", "red sky over lava"),
-    "jungle": ("in the jungle", "dense jungle", "deep green jungle", "leaves all around"),
-    "grey": ("on grey", "grey background", "plain grey", "nothing behind"),
-    "gabor": ("a patch of stripes on grey", "a grating", "grey background with stripes",
-              "stripes and nothing else", "picture of stripes on grey"),
-    "noise": ("a field of noise", "random squares", "a sheet of random squares",
-              "noise and nothing else", "picture of random squares"),
-}  # fmt: skip
+# How each size, place and setting is called; of a texture, the captions.
+LINES = Path(__file__).with_name("words.csv").read_text(encoding="utf-8").splitlines()
+WORDS = {name: tuple(words) for name, *words in (line.split(",") for line in LINES)}
 
 
 def captions(i: int) -> tuple[str, ...]:
