@@ -21,8 +21,7 @@ KASTNER = """Unknown V1v V1d V2v V2d V3v V3d hV4 VO1 VO2 PHC1 PHC2 TO2 TO1 LO2 L
 
 def read_table(name: str) -> pd.DataFrame:
     """Read a table of the brain's numbers, with its first column as the index."""
-    path = Path(__file__).with_name(name)
-    return pd.read_csv(path, index_col=0, keep_default_na=False, float_precision="round_trip")
+    return pd.read_csv(Path(__file__).with_name(name), index_col=0, keep_default_na=False)
 
 
 # Place of each area on a hemisphere and law of its receptive fields. `tilt` is the angle from the
