@@ -443,4 +443,4 @@ def decoder_reliability(subject: Subject, decoders: str | Path, space: str) -> n
     within = decoded.var(0, ddof=1).mean(0)
     between = decoded.mean(0).var(0, ddof=1)
     between[between <= 1e-10] = np.nan
-    return np.sqrt(np.clip(1 - within / (first * between), 0, 1))
+    return np.sqrt(np.clip(1 - np.float32(within / (first * between)), 0, 1))
