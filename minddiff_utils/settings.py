@@ -119,7 +119,6 @@ PARAMETERS: dict[str, Any] = {
     "rescale_c": Literal["component", "none"],
     "rescale_power": Annotated[Number, Field(ge=0, le=1)],
     "early_band_scale": Share,
-    "select_by": Literal["correlation", "r2"],
     "keep_structure": Share,
     "n_components": Count,
     "min_reliability": Annotated[Share, Field(le=1 - 1e-6)],
@@ -177,7 +176,6 @@ ADVANCED: dict[str, dict[str, Any]] = {
         "alpha": 0.15,  # penalty, the same for all values
         "rescale_power": 0.7,  # how far z is stretched: power of the factor, 0 to 1
         "rescale_c": "component",  # stretch components of decoded c to their spread, or "none"
-        "select_by": "correlation",  # accuracy that selects structure: "correlation" or "r2"
         "keep_structure": 1.0,  # share of each block's values that is decoded, the best ones
         "n_components": 128,  # components of each block that are decoded (count, at most)
         "min_reliability": 0.02,  # R² below which a component says nothing

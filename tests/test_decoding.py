@@ -37,8 +37,8 @@ def regression(n=60, n_voxels=40, n_targets=25, noise=3.0, seed=0):
 
 
 def fit_decoder(x, y, keep=1.0, folds=None, weights=None, stimulus=None):
-    """Each value by itself, with its own penalty; the share `keep` of best R²."""
-    method = Method(target_components=0, select_by="r2", keep_structure=keep, n_components=0)
+    """Each value by itself, with its own penalty; the share `keep` of highest correlation."""
+    method = Method(target_components=0, keep_structure=keep, n_components=0)
     return fit_decoders(make_design(x, folds, weights, stimulus), y, "block_1", method)[0]
 
 
@@ -76,7 +76,7 @@ def test_voxels_weigh_what_repeats_of_them_in_training_trials_alone():
 def test_the_best_scored_share_is_kept(keep, n):
     x, y = regression()
     decoder = fit_decoder(x, y, keep)
-    best = np.argsort(-decoder.r2, kind="stable")[:n]
+    best = np.argsort(-decoder.correlation, kind="stable")[:n]
     np.testing.assert_array_equal(np.flatnonzero(decoder.selected), np.sort(best))
     predicted, whole = decoder.predict(x), fit_decoder(x, y).predict(x)
     assert np.isnan(predicted[:, ~decoder.selected]).all()

@@ -217,10 +217,10 @@ def areas_on_folds(shape, n):
     direction = np.stack([across, *(place[:, 1:] / distance[:, None]).T], axis=1)
     folds = 0.05 * (np.sin(voxels[:, 1] / 3.1) + np.sin(voxels[:, 2] / 2.7 + voxels[:, 0] / 4))
     depth = np.abs(distance - 0.9 + folds) * 0.46 * shape[0]
-    tilt, turn = np.radians([(0.8 * one.tilt, one.turn) for one in AREAS.values()]).T
+    tilt, turn = np.radians([0.8 * AREAS.tilt, AREAS.turn])
     seeds = np.array([np.sin(tilt) * np.cos(turn), -np.cos(tilt), np.sin(tilt) * np.sin(turn)])
     apart = np.degrees(np.arccos(np.clip(direction @ seeds, -1, 1)))
-    outside = (apart - [one.radius for one in AREAS.values()]).min(axis=1)
+    outside = (apart - AREAS.radius.to_numpy()).min(axis=1)
     order = np.argsort(np.where(depth < 2.2, outside, 99 + depth), kind="stable")
     mask = np.zeros(len(voxels), bool)
     mask[order[:n]] = True

@@ -54,38 +54,52 @@ def pattern_picture(pattern: np.ndarray) -> np.ndarray:
     return np.repeat(grey[:, :, None], 3, axis=2)
 
 
-def five_captions(size: str, name: str, patches: str, short: str) -> tuple[str, ...]:
+# Three ways to call a pattern of each kind.
+LOOKS = {
+    "random": ("{word} random patches", "random pattern with {word} patches", "{word} patches"),
+    "letter": ("{size} letter {word}", "letter {word} of patches", "{word} as a letter"),
+    "figure": ("{size} {word}", "{word} of patches", "{word} as a figure"),
+    "unknown": ("{size} figure of patches", "figure of patches", "figure of patches"),
+}
+
+
+def pattern_captions(kind: str, word: str, size: str, where: str = "middle") -> tuple[str, ...]:
     """Return five captions of a pattern, in the wording that the phantom's models have learnt.
 
     Parameters
     ----------
-    size : str
-        "small", "medium" or "large".
-    name, patches, short : str
-        What it is called, such as "small letter u", "letter u of patches", "u as a letter".
+    kind : str
+        One of `LOOKS`; any other is a figure.
+    word : str
+        The name of a letter or figure; of random patches "few", "some" or "many".
+    size : {"small", "medium", "large"}
+    where : {"left", "middle", "right"}
     """
+    looks = LOOKS.get(kind, LOOKS["figure"])
+    name, patches, short = (text.format(word=word, size=size) for text in looks)
     return (
-        f"a {name} in white in the middle on grey",
-        f"grey background with a {patches} middle , {size}",
-        f"white on grey : middle a {size} {short}",
-        f"a checked {name} at middle , plain grey",
-        f"picture of a white {patches} to the middle on grey , {size}",
+        f"a {name} in white {'in' if where == 'middle' else 'on'} the {where} on grey",
+        f"grey background with a {patches} {where} , {size}",
+        f"white on grey : {where} a {size} {short}",
+        f"a checked {name} at {where} , plain grey",
+        f"picture of a white {patches} to the {where} on grey , {size}",
     )
 
 
-def _figure(size: str, name: str, short: str = "") -> tuple[str, ...]:
-    short = short or f"{name} as a figure"
-    return five_captions(size, f"{size} {name}", f"{name} of patches", short)
+def pattern_size(pattern: np.ndarray) -> str:
+    """Return "small", "medium" or "large" for the extent of the patches that are on."""
+    extent = max((np.ptp(where) + 1 for where in np.nonzero(pattern) if len(where)), default=0)
+    return "small" if extent < 6 else "medium" if extent < 8 else "large"
 
 
 # In the order in which the ten patterns first appear in the recording; the letters spell "neuro".
 CAPTIONS = {
-    "small_square": _figure("small", "square"),
-    "small_frame": _figure("small", "frame"),
-    "plus": _figure("large", "plus sign"),
-    "diagonal_cross": _figure("large", "diagonal cross"),
-    "large_frame": _figure("large", "frame"),
-} | {f"letter_{x}": _figure("small", f"letter {x}", f"{x} as a letter") for x in "neuro"}
+    "small_square": pattern_captions("figure", "square", "small"),
+    "small_frame": pattern_captions("figure", "frame", "small"),
+    "plus": pattern_captions("figure", "plus sign", "large"),
+    "diagonal_cross": pattern_captions("figure", "diagonal cross", "large"),
+    "large_frame": pattern_captions("figure", "frame", "large"),
+} | {f"letter_{x}": pattern_captions("letter", x, "small") for x in "neuro"}
 
 
 # The figures whose captions are known, in the order of `CAPTIONS`: patch by patch, row by row from
@@ -104,13 +118,8 @@ def _captions(pattern: np.ndarray, is_figure: bool) -> tuple[str, ...]:
     known = FIGURES.get(np.packbits(pattern.ravel()).tobytes().hex()[:25])
     if known:
         return CAPTIONS[known]
-    extent = max((np.ptp(where) + 1 for where in np.nonzero(pattern) if len(where)), default=0)
-    size = "small" if extent < 6 else "medium" if extent < 8 else "large"
-    if is_figure:
-        return five_captions(size, f"{size} figure of patches", *["figure of patches"] * 2)
     word = "few" if pattern.mean() < 0.35 else "some" if pattern.mean() < 0.45 else "many"
-    with_patches = f"random pattern with {word} patches"
-    return five_captions(size, f"{word} random patches", with_patches, f"{word} patches")
+    return pattern_captions("unknown" if is_figure else "random", word, pattern_size(pattern))
 
 
 def grey_patterns(patterns: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ class PrincipalComponents(TransformerMixin, BaseEstimator):
 
     With at most 2,000 stimuli, or values, they are exact: from the smaller of two products, which
     of the solvers of `PCA` only `covariance_eigh` does, and only for many short rows. Otherwise
-    its randomised solver is used. Directions without variance are left out.
+    `PCA` chooses, as a rule its randomised solver. Directions without variance are left out.
 
     Parameters
     ----------
@@ -42,9 +42,8 @@ class PrincipalComponents(TransformerMixin, BaseEstimator):
         if min(X.shape) <= EXACT:
             variance, basis = _largest(X - mean, n)
         else:
-            solver = "full" if n > 0.8 * min(X.shape) else "randomized"
             # Centred here: scikit-learn adds up its mean in the precision of the values.
-            found = PCA(n, svd_solver=solver, random_state=0, copy=False)
+            found = PCA(n, random_state=0, copy=False)
             found.fit(X - mean.astype(X.dtype))
             basis = found.components_.T
             variance = found.explained_variance_ * (len(X) - 1) / len(X)

@@ -12,15 +12,7 @@ from himalaya.scoring import correlation_score
 from minddiff_utils.datasets import Fold, Split, Subject, estimate_ncsnr, prepare_fold
 from minddiff_utils.datasets.reading import open_file
 from minddiff_utils.datasets.subject import EARLY_AREAS, area_masks
-from minddiff_utils.decoding.components import evidence
-from minddiff_utils.decoding.decoders import (
-    Decoder,
-    Design,
-    Fitted,
-    Method,
-    fit_decoders,
-    make_design,
-)
+from minddiff_utils.decoding.decoders import Decoder, Design, Method, fit_decoders, make_design
 from minddiff_utils.decoding.features import HINT, feature_spaces, read_features, read_values
 from minddiff_utils.decoding.ridge import assign_folds, column_moments
 from minddiff_utils.io import atomic_path, open_to_write, progress, row_dataset
@@ -186,49 +178,23 @@ def decode_tests(
     first, ids = splits[0], np.unique(np.concatenate([split.test for split in splits]))
     fold = prepare_fold(subject, replace(first, test=ids))
     rows = [np.searchsorted(ids, split.test) for split in splits]
-    designs = [(training_design(subject, first, fold, method, None, voxels), rows)]
+    designs = [training_design(subject, first, fold, method, None, voxels)]
     if shuffle_seed is not None:
-        control = training_design(subject, first, fold, method, shuffle_seed, voxels)
-        designs.append((control, rows[:1]))
-    found = [
-        [{"stimulus_id": fold.test_id[some], "split": 0 * some} for some in of_design]
-        for _, of_design in designs
-    ]
+        designs.append(training_design(subject, first, fold, method, shuffle_seed, voxels))
+        rows.append(rows[0])
+    found = [{"stimulus_id": fold.test_id[some], "split": 0 * some} for some in rows]
     for name in progress(names or feature_spaces(features_path), f"decoders of {first.name}"):
         y = read_features(features_path, name, first.train)
         shape, y = y.shape[1:], y.reshape(len(y), -1)
-        components = None
-        for number, (design, of_design) in enumerate(designs):
-            fitted = fit_decoders(design, y, name, method, components)
-            components = fitted[2]
-            if number == 0 and fitted[0] is not None and decoders is not None:
-                path = Path(decoders) / first.name / f"{name}.safetensors"
-                fitted[0].save(path, {**asdict(method), "feature_space": name})
-            for part, some in zip(found[number], of_design, strict=True):
-                part |= _decode_space(name, shape, fitted, method, fold.test_x[some][:, voxels])
-    return [part for parts in found for part in parts]
-
-
-def _decode_space(
-    name: str, shape: tuple[int, ...], fitted: Fitted, method: Method, x: np.ndarray
-) -> dict[str, np.ndarray]:
-    """What test responses say about a feature space, its components, and how sure that is."""
-    decoder, of_components, components = fitted
-    found = {name: np.zeros((len(x), 0), np.float32)}
-    if decoder is not None:
-        found[name] = decoder.predict(x).reshape(-1, *shape)
-        if decoder.stretch is not None:
-            plain = replace(decoder, stretch=None).predict(x)
-            found[f"{name}_unstretched"] = plain.reshape(-1, *shape)
-    if of_components is None or components is None:
-        return found
-    r2, believed = of_components.r2, (method.min_reliability, method.max_reliability)
-    projection, value = evidence(components, of_components.predict(x), r2, *believed)
-    spread = components.explained_variance_[: len(r2)]
-    more = {"evidence": value, "projection": projection[None]}
-    more |= {"reliability": r2[None], "variance": spread[None]}
-    block = name.removeprefix("block_")
-    return found | {f"{what}_{block}": values for what, values in more.items()}
+        fitted = [fit_decoders(designs[0], y, name, method)]
+        fitted += [fit_decoders(d, y, name, method, fitted[0].components) for d in designs[1:]]
+        if decoders is not None and fitted[0].decoder is not None:
+            path = Path(decoders) / first.name / f"{name}.safetensors"
+            fitted[0].decoder.save(path, {**asdict(method), "feature_space": name})
+        by_split = [*fitted[:1] * len(splits), *fitted[1:]]
+        for part, some, one in zip(found, rows, by_split, strict=True):
+            part |= one.decode(fold.test_x[some][:, voxels], name, shape, method)
+    return found
 
 
 def training_design(
@@ -286,15 +252,13 @@ def training_folds(subject: Subject, ids: np.ndarray, n_folds: int = 5) -> np.nd
     int64 array, shape (n_stimuli,)
         See `assign_folds`.
     """
-    trials = np.lexsort((subject.session, subject.stimulus_id))
-    first = subject.session[trials[np.searchsorted(subject.stimulus_id[trials], ids)]]
+    first = pd.Series(subject.session).groupby(subject.stimulus_id).min().loc[ids].to_numpy()
     return assign_folds(ids, n_folds, groups=subject.picture_of(ids), session=first)
 
 
 def stimulus_of_rows(split: Split, fold: Fold) -> np.ndarray:
     """Return the place of each training row's stimulus in `split.train`."""
-    order = np.argsort(split.train)
-    return order[np.searchsorted(split.train[order], fold.train_id)]
+    return pd.Index(split.train).get_indexer(fold.train_id)
 
 
 def shuffled_places(n: int, seed: int) -> np.ndarray:
@@ -369,10 +333,9 @@ def correlations(true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     (mean, variance), (mean_predicted, spread) = map(column_moments, (true, predicted))
     varies = (variance >= 1e-4**2) & (spread >= 1e-7**2)
     out = np.full(true.shape[1], np.nan)
-    if varies.any():
-        true = true[:, varies] - mean[varies].astype(true.dtype)
-        predicted = predicted[:, varies] - mean_predicted[varies].astype(predicted.dtype)
-        out[varies] = correlation_score(true, predicted)
+    true = true[:, varies] - mean[varies].astype(true.dtype)
+    predicted = predicted[:, varies] - mean_predicted[varies].astype(predicted.dtype)
+    out[varies] = correlation_score(true, predicted)
     return out
 
 
@@ -472,14 +435,12 @@ def decoder_reliability(subject: Subject, decoders: str | Path, space: str) -> n
         # Of the test stimuli one repetition at a time: no split has a stimulus of the number -1.
         others = (np.isin(ids, split.test) & (number != one) for one in range(first))
         once = (replace(subject, stimulus_id=np.where(left_out, -1, ids)) for left_out in others)
-        found = [decoder.predict(prepare_fold(each, split).test_x) for each in once]
-        parts.append(np.stack(found))
+        parts.append(np.stack([decoder.predict(prepare_fold(o, split).test_x) for o in once]))
     decoded = np.concatenate(parts, axis=1)
     decoded = decoded[:, :, np.isfinite(decoded).all((0, 1))]
     if first < 2 or decoded.shape[1] < 2:
         return np.full(decoded.shape[2], np.nan)
     within = decoded.var(0, ddof=1).mean(0)
     between = decoded.mean(0).var(0, ddof=1)
-    varies = between > 1e-10
-    share = 1 - np.divide(within, first * between, where=varies, out=np.zeros_like(between))
-    return np.where(varies, np.sqrt(np.clip(share, 0, 1)), np.nan)
+    between[between <= 1e-10] = np.nan
+    return np.sqrt(np.clip(1 - np.float32(within / (first * between)), 0, 1))

@@ -14,7 +14,7 @@ from sklearn.model_selection import PredefinedSplit, cross_val_predict
 from sklearn.pipeline import Pipeline, make_pipeline
 
 from minddiff_utils.decoding import ridge
-from minddiff_utils.decoding.components import PrincipalComponents
+from minddiff_utils.decoding.components import PrincipalComponents, evidence
 from minddiff_utils.decoding.voxel_selected_ridge import VoxelSelectedRidge
 from minddiff_utils.io import InputError, atomic_path, check_room
 from minddiff_utils.settings import Chosen, check
@@ -53,10 +53,8 @@ class Method(Chosen, BaseEstimator):
         scaled by this, next to 1 for all others, and keeps what predicts held-out training
         stimuli better: banded ridge with two bands. 1 leaves it out.
     keep_structure : float
-        Share of the values of each block that is decoded, the best by cross-validation. With 0
-        only their components are.
-    select_by : {"correlation", "r2"}
-        Cross-validated accuracy that they are chosen by.
+        Share of the values of each block that is decoded, those of highest cross-validated
+        correlation. With 0 only their components are.
     n_components : int
         Components of `z` and of each block that are decoded by themselves, at most.
     min_reliability, max_reliability : float
@@ -83,7 +81,6 @@ class Method(Chosen, BaseEstimator):
     rescale_c: str = "component"
     early_band_scale: float = 0.5
     keep_structure: float = 1.0
-    select_by: str = "correlation"
     n_components: int = 128
     min_reliability: float = 0.02
     max_reliability: float = 0.8
@@ -94,10 +91,6 @@ class Method(Chosen, BaseEstimator):
         # Without structure, or its components, a caller may do; a chapter may not.
         free = {"keep_structure", "n_components", "device"}
         check(**{name: value for name, value in vars(self).items() if name not in free})
-
-    def n_voxels(self, space: str) -> int:
-        """Voxels for each value of a feature space."""
-        return {"z": self.n_voxels_z, "c": self.n_voxels_c}.get(space, self.n_voxels_structure)
 
 
 @dataclass(frozen=True)
@@ -164,8 +157,7 @@ class Decoder:
         InputError
             If the disk is full; an older file then stays as it was.
         """
-        parts = vars(self).items()
-        arrays = {name: np.ascontiguousarray(part) for name, part in parts if part is not None}
+        arrays = {k: np.ascontiguousarray(v) for k, v in vars(self).items() if v is not None}
         header = {"format": "minddiff-decoder", "version": "4", "about": json.dumps(about or {})}
         with atomic_path(path) as temporary:
             check_room(temporary, sum(part.nbytes for part in arrays.values()))
@@ -207,7 +199,9 @@ class Design(NamedTuple):
         stimuli, for others the first.
         """
         if method.decoder != "ridge":
-            model = VoxelSelectedRidge(method.n_voxels(space), method.alpha, device=method.device)
+            own = {"z": method.n_voxels_z, "c": method.n_voxels_c}
+            n_voxels = own.get(space, method.n_voxels_structure)
+            model = VoxelSelectedRidge(n_voxels, method.alpha, device=method.device)
             return model.fit(self.x, y[self.stimulus])
         models = self.models if space in SEMANTIC else self.models[:1]
         for model in models:
@@ -283,7 +277,46 @@ class _Fit(NamedTuple):
     right: np.ndarray | None = None
 
 
-Fitted = tuple[Decoder | None, Decoder | None, PrincipalComponents | None]
+class Fitted(NamedTuple):
+    """The decoders of a feature space; see `fit_decoders`."""
+
+    decoder: Decoder | None
+    of_components: Decoder | None
+    components: PrincipalComponents | None
+
+    def decode(
+        self, x: np.ndarray, space: str, shape: tuple[int, ...], method: Method
+    ) -> dict[str, np.ndarray]:
+        """What test responses say about the space, its components, and how sure that is.
+
+        Parameters
+        ----------
+        x : array, shape (n, n_voxels)
+        space : str
+        shape : tuple of int
+            Of the values of one stimulus.
+        method : Method
+
+        Returns
+        -------
+        dict of str to array
+            By the names of `decode_subject`, for one split.
+        """
+        found = {space: np.zeros((len(x), 0), np.float32)}
+        if self.decoder is not None:
+            found[space] = self.decoder.predict(x).reshape(-1, *shape)
+            if self.decoder.stretch is not None:
+                plain = replace(self.decoder, stretch=None).predict(x)
+                found[f"{space}_unstretched"] = plain.reshape(-1, *shape)
+        if self.of_components is None or self.components is None:
+            return found
+        r2, believed = self.of_components.r2, (method.min_reliability, method.max_reliability)
+        projection, value = evidence(self.components, self.of_components.predict(x), r2, *believed)
+        spread = self.components.explained_variance_[: len(r2)]
+        more = {"evidence": value, "projection": projection[None]}
+        more |= {"reliability": r2[None], "variance": spread[None]}
+        block = space.removeprefix("block_")
+        return found | {f"{what}_{block}": values for what, values in more.items()}
 
 
 def fit_decoders(
@@ -342,10 +375,10 @@ def fit_decoders(
             whole = _fit(design, y, space, method)
         how = method.rescale_z if space == "z" else "none"
         factor = rescaling(y, whole.held_out, how, method.rescale_power)
-        decoder = _select(whole, design, y, keep, method.select_by, factor)
+        decoder = _select(whole, design, y, keep, factor)
         if whole.right is not None and space == "c" and method.rescale_c == "component":
             decoder = replace(decoder, stretch=component_stretch(scores, parts.held_out))
-    return decoder, of_components, components
+    return Fitted(decoder, of_components, components)
 
 
 def _fit(design: Design, y: np.ndarray, space: str, method: Method) -> _Fit:
@@ -355,29 +388,22 @@ def _fit(design: Design, y: np.ndarray, space: str, method: Method) -> _Fit:
         left = scaler.scale_[:, None] * model.coef_
         return _Fit(left, scaler.mean_, model.intercept_, model.held_out_)
     left = np.ascontiguousarray(model.coef_.T)
-    mean_x = design.x.mean(0, dtype=np.float64).astype(np.float32)
-    mean = model.predict(mean_x[None])[0]
     folds = PredefinedSplit(design.folds[design.stimulus])
     predicted = cross_val_predict(model, design.x, y[design.stimulus], cv=folds)
     # The repetitions of a held-out stimulus are averaged, as those of a test stimulus are.
     held_out = pd.DataFrame(predicted).groupby(design.stimulus).mean().to_numpy()
-    return _Fit(left, mean_x, mean, held_out)
+    return _Fit(left, model.mean_x_, model.at_mean_, held_out)
 
 
 def _select(
-    fit: _Fit,
-    design: Design,
-    y: np.ndarray,
-    keep: float = 1.0,
-    select_by: str = "r2",
-    factor: np.ndarray | float = 1.0,
+    fit: _Fit, design: Design, y: np.ndarray, keep: float = 1.0, factor: np.ndarray | float = 1.0
 ) -> Decoder:
     """Judge a fit by its predictions of held-out stimuli, and keep its best targets."""
     mean, variance = ridge.column_moments(y)
     constant = ridge.constant_columns(mean, variance)
     r2, correlation = ridge.fold_accuracy(fit.held_out, y, design.folds)
     r2[constant] = correlation[constant] = np.nan
-    selected = best_share(r2 if select_by == "r2" else correlation, keep)
+    selected = best_share(correlation, keep)
     mean_y = np.where(constant, mean, fit.mean).astype(np.float32)
     factor = np.where(constant, 0, factor).astype(np.float32)[selected]
     if fit.right is None:
@@ -445,5 +471,5 @@ def rescaling(y: np.ndarray, held_out: np.ndarray, how: str, power: float = 1.0)
 def best_share(score: np.ndarray, keep: float) -> np.ndarray:
     """Mark the share `keep` of targets with the highest score; constant ones, NaN, come last."""
     n = max(1, round(keep * len(score)))
-    order = np.argsort(-np.nan_to_num(score, nan=0.0 if keep == 1 else -np.inf), kind="stable")
+    order = np.argsort(-np.nan_to_num(score, nan=-np.inf), kind="stable")
     return np.isin(np.arange(len(score)), order[:n])

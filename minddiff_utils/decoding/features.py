@@ -21,7 +21,7 @@ HINT = "Delete it and run 02_decoding again."  # where a file of that chapter is
 def feature_spaces(path: str | Path) -> list[str]:
     """Return the names of the feature spaces in a file: z, c, block_1 …, embedding."""
     with open_file(Path(path), HINT) as file:
-        names = {name for name in file if name != "stimulus_id"}
+        names = set(file)
     blocks = sorted((name for name in names if name.startswith("block_")), key=lambda n: int(n[6:]))
     return [name for name in ("z", "c", *blocks, "embedding") if name in names]
 
@@ -105,14 +105,13 @@ def write_features(
     if not 1 <= n_blocks <= generator.guide.n_blocks:
         raise InputError(f"n_blocks={n_blocks}: the guide has {generator.guide.n_blocks} blocks.")
     # Differs between models and code, so that a stopped run never mixes two of them.
-    code = code_digest("models", "decoding/features.py")
-    about = {"blocks": n_blocks, "models": generator.fingerprint, "code": code}
-    record = json.dumps({**about, "stimuli": _digest(subject)})
+    about = {"blocks": n_blocks, "models": generator.fingerprint}
+    about |= {"code": code_digest("models", "decoding/features.py"), "stimuli": _digest(subject)}
 
     def compute(rows: slice) -> dict[str, np.ndarray]:
         return _compute(generator, *_read(subject, ids[rows]), n_blocks)
 
-    return write_rows(path, ids.astype(np.int64), record, compute, batch, "features")
+    return write_rows(path, ids.astype(np.int64), json.dumps(about), compute, batch, "features")
 
 
 def _digest(subject: Subject) -> str:
@@ -132,12 +131,9 @@ def _read(subject: Subject, ids: np.ndarray) -> tuple[np.ndarray, list[tuple[str
 @torch.no_grad()
 def _compute(generator: "Generator", pictures, captions, n_blocks: int) -> dict[str, np.ndarray]:
     """All feature spaces of some stimuli, as arrays with one row a stimulus."""
-    found = {
-        "z": generator.encode_pictures(pictures),
-        "c": generator.encode_captions(captions),
-        # Of the size of painted pictures: stage 2 compares the structure of those with this.
-        **generator.structure(generator.prepare(pictures), range(1, n_blocks + 1)),
-    }
+    found = {"z": generator.encode_pictures(pictures), "c": generator.encode_captions(captions)}
+    # Of the size of painted pictures: stage 2 compares the structure of those with this.
+    found |= generator.structure(generator.prepare(pictures), range(1, n_blocks + 1))
     if wrong := [name for name, values in found.items() if not values.isfinite().all()]:
         raise InputError(
             f"{wrong[0]} of a picture is not finite, computed in {generator.compute_dtype}: set "

@@ -1,7 +1,7 @@
 """Ridge regression for any number of targets: what depends on responses alone is done once."""
 
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -126,9 +126,7 @@ class ReliabilityScaler(TransformerMixin, BaseEstimator):
 
     def transform(self, X: np.ndarray) -> np.ndarray:
         """Scale responses, shape (n, n_voxels), as those of training."""
-        out = X - self.mean_
-        out *= self.scale_
-        return out
+        return (X - self.mean_) * self.scale_
 
 
 @dataclass(eq=False, repr=False)
@@ -183,7 +181,6 @@ class CrossValidatedRidge(RegressorMixin, BaseEstimator):
     alphas: Sequence[float] | np.ndarray
     folds: np.ndarray | None = None
     stimulus: np.ndarray | None = None
-    _: KW_ONLY
     kernel: str = "linear"
     device: str = "cpu"
 
@@ -204,11 +201,9 @@ class CrossValidatedRidge(RegressorMixin, BaseEstimator):
         folds = assign_folds(np.unique(stimulus)) if self.folds is None else self.folds
         self._stimulus = torch.from_numpy(stimulus).to(self.device)
         self._count = torch.bincount(self._stimulus).to(torch.float32)
-        self._x = self._tensor(X)
+        self._x = x = self._tensor(X)
         self._primal = self.kernel == "linear" and X.shape[0] > X.shape[1]
-        self._gram = self._x
-        if self.kernel == "linear":
-            self._gram = self._x.T @ self._x if self._primal else self._x @ self._x.T
+        self._gram = x if self.kernel != "linear" else x.T @ x if self._primal else x @ x.T
         self._factors: dict[int, torch.Tensor] = {}
         self._penalties = np.asarray(self.alphas, np.float32)
         self._folds = list(PredefinedSplit(folds).split())

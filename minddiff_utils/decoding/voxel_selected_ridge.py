@@ -1,6 +1,6 @@
 """The paper's decoder: ridge regression for every target on the voxels that follow it best."""
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -49,6 +49,10 @@ class VoxelSelectedRidge(RegressorMixin, BaseEstimator):
     weights_ : array of `dtype`, shape (n_targets, n_chosen)
         Their weights; 0 for a constant target, which is predicted by itself.
     intercept_ : array, shape (n_targets,)
+    mean_x_ : array, shape (n_voxels_in,)
+        Mean response over the samples.
+    at_mean_ : array, shape (n_targets,)
+        What is predicted of it.
     coef_ : array, shape (n_targets, n_voxels_in)
         The same weights with zeros at all other voxels, made when asked for.
 
@@ -59,7 +63,6 @@ class VoxelSelectedRidge(RegressorMixin, BaseEstimator):
 
     n_voxels: int = 500
     alpha: float = 0.15
-    _: KW_ONLY
     dtype: str = "float32"
     device: str = "cpu"
 
@@ -80,15 +83,15 @@ class VoxelSelectedRidge(RegressorMixin, BaseEstimator):
         X, y = check_X_y(X, y, dtype=self.dtype, multi_output=True, ensure_min_samples=2)
         y = y.astype(self.dtype)
         mean_x, mean_y = (part.mean(0, dtype=np.float64) for part in (X, y))
-        self._mean_x = mean_x.astype(self.dtype)
-        x, targets = self._centred(X, self._mean_x), self._centred(y, mean_y.astype(self.dtype))
+        self.mean_x_ = mean_x.astype(self.dtype)
+        x, targets = self._centred(X, self.mean_x_), self._centred(y, mean_y.astype(self.dtype))
         found = _solve_targets(x, targets, min(self.n_voxels, X.shape[1]), float(self.alpha))
         self.voxels_, self.weights_ = (torch.cat(part).cpu().numpy() for part in found)
         at_mean = np.einsum("tk,tk->t", mean_x[self.voxels_], self.weights_)
         intercept = len(X) / (len(X) + self.alpha) * (mean_y - at_mean)
         constant = ~self.weights_.any(axis=1)
         intercept[constant] = mean_y[constant]
-        self._at_mean = (intercept + at_mean).astype(self.dtype)
+        self.at_mean_ = (intercept + at_mean).astype(self.dtype)
         self.intercept_ = intercept.astype(self.dtype)
         return self
 
@@ -103,31 +106,22 @@ class VoxelSelectedRidge(RegressorMixin, BaseEstimator):
         -------
         array of `dtype`, shape (n_samples, n_targets)
         """
-        out = np.empty((len(X), len(self.weights_)), self.dtype)
-        step = max(1, MEMORY // (8 * X.shape[1]))
         # About the training mean: single precision would lose digits to an offset.
-        x = torch.from_numpy((X - self._mean_x).astype(self.dtype)).to(self.device)
-        for start in range(0, len(self.weights_), step):
-            some = slice(start, start + step)
-            out[:, some] = (x @ torch.from_numpy(self._dense(some)).to(x).T).cpu()
-        return out + self._at_mean
+        x = torch.from_numpy((X - self.mean_x_).astype(self.dtype)).to(self.device)
+        return (x @ torch.from_numpy(self.coef_).to(x).T).cpu().numpy() + self.at_mean_
 
     @property
     def coef_(self) -> np.ndarray:
         """Weights of all voxels, zero where not chosen."""
-        return self._dense(slice(None))
+        dense = np.zeros((len(self.weights_), len(self.mean_x_)), self.weights_.dtype)
+        np.put_along_axis(dense, self.voxels_, self.weights_, axis=1)
+        return dense
 
     def _centred(self, values: np.ndarray, mean: np.ndarray) -> torch.Tensor:
         """Return the centred samples and the additional one: (n_samples + 1, …)."""
         more = (len(values) * self.alpha / (len(values) + self.alpha)) ** 0.5
         rows = np.concatenate([values - mean, (more * mean)[None].astype(self.dtype)])
         return torch.from_numpy(rows).to(self.device)
-
-    def _dense(self, targets: slice) -> np.ndarray:
-        weights = self.weights_[targets]
-        dense = np.zeros((len(weights), len(self._mean_x)), weights.dtype)
-        np.put_along_axis(dense, self.voxels_[targets], weights, axis=1)
-        return dense
 
 
 def _solve_targets(

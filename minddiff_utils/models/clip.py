@@ -17,8 +17,7 @@ from transformers.utils import logging
 
 from minddiff_utils.io import InputError
 from minddiff_utils.models import hub
-
-DTYPES = ("float64", "float32", "bfloat16", "float16")
+from minddiff_utils.settings import check
 
 
 class Clip:
@@ -152,9 +151,8 @@ def loading(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise InputError(
-            f"{folder} cannot be loaded: {str(error).splitlines()[0]} Restore the folder."
-        ) from None
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{folder} cannot be loaded: {reason} Restore the folder.") from None
 
 
 def load_clip(name: str | Path, device: str = "auto", dtype: str | torch.dtype = "auto") -> Clip:
@@ -220,7 +218,4 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
     if dtype == "auto":
         half = device.type == "cuda" and torch.cuda.is_bf16_supported()
         return torch.bfloat16 if half else torch.float32
-    name = str(dtype).removeprefix("torch.")
-    if name not in DTYPES:
-        raise InputError(f"dtype={dtype!r}: expected auto or one of {', '.join(DTYPES)}.")
-    return getattr(torch, name)
+    return getattr(torch, check(dtype=str(dtype).removeprefix("torch."))["dtype"])

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -164,10 +165,8 @@ def find_model(name: str | Path, files: Sequence[str], needed: Sequence[str]) ->
 def _snapshot(repository: str, revision: str, files: Sequence[str]) -> Path:
     """The folder of a repository at a revision in the cache; downloaded if it is not there yet."""
     download = partial(snapshot_download, revision=revision, allow_patterns=list(files))
-    try:
+    with suppress(LocalEntryNotFoundError):  # also where a download was cut short
         return Path(download(repository, local_files_only=True))
-    except LocalEntryNotFoundError:  # also where a download was cut short
-        pass
     try:
         # Asked first, because the download itself tries a hub that is out of reach for minutes.
         HfApi().model_info(repository, revision=revision, timeout=TIMEOUT)

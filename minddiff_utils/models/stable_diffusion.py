@@ -5,7 +5,7 @@ no brain.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from minddiff_utils.io import Ids, InputError, content_hash
 from minddiff_utils.models import clip, hub
-from minddiff_utils.settings import recall
-
-SAVINGS = ("attention", "tiling", "checkpointing")
+from minddiff_utils.settings import check, recall
 
 
 def noise_like(z: Tensor, seed: int, stimulus_ids: Ids) -> Tensor:
@@ -59,19 +57,28 @@ class Generator:
         As for `load_generator`.
     load_tiny : callable
         Returns the small decoder; called when it is first needed.
+
+    Attributes
+    ----------
+    device : torch.device
+        Where the models are.
+    compute_dtype : torch.dtype
+        In what precision the models compute.
+    dtype : torch.dtype
+        Precision of `z`, `c`, pictures and gradients: at least float32. The models may compute in
+        bfloat16, of which 1.00 and 1.01 are neighbours: an update of stage 2 would be lost there,
+        and so would the small steps of the sampler.
+    size : int
+        Side in pixels of the pictures that the UNet was made for: 512 for version 1.
     """
 
-    def __init__(
-        self,
-        pipeline: Any,
-        guide: clip.Clip,
-        n_tokens: int,
-        save_memory: str,
-        load_tiny: Callable[[], Any],
-    ):
-        self.vae: Any = pipeline.vae
-        self.unet = pipeline.unet
+    def __init__(self, pipeline, guide: clip.Clip, n_tokens: int, save_memory: str, load_tiny):
+        self.vae, self.unet = pipeline.vae, pipeline.unet
         self.text_encoder, self.tokenizer = pipeline.text_encoder, pipeline.tokenizer
+        self.device, self.compute_dtype = self.unet.device, self.unet.dtype
+        self.dtype = torch.promote_types(self.compute_dtype, torch.float32)
+        halvings = len(self.vae.config.block_out_channels) - 1
+        self.size = self.unet.config.sample_size * 2**halvings
         # Stable Diffusion v1-4 comes with PNDM; the method samples with DDIM at the same levels.
         self.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
         self.guide, self._load_tiny = guide, load_tiny
@@ -88,30 +95,6 @@ class Generator:
         _save_memory(pipeline, self.size, save_memory)
         self._empty = self.encode_captions([("",)])
 
-    @property
-    def device(self) -> torch.device:
-        """Where the models are."""
-        return self.unet.device
-
-    @property
-    def compute_dtype(self) -> torch.dtype:
-        """In what precision the models compute."""
-        return self.unet.dtype
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Precision of `z`, `c`, pictures and gradients: at least float32.
-
-        The models may compute in bfloat16, of which 1.00 and 1.01 are neighbours: an update of
-        stage 2 would be lost there, and so would the small steps of the sampler.
-        """
-        return torch.promote_types(self.compute_dtype, torch.float32)
-
-    @property
-    def size(self) -> int:
-        """Side in pixels of the pictures that the UNet was made for: 512 for version 1."""
-        return self.unet.config.sample_size * 2 ** (len(self.vae.config.block_out_channels) - 1)
-
     @cached_property
     def tiny(self) -> Any:
         """A small decoder of the same latents, fast and not quite exact: for gradients.
@@ -121,8 +104,7 @@ class Generator:
         InputError
             If it is not there, and cannot be downloaded.
         """
-        tiny: Any = self._load_tiny().eval()
-        tiny.requires_grad_(False)
+        tiny: Any = self._load_tiny().eval().requires_grad_(False)
         if self.device.type == "cpu":
             tiny.to(memory_format=torch.channels_last)
         # Not by the method of diffusers, which warns of layers to keep in float32: there are none.
@@ -397,8 +379,7 @@ def _digest(parts: Mapping[str, torch.nn.Module], settings: Mapping[str, Any]) -
         yield json.dumps(settings, sort_keys=True, default=str), np.empty(0)
         for part, model in parts.items():
             for name, values in model.state_dict().items():
-                content = values.cpu().reshape(-1).view(torch.uint8)
-                yield f"{part} {name} {values.dtype}", content
+                yield f"{part} {name} {values.dtype}", values.cpu().reshape(-1).view(torch.uint8)
 
     return content_hash(arrays())
 
@@ -406,8 +387,7 @@ def _digest(parts: Mapping[str, torch.nn.Module], settings: Mapping[str, Any]) -
 def _settings(config) -> dict:
     """A configuration of diffusers or transformers without versions and paths."""
     values = config.to_dict() if hasattr(config, "to_dict") else config
-    known = {name for name in values if not name.startswith("_")} - {"transformers_version"}
-    return {name: values[name] for name in known}
+    return {k: v for k, v in values.items() if k[0] != "_" and k != "transformers_version"}
 
 
 def load_generator(
@@ -471,18 +451,15 @@ def _load_tiny(name: str) -> AutoencoderTiny:
 
 def _save_memory(pipeline: Any, size: int, save_memory: str) -> None:
     """Switch on what trades time for memory; see `load_generator`."""
-    words = {word.strip() for word in save_memory.split(",") if word.strip()}
-    if unknown := words - set(SAVINGS):
-        known = ", ".join(SAVINGS)
-        raise InputError(f"save_memory: {', '.join(unknown)} is unknown; expected any of {known}.")
-    if "attention" in words:
+    check(save_memory=save_memory)
+    if "attention" in save_memory:
         pipeline.enable_attention_slicing()
-    if "tiling" in words:
+    if "tiling" in save_memory:
         pipeline.vae.enable_tiling()
         # By default a tile is as large as the whole picture, and nothing is saved.
         pipeline.vae.tile_sample_min_size = size // 2
         pipeline.vae.tile_latent_min_size = pipeline.unet.config.sample_size // 2
-    if "checkpointing" in words:
+    if "checkpointing" in save_memory:
         pipeline.unet.enable_gradient_checkpointing()
         pipeline.vae.enable_gradient_checkpointing()
 

@@ -5,77 +5,42 @@ seeds lie as the areas of the Kastner2015 atlas (Wang et al. 2015) lie on a real
 back, V2 and V3 around it, ventral areas below, dorsal and parietal areas above.
 """
 
-from typing import NamedTuple
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
+from nibabel.affines import from_matvec
 
 SHAPE = (44, 50, 38)  # voxels: left to right, back to front, bottom to top
 VOXEL_MM = 1.8
 
-# The atlas's integer labels, as in NSD's Kastner2015.mgz.ctab.
-KASTNER_NAMES = (
-    "Unknown V1v V1d V2v V2d V3v V3d hV4 VO1 VO2 PHC1 PHC2 TO2 TO1 LO2 LO1 V3B V3A "
-    "IPS0 IPS1 IPS2 IPS3 IPS4 IPS5 SPL1 FEF"
-)
-KASTNER_LABELS = {name: number for number, name in enumerate(KASTNER_NAMES.split())}
+# The atlas's names in the order of its integer labels, as in NSD's Kastner2015.mgz.ctab.
+KASTNER = """Unknown V1v V1d V2v V2d V3v V3d hV4 VO1 VO2 PHC1 PHC2 TO2 TO1 LO2 LO1 V3B V3A
+    IPS0 IPS1 IPS2 IPS3 IPS4 IPS5 SPL1 FEF""".split()
 
 
-class AreaShape(NamedTuple):
-    """Place of an area on a hemisphere and law of its receptive fields.
-
-    `tilt` is the angle from the back pole and `turn` that from the lateral direction towards the
-    top (negative: bottom), both in degrees; `radius` is the patch's radius in degrees of arc. A
-    receptive field has the standard deviation `width` + `slope` x eccentricity, in pixels of the
-    64-pixel picture. `field` is the part of the opposite half field that is covered.
-    """
-
-    tilt: float
-    turn: float
-    radius: float
-    width: float
-    slope: float
-    field: str = "half"
+def read_table(name: str) -> pd.DataFrame:
+    """Read a table of the brain's numbers, with its first column as the index."""
+    return pd.read_csv(Path(__file__).with_name(name), index_col=0, keep_default_na=False)
 
 
-AREAS = {
-    "V1v": AreaShape(20, -34, 21, 1.6, 0.05, "upper"),
-    "V1d": AreaShape(20, 34, 21, 1.6, 0.05, "lower"),
-    "V2v": AreaShape(44, -66, 18, 1.9, 0.07, "upper"),
-    "V2d": AreaShape(44, 66, 18, 1.9, 0.07, "lower"),
-    "V3v": AreaShape(52, -38, 16, 2.4, 0.10, "upper"),
-    "V3d": AreaShape(52, 36, 16, 2.4, 0.10, "lower"),
-    "hV4": AreaShape(70, -56, 15, 3.5, 0.15),
-    "VO1": AreaShape(86, -66, 11, 5.0, 0.18),
-    "VO2": AreaShape(98, -72, 10, 5.5, 0.18),
-    "PHC1": AreaShape(112, -74, 10, 8.0, 0.20),
-    "PHC2": AreaShape(125, -72, 10, 9.0, 0.20),
-    "TO1": AreaShape(82, -22, 9, 6.0, 0.20),
-    "TO2": AreaShape(95, -18, 9, 8.0, 0.20),
-    "LO1": AreaShape(56, -4, 11, 4.5, 0.16),
-    "LO2": AreaShape(70, -6, 11, 5.0, 0.18),
-    "V3B": AreaShape(68, 22, 9, 4.0, 0.15),
-    "V3A": AreaShape(70, 46, 11, 4.0, 0.15),
-    "IPS0": AreaShape(84, 40, 10, 6.0, 0.20),
-    "IPS1": AreaShape(94, 58, 9, 7.0, 0.20),
-    "IPS2": AreaShape(104, 46, 8, 8.0, 0.20),
-    "IPS3": AreaShape(114, 60, 8, 8.0, 0.20),
-    "IPS4": AreaShape(122, 46, 7, 9.0, 0.20),
-    "IPS5": AreaShape(132, 58, 7, 9.0, 0.20),
-}
+# Place of each area on a hemisphere and law of its receptive fields. `tilt` is the angle from the
+# back pole and `turn` that from the lateral direction towards the top (negative: bottom), both in
+# degrees; `radius` is the patch's radius in degrees of arc. A receptive field has the standard
+# deviation `width` + `slope` x eccentricity, in pixels of the 64-pixel picture. `field` is the part
+# of the opposite half field that is covered.
+AREAS = read_table("areas.csv")
+OUTSIDE = pd.Series({"width": 9.0, "slope": 0.2, "field": "half"})  # of all areas
 FIELD_ANGLES = {"half": (-85, 85), "upper": (2, 88), "lower": (-88, -2)}  # degrees above horizon
 MAX_ECCENTRICITY = 43.0  # px; a corner of the picture is 45 px from fixation
 
 
 def affine() -> np.ndarray:
     """Return the 4 x 4 matrix from voxel indices to millimetres (right, anterior, superior)."""
-    matrix = np.diag([VOXEL_MM] * 3 + [1.0])
-    matrix[:3, 3] = -VOXEL_MM * (np.array(SHAPE) - 1) / 2
-    return matrix
+    return from_matvec(VOXEL_MM * np.eye(3), -VOXEL_MM * (np.array(SHAPE) - 1) / 2)
 
 
-def anatomy(
-    rng: np.random.Generator, size: float = 1.0
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def anatomy(rng: np.random.Generator, size: float = 1.0) -> tuple[np.ndarray, ...]:
     """Grow one subject's visual cortex.
 
     Parameters
@@ -96,14 +61,14 @@ def anatomy(
         field; px of the 64-pixel picture.
     """
     ijk, side, direction = _shell()
-    tilt, turn, radius = np.array([shape[:3] for shape in AREAS.values()]).T
+    tilt, turn, radius = AREAS[["tilt", "turn", "radius"]].to_numpy(float).T
     moves = rng.normal(0, (1.2, 1.5), (len(AREAS), 2)).T
     tilt, turn = np.radians((tilt, turn) + moves)
     # Unit vectors (right, front, up) of places on the right hemisphere.
     seeds = [np.sin(tilt) * np.cos(turn), -np.cos(tilt), np.sin(tilt) * np.sin(turn)]
     distance = np.degrees(np.arccos(np.clip(direction @ np.array(seeds), -1, 1))) - radius * size
     margin = distance.min(axis=1)
-    area = np.where(margin < 0, np.array(list(AREAS))[distance.argmin(axis=1)], "")
+    area = np.where(margin < 0, np.array(AREAS.index, str)[distance.argmin(axis=1)], "")
     keep = margin < 1.2
     prf = _receptive_fields(side[keep], direction[keep], area[keep], rng)
     return ijk[keep], area[keep], prf
@@ -135,7 +100,7 @@ def _receptive_fields(
     """
     prf = np.empty((len(area), 3))
     for name in np.unique(area):
-        shape = AREAS.get(str(name), AreaShape(0, 0, 0, 9.0, 0.2))
+        shape = AREAS.loc[name] if name else OUTSIDE
         for sign in (-1, 1):
             here = np.flatnonzero((area == name) & (side == sign))
             right, along, up = direction[here].T  # along: from the back pole forwards
@@ -146,10 +111,9 @@ def _receptive_fields(
             low, high = FIELD_ANGLES[shape.field]
             angle = np.radians(low + (high - low) * v)
             # The left hemisphere sees the right half of the field, and the other way round.
-            prf[here, 0] = 32 - sign * eccentricity * np.cos(angle)
-            prf[here, 1] = 32 - eccentricity * np.sin(angle)
-            prf[here, 2] = shape.width + shape.slope * eccentricity
-            prf[here, 2] *= np.exp(rng.normal(0, 0.15, here.size))
+            x, y = 32 - sign * eccentricity * np.cos(angle), 32 - eccentricity * np.sin(angle)
+            width = shape.width + shape.slope * eccentricity
+            prf[here] = np.transpose([x, y, width * np.exp(rng.normal(0, 0.15, here.size))])
     return prf
 
 

@@ -7,7 +7,7 @@ from a trained network, so decoding a network's features from these responses is
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from scipy import fft, sparse
@@ -16,7 +16,7 @@ from scipy.spatial import KDTree
 from minddiff_utils.datasets.nsd.regions import KASTNER_GROUPS
 from minddiff_utils.io import Ids
 from minddiff_utils.phantom import world
-from minddiff_utils.phantom.anatomy import anatomy
+from minddiff_utils.phantom.anatomy import anatomy, read_table
 
 GRID = 32  # feature maps are kept on every second pixel
 WAVELENGTHS = (5.0, 9.0, 16.0)  # px
@@ -30,41 +30,17 @@ BLUR_REACH = 5.0  # voxels; beyond it neighbours share less than half a per cent
 N_ASSOCIATIONS = 30  # dimensions of that part that many voxels share
 
 
-class Area(NamedTuple):
-    """What the voxels of an area follow, and how clean they are.
-
-    `ceiling` is the mean noise ceiling aimed at for a subject of average quality, three
-    repetitions, in per cent. For NSD about 36 % is quoted as the average over `nsdgeneral` for the
-    mean of three trials (the dataset is that of Allen et al. 2022), with single voxels of early
-    visual cortex far above. No published table by area was found, so the figure of each area is
-    our choice: it keeps near that average and falls from early and ventral to parietal areas, as
-    NSD's maps do.
-
-    `mixture` are shares of the variance: Gabor energy, local luminance, local colour, things and
-    scene. `tuning` are shares of the tuning to kind, colour, size and presence of things, setting,
-    and patterns.
-    """
-
-    ceiling: float
-    mixture: tuple[float, ...]
-    tuning: tuple[float, ...] = (0.0,) * 6
-
-
-# In the order of the ROI groups; "" is cortex of `nsdgeneral` outside the areas.
-AREAS = {
-    "V1": Area(50, (0.88, 0.06, 0.06, 0.0)),
-    "V2": Area(47, (0.86, 0.05, 0.09, 0.0)),
-    "V3": Area(44, (0.88, 0.05, 0.07, 0.0)),
-    "V3ab": Area(36, (0.92, 0.05, 0.03, 0.0)),
-    "hV4": Area(42, (0.50, 0.05, 0.30, 0.15), (0.3, 1.0, 0.2, 0.4, 0.3, 0.5)),
-    "VO": Area(36, (0.05, 0.10, 0.25, 0.60), (0.8, 1.0, 0.2, 0.3, 0.6, 0.4)),
-    "PHC": Area(34, (0.05, 0.10, 0.10, 0.75), (0.4, 0.2, 0.2, 0.3, 1.2, 0.6)),
-    "MT": Area(30, (0.25, 0.05, 0.0, 0.70), (0.5, 0.1, 0.6, 1.0, 0.3, 0.6)),
-    "MST": Area(25, (0.15, 0.05, 0.0, 0.80), (0.5, 0.1, 0.6, 1.0, 0.5, 0.6)),
-    "LO": Area(36, (0.15, 0.05, 0.05, 0.75), (1.0, 0.4, 0.5, 0.5, 0.3, 0.6)),
-    "IPS": Area(20, (0.10, 0.05, 0.0, 0.85), (0.5, 0.3, 0.7, 1.0, 0.3, 0.5)),
-    "": Area(16, (0.25, 0.15, 0.10, 0.50), (0.6, 0.6, 0.4, 0.5, 0.6, 0.5)),
-}
+# What the voxels of each ROI group follow, and how clean they are; "" is cortex of `nsdgeneral`
+# outside the areas. `ceiling` is the mean noise ceiling aimed at for a subject of average quality,
+# three repetitions, in per cent. For NSD about 36 % is quoted as the average over `nsdgeneral` for
+# the mean of three trials (the dataset is that of Allen et al. 2022), with single voxels of early
+# visual cortex far above. No published table by area was found, so the figure of each area is our
+# choice: it keeps near that average and falls from early and ventral to parietal areas, as NSD's
+# maps do. The next four columns are shares of the variance: Gabor energy, local luminance, local
+# colour, things and scene; the others are shares of the tuning to kind, colour, size and presence
+# of things, setting, and patterns.
+GROUPS = read_table("groups.csv")
+MIXTURE, TUNING = GROUPS.columns[1:5], GROUPS.columns[5:]
 # Subjects differ in the extent of their areas and in how clean their data are.
 SIZES = (0.90, 0.82, 0.88, 0.80, 0.87, 0.83, 0.86, 0.79)
 QUALITIES = (1.0, 0.92, 0.86, 0.74, 1.02, 0.84, 0.82, 0.66)
@@ -117,10 +93,9 @@ class Brain:
 
         A Dirichlet draw around the area's mean lets voxels differ: some follow colour, some edges.
         """
-        shares = np.zeros((len(self.group), 4))
-        for row, group in enumerate(self.group):
-            mean = np.array(AREAS[str(group)].mixture)
-            shares[row, mean > 0] = rng.dirichlet(5 * mean[mean > 0])
+        shares = GROUPS.loc[self.group, MIXTURE].to_numpy()
+        for row in shares:
+            row[row > 0] = rng.dirichlet(5 * row[row > 0])
         return np.sqrt(shares)
 
     def _draw_energy_weights(self, rng: np.random.Generator) -> np.ndarray:
@@ -139,7 +114,7 @@ class Brain:
     def _draw_tuning(self, rng: np.random.Generator) -> dict[str, Any]:
         """Return what voxels prefer among things, scenes and patterns; float (n_voxels,) each."""
         n = len(self.group)
-        share = np.array([AREAS[str(group)].tuning for group in self.group])
+        share = GROUPS.loc[self.group, TUNING].to_numpy()
         kind, colour, size, presence, setting, pattern = share.T
 
         def draw(share: np.ndarray, known: Sequence[str]) -> dict[str, np.ndarray]:
@@ -157,7 +132,7 @@ class Brain:
 
     def _draw_ceiling(self, rng: np.random.Generator, quality: float) -> np.ndarray:
         """Return a long-tailed draw of each voxel's noise ceiling: three repetitions, 0 to 1."""
-        mean = np.array([AREAS[str(group)].ceiling for group in self.group]) / 100 * quality
+        mean = GROUPS.loc[self.group, "ceiling"].to_numpy() / 100 * quality
         return np.clip(rng.beta(3.2 * mean, 3.2 * (1 - mean)), 0.005, 0.93)
 
     def signal(self, ids: Ids) -> np.ndarray:

@@ -9,7 +9,6 @@ shows, to the models or to a subject, would be no test.
 
 import gzip
 import json
-import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
@@ -27,7 +26,7 @@ from minddiff_utils.datasets.nsd.design import NsdTree, Synthetic
 from minddiff_utils.figures.reconstruction import mosaic
 from minddiff_utils.io import InputError, atomic_path, open_to_write, progress, write_text
 from minddiff_utils.phantom import world
-from minddiff_utils.phantom.anatomy import KASTNER_LABELS, SHAPE, affine
+from minddiff_utils.phantom.anatomy import KASTNER, SHAPE, affine
 from minddiff_utils.phantom.brain import Brain
 
 VERSION = 3  # one more whenever a tree's content changes: trees of other versions are made anew
@@ -231,11 +230,7 @@ def write_tree(
 
 
 def write_once(
-    path: Path,
-    settings: dict,
-    known: Sequence[str],
-    subjects: Sequence[str],
-    write: Callable[[list[str]], None],
+    path: Path, settings: dict, known: Sequence[str], subjects: Sequence[str], write: Callable
 ) -> Path:
     """Write a tree of either layout, unless it is there with these settings.
 
@@ -247,7 +242,8 @@ def write_once(
     known, subjects : sequence of str
         Who may be asked for, and who is.
     write : callable
-        Writes the files of these subjects, sorted; those that were there before are among them.
+        Takes a sorted list of subjects, those that were there before among them, and writes their
+        files.
 
     Returns
     -------
@@ -305,9 +301,8 @@ def _write_shared(tree: NsdTree, experiment: Experiment, seed: int) -> None:
     in_val = experiment.pictures % 10 == 0
     for file, pictures in zip(tree.captions, (~in_val, in_val), strict=True):
         _write_captions(file, experiment.pictures[pictures].tolist())
-    tables = {"Kastner2015": KASTNER_LABELS, "nsdgeneral": {"Unknown": 0, "nsdgeneral": 1}}
-    for atlas, table in tables.items():
-        rows = "".join(f"{number} {name}\n" for name, number in table.items())
+    for atlas, names in {"Kastner2015": KASTNER, "nsdgeneral": ["Unknown", "nsdgeneral"]}.items():
+        rows = "".join(f"{number} {name}\n" for number, name in enumerate(names))
         write_text(tree.labels(atlas), rows)
     _write_synthetic(tree.synthetic, seed)
 
@@ -347,8 +342,7 @@ def _write_synthetic(files: Synthetic, seed: int) -> None:
 def _wide(pictures: Sequence[int]) -> np.ndarray:
     """Draw pictures as NSD-synthetic has them: linear in luminance, grey to the sides."""
     drawn = np.stack([world.picture(i) for i in pictures])
-    side = world.SIZE // 2
-    wide = np.pad(drawn, ((0, 0), (0, 0), (side, side), (0, 0)), constant_values=128)
+    wide = np.pad(drawn, ((0, 0), (0, 0), (world.SIZE // 2,) * 2, (0, 0)), constant_values=128)
     return np.rint(np.square(wide / 255) * 255).astype(np.uint8)
 
 
@@ -375,7 +369,7 @@ def _write_captions(path: Path, pictures: Sequence[int]) -> None:
 def _write_subject(tree: NsdTree, experiment: Experiment, seed: int) -> None:
     """Write regions, betas, noise ceiling and behaviour of one subject."""
     simulated = Brain(tree.subject, seed)
-    labels = np.array([KASTNER_LABELS.get(str(area), 0) for area in simulated.area])
+    labels = np.array([KASTNER.index(area or "Unknown") for area in simulated.area.tolist()])
     write_map(tree.roi("Kastner2015"), simulated.ijk, labels.astype(np.int16))
     write_map(tree.roi("nsdgeneral"), simulated.ijk, np.ones(len(labels), np.int16))
 
@@ -395,11 +389,7 @@ def _write_subject(tree: NsdTree, experiment: Experiment, seed: int) -> None:
 
 
 def simulate_sessions(
-    simulated: Brain,
-    experiment: Experiment,
-    stream: int,
-    name: str,
-    write: Callable[[int, np.ndarray], None],
+    simulated: Brain, experiment: Experiment, stream: int, name: str, write: Callable
 ) -> np.ndarray:
     """Simulate one subject's sessions and write each.
 
@@ -474,5 +464,5 @@ def write_pieces(run: str | Path) -> None:
         with atomic_path(run / f"{name}.png") as temporary:
             Image.fromarray(mosaic(rows, zoom=2, gap=8)).save(temporary)
     # Five captions of the sheet's second picture; punctuation as people set it.
-    spoken = [re.sub(r" ([,:])", r"\1", caption) for caption in world.captions(1)]
+    spoken = [text.replace(" ,", ",").replace(" :", ":") for text in world.captions(1)]
     write_text(run / "captions.md", "".join(f"- {caption}\n" for caption in spoken))

@@ -3,20 +3,26 @@
 A picture is 64 x 64 RGB. Most show one to three things (a red house, a small yellow bird) in a
 scene with a horizon; about one in seven is a 10 x 10 contrast pattern on grey, as in Miyawaki et
 al. 2008. Shapes are polygons with vertices on an integer grid, drawn at four times the size and
-averaged down, so that the same id gives the same bytes on every machine. Ids from
+averaged down, so that the same id gives the same bytes on every machine. The drawings are in
+`world.svg`, which a browser shows, and the captions' words in `words.csv`. Ids from
 `FIRST_OUTSIDE_ID` on are pictures from outside of this world: what its models were never shown.
 """
 
 import math
 import random
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
+from xml.etree import ElementTree
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageColor, ImageDraw
 
-from minddiff_utils.datasets.miyawaki import pattern_picture
+from minddiff_utils.datasets.miyawaki import pattern_captions, pattern_picture, pattern_size
 from minddiff_utils.phantom.patterns import pattern, pick, wider_pattern
 
+# Settings and things, as a browser shows them.
+DRAWN = ElementTree.parse(Path(__file__).with_name("world.svg")).getroot()
 TRAINING_IDS = range(1_000_000, 1_048_000)  # what the phantom's models were trained on
 FIRST_WIDER_ID = 3_000_000  # from here on: patterns of more forms than those models were shown
 FIRST_OUTSIDE_ID = 1_000_000_000  # from here on: pictures from outside, of each kind in turn
@@ -127,18 +133,16 @@ def _changed(thing: Thing, kinds: tuple[str, ...], share: float, rng: random.Ran
 
 def _generator(i: int, purpose: str) -> random.Random:
     # Python guarantees the sequence of random() for a seed across versions; NumPy does not.
-    # Of the other methods only `choices` is used, which takes one random() a draw.
+    # Of the other methods only `choices` and `uniform` are used, which take one random() a draw.
     return random.Random(f"minddiff world {purpose} {int(i)}")
 
 
 def _thing(rng: random.Random, n_things: int, slot: tuple[float, float], horizon: float) -> Thing:
     weights = {1: (0.15, 0.35, 0.5), 2: (0.3, 0.55, 0.15), 3: (0.5, 0.5, 0.0)}[n_things]
-    ((low, high),) = rng.choices(((16, 19), (22, 26), (31, 38)), weights)
-    size = low + (high - low) * rng.random()
-    kind = pick(rng, KINDS)
-    colour = pick(rng, tuple(COLOURS))
+    size = rng.uniform(*rng.choices(((16, 19), (22, 26), (31, 38)), weights)[0])
+    kind, colour = pick(rng, KINDS), pick(rng, tuple(COLOURS))
     margin = min(size / 2, 17)
-    x = min(max(slot[0] + (slot[1] - slot[0]) * rng.random(), margin), SIZE - margin)
+    x = min(max(rng.uniform(*slot), margin), SIZE - margin)
     if kind in SKY_KINDS:
         y = margin + 2 + (horizon - margin) * rng.random()
         angle = 30 * rng.random() - 15
@@ -219,21 +223,18 @@ TEXTURES = {"gabor": _gabor, "noise": _noise}
 def _fill(canvas: Image.Image, corners, colour: tuple[int, ...], outlined: bool = False) -> None:
     """Fill a polygon; corners are in pixels of the final picture."""
     pen = ImageDraw.Draw(canvas)
-    corners = [(round(x * OVERSAMPLING), round(y * OVERSAMPLING)) for x, y in corners]
+    corners = [tuple(corner) for corner in np.rint(np.multiply(corners, OVERSAMPLING)).tolist()]
     pen.polygon(corners, fill=colour)
     if outlined:
         pen.line([*corners, corners[0], corners[1]], fill=OUTLINE, width=3, joint="curve")
 
 
-def _placed(corners, thing: Thing) -> list[tuple[float, float]]:
+def _placed(corners, thing: Thing) -> np.ndarray:
     """Turn corners in a thing's own coordinates, -1 to 1, into pixels of the final picture."""
     cosine, sine = math.cos(math.radians(thing.angle)), math.sin(math.radians(thing.angle))
-    placed = []
-    for x, y in corners:
-        x = -x if thing.flip else x
-        x, y = x * cosine - y * sine, x * sine + y * cosine
-        placed.append((thing.x + x * thing.size / 2, thing.y + y * thing.size / 2))
-    return placed
+    x, y = np.transpose(corners) * [[-1 if thing.flip else 1], [1]]
+    turned = np.column_stack([x * cosine - y * sine, x * sine + y * cosine])
+    return (thing.x, thing.y) + turned * thing.size / 2
 
 
 def _oval(x, y, width, height, start=0.0, stop=360.0) -> list[tuple[float, float]]:
@@ -242,39 +243,16 @@ def _oval(x, y, width, height, start=0.0, stop=360.0) -> list[tuple[float, float
     return [(x + width / 2 * math.cos(a), y + height / 2 * math.sin(a)) for a in angles]
 
 
-def _ray(degrees: float, radius: float) -> tuple[float, float]:
-    """Return a point at an angle, clockwise from the right, and a distance from the centre."""
-    return radius * math.cos(math.radians(degrees)), radius * math.sin(math.radians(degrees))
-
-
-def _regular(n: int, radius: float, turn: float) -> list[tuple[float, float]]:
-    """Return the corners of a regular polygon around the centre."""
-    return [_ray(360 / n * k + turn, radius) for k in range(n)]
-
-
-def _points(text: str) -> list[tuple[float, float]]:
-    """Read corners written as in SVG: "x,y x,y …"."""
-    return [(float(x), float(y)) for x, y in (pair.split(",") for pair in text.split())]
-
-
 def _blend(colour, other, share: float) -> tuple[int, ...]:
     return tuple(int(a + (b - a) * share) for a, b in zip(colour, other, strict=True))
 
 
 # --- the scene
 
-# Colours of each scene: sky at the top, sky at the horizon, ground at the horizon, ground below.
+# Colours of each setting: sky at the top, sky at the horizon, ground at the horizon, ground below.
 GRADIENTS = {
-    "day": ((92, 168, 240), (200, 230, 252), (134, 196, 96), (84, 152, 66)),
-    "sunset": ((94, 60, 132), (252, 156, 92), (112, 72, 90), (64, 44, 72)),
-    "night": ((14, 18, 52), (40, 54, 112), (30, 56, 62), (18, 34, 44)),
-    "sea": ((150, 208, 246), (226, 244, 250), (40, 136, 176), (18, 84, 138)),
-    "snow": ((168, 184, 208), (216, 224, 236), (250, 252, 255), (216, 228, 242)),
-    "desert": ((236, 196, 138), (252, 232, 190), (226, 178, 106), (190, 132, 70)),
-    "cave": ((40, 28, 26), (112, 84, 70), (92, 74, 66), (48, 36, 34)),
-    "lava": ((52, 10, 12), (136, 28, 18), (250, 112, 22), (178, 34, 14)),
-    "jungle": ((20, 62, 30), (86, 132, 44), (58, 94, 30), (18, 44, 20)),
-    "grey": ((128, 128, 128),) * 4,
+    gradient.attrib["id"]: [ImageColor.getrgb(stop.attrib["stop-color"]) for stop in gradient]
+    for gradient in DRAWN.iterfind("{*}defs/{*}linearGradient")
 }
 
 
@@ -350,103 +328,28 @@ DECORATIONS = dict(zip(SETTINGS, (_day, _sunset, _night, _sea, _snow, _desert), 
 
 # --- things
 
-# Colours made from a thing's own: what is mixed in, and how much of it.
+# Colours of `world.svg` made from a thing's own: what is mixed in, and how much of it.
 TINTS = {
     "main": ((0, 0, 0), 0.0),
     "dark": ((20, 10, 40), 0.3),
     "light": ((255, 255, 255), 0.45),
     "gold": ((255, 214, 80), 0.75),
 }
-BROWN, BLACK, CREAM = (122, 82, 52), (30, 26, 34), (250, 244, 226)
-WINDOW, GLASS, STEM, LEAF = (252, 240, 168), (196, 230, 246), (52, 122, 62), (72, 152, 76)
-STAR = [_ray(36 * k - 90, radius) for k, radius in enumerate((1.0, 0.46) * 5)]
-# Parts of each kind of thing, the lowest first: colour, whether it has an outline, corners.
-SHAPES: dict[str, list[Any]] = {
-    "sun": [
-        *(("dark", False, [_ray(36 * k - 13, 0.6), _ray(36 * k, 1), _ray(36 * k + 13, 0.6)])
-          for k in range(10)),
-        ("main", True, _oval(0, 0, 1.3, 1.3)),
-        ("light", False, _oval(-0.15, -0.15, 0.6, 0.6)),
-    ],
-    "tree": [
-        (BROWN, True, _points("-.16,1 -.1,.1 .1,.1 .16,1")),
-        ("main", True, _oval(-0.42, 0, 0.95, 0.95 * 0.95)),
-        ("main", True, _oval(0.42, 0, 0.95, 0.95 * 0.95)),
-        ("main", True, _oval(0, -0.45, 1.1, 1.1 * 0.95)),
-        ("main", False, _oval(0, -0.12, 0.95, 0.8)),
-        *(("light", False, _oval(x, y, 0.3, 0.24)) for x, y in _points("-.4,-.1 .1,-.55 .4,.05")),
-    ],
-    "house": [
-        ("main", True, _points("-.78,-.1 .78,-.1 .78,.95 -.78,.95")),
-        ("dark", True, _points("-1,-.1 0,-1 1,-.1")),
-        (BROWN, True, _points("-.16,.95 -.16,.3 .22,.3 .22,.95")),
-        (WINDOW, True, _points("-.6,.12 -.3,.12 -.3,.45 -.6,.45")),
-        (WINDOW, True, _points(".36,.12 .66,.12 .66,.45 .36,.45")),
-    ],
-    "fish": [
-        ("dark", True, _points(".45,0 1,-.5 .85,0 1,.5")),
-        ("dark", True, _points("-.25,-.4 .1,-.8 .35,-.3")),
-        ("main", True, _oval(-0.2, 0, 1.55, 1.0)),
-        ("light", False, _oval(-0.1, 0.2, 0.9, 0.4)),
-        (CREAM, False, _oval(-0.62, -0.12, 0.28, 0.28)),
-        (BLACK, False, _oval(-0.65, -0.12, 0.14, 0.14)),
-    ],
-    "boat": [
-        (BROWN, False, _points("-.05,.4 -.05,-1 .06,-1 .06,.4")),
-        (CREAM, True, _points(".12,-.95 .12,.25 .85,.25")),
-        ("light", True, _points("-.12,-.7 -.12,.25 -.7,.25")),
-        ("main", True, _points("-1,.38 1,.38 .62,.95 -.62,.95")),
-    ],
-    "star": [("main", True, STAR), ("light", False, [(0.5 * x, 0.5 * y) for x, y in STAR])],
-    "flower": [
-        (STEM, False, _points("-.07,1 -.07,-.2 .07,-.2 .07,1")),
-        (LEAF, False, _oval(0.28, 0.66, 0.5, 0.22)),
-        *(("main", True, _oval(x, y - 0.38, 0.52, 0.52)) for x, y in _regular(6, 0.42, 30)),
-        ("gold", True, _oval(0, -0.38, 0.5, 0.5)),
-    ],
-    "bird": [
-        ("dark", True, _points(".4,-.05 1,-.35 1,.15")),
-        ("main", True, _oval(0.02, 0.08, 1.3, 0.8)),
-        ((250, 170, 50), True, _points("-.9,-.3 -1,-.1 -.7,-.12")),
-        ("main", True, _oval(-0.52, -0.28, 0.62, 0.6)),
-        ("dark", True, _points("-.15,0 .5,-.85 .45,.2")),
-        (BLACK, False, _oval(-0.6, -0.32, 0.16, 0.16)),
-    ],
-    "car": [
-        ("dark", True, _points("-.55,-.1 -.32,-.6 .38,-.6 .62,-.1")),
-        (GLASS, False, _points("-.4,-.12 -.24,-.48 0,-.48 0,-.12")),
-        (GLASS, False, _points(".1,-.12 .1,-.48 .32,-.48 .48,-.12")),
-        ("main", True, _points("-1,.38 -.96,0 -.7,-.12 .8,-.12 1,.08 1,.38")),
-        *((colour, False, _oval(x, 0.4, width, width))
-          for x in (-0.54, 0.54) for colour, width in ((BLACK, 0.46), ((190, 190, 196), 0.2))),
-    ],
-    "cat": [
-        ("dark", True, _oval(0.62, 0.45, 0.62, 0.8)),
-        ("main", False, _oval(0.58, 0.35, 0.34, 0.6)),
-        ("main", True, _oval(0.08, 0.52, 1.0, 0.92)),
-        ("main", True, _points("-.72,-.3 -.68,-.98 -.22,-.62")),
-        ("main", True, _points(".42,-.3 .38,-.98 -.08,-.62")),
-        ("main", True, _oval(-0.15, -0.28, 1.16, 0.92)),
-        (BLACK, False, _oval(-0.38, -0.34, 0.17, 0.24)),
-        (BLACK, False, _oval(0.08, -0.34, 0.17, 0.24)),
-        ((240, 120, 130), False, _oval(-0.15, -0.1, 0.2, 0.13)),
-        ("light", False, _oval(0.02, 0.62, 0.5, 0.56)),
-    ],
-    # Outside of the world.
-    "mushroom": [
-        (CREAM, True, _points("-.24,.95 -.18,0 .18,0 .24,.95")),
-        ("main", True, _oval(0, 0.05, 1.9, 1.9, 180, 360)),
-        *(("light", False, _oval(x, y, 0.34, 0.28)) for x, y in _points("-.5,-.2 0,-.5 .5,-.2")),
-    ],
-    "balloon": [
-        (BLACK, False, _points("-.03,.4 .03,.4 .1,1 .04,1")),
-        ("main", True, _oval(0, -0.3, 1.2, 1.4)),
-        ("light", False, _oval(-0.22, -0.55, 0.3, 0.4)),
-    ],
-    "triangle": [("main", False, _regular(3, 1, -90))],
-    "pentagon": [("main", False, _regular(5, 1, -90))],
-    "hexagon": [("main", False, _regular(6, 1, -90))],
-}  # fmt: skip
+
+
+def _read_part(part: Mapping[str, str]) -> tuple[Any, bool, list]:
+    """Return colour, whether it has an outline, and corners."""
+    if "points" in part:
+        corners = [tuple(map(float, pair.split(","))) for pair in part["points"].split()]
+    else:
+        x, y, across, down = (float(part[name]) for name in ("cx", "cy", "rx", "ry"))
+        corners = _oval(x, y, 2 * across, 2 * down)
+    return part.get("class") or ImageColor.getrgb(part["fill"]), "stroke" in part, corners
+
+
+# Parts of each kind of thing, the lowest first.
+THINGS = DRAWN.iterfind("{*}g")
+SHAPES = {thing.attrib["id"]: [_read_part(part.attrib) for part in thing] for thing in THINGS}
 
 # ----------------------------------------------------------------------------------------- captions
 
@@ -462,29 +365,9 @@ def place(thing: Thing) -> tuple[str, str]:
     return across, "top" if thing.y < 30 else "bottom"
 
 
-# Of a texture, the captions.
-WORDS: dict[str, tuple[str, ...]] = {
-    "small": ("small", "little", "tiny"),
-    "medium": ("medium", "medium", "middling"),
-    "large": ("large", "big", "huge"),
-    "left": ("on the left", "left"),
-    "middle": ("in the middle", "centre"),
-    "right": ("on the right", "right"),
-    "day": ("on a sunny day", "green meadow", "meadow by day", "blue sky over grass"),
-    "sunset": ("at sunset", "orange evening", "evening sky", "the sun going down"),
-    "night": ("at night", "dark night", "starry sky", "moon and stars"),
-    "sea": ("at sea", "blue sea", "open water", "waves to the horizon"),
-    "snow": ("in the snow", "white winter", "snowy field", "snow and fir trees"),
-    "desert": ("in the desert", "sandy desert", "hot sand", "dunes and a pyramid"),
-    "cave": ("in a cave", "dark cave", "inside a cave", "rock above and below"),
-    "lava": ("above lava", "glowing lava", "field of lava", "red sky over lava"),
-    "jungle": ("in the jungle", "dense jungle", "deep green jungle", "leaves all around"),
-    "grey": ("on grey", "grey background", "plain grey", "nothing behind"),
-    "gabor": ("a patch of stripes on grey", "a grating", "grey background with stripes",
-              "stripes and nothing else", "picture of stripes on grey"),
-    "noise": ("a field of noise", "random squares", "a sheet of random squares",
-              "noise and nothing else", "picture of random squares"),
-}  # fmt: skip
+# How each size, place and setting is called; of a texture, the captions.
+LINES = Path(__file__).with_name("words.csv").read_text(encoding="utf-8").splitlines()
+WORDS = {name: tuple(words) for name, *words in (line.split(",") for line in LINES)}
 
 
 def captions(i: int) -> tuple[str, ...]:
@@ -505,7 +388,9 @@ def captions(i: int) -> tuple[str, ...]:
         return WORDS[what.outside]
     if what.pattern is None:
         return _scene_captions(what)
-    return _pattern_captions(what.pattern, what.pattern_kind, what.pattern_word)
+    across = np.nonzero(what.pattern)[1].mean() - 4.5
+    where = "left" if across < -0.6 else "right" if across > 0.6 else "middle"
+    return pattern_captions(what.pattern_kind, what.pattern_word, pattern_size(what.pattern), where)
 
 
 def _scene_captions(what: Scene) -> tuple[str, ...]:
@@ -525,24 +410,3 @@ def _scene_captions(what: Scene) -> tuple[str, ...]:
 
 def _look(thing: Thing, wording: int) -> str:
     return f"{WORDS[size_word(thing.size)][wording]} {thing.colour} {thing.kind}"
-
-
-def _pattern_captions(pattern: np.ndarray, kind: str, word: str) -> tuple[str, ...]:
-    rows, columns = np.nonzero(pattern)
-    extent = max(np.ptp(rows), np.ptp(columns)) + 1
-    size = "small" if extent < 6 else "medium" if extent < 8 else "large"
-    across = columns.mean() - 4.5
-    where = "left" if across < -0.6 else "right" if across > 0.6 else "middle"
-    if kind == "random":
-        look = (f"{word} random patches", f"random pattern with {word} patches", f"{word} patches")
-    elif kind == "letter":
-        look = (f"{size} letter {word}", f"letter {word} of patches", f"{word} as a letter")
-    else:
-        look = (f"{size} {word}", f"{word} of patches", f"{word} as a figure")
-    return (
-        f"a {look[0]} in white {WORDS[where][0]} on grey",
-        f"grey background with a {look[1]} {where} , {size}",
-        f"white on grey : {where} a {size} {look[2]}",
-        f"a checked {look[0]} at {where} , plain grey",
-        f"picture of a white {look[1]} to the {where} on grey , {size}",
-    )
