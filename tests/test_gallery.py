@@ -140,7 +140,7 @@ def test_costs_are_those_of_the_records(tmp_path):
         known = {name: {"wall_time_s": took} for name, took in times.items()}
         record = {"machine": f"{factor} cores", "notebooks": known}
         (tmp_path / subject / "provenance.json").write_text(json.dumps(record))
-    text = pages.cost_table(tmp_path, ["anna", "ben"])
+    text = pages.cost_table(tmp_path, ["anna", "ben"], BOOK)
     rows = [re.split(r"\s*\|\s*", line)[1:-1] for line in text.splitlines()]
     assert rows[0] == ["chapter", "anna", "ben"]
     assert rows[2:4] == [["machine", "1 cores", "10 cores"], ["`01_first`", "0:59:59", "9:59:50"]]

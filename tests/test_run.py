@@ -66,7 +66,6 @@ def test_what_shards_have_computed_is_the_notebooks_own(tmp_path, monkeypatch):
 
     monkeypatch.setattr("minddiff_utils.reconstruction.stage2.gather", gather)
     monkeypatch.setattr(run, "run_notebook", lambda *given: shutil.copy(source, given[1]))
-    monkeypatch.setattr(run, "_need_figures", lambda running: None)
     run.execute(plan, plan.chapters[1], "subj01")
     outputs = record.read_record(plan.run / "subj01")[run.SHARDED]["outputs"]
     assert outputs.keys() == {"stage2.h5", f"notebooks/{run.SHARDED}.ipynb"}
