@@ -27,18 +27,13 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-fetch_app = typer.Typer(
-    help="Download a recording: only what is missing, on from where it stopped.",
-    no_args_is_help=True,
-)
+fetch_app = typer.Typer(help="Download a recording, or the rest of it.", no_args_is_help=True)
 app.add_typer(fetch_app, name="fetch")
 
 Params = Annotated[str, typer.Argument(help="A name from notebooks/params, or a YAML file.")]
 Folder = Annotated[Path, typer.Argument(help="Folder to download into.")]
-Changes = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Replace a value of the parameter file."),
-]
+SET = typer.Option("--set", metavar="KEY=VALUE", help="Replace a value of the parameter file.")
+Changes = Annotated[list[str] | None, SET]
 Rois = Annotated[str, typer.Option(help="As the parameter `rois` of the notebooks.")]
 Which = Annotated[str, typer.Option(help="The first so many, or which: 1-10,12; all without.")]
 PANEL = typer.Option(help="The field's eight numbers: none, published rows, or all computed.")
@@ -82,9 +77,8 @@ def job(state: Path, subject: str, notebook: str, shard: int = 0) -> None:
 @app.command()
 def data(params: Params = "phantom", changes: Changes = None) -> None:
     """Make the phantom that a parameter file asks for, if it is not there yet."""
-    plan = _plan(params, changes)
-    claim_run(plan.run)
-    _make_phantom(plan)
+    with _locked(plan := _plan(params, changes)):
+        _make_phantom(plan)
 
 
 @app.command()
@@ -230,11 +224,9 @@ def _plan(params: str, changes: list[str] | None = None, data: Path | None = Non
         values["data_path"] = str(resolve(str(data), Path.cwd()))
     plan = load_plan(path, root, values)
     if plan.values.get("phantom") is None and not plan.place("data_path"):
-        raise InputError(
-            f"There is no recording at {plan.values.get('data_path', '')!r}. Say where it is: make "
-            f"book PARAMS={path.stem} {path.stem.upper()}=path, or minddiff book {path.stem} "
-            "--data path."
-        )
+        told = f"There is no recording at {plan.values.get('data_path', '')!r}. Say where it is"
+        make = f"make book PARAMS={path.stem} {path.stem.upper()}=path"
+        raise InputError(f"{told}: {make}, or minddiff book {path.stem} --data path.")
     return plan
 
 
@@ -246,8 +238,7 @@ def _make_phantom(plan: Plan) -> None:
     from minddiff_utils.phantom.nsd_writer import write_pieces, write_tree
 
     if asked is not None:
-        tree = resolve(plan.values["data_path"], plan.root)
-        write_tree(tree, subjects=tuple(plan.subjects), **asked)
+        write_tree(resolve(plan.values["data_path"], plan.root), plan.subjects, **asked)
     write_pieces(plan.run)
 
 

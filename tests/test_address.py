@@ -6,7 +6,7 @@ import pytest
 from builders import ROOT
 
 from minddiff_utils.book.build import find_repository
-from minddiff_utils.book.pages import load_template
+from minddiff_utils.book.pages import render
 
 
 @pytest.mark.parametrize(
@@ -36,15 +36,15 @@ def test_settings_come_before_the_remote(tmp_path):
 
 
 def test_pages_without_an_address_have_no_links_that_lead_nowhere():
-    links, clone = (load_template(ROOT / "book", f"{name}.md") for name in ("take_away", "clone"))
-    lines = clone.render(url="")
-    assert "git clone" not in lines and "```bash\nmake book\n```" in lines
-    given = {"name": "03_stage1", "files": {"this notebook": "03_stage1.ipynb"}}
-    text = links.render(given, url="")
-    assert "{download}`this notebook <03_stage1.ipynb>`" in text and "https" not in text
-    assert "\n" not in text and text.endswith(" · [cite](/references.md)")
-    somewhere = links.render(given, url="https://github.com/one/two")
+    def shown(name, url):
+        given = {"name": "03_stage1", "files": {"this notebook": "03_stage1.ipynb"}, "url": url}
+        return render(ROOT / "book", f"{name}.md", given)
+
+    assert shown("clone", "").endswith("\n\n```bash\nmake book\n```")
+    end = " {download}`this notebook <03_stage1.ipynb>` · [cite](/references.md)"
+    assert shown("take_away", "").endswith(f":**{end}")
+    somewhere = shown("take_away", "https://github.com/one/two")
     assert "one/two/blob/HEAD/notebooks/03_stage1.ipynb" in somewhere
     assert "colab." in somewhere and "mybinder.org/v2/gh/one/two" in somewhere
-    assert "colab" not in links.render(given, url="https://host.org/a/b")
-    assert "git clone https://host.org/a/b && cd b\n" in clone.render(url="https://host.org/a/b")
+    assert "colab" not in shown("take_away", "https://host.org/a/b")
+    assert "git clone https://host.org/a/b && cd b\n" in shown("clone", "https://host.org/a/b")

@@ -14,11 +14,11 @@ import papermill
 import pytest
 from bs4 import BeautifulSoup
 from builders import ROOT, refuses, run_cli
-from dummy_project import make_project, notebook, write_params
+from dummy_project import make_project, notebook, plan_of, write_params
 from nbformat.v4 import new_markdown_cell, new_notebook, new_output
 
 from minddiff_utils.book import BookError, build, known_environment, record, run
-from minddiff_utils.book.plan import declared_parameters, load_plan
+from minddiff_utils.book.plan import declared_parameters
 from minddiff_utils.io import code_digest, lock_file
 
 # What a user's shell may hold: none of it may show in a book.
@@ -53,10 +53,6 @@ def built(tmp_path_factory):
 def copy(built, tmp_path):
     """A copy of the built project under another name: what was done there is done here."""
     return shutil.copytree(built[0], tmp_path / "moved", symlinks=True)
-
-
-def plan_of(project, **changes):
-    return load_plan(project / "notebooks/params/tiny.yaml", project, changes)
 
 
 def left(project, **changes):

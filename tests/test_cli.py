@@ -1,21 +1,20 @@
 """The command line: one clear line and exit code 2 for what a user can mend."""
 
 import fcntl
-import os
 import subprocess
 import sys
 
 import pytest
 from builders import ROOT, run_cli
-from dummy_project import make_project, write_params
+from dummy_project import make_project, plan_of, write_params
 
 from minddiff_utils import cli
-from minddiff_utils.book.plan import load_plan
 from minddiff_utils.io import InputError
 
 
 @pytest.fixture
-def project(tmp_path):
+def project(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     return make_project(tmp_path)
 
 
@@ -23,15 +22,15 @@ WORDS = ["--help", "check own nothing.h5", "check nsd .", "fetch nsd --help", "d
 
 
 @pytest.mark.parametrize("words", WORDS)
-def test_commands_start_at_once_and_quietly(project, words):
+def test_commands_start_at_once_and_quietly(project, monkeypatch, words):
     """Large libraries take seconds and memory, which would count as a bench's own."""
     program = "import atexit, sys; from minddiff_utils.cli import main;"
     program += "atexit.register(lambda: print(*sys.modules)); main()"
     command = [sys.executable, "-c", program, *words.split()]
-    how = {"capture_output": True, "text": True, "env": os.environ | {"PYTHONPATH": str(ROOT)}}
-    answer = subprocess.run(command, cwd=project, **how)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    answer = subprocess.run(command, capture_output=True, text=True)
     large = {"torch", "sklearn", "himalaya", "nilearn", "matplotlib", "transformers", "diffusers"}
-    large |= {"nbformat"} | (set() if words.startswith("data") else {"pandas", "scipy.io"})
+    large |= {"nbformat"} if words.startswith("data") else {"nbformat", "pandas", "scipy.io"}
     assert not large & set(answer.stdout.split())
     assert "torch" not in answer.stderr and answer.stderr.count("\n") <= 1
 
@@ -49,7 +48,6 @@ WRONG = [
 
 @pytest.mark.parametrize(("words", "said"), WRONG)
 def test_what_a_user_can_mend_is_one_line(project, capsys, monkeypatch, words, said):
-    monkeypatch.chdir(project)
     code, shown = run_cli(capsys, monkeypatch, "book", *words)
     assert code == 2
     assert said in shown.err
@@ -59,13 +57,12 @@ def test_what_a_user_can_mend_is_one_line(project, capsys, monkeypatch, words, s
 
 def test_recording_without_a_path_says_how_to_give_one(project, capsys, monkeypatch):
     write_params(project, data_path="")
-    monkeypatch.chdir(project)
     code, shown = run_cli(capsys, monkeypatch, "book", "tiny")
     assert code == 2 and "make book PARAMS=tiny TINY=path" in shown.err
 
 
 def test_a_busy_folder_is_left_alone(project):
-    plan = load_plan(project / "notebooks/params/tiny.yaml", project)
+    plan = plan_of(project)
     with cli._locked(plan):
         with open(plan.state / "lock") as other:
             with pytest.raises(BlockingIOError):

@@ -12,15 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
-from dummy_project import make_project
+from dummy_project import make_project, plan_of
 
 from minddiff_utils.book import BookError, record, run
-from minddiff_utils.book.plan import load_plan
 from minddiff_utils.io import claim_run, lock_file
-
-
-def plan_of(project, **changes):
-    return load_plan(project / "notebooks/params/tiny.yaml", project, changes)
 
 
 def test_failures_name_the_shard_and_its_progress_is_told(tmp_path, monkeypatch, capsys):

@@ -15,7 +15,7 @@ import yaml
 from markdown_it import MarkdownIt
 
 from minddiff_utils.book import BookError, ask_git, say
-from minddiff_utils.book.pages import add_pieces, has_gallery, load_template
+from minddiff_utils.book.pages import add_pieces, has_gallery, render
 from minddiff_utils.book.plan import Plan
 from minddiff_utils.book.record import digest_files
 from minddiff_utils.io import InputError, write_text
@@ -132,16 +132,16 @@ def assemble(plan: Plan) -> Path:
         if (results := plan.run / subject / "results.csv").is_file():
             shutil.copy(results, book / subject)
             files["results.csv"] = results.name
-        links = load_template(pages, "take_away.md").render(url=url, name=sheet.name, files=files)
+        given = {"url": url, "name": sheet.name, "files": files}
+        links = render(pages, "take_away.md", given)
         page.cells.append(nbformat.v4.new_markdown_cell(links, id="take-away"))
         nbformat.write(page, book / subject / executed.name)
     add_pieces(plan, book, url)
     settings["title"] = title = str(plan.values.get("title") or plan.name)
     settings["sphinx"]["config"]["html_theme_options"]["logo"]["text"] = escape(title)
     (book / "_config.yml").write_text(yaml.safe_dump(settings), encoding="utf-8")
-    toc = load_template(pages, "toc.yml")
-    text = toc.render(plan=plan, has_gallery=has_gallery, reference=REFERENCE)
-    (book / "_toc.yml").write_text(text, encoding="utf-8")
+    given = {"plan": plan, "has_gallery": has_gallery, "reference": REFERENCE}
+    (book / "_toc.yml").write_text(render(pages, "toc.yml", given), encoding="utf-8")
     return book
 
 
@@ -226,5 +226,5 @@ def write_page(executed: Path, book: Path, out: Path) -> Path:
     """Write an executed notebook as one HTML file: prose, tables and figures, without code."""
     markdown = MarkdownIt("commonmark", {"html": False}).enable("table").render
     cells = finish_page(nbformat.read(executed, as_version=4)).cells
-    page = load_template(book, "evaluate.html").render(cells=cells, markdown=markdown)
+    page = render(book, "evaluate.html", {"cells": cells, "markdown": markdown})
     return write_text(out / "index.html", page)

@@ -17,7 +17,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, Template
+from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
 from minddiff_utils.book import span
@@ -53,7 +53,7 @@ def add_pieces(plan: Plan, book: Path, url: str) -> None:
     pieces = {
         "about": str(plan.values.get("about") or ""),
         "front": fronts[0] if fronts else "",
-        "clone": load_template(book, "clone.md").render(url=url),
+        "clone": render(book, "clone.md", {"url": url}),
         "costs": cost_table(plan.run, plan.subjects, book),
     } | front_results(plan, book)
     card = (plan.place("models") or plan.run) / "MODEL_CARD.md"
@@ -93,8 +93,8 @@ def add_gallery(run: Path, subject: str, book: Path) -> str:
     shown = [name for name in methods if method_file(run / subject, name).is_file()]
     ids = write_strips(run / subject, shown, book / "static" / place)
     gallery = gallery_of(values, ids, shown)
-    page = load_template(book, "gallery.md")
-    text = page.render(gallery={**gallery, "strips": f"../_static/{place}/"}, subject=subject)
+    given = {"gallery": {**gallery, "strips": f"../_static/{place}/"}, "subject": subject}
+    text = render(book, "gallery.md", given)
     (book / subject / "gallery.md").write_text(text, encoding="utf-8")
     write_strips(run / subject, shown, book / "static" / place / "large", [middle(gallery)], LARGE)
     return front_page({**gallery, "strips": f"_static/{place}/"}, subject, book)
@@ -198,16 +198,16 @@ def write_gallery(
         strip.save(buffer := io.BytesIO(), "JPEG", quality=85)
         data = base64.b64encode(buffer.getvalue()).decode()
         picture["strip"] = f"data:image/jpeg;base64,{data}"
-    return write_text(path, load_template(book, "evaluate.html").render(gallery=gallery))
+    return write_text(path, render(book, "evaluate.html", {"gallery": gallery}))
 
 
-def load_template(book: Path, name: str) -> Template:
-    """A template of the book, which may include files of `static`; `tojson` is safe in HTML."""
+def render(book: Path, name: str, given: Mapping[str, Any]) -> str:
+    """Fill in a template of the book, which may include files of `static`; `tojson` is safe."""
     folders = [book / "templates", book / "static"]
     templates = Environment(loader=FileSystemLoader(folders), autoescape=True)
     # Keys stay in their order: that of the tables.
     templates.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
-    return templates.get_template(name)
+    return templates.get_template(name).render(given)
 
 
 def front_page(gallery: Mapping[str, Any], subject: str, book: Path) -> str:
@@ -236,9 +236,8 @@ def front_page(gallery: Mapping[str, Any], subject: str, book: Path) -> str:
     figures = list(filter(None, [chosen, _extremes(gallery)]))
     stages = [name for name in ("stage1", *reversed(FULL)) if name in shown]
     rows = [("seen", 0), *((LABELS[name], shown.index(name) + 1) for name in stages)]
-    page = load_template(book, "front.md")
     given = {"gallery": gallery, "subject": subject, "figures": figures, "rows": rows}
-    return page.render(given, step=step, middle=middle(gallery))
+    return render(book, "front.md", given | {"step": step, "middle": middle(gallery)})
 
 
 def middle(gallery: Mapping[str, Any]) -> int:
@@ -277,9 +276,8 @@ def front_results(plan: Plan, book: Path) -> dict[str, str]:
     folders = {who: plan.run / who for who in plan.subjects}
     table = tables.markdown_table(tables.front_table(pd.read_csv(path)))
     table += tables.failure_note(folders, tables.FRONT, quiet=True)
-    more, said = [sheet.name for sheet in plan.group], findings.sentences(found)
-    page = load_template(book, "results.md").render(table=table, said=said, more=more)
-    return {"headline": findings.headline(found), "results": page}
+    given = {"table": table, "said": findings.sentences(found), "group": plan.group}
+    return {"headline": findings.headline(found), "results": render(book, "results.md", given)}
 
 
 def cost_table(run: Path, subjects: Sequence[str], book: Path) -> str:
@@ -295,4 +293,4 @@ def cost_table(run: Path, subjects: Sequence[str], book: Path) -> str:
     """
     texts = {name: (run / name / "provenance.json").read_bytes() for name in subjects}
     records = {name: json.loads(text) for name, text in texts.items()}
-    return load_template(book, "costs.md").render(records=records, span=span)
+    return render(book, "costs.md", {"records": records, "span": span})

@@ -128,10 +128,9 @@ def declared_parameters(notebook: Mapping[str, Any], name: str = "notebook") -> 
         lines = [(node.targets, node.value) for node in ast.parse(source).body]
         return {target.id: ast.literal_eval(value) for (target,), value in lines}
     except (AttributeError, ValueError, TypeError, SyntaxError):
-        raise InputError(
-            f"{name}: expected one cell tagged `parameters`, found {len(cells)}, of lines such as "
-            "`seed = 0` alone: one name, one plain value."
-        ) from None
+        expected = "of lines such as `seed = 0` alone: one name, one plain value"
+        found = f"expected one cell tagged `parameters`, found {len(cells)}, {expected}."
+        raise InputError(f"{name}: {found}") from None
 
 
 def find_sheets(notebooks: str | Path) -> tuple[Sheet, ...]:

@@ -90,11 +90,13 @@ def _left_before(folder: Path, chapter: str) -> dict[str, str]:
     return {name: digest for outputs in earlier for name, digest in outputs.items()}
 
 
-def output_digest(path: Path) -> str:
-    """Digest what a notebook has left; `run.json` only has to be there.
+def output_digest(path: Path) -> str | None:
+    """Digest what a notebook has left, None if it is gone; `run.json` only has to be there.
 
     Each chapter begins by adding to it what it was given, which `inputs_digest` knows.
     """
+    if not path.is_file():
+        return None
     return "" if path.name == "run.json" else file_digest(path)
 
 
@@ -105,10 +107,7 @@ def is_done(plan: Plan, sheet: Sheet, subject: str) -> bool:
     if not known or known["inputs"] != inputs_digest(plan, sheet, subject):
         return False
     latest = _left_before(folder, "99")
-    return all(
-        (folder / name).is_file() and output_digest(folder / name) == latest[name]
-        for name in known["outputs"]
-    )
+    return all(output_digest(folder / name) == latest[name] for name in known["outputs"])
 
 
 def _files(folder: Path, subject: str) -> dict[str, tuple[int, int]]:
@@ -116,8 +115,8 @@ def _files(folder: Path, subject: str) -> dict[str, tuple[int, int]]:
     found = filter(Path.is_file, folder.rglob("*") if subject else folder.glob("*"))
     facts = {str(path.relative_to(folder)): path.stat() for path in found}
     ours = (".", "shards", "notebooks", "provenance.json")
-    names = [name for name in facts if not name.startswith(ours)]
-    return {name: (facts[name].st_size, facts[name].st_mtime_ns) for name in names}
+    kept = {name: fact for name, fact in facts.items() if not name.startswith(ours)}
+    return {name: (fact.st_size, fact.st_mtime_ns) for name, fact in kept.items()}
 
 
 @contextmanager

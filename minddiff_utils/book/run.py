@@ -12,7 +12,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 import traceback
 from collections.abc import Mapping
@@ -304,7 +303,7 @@ def explain(plan: Plan, sheet: Sheet, subject: str, label: str, error: Exception
     if isinstance(error, PapermillExecutionError):
         # Counted from 1, without the cell that papermill has put after that of the parameters.
         label += f": cell {error.cell_index}"
-        source = textwrap.indent("\n".join(error.source.splitlines()[:4]), "    ")
+        source = "\n".join(f"    {line}" for line in error.source.splitlines()[:4])
         kind = error.ename
         said = f"failed:\n{source}\n{kind}: {error.evalue}\nAll of it: {failed}"
     if kind == "InputError":
