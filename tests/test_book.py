@@ -277,11 +277,11 @@ def test_killed_run_goes_on(copy, monkeypatch):
 
 def test_a_notebook_is_given_what_differs_from_its_defaults(tmp_path):
     plan = plan_of(make_project(tmp_path), gain=2.0, subjects="subj01, subj02")
-    first, second = plan.chapters
-    assert plan.subjects == ["subj01", "subj02"] and plan.group[0].name == "03_group"
+    first, second, group = plan.sheets
+    assert plan.subjects == ["subj01", "subj02"] and group.group and not second.group
     assert plan.given(first, "subj01") == {"subject": "subj01"}
     assert plan.given(second, "subj02") == {"subject": "subj02", "gain": 2.0}
-    assert plan.given(plan.group[0], "") == {"subjects": "subj01,subj02"}
+    assert plan.given(group, "") == {"subjects": "subj01,subj02"}
 
 
 def test_bad_parameters_are_named(tmp_path):

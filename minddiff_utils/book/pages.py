@@ -57,11 +57,11 @@ def add_pieces(plan: Plan, book: Path, url: str) -> None:
         "costs": cost_table(plan.run, plan.subjects, book),
     } | front_results(plan, book)
     card = (plan.place("models") or plan.run) / "MODEL_CARD.md"
-    for path in (card, plan.run / "captions.md"):
-        pieces[path.stem] = path.read_text(encoding="utf-8") if path.is_file() else ""
+    pieces[card.stem] = card.read_text(encoding="utf-8") if card.is_file() else ""
     for name, text in pieces.items():
         (folder / f"{name}.md").write_text(text.strip() + "\n", encoding="utf-8")
-    for path in [*plan.run.glob("*.png"), *plan.root.glob("book/results/*.md")]:
+    made = [*plan.run.glob("*.png"), *plan.run.glob("captions.md")]
+    for path in [*made, *plan.root.glob("book/results/*.md")]:
         shutil.copy(path, folder)
     for profile in plan.root.glob("notebooks/profiles/*/config.yaml"):
         shutil.copy(profile, folder / f"{profile.parent.name}.yaml")
@@ -276,7 +276,7 @@ def front_results(plan: Plan, book: Path) -> dict[str, str]:
     folders = {who: plan.run / who for who in plan.subjects}
     table = tables.markdown_table(tables.front_table(pd.read_csv(path)))
     table += tables.failure_note(folders, tables.FRONT, quiet=True)
-    given = {"table": table, "said": findings.sentences(found), "group": plan.group}
+    given = {"table": table, "said": findings.sentences(found), "sheets": plan.sheets}
     return {"headline": findings.headline(found), "results": render(book, "results.md", given)}
 
 

@@ -82,20 +82,11 @@ class Plan:
         return self.values["subjects"]
 
     @property
-    def chapters(self) -> list[Sheet]:
-        """The notebooks that run once a subject."""
-        return [sheet for sheet in self.sheets if not sheet.group]
-
-    @property
-    def group(self) -> list[Sheet]:
-        """The notebooks that run once, after all subjects."""
-        return [sheet for sheet in self.sheets if sheet.group]
-
-    @property
     def jobs(self) -> list[tuple[str, Sheet]]:
         """Every notebook with its subject, those of one subject in their order; "" is for all."""
-        alone = [(subject, sheet) for subject in self.subjects for sheet in self.chapters]
-        return alone + [("", sheet) for sheet in self.group]
+        alone = [sheet for sheet in self.sheets if not sheet.group]
+        group = [("", sheet) for sheet in self.sheets if sheet.group]
+        return [(subject, sheet) for subject in self.subjects for sheet in alone] + group
 
     def place(self, name: str) -> Path | None:
         """Return the file or folder that a parameter names; None if it names none that is there."""

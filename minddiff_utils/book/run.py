@@ -173,9 +173,10 @@ def run_job(state: Path, subject: str, name: str, shard: int = 0) -> None:
         # Models in folders need no network; their libraries may ask it for news.
         if not model_revisions(plan):
             os.environ["HF_HUB_OFFLINE"] = "1"
+        work = partial(execute_shard, number=shard) if shard else execute
         with redirect_stderr(Progress(label)):
-            work = partial(execute_shard, number=shard) if shard else execute
-            work(plan, sheet, subject)
+            if not is_done(plan, sheet, subject):
+                work(plan, sheet, subject)
     except (InputError, OSError, RuntimeError, PapermillExecutionError) as error:
         told = explain(plan, sheet, subject, label, error)
         failure = {"message": str(told), "user": isinstance(told, InputError)}
@@ -185,7 +186,7 @@ def run_job(state: Path, subject: str, name: str, shard: int = 0) -> None:
 
 
 def execute(plan: Plan, sheet: Sheet, subject: str) -> Path:
-    """Execute a notebook unless it is done; it appears under its name only when it ran to the end.
+    """Execute a notebook; it appears under its name only when it ran to the end.
 
     Parameters
     ----------
@@ -206,8 +207,6 @@ def execute(plan: Plan, sheet: Sheet, subject: str) -> Path:
     """
     folder = plan.run / subject
     output = folder / "notebooks" / f"{sheet.name}.ipynb"
-    if is_done(plan, sheet, subject):
-        return output
     with recorded(plan, sheet, subject), atomic_path(output) as running:
         if sheet.name == SHARDED and plan.values["shards"] > 1:
             from minddiff_utils.reconstruction.stage2 import gather
@@ -223,8 +222,6 @@ def execute(plan: Plan, sheet: Sheet, subject: str) -> Path:
 
 def execute_shard(plan: Plan, sheet: Sheet, subject: str, number: int) -> None:
     """Compute the pictures of one shard of stage 2; see `stage2.compute_shard`."""
-    if is_done(plan, sheet, subject):
-        return
     # Only now: libraries of the models ask the network for news when they are imported.
     from minddiff_utils.reconstruction.stage2 import compute_shard
 
