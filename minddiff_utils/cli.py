@@ -4,10 +4,8 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import IO, Annotated, Any, Literal
 
 import typer
 
@@ -58,7 +56,7 @@ def book(
         _make_phantom(plan)
         from minddiff_utils.book.run import run_notebooks
 
-        run_notebooks(plan, cores or os.cpu_count() or 1, where, lock)
+        run_notebooks(plan, cores or os.cpu_count() or 1, where, lock.fileno())
         from minddiff_utils.book.build import assemble, build_html
 
         state = "ready" if build_html(assemble(plan), plan.run / "html") else "up to date"
@@ -242,15 +240,17 @@ def _make_phantom(plan: Plan) -> None:
     write_pieces(plan.run)
 
 
-@contextmanager
-def _locked(plan: Plan) -> Iterator[int]:
-    """Hold a run's folder: no two processes write into it; the lock ends with its holders."""
+def _locked(plan: Plan) -> IO:
+    """Hold a run's folder as long as this file is open, here or in a process that was given it.
+
+    No two processes write into it.
+    """
     claim_run(plan.run)
     plan.state.mkdir(exist_ok=True)
-    with open(plan.state / "lock", "a", encoding="utf-8") as file:
-        if not lock_file(file):
-            raise InputError(f"Another process is at work in {plan.run}. Wait for it, or stop it.")
-        yield file.fileno()
+    file = open(plan.state / "lock", "a", encoding="utf-8")
+    if not lock_file(file):
+        raise InputError(f"Another process is at work in {plan.run}. Wait for it, or stop it.")
+    return file
 
 
 def main(command: typer.Typer = app) -> None:

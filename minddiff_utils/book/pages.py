@@ -96,7 +96,8 @@ def add_gallery(run: Path, subject: str, book: Path) -> str:
     given = {"gallery": {**gallery, "strips": f"../_static/{place}/"}, "subject": subject}
     text = render(book, "gallery.md", given)
     (book / subject / "gallery.md").write_text(text, encoding="utf-8")
-    write_strips(run / subject, shown, book / "static" / place / "large", [middle(gallery)], LARGE)
+    (median, _) = extremes(gallery)[1]
+    write_strips(run / subject, shown, book / "static" / place / "large", [median], LARGE)
     return front_page({**gallery, "strips": f"_static/{place}/"}, subject, book)
 
 
@@ -226,35 +227,26 @@ def front_page(gallery: Mapping[str, Any], subject: str, book: Path) -> str:
     -------
     str
         Markdown: pictures chosen by their place alone, every ⌊n/8⌋-th from the first on until
-        there are eight; below them the best, the median and the worst by the judge, where it was
-        asked.
+        there are eight; below them the best, the median and the worst by the judge.
     """
     pictures, shown = gallery["pictures"], gallery["shown"]
     step = max(1, len(pictures) // N_FRONT)
     by_id = sorted(range(len(pictures)), key=lambda row: pictures[row]["id"])
     chosen = [(row, f"no. {pictures[row]['id']}") for row in by_id[::step][:N_FRONT]]
-    figures = list(filter(None, [chosen, _extremes(gallery)]))
+    figures = [chosen, extremes(gallery)]
     stages = [name for name in ("stage1", *reversed(FULL)) if name in shown]
     rows = [("seen", 0), *((LABELS[name], shown.index(name) + 1) for name in stages)]
     given = {"gallery": gallery, "subject": subject, "figures": figures, "rows": rows}
-    return render(book, "front.md", given | {"step": step, "middle": middle(gallery)})
+    return render(book, "front.md", given | {"step": step})
 
 
-def middle(gallery: Mapping[str, Any]) -> int:
-    """Row of the median picture by the judge; without a judge, the one in the middle."""
-    found = _extremes(gallery)
-    return found[1][0] if found else len(gallery["pictures"]) // 2
-
-
-def _extremes(gallery: Mapping[str, Any]) -> list[tuple[int, str]]:
-    """Row and name of the best, median and worst picture by the judge; none without a judge."""
-    if JUDGE not in gallery["metrics"]:
-        return []
+def extremes(gallery: Mapping[str, Any]) -> list[tuple[int, str]]:
+    """Row and name of the best, median and worst picture of both stages by the judge."""
     method = full_method(gallery["shown"]) or "stage1"
     column = list(gallery["metrics"]).index(JUDGE)
     scores = [picture["values"][method][column] for picture in gallery["pictures"]]
     ranked = sorted((score, row) for row, score in enumerate(scores) if score is not None)
-    places = {"best": -1, "median": len(ranked) // 2, "worst": 0} if ranked else {}
+    places = {"best": -1, "median": len(ranked) // 2, "worst": 0}
     return [(ranked[place][1], f"{name}, {ranked[place][0]:.2f}") for name, place in places.items()]
 
 
