@@ -88,17 +88,15 @@ def add_gallery(run: Path, subject: str, book: Path) -> str:
     str
         From `front_page`: pictures of this subject for the first page.
     """
-    place, values = f"gallery/{subject}", read_metrics(run, [subject])
+    folder, values = book / "static" / "gallery" / subject, read_metrics(run, [subject])
     methods = in_order(values["method"], ORDER)
     shown = [name for name in methods if method_file(run / subject, name).is_file()]
-    ids = write_strips(run / subject, shown, book / "static" / place)
+    ids = write_strips(run / subject, shown, folder)
     gallery = gallery_of(values, ids, shown)
-    given = {"gallery": {**gallery, "strips": f"../_static/{place}/"}, "subject": subject}
-    text = render(book, "gallery.md", given)
+    text = render(book, "gallery.md", {"gallery": gallery, "subject": subject})
     (book / subject / "gallery.md").write_text(text, encoding="utf-8")
-    (median, _) = extremes(gallery)[1]
-    write_strips(run / subject, shown, book / "static" / place / "large", [median], LARGE)
-    return front_page({**gallery, "strips": f"_static/{place}/"}, subject, book)
+    write_strips(run / subject, shown, folder / "large", [extremes(gallery)[1][0]], LARGE)
+    return front_page(gallery, subject, book)
 
 
 def write_strips(
@@ -217,8 +215,7 @@ def front_page(gallery: Mapping[str, Any], subject: str, book: Path) -> str:
     Parameters
     ----------
     gallery : mapping
-        From `gallery_of`, and `strips`: the address of the strips' folder as seen from the page,
-        with a slash at the end.
+        From `gallery_of`.
     subject : str
     book : Path
         Folder that holds `templates`.

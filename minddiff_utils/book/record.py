@@ -139,13 +139,12 @@ def recorded(plan: Plan, sheet: Sheet, subject: str) -> Iterator[None]:
     }
     # The commit that is checked out, with "+changes" if files differ from it.
     commit = ("describe", "--always", "--abbrev=40", "--dirty=+changes", "--exclude=*")
-    packages = {dist.name: dist.version for dist in metadata.distributions() if dist.name}
     record = {
         "notebooks": known,
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "git_commit": ask_git(plan.root, *commit) or None,
-        "packages": packages,
+        "packages": {dist.name: dist.version for dist in metadata.distributions() if dist.name},
     }
     text = json.dumps(record, indent=1, ensure_ascii=False, sort_keys=True)
     write_text(folder / "provenance.json", text)
