@@ -61,12 +61,12 @@ def test_what_shards_have_computed_is_the_notebooks_own(tmp_path, monkeypatch):
 
     monkeypatch.setattr("minddiff_utils.reconstruction.stage2.gather", gather)
     monkeypatch.setattr(run, "run_notebook", lambda *given: shutil.copy(source, given[1]))
-    run.execute(plan, plan.sheets[1], "subj01")
+    run.execute(plan, plan.sheets[-1], "subj01")
     outputs = record.read_record(plan.run / "subj01")[run.SHARDED]["outputs"]
     assert outputs.keys() == {"stage2.h5", f"notebooks/{run.SHARDED}.ipynb"}
-    assert run.is_done(plan, plan.sheets[1], "subj01")
+    assert run.is_done(plan, plan.sheets[-1], "subj01")
     (plan.run / "subj01/stage2.h5").write_text("damaged")
-    assert not run.is_done(plan, plan.sheets[1], "subj01")
+    assert not run.is_done(plan, plan.sheets[-1], "subj01")
 
 
 def dry_run(project, count, cores=1, profile=None):
