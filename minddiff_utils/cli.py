@@ -4,21 +4,20 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import IO, Annotated, Any, Literal
 
 import typer
 
 from minddiff_utils.book import BookError, comma_separated, known_environment, say, span
+from minddiff_utils.book.plan import Plan, load_plan, parse_yaml
+from minddiff_utils.datasets import fetch
+from minddiff_utils.datasets.check import check_recording
+from minddiff_utils.datasets.parts import fetch_parts
 from minddiff_utils.io import InputError, claim_run, lock_file
+from minddiff_utils.settings import project_folder, resolve
 
 # What takes long to import is imported where it is used: every command starts at once.
-if TYPE_CHECKING:
-    from minddiff_utils.book.plan import Plan
-
-ROOT = Path(__file__).resolve().parent.parent
 
 app = typer.Typer(
     help="MindDiffuser, from brain activity to pictures, as a book.",
@@ -26,19 +25,13 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-fetch_app = typer.Typer(
-    help="Download a recording: only what is missing, on from where it stopped.",
-    no_args_is_help=True,
-)
+fetch_app = typer.Typer(help="Download a recording, or the rest of it.", no_args_is_help=True)
 app.add_typer(fetch_app, name="fetch")
 
 Params = Annotated[str, typer.Argument(help="A name from notebooks/params, or a YAML file.")]
 Folder = Annotated[Path, typer.Argument(help="Folder to download into.")]
-Root = Annotated[Path, typer.Option(help="The project's folder.")]
-Changes = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Replace a value of the parameter file."),
-]
+SET = typer.Option("--set", metavar="KEY=VALUE", help="Replace a value of the parameter file.")
+Changes = Annotated[list[str] | None, SET]
 Rois = Annotated[str, typer.Option(help="As the parameter `rois` of the notebooks.")]
 Which = Annotated[str, typer.Option(help="The first so many, or which: 1-10,12; all without.")]
 PANEL = typer.Option(help="The field's eight numbers: none, published rows, or all computed.")
@@ -51,20 +44,19 @@ def book(
     cores: Annotated[int, typer.Option(min=0, help="CPU cores to use; 0: all there are.")] = 0,
     changes: Changes = None,
     data: Annotated[Path | None, typer.Option(help="The recording: replaces data_path.")] = None,
-    root: Root = ROOT,
     profile: Annotated[str, typer.Option(help="For a cluster: a name or a path.")] = "",
 ) -> None:
     """Run every notebook for every subject and build the HTML; do only what is left to do."""
     started = time.monotonic()
-    plan = _plan(root, params, changes, data)
-    where = root / "notebooks" / "profiles" / profile if profile else None
+    plan = _plan(params, changes, data)
+    where = plan.root / "notebooks" / "profiles" / profile if profile else None
     if where and not (where / "config.yaml").is_file():
         raise InputError(f"--profile {profile}: there is no {where / 'config.yaml'}.")
     with _locked(plan) as lock:
         _make_phantom(plan)
         from minddiff_utils.book.run import run_notebooks
 
-        run_notebooks(plan, cores or os.cpu_count() or 1, where, lock)
+        run_notebooks(plan, cores or os.cpu_count() or 1, where, lock.fileno())
         from minddiff_utils.book.build import assemble, build_html
 
         state = "ready" if build_html(assemble(plan), plan.run / "html") else "up to date"
@@ -81,11 +73,10 @@ def job(state: Path, subject: str, notebook: str, shard: int = 0) -> None:
 
 
 @app.command()
-def data(params: Params = "phantom", changes: Changes = None, root: Path = ROOT) -> None:
+def data(params: Params = "phantom", changes: Changes = None) -> None:
     """Make the phantom that a parameter file asks for, if it is not there yet."""
-    plan = _plan(root, params, changes)
-    claim_run(plan.run)
-    _make_phantom(plan)
+    with _locked(plan := _plan(params, changes)):
+        _make_phantom(plan)
 
 
 @app.command()
@@ -104,12 +95,10 @@ def phantom(
     """
     from minddiff_utils.phantom import laion_writer, nsd_writer
 
-    sizes = {"n_train": n_train, "n_test": n_test, "repetitions": repetitions}
-    given: dict[str, Any] = {**sizes, "subjects": tuple(comma_separated(subjects))}
-    given = {name: value for name, value in given.items() if value}
+    given: dict[str, Any] = {"n_train": n_train, "n_test": n_test, "repetitions": repetitions}
+    given["subjects"] = comma_separated(subjects)
     writer = laion_writer if layout == "laion" else nsd_writer
-    writer.write_tree(out, **given)
-    print(out)
+    print(writer.write_tree(out, **{name: value for name, value in given.items() if value}))
 
 
 @app.command()
@@ -127,11 +116,10 @@ def evaluate(
     guide: Annotated[str, typer.Option(help="CLIP that was fitted to, a column of its own.")] = "",
     panel: Annotated[Literal["none", "published", "full"], PANEL] = "published",
     seed: Annotated[int, typer.Option(help="Of intervals, tests and draws.")] = 0,
-    root: Root = ROOT,
 ) -> None:
     """Score any method's reconstructions, beside controls: a page, tables and a gallery."""
-    from minddiff_utils.book.evaluate import judge_pictures
-    from minddiff_utils.settings import resolve
+    from minddiff_utils.book.build import write_page
+    from minddiff_utils.book.run import judge_pictures
 
     def place(path: str) -> str:
         return str(resolve(path, Path.cwd())) if path else ""
@@ -142,11 +130,12 @@ def evaluate(
         if not path or not re.fullmatch(r"[\w .+&()-]+", name):
             raise InputError(f"{text}: expected NAME=PATH, such as mine=reconstructions/.")
         methods[name] = place(path)
-    given: dict[str, Any] = {"reconstructions": methods, "protocol": protocol, "subject": subject}
-    given |= {"truth": place(truth), "training": place(training), "panel": panel, "seed": seed}
+    given: dict[str, Any] = {"protocol": protocol, "subject": subject, "panel": panel, "seed": seed}
+    given |= {"reconstructions": methods, "truth": place(truth), "training": place(training)}
     for role, clip in {"judge": judge, "guide": guide}.items():
         given[role] = place(clip) if Path(place(clip)).exists() else clip
-    print(judge_pictures(root, out.resolve(), given))
+    root, out = project_folder(), out.resolve()
+    print(write_page(judge_pictures(root, out, given), root / "book", out))
 
 
 @app.command()
@@ -161,10 +150,8 @@ def check(
 
     Exit code 0 if all is ready, 1 if not.
     """
-    from minddiff_utils.datasets.check import check_recording
-
-    chosen = _chosen(sessions)
-    said, ready = check_recording(dataset, path, comma_separated(subject), rois, chosen)
+    given = (comma_separated(subject), rois, _chosen(sessions))
+    said, ready = check_recording(dataset, path, *given)
     print(said)
     raise typer.Exit(not ready)
 
@@ -184,12 +171,11 @@ def nsd(
     dry_run: DryRun = False,
 ) -> None:
     """The Natural Scenes Dataset: betas, regions, design and pictures; captions from COCO."""
-    from minddiff_utils.datasets.fetch import fetch_nsd
-    from minddiff_utils.datasets.parts import fetch_parts
-
     partly = ("betas_",) * bool(only_rois) + ("nsd_stimuli",) * only_seen
     given = (path, comma_separated(subject), only_rois or rois, _chosen(sessions))
-    fetch_nsd(*given, signed=i_have_signed, synthetic=synthetic, partly=partly, dry_run=dry_run)
+    fetch.fetch_nsd(
+        *given, signed=i_have_signed, synthetic=synthetic, partly=partly, dry_run=dry_run
+    )
     fetch_parts(*given, partly, synthetic, dry_run)
 
 
@@ -201,44 +187,29 @@ def laion(
     dry_run: DryRun = False,
 ) -> None:
     """LAION-fMRI, nothing to sign: all but the pictures, of which it says how to get them."""
-    from minddiff_utils.datasets.fetch import fetch_laion
-
-    fetch_laion(path, comma_separated(subject), _chosen(sessions), dry_run=dry_run)
+    fetch.fetch_laion(path, comma_separated(subject), _chosen(sessions), dry_run=dry_run)
 
 
 @fetch_app.command()
 def miyawaki(path: Folder) -> None:
     """The full recording of Miyawaki et al. (2008): 153 MB, through nilearn."""
-    from minddiff_utils.datasets.fetch import fetch_miyawaki
-
-    fetch_miyawaki(path)
+    fetch.fetch_miyawaki(path)
 
 
 @fetch_app.command()
 def kay(path: Folder) -> None:
     """Natural photographs in grey, Kay et al. (2008): 249 MB, nothing to sign."""
-    from minddiff_utils.datasets.fetch import fetch_kay
-
-    fetch_kay(path)
+    fetch.fetch_kay(path)
 
 
-def _chosen(sessions: str) -> int | str | None:
-    """How many sessions, which, or all; InputError if it is none of these."""
-    from minddiff_utils.datasets.recording import parse_sessions
-
-    chosen = int(sessions) if sessions.isdecimal() else sessions or None
-    if chosen is not None:
-        parse_sessions(chosen)
-    return chosen
+def _chosen(sessions: str) -> str | None:
+    """The first so many sessions, which, or all, as the readers take it."""
+    return f"1-{sessions}" if sessions.isdecimal() else sessions or None
 
 
-def _plan(
-    root: Path, params: str, changes: list[str] | None = None, data: Path | None = None
-) -> "Plan":
+def _plan(params: str, changes: list[str] | None = None, data: Path | None = None) -> Plan:
     """The plan of a parameter file with the changes of the command line."""
-    from minddiff_utils.book.plan import load_plan, parse_yaml
-    from minddiff_utils.settings import resolve
-
+    root = project_folder()
     is_path = params.endswith((".yaml", ".yml"))
     path = Path(params) if is_path else root / "notebooks" / "params" / f"{params}.yaml"
     values = {}
@@ -251,38 +222,35 @@ def _plan(
         values["data_path"] = str(resolve(str(data), Path.cwd()))
     plan = load_plan(path, root, values)
     if plan.values.get("phantom") is None and not plan.place("data_path"):
-        raise InputError(
-            f"There is no recording at {plan.values.get('data_path', '')!r}. Say where it is: make "
-            f"book PARAMS={path.stem} {path.stem.upper()}=path, or minddiff book {path.stem} "
-            "--data path."
-        )
+        told = f"There is no recording at {plan.values.get('data_path', '')!r}. Say where it is"
+        make = f"make book PARAMS={path.stem} {path.stem.upper()}=path"
+        raise InputError(f"{told}: {make}, or minddiff book {path.stem} --data path.")
     return plan
 
 
-def _make_phantom(plan: "Plan") -> None:
+def _make_phantom(plan: Plan) -> None:
     """Write the phantom's tree if the plan asks for one, and what the page about it shows."""
-    from minddiff_utils.settings import resolve
-
     asked = plan.values.get("phantom")
     if asked is None and "phantom" not in plan.values["pages"]:
         return
     from minddiff_utils.phantom.nsd_writer import write_pieces, write_tree
 
     if asked is not None:
-        tree = resolve(plan.values["data_path"], plan.root)
-        write_tree(tree, subjects=tuple(plan.subjects), **asked)
+        write_tree(resolve(plan.values["data_path"], plan.root), plan.subjects, **asked)
     write_pieces(plan.run)
 
 
-@contextmanager
-def _locked(plan: "Plan") -> Iterator[int]:
-    """Hold a run's folder: no two processes write into it; the lock ends with its holders."""
+def _locked(plan: Plan) -> IO:
+    """Hold a run's folder as long as this file is open, here or in a process that was given it.
+
+    No two processes write into it.
+    """
     claim_run(plan.run)
     plan.state.mkdir(exist_ok=True)
-    with open(plan.state / "lock", "a", encoding="utf-8") as file:
-        if not lock_file(file):
-            raise InputError(f"Another process is at work in {plan.run}. Wait for it, or stop it.")
-        yield file.fileno()
+    file = open(plan.state / "lock", "a", encoding="utf-8")
+    if not lock_file(file):
+        raise InputError(f"Another process is at work in {plan.run}. Wait for it, or stop it.")
+    return file
 
 
 def main(command: typer.Typer = app) -> None:

@@ -18,10 +18,9 @@ import numpy as np
 from tqdm import auto, std
 
 Ids: TypeAlias = Sequence[int] | np.ndarray  # numbers of stimuli, trials or voxels
-# What a disk answers that has no locks, as some network disks.
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 MARK = ".minddiff-run"  # in a folder that runs write into
 PACKAGE = Path(__file__).parent
+MAKE_ROOM = "Make room there, or choose another folder (`run_dir`); the same command then goes on."
 SPARE = 4 * 2**20  # bytes that stay free: HDF5 does not bear a disk that is quite full
 
 
@@ -113,11 +112,8 @@ def lock_file(file: IO) -> bool:
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise
+    except OSError as error:  # another one where a disk has no locks, as some network disks
+        return not isinstance(error, BlockingIOError)
     return True
 
 
@@ -132,10 +128,9 @@ def claim_run(folder: str | Path) -> Path:
     folder = Path(folder)
     if not (folder / MARK).exists():
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise InputError(
-                f"run_dir: {folder} is not empty, and no run has made it. Choose a new folder. If "
-                f"it is a run that was copied without its hidden files, make {MARK} in it."
-            )
+            copied = "If it is a run that was copied without its hidden files"
+            said = f"{folder} is not empty, and no run has made it. Choose a new folder"
+            raise InputError(f"run_dir: {said}. {copied}, make {MARK} in it.")
         folder.mkdir(parents=True, exist_ok=True)
         (folder / MARK).touch()
     return folder
@@ -151,10 +146,8 @@ def require(path: str | Path, notebook: str) -> Path:
     """
     path = Path(path)
     if not path.exists():
-        raise InputError(
-            f"{path} is missing. Notebook {notebook} writes it: run that one first, with the same "
-            "`run_dir` and `subject`."
-        )
+        todo = f"Notebook {notebook} writes it: run that one first, with the same `run_dir`"
+        raise InputError(f"{path} is missing. {todo} and `subject`.")
     return path
 
 
@@ -229,11 +222,8 @@ def check_room(path: str | Path, n_bytes: int) -> None:
     folder = next(one for one in Path(path).absolute().parents if one.exists())
     lacking = n_bytes + SPARE - shutil.disk_usage(folder).free
     if lacking > 0:
-        raise InputError(
-            f"{path} cannot be written: no space is left on its disk, {lacking / 1e6:,.2f} MB more "
-            "are needed. Make room there, or choose another folder (`run_dir`); the same command "
-            "then goes on from here."
-        )
+        said = f"no space is left on its disk, {lacking / 1e6:,.2f} MB more are needed"
+        raise InputError(f"{path} cannot be written: {said}. {MAKE_ROOM}")
 
 
 def rows_done(path: str | Path, record: str) -> int:
@@ -326,8 +316,7 @@ def write_rows(
         return path
     done = rows_done(partial, record)
     with open_to_write(partial, "r+" if done else "w") as file:
-        starts = range(done, n, batch)
-        for start in progress(starts, label, done // batch):
+        for start in progress(range(done, n, batch), label, done // batch):
             rows = slice(start, min(start + batch, n))
             values = compute(rows)
             check_room(partial, sum(part.nbytes for part in values.values()))

@@ -85,6 +85,94 @@ Count = Annotated[Whole, Field(ge=1)]
 CountOr0 = Annotated[Whole, Field(ge=0)]
 Share = Annotated[Number, Field(ge=1e-6, le=1)]  # above zero, in words of numbers
 
+
+class Chosen:
+    """A dataclass of settings, which can be picked from others."""
+
+    @classmethod
+    def of(cls, given: SimpleNamespace) -> Self:
+        """Take its fields from what `start_chapter` or `recall` returns, but for the device."""
+        known = {field.name for field in fields(cls)} & vars(given).keys() - {"device"}  # type: ignore
+        return cls(**{name: getattr(given, name) for name in known})
+
+
+@dataclass(frozen=True)
+class Settings(Chosen):
+    """How both stages run.
+
+    Parameters
+    ----------
+    n_steps : int
+        Steps of the whole denoising schedule.
+    strength : float
+        Share of the schedule that stage 1 noises and denoises, in (0, 1].
+    guidance_scale : float
+        Weight of the text condition (classifier-free guidance).
+    solver : str
+        Of stage 2. "guided": one guided pass (`guided_pass`). "algorithm_1": Algorithm 1, many
+        passes with backpropagation through each.
+    structure_target : str
+        What stage 2 fits: "components", what the responses say about each component of CLIP's
+        blocks (`evidence_loss`); "values", the decoded values themselves, as in the paper
+        (`structure_loss`).
+    step_size : float
+        Guided solver: how far the structure moves the latent at each guided step, as a share
+        of what the noise still leaves open.
+    gradient_steps : int
+        Guided solver: gradients a guided step, among which its size is divided.
+    gradient_through : str
+        Guided solver: what the gradient is taken of and runs back through, "text": the prediction
+        under the text condition alone; "both": the guided one, for twice the passes of the UNet.
+    gradient_decoder : str
+        Guided solver: what paints the image that the gradient is taken of, "full": the
+        autoencoder's decoder; "tiny": a small one made to paint the same, faster. The result is
+        painted by the full one.
+    guide_every : int
+        Guided solver: every so many steps one is guided, the first among them.
+    n_guided_steps : int
+        Guided solver: steps after the first so many are not guided; 0 guides all that have noise
+        left, which the last one of a schedule has not.
+    z_evidence_weight : float
+        Guided solver: how often the evidence about `z` itself is counted; 0 leaves it out.
+    iterations : int
+        Algorithm 1: updates; the picture after the last one is the result.
+    learning_rate, learning_rate_decay : float
+        Algorithm 1: of Adam, and the factor on it after each iteration.
+    optimise : str
+        Algorithm 1: "zc", "z" or "c", what changes.
+    recompute : bool
+        Algorithm 1: compute each step again in the backward pass, slower, with the memory of
+        one step.
+
+    Raises
+    ------
+    InputError
+        If a value is of another type or out of its range.
+    """
+
+    n_steps: Annotated[Count, Field(le=999)] = 9  # which a model can take: `Generator.timesteps`
+    strength: Share = 0.56
+    guidance_scale: Annotated[Number, Field(ge=0, le=100)] = 3.0
+    solver: Literal["guided", "algorithm_1"] = "guided"
+    structure_target: Literal["components", "values"] = "components"
+    step_size: Annotated[Number, Field(ge=0, le=100)] = 0.2
+    gradient_steps: Annotated[Count, Field(le=1000)] = 2
+    gradient_through: Literal["text", "both"] = "text"
+    gradient_decoder: Literal["full", "tiny"] = "full"
+    guide_every: Annotated[Count, Field(le=1000)] = 1
+    n_guided_steps: Annotated[CountOr0, Field(le=1000)] = 0
+    z_evidence_weight: Annotated[Number, Field(ge=0, le=1000)] = 1.0
+    iterations: Annotated[CountOr0, Field(le=100_000)] = 300
+    learning_rate: Annotated[Number, Field(ge=0, le=10)] = 0.01
+    learning_rate_decay: Annotated[Number, Field(ge=0, le=1)] = 0.999
+    optimise: Literal["zc", "z", "c"] = "zc"
+    recompute: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value in check(**vars(self)).items():
+            object.__setattr__(self, name, value)  # 9 for 9.0
+
+
 PARAMETERS: dict[str, Any] = {
     # The recording, and where results go.
     "dataset": Literal["nsd", "laion", "miyawaki", "miyawaki_full", "kay", "own"],
@@ -111,9 +199,7 @@ PARAMETERS: dict[str, Any] = {
     "n_blocks": Count,
     "decoder": Literal["ridge", "voxel_selected"],
     "target_components": CountOr0,
-    "n_voxels_z": Count,
-    "n_voxels_c": Count,
-    "n_voxels_structure": Count,
+    **dict.fromkeys(["n_voxels_z", "n_voxels_c", "n_voxels_structure"], Count),
     "alpha": Annotated[Number, Field(ge=1e-12)],
     "rescale_z": Literal["none", "global", "target"],
     "rescale_c": Literal["component", "none"],
@@ -125,24 +211,8 @@ PARAMETERS: dict[str, Any] = {
     "max_reliability": Annotated[Share, Field(le=1 - 1e-6)],
     "n_folds": Annotated[Whole, Field(ge=2)],
     "n_permutations": Annotated[Whole, Field(ge=2)],
-    # Both stages: `Settings`.
-    "n_steps": Annotated[Count, Field(le=999)],  # which a model can take: `Generator.timesteps`
-    "strength": Share,
-    "guidance_scale": Annotated[Number, Field(ge=0, le=100)],
-    "solver": Literal["guided", "algorithm_1"],
-    "structure_target": Literal["components", "values"],
-    "step_size": Annotated[Number, Field(ge=0, le=100)],
-    "gradient_steps": Annotated[Count, Field(le=1000)],
-    "gradient_through": Literal["text", "both"],
-    "gradient_decoder": Literal["full", "tiny"],
-    "guide_every": Annotated[Count, Field(le=1000)],
-    "n_guided_steps": Annotated[CountOr0, Field(le=1000)],
-    "z_evidence_weight": Annotated[Number, Field(ge=0, le=1000)],
-    "iterations": Annotated[CountOr0, Field(le=100_000)],
-    "learning_rate": Annotated[Number, Field(ge=0, le=10)],
-    "learning_rate_decay": Annotated[Number, Field(ge=0, le=1)],
-    "optimise": Literal["zc", "z", "c"],
-    "recompute": bool,
+    # Both stages.
+    **Settings.__annotations__,
     "ablations": bool,
     # Measures and controls.
     "ssim_size": Literal[0] | Annotated[Whole, Field(ge=11)],  # the window of SSIM
@@ -162,6 +232,9 @@ PARAMETERS: dict[str, Any] = {
 
 ADAPTERS = {name: TypeAdapter(kind) for name, kind in PARAMETERS.items()}
 
+# Of `Settings`, those that few will change.
+RARE = ["gradient_through", "gradient_decoder", "guide_every", "n_guided_steps"]
+RARE += ["learning_rate_decay", "optimise", "recompute"]
 # What a chapter takes in its mapping `advanced`, with the defaults. The cell of a notebook's
 # parameters declares the others.
 ADVANCED: dict[str, dict[str, Any]] = {
@@ -183,15 +256,7 @@ ADVANCED: dict[str, dict[str, Any]] = {
         "batch": 64,  # pictures at a time when features are computed (count)
         "n_permutations": 6,  # permutations of the responses that chance is the mean of (count)
     },
-    "04_stage2": {
-        "gradient_through": "text",  # the half under the text, or "both"
-        "gradient_decoder": "full",  # what paints for the gradient: "full", or "tiny", a small one
-        "guide_every": 1,  # every so many steps one is guided (count)
-        "n_guided_steps": 0,  # the first so many steps are guided; 0: all that have noise left
-        "learning_rate_decay": 0.999,  # Algorithm 1: factor on the rate after each iteration
-        "optimise": "zc",  # Algorithm 1: what is changed, "zc", "z" or "c"
-        "recompute": False,  # Algorithm 1: compute steps again on the way back: less memory
-    },
+    "04_stage2": {name: getattr(Settings, name) for name in RARE},
     "05_metrics": {
         "judge": "",  # CLIP that stage 2 never saw: folder or name; "" takes that of the models
         "n_way": 10,  # candidates in a harder identification test (count)
@@ -206,20 +271,17 @@ ADVANCED: dict[str, dict[str, Any]] = {
 }
 PATHS = ("data_path", "run_dir", "models", "guide", "judge")
 
-# Old names of parameters and their new ones.
+# Old names of parameters and their new ones, where these are not what is closest.
 RENAMED = {
     "guidance": "guidance_scale",
     "structure": "structure_target",
     "reach": "step_size",
     "looks": "gradient_steps",
-    "through": "gradient_through",
-    "every": "guide_every",
     "guided": "n_guided_steps",
     "pull": "z_evidence_weight",
     "decay": "learning_rate_decay",
     "early_say": "early_band_scale",
     "n_shuffles": "n_permutations",
-    "holdouts": "n_holdouts",
     "seeds": "n_seeds",
     "least_reliability": "min_reliability",
     "most_reliability": "max_reliability",
@@ -245,13 +307,12 @@ def resolve(path: str, project: Path | None = None) -> Path:
     InputError
         If one of them stands for nothing here, and no file has such a name.
     """
-    found = (project or project_folder()) / path
-    if found.exists():
-        return found.resolve()
     expanded = os.path.expanduser(os.path.expandvars(path))
-    if left := re.search(r"^~[^/]*|\$\w+|\$\{\w+\}", expanded):
+    found = (project or project_folder()) / expanded
+    left = re.search(r"^~[^/]*|\$\w+|\$\{\w+\}", expanded)
+    if left and not found.exists():
         raise InputError(f"{path!r} should be a path, but {left[0]} stands for nothing here.")
-    return ((project or project_folder()) / expanded).resolve()
+    return found.resolve()
 
 
 def check(**values: Any) -> dict[str, Any]:
@@ -328,11 +389,10 @@ def start_chapter(name: str, namespace: MutableMapping[str, Any]) -> SimpleNames
     declared = list(own)
     own |= check(**{**usual, **advanced})
     folder = claim_run(resolve(own["run_dir"])) / own.get("subject", "")
-    values = own
     if "subject" in own:
-        values = _remembered(folder, name) | own
         _remember(folder, name, own)
-    values = _resolved(values)
+        own = _remembered(folder, name)
+    values = _resolved(own)
     namespace.update({key: values[key] for key in declared})
     return SimpleNamespace(**values, folder=folder)
 
@@ -355,19 +415,18 @@ def _resolved(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**values, **found}
 
 
-def _remembered(folder: Path, before: str = "99") -> dict[str, Any]:
-    """What the chapters before one were given, by name."""
-    if before.startswith("01"):
-        return {}
+def _remembered(folder: Path, last: str = "99") -> dict[str, Any]:
+    """What the chapters up to one were given, by name; of later ones first."""
     chapters = json.loads(require(folder / "run.json", "01_data").read_text(encoding="utf-8"))
-    earlier = [chapters[key] for key in sorted(chapters) if key < before]
-    return {name: value for given in earlier for name, value in given.items()}
+    given = [chapters[key] for key in sorted(chapters) if key <= last]
+    return {name: value for values in given for name, value in values.items()}
 
 
 def _remember(folder: Path, chapter: str, values: Mapping[str, Any]) -> None:
     path = folder / "run.json"
-    kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    write_text(path, json.dumps(kept | {chapter: values}, indent=1, sort_keys=True) + "\n")
+    begins = chapter.startswith("01") and not path.exists()
+    known = {} if begins else json.loads(require(path, "01_data").read_text(encoding="utf-8"))
+    write_text(path, json.dumps(known | {chapter: values}, indent=1, sort_keys=True) + "\n")
 
 
 def _check_given(cells: list[str]) -> None:
@@ -378,90 +437,3 @@ def _check_given(cells: list[str]) -> None:
             known, names = (re.findall(r"(?m)^(\w+) *=", cell) for cell in (declared, given))
             if strange := [name for name in names if name not in known]:
                 raise InputError(no_such(strange[0], known))
-
-
-class Chosen:
-    """A dataclass of settings, which can be picked from others."""
-
-    @classmethod
-    def of(cls, given: SimpleNamespace) -> Self:
-        """Take its fields from what `start_chapter` or `recall` returns, but for the device."""
-        known = {field.name for field in fields(cls)} & vars(given).keys() - {"device"}  # type: ignore
-        return cls(**{name: getattr(given, name) for name in known})
-
-
-@dataclass(frozen=True)
-class Settings(Chosen):
-    """How both stages run.
-
-    Parameters
-    ----------
-    n_steps : int
-        Steps of the whole denoising schedule.
-    strength : float
-        Share of the schedule that stage 1 noises and denoises, in (0, 1].
-    guidance_scale : float
-        Weight of the text condition (classifier-free guidance).
-    solver : str
-        Of stage 2. "guided": one guided pass (`guided_pass`). "algorithm_1": Algorithm 1, many
-        passes with backpropagation through each.
-    structure_target : str
-        What stage 2 fits: "components", what the responses say about each component of CLIP's
-        blocks (`evidence_loss`); "values", the decoded values themselves, as in the paper
-        (`structure_loss`).
-    step_size : float
-        Guided solver: how far the structure moves the latent at each guided step, as a share
-        of what the noise still leaves open.
-    gradient_steps : int
-        Guided solver: gradients a guided step, among which its size is divided.
-    gradient_through : str
-        Guided solver: what the gradient is taken of and runs back through, "text": the prediction
-        under the text condition alone; "both": the guided one, for twice the passes of the UNet.
-    gradient_decoder : str
-        Guided solver: what paints the image that the gradient is taken of, "full": the
-        autoencoder's decoder; "tiny": a small one made to paint the same, faster. The result is
-        painted by the full one.
-    guide_every : int
-        Guided solver: every so many steps one is guided, the first among them.
-    n_guided_steps : int
-        Guided solver: steps after the first so many are not guided; 0 guides all that have noise
-        left, which the last one of a schedule has not.
-    z_evidence_weight : float
-        Guided solver: how often the evidence about `z` itself is counted; 0 leaves it out.
-    iterations : int
-        Algorithm 1: updates; the picture after the last one is the result.
-    learning_rate, learning_rate_decay : float
-        Algorithm 1: of Adam, and the factor on it after each iteration.
-    optimise : str
-        Algorithm 1: "zc", "z" or "c", what changes.
-    recompute : bool
-        Algorithm 1: compute each step again in the backward pass, slower, with the memory of
-        one step.
-
-    Raises
-    ------
-    InputError
-        If a value is of another type or out of its range.
-    """
-
-    n_steps: int = 9
-    strength: float = 0.56
-    guidance_scale: float = 3.0
-    solver: str = "guided"
-    structure_target: str = "components"
-    step_size: float = 0.2
-    gradient_steps: int = 2
-    gradient_through: str = "text"
-    gradient_decoder: str = "full"
-    guide_every: int = 1
-    n_guided_steps: int = 0
-    z_evidence_weight: float = 1.0
-    iterations: int = 300
-    learning_rate: float = 0.01
-    learning_rate_decay: float = 0.999
-    optimise: str = "zc"
-    recompute: bool = False
-
-    def __post_init__(self) -> None:
-        for name, value in check(**vars(self)).items():
-            object.__setattr__(self, name, value)  # 9 for 9.0

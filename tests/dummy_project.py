@@ -7,6 +7,8 @@ import yaml
 from builders import ROOT
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+from minddiff_utils.book.plan import Plan, load_plan
+
 FIRST = """from minddiff_utils.settings import resolve
 folder = resolve(run_dir) / subject
 folder.mkdir(parents=True, exist_ok=True)
@@ -83,3 +85,8 @@ def write_params(folder: Path, **changes: object) -> None:
     values = {"title": "Tiny", "subjects": ["subj01", "subj02"], "data_path": "data"}
     values |= {"run_dir": "runs/tiny", **changes}
     (folder / "notebooks" / "params" / "tiny.yaml").write_text(yaml.safe_dump(values))
+
+
+def plan_of(project: Path, **changes: object) -> Plan:
+    """The plan of `tiny.yaml`, with changed or further values."""
+    return load_plan(project / "notebooks/params/tiny.yaml", project, changes)

@@ -3,8 +3,10 @@
 import subprocess
 
 import pytest
+from builders import ROOT
 
-from minddiff_utils.book.address import chapter_links, clone_lines, find_repository, web_address
+from minddiff_utils.book.build import find_repository
+from minddiff_utils.book.pages import render
 
 
 @pytest.mark.parametrize(
@@ -19,8 +21,8 @@ from minddiff_utils.book.address import chapter_links, clone_lines, find_reposit
         ("", ""),
     ],
 )
-def test_remotes_become_addresses_that_people_read(remote, address):
-    assert web_address(remote) == address
+def test_remotes_become_addresses_that_people_read(tmp_path, remote, address):
+    assert find_repository(tmp_path, {"repository": {"url": remote}}) == address
 
 
 def test_settings_come_before_the_remote(tmp_path):
@@ -34,12 +36,15 @@ def test_settings_come_before_the_remote(tmp_path):
 
 
 def test_pages_without_an_address_have_no_links_that_lead_nowhere():
-    files = {"this notebook": "03_stage1.ipynb"}
-    assert "git clone" not in clone_lines("") and "make book" in clone_lines("")
-    text = chapter_links("", "03_stage1", files)
-    assert "{download}`this notebook <03_stage1.ipynb>`" in text and "https" not in text
-    somewhere = chapter_links("https://github.com/one/two", "03_stage1", files)
+    def shown(name, url):
+        given = {"name": "03_stage1", "files": {"this notebook": "03_stage1.ipynb"}, "url": url}
+        return render(ROOT / "book", f"{name}.md", given)
+
+    assert shown("clone", "").endswith("\n\n```bash\nmake book\n```")
+    end = " {download}`this notebook <03_stage1.ipynb>` · [cite](/references.md)"
+    assert shown("take_away", "").endswith(f":**{end}")
+    somewhere = shown("take_away", "https://github.com/one/two")
     assert "one/two/blob/HEAD/notebooks/03_stage1.ipynb" in somewhere
     assert "colab." in somewhere and "mybinder.org/v2/gh/one/two" in somewhere
-    assert "colab" not in chapter_links("https://host.org/a/b", "03_stage1", files)
-    assert "git clone https://host.org/a/b && cd b" in clone_lines("https://host.org/a/b")
+    assert "colab" not in shown("take_away", "https://host.org/a/b")
+    assert "git clone https://host.org/a/b && cd b\n" in shown("clone", "https://host.org/a/b")

@@ -14,11 +14,11 @@ import papermill
 import pytest
 from bs4 import BeautifulSoup
 from builders import ROOT, refuses, run_cli
-from dummy_project import make_project, notebook, write_params
+from dummy_project import make_project, notebook, plan_of, write_params
 from nbformat.v4 import new_markdown_cell, new_notebook, new_output
 
 from minddiff_utils.book import BookError, build, known_environment, record, run
-from minddiff_utils.book.plan import declared_parameters, load_plan
+from minddiff_utils.book.plan import declared_parameters
 from minddiff_utils.io import code_digest, lock_file
 
 # What a user's shell may hold: none of it may show in a book.
@@ -26,11 +26,11 @@ SURROUNDINGS = {"MPLBACKEND": "Agg", "SNAKEMAKE_PROFILE": "/nowhere", "HOME": "/
 TITLE = "</title><script>alert(1)</script> & $x$"
 
 
-def minddiff(*arguments, around=None):
-    """Run the command line as the Makefile does, with some variables of the shell around it."""
-    command = [sys.executable, "-m", "minddiff_utils.cli", *map(str, arguments)]
+def minddiff(project, *arguments, around=None):
+    """Run the command line in a project's folder, with some variables of the shell around it."""
+    command = [sys.executable, "-m", "minddiff_utils.cli", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **(around or {})}
-    return subprocess.run(command, capture_output=True, text=True, env=environment)
+    return subprocess.run(command, cwd=project, capture_output=True, text=True, env=environment)
 
 
 def stamps(folder):
@@ -44,7 +44,7 @@ def built(tmp_path_factory):
     """A project whose book has been built once, in a folder with an odd name."""
     project = make_project(tmp_path_factory.mktemp("built") / "grant{7} [2024]")
     write_params(project, title=TITLE)
-    answer = minddiff("book", "tiny", "--root", project, around=SURROUNDINGS)
+    answer = minddiff(project, "book", "tiny", around=SURROUNDINGS)
     assert answer.returncode == 0, answer.stderr
     return project, answer
 
@@ -53,10 +53,6 @@ def built(tmp_path_factory):
 def copy(built, tmp_path):
     """A copy of the built project under another name: what was done there is done here."""
     return shutil.copytree(built[0], tmp_path / "moved", symlinks=True)
-
-
-def plan_of(project, **changes):
-    return load_plan(project / "notebooks/params/tiny.yaml", project, changes)
 
 
 def left(project, **changes):
@@ -116,7 +112,7 @@ def test_the_same_again_does_nothing(copy):
     for name in before:  # dates say nothing
         os.utime(run_dir / name, ns=(0, 2**62))
     before, begun = stamps(run_dir), time.monotonic()
-    answer = minddiff("book", "tiny", "--root", copy)
+    answer = minddiff(copy, "book", "tiny")
     assert answer.returncode == 0 and "up to date" in answer.stderr, answer.stderr
     assert stamps(run_dir) == before and index.stat().st_mtime_ns == html
     assert time.monotonic() - begun < 30
@@ -154,11 +150,11 @@ def test_what_is_missing_or_damaged_is_made_again(copy, name, change, again):
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys, monkeypatch):
-    project = make_project(tmp_path)
+    monkeypatch.chdir(project := make_project(tmp_path))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.doc").write_text("x")
     for folder in ("..", ".", "notebooks", "mine", "book"):
-        words = ("book", "tiny", "--root", project, "--set", f"run_dir={folder}")
+        words = ("book", "tiny", "--set", f"run_dir={folder}")
         code, said = run_cli(capsys, monkeypatch, *words)
         assert code == 2 and "is not empty, and no run has made it" in said.err
         assert "make .minddiff-run in it" in said.err
@@ -205,7 +201,7 @@ def test_failures_are_told_and_then_all_that_is_missing_is_made(copy, monkeypatc
     whole, page.cells[2].source = page.cells[2].source, BROKEN
     nbformat.write(page, path)
     before = stamps(run_dir)
-    answer = minddiff("book", "tiny", "--root", copy)
+    answer = minddiff(copy, "book", "tiny")
     assert answer.returncode == 1 and "Can't close" not in answer.stderr
     for said in ("subj01 · 02_second: cell 3: failed", "x = 1", "RuntimeError: no such luck"):
         assert said in answer.stderr
@@ -218,7 +214,7 @@ def test_failures_are_told_and_then_all_that_is_missing_is_made(copy, monkeypatc
     page.cells[2].source = REFUSING
     nbformat.write(page, path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    (plan_of(copy).state / "subj02-02_second-0.failure").unlink()
+    (plan_of(copy).state / "done/subj02-02_second-0.failure").unlink()
     given = plan_of(copy).state, "subj01", "02_second"
     said = refuses("^subj01 · 02_second: cell 3: Fetch x.$", run.run_job, *given)
     assert refuses("last good book stays", run._explain, plan_of(copy)).startswith(said)
@@ -230,7 +226,7 @@ def test_failures_are_told_and_then_all_that_is_missing_is_made(copy, monkeypatc
     (run_dir / "subj02/features.h5").write_text("days of work")
     # All notebooks run; then a warning of the page builder fails, and the pages stay.
     (copy / "book" / "method.md").write_text("# Method\n\n[nowhere](missing.md)\n")
-    answer = minddiff("book", "tiny", "--root", copy, "--set", "gain=2")
+    answer = minddiff(copy, "book", "tiny", "--set", "gain=2")
     assert answer.returncode == 1 and "missing.md" in answer.stderr
     assert "Said by" in (run_dir / "html/method.html").read_text()
     assert "2.000 (2.000,\u00a02.000)" in (run_dir / "book/generated/results.md").read_text()
@@ -252,12 +248,12 @@ def test_killed_run_goes_on(copy, monkeypatch):
     waiting += f"os.path.exists({str(allowed)!r}) or time.sleep(50)\n"
     slow.cells[2].source = waiting + slow.cells[2].source
     nbformat.write(slow, path)
-    command = [sys.executable, "-m", "minddiff_utils.cli", "book", "tiny", "--root", str(copy)]
+    command = [sys.executable, "-m", "minddiff_utils.cli", "book", "tiny"]
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     (run_dir / "subj01/notebooks/02_second.ipynb").unlink()  # to see it appear
     before = stamps(run_dir)
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process, end = subprocess.Popen(command, **quiet), time.monotonic() + 90
+    process, end = subprocess.Popen(command, cwd=copy, **quiet), time.monotonic() + 90
     while not running.exists():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.05)
@@ -281,11 +277,11 @@ def test_killed_run_goes_on(copy, monkeypatch):
 
 def test_a_notebook_is_given_what_differs_from_its_defaults(tmp_path):
     plan = plan_of(make_project(tmp_path), gain=2.0, subjects="subj01, subj02")
-    first, second = plan.chapters
-    assert plan.subjects == ["subj01", "subj02"] and plan.group[0].name == "03_group"
+    first, second, group = plan.sheets
+    assert plan.subjects == ["subj01", "subj02"] and group.group and not second.group
     assert plan.given(first, "subj01") == {"subject": "subj01"}
     assert plan.given(second, "subj02") == {"subject": "subj02", "gain": 2.0}
-    assert plan.given(plan.group[0], "") == {"subjects": "subj01,subj02"}
+    assert plan.given(group, "") == {"subjects": "subj01,subj02"}
 
 
 def test_bad_parameters_are_named(tmp_path):
@@ -367,6 +363,7 @@ def test_names_of_figures_carry_the_subject_and_prose_does_not():
     page = notebook("T", "a = 1", "1")
     page.cells.append(new_markdown_cell("{numref}`fig-a` {eq}`eq-x`; fig-a is a word."))
     page.cells[2].metadata["mystnb"] = {"figure": {"name": "fig-a", "caption": "c"}}
+    page.cells[2].outputs = [new_output("display_data", {"image/png": "x"})]
     source = build.finish_page(page, "subj01").cells[-1].source
     assert source == "{numref}`fig-a-subj01` {eq}`eq-x`; fig-a is a word."
 
@@ -374,6 +371,7 @@ def test_names_of_figures_carry_the_subject_and_prose_does_not():
 def test_page_has_title_folded_parameters_and_alternative_text():
     page = notebook("Title", "a = 1", "1")
     page.cells[2].metadata["mystnb"] = {"figure": {"name": "fig-a"}}
+    page.cells[2].outputs = [new_output("display_data", {"image/svg+xml": "x"})]
     page.cells.append(new_markdown_cell("What is seen.", metadata={"tags": ["caption"]}))
     page = build.finish_page(page, "subj07")
     assert page.cells[2].metadata["mystnb"]["figure"]["caption"] == "What is seen."
@@ -384,11 +382,10 @@ def test_page_has_title_folded_parameters_and_alternative_text():
     assert len(page.cells) == 3
 
 
-def test_a_chapter_whose_figure_was_not_drawn_fails(tmp_path):
+def test_a_chapter_whose_figure_was_not_drawn_fails():
     page = notebook("T", "a = 1", "figure", "figure")
     for cell, kind in zip(page.cells[2:], ("image/png", "text/plain"), strict=True):
         cell.metadata["mystnb"] = {"figure": {"name": f"fig-{kind[:4]}"}}
         cell.outputs = [new_output("display_data", {kind: "x"})]
-    nbformat.write(page, tmp_path / "running.ipynb")
-    with pytest.raises(BookError, match="the cell of fig-text has drawn no figure"):
-        run._need_figures(tmp_path / "running.ipynb")
+    with pytest.raises(BookError, match="^s · the cell of fig-text has drawn no figure"):
+        build.finish_page(page, "s")

@@ -251,7 +251,7 @@ def test_words_that_are_no_method_are_named(word, files, monkeypatch):
 
 def test_the_page_names_every_option():
     options = typer.main.get_command(app).commands["evaluate"].params
-    assert {o.opts[0] for o in options if o.opts[0] not in TEXT} <= {"more", "--root"}
+    assert {o.opts[0] for o in options if o.opts[0] not in TEXT} <= {"more"}
 
 
 def test_published_rows_stand_beside_nsd_alone():

@@ -60,7 +60,7 @@ def test_changes_of_the_pages_are_parameters_that_go_together(page):
     texts = re.findall(r'SET="([^"]*)"', PAGES[page])
     assert texts
     for text in texts:
-        plan = cli._plan(ROOT, str(params), text.split(), ROOT)
+        plan = cli._plan(str(params), text.split(), ROOT)
         given = plan.values
         if page != "run_nsd.md":
             continue

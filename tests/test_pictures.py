@@ -81,8 +81,8 @@ def test_the_tables_file_and_the_first_page_name_them(tmp_path):
     assert n_tables > 1 and text.count(": b, no stage 2: 1 (12).\n") == n_tables
     for name, rows in values.groupby("subject"):
         rows.to_csv(tmp_path / name / "metrics.csv", index=False)
-    plan = SimpleNamespace(run=tmp_path, subjects=("a", "b"), group=())
-    assert "b, no stage 2: 1 (12)" in front_results(plan)["results"]
+    plan = SimpleNamespace(run=tmp_path, subjects=("a", "b"), sheets=())
+    assert "b, no stage 2: 1 (12)" in front_results(plan, ROOT / "book")["results"]
     text = write_results(tmp_path / "a", values[values.subject == "a"]).read_text("utf-8")
     assert text.count("Failed images: none.\n") == 1
 

@@ -12,15 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
-from dummy_project import make_project
+from dummy_project import make_project, plan_of
 
 from minddiff_utils.book import BookError, record, run
-from minddiff_utils.book.plan import load_plan
 from minddiff_utils.io import claim_run, lock_file
-
-
-def plan_of(project, **changes):
-    return load_plan(project / "notebooks/params/tiny.yaml", project, changes)
 
 
 def test_failures_name_the_shard_and_its_progress_is_told(tmp_path, monkeypatch, capsys):
@@ -66,13 +61,12 @@ def test_what_shards_have_computed_is_the_notebooks_own(tmp_path, monkeypatch):
 
     monkeypatch.setattr("minddiff_utils.reconstruction.stage2.gather", gather)
     monkeypatch.setattr(run, "run_notebook", lambda *given: shutil.copy(source, given[1]))
-    monkeypatch.setattr(run, "_need_figures", lambda running: None)
-    run.execute(plan, plan.chapters[1], "subj01")
+    run.execute(plan, plan.sheets[-1], "subj01")
     outputs = record.read_record(plan.run / "subj01")[run.SHARDED]["outputs"]
     assert outputs.keys() == {"stage2.h5", f"notebooks/{run.SHARDED}.ipynb"}
-    assert run.is_done(plan, plan.chapters[1], "subj01")
+    assert run.is_done(plan, plan.sheets[-1], "subj01")
     (plan.run / "subj01/stage2.h5").write_text("damaged")
-    assert not run.is_done(plan, plan.chapters[1], "subj01")
+    assert not run.is_done(plan, plan.sheets[-1], "subj01")
 
 
 def dry_run(project, count, cores=1, profile=None):

@@ -38,8 +38,7 @@ def test_pages_and_their_data_show_a_text_as_it_is(text):
     cell = BeautifulSoup(parser.render(markdown_table(table)), "html.parser").find("td")
     assert cell.get_text() == " ".join(text.split()) and not cell.find(True)
     data = {"methods": {"m": text}, "shown": ["m"], "metrics": {}, "pictures": []}
-    template = pages.load_template(ROOT / "book", "gallery.md")
-    page = template.render(gallery=data, subject="subj01")
+    page = pages.render(ROOT / "book", "gallery.md", {"gallery": data, "subject": "subj01"})
     inside = page.split("```{raw} html\n")[1].split("\n```")[0]
     scripts = BeautifulSoup(inside, "html.parser").find_all("script")
     assert len(scripts) == 2 and json.loads(scripts[0].string)["methods"]["m"] == text

@@ -5,10 +5,11 @@ around them, whatever the user's shell and home hold, and how they say something
 """
 
 import os
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -69,3 +70,11 @@ def comma_separated(text: str) -> list[str]:
 def span(seconds: float) -> str:
     """Seconds as hours, minutes and seconds: 0:02:05."""
     return str(timedelta(seconds=round(seconds)))
+
+
+def ask_git(folder: Path, *words: str) -> str:
+    """What a command of git says in a folder; "" without git."""
+    with suppress(OSError):
+        answer = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True)
+        return answer.stdout.strip()
+    return ""

@@ -8,24 +8,24 @@ import subprocess
 import sys
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import yaml
+from markdown_it import MarkdownIt
 
-from minddiff_utils.book import BookError, say
-from minddiff_utils.book.address import chapter_links, clone_lines, find_repository
-from minddiff_utils.book.pages import HEADING, add_pieces, has_gallery
-from minddiff_utils.book.plan import Plan, Sheet
-from minddiff_utils.book.record import file_digest
-from minddiff_utils.io import InputError
+from minddiff_utils.book import BookError, ask_git, say
+from minddiff_utils.book.pages import add_pieces, has_gallery, render
+from minddiff_utils.book.plan import Plan
+from minddiff_utils.book.record import digest_files
+from minddiff_utils.io import InputError, write_text
 
 # Builders whose version shapes the HTML: a new one builds the book again.
 BUILDERS = ("jupyter-book", "sphinx", "myst-nb", "sphinx-book-theme")
-# Pages that tell how to run the book on other data; they stand after the chapters.
-GUIDES = ("run_nsd", "run_laion", "run_cluster", "own_data", "data_layouts", "evaluate")
 # Pages of every book; they stand last.
 REFERENCE = ("choices", "cost", "glossary", "references")
 PROMPT = "Parameters of this run that differ from the defaults"  # on the button that unfolds them
+IMAGES = ("image/png", "image/svg+xml", "image/jpeg")
 
 
 def finish_page(notebook: nbformat.NotebookNode, subject: str = "") -> nbformat.NotebookNode:
@@ -42,6 +42,11 @@ def finish_page(notebook: nbformat.NotebookNode, subject: str = "") -> nbformat.
         As executed; it is changed in place and returned.
     subject : str
         "" for a page about all subjects, whose names and title stay as they are.
+
+    Raises
+    ------
+    BookError
+        If a cell that makes a figure of the book has drawn none.
     """
     for cell, below in zip(notebook.cells, notebook.cells[1:], strict=False):
         if "caption" in below.metadata.get("tags", []):
@@ -59,11 +64,24 @@ def finish_page(notebook: nbformat.NotebookNode, subject: str = "") -> nbformat.
             cell.metadata["mystnb"] = {"code_prompt_show": PROMPT}
         settings = cell.metadata.get("mystnb", {})
         if figure := settings.get("figure"):
-            caption = figure.get("caption", figure.get("name", ""))
-            settings.setdefault("image", {}).setdefault("alt", caption)
+            name = figure.get("name", "")
+            settings.setdefault("image", {}).setdefault("alt", figure.get("caption", name))
+            if name and "optional" not in tags and not _shown(cell, *IMAGES):
+                said = f"the cell of {name} has drawn no figure: its last line must be one."
+                raise BookError(f"{subject or 'all subjects'} · {said}")
+            if subject and name:
+                figure["name"] = f"{name}-{subject}"
+                for other in notebook.cells:
+                    other.source = other.source.replace(f"`{name}`", f"`{name}-{subject}`")
     if subject:
-        _add_subject(notebook, subject)
+        first.source = re.sub(r"^# .*\S", rf"\g<0> — {subject}", first.source)
     return notebook
+
+
+def _shown(cell: nbformat.NotebookNode, *kinds: str) -> str:
+    """What a cell has left of some kinds, such as "image/png"."""
+    found = [output.get("data", {}) for output in cell.get("outputs", [])]
+    return "".join(data.get(kind, "") for data in found for kind in kinds)
 
 
 def _without_empty(cells: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
@@ -72,47 +90,10 @@ def _without_empty(cells: list[nbformat.NotebookNode]) -> list[nbformat.Notebook
     said = ""
     for cell in reversed(cells):
         if cell.cell_type == "code":
-            shown = [output.get("data", {}) for output in cell.get("outputs", [])]
-            kinds = ("text/markdown", "image/png", "image/svg+xml")
-            said = "".join(data.get(kind, "") for data in shown for kind in kinds)
+            said = _shown(cell, "text/markdown", *IMAGES)
         if said.strip() or "optional" not in cell.metadata.get("tags", []):
             kept.insert(0, cell)
     return kept
-
-
-def _add_subject(notebook: nbformat.NotebookNode, subject: str) -> None:
-    """Add the subject to the title, and to the names of figures, where they are cited as well."""
-    for cell in notebook.cells:
-        figure = cell.metadata.get("mystnb", {}).get("figure", {})
-        if name := figure.get("name"):
-            figure["name"] = f"{name}-{subject}"
-            for other in notebook.cells:
-                other.source = other.source.replace(f"`{name}`", f"`{name}-{subject}`")
-    first = notebook.cells[0]
-    first.source = HEADING.sub(rf"\g<0> — {subject}", first.source, count=1)
-
-
-def table_of_contents(plan: Plan) -> dict:
-    """The contents of `_toc.yml`: hand-written pages, a part a subject, the comparison."""
-    pages = [{"file": page} for page in plan.values["pages"]]
-    parts = {"The idea": [page for page in pages if page["file"] not in GUIDES]}
-    for subject in plan.subjects:
-        parts[f"Subject {subject}"] = [_entry(sheet, f"{subject}/") for sheet in plan.chapters]
-        if has_gallery(plan.run / subject):
-            parts[f"Subject {subject}"].append({"file": f"{subject}/gallery", "title": "Gallery"})
-    caption = "Subjects compared" if len(plan.subjects) > 1 else "In short"
-    parts[caption] = [_entry(sheet) for sheet in plan.group]
-    parts["Run it on other data"] = [page for page in pages if page["file"] in GUIDES]
-    parts["Reference"] = [{"file": page} for page in REFERENCE]
-    filled = [{"caption": name, "chapters": files} for name, files in parts.items() if files]
-    return {"format": "jb-book", "root": "index", "parts": filled}
-
-
-def _entry(sheet: Sheet, folder: str = "") -> dict[str, str]:
-    """A notebook in the side bar, its title up to a colon: the subject's name stands above."""
-    found = HEADING.search(nbformat.read(sheet.path, as_version=4).cells[0].source)
-    title = found[1].split(":")[0] if found else sheet.name
-    return {"file": f"{folder}{sheet.name}", "title": title}
 
 
 def assemble(plan: Plan) -> Path:
@@ -151,16 +132,36 @@ def assemble(plan: Plan) -> Path:
         if (results := plan.run / subject / "results.csv").is_file():
             shutil.copy(results, book / subject)
             files["results.csv"] = results.name
-        links = chapter_links(url, sheet.name, files)
+        given = {"url": url, "name": sheet.name, "files": files}
+        links = render(pages, "take_away.md", given)
         page.cells.append(nbformat.v4.new_markdown_cell(links, id="take-away"))
         nbformat.write(page, book / subject / executed.name)
-    add_pieces(plan, book, pages / "results")
-    (book / "generated" / "clone.md").write_text(clone_lines(url), encoding="utf-8")
+    add_pieces(plan, book, url)
     settings["title"] = title = str(plan.values.get("title") or plan.name)
     settings["sphinx"]["config"]["html_theme_options"]["logo"]["text"] = escape(title)
-    for name, content in {"config": settings, "toc": table_of_contents(plan)}.items():
-        (book / f"_{name}.yml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    (book / "_config.yml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    given = {"plan": plan, "has_gallery": has_gallery, "reference": REFERENCE}
+    (book / "_toc.yml").write_text(render(pages, "toc.yml", given), encoding="utf-8")
     return book
+
+
+def find_repository(root: Path, settings: dict[str, Any]) -> str:
+    """Return where people read the project on the web; "" if it is on this machine alone.
+
+    Parameters
+    ----------
+    root : Path
+        The project's folder.
+    settings : dict
+        Of `_config.yml`: `url` in `repository`, or else the remote that was cloned from. Both forms
+        that git knows are understood, https://host/name.git and git@host:name.git. A name or
+        password in it is left out.
+    """
+    url = (settings.get("repository") or {}).get("url")
+    remote = str(url or ask_git(root, "remote", "get-url", "origin"))
+    form = r"(?:https://|ssh://git@|git@)(?:[^@/]*@)?([^/:]+)[/:](.+?)(\.git)?/?"
+    found = re.fullmatch(form, remote)
+    return f"https://{found[1]}/{found[2]}" if found else ""
 
 
 def _copy_mathjax(folder: Path) -> None:
@@ -194,8 +195,7 @@ def build_html(book: Path, html: Path) -> bool:
     """
     files = [path for path in sorted(book.rglob("*")) if path.is_file()]
     versions = [f"{name} {importlib.metadata.version(name)}" for name in BUILDERS]
-    digests = [f"{path.relative_to(book)} {file_digest(path)}" for path in files]
-    source = "\n".join([*versions, *digests])
+    source = "\n".join([*versions, digest_files(book, files)])
     stamp, new = html / ".built-from", html.with_name(".html-new")
     built = stamp.is_file() and (html / "index.html").is_file()
     if built and stamp.read_text(encoding="utf-8") == source:
@@ -220,3 +220,11 @@ def _jupyter_book(book: Path, output: Path) -> None:
         faults = [line for line in lines if re.search(r"WARNING|ERROR|Error:|Exception", line)]
         shown = "\n".join(dict.fromkeys(faults or lines[-10:]))
         raise BookError(f"Jupyter Book found faults:\n{shown}")
+
+
+def write_page(executed: Path, book: Path, out: Path) -> Path:
+    """Write an executed notebook as one HTML file: prose, tables and figures, without code."""
+    markdown = MarkdownIt("commonmark", {"html": False}).enable("table").render
+    cells = finish_page(nbformat.read(executed, as_version=4)).cells
+    page = render(book, "evaluate.html", {"cells": cells, "markdown": markdown})
+    return write_text(out / "index.html", page)

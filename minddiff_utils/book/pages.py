@@ -8,7 +8,6 @@ and `controls.csv`.
 import base64
 import io
 import json
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -18,7 +17,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, Template
+from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
 from minddiff_utils.book import span
@@ -34,10 +33,9 @@ JUDGE = "clip_judge"
 SIDE, MANY, SMALL_SIDE = 128, 200, 80  # px a picture at most; smaller if there are many
 LARGE = 640  # px of the one on the first page
 N_FRONT = 8
-HEADING = re.compile(r"^#{1,6} +(.+?)[ \t]*$", re.MULTILINE)
 
 
-def add_pieces(plan: Plan, book: Path, results: Path) -> None:
+def add_pieces(plan: Plan, book: Path, url: str) -> None:
     """Add galleries, and all that pages include from `generated`; what a run lacks is empty.
 
     Parameters
@@ -45,8 +43,8 @@ def add_pieces(plan: Plan, book: Path, results: Path) -> None:
     plan : Plan
     book : Path
         Folder that holds the hand-written pages, the notebooks, `static` and `templates`.
-    results : Path
-        Folder of the small files of what was measured once.
+    url : str
+        Of the repository; "" where it is not known.
     """
     folder = book / "generated"
     folder.mkdir()
@@ -55,15 +53,15 @@ def add_pieces(plan: Plan, book: Path, results: Path) -> None:
     pieces = {
         "about": str(plan.values.get("about") or ""),
         "front": fronts[0] if fronts else "",
-        "costs": cost_table(plan.run, plan.subjects),
-    } | front_results(plan)
+        "clone": render(book, "clone.md", {"url": url}),
+        "costs": cost_table(plan.run, plan.subjects, book),
+    } | front_results(plan, book)
     card = (plan.place("models") or plan.run) / "MODEL_CARD.md"
-    for path in (card, plan.run / "captions.md"):
-        pieces[path.stem] = path.read_text(encoding="utf-8") if path.is_file() else ""
+    pieces[card.stem] = card.read_text(encoding="utf-8") if card.is_file() else ""
     for name, text in pieces.items():
         (folder / f"{name}.md").write_text(text.strip() + "\n", encoding="utf-8")
-    sheets = (path for name in ("world", "outside") for path in plan.run.glob(f"{name}.png"))
-    for path in [*sheets, *results.glob("*.md")]:
+    made = [*plan.run.glob("*.png"), *plan.run.glob("captions.md")]
+    for path in [*made, *plan.root.glob("book/results/*.md")]:
         shutil.copy(path, folder)
     for profile in plan.root.glob("notebooks/profiles/*/config.yaml"):
         shutil.copy(profile, folder / f"{profile.parent.name}.yaml")
@@ -90,16 +88,15 @@ def add_gallery(run: Path, subject: str, book: Path) -> str:
     str
         From `front_page`: pictures of this subject for the first page.
     """
-    place, values = f"gallery/{subject}", read_metrics(run, [subject])
+    folder, values = book / "static" / "gallery" / subject, read_metrics(run, [subject])
     methods = in_order(values["method"], ORDER)
     shown = [name for name in methods if method_file(run / subject, name).is_file()]
-    ids = write_strips(run / subject, shown, book / "static" / place)
+    ids = write_strips(run / subject, shown, folder)
     gallery = gallery_of(values, ids, shown)
-    page = load_template(book, "gallery.md")
-    text = page.render(gallery={**gallery, "strips": f"../_static/{place}/"}, subject=subject)
+    text = render(book, "gallery.md", {"gallery": gallery, "subject": subject})
     (book / subject / "gallery.md").write_text(text, encoding="utf-8")
-    write_strips(run / subject, shown, book / "static" / place / "large", [middle(gallery)], LARGE)
-    return front_page({**gallery, "strips": f"_static/{place}/"}, subject, book)
+    write_strips(run / subject, shown, folder / "large", [extremes(gallery)[1][0]], LARGE)
+    return front_page(gallery, subject, book)
 
 
 def write_strips(
@@ -165,18 +162,14 @@ def gallery_of(
     metrics = in_order(frame["metric"], METRICS)
     wide = frame.pivot(index="stimulus_id", columns=["method", "metric"], values="value")
     wide = wide.reindex(index=ids, columns=pd.MultiIndex.from_product([methods, metrics]))
-    values = {
-        name: json.loads(wide[name].to_json(orient="values", double_precision=4))
-        for name in methods
-    }
+    known = wide.round(4).astype(object).where(wide.notna(), None).to_numpy()
+    rows = known.reshape(len(ids), len(methods), len(metrics)).tolist()
+    numbers = [dict(zip(methods, row, strict=True)) for row in rows]
     return {
         "methods": {name: LABELS.get(name, name) for name in methods},
         "shown": list(shown),
         "metrics": {name: METRICS.get(name, name) for name in metrics},
-        "pictures": [
-            {"id": number, "values": {name: values[name][row] for name in methods}}
-            for row, number in enumerate(ids)
-        ],
+        "pictures": [{"id": n, "values": row} for n, row in zip(ids, numbers, strict=True)],
     }
 
 
@@ -204,16 +197,16 @@ def write_gallery(
         strip.save(buffer := io.BytesIO(), "JPEG", quality=85)
         data = base64.b64encode(buffer.getvalue()).decode()
         picture["strip"] = f"data:image/jpeg;base64,{data}"
-    return write_text(path, load_template(book, "evaluate.html").render(gallery=gallery))
+    return write_text(path, render(book, "evaluate.html", {"gallery": gallery}))
 
 
-def load_template(book: Path, name: str) -> Template:
-    """A template of the book, which may include files of `static`; `tojson` is safe in HTML."""
+def render(book: Path, name: str, given: Mapping[str, Any]) -> str:
+    """Fill in a template of the book, which may include files of `static`; `tojson` is safe."""
     folders = [book / "templates", book / "static"]
     templates = Environment(loader=FileSystemLoader(folders), autoescape=True)
     # Keys stay in their order: that of the tables.
     templates.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
-    return templates.get_template(name)
+    return templates.get_template(name).render(given)
 
 
 def front_page(gallery: Mapping[str, Any], subject: str, book: Path) -> str:
@@ -222,8 +215,7 @@ def front_page(gallery: Mapping[str, Any], subject: str, book: Path) -> str:
     Parameters
     ----------
     gallery : mapping
-        From `gallery_of`, and `strips`: the address of the strips' folder as seen from the page,
-        with a slash at the end.
+        From `gallery_of`.
     subject : str
     book : Path
         Folder that holds `templates`.
@@ -232,45 +224,30 @@ def front_page(gallery: Mapping[str, Any], subject: str, book: Path) -> str:
     -------
     str
         Markdown: pictures chosen by their place alone, every ⌊n/8⌋-th from the first on until
-        there are eight; below them the best, the median and the worst by the judge, where it was
-        asked.
+        there are eight; below them the best, the median and the worst by the judge.
     """
     pictures, shown = gallery["pictures"], gallery["shown"]
     step = max(1, len(pictures) // N_FRONT)
     by_id = sorted(range(len(pictures)), key=lambda row: pictures[row]["id"])
     chosen = [(row, f"no. {pictures[row]['id']}") for row in by_id[::step][:N_FRONT]]
-    full = full_method(shown) or "stage1"
-    stages = [name for name in ("stage1", "algorithm_1", "stage2") if name in shown]
-    return load_template(book, "front.md").render(
-        gallery=gallery,
-        subject=subject,
-        step=step,
-        figures=list(filter(None, [chosen, _extremes(gallery, full)])),
-        judged=LABELS[full],
-        middle=middle(gallery),
-        full=shown.index(full) + 1,
-        rows=[("seen", 0), *((LABELS[name], shown.index(name) + 1) for name in stages)],
-    )
+    figures = [chosen, extremes(gallery)]
+    stages = [name for name in ("stage1", *reversed(FULL)) if name in shown]
+    rows = [("seen", 0), *((LABELS[name], shown.index(name) + 1) for name in stages)]
+    given = {"gallery": gallery, "subject": subject, "figures": figures, "rows": rows}
+    return render(book, "front.md", given | {"step": step})
 
 
-def middle(gallery: Mapping[str, Any]) -> int:
-    """Row of the median picture by the judge; without a judge, the one in the middle."""
-    found = _extremes(gallery, full_method(gallery["shown"]) or "stage1")
-    return found[1][0] if found else len(gallery["pictures"]) // 2
-
-
-def _extremes(gallery: Mapping[str, Any], method: str) -> list[tuple[int, str]]:
-    """Row and name of the best, median and worst picture by the judge; none without a judge."""
-    if JUDGE not in gallery["metrics"]:
-        return []
+def extremes(gallery: Mapping[str, Any]) -> list[tuple[int, str]]:
+    """Row and name of the best, median and worst picture of both stages by the judge."""
+    method = full_method(gallery["shown"]) or "stage1"
     column = list(gallery["metrics"]).index(JUDGE)
     scores = [picture["values"][method][column] for picture in gallery["pictures"]]
     ranked = sorted((score, row) for row, score in enumerate(scores) if score is not None)
-    places = {"best": -1, "median": len(ranked) // 2, "worst": 0} if ranked else {}
+    places = {"best": -1, "median": len(ranked) // 2, "worst": 0}
     return [(ranked[place][1], f"{name}, {ranked[place][0]:.2f}") for name, place in places.items()]
 
 
-def front_results(plan: Plan) -> dict[str, str]:
+def front_results(plan: Plan, book: Path) -> dict[str, str]:
     """What came out, as the first page says it.
 
     Returns
@@ -283,20 +260,16 @@ def front_results(plan: Plan) -> dict[str, str]:
     path = plan.run / "results.csv"
     if not path.is_file():
         return {"headline": "", "results": ""}
-    text = f"## What came out\n\n{tables.markdown_table(tables.front_table(pd.read_csv(path)))}"
-    text += tables.failure_note(
-        {who: plan.run / who for who in plan.subjects}, tables.FRONT, quiet=True
-    )
     values = main_metrics(read_metrics(plan.run, plan.subjects))
     found = tables.differences(values, (*tables.STAGE_2_PAIRS, ("stage2", "retrieval")))
-    text += f"\n{findings.sentences(found)}\n"
-    if plan.group:
-        more = f"[]({plan.group[0].name}.ipynb)"
-        text += f"\nEvery method and control, with intervals and paired tests: {more}.\n"
-    return {"headline": findings.headline(found), "results": text}
+    folders = {who: plan.run / who for who in plan.subjects}
+    table = tables.markdown_table(tables.front_table(pd.read_csv(path)))
+    table += tables.failure_note(folders, tables.FRONT, quiet=True)
+    given = {"table": table, "said": findings.sentences(found), "sheets": plan.sheets}
+    return {"headline": findings.headline(found), "results": render(book, "results.md", given)}
 
 
-def cost_table(run: Path, subjects: Sequence[str]) -> str:
+def cost_table(run: Path, subjects: Sequence[str], book: Path) -> str:
     """What each chapter took, and on which machine, as markdown.
 
     Parameters
@@ -304,20 +277,9 @@ def cost_table(run: Path, subjects: Sequence[str]) -> str:
     run : Path
         Folder of the run, with `provenance.json` in the subjects' folders.
     subjects : sequence of str
-
-    Returns
-    -------
-    str
-        A table with a column a subject.
+    book : Path
+        Folder that holds `templates`.
     """
-    columns = {}
-    for subject in subjects:
-        record = json.loads((run / subject / "provenance.json").read_bytes())
-        took = {name: facts["wall_time_s"] for name, facts in record["notebooks"].items()}
-        columns[subject] = {
-            "machine": record["machine"],
-            **{f"`{name}`": span(took[name]) for name in sorted(took)},
-            "**all chapters**": f"**{span(sum(took.values()))}**",
-        }
-    table = pd.DataFrame(columns).fillna("–").rename_axis("chapter")
-    return table.to_markdown(disable_numparse=True)
+    texts = {name: (run / name / "provenance.json").read_bytes() for name in subjects}
+    records = {name: json.loads(text) for name, text in texts.items()}
+    return render(book, "costs.md", {"records": records, "span": span})

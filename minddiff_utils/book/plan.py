@@ -1,13 +1,13 @@
 """A parameter file read and checked: which notebooks, for whom, with which parameters."""
 
 import ast
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-import nbformat
 import yaml
 from pydantic import BeforeValidator, PositiveInt, TypeAdapter
 
@@ -18,11 +18,10 @@ from minddiff_utils.settings import ADAPTERS, ADVANCED, PARAMETERS, check_type, 
 
 def _names(subjects: Any) -> Any:
     """A list of names, from a text with commas between them as well."""
-    if isinstance(subjects, str):
-        subjects = comma_separated(subjects)
-    if isinstance(subjects, list) and len(set(map(str, subjects))) < max(1, len(subjects)):
+    names = comma_separated(subjects) if isinstance(subjects, str) else subjects
+    if isinstance(names, list) and len({*map(str, names)}) < max(1, len(names)):
         raise ValueError("should be a list of different names")
-    return subjects
+    return names
 
 
 SUBJECT = PARAMETERS["subject"]
@@ -41,9 +40,10 @@ USUAL = {"pages": ["method"], "subjects": ["subj01"], "shards": 1}
 
 @dataclass(frozen=True)
 class Sheet:
-    """One notebook of the chain: its name, source file and declared parameters with defaults."""
+    """One notebook of the chain: name, title, source file, declared parameters with defaults."""
 
     name: str
+    title: str
     path: Path
     defaults: Mapping[str, Any]
 
@@ -82,20 +82,11 @@ class Plan:
         return self.values["subjects"]
 
     @property
-    def chapters(self) -> list[Sheet]:
-        """The notebooks that run once a subject."""
-        return [sheet for sheet in self.sheets if not sheet.group]
-
-    @property
-    def group(self) -> list[Sheet]:
-        """The notebooks that run once, after all subjects."""
-        return [sheet for sheet in self.sheets if sheet.group]
-
-    @property
     def jobs(self) -> list[tuple[str, Sheet]]:
         """Every notebook with its subject, those of one subject in their order; "" is for all."""
-        alone = [(subject, sheet) for subject in self.subjects for sheet in self.chapters]
-        return alone + [("", sheet) for sheet in self.group]
+        alone = [sheet for sheet in self.sheets if not sheet.group]
+        group = [("", sheet) for sheet in self.sheets if sheet.group]
+        return [(subject, sheet) for subject in self.subjects for sheet in alone] + group
 
     def place(self, name: str) -> Path | None:
         """Return the file or folder that a parameter names; None if it names none that is there."""
@@ -106,14 +97,14 @@ class Plan:
     def given(self, sheet: Sheet, subject: str) -> dict[str, Any]:
         """Return what a notebook is given: what differs from its defaults, and for whom."""
         named = {"subject": subject} if subject else {"subjects": ",".join(self.subjects)}
-        own = {k: v for k, v in self.values.items() if sheet.defaults.get(k, v) != v}
-        usual = ADVANCED.get(sheet.name, {})
-        advanced = {k: v for k, v in self.values.items() if usual.get(k, v) != v}
-        declared = {k: v for k, v in (own | named).items() if k in sheet.defaults}
+        usual = {**ADVANCED.get(sheet.name, {}), **sheet.defaults}
+        other = {k: v for k, v in {**self.values, **named}.items() if usual.get(k, v) != v}
+        declared = {k: v for k, v in (other | named).items() if k in sheet.defaults}
+        advanced = {k: v for k, v in other.items() if k not in declared}
         return declared | ({"advanced": advanced} if advanced else {})
 
 
-def declared_parameters(notebook: nbformat.NotebookNode, name: str = "notebook") -> dict[str, Any]:
+def declared_parameters(notebook: Mapping[str, Any], name: str = "notebook") -> dict[str, Any]:
     """Names and defaults of the cell tagged `parameters`: plain values, read without running it.
 
     Raises
@@ -121,16 +112,16 @@ def declared_parameters(notebook: nbformat.NotebookNode, name: str = "notebook")
     InputError
         If there is not exactly one such cell, or it holds anything else than `name = value`.
     """
-    cells = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+    cells = [c for c in notebook["cells"] if "parameters" in c["metadata"].get("tags", [])]
     try:
         (cell,) = cells
-        lines = [(node.targets, node.value) for node in ast.parse(cell.source).body]
+        source: Any = "".join(cell["source"])
+        lines = [(node.targets, node.value) for node in ast.parse(source).body]
         return {target.id: ast.literal_eval(value) for (target,), value in lines}
     except (AttributeError, ValueError, TypeError, SyntaxError):
-        raise InputError(
-            f"{name}: expected one cell tagged `parameters`, found {len(cells)}, of lines such as "
-            "`seed = 0` alone: one name, one plain value."
-        ) from None
+        expected = "of lines such as `seed = 0` alone: one name, one plain value"
+        found = f"expected one cell tagged `parameters`, found {len(cells)}, {expected}."
+        raise InputError(f"{name}: {found}") from None
 
 
 def find_sheets(notebooks: str | Path) -> tuple[Sheet, ...]:
@@ -144,10 +135,12 @@ def find_sheets(notebooks: str | Path) -> tuple[Sheet, ...]:
     sheets = []
     for path in sorted(Path(notebooks).glob("[0-9][0-9]_*.ipynb")):
         try:
-            notebook = nbformat.read(path, as_version=4)
-        except ValueError as error:
+            notebook = json.loads(path.read_bytes())
+            defaults = declared_parameters(notebook, path.name)
+            title = "".join(notebook["cells"][0]["source"]).partition("\n")[0].lstrip("# ")
+        except (json.JSONDecodeError, KeyError) as error:
             raise InputError(f"{path} is not a notebook: {error}") from None
-        sheets.append(Sheet(path.stem, path.resolve(), declared_parameters(notebook, path.name)))
+        sheets.append(Sheet(path.stem, title, path.resolve(), defaults))
     if not sheets:
         raise InputError(f"{notebooks} holds no notebooks named NN_name.ipynb.")
     return tuple(sheets)
@@ -189,10 +182,10 @@ def _checked(values: Mapping[str, Any], sheets: tuple[Sheet, ...]) -> dict[str, 
     """The values as they are meant: each of the book or of some notebook, of its type, in range."""
     usual = {name: value for sheet in sheets for name, value in sheet.defaults.items()}
     usual |= {name: value for known in ADVANCED.values() for name, value in known.items()}
-    meant = {}
+    meant, rest = dict[str, Any](), dict(values)
     # A notebook takes the rarer ones in a mapping; a parameter file needs none, and may have it.
-    rare = check_type("advanced", values.get("advanced", {}), ADAPTERS["advanced"])
-    for name, value in (rare | {k: v for k, v in values.items() if k != "advanced"}).items():
+    rare = check_type("advanced", rest.pop("advanced", {}), ADAPTERS["advanced"])
+    for name, value in (rare | rest).items():
         if name not in usual and name not in BOOK_KEYS:
             raise InputError(no_such(name, usual))
         # A notebook of the user's own may have others than this book.

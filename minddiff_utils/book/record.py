@@ -4,16 +4,16 @@ import hashlib
 import json
 import os
 import platform
-import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import nbformat
 
+from minddiff_utils.book import ask_git
 from minddiff_utils.book.plan import Plan, Sheet
 from minddiff_utils.datasets.recording import recording_files
 from minddiff_utils.io import code_digest, content_hash, write_text
@@ -32,11 +32,11 @@ def file_digest(path: str | Path) -> str:
     """Return a digest of a file's content; of one above 64 MiB, of 16 parts and its size."""
     size = Path(path).stat().st_size
     total = hashlib.blake2b(str(size).encode(), digest_size=16)
-    whole = size <= WHOLE
+    starts, length = ([0], WHOLE) if size <= WHOLE else (range(0, size, size // 16), PART)
     with open(path, "rb") as file:
-        for start in [0] if whole else range(0, size, size // 16):
+        for start in starts:
             file.seek(start)
-            total.update(file.read(WHOLE if whole else PART))
+            total.update(file.read(length))
     return total.hexdigest()
 
 
@@ -75,7 +75,12 @@ def _files_digest(plan: Plan, name: str, subject: str) -> str:
     files = [file for file in sorted(path.rglob("*")) if file.suffix in MODEL]
     if name == "data_path":
         files = recording_files(path, subject)
-    return json.dumps([[str(f.relative_to(path)), file_digest(f)] for f in files])
+    return digest_files(path, files)
+
+
+def digest_files(folder: Path, files: Iterable[Path]) -> str:
+    """Return names and digests of files in a folder."""
+    return json.dumps([[str(file.relative_to(folder)), file_digest(file)] for file in files])
 
 
 def _left_before(folder: Path, chapter: str) -> dict[str, str]:
@@ -85,11 +90,13 @@ def _left_before(folder: Path, chapter: str) -> dict[str, str]:
     return {name: digest for outputs in earlier for name, digest in outputs.items()}
 
 
-def output_digest(path: Path) -> str:
-    """Digest what a notebook has left; `run.json` only has to be there.
+def output_digest(path: Path) -> str | None:
+    """Digest what a notebook has left, None if it is gone; `run.json` only has to be there.
 
     Each chapter begins by adding to it what it was given, which `inputs_digest` knows.
     """
+    if not path.is_file():
+        return None
     return "" if path.name == "run.json" else file_digest(path)
 
 
@@ -100,10 +107,7 @@ def is_done(plan: Plan, sheet: Sheet, subject: str) -> bool:
     if not known or known["inputs"] != inputs_digest(plan, sheet, subject):
         return False
     latest = _left_before(folder, "99")
-    return all(
-        (folder / name).is_file() and output_digest(folder / name) == latest[name]
-        for name in known["outputs"]
-    )
+    return all(output_digest(folder / name) == latest[name] for name in known["outputs"])
 
 
 def _files(folder: Path, subject: str) -> dict[str, tuple[int, int]]:
@@ -111,8 +115,8 @@ def _files(folder: Path, subject: str) -> dict[str, tuple[int, int]]:
     found = filter(Path.is_file, folder.rglob("*") if subject else folder.glob("*"))
     facts = {str(path.relative_to(folder)): path.stat() for path in found}
     ours = (".", "shards", "notebooks", "provenance.json")
-    names = [name for name in facts if not name.startswith(ours)]
-    return {name: (facts[name].st_size, facts[name].st_mtime_ns) for name in names}
+    kept = {name: fact for name, fact in facts.items() if not name.startswith(ours)}
+    return {name: (fact.st_size, fact.st_mtime_ns) for name, fact in kept.items()}
 
 
 @contextmanager
@@ -133,15 +137,17 @@ def recorded(plan: Plan, sheet: Sheet, subject: str) -> Iterator[None]:
         "wall_time_s": round(time.monotonic() - begun, 1),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-    found = {dist.metadata["Name"]: dist.version for dist in metadata.distributions()}
+    # The commit that is checked out, with "+changes" if files differ from it.
+    commit = ("describe", "--always", "--abbrev=40", "--dirty=+changes", "--exclude=*")
     record = {
         "notebooks": known,
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "git_commit": _git_commit(plan.root),
-        "packages": {name: found[name] for name in sorted(found, key=str.lower) if name},
+        "git_commit": ask_git(plan.root, *commit) or None,
+        "packages": {dist.name: dist.version for dist in metadata.distributions() if dist.name},
     }
-    write_text(folder / "provenance.json", json.dumps(record, indent=1, ensure_ascii=False))
+    text = json.dumps(record, indent=1, ensure_ascii=False, sort_keys=True)
+    write_text(folder / "provenance.json", text)
 
 
 def model_revisions(plan: Plan) -> dict[str, str]:
@@ -149,12 +155,3 @@ def model_revisions(plan: Plan) -> dict[str, str]:
     names = ("models", "guide", "judge")
     models, *clips = [str(plan.place(name) or plan.values.get(name) or "") for name in names]
     return revisions(models, *clips) if models else {}
-
-
-def _git_commit(folder: Path) -> str | None:
-    """The commit that is checked out, with "+changes" if files differ from it; None without git."""
-    command = ["git", "describe", "--always", "--abbrev=40", "--dirty=+changes", "--exclude=*"]
-    with suppress(OSError):
-        answer = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-        return answer.stdout.strip() or None
-    return None

@@ -12,23 +12,23 @@ import shutil
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 import traceback
 from collections.abc import Mapping
 from contextlib import redirect_stderr, suppress
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import papermill
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from minddiff_utils.book import BookError, span
+from minddiff_utils.book import KEEP_MEMORY, BookError, span
 from minddiff_utils.book.plan import Plan, Sheet, find_sheets
 from minddiff_utils.book.record import is_done, model_revisions, recorded
-from minddiff_utils.io import InputError, write_text
+from minddiff_utils.io import MAKE_ROOM, InputError, atomic_path, claim_run, write_text
 from minddiff_utils.settings import ADVANCED, recall
 
 SHARDED = "04_stage2"  # the chapter whose pictures can be shared out among jobs
@@ -60,8 +60,6 @@ def run_notebooks(plan: Plan, cores: int, profile: Path | None, lock: int) -> No
     if not _mark_done(plan):
         return
     command = _snakemake(plan, cores, profile)
-    for note in plan.state.glob("*.failure"):
-        note.unlink()
     with (
         open(plan.state / "snakemake.log", "w", encoding="utf-8") as log,
         subprocess.Popen(
@@ -99,16 +97,9 @@ def _mark_done(plan: Plan) -> int:
 def _snakemake(plan: Plan, cores: int, profile: Path | None) -> list[str]:
     """The command, whose configuration is also where jobs read the plan again."""
     config = plan.state / "plan.json"
-    content = {
-        "name": plan.name,
-        "root": str(plan.root),
-        "values": plan.values,
-        "chapters": [sheet.name for sheet in plan.chapters],
-        "group": [sheet.name for sheet in plan.group],
-        "sharded": SHARDED,
-        "cores": 0 if profile else cores,  # a profile says what each job takes
-    }
-    config.write_text(json.dumps(content), encoding="utf-8")
+    # A profile says how many cores each job takes.
+    content = asdict(plan) | {"sharded": SHARDED, "cores": 0 if profile else cores}
+    config.write_text(json.dumps(content, default=str), encoding="utf-8")
     command = [sys.executable, "-m", "snakemake", "--snakefile"]
     command += [str(plan.root / "notebooks" / "Snakefile"), "--directory", str(plan.state)]
     command += ["--configfile", str(config), "--nolock", "--rerun-triggers", "mtime"]
@@ -118,7 +109,7 @@ def _snakemake(plan: Plan, cores: int, profile: Path | None) -> list[str]:
 
 def _explain(plan: Plan) -> None:
     """Raise the errors that the jobs left; without any, show what Snakemake said at last."""
-    notes = sorted(plan.state.glob("*.failure"))
+    notes = sorted(plan.state.glob("done/*.failure"))
     failures = [json.loads(note.read_text(encoding="utf-8")) for note in notes]
     if not failures:
         log = plan.state / "snakemake.log"
@@ -173,7 +164,7 @@ def run_job(state: Path, subject: str, name: str, shard: int = 0) -> None:
     plan = Plan(kept["name"], root, kept["values"], find_sheets(root / "notebooks"))
     (sheet,) = (sheet for sheet in plan.sheets if sheet.name == name)
     subject = "" if sheet.group else subject
-    note = plan.state / f"{subject or 'all'}-{name}-{shard}.failure"
+    note = plan.state / "done" / f"{subject or 'all'}-{name}-{shard}.failure"
     note.unlink(missing_ok=True)
     label, begun = f"{subject or 'all subjects'} · {name}", time.monotonic()
     label += f" · shard {shard} of {plan.values['shards']}" if shard else ""
@@ -182,11 +173,10 @@ def run_job(state: Path, subject: str, name: str, shard: int = 0) -> None:
         # Models in folders need no network; their libraries may ask it for news.
         if not model_revisions(plan):
             os.environ["HF_HUB_OFFLINE"] = "1"
+        work = partial(execute_shard, number=shard) if shard else execute
         with redirect_stderr(Progress(label)):
-            if shard:
-                execute_shard(plan, sheet, subject, shard)
-            else:
-                execute(plan, sheet, subject)
+            if not is_done(plan, sheet, subject):
+                work(plan, sheet, subject)
     except (InputError, OSError, RuntimeError, PapermillExecutionError) as error:
         told = explain(plan, sheet, subject, label, error)
         failure = {"message": str(told), "user": isinstance(told, InputError)}
@@ -196,7 +186,7 @@ def run_job(state: Path, subject: str, name: str, shard: int = 0) -> None:
 
 
 def execute(plan: Plan, sheet: Sheet, subject: str) -> Path:
-    """Execute a notebook unless it is done; it appears under its name only when it ran to the end.
+    """Execute a notebook; it appears under its name only when it ran to the end.
 
     Parameters
     ----------
@@ -212,34 +202,26 @@ def execute(plan: Plan, sheet: Sheet, subject: str) -> Path:
 
     Raises
     ------
-    PapermillExecutionError, DeadKernelError, BookError
+    PapermillExecutionError, DeadKernelError
         If a cell fails; the notebook up to there is kept as `NN_name.failed.ipynb`.
     """
     folder = plan.run / subject
     output = folder / "notebooks" / f"{sheet.name}.ipynb"
-    if is_done(plan, sheet, subject):
-        return output
-    output.parent.mkdir(parents=True, exist_ok=True)
-    running = output.with_name(f".{sheet.name}.running.ipynb")
-    with recorded(plan, sheet, subject):
+    with recorded(plan, sheet, subject), atomic_path(output) as running:
         if sheet.name == SHARDED and plan.values["shards"] > 1:
             from minddiff_utils.reconstruction.stage2 import gather
 
             gather(folder)
         try:
             run_notebook(sheet.path, running, plan.given(sheet, subject))
-            _need_figures(running)
-        except (PapermillExecutionError, DeadKernelError, BookError):
+        except (PapermillExecutionError, DeadKernelError):
             os.replace(running, output.with_suffix(".failed.ipynb"))
             raise
-        os.replace(running, output)
     return output
 
 
 def execute_shard(plan: Plan, sheet: Sheet, subject: str, number: int) -> None:
     """Compute the pictures of one shard of stage 2; see `stage2.compute_shard`."""
-    if is_done(plan, sheet, subject):
-        return
     # Only now: libraries of the models ask the network for news when they are imported.
     from minddiff_utils.reconstruction.stage2 import compute_shard
 
@@ -277,14 +259,38 @@ def run_notebook(source: Path, output: Path, parameters: Mapping[str, Any]) -> N
                 raise
 
 
-def _need_figures(running: Path) -> None:
-    """Raise BookError if a cell that makes a figure of the book has drawn none, if it must."""
-    for cell in nbformat.read(running, as_version=4).cells:
-        name = cell.metadata.get("mystnb", {}).get("figure", {}).get("name")
-        kinds = [kind for output in cell.get("outputs", []) for kind in output.get("data", {})]
-        must = name and "optional" not in cell.metadata.get("tags", [])
-        if must and not any(kind.startswith("image/") for kind in kinds):
-            raise BookError(f"the cell of {name} has drawn no figure: its last line must be one.")
+def judge_pictures(root: Path, out: Path, given: Mapping[str, Any]) -> Path:
+    """Run the notebook `evaluate`: any method's pictures judged.
+
+    Parameters
+    ----------
+    root : Path
+        The project's folder.
+    out : Path
+        Where results go: a new folder, or one of an earlier call.
+    given : mapping
+        Parameters of the notebook.
+
+    Returns
+    -------
+    Path
+        Of the executed notebook.
+
+    Raises
+    ------
+    InputError, BookError
+        With what the notebook has said.
+    """
+    source, executed = root / "notebooks" / "evaluate.ipynb", claim_run(out) / "evaluate.ipynb"
+    for name in KEEP_MEMORY:  # pictures of many sizes would leave gaps in what is kept
+        os.environ.pop(name, None)
+    try:
+        with atomic_path(executed) as running:
+            run_notebook(source, running, {**given, "out": str(out)})
+    except PapermillExecutionError as error:
+        kind = InputError if error.ename == "InputError" else BookError
+        raise kind(error.evalue if kind is InputError else str(error)) from None
+    return executed
 
 
 def explain(plan: Plan, sheet: Sheet, subject: str, label: str, error: Exception) -> Exception:
@@ -294,7 +300,7 @@ def explain(plan: Plan, sheet: Sheet, subject: str, label: str, error: Exception
     if isinstance(error, PapermillExecutionError):
         # Counted from 1, without the cell that papermill has put after that of the parameters.
         label += f": cell {error.cell_index}"
-        source = textwrap.indent("\n".join(error.source.splitlines()[:4]), "    ")
+        source = "\n".join(f"    {line}" for line in error.source.splitlines()[:4])
         kind = error.ename
         said = f"failed:\n{source}\n{kind}: {error.evalue}\nAll of it: {failed}"
     if kind == "InputError":
@@ -302,11 +308,8 @@ def explain(plan: Plan, sheet: Sheet, subject: str, label: str, error: Exception
     # HDF5 fails once more when it closes the file; what the system said stands above.
     trace = "".join(traceback.format_exception(error))
     if any(os.strerror(code) in trace for code in FULL):
-        said = f"no space is left on the disk that holds {plan.run}. Make room there, or choose "
-        said += "another `run_dir`; the same command then goes on from here."
+        said = f"no space is left on the disk that holds {plan.run}. {MAKE_ROOM}"
     elif isinstance(error, DeadKernelError):
         said = "its Python process was ended from outside, most often because the machine ran out "
         said += f"of memory. What it had done is in {failed}."
-    elif isinstance(error, BookError):
-        said = str(error)
     return BookError(f"{label}: {said}")
