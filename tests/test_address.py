@@ -8,19 +8,13 @@ from builders import ROOT
 from minddiff_utils.book.build import find_repository
 from minddiff_utils.book.pages import render
 
+HOME = "https://github.com/someone/book"
+REMOTES = {f"{HOME}.git": HOME, "git@github.com:someone/book.git": HOME, "/home/me/book": ""}
+REMOTES |= {"ssh://git@gitlab.com/group/sub/book": "https://gitlab.com/group/sub/book"}
+REMOTES |= {"https://user:secret@host.org/a/b.git/": "https://host.org/a/b", "../book": "", "": ""}
 
-@pytest.mark.parametrize(
-    ("remote", "address"),
-    [
-        ("https://github.com/someone/minddiffuser.git", "https://github.com/someone/minddiffuser"),
-        ("git@github.com:someone/minddiffuser.git", "https://github.com/someone/minddiffuser"),
-        ("ssh://git@gitlab.com/group/sub/book", "https://gitlab.com/group/sub/book"),
-        ("https://user:secret@host.org/a/b.git/", "https://host.org/a/b"),
-        ("/home/me/project", ""),
-        ("../project", ""),
-        ("", ""),
-    ],
-)
+
+@pytest.mark.parametrize(("remote", "address"), REMOTES.items())
 def test_remotes_become_addresses_that_people_read(tmp_path, remote, address):
     assert find_repository(tmp_path, {"repository": {"url": remote}}) == address
 

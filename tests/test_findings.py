@@ -52,9 +52,7 @@ def test_sentences_name_subjects_metrics_and_what_is_not_shown():
     assert findings.sentences(differences(frame, PAIRS[2:])) == ""
 
 
-@pytest.mark.parametrize(
-    ("slope", "said"), [(-1, "higher where"), (1, "lower where"), (0, "not shown to depend")]
-)
+@pytest.mark.parametrize(("slope", "said"), [(-1, "is higher"), (1, "is lower"), (0, "not shown")])
 def test_nearness_follows_the_rank_correlation(slope, said):
     rng = np.random.default_rng(0)
     near = SimpleNamespace(stimulus_id=np.arange(50), distance=rng.random(50))

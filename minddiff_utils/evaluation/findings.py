@@ -155,10 +155,8 @@ def noise_ceilings(ceiling: np.ndarray, roi: Mapping[str, np.ndarray]) -> str:
     if found.isna().all():
         return "The noise ceiling is unknown: no stimulus was shown twice."
     ends = [f"{name} ({found[name]:.0f} %)" for name in (found.idxmax(), found.idxmin())]
-    text = (
-        f"The median voxel has a noise ceiling of {np.nanmedian(ceiling):.0f} %; of the regions, "
-    )
-    return text + "{} has the highest and {} the lowest.".format(*map(tables.as_markdown, ends))
+    text = f"The median voxel has a noise ceiling of {np.nanmedian(ceiling):.0f} %; of the regions"
+    return text + ", {} has the highest and {} the lowest.".format(*map(tables.as_markdown, ends))
 
 
 def decoded_spaces(chance: pd.DataFrame) -> str:
@@ -189,9 +187,8 @@ def enough(frame: pd.DataFrame, unit: str, metric: str = "clip_judge", seed: int
     seed : int
         Of the bootstrap.
     """
-    wide = frame[frame["metric"] == metric].pivot(
-        index="stimulus_id", columns="method", values="value"
-    )
+    scores = frame[frame["metric"] == metric]
+    wide = scores.pivot(index="stimulus_id", columns="method", values="value")
     *fewer, every = sorted(wide)
     for number in fewer:
         less = paired_difference(wide[number], wide[every], seed)

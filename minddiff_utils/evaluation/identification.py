@@ -85,8 +85,7 @@ def pairwise_identification(predicted: np.ndarray, true: np.ndarray) -> np.ndarr
     check_rows(predicted, true)
     kept = np.isfinite(predicted).all(axis=0) & np.isfinite(true).all(axis=0)
     x, y = (np.asarray(values, np.float64)[:, kept] for values in (predicted, true))
-    centred = (values - values.mean(axis=1, keepdims=True) for values in (x, y))
-    x_unit, y_unit = map(unit_rows, centred)
+    x_unit, y_unit = (unit_rows(values - values.mean(1, keepdims=True)) for values in (x, y))
     r = x_unit @ y_unit.T
     r[np.ptp(x, axis=1) == 0], r[:, np.ptp(y, axis=1) == 0] = np.nan, np.nan
     own = np.diag(r)[:, None]
