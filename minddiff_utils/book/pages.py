@@ -95,7 +95,7 @@ def add_gallery(run: Path, subject: str, book: Path) -> str:
     gallery = gallery_of(values, ids, shown)
     text = render(book, "gallery.md", {"gallery": gallery, "subject": subject})
     (book / subject / "gallery.md").write_text(text, encoding="utf-8")
-    write_strips(run / subject, shown, folder / "large", [extremes(gallery)[1][0]], LARGE)
+    write_strips(run / subject, shown, folder / "large", [typical(gallery)], LARGE)
     return front_page(gallery, subject, book)
 
 
@@ -234,17 +234,31 @@ def front_page(gallery: Mapping[str, Any], subject: str, book: Path) -> str:
     stages = [name for name in ("stage1", *reversed(FULL)) if name in shown]
     rows = [("seen", 0), *((LABELS[name], shown.index(name) + 1) for name in stages)]
     given = {"gallery": gallery, "subject": subject, "figures": figures, "rows": rows}
-    return render(book, "front.md", given | {"step": step})
+    return render(book, "front.md", given | {"step": step, "typical": typical(gallery)})
+
+
+def ranked(gallery: Mapping[str, Any], gain: bool = False) -> list[tuple[float, int]]:
+    """Score by the judge and row of every picture, ascending; or what stage 2 adds to the score."""
+    method, column = full_method(gallery["shown"]) or "stage1", [*gallery["metrics"]].index(JUDGE)
+    scores = [
+        (picture["values"][method][column], picture["values"]["stage1"][column] if gain else 0.0)
+        for picture in gallery["pictures"]
+    ]
+    known = [(pair, row) for row, pair in enumerate(scores) if None not in pair]
+    return sorted((after - before, row) for (after, before), row in known)
+
+
+def typical(gallery: Mapping[str, Any]) -> int:
+    """Row of the picture to whose score stage 2 adds the median."""
+    gains = ranked(gallery, gain=True)
+    return gains[len(gains) // 2][1]
 
 
 def extremes(gallery: Mapping[str, Any]) -> list[tuple[int, str]]:
     """Row and name of the best, median and worst picture of both stages by the judge."""
-    method = full_method(gallery["shown"]) or "stage1"
-    column = list(gallery["metrics"]).index(JUDGE)
-    scores = [picture["values"][method][column] for picture in gallery["pictures"]]
-    ranked = sorted((score, row) for row, score in enumerate(scores) if score is not None)
-    places = {"best": -1, "median": len(ranked) // 2, "worst": 0}
-    return [(ranked[place][1], f"{name}, {ranked[place][0]:.2f}") for name, place in places.items()]
+    scores = ranked(gallery)
+    places = {"best": -1, "median": len(scores) // 2, "worst": 0}
+    return [(scores[place][1], f"{name}, {scores[place][0]:.2f}") for name, place in places.items()]
 
 
 def front_results(plan: Plan, book: Path) -> dict[str, str]:
