@@ -20,6 +20,8 @@ from tqdm import auto, std
 Ids: TypeAlias = Sequence[int] | np.ndarray  # numbers of stimuli, trials or voxels
 MARK = ".minddiff-run"  # in a folder that runs write into
 PACKAGE = Path(__file__).parent
+# What a disk answers that has no locks, as some network disks.
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 MAKE_ROOM = "Make room there, or choose another folder (`run_dir`); the same command then goes on."
 SPARE = 4 * 2**20  # bytes that stay free: HDF5 does not bear a disk that is quite full
 
@@ -112,8 +114,10 @@ def lock_file(file: IO) -> bool:
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:  # another one where a disk has no locks, as some network disks
-        return not isinstance(error, BlockingIOError)
+    except OSError as error:
+        if error.errno not in (errno.EWOULDBLOCK, *NO_LOCKS):
+            raise
+        return error.errno in NO_LOCKS
     return True
 
 

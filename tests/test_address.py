@@ -25,8 +25,7 @@ def test_settings_come_before_the_remote(tmp_path):
     remote = ["remote", "add", "origin", "git@github.com:one/two.git"]
     subprocess.run(["git", "-C", tmp_path, *remote], check=True)
     assert find_repository(tmp_path, {}) == "https://github.com/one/two"
-    given = {"repository": {"url": "https://host.org/a/b"}}
-    assert find_repository(tmp_path, given) == "https://host.org/a/b"
+    assert find_repository(tmp_path, {"repository": {"url": HOME}}) == HOME
 
 
 def test_pages_without_an_address_have_no_links_that_lead_nowhere():

@@ -136,6 +136,12 @@ def test_few_components_are_the_run_on_projected_voxels(bench, k):
         np.testing.assert_allclose(first, wanted, atol=2e-3)
 
 
+def test_a_signal_of_three_dimensions_needs_three(bench):
+    found = dimension.decode_components(bench, (1, 3, N_VOXELS))
+    one, three, every = (accuracy(bench, each) for each in found.values())
+    assert every > 0.8 and three == pytest.approx(every, abs=0.03) and one < three - 0.2
+
+
 def test_test_responses_have_no_part_in_the_components(bench):
     person = bench.person
     changed = np.isin(person.stimulus_id, np.arange(5))

@@ -56,9 +56,8 @@ def test_sentences_name_subjects_metrics_and_what_is_not_shown():
 def test_nearness_follows_the_rank_correlation(slope, said):
     rng = np.random.default_rng(0)
     near = SimpleNamespace(stimulus_id=np.arange(50), distance=rng.random(50))
-    frame = pd.DataFrame({"stimulus_id": near.stimulus_id, "value": rng.random(50)})
-    frame["value"] += slope * near.distance
-    assert said in findings.nearness(near, frame.sample(frac=1, random_state=0))
+    rows = pd.DataFrame({"stimulus_id": range(50), "value": rng.random(50) + slope * near.distance})
+    assert said in findings.nearness(near, rows.sample(frac=1, random_state=0))
 
 
 def test_baselines_of_the_same_outcomes_are_told_together():
