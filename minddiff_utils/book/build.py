@@ -67,8 +67,9 @@ def finish_page(notebook: nbformat.NotebookNode, subject: str = "") -> nbformat.
             name = figure.get("name", "")
             settings.setdefault("image", {}).setdefault("alt", figure.get("caption", name))
             if name and "optional" not in tags and not _shown(cell, *IMAGES):
-                said = f"the cell of {name} has drawn no figure: its last line must be one."
-                raise BookError(f"{subject or 'all subjects'} · {said}")
+                raise BookError(
+                    f"the cell of {name} has drawn no figure: its last line must be one."
+                )
             if subject and name:
                 figure["name"] = f"{name}-{subject}"
                 for other in notebook.cells:

@@ -21,11 +21,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import papermill
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from minddiff_utils.book import KEEP_MEMORY, BookError, span
+from minddiff_utils.book.build import finish_page
 from minddiff_utils.book.plan import Plan, Sheet, find_sheets
 from minddiff_utils.book.record import is_done, model_revisions, recorded
 from minddiff_utils.io import MAKE_ROOM, InputError, atomic_path, claim_run, write_text
@@ -202,8 +204,9 @@ def execute(plan: Plan, sheet: Sheet, subject: str) -> Path:
 
     Raises
     ------
-    PapermillExecutionError, DeadKernelError
-        If a cell fails; the notebook up to there is kept as `NN_name.failed.ipynb`.
+    PapermillExecutionError, DeadKernelError, BookError
+        If a cell fails or draws no figure where one is due; the notebook is kept as
+        `NN_name.failed.ipynb`.
     """
     folder = plan.run / subject
     output = folder / "notebooks" / f"{sheet.name}.ipynb"
@@ -214,7 +217,8 @@ def execute(plan: Plan, sheet: Sheet, subject: str) -> Path:
             gather(folder)
         try:
             run_notebook(sheet.path, running, plan.given(sheet, subject))
-        except (PapermillExecutionError, DeadKernelError):
+            finish_page(nbformat.read(running, as_version=4), subject)  # its figures are there
+        except (PapermillExecutionError, DeadKernelError, BookError):
             os.replace(running, output.with_suffix(".failed.ipynb"))
             raise
     return output
@@ -312,4 +316,6 @@ def explain(plan: Plan, sheet: Sheet, subject: str, label: str, error: Exception
     elif isinstance(error, DeadKernelError):
         said = "its Python process was ended from outside, most often because the machine ran out "
         said += f"of memory. What it had done is in {failed}."
+    elif isinstance(error, BookError):
+        said = str(error)
     return BookError(f"{label}: {said}")
