@@ -9,22 +9,18 @@ from typing import IO, Annotated, Any, Literal
 
 import typer
 
-from minddiff_utils.book import BookError, comma_separated, known_environment, say, span
+from minddiff_utils.book import BookError, known_environment, say, span
 from minddiff_utils.book.plan import Plan, load_plan, parse_yaml
 from minddiff_utils.datasets import fetch
 from minddiff_utils.datasets.check import check_recording
 from minddiff_utils.datasets.parts import fetch_parts
 from minddiff_utils.io import InputError, claim_run, lock_file
-from minddiff_utils.settings import project_folder, resolve
+from minddiff_utils.settings import comma_separated, project_folder, resolve
 
 # What takes long to import is imported where it is used: every command starts at once.
 
-app = typer.Typer(
-    help="MindDiffuser, from brain activity to pictures, as a book.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+HELP = "MindDiffuser, from brain activity to pictures, as a book."
+app = typer.Typer(help=HELP, no_args_is_help=True, pretty_exceptions_enable=False)
 fetch_app = typer.Typer(help="Download a recording, or the rest of it.", no_args_is_help=True)
 app.add_typer(fetch_app, name="fetch")
 
@@ -212,12 +208,9 @@ def _plan(params: str, changes: list[str] | None = None, data: Path | None = Non
     root = project_folder()
     is_path = params.endswith((".yaml", ".yml"))
     path = Path(params) if is_path else root / "notebooks" / "params" / f"{params}.yaml"
-    values = {}
+    values: dict[str, Any] = {}
     for text in changes or []:
-        name, equals, value = text.partition("=")
-        if not equals or not name.isidentifier():
-            raise InputError(f"--set {text}: expected KEY=VALUE, such as seed=1.")
-        values[name] = parse_yaml(value, f"--set {text}")
+        values |= parse_yaml(text.replace("=", ": ", 1), f"--set {text}")
     if data is not None:
         values["data_path"] = str(resolve(str(data), Path.cwd()))
     plan = load_plan(path, root, values)

@@ -132,9 +132,8 @@ def claim_run(folder: str | Path) -> Path:
     folder = Path(folder)
     if not (folder / MARK).exists():
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            copied = "If it is a run that was copied without its hidden files"
-            said = f"{folder} is not empty, and no run has made it. Choose a new folder"
-            raise InputError(f"run_dir: {said}. {copied}, make {MARK} in it.")
+            said = f"run_dir: {folder} is not empty, and no run has made it. Choose a new folder"
+            raise InputError(f"{said}; if it is a copy of a run, make the file {MARK} in it.")
         folder.mkdir(parents=True, exist_ok=True)
         (folder / MARK).touch()
     return folder
@@ -150,8 +149,7 @@ def require(path: str | Path, notebook: str) -> Path:
     """
     path = Path(path)
     if not path.exists():
-        todo = f"Notebook {notebook} writes it: run that one first, with the same `run_dir`"
-        raise InputError(f"{path} is missing. {todo} and `subject`.")
+        raise InputError(f"{path} is missing. Run {notebook}, for this `run_dir` and `subject`.")
     return path
 
 

@@ -68,11 +68,16 @@ def _folder_name(subject: str) -> str:
     return subject
 
 
+def comma_separated(text: str) -> list[str]:
+    """The names in a text with commas between them."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 def _words(*known: str) -> Any:
     """The type of a text of some of these words with commas between, or of none."""
 
     def check_words(text: str) -> str:
-        if not {word.strip() for word in text.split(",")} <= {"", *known}:
+        if not {*comma_separated(text)} <= {*known}:
             raise ValueError(f"should be any of {', '.join(known)}, with commas between")
         return text
 

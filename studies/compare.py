@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 import torch
 import typer
-import yaml
 
+from minddiff_utils.book.plan import parse_yaml
 from minddiff_utils.decoding.decode import correlations, decode_subject, read_decoded
 from minddiff_utils.decoding.decoders import Method
 from minddiff_utils.decoding.features import feature_spaces, read_features
@@ -87,7 +87,7 @@ def parse_change(text: str) -> dict:
         if name not in (*DECODING, *DECODED, *STAGES) or not value:
             known = ", ".join((*DECODING, *DECODED, *STAGES))
             raise InputError(f"--change {text}: expected name=value,… with {known}.")
-        found[name] = yaml.safe_load(value)
+        found |= parse_yaml(f"{name}: {value}", f"--change {text}")
     return found
 
 

@@ -1,9 +1,9 @@
 """A small project with notebooks that run in seconds: the machinery's tests use it."""
 
+import json
 from pathlib import Path
 
 import nbformat
-import yaml
 from builders import ROOT
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
@@ -68,6 +68,7 @@ def make_project(folder: Path) -> Path:
     for name in ("book.css", "book.js"):
         (pages / "static" / name).write_text("")
     (pages / "static" / "logo.svg").write_text((ROOT / "book" / "static" / "logo.svg").read_text())
+    (pages / "extension.py").write_text((ROOT / "book" / "extension.py").read_text())
     (pages / "index.md").write_text("# Book\n\n```{include} generated/results.md\n```\n")
     (pages / "method.md").write_text("# Method\n\nA {term}`voxel`. Said by {cite}`someone2020`.\n")
     (pages / "cost.md").write_text("# Cost\n\n```{include} generated/costs.md\n```\n")
@@ -84,7 +85,7 @@ def write_params(folder: Path, **changes: object) -> None:
     """Write `tiny.yaml`, two subjects, with changed or further keys."""
     values = {"title": "Tiny", "subjects": ["subj01", "subj02"], "data_path": "data"}
     values |= {"run_dir": "runs/tiny", **changes}
-    (folder / "notebooks" / "params" / "tiny.yaml").write_text(yaml.safe_dump(values))
+    (folder / "notebooks" / "params" / "tiny.yaml").write_text(json.dumps(values))
 
 
 def plan_of(project: Path, **changes: object) -> Plan:

@@ -165,7 +165,7 @@ def test_what_an_earlier_run_left_does_not_count_and_what_does_not_fit_is_named(
     said = r"strength=0.56, stage 2 with 0.9. Run 04_stage2 again"
     refuses(said, baselines.methods_of_stages, folder)
     method_file(folder, "algorithm_1").unlink()
-    refuses(r"algorithm_1.h5 is missing. Notebook 04_stage2", baselines.methods_of_stages, folder)
+    refuses(r"algorithm_1.h5 is missing. Run 04_stage2", baselines.methods_of_stages, folder)
 
 
 def test_every_draw_is_read_and_stored_pictures_join_them(stages):

@@ -38,7 +38,7 @@ WRONG = [
     (["nothing"], "nothing.yaml. Known: tiny"),
     (["tiny", "--data", "/no/such.mat"], "There is no recording at '/no/such.mat'"),
     (["tiny", "--profile", "mine"], "profiles/mine/config.yaml"),
-    (["tiny", "--set", "gain"], "expected KEY=VALUE"),
+    (["tiny", "--set", "gain"], "KEY=VALUE after --set"),
     (["tiny", "--set", "gain=much"], "gain='much' should be a number"),
     (["tiny", "--set", "seed=[1"], "not valid YAML"),
     (["tiny", "--set", "phantom={n_trian: 3}"], "should be 'n_train'"),

@@ -276,7 +276,7 @@ def test_stage_2_takes_what_shards_computed(chain, given, run_plan, tmp_path, on
     same_pictures(chain[0] / SUBJECT, folder)
 
 
-BAD = [(sheet.name, {}, "is missing.*run that one first") for sheet in CHAPTERS[2:]]
+BAD = [(sheet.name, {}, "is missing.*Run 0") for sheet in CHAPTERS[2:]]
 BAD += [("01_data", {"subjects": "subj09"}, "subj09")]
 BAD += [("01_data", {"data_path": "/no/such/folder"}, "/no/such/folder")]
 

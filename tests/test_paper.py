@@ -1,9 +1,9 @@
 """The published settings, one by one, and that each says where it comes from."""
 
 import pytest
-import yaml
 from builders import NOTEBOOKS
 
+from minddiff_utils.book.plan import parse_yaml
 from minddiff_utils.models.hub import REVISIONS, hub_name
 from minddiff_utils.settings import Settings
 
@@ -22,7 +22,7 @@ STAGES += ("learning_rate_decay", "solver", "structure_target", "optimise", "rec
 
 @pytest.fixture(scope="module")
 def values():
-    return yaml.safe_load(PATH.read_text(encoding="utf-8"))
+    return parse_yaml(PATH.read_bytes(), PATH.name)
 
 
 def test_settings_are_the_published_ones(values):

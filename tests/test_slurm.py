@@ -8,10 +8,10 @@ import time
 
 import pytest
 import slurm_node
-import yaml
 from builders import ROOT
 from test_shards import same
 
+from minddiff_utils.book.plan import parse_yaml
 from minddiff_utils.io import method_file
 
 pytestmark = [
@@ -66,8 +66,8 @@ def test_book_through_slurm_is_that_of_one_machine(local):
     with slurm_node.one_node(local.parent / "node") as known:
         profile = local.parent / "profile"
         profile.mkdir()
-        known_profile = yaml.safe_load((ROOT / "notebooks/profiles/slurm/config.yaml").read_text())
-        (profile / "config.yaml").write_text(yaml.safe_dump(known_profile | NODE))
+        known_profile = parse_yaml((ROOT / "notebooks/profiles/slurm/config.yaml").read_bytes(), "")
+        (profile / "config.yaml").write_text(json.dumps(known_profile | NODE))
         command = book(folder, "--profile", profile, shards=SHARDS)
         process = subprocess.Popen(command, env=environment(known))
         try:

@@ -44,15 +44,12 @@ def known_environment() -> Iterator[None]:
     What libraries write for themselves goes into a temporary folder where the home cannot be
     written. No start-up file of IPython runs.
     """
-    home = Path(os.path.expanduser("~"))
     with tempfile.TemporaryDirectory(prefix="minddiff-", ignore_cleanup_errors=True) as scratch:
         os.environ.update({**USUAL, **os.environ, **FIXED})
         os.environ.update(IPYTHONDIR=f"{scratch}/ipython", JUPYTER_RUNTIME_DIR=f"{scratch}/jupyter")
         for name in DROPPED:
             os.environ.pop(name, None)
-        if not os.access(home, os.W_OK | os.X_OK):
-            if (models := home / ".cache" / "huggingface").is_dir():
-                os.environ.setdefault("HF_HOME", str(models))
+        if not os.access(Path.home(), os.W_OK | os.X_OK):
             os.environ["HOME"] = scratch
         yield
 
@@ -60,11 +57,6 @@ def known_environment() -> Iterator[None]:
 def say(line: str) -> None:
     """Tell the user something; what a command answers alone goes to the standard output."""
     print(line, file=sys.stderr, flush=True)
-
-
-def comma_separated(text: str) -> list[str]:
-    """The names in a text with commas between them."""
-    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def span(seconds: float) -> str:

@@ -1,6 +1,5 @@
 """From executed notebooks and hand-written pages to HTML."""
 
-import importlib.metadata
 import os
 import re
 import shutil
@@ -11,17 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-import yaml
 from markdown_it import MarkdownIt
+from ruamel.yaml import YAML
 
 from minddiff_utils.book import BookError, ask_git, say
 from minddiff_utils.book.pages import add_pieces, has_gallery, render
 from minddiff_utils.book.plan import Plan
 from minddiff_utils.book.record import digest_files
-from minddiff_utils.io import InputError, write_text
+from minddiff_utils.io import write_text
 
-# Builders whose version shapes the HTML: a new one builds the book again.
-BUILDERS = ("jupyter-book", "sphinx", "myst-nb", "sphinx-book-theme")
 # Pages of every book; they stand last.
 REFERENCE = ("choices", "cost", "glossary", "references")
 PROMPT = "Parameters of this run that differ from the defaults"  # on the button that unfolds them
@@ -110,21 +107,13 @@ def assemble(plan: Plan) -> Path:
     -------
     Path
         The folder, built anew.
-
-    Raises
-    ------
-    InputError
-        If a page is missing.
     """
     pages, book = plan.root / "book", plan.run / "book"
-    settings = yaml.safe_load((plan.root / "_config.yml").read_text(encoding="utf-8"))
+    config = YAML(typ="safe", pure=True)
+    settings = config.load(plan.root / "_config.yml")
     url = find_repository(plan.root, settings)
     shutil.rmtree(book, ignore_errors=True)
-    for name in ("index", *REFERENCE, *plan.values["pages"]):
-        if not (pages / f"{name}.md").is_file():
-            raise InputError(f"{plan.name}: there is no page {pages / name}.md.")
     shutil.copytree(pages, book, ignore=shutil.ignore_patterns("results"))
-    _copy_mathjax(book / "static" / "mathjax")
     for subject, sheet in plan.jobs:
         (book / subject).mkdir(exist_ok=True)
         executed = plan.run / subject / "notebooks" / f"{sheet.name}.ipynb"
@@ -140,7 +129,7 @@ def assemble(plan: Plan) -> Path:
     add_pieces(plan, book, url)
     settings["title"] = title = str(plan.values.get("title") or plan.name)
     settings["sphinx"]["config"]["html_theme_options"]["logo"]["text"] = escape(title)
-    (book / "_config.yml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    config.dump(settings, book / "_config.yml")
     given = {"plan": plan, "has_gallery": has_gallery, "reference": REFERENCE}
     (book / "_toc.yml").write_text(render(pages, "toc.yml", given), encoding="utf-8")
     return book
@@ -165,15 +154,6 @@ def find_repository(root: Path, settings: dict[str, Any]) -> str:
     return f"https://{found[1]}/{found[2]}" if found else ""
 
 
-def _copy_mathjax(folder: Path) -> None:
-    """Put MathJax with its fonts into the book, so that formulas need no network."""
-    package = importlib.metadata.distribution("sphinx-mathjax-offline")
-    source = Path(str(package.locate_file("sphinx-mathjax-offline/static/mathjax")))
-    fonts = "output/chtml/fonts/woff-v2"
-    shutil.copytree(source / fonts, folder / fonts)
-    shutil.copy(source / "tex-chtml-full.js", folder)
-
-
 def build_html(book: Path, html: Path) -> bool:
     """Build the pages with warnings as errors; the last good HTML stays until this one is clean.
 
@@ -195,8 +175,7 @@ def build_html(book: Path, html: Path) -> bool:
         With the warnings of Jupyter Book.
     """
     files = [path for path in sorted(book.rglob("*")) if path.is_file()]
-    versions = [f"{name} {importlib.metadata.version(name)}" for name in BUILDERS]
-    source = "\n".join([*versions, digest_files(book, files)])
+    source = digest_files(book, files)
     stamp, new = html / ".built-from", html.with_name(".html-new")
     built = stamp.is_file() and (html / "index.html").is_file()
     if built and stamp.read_text(encoding="utf-8") == source:

@@ -1,8 +1,7 @@
 """Pieces of pages that are made from a run's files: galleries, the first page, costs.
 
-The pictures of one stimulus stand side by side in one small JPEG, a *strip*: the picture that was
-seen, then one a method. Pages show a part of it for each. The numbers are those of `metrics.csv`
-and `controls.csv`.
+Their pictures are strips (`figures.strips`), their numbers those of `metrics.csv` and
+`controls.csv`.
 """
 
 import base64
@@ -10,27 +9,23 @@ import io
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import h5py
-import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader
-from PIL import Image
 
 from minddiff_utils.book import span
 from minddiff_utils.book.plan import Plan
 from minddiff_utils.evaluation import FULL, METHODS, findings, full_method, in_order, tables
 from minddiff_utils.evaluation.metrics import METRICS, main_metrics, read_metrics
+from minddiff_utils.figures.strips import side_by_side, write_strips
 from minddiff_utils.io import method_file, write_text
 
 # What people read where the book's tables say "no stage 2" and "both stages, this book's solver".
 LABELS = METHODS | {"stage1": "stage 1", "stage2": "stage 2", "algorithm_1": "Algorithm 1"}
 ORDER = dict.fromkeys(("stage1", *FULL, *METHODS))
 JUDGE = "clip_judge"
-SIDE, MANY, SMALL_SIDE = 128, 200, 80  # px a picture at most; smaller if there are many
 LARGE = 640  # px of the one on the first page
 N_FRONT = 8
 
@@ -99,44 +94,6 @@ def add_gallery(run: Path, subject: str, book: Path) -> str:
     return front_page(gallery, subject, book)
 
 
-def write_strips(
-    run: Path, methods: Sequence[str], folder: Path, rows: Sequence[int] = (), side: int = 0
-) -> list[int]:
-    """Write one strip a test picture, `0000.jpg` and so on, in the order of the files.
-
-    Parameters
-    ----------
-    run : Path
-        Folder of the subject.
-    methods : sequence of str
-        Whose pictures follow the one that was seen.
-    folder : Path
-        Where the strips go.
-    rows : sequence of int
-        Which pictures; all by default.
-    side : int
-        Pixels of a picture, at most; by default as many as suit how many there are.
-
-    Returns
-    -------
-    list of int
-        Ids of all pictures.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        paths = [method_file(run, name) for name in ("truth", *methods)]
-        files = [stack.enter_context(h5py.File(path)) for path in paths]
-        stacks = [file["pictures"] for file in files]
-        side = side or (SIDE if len(stacks[0]) <= MANY else SMALL_SIDE)
-        for number in rows or range(len(stacks[0])):
-            pictures = [Image.fromarray(stack[number]) for stack in stacks]
-            for picture in pictures:
-                picture.thumbnail((side, side), Image.Resampling.LANCZOS)
-            strip = Image.fromarray(np.concatenate([np.asarray(one) for one in pictures], axis=1))
-            strip.save(folder / f"{number:04d}.jpg", quality=92, subsampling=0)
-        return files[0]["stimulus_id"][:].tolist()
-
-
 def gallery_of(
     frame: pd.DataFrame, ids: Sequence[int | str], shown: Sequence[str]
 ) -> dict[str, Any]:
@@ -193,7 +150,7 @@ def write_gallery(
     """
     gallery = gallery_of(values, names, [name for name in stacks if name != "seen"])
     for row, picture in enumerate(gallery["pictures"]):
-        strip = Image.fromarray(np.concatenate([part[row] for part in stacks.values()], axis=1))
+        strip = side_by_side(part[row] for part in stacks.values())
         strip.save(buffer := io.BytesIO(), "JPEG", quality=85)
         data = base64.b64encode(buffer.getvalue()).decode()
         picture["strip"] = f"data:image/jpeg;base64,{data}"

@@ -2,29 +2,28 @@
 
 import ast
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BeforeValidator, PositiveInt, TypeAdapter
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
-from minddiff_utils.book import comma_separated
+from minddiff_utils import settings
 from minddiff_utils.io import InputError
-from minddiff_utils.settings import ADAPTERS, ADVANCED, PARAMETERS, check_type, no_such, resolve
 
 
 def _names(subjects: Any) -> Any:
     """A list of names, from a text with commas between them as well."""
-    names = comma_separated(subjects) if isinstance(subjects, str) else subjects
+    names = settings.comma_separated(subjects) if isinstance(subjects, str) else subjects
     if isinstance(names, list) and len({*map(str, names)}) < max(1, len(names)):
         raise ValueError("should be a list of different names")
     return names
 
 
-SUBJECT = PARAMETERS["subject"]
+SUBJECT = settings.PARAMETERS["subject"]
 # Keys of a parameter file that are for the book, and of what type each is.
 BOOK_KEYS: dict[str, Any] = {
     "title": str | int | float | None,
@@ -34,7 +33,7 @@ BOOK_KEYS: dict[str, Any] = {
     "phantom": dict[Literal["n_train", "n_test", "repetitions", "seed"], int] | None,
     "shards": PositiveInt,
 }
-KNOWN = ADAPTERS | {name: TypeAdapter(kind) for name, kind in BOOK_KEYS.items()}
+KNOWN = settings.ADAPTERS | {name: TypeAdapter(kind) for name, kind in BOOK_KEYS.items()}
 USUAL = {"pages": ["method"], "subjects": ["subj01"], "shards": 1}
 
 
@@ -69,7 +68,7 @@ class Plan:
     @property
     def run(self) -> Path:
         """The folder that everything of this run goes to."""
-        return resolve(self.values["run_dir"], self.root)
+        return settings.resolve(self.values["run_dir"], self.root)
 
     @property
     def state(self) -> Path:
@@ -91,13 +90,13 @@ class Plan:
     def place(self, name: str) -> Path | None:
         """Return the file or folder that a parameter names; None if it names none that is there."""
         text = self.values.get(name) or ""
-        path = resolve(text, self.root)
+        path = settings.resolve(text, self.root)
         return path if text and path.exists() else None
 
     def given(self, sheet: Sheet, subject: str) -> dict[str, Any]:
         """Return what a notebook is given: what differs from its defaults, and for whom."""
         named = {"subject": subject} if subject else {"subjects": ",".join(self.subjects)}
-        usual = {**ADVANCED.get(sheet.name, {}), **sheet.defaults}
+        usual = {**settings.ADVANCED.get(sheet.name, {}), **sheet.defaults}
         other = {k: v for k, v in {**self.values, **named}.items() if usual.get(k, v) != v}
         declared = {k: v for k, v in (other | named).items() if k in sheet.defaults}
         advanced = {k: v for k, v in other.items() if k not in declared}
@@ -141,8 +140,6 @@ def find_sheets(notebooks: str | Path) -> tuple[Sheet, ...]:
         except (json.JSONDecodeError, KeyError) as error:
             raise InputError(f"{path} is not a notebook: {error}") from None
         sheets.append(Sheet(path.stem, title, path.resolve(), defaults))
-    if not sheets:
-        raise InputError(f"{notebooks} holds no notebooks named NN_name.ipynb.")
     return tuple(sheets)
 
 
@@ -181,16 +178,16 @@ def load_plan(path: str | Path, root: Path, changes: Mapping[str, Any] | None = 
 def _checked(values: Mapping[str, Any], sheets: tuple[Sheet, ...]) -> dict[str, Any]:
     """The values as they are meant: each of the book or of some notebook, of its type, in range."""
     usual = {name: value for sheet in sheets for name, value in sheet.defaults.items()}
-    usual |= {name: value for known in ADVANCED.values() for name, value in known.items()}
+    usual |= {name: value for known in settings.ADVANCED.values() for name, value in known.items()}
     meant, rest = dict[str, Any](), dict(values)
     # A notebook takes the rarer ones in a mapping; a parameter file needs none, and may have it.
-    rare = check_type("advanced", rest.pop("advanced", {}), ADAPTERS["advanced"])
+    rare = settings.check_type("advanced", rest.pop("advanced", {}), settings.ADAPTERS["advanced"])
     for name, value in (rare | rest).items():
         if name not in usual and name not in BOOK_KEYS:
-            raise InputError(no_such(name, usual))
+            raise InputError(settings.no_such(name, usual))
         # A notebook of the user's own may have others than this book.
         kind = Any if usual.get(name) is None else type(usual[name])
-        meant[name] = check_type(name, value, KNOWN.get(name) or TypeAdapter(kind))
+        meant[name] = settings.check_type(name, value, KNOWN.get(name) or TypeAdapter(kind))
     if "run_dir" not in meant:
         raise InputError("`run_dir` is missing; for example runs/mine.")
     return meant
@@ -200,49 +197,23 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         known = ", ".join(sorted(other.stem for other in path.parent.glob("*.yaml")))
         raise InputError(f"There is no parameter file {path}. Known: {known or 'none'}.")
-    values = parse_yaml(path.read_bytes(), str(path))
-    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
-        raise InputError(f"{path}: expected lines `name: value`.")
-    return values
+    return parse_yaml(path.read_bytes(), str(path))
 
 
-class _Yaml12(yaml.SafeLoader):
-    """YAML by the core schema of version 1.2, without hexadecimal numbers.
-
-    What most people expect: 1e-3 is a number, 010 is ten, 1:10 and a date are texts. No key may
-    stand twice.
-    """
-
-    yaml_implicit_resolvers: ClassVar[dict] = {}
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [key.value for key, _ in node.value]
-        if twice := [key for key in keys if keys.count(key) > 1]:
-            raise yaml.YAMLError(f"`{twice[0]}` stands twice{node.start_mark}")
-        return super().construct_mapping(node, deep)
-
-
-# https://yaml.org/spec/1.2.2/#103-core-schema; None: whatever the text begins with.
-for _name, _pattern in {
-    "null": "null|Null|NULL|~|",
-    "bool": "true|True|TRUE|false|False|FALSE",
-    "int": "[-+]?[0-9]+",
-    "float": r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf)|\.(nan|NaN)",
-}.items():
-    _Yaml12.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(f"({_pattern})$"), None)
-_Yaml12.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
-
-
-def parse_yaml(text: str | bytes, origin: str) -> Any:
-    """Read YAML as version 1.2 means it, without names or types of its own.
+def parse_yaml(text: str | bytes, origin: str) -> dict[str, Any]:
+    """Read names and values from YAML as version 1.2 means it: 1e-3 is a number, 010 is ten.
 
     Raises
     ------
     InputError
-        If it is none, or a key stands twice; the message begins with `origin`.
+        If it is none, or a name stands twice; the message begins with `origin`.
     """
     try:
-        return yaml.load(text, Loader=_Yaml12)
-    except yaml.YAMLError as error:
-        said = " ".join(str(error).split())
+        values = YAML(typ="safe", pure=True).load(text)
+    except YAMLError as error:
+        said = " ".join(str(error).partition("To suppress")[0].split())
         raise InputError(f"{origin} is not valid YAML, as text in UTF-8: {said}") from None
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        expected = "expected a name and its value, `seed: 1` in a file, KEY=VALUE after --set"
+        raise InputError(f"{origin}: {expected}.")
+    return values

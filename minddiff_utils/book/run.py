@@ -25,6 +25,7 @@ import nbformat
 import papermill
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
+from tenacity import retry, retry_if_exception_message, stop_after_attempt
 
 from minddiff_utils.book import KEEP_MEMORY, BookError, span
 from minddiff_utils.book.build import finish_page
@@ -35,7 +36,8 @@ from minddiff_utils.settings import ADVANCED, recall
 
 SHARDED = "04_stage2"  # the chapter whose pictures can be shared out among jobs
 CANCEL_SECONDS = 60.0  # for Snakemake to cancel its jobs on a cluster
-STARTS = 3  # of a kernel, before it is given up
+# Kernels that start at the same moment may choose the same port; one of them dies.
+PORT_TAKEN = retry_if_exception_message(match="Kernel died before replying")
 FULL = (errno.ENOSPC, errno.EDQUOT)  # a full disk, and a share of it that is used up
 # Runs a command, and ends it and all that it has started when the input does: when we are gone.
 GUARD = ("sh", "-c", 'exec 3<&0 </dev/null; (cat <&3; kill -KILL 0) & exec "$@" 3<&-', "sh")
@@ -56,7 +58,7 @@ def run_notebooks(plan: Plan, cores: int, profile: Path | None, lock: int) -> No
 
     Raises
     ------
-    InputError, BookError
+    BookError
         With what the jobs that failed have said.
     """
     if not _mark_done(plan):
@@ -112,15 +114,13 @@ def _snakemake(plan: Plan, cores: int, profile: Path | None) -> list[str]:
 def _explain(plan: Plan) -> None:
     """Raise the errors that the jobs left; without any, show what Snakemake said at last."""
     notes = sorted(plan.state.glob("done/*.failure"))
-    failures = [json.loads(note.read_text(encoding="utf-8")) for note in notes]
-    if not failures:
+    if not notes:
         log = plan.state / "snakemake.log"
         said = "\n".join(log.read_text(encoding="utf-8").splitlines()[-15:])
         raise BookError(f"Snakemake stopped. What it said is above, or here:\n{said}\nin {log}")
     kept = "The last good book stays: " if (plan.run / "html").exists() else "No book was built: "
-    text = "\n\n".join(failure["message"] for failure in failures)
-    kind = InputError if all(failure["user"] for failure in failures) else BookError
-    raise kind(f"{text}\n\n{kept}{plan.run / 'html'}")
+    text = "\n\n".join(note.read_text(encoding="utf-8") for note in notes)
+    raise BookError(f"{text}\n\n{kept}{plan.run / 'html'}")
 
 
 class Progress(io.TextIOBase):
@@ -158,7 +158,7 @@ def run_job(state: Path, subject: str, name: str, shard: int = 0) -> None:
 
     Raises
     ------
-    InputError, BookError
+    BookError
         With what is wrong, and where.
     """
     kept = json.loads((state / "plan.json").read_text(encoding="utf-8"))
@@ -181,9 +181,8 @@ def run_job(state: Path, subject: str, name: str, shard: int = 0) -> None:
                 work(plan, sheet, subject)
     except (InputError, OSError, RuntimeError, PapermillExecutionError) as error:
         told = explain(plan, sheet, subject, label, error)
-        failure = {"message": str(told), "user": isinstance(told, InputError)}
-        write_text(note, json.dumps(failure))
-        raise told from error
+        write_text(note, told)
+        raise BookError(told) from error
     print(f"{label} · done in {span(time.monotonic() - begun)}", flush=True)
 
 
@@ -234,6 +233,7 @@ def execute_shard(plan: Plan, sheet: Sheet, subject: str, number: int) -> None:
     compute_shard(given, number, plan.values["shards"], plan.root)
 
 
+@retry(retry=PORT_TAKEN, stop=stop_after_attempt(3), reraise=True)
 def run_notebook(source: Path, output: Path, parameters: Mapping[str, Any]) -> None:
     """Execute a notebook with parameters, in the folder that it lies in.
 
@@ -244,23 +244,16 @@ def run_notebook(source: Path, output: Path, parameters: Mapping[str, Any]) -> N
     """
     # papermill fills in `{name}` in a path, where a folder may be called just so.
     paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (source, output)]
-    for starts_left in reversed(range(STARTS)):
-        try:
-            papermill.execute_notebook(
-                *paths,
-                parameters=dict(parameters),
-                kernel_name="python3",
-                start_timeout=600,  # seconds, for a machine that is very busy
-                cwd=str(source.parent),
-                progress_bar={"desc": "cells"},
-                stderr_file=sys.stderr,
-                request_save_on_cell_execute=False,  # megabytes, for every cell; once is enough
-            )
-            return
-        except RuntimeError as error:
-            # Kernels that start at the same moment may choose the same port; one of them dies.
-            if not starts_left or "before replying" not in str(error):
-                raise
+    papermill.execute_notebook(
+        *paths,
+        parameters=dict(parameters),
+        kernel_name="python3",
+        start_timeout=600,  # seconds, for a machine that is very busy
+        cwd=str(source.parent),
+        progress_bar={"desc": "cells"},
+        stderr_file=sys.stderr,
+        request_save_on_cell_execute=False,  # megabytes, for every cell; once is enough
+    )
 
 
 def judge_pictures(root: Path, out: Path, given: Mapping[str, Any]) -> Path:
@@ -297,8 +290,8 @@ def judge_pictures(root: Path, out: Path, given: Mapping[str, Any]) -> Path:
     return executed
 
 
-def explain(plan: Plan, sheet: Sheet, subject: str, label: str, error: Exception) -> Exception:
-    """Return what to tell of an error: InputError if its cause lies in what was given."""
+def explain(plan: Plan, sheet: Sheet, subject: str, label: str, error: Exception) -> str:
+    """Return what to tell of an error."""
     kind, said = type(error).__name__, f"failed: {type(error).__name__}: {error}"
     failed = plan.run / subject / "notebooks" / f"{sheet.name}.failed.ipynb"
     if isinstance(error, PapermillExecutionError):
@@ -308,7 +301,7 @@ def explain(plan: Plan, sheet: Sheet, subject: str, label: str, error: Exception
         kind = error.ename
         said = f"failed:\n{source}\n{kind}: {error.evalue}\nAll of it: {failed}"
     if kind == "InputError":
-        return InputError(f"{label}: {getattr(error, 'evalue', error)}")
+        return f"{label}: {getattr(error, 'evalue', error)}"
     # HDF5 fails once more when it closes the file; what the system said stands above.
     trace = "".join(traceback.format_exception(error))
     if any(os.strerror(code) in trace for code in FULL):
@@ -318,4 +311,4 @@ def explain(plan: Plan, sheet: Sheet, subject: str, label: str, error: Exception
         said += f"of memory. What it had done is in {failed}."
     elif isinstance(error, BookError):
         said = str(error)
-    return BookError(f"{label}: {said}")
+    return f"{label}: {said}"

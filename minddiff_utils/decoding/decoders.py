@@ -357,7 +357,7 @@ def fit_decoders(
     block = space.startswith("block_")
     n = method.n_components if block or space == "z" else 0
     keep = method.keep_structure if block else 1.0
-    by_components = method.decoder == "ridge" and method.target_components > 0
+    by_components = method.decoder == "ridge" and method.target_components > 0 and keep > 0
     wanted = max(n, method.target_components if by_components else 0)
     decoder = of_components = None
     if wanted:

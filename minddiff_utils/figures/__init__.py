@@ -1,1 +1,1 @@
-"""The figures of the book; each function returns a matplotlib Figure."""
+"""The figures of the book, each a function that returns a matplotlib Figure; galleries' strips."""

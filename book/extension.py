@@ -1,6 +1,12 @@
-"""What Sphinx does more for this book: figures numbered by chapter, terms explained in place."""
+"""What Sphinx does more for this book: figures numbered by chapter, terms explained in place.
 
+Formulas need no network: MathJax with its fonts is copied into the HTML.
+"""
+
+import importlib.metadata
 import re
+import shutil
+from pathlib import Path
 from typing import Any
 
 
@@ -8,6 +14,7 @@ def setup(app: Any) -> None:
     """Be asked by Sphinx, which calls this by its name."""
     app.connect("env-get-updated", number_figures, priority=900)  # when Sphinx has numbered them
     app.connect("doctree-resolved", explain_terms)
+    app.connect("build-finished", copy_mathjax)
 
 
 def number_figures(_: Any, env: Any) -> list[str]:
@@ -29,6 +36,16 @@ def explain_terms(app: Any, page: Any, _: str) -> None:
         said |= {name: text for term in _found(entry, "term") for name in term["ids"]}
     for link in links:
         link["reftitle"] = said[link["refuri"].rsplit("#", 1)[1]]
+
+
+def copy_mathjax(app: Any, error: Exception | None) -> None:
+    """Put the one script of MathJax that the pages load, and its fonts, beside them."""
+    package = importlib.metadata.distribution("sphinx-mathjax-offline")
+    source = Path(str(package.locate_file("sphinx-mathjax-offline/static/mathjax")))
+    folder, fonts = Path(app.outdir) / "_static" / "mathjax", "output/chtml/fonts/woff-v2"
+    if not error:
+        shutil.copytree(source / fonts, folder / fonts, dirs_exist_ok=True)
+        shutil.copy(source / "tex-chtml-full.js", folder)
 
 
 def _found(part: Any, kind: str) -> list[Any]:
