@@ -135,8 +135,8 @@ class Settings(Chosen):
     guide_every : int
         Guided solver: every so many steps one is guided, the first among them.
     n_guided_steps : int
-        Guided solver: steps after the first so many are not guided; 0 guides all that have enough
-        noise left, which the last ones of a schedule have not.
+        Guided solver: how many steps are guided, from the first; 0: as many as have noise of a
+        variance above .2 left, which the last ones of a schedule have not.
     z_evidence_weight : float
         Guided solver: how often the evidence about `z` itself is counted; 0 leaves it out.
     iterations : int

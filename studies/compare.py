@@ -108,12 +108,12 @@ def compare_settings(held: HeldOut, variants: Sequence[Mapping]) -> Iterator[pd.
         interval over pictures. Costs and the spread of decoded `z` have a value alone.
     """
     first: dict[tuple[str, str], tuple] = {}
-    empty, train = held.generator.empty_condition(), held.subject.splits[0].train
+    empty, train = held.generator.empty, held.subject.splits[0].train
     mean = torch.from_numpy(read_features(held.features, "c", train).mean(0)).to(empty)
     with tempfile.TemporaryDirectory() as folder:
         for changes in variants:
             decoded, settings = prepare(held, changes, Path(folder))
-            held.generator._empty = torch.lerp(empty, mean, changes.get("negative", 0.0))
+            held.generator.empty = torch.lerp(empty, mean, changes.get("negative", 0.0))
             made, seconds = paint(held.generator, decoded, settings)
             rows = [*_rows_of_features(held, decoded, first)]
             rows += _rows_of_pictures(held, decoded, made, first)

@@ -28,7 +28,7 @@ GIB = 2**30
 PICTURE = 425  # px, side of the pictures of NSD
 CAPTION = "a dog lies on a red sofa beside a window"
 # As notebooks/params/nsd.yaml and paper.yaml have them.
-STEPS, GUIDED_STEPS, GRADIENT_STEPS = 14, 13, 2
+STEPS, GUIDED_STEPS, GRADIENT_STEPS = 14, 11, 2
 PAPER_STEPS, PAPER_ITERATIONS = 35, 300
 
 
@@ -99,7 +99,7 @@ def prepare_inputs(generator: Generator, n: int = 1) -> Inputs:
     z = generator.encode_pictures(pictures[:1]).repeat(n, 1, 1, 1)
     c = generator.encode_captions([(CAPTION,)]).repeat(n, 1, 1)
     with torch.no_grad():
-        target = generator.structure(generator.prepare(pictures[1:]), range(1, 7))
+        target = generator.guide.structure(generator.prepare(pictures[1:]), range(1, 7))
     del target["embedding"]
     for values in target.values():
         lost = torch.from_numpy(source.random(values.shape) < 0.75).to(values.device)
@@ -156,8 +156,7 @@ def measure_parts(generator: Generator, settings: Settings) -> dict[str, float]:
 def estimate(parts: dict[str, float]) -> pd.DataFrame:
     """Add up what `measure_parts` found, to seconds and passes of the UNet a picture.
 
-    The guided pass has 14 steps with a prediction each, and two gradient steps before all but the
-    last.
+    The guided pass has 14 steps with a prediction each, and two gradient steps before the first 11.
     In the paper's solver every iteration has 35 steps; each is predicted, and on the way back
     predicted again with its gradient. The decoder's last picture is small beside either and left
     out. A pass with its gradient counts as three.

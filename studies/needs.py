@@ -60,10 +60,10 @@ PROJECTION_BYTES = 4 * (FEATURES["blocks"][0] + FEATURES["z"][0]) * COMPONENTS
 # A picture's passes through the UNet (one condition each), the same with their gradients, and
 # through the autoencoder's decoder. A gradient takes twice as long as its pass.
 # The paper's loop makes 35 steps under both conditions in 300 iterations, and each again on the way
-# back. The guided pass makes 14 steps, all but the last after two gradient steps under the text.
+# back. The guided pass makes 14 steps, the first 11 after two gradient steps under the text.
 PASSES = {
     "the paper's: 35 steps, 300 iterations": (35 * 2 * 300, 4 * 35 * 2 * 300, 3 * 300),
-    "this book's: 14 steps, 26 gradient steps": (14 * 2 + 26, 14 * 2 + 3 * 26, 3 * 26 + 1),
+    "this book's: 14 steps, 22 gradient steps": (14 * 2 + 22, 14 * 2 + 3 * 22, 3 * 22 + 1),
 }
 
 

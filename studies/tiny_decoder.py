@@ -97,8 +97,8 @@ def teach(generator: Generator, data: TrainingSet) -> tuple[Tensor, Tensor]:
 def guide_error(generator: Generator, found: Tensor, wanted: Tensor) -> Tensor:
     """Error of the guide's blocks as a share of their variance, the mean over blocks."""
     with torch.no_grad():
-        true = generator.structure(wanted, BLOCKS)
-    seen = generator.structure(found, BLOCKS)
+        true = generator.guide.structure(wanted, BLOCKS)
+    seen = generator.guide.structure(found, BLOCKS)
     names = [f"block_{number}" for number in BLOCKS]
     shares = [F.mse_loss(seen[name], true[name]) / true[name].var(0).mean() for name in names]
     return torch.stack(shares).mean()

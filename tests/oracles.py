@@ -19,7 +19,7 @@ def img2img(generator, z, c, seeds, n_steps, strength, guidance):
     latents = pipeline(
         image=z,
         prompt_embeds=c,
-        negative_prompt_embeds=generator.empty_condition().expand_as(c),
+        negative_prompt_embeds=generator.empty.expand_as(c),
         strength=strength,
         num_inference_steps=n_steps,
         guidance_scale=guidance,

@@ -120,7 +120,7 @@ def test_settings_are_read_back_and_the_prior_knows_nothing(tiny_models, tmp_pat
     generator = load_generator(tiny_models, "cpu", "float32")
     rng = np.random.default_rng(0)
     z = rng.normal(size=(2, *generator.encode_pictures(np.zeros((1, 64, 64, 3), "u1")).shape[1:]))
-    c = generator.empty_condition().numpy().repeat(2, axis=0)
+    c = generator.empty.numpy().repeat(2, axis=0)
     decoded = {"stimulus_id": np.array([5, 9]), "z": z, "c": c, "block_1": np.ones((2, 65, 128))}
     settings = Settings(3, 0.7, solver="algorithm_1", iterations=0, structure_target="values")
     path = reconstruct(generator, decoded, settings, tmp_path / "x.h5", seed=4)
@@ -139,7 +139,7 @@ def stages(tiny_models, tmp_path):
     """A subject's folder after chapter 04, and a function that runs either stage into it."""
     generator = load_generator(tiny_models, "cpu", "float32")
     z = np.random.default_rng(0).normal(size=(2, 4, 16, 16)).astype(np.float32)
-    c = generator.empty_condition().numpy().repeat(2, axis=0)
+    c = generator.empty.numpy().repeat(2, axis=0)
     decoded = {"stimulus_id": np.array([5, 9]), "z": z, "c": c, "block_1": np.ones((2, 65, 128))}
     write_hdf5(tmp_path / "decoded.h5", decoded)
     known = {"solver": "algorithm_1", "ablations": False, "n_seeds": 2}

@@ -58,7 +58,7 @@ def test_values_are_the_generators_own(generator, whole):
     pictures, captions = Drawn().pictures(IDS), Drawn().captions(IDS)
     assert feature_spaces(whole) == NAMES and not whole.with_name("features.h5.partial").exists()
     with torch.no_grad():
-        expected = generator.structure(to_rgb(pictures, "cpu"), range(1, 7))
+        expected = generator.guide.structure(to_rgb(pictures, "cpu"), range(1, 7))
         expected["z"] = generator.encode_pictures(pictures)
         expected["c"] = generator.encode_captions(captions)
     for name, values in expected.items():

@@ -49,7 +49,8 @@ def plain_pass(generator, given, row, settings, basis, variance, score, spread):
     z, c, noise = given.z[row], given.c[row], given.noise[row]
     target = {name: value[row] for name, value in given.target.items()}
     steps, stride, alphas = plain_schedule(generator, settings)
-    empty = generator.empty_condition()
+    empty = generator.empty
+    n_guided = settings.n_guided_steps or max(1, sum(alphas[step] < 1 / 1.2 for step in steps))
     x = alphas[steps[0]].sqrt() * z + (1 - alphas[steps[0]]).sqrt() * noise
     for number, step in enumerate(steps):
         a = alphas[step]
@@ -65,8 +66,7 @@ def plain_pass(generator, given, row, settings, basis, variance, score, spread):
                 return clean_of(x)
             return a.sqrt() * x - (1 - a).sqrt() * generator.unet(x, step, c).sample
 
-        guided = number % settings.guide_every == 0 and (number == 0 or (1 - a) / a > 0.2)
-        guided = guided and number < (settings.n_guided_steps or len(steps))
+        guided = number < n_guided and number % settings.guide_every == 0
         for _ in range(settings.gradient_steps * guided):
             x = x.detach().requires_grad_(True)
             clean = seen_by_the_loss(x)
@@ -97,6 +97,7 @@ def plain_pass(generator, given, row, settings, basis, variance, score, spread):
 # The last step of three is not guided, and of two with little noise the first alone is.
 CHANGES = [{}, {"n_steps": 8, "guide_every": 2, "gradient_through": "both"}]
 CHANGES += [{"n_guided_steps": 1, "gradient_decoder": "tiny"}, {"n_steps": 9, "strength": 0.2}]
+CHANGES += [{"n_guided_steps": 3}]
 
 
 @pytest.mark.parametrize("changes", CHANGES)
@@ -106,7 +107,8 @@ def test_the_guided_pass_is_that_of_a_plain_transcription(tiny_models, changes):
     given = inputs(generator, n=2)._replace(z_evidence=as_evidence(*said))
     settings = dataclasses.replace(QUICK, step_size=0.5, z_evidence_weight=2.0, **changes)
     found = stage2(generator, given, settings)
-    assert len(found.iterates) == 1 + (1 if {"n_guided_steps", "strength"} & {*changes} else 2)
+    guided = changes.get("n_guided_steps", 1 if "strength" in changes else 2)
+    assert len(found.iterates) == 1 + guided
     row = slice(1, 2)
     wanted = plain_pass(generator, given, row, settings, *said, given.z_evidence.spread)
     assert (found.pictures[row] - wanted).norm() < 1e-5 * wanted.norm()

@@ -32,7 +32,7 @@ def inputs(generator, n=N, seed=0):
 
     z, c = draw(n, 4, 16, 16), draw(n, generator.n_tokens, 128)
     with torch.no_grad():
-        target = generator.structure(draw(n, 3, 64, 64) / 2, range(1, 7))
+        target = generator.guide.structure(draw(n, 3, 64, 64) / 2, range(1, 7))
     del target["embedding"]
     for number, values in enumerate(target.values()):
         values += 0.1 * draw(*values.shape)
@@ -60,7 +60,7 @@ def plain_schedule(generator, settings):
 def plain_picture(generator, z, c, noise, settings):
     """Noise, denoise with DDIM and guidance, decode: closed forms for a model of velocity."""
     steps, stride, alphas = plain_schedule(generator, settings)
-    empty = generator.empty_condition()
+    empty = generator.empty
     a = alphas[steps[0]]
     z = a.sqrt() * z + (1 - a).sqrt() * noise
     for step in steps:
@@ -205,7 +205,7 @@ def test_stage2_fits_the_evidence_of_each_pictures_own_split(generator, tmp_path
     z, c = (torch.from_numpy(arrays[name]) for name in "zc")
     first = stage1(generator, z, c, noise_like(z, 0, range(N)), settings)
     with torch.no_grad():
-        found = generator.structure(first, [1, 2])
+        found = generator.guide.structure(first, [1, 2])
     wanted = evidence_loss(found, evidence_of(generator)[1])
     np.testing.assert_allclose(whole[0][:, 0], wanted, rtol=1e-3)
 

@@ -153,6 +153,10 @@ def test_structure_equals_hooks_on_the_model(tiny_models, pictures, name, tolera
     assert set(ours) == set(theirs) and clip.n_blocks >= 5
     for key, values in theirs.items():
         assert (ours[key] - values).norm() <= tolerance * values.norm(), key
+    clip.embed(pictures[:2])  # is remembered
+    for order in (np.arange(len(pictures)), np.array([1, 0, 0])):
+        wanted = torch.nn.functional.normalize(theirs["embedding"][order], dim=1).numpy()
+        np.testing.assert_allclose(clip.embed(pictures[order], 2), wanted, atol=tolerance)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (425, 425), (90, 71), (49, 80)])
@@ -180,7 +184,7 @@ def some_inputs(generator):
 def loss_of(generator, z, c, recompute=False):
     """A number at the far end of the chain: noise, denoise, decode, structure."""
     z_0 = generate(generator, z, c, noise_like(z, 0, IDS), recompute=recompute)
-    found = generator.structure(generator.decode(z_0), (1, 6))
+    found = generator.guide.structure(generator.decode(z_0), (1, 6))
     return sum((values.square() * weight(values)).sum() for values in found.values())
 
 
@@ -209,9 +213,9 @@ def test_gradient_equals_finite_differences(exact):
 def test_gradient_passes_through_the_guides_own_resizing(tiny_models):
     """The guide's processor resizes 64 to 60 pixels here, as CLIP's does 512 to 224."""
     folder = str(tiny_models / "clip_judge")
-    resizing = load_generator(tiny_models, "cpu", torch.float64, guide=folder)
-    rgb = resizing.decode(some_inputs(resizing)[0][:1])
-    assert_gradient(lambda x: (resizing.structure(x, (1,))["block_1"] * 1e3).square().mean(), rgb)
+    made = load_generator(tiny_models, "cpu", torch.float64, guide=folder)
+    rgb = made.decode(some_inputs(made)[0][:1])
+    assert_gradient(lambda x: (made.guide.structure(x, (1,))["block_1"] * 1e3).square().mean(), rgb)
 
 
 @pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
@@ -253,7 +257,7 @@ def test_published_features_and_pictures_are_those_of_diffusers(both, pictures):
     texts = ["a dog", "two boats , and a red house"]
     c, empty = theirs.encode_prompt(texts, "cpu", 1, True)
     torch.testing.assert_close(ours.encode_captions([(text,) for text in texts]), c)
-    torch.testing.assert_close(ours.empty_condition(), empty[:1])
+    torch.testing.assert_close(ours.empty, empty[:1])
     pictures = ours.resize(pictures)
     rgb = theirs.image_processor.preprocess(pictures / 255.0).float()
     with torch.no_grad():
@@ -304,7 +308,7 @@ def test_bfloat16_leaves_latents_in_float32(generator, tiny_models, pictures, ca
         assert (found - wanted).norm() < 0.05 * wanted.norm()
     z, c = z.requires_grad_(True), c.requires_grad_(True)
     rgb = half.decode(generate(half, z, c, noise_like(z, 0, IDS)))
-    found = half.structure(rgb, (1, 2))
+    found = half.guide.structure(rgb, (1, 2))
     gradients = torch.autograd.grad(sum(values.sum() for values in found.values()), (z, c))
     for values in (rgb, *found.values(), *gradients):
         assert values.dtype == torch.float32 and torch.isfinite(values).all()

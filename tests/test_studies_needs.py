@@ -19,7 +19,7 @@ def test_command_prints_what_the_page_shows(monkeypatch):
     parts = needs.download_gigabytes("subj01", partly=True)
     assert f"in parts, for subj01, all: {parts:.0f} GB" in said
     assert f"about {parts:.0f} GB for `subj01`, in place of {one:.0f} GB" in " ".join(PAGE.split())
-    assert re.search(r"UNet passes +21000.0* +54.0", said)
+    assert re.search(r"UNet passes +21000.0* +50.0", said)
 
 
 def test_page_has_what_the_command_counts():

@@ -133,7 +133,7 @@ def _compute(generator: "Generator", pictures, captions, n_blocks: int) -> dict[
     """All feature spaces of some stimuli, as arrays with one row a stimulus."""
     found = {"z": generator.encode_pictures(pictures), "c": generator.encode_captions(captions)}
     # Of the size of painted pictures: stage 2 compares the structure of those with this.
-    found |= generator.structure(generator.prepare(pictures), range(1, n_blocks + 1))
+    found |= generator.guide.structure(generator.prepare(pictures), range(1, n_blocks + 1))
     if wrong := [name for name, values in found.items() if not values.isfinite().all()]:
         raise InputError(
             f"{wrong[0]} of a picture is not finite, computed in {generator.compute_dtype}: set "

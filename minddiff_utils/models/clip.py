@@ -1,5 +1,6 @@
 """The picture side of a CLIP, how it is loaded, and pictures as tensors."""
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -29,25 +30,24 @@ class Clip:
     settings : dict
         Preprocessing as in `preprocessor_config.json`; sizes are whole numbers in the files of
         the hub, mappings in newer ones.
+
+    Attributes
+    ----------
+    device : torch.device
+        Where the model is.
+    n_blocks : int
+        How many transformer blocks the vision tower has.
     """
 
     def __init__(self, model: CLIPModel, settings: dict):
-        self.model = model.eval().requires_grad_(False)
+        self.model, self.device = model.eval().requires_grad_(False), model.device
+        self.n_blocks = len(model.vision_model.encoder.layers)
+        self._embedded: dict[bytes, np.ndarray] = {}
         crop, size = settings["crop_size"], settings["size"]
         self.edge = crop if isinstance(crop, int) else crop["height"]
         self.shortest = size if isinstance(size, int) else size["shortest_edge"]
         self.mean = torch.tensor(settings["image_mean"]).view(3, 1, 1)
         self.deviation = torch.tensor(settings["image_std"]).view(3, 1, 1)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return self.model.device
-
-    @property
-    def n_blocks(self) -> int:
-        """How many transformer blocks the vision tower has."""
-        return self.model.config.vision_config.num_hidden_layers
 
     def preprocess(self, rgb: Tensor) -> Tensor:
         """Resize and normalise as the model's own processor does, differentiably.
@@ -101,7 +101,7 @@ class Clip:
 
     @torch.no_grad()
     def embed(self, pictures: np.ndarray, batch: int = 64) -> np.ndarray:
-        """Return the last-layer embedding of pictures.
+        """Return the last-layer embedding of pictures; each is computed once, and remembered.
 
         Parameters
         ----------
@@ -114,10 +114,17 @@ class Clip:
         ndarray of float32, shape (n, dimensions)
             Rows of length 1.
         """
-        starts = range(0, len(pictures), batch)
-        parts = (to_rgb(pictures[start : start + batch], self.device) for start in starts)
-        rows = [self.structure(rgb, ())["embedding"] for rgb in parts]
-        return F.normalize(torch.cat(rows), dim=1).cpu().numpy()
+        rows: list[np.ndarray] = []
+        for start in range(0, len(pictures), batch):
+            some = pictures[start : start + batch]
+            keys = [hashlib.blake2b(picture.tobytes()).digest() for picture in some]
+            new = [row for row, key in enumerate(keys) if key not in self._embedded]
+            if new:
+                found = self.structure(to_rgb(some[new], self.device), ())["embedding"]
+                unit = F.normalize(found, dim=1).cpu().numpy()
+                self._embedded.update(zip([keys[row] for row in new], unit, strict=True))
+            rows += [self._embedded[key] for key in keys]
+        return np.stack(rows)
 
 
 def _keep(found: dict[str, Tensor], name: str, module, given, out: Tensor) -> None:

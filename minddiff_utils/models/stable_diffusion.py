@@ -68,6 +68,8 @@ class Generator:
         Precision of `z`, `c`, pictures and gradients: at least float32. The models may compute in
         bfloat16, of which 1.00 and 1.01 are neighbours: an update of stage 2 would be lost there,
         and so would the small steps of the sampler.
+    empty : Tensor, shape (1, tokens, width)
+        The condition of the empty caption.
     size : int
         Side in pixels of the pictures that the UNet was made for: 512 for version 1.
     """
@@ -93,7 +95,7 @@ class Generator:
         if self.device.type == "cpu":
             self.vae.to(memory_format=torch.channels_last)
         _save_memory(pipeline, self.size, save_memory)
-        self._empty = self.encode_captions([("",)])
+        self.empty = self.encode_captions([("",)])
 
     @cached_property
     def tiny(self) -> Any:
@@ -208,10 +210,6 @@ class Generator:
         hidden = self.text_encoder(tokens.input_ids.to(self.device)).last_hidden_state
         parts = hidden.to(self.dtype).split([len(one) for one in captions])
         return torch.stack([part.mean(0) for part in parts])
-
-    def structure(self, rgb: Tensor, blocks: Sequence[int]) -> dict[str, Tensor]:
-        """Return the guide's structure features of pictures; see `Clip.structure`."""
-        return self.guide.structure(rgb, blocks)
 
     # ------------------------------------------------------------------------ features to pictures
 
@@ -356,7 +354,7 @@ class Generator:
         """One guided UNet prediction; both halves of the guidance in one batch."""
         if guidance_scale == 1:
             return self._unet(z, step, c)
-        empty = self._empty.to(c).expand(len(c), -1, -1)
+        empty = self.empty.to(c).expand(len(c), -1, -1)
         both = self._unet(torch.cat([z, z]), step, torch.cat([empty, c]))
         without, with_text = both.chunk(2)
         return without + guidance_scale * (with_text - without)
@@ -365,10 +363,6 @@ class Generator:
         """The UNet in its own precision, between inputs and output in theirs."""
         out = self.unet(z.to(self.compute_dtype), step, c.to(self.compute_dtype)).sample
         return out.to(z.dtype)
-
-    def empty_condition(self) -> Tensor:
-        """Return the condition of the empty caption, (1, tokens, width)."""
-        return self._empty
 
 
 def _digest(parts: Mapping[str, torch.nn.Module], settings: Mapping[str, Any]) -> str:

@@ -76,7 +76,7 @@ def stage_inputs(
         return torch.as_tensor(values, dtype=generator.dtype, device=generator.device)
 
     z = tensor(decoded["z"][rows])
-    empty = generator.empty_condition().to(z).repeat(len(z), 1, 1)
+    empty = generator.empty.to(z).repeat(len(z), 1, 1)
     c = tensor(decoded["c"][rows]) if "c" in decoded else empty
 
     def evidence(name: str, choice: str) -> Evidence:

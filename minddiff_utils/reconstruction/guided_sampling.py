@@ -17,8 +17,8 @@ from minddiff_utils.reconstruction import Inputs
 from minddiff_utils.reconstruction.losses import Evidence, Loss, structure_losses
 from minddiff_utils.settings import Settings
 
-# Steps with less noise than this, as variance around the clean latent, are not guided, but for the
-# first: little is left open, and held-out training images are made no worse without.
+# Steps with less noise than this, as variance around the clean latent, are not guided unless it is
+# asked for: little is left open, and held-out training images are made no worse without.
 LEAST_NOISE = 0.2
 
 
@@ -47,8 +47,8 @@ def guided_pass(
     z, c, target, noise, z_evidence = inputs
     loss_of = partial(structure_losses, generator, target=target, settings=settings)
     timesteps = generator.timesteps(settings.n_steps, settings.strength)
-    noisy = [int(step) for step in timesteps if generator.noise_variance(step) > LEAST_NOISE]
-    guided = (noisy or [int(timesteps[0])])[: settings.n_guided_steps or None : settings.guide_every]
+    noisy = sum(generator.noise_variance(step) > LEAST_NOISE for step in timesteps)
+    guided = timesteps[: settings.n_guided_steps or max(1, noisy) : settings.guide_every].tolist()
     # Without guidance by text only the half under the text is computed.
     through = 1.0 if settings.gradient_through == "text" else settings.guidance_scale
     z_t = generator.add_noise(z, noise, timesteps[:1])

@@ -47,7 +47,7 @@ def structure_losses(
     """Return the loss of each block, (n, n_blocks), that stage 2 makes small; differentiable."""
     blocks = [int(name.removeprefix("block_")) for name in block_order(target)]
     loss = evidence_loss if settings.structure_target == "components" else structure_loss
-    return loss(generator.structure(rgb, blocks), target)
+    return loss(generator.guide.structure(rgb, blocks), target)
 
 
 def structure_loss(found: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> Tensor:
