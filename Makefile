@@ -61,13 +61,13 @@ clean:
 
 environment: $(READY)
 
-# What the lock names is complete, and installed faster without looking for more; then what only some
-# machines need, as torch for a GPU. The stamp comes last, so an installation that was stopped half-way is done again.
+# What the lock names is complete: two halves of it at a time, and nothing looked up; then what only
+# some machines need, as torch for a GPU. The stamp comes last, so an installation that was stopped half-way is done again.
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("$(PYTHON) is Python %d.%d; the book needs 3.11 or later: make PYTHON=python3.11 …" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
 	@echo "Installing the packages of requirements.lock into $(VENV): a few minutes, the first time only."
 	@$(PYTHON) -m venv --clear $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps -r requirements.lock
+	@grep -v '^#' requirements.lock | xargs -P 2 -n 130 $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
