@@ -4,9 +4,11 @@ Each is a function of what was decoded, of a file of true features and of the tr
 looks at nothing of the held-out images but what its name says is true.
 """
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+import h5py
 import numpy as np
 
 from minddiff_utils.decoding.features import read_features
@@ -14,7 +16,7 @@ from minddiff_utils.evaluation.baselines import true_features
 from minddiff_utils.evaluation.metrics import unit_rows
 
 N_NEAREST = 5
-CHANGES = ("true", "c_stretch", "c_nearest", "n_blocks", "negative")
+CHANGES = ("true", "c_nearest", "c_tokens", "n_blocks", "negative", "guidance_by_spread")
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -32,11 +34,13 @@ def change_decoded(decoded: Arrays, features: Path, train: np.ndarray, change: M
         Training stimuli.
     change : mapping
         `true`: parts that are true in the place of decoded, of "c", "z" and "structure", with "+"
-        between. `c_stretch`: power of the factor by which `c` is stretched about its mean to the
-        spread over training images. `c_nearest`: weight of the mean `c` of the five training images
+        between. `c_nearest`: weight of the mean `c` of the five training images
         whose `c` is nearest, in the mixture with the decoded one. `n_blocks`: blocks that stage 2
-        follows. `negative`, weight of the mean training `c` beside the empty caption's in guidance
-        by text, is left to the caller.
+        follows. Left to the caller are `c_tokens`, "equal" where each token of `c` has the same
+        share in its components (see `equal_tokens`); `negative`, weight of the mean training `c`
+        beside the empty caption's in guidance by text; and `guidance_by_spread`, by how much the
+        guidance scale is higher for the half of images whose decoded `c` is farther from its mean,
+        and lower for the others.
 
     Returns
     -------
@@ -52,11 +56,6 @@ def change_decoded(decoded: Arrays, features: Path, train: np.ndarray, change: M
         wanted = {"c": {"c"}, "z": {"z"} | of_z, "structure": structure}
         names = set().union(*(wanted[part] for part in parts.split("+"))) & set(true)
         changed |= {name: true[name] for name in names}
-    if power := change.get("c_stretch"):
-        known = read_features(features, "c", train)
-        mean = known.mean(0)
-        factor = (known.var(0).mean() / decoded["c"].var(0).mean()) ** (power / 2)
-        changed["c"] = mean + factor * (decoded["c"] - mean)
     if weight := change.get("c_nearest"):
         near = nearest_mean(decoded["c"], read_features(features, "c", train))
         changed["c"] = (1 - weight) * decoded["c"] + weight * near
@@ -65,6 +64,22 @@ def change_decoded(decoded: Arrays, features: Path, train: np.ndarray, change: M
     return {
         k: v for k, v in changed.items() if k not in blocks or int(k.rpartition("_")[2]) <= last
     }
+
+
+def equal_tokens(features: Path, train: np.ndarray, copy: Path) -> np.ndarray:
+    """Copy a file of features with each token of `c` divided by its spread over training images.
+
+    Returns
+    -------
+    float32 array, shape (n_tokens, 1)
+        The spreads; 1 for a token that does not change.
+    """
+    shutil.copy(features, copy)
+    spread = np.sqrt(read_features(features, "c", train).var(0).mean(-1, keepdims=True))
+    spread = np.where(spread > 1e-6, spread, 1).astype(np.float32)
+    with h5py.File(copy, "r+") as file:
+        file["c"][...] = file["c"][...] / spread
+    return spread
 
 
 def nearest_mean(decoded: np.ndarray, known: np.ndarray) -> np.ndarray:

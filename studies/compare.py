@@ -21,11 +21,12 @@ from minddiff_utils.evaluation.metrics import evaluate
 from minddiff_utils.evaluation.statistics import paired_difference, resampled_correlation
 from minddiff_utils.io import InputError, atomic_path
 from minddiff_utils.models.stable_diffusion import Generator
+from minddiff_utils.reconstruction import pictures_of
 from minddiff_utils.reconstruction.results import read_pictures
 from minddiff_utils.reconstruction.stage2 import reconstruct
 from minddiff_utils.settings import Settings
 from studies.changes import CHANGES as DECODED
-from studies.changes import change_decoded
+from studies.changes import change_decoded, equal_tokens
 from studies.held_out import METRICS, MODELS, TREE, HeldOut, open_held_out
 from studies.stored import DEFAULTS, compare_table
 
@@ -33,8 +34,9 @@ STAGES = tuple(signature(Settings).parameters)
 DECODING = tuple(signature(Method).parameters)
 # Those of the page on design choices.
 CHANGES = """
-rescale_c=none true=c true=z+structure c_stretch=1 c_nearest=0.25 n_blocks=8 negative=1
-guidance_scale=5 n_guided_steps=3 gradient_decoder=tiny early_band_scale=1 target_components=0
+rescale_c=none true=c true=z+structure c_tokens=equal c_nearest=0.25 n_blocks=8 negative=1
+guidance_scale=5 guidance_by_spread=1.5 n_guided_steps=2 n_guided_steps=4 gradient_decoder=tiny
+early_band_scale=1 target_components=0
 rescale_z=none rescale_power=1 rescale_z=target structure_target=values z_evidence_weight=0
 gradient_through=both gradient_steps=1 gradient_steps=3 step_size=0.1 step_size=0.4
 """.split()
@@ -105,7 +107,7 @@ def compare_settings(held: HeldOut, variants: Sequence[Mapping]) -> Iterator[pd.
     DataFrame
         For each of them, a row a measure: `settings`; `of`, a feature space or stage; `metric`;
         `value`; `gain`, `low` and `high`, the difference to the first with its 95 %
-        interval over pictures. Costs and the spread of decoded `z` have a value alone.
+        interval over pictures. Costs have a value alone.
     """
     first: dict[tuple[str, str], tuple] = {}
     empty, train = held.generator.empty, held.subject.splits[0].train
@@ -114,7 +116,8 @@ def compare_settings(held: HeldOut, variants: Sequence[Mapping]) -> Iterator[pd.
         for changes in variants:
             decoded, settings = prepare(held, changes, Path(folder))
             held.generator.empty = torch.lerp(empty, mean, changes.get("negative", 0.0))
-            made, seconds = paint(held.generator, decoded, settings)
+            by = changes.get("guidance_by_spread", 1.0)
+            made, seconds = paint_by_spread(held.generator, decoded, settings, by)
             rows = [*_rows_of_features(held, decoded, first)]
             rows += _rows_of_pictures(held, decoded, made, first)
             rows.append({"of": "stage 2", "metric": "processor seconds", "value": seconds})
@@ -133,11 +136,32 @@ def prepare(held: HeldOut, changes: Mapping, folder: Path) -> tuple[dict, Settin
         for known in (DECODING, DECODED, STAGES)
     )
     how = ",".join(f"{name}={value}" for name, value in method.items())
-    path = folder / f"decoded {how}.h5"
+    train, features, spread = held.subject.splits[0].train, held.features, np.float32(1)
+    if changes.get("c_tokens") == "equal":
+        features = folder / "equal_tokens.h5"
+        spread = equal_tokens(held.features, train, features)
+    path = folder / f"decoded {how} {features.stem}.h5"
     if not path.exists():
-        decode_subject(held.subject, held.features, path, Method(**method))
-    train = held.subject.splits[0].train
-    return change_decoded(read_decoded(path), held.features, train, then), Settings(**stages)
+        decode_subject(held.subject, features, path, Method(**method))
+    decoded = read_decoded(path)
+    decoded["c"] = decoded["c"] * spread
+    return change_decoded(decoded, held.features, train, then), Settings(**stages)
+
+
+def paint_by_spread(
+    generator: Generator, decoded: Mapping, settings: Settings, factor: float
+) -> tuple[dict[str, np.ndarray], float]:
+    """Do as `paint`, with another guidance scale for images of which `c` is decoded far off."""
+    if factor == 1:
+        return paint(generator, decoded, settings)
+    distance = np.square(decoded["c"] - decoded["c"].mean(0)).sum((1, 2))
+    rows, made = np.argsort(distance), list[dict]()
+    for half, scale in zip(np.array_split(rows, 2), (1 / factor, factor), strict=True):
+        used = replace(settings, guidance_scale=settings.guidance_scale * scale)
+        pictures, seconds = paint(generator, pictures_of(decoded, half), used)
+        made.append(pictures)
+    order = np.argsort(rows)
+    return {k: np.concatenate([one[k] for one in made])[order] for k in made[0]}, seconds
 
 
 def paint(
@@ -169,9 +193,6 @@ def _rows_of_features(held: HeldOut, decoded, first: dict) -> Iterator[dict]:
         low, high = np.percentile(drawn - its_drawn, [2.5, 97.5])
         row = {"of": name, "metric": "correlation", "value": mean, "gain": mean - reference}
         yield row | {"low": low, "high": high}
-        if name == "z":
-            spread = np.sqrt(found.var(0).mean() / true.var(0).mean())
-            yield {"of": name, "metric": "spread, of the true one", "value": spread}
 
 
 def _rows_of_pictures(held: HeldOut, decoded, made: Mapping, first: dict) -> Iterator[dict]:

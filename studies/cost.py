@@ -28,7 +28,8 @@ GIB = 2**30
 PICTURE = 425  # px, side of the pictures of NSD
 CAPTION = "a dog lies on a red sofa beside a window"
 # As notebooks/params/nsd.yaml and paper.yaml have them.
-STEPS, GUIDED_STEPS, GRADIENT_STEPS = 14, 11, 2
+STEPS, GUIDED_STEPS, GRADIENT_STEPS = 14, 11, Settings.gradient_steps
+USUAL = Settings(strength=0.7, guidance_scale=5.0, structure_target="values", recompute=True)
 PAPER_STEPS, PAPER_ITERATIONS = 35, 300
 
 
@@ -53,17 +54,8 @@ def main(
     generator = build_generator(small, place, precision, save_memory)
     print(f"pictures of {generator.size} × {generator.size}, on {place} in {precision}, ", end="")
     print(f"{torch.get_num_threads()} threads")
-    settings = Settings(
-        n_steps=steps,
-        strength=0.7,
-        guidance_scale=5.0,
-        solver=solver,
-        gradient_decoder=decoder,
-        structure_target="values",
-        z_evidence_weight=0.0,
-        gradient_steps=GRADIENT_STEPS,
-        iterations=iterations,
-        recompute=True,
+    settings = replace(
+        USUAL, n_steps=steps, solver=solver, gradient_decoder=decoder, iterations=iterations
     )
     if batches:
         sizes = [int(n) for n in batches.split(",")]

@@ -55,18 +55,6 @@ PARTS = {
     "clip_guide": ("CLIP, the guide", CLIP_SHAPE),
     "clip_judge": ("CLIP, the judge", CLIP_SHAPE),
 }
-STAGE_NAMES = {
-    "autoencoder": "Autoencoder",
-    "decoder": "Its decoder, further",
-    "clip_guide": "CLIP, the guide",
-    "clip_judge": "CLIP, the judge",
-    "unet": "UNet and text encoder",
-    "tiny_decoder": "Small decoder",
-}
-RECOVERED = """
-\\* Trained before trainings wrote their settings down. Pictures, batch, rate and seed are read from
-the training's code of that day (commit f408d18), steps, minutes and loss from its log.
-"""
 
 
 class Bar(NamedTuple):
@@ -218,8 +206,6 @@ def write_model_card(weights: Path, results: dict[str, Bar]) -> Path:
         sizes=_sizes_table(weights),
         trainings=_training_table(weights),
     )
-    if " \\* |" in card:
-        card += RECOVERED
     path = weights / "MODEL_CARD.md"
     with atomic_path(path) as temporary:
         temporary.write_text(card, encoding="utf-8")
@@ -252,7 +238,7 @@ def _training_table(weights: Path) -> str:
     for stage, known in settings.items():
         losses = curves.loss[curves.stage == stage].to_numpy()
         at = [losses[int(share * (len(losses) - 1))] for share in (0, 0.1, 0.5, 1) if len(losses)]
-        name = STAGE_NAMES[stage] + " \\*" * known.get("recovered", False)
+        name = f"`{stage}`" + " \\*" * known.get("recovered", False)
         numbers = [f"{known[key]:,g}" for key in keys]
         course = " → ".join(f"{loss:.3g}" for loss in at)
         rows.append((name, *numbers, known["device"], course))

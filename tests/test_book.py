@@ -323,7 +323,6 @@ def test_surroundings_of_a_job(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("MATPLOTLIBRC", str(tmp_path))
     monkeypatch.setenv("PYTHONSTARTUP", str(tmp_path / "startup.py"))
-    monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "info")
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with known_environment():
         found = dict(os.environ)
@@ -331,7 +330,6 @@ def test_surroundings_of_a_job(tmp_path, monkeypatch):
         assert scratch.is_dir() and not scratch.is_relative_to(tmp_path)
     assert not scratch.exists()
     assert found["MATPLOTLIBRC"] == os.devnull and "PYTHONSTARTUP" not in found
-    assert found["TRANSFORMERS_VERBOSITY"] == "info"
     assert found["HOME"] == str(scratch)
 
 

@@ -59,8 +59,6 @@ def test_makefile_hands_data_only_to_the_book_that_reads_them():
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
 
     assert "minddiff book phantom" in shown("MIYAWAKI=x.mat")
-    assert "--data" not in shown("MIYAWAKI=x.mat")
     assert 'book miyawaki --data "x.mat"' in shown("PARAMS=miyawaki", "MIYAWAKI=x.mat")
     assert 'book paper --data "x"' in shown("PARAMS=paper", "NSD=x")
-    assert 'book own --data "x.h5"' in shown("PARAMS=own", "OWN=x.h5")
     assert "--set seed=1 --set gain=2" in shown("SET=seed=1 gain=2")

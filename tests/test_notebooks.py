@@ -41,11 +41,6 @@ def by_name(sheets):
 # --- how they are written -------------------------------------------------------------------------
 
 
-def test_the_chain_is_complete():
-    names = "01_data 02_decoding 03_stage1 04_stage2 05_metrics 06_controls 07_subjects"
-    assert [sheet.name for sheet in SHEETS] == names.split()
-
-
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_notebook_is_clean_short_and_imports_what_is_there(path):
     """The Colab notebook, too, which stands outside the order and runs among the slow tests."""

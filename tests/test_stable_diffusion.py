@@ -153,7 +153,6 @@ def test_structure_equals_hooks_on_the_model(tiny_models, pictures, name, tolera
     assert set(ours) == set(theirs) and clip.n_blocks >= 5
     for key, values in theirs.items():
         assert (ours[key] - values).norm() <= tolerance * values.norm(), key
-    clip.embed(pictures[:2])  # is remembered
     for order in (np.arange(len(pictures)), np.array([1, 0, 0])):
         wanted = torch.nn.functional.normalize(theirs["embedding"][order], dim=1).numpy()
         np.testing.assert_allclose(clip.embed(pictures[order], 2), wanted, atol=tolerance)

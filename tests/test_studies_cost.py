@@ -49,4 +49,4 @@ def test_both_stages_and_the_parts_are_measured():
     # Two iterations of a step under both conditions, computed again on the way back, and the last.
     passes = 2 * 2 * 4 + 2
     assert lines[2].split()[0] == "1" and float(lines[2].split()[3]) == passes
-    assert "Estimated from these parts" in "".join(lines) and "792 the passes" in lines[-1]
+    assert "Estimated from these parts" in "".join(lines) and "894 the passes" in lines[-1]

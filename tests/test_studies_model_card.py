@@ -32,7 +32,7 @@ def test_card_says_what_is_met_and_how_it_was_trained(tiny_models, tmp_path, res
     for bar in results.values():
         assert f"| {bar.name} |" in card
     n_below = sum(bar.verdict == "below" for bar in results.values())
-    assert "| Autoencoder | 48,000 | 16 | 0.0015 | 12,345 | 67.8 | 0 | abacus |" in card
+    assert "| `autoencoder` | 48,000 | 16 | 0.0015 | 12,345 | 67.8 | 0 | abacus |" in card
     assert n_below and f"Aims not met: {n_below}" in card and "$" not in card
     met = {key: bar._replace(value=99.0) for key, bar in results.items()}
     assert "All aims are met." in write_model_card(weights, met).read_text(encoding="utf-8")
