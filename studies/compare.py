@@ -89,7 +89,7 @@ def parse_change(text: str) -> dict:
         if name not in (*DECODING, *DECODED, *STAGES) or not value:
             known = ", ".join((*DECODING, *DECODED, *STAGES))
             raise InputError(f"--change {text}: expected name=value,… with {known}.")
-        found |= parse_yaml(f"{name}: {value}", f"--change {text}")
+        found |= parse_yaml(f'"{name}": {value}', f"--change {text}")
     return found
 
 

@@ -45,6 +45,7 @@ def test_gains_are_differences_to_the_defaults(compared):
     _, table = compared
     stretched, none = table.loc["defaults"], table.loc[CHANGE.replace(",", ", ")]
     assert (stretched[["gain", "low", "high"]].dropna() == 0).all(axis=None)
+    assert {"true": "c"} in map(compare.parse_change, compare.CHANGES)
     gains = none.gain.dropna()
     assert {"z", "c", "block_1", "stage 1", "stage 2"} <= set(gains.index.get_level_values("of"))
     np.testing.assert_allclose(gains, (none.value - stretched.value)[gains.index], atol=1e-4)
