@@ -215,10 +215,9 @@ def test_failures_are_told_and_then_all_that_is_missing_is_made(copy, monkeypatc
     nbformat.write(page, path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     (plan_of(copy).state / "done/subj02-02_second-0.failure").unlink()
-    given = plan_of(copy).state, "subj01", "02_second"
     said = "subj01 · 02_second: cell 3: Fetch x."
     with pytest.raises(BookError, match=f"^{said}$"):
-        run.run_job(*given)
+        run.run_job(plan_of(copy).state, "subj01", "02_second")
     with pytest.raises(BookError, match=f"^{said}\n\nThe last good book stays"):
         run._explain(plan_of(copy))
 
@@ -323,6 +322,7 @@ def test_surroundings_of_a_job(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("MATPLOTLIBRC", str(tmp_path))
     monkeypatch.setenv("PYTHONSTARTUP", str(tmp_path / "startup.py"))
+    monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "info")
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with known_environment():
         found = dict(os.environ)
@@ -330,7 +330,7 @@ def test_surroundings_of_a_job(tmp_path, monkeypatch):
         assert scratch.is_dir() and not scratch.is_relative_to(tmp_path)
     assert not scratch.exists()
     assert found["MATPLOTLIBRC"] == os.devnull and "PYTHONSTARTUP" not in found
-    assert found["HOME"] == str(scratch)
+    assert found["TRANSFORMERS_VERBOSITY"] == "info" and found["HOME"] == str(scratch)
 
 
 def test_of_bars_single_lines_are_told(capsys):

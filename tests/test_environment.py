@@ -58,7 +58,8 @@ def test_makefile_hands_data_only_to_the_book_that_reads_them():
         command = ["make", "--dry-run", "--always-make", "book", *arguments]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
 
-    assert "minddiff book phantom" in shown("MIYAWAKI=x.mat")
+    assert "minddiff book phantom" in (said := shown("MIYAWAKI=x.mat")) and "--data" not in said
     assert 'book miyawaki --data "x.mat"' in shown("PARAMS=miyawaki", "MIYAWAKI=x.mat")
     assert 'book paper --data "x"' in shown("PARAMS=paper", "NSD=x")
+    assert 'book own --data "x.h5"' in shown("PARAMS=own", "OWN=x.h5")
     assert "--set seed=1 --set gain=2" in shown("SET=seed=1 gain=2")

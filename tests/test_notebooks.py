@@ -115,6 +115,7 @@ def test_parameter_files_fit_the_notebooks(path):
 
 
 def test_defaults_are_those_of_the_phantom():
+    assert [sheet.name[:2] for sheet in SHEETS] == [f"{number:02d}" for number in range(1, 8)]
     """A notebook opened in JupyterLab does what the phantom's book does, in a run of its own."""
     plan = load_plan(NOTEBOOKS / "params" / "phantom.yaml", ROOT)
     for sheet in SHEETS:
